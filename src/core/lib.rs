@@ -1,0 +1,11 @@
+//! The part of nginx-consul that needs no nginx: how Consul is asked, which answers are believed,
+//! the table of peers shared by all workers, and how a peer is picked from it.
+//!
+//! Data flows one way:
+//!
+//! ```text
+//! sync (threads) ─▶ consul::{client, health} ─▶ snapshot ─▶ Sink ─▶ table ─▶ balance
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod model;

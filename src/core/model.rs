@@ -1,0 +1,190 @@
+//! What the rest of the crate speaks about: queries, instances and peers.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+
+use siphasher::sip128::{Hasher128, SipHasher13};
+
+/// Consistency mode of a Consul query
+/// (<https://developer.hashicorp.com/consul/api-docs/features/consistency>).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Consistency {
+    /// The leader answers, from its lease.
+    #[default]
+    Default,
+    /// Any server answers, perhaps with old data.
+    Stale,
+    /// The leader answers after it has verified that it still leads.
+    Consistent,
+    /// The agent answers from its cache.
+    Cached,
+}
+
+/// What one watch asks Consul: everything that makes a separate query necessary.
+///
+/// Tags and health are not here: Consul wakes a blocking query for every change of the service,
+/// whatever the tag asked for, so one watch serves every [`Selection`] of the same service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Query {
+    /// Name of the service, as registered.
+    pub service: String,
+    /// `dc=`: datacenter, the agent's own if `None`.
+    pub datacenter: Option<String>,
+    /// `ns=`: namespace (Consul Enterprise).
+    pub namespace: Option<String>,
+    /// `partition=`: admin partition (Consul Enterprise).
+    pub partition: Option<String>,
+    /// `near=`: node to sort by; `_agent` is the agent asked.
+    pub near: Option<String>,
+    /// `filter=`: an expression that only Consul can evaluate.
+    pub filter: Option<String>,
+    /// How fresh the answer has to be.
+    pub consistency: Consistency,
+}
+
+/// Which states of health a block takes into its set of peers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Admit {
+    /// All checks pass.
+    #[default]
+    Passing,
+    /// No check is critical; an instance in warning has its `Weights.Warning`.
+    Warning,
+    /// Every registered instance.
+    Any,
+}
+
+/// Which instances of a watch's answer one `upstream` block takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Selection {
+    /// The instance must have each of these tags; compared without regard to case, as Consul does.
+    pub tags: Vec<String>,
+    /// Which health it must have.
+    pub admit: Admit,
+}
+
+/// Health of an instance: the worst of its service's and its node's checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Health {
+    /// Every check passes, or there is none.
+    Passing,
+    /// The worst check warns.
+    Warning,
+    /// A check is critical; maintenance mode is a critical check.
+    Critical,
+}
+
+impl Health {
+    /// Consul's word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Health::Passing => "passing",
+            Health::Warning => "warning",
+            Health::Critical => "critical",
+        }
+    }
+}
+
+/// One believable instance of a Consul answer, before addresses are resolved.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Instance {
+    /// Name of the node.
+    pub node: String,
+    /// Service id, unique on its node.
+    pub id: String,
+    /// `Service.Address`, else `Node.Address`: an IP address without brackets, or a host name.
+    pub host: String,
+    /// 1–65535.
+    pub port: u16,
+    /// Tags, in Consul's order.
+    pub tags: Vec<String>,
+    /// Worst of its checks.
+    pub health: Health,
+    /// `Weights.Passing`, at least 1.
+    pub weight_passing: NonZeroU16,
+    /// `Weights.Warning`; 0 keeps the instance out while it warns.
+    pub weight_warning: u16,
+    /// Datacenter of the node, empty where Consul does not say.
+    pub datacenter: String,
+}
+
+/// One address that requests can go to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Peer {
+    /// Where to connect.
+    pub addr: SocketAddr,
+    /// Weight in effect, at least 1.
+    pub weight: NonZeroU16,
+    /// Says that this is the same instance as before, over updates: see [`identity`].
+    pub identity: u64,
+    /// Name of the node.
+    pub node: String,
+    /// Service id.
+    pub id: String,
+    /// Tags, in Consul's order.
+    pub tags: Vec<String>,
+    /// Health when the answer was given.
+    pub health: Health,
+    /// Datacenter of the node.
+    pub datacenter: String,
+}
+
+/// Identity of a peer: the instance (node and service id) and, for a host name with several
+/// addresses, the address.
+pub fn identity(node: &str, id: &str, addr_of_name: Option<SocketAddr>) -> u64 {
+    let mut h = SipHasher13::new();
+    (node, id, addr_of_name).hash(&mut h);
+    h.finish()
+}
+
+/// The peers of one [`Selection`], normalised: sorted by (node, id, address), no address twice.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PeerSet {
+    peers: Vec<Peer>,
+}
+
+impl PeerSet {
+    /// Sorts the peers and drops those whose address:port an earlier one has.
+    pub fn new(mut peers: Vec<Peer>) -> Self {
+        peers.sort_by(|a, b| (&a.node, &a.id, a.addr).cmp(&(&b.node, &b.id, b.addr)));
+        let mut seen = std::collections::HashSet::with_capacity(peers.len());
+        peers.retain(|p| seen.insert(p.addr));
+        PeerSet { peers }
+    }
+
+    /// The peers in their order.
+    pub fn peers(&self) -> &[Peer] {
+        &self.peers
+    }
+
+    /// 128-bit digest of the whole content; equal digests mean that nothing changed.
+    pub fn digest(&self) -> u128 {
+        let mut h = SipHasher13::new();
+        self.hash(&mut h);
+        h.finish128().as_u128()
+    }
+}
+
+/// A secret that never shows in a log or a debug print.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a token.
+    pub fn new(value: impl Into<String>) -> Self {
+        Secret(value.into())
+    }
+
+    /// The token itself, for the request header only.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[secret]")
+    }
+}
