@@ -8,4 +8,13 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod balance;
 pub mod model;
+pub mod process;
+pub mod status;
+pub mod table;
+pub mod consul;
+pub mod resolve;
+pub mod snapshot;
+pub mod stop;
+pub mod sync;

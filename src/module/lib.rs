@@ -1,1 +1,77 @@
-#![allow(missing_docs)]
+//! nginx-consul: the module's side of nginx. All FFI is here; what it decides is in
+//! `nginx_consul_core`.
+//!
+//! | nginx calls            | in                | and there                                   |
+//! |------------------------|-------------------|---------------------------------------------|
+//! | directive handlers     | [`conf`]          | fill the configuration                      |
+//! | `init_main_conf`       | [`conf`]          | merges, checks, makes the plan, asks for the zone |
+//! | zone init              | [`zone`]          | lays out or finds the shared table          |
+//! | `init_module`          | [`watcher`]       | master: first answers                       |
+//! | `init_process`         | [`watcher`]       | worker 0: starts the watch threads          |
+//! | `peer.init`, get, free | [`peer`]          | pick                                        |
+//! | content handler        | [`status`]        | the status page                             |
+//! | `exit_process`         | [`watcher`]       | ends the threads                            |
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::ptr;
+
+use nginx_sys::{NGX_HTTP_MODULE, ngx_http_module_t, ngx_module_t};
+
+mod conf;
+mod ffi;
+mod log;
+mod peer;
+mod session;
+mod sink;
+mod status;
+mod watcher;
+mod zone;
+
+static MODULE_CONTEXT: ngx_http_module_t = ngx_http_module_t {
+    preconfiguration: None,
+    postconfiguration: None,
+    create_main_conf: Some(conf::ngx_http_consul_create_main_conf),
+    init_main_conf: Some(conf::ngx_http_consul_init_main_conf),
+    create_srv_conf: Some(conf::ngx_http_consul_create_srv_conf),
+    merge_srv_conf: None,
+    create_loc_conf: None,
+    merge_loc_conf: None,
+};
+
+/// The module, by the name that nginx looks up after `load_module`.
+#[unsafe(no_mangle)]
+#[allow(non_upper_case_globals)]
+pub static mut ngx_http_consul_module: ngx_module_t = ngx_module_t {
+    ctx: (&raw const MODULE_CONTEXT).cast_mut().cast(),
+    commands: (&raw const conf::COMMANDS).cast_mut().cast(),
+    type_: NGX_HTTP_MODULE as _,
+    init_module: Some(watcher::ngx_http_consul_init_module),
+    init_process: Some(watcher::ngx_http_consul_init_process),
+    exit_process: Some(watcher::ngx_http_consul_exit_process),
+    ..ngx_module_t::default()
+};
+
+/// A list that only nginx reads, once, in the master.
+#[repr(transparent)]
+#[allow(missing_debug_implementations)]
+pub struct List<T, const N: usize>([*const T; N]);
+
+// SAFETY: the pointers are to statics, and nothing writes the list.
+unsafe impl<T, const N: usize> Sync for List<T, N> {}
+
+/// What the `.so` holds, for `load_module`.
+#[unsafe(no_mangle)]
+#[allow(non_upper_case_globals)]
+pub static ngx_modules: List<ngx_module_t, 2> =
+    List([&raw const ngx_http_consul_module, ptr::null()]);
+
+/// Names of [`ngx_modules`].
+#[unsafe(no_mangle)]
+#[allow(non_upper_case_globals)]
+pub static ngx_module_names: List<std::ffi::c_char, 2> =
+    List([c"ngx_http_consul_module".as_ptr(), ptr::null()]);
+
+/// Empty: the module comes last, so its `init_main_conf` sees what the others made of a block.
+#[unsafe(no_mangle)]
+#[allow(non_upper_case_globals)]
+pub static ngx_module_order: List<std::ffi::c_char, 1> = List([ptr::null()]);

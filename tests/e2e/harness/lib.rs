@@ -1,1 +1,27 @@
-//! The harness of the end-to-end tests.
+//! The harness of the end-to-end tests, the demo and the benchmark: stock nginx, real Consul
+//! agents, backends that say who they are, and what breaks the connections between them.
+//!
+//! Everything runs on loopback, on reserved ports and in folders of its own, so that several runs
+//! can share a machine. Whatever is started is stopped by its pid when its owner is dropped.
+
+pub mod backend;
+pub mod consul;
+pub mod fake_consul;
+pub mod http;
+pub mod load;
+pub mod nginx;
+pub mod ports;
+pub mod process;
+pub mod proxy;
+pub mod tally;
+pub mod tls;
+pub mod wait;
+pub mod wire;
+
+pub use backend::{Backend, Manner};
+pub use consul::{Agent, Instance};
+pub use fake_consul::FakeConsul;
+pub use load::Load;
+pub use nginx::{Config, Nginx};
+pub use proxy::{Fault, Proxy};
+pub use tally::Tally;

@@ -1,0 +1,166 @@
+//! Which peer a request goes to.
+//!
+//! Every method costs the same at 3 and at 10,000 peers, because all it does for a request is a
+//! look at a few candidates: round robin walks a precomputed order, the others draw candidates in
+//! proportion to their weights from a table of cumulated weights. A candidate that can't be used
+//! (it was tried, it failed, it is full) costs one more look. Only when candidates keep failing is
+//! the whole set looked through, so a usable peer is found if there is one.
+
+use rand::RngCore;
+
+mod order;
+mod tried;
+mod view;
+mod weighted;
+
+pub use order::Order;
+pub use tried::Tried;
+pub use view::{Candidates, Clock, Rules, View};
+pub use weighted::Weighted;
+
+/// A balancing method, by the names of `consul_balance`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Method {
+    /// Smooth weighted round robin, nginx's default; the order is each worker's own.
+    #[default]
+    RoundRobin,
+    /// A weighted random peer.
+    Random,
+    /// Of two weighted random peers the one with fewer requests in flight for its weight.
+    LeastConn,
+}
+
+impl Method {
+    /// The method of that name.
+    pub fn from_name(name: &str) -> Option<Method> {
+        match name {
+            "round_robin" => Some(Method::RoundRobin),
+            "random" => Some(Method::Random),
+            "least_conn" => Some(Method::LeastConn),
+            _ => None,
+        }
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::RoundRobin => "round_robin",
+            Method::Random => "random",
+            Method::LeastConn => "least_conn",
+        }
+    }
+}
+
+/// How many candidates are looked at before the whole set is.
+const PROBES: usize = 16;
+/// [`Peers::share`] of a peer that gets all of its weight.
+pub const FULL_SHARE: u32 = 1 << 16;
+
+/// What a method has to know of the peers it picks from. Peers are numbered from 0.
+pub trait Peers {
+    /// How many there are.
+    fn len(&self) -> usize;
+    /// Whether there is none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Their weights.
+    fn weights(&self) -> &Weighted;
+    /// Their round robin order.
+    fn order(&self) -> &Order;
+    /// Whether the peer is free to be tried: not tried yet, not full.
+    fn is_free(&self, peer: usize) -> bool;
+    /// Whether it is out for its failures.
+    fn is_failed(&self, peer: usize) -> bool;
+    /// The share of its weight that it gets during slow start, of [`FULL_SHARE`].
+    fn share(&self, peer: usize) -> u32;
+    /// Requests in flight.
+    fn load(&self, peer: usize) -> u64;
+}
+
+/// Picks a peer, or `None` if all were tried or are full. Peers that are out for their failures
+/// are only picked when there is no other. `cursor` is the worker's place in the round robin order.
+pub fn pick<P: Peers, R: RngCore>(
+    method: Method,
+    peers: &P,
+    cursor: &mut u64,
+    rng: &mut R,
+) -> Option<usize> {
+    if peers.is_empty() {
+        return None;
+    }
+    let candidate = match method {
+        Method::RoundRobin => {
+            probe(peers, rng, |_| peers.order().next(cursor, peers.weights()))
+        }
+        Method::Random => draw(peers, rng),
+        Method::LeastConn => draw(peers, rng).map(|one| match draw_other(peers, rng, one) {
+            Some(other) if is_busier(peers, one, other) => other,
+            _ => one,
+        }),
+    };
+    candidate.or_else(|| search(peers, rng))
+}
+
+fn draw<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<usize> {
+    probe(peers, rng, |rng| peers.weights().at(rng.next_u64()))
+}
+
+fn draw_other<P: Peers, R: RngCore>(peers: &P, rng: &mut R, one: usize) -> Option<usize> {
+    if peers.len() < 2 {
+        return None;
+    }
+    let drawn = (0..PROBES).find_map(|_| {
+        let other = peers.weights().at(rng.next_u64());
+        (other != one && is_usable(peers, rng, other)).then_some(other)
+    });
+    drawn.or_else(|| {
+        // One peer has nearly all of the weight: its neighbour will do.
+        let next = (one + 1) % peers.len();
+        is_usable(peers, rng, next).then_some(next)
+    })
+}
+
+/// Whether `one` has more in flight for its weight than `other`.
+fn is_busier<P: Peers>(peers: &P, one: usize, other: usize) -> bool {
+    let weights = peers.weights();
+    peers.load(one) * weights.of(other) > peers.load(other) * weights.of(one)
+}
+
+fn probe<P: Peers, R: RngCore>(
+    peers: &P,
+    rng: &mut R,
+    mut next: impl FnMut(&mut R) -> usize,
+) -> Option<usize> {
+    (0..PROBES).find_map(|_| {
+        let peer = next(rng);
+        is_usable(peers, rng, peer).then_some(peer)
+    })
+}
+
+fn is_usable<P: Peers, R: RngCore>(peers: &P, rng: &mut R, peer: usize) -> bool {
+    if !peers.is_free(peer) || peers.is_failed(peer) {
+        return false;
+    }
+    let share = peers.share(peer);
+    share >= FULL_SHARE || rng.next_u32() % FULL_SHARE < share
+}
+
+/// Looks through all peers from a random one on: first without those that failed, then with them.
+fn search<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<usize> {
+    let count = peers.len();
+    let start = rng.next_u32() as usize % count;
+    let mut failed = None;
+    for peer in (start..count).chain(0..start) {
+        if peers.is_free(peer) {
+            if !peers.is_failed(peer) {
+                return Some(peer);
+            }
+            failed = failed.or(Some(peer));
+        }
+    }
+    failed
+}
+
+#[cfg(test)]
+mod tests;

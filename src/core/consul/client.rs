@@ -1,0 +1,289 @@
+//! One HTTP request to a server of an endpoint, with deadlines, token and TLS.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use ureq::{Agent, Body, Timeout};
+
+use crate::consul::query;
+use crate::consul::token::CurrentToken;
+use crate::consul::transport::{ConnectError, Dial, DialConnector, NoResolver};
+use crate::model::Query;
+use crate::stop::Stop;
+use crate::sync::Endpoint;
+
+/// Time for Consul's own doings beyond `wait`: it holds a request for 7 s when it has no leader.
+const SLACK: Duration = Duration::from_secs(10);
+/// Time to hand a request to the kernel.
+const SEND: Duration = Duration::from_secs(10);
+/// Time from the header to the end of the body.
+const BODY: Duration = Duration::from_secs(30);
+/// How much of an error's body is read, and quoted.
+const MAX_ERROR_BODY: u64 = 4096;
+const MAX_ERROR_QUOTE: usize = 200;
+
+/// What is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// Whom.
+    pub endpoint: &'a Arc<Endpoint>,
+    /// Which of the endpoint's servers.
+    pub server: usize,
+    /// What.
+    pub query: &'a Query,
+    /// Blocks until the state is newer than this, or `wait` is over; `None` answers at once.
+    pub index: Option<u64>,
+    /// Longest time to block.
+    pub wait: Duration,
+}
+
+/// An answer with status 200.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// `X-Consul-Index`; `None` if absent or not a decimal 64-bit number.
+    pub index: Option<u64>,
+    /// `X-Consul-KnownLeader`; newer agents leave it out.
+    pub known_leader: Option<bool>,
+    /// `X-Consul-LastContact`: age of the data on a follower.
+    pub last_contact: Option<Duration>,
+    /// `Content-Type`.
+    pub content_type: Option<String>,
+    /// At most [`Endpoint::max_body`] bytes.
+    pub body: Vec<u8>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The connection that gave the index is gone, so nothing was sent: ask again without index.
+    #[error("the connection was closed")]
+    Reconnected,
+    /// The engine ends.
+    #[error("stopped")]
+    Stopped,
+    /// No connection.
+    #[error("{0}")]
+    Connect(String),
+    /// Another status than 200, with the first line of the body.
+    #[error("HTTP {status}{}{message}", if .message.is_empty() { "" } else { ": " })]
+    Status {
+        /// HTTP status.
+        status: u16,
+        /// Printable and short.
+        message: String,
+    },
+    /// Longer than [`Endpoint::max_body`].
+    #[error("answer is longer than {0} bytes (consul_max_body_size)")]
+    TooLong(u64),
+    /// The server keeps silent.
+    #[error("no answer within {0:?}")]
+    Silent(Duration),
+    /// The body does not come to its end.
+    #[error("answer is not complete within {0:?}")]
+    Slow(Duration),
+    /// Closed before the first byte; agents do so to the connection that exceeds
+    /// `limits.http_max_conns_per_client`.
+    #[error("connection closed without an answer")]
+    Closed,
+    /// Broken off, or not HTTP.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Asks servers, over one connection that is kept open. For one thread.
+#[derive(Debug)]
+pub struct Client {
+    stop: Arc<Stop>,
+    line: Option<Line>,
+}
+
+/// The server in use.
+#[derive(Debug)]
+struct Line {
+    endpoint: Arc<Endpoint>,
+    server: usize,
+    dial: Arc<Dial>,
+    agent: Agent,
+    token: CurrentToken,
+    origin: String,
+}
+
+impl Client {
+    /// Requests are aborted when `stop` is raised.
+    pub fn new(stop: Arc<Stop>) -> Self {
+        Client { stop, line: None }
+    }
+
+    /// Asks and reads the whole answer.
+    ///
+    /// Asking another server or endpoint than the last time closes the connection.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`]. After an error other than [`Error::Status`] the connection is closed.
+    pub fn get(&mut self, request: Request<'_>) -> Result<Answer, Error> {
+        if self.stop.is_raised() {
+            return Err(Error::Stopped);
+        }
+        let answer = self.line(request.endpoint, request.server).get(request);
+        // An aborted read can look like the end of a body.
+        if self.stop.is_raised() {
+            return Err(Error::Stopped);
+        }
+        if !matches!(answer, Ok(_) | Err(Error::Status { .. })) {
+            self.close();
+        }
+        answer
+    }
+
+    /// Closes the connection.
+    pub fn close(&mut self) {
+        self.line = None;
+    }
+
+    fn line(&mut self, endpoint: &Arc<Endpoint>, server: usize) -> &mut Line {
+        let same = |line: &Line| Arc::ptr_eq(&line.endpoint, endpoint) && line.server == server;
+        let line = self.line.take().filter(same);
+        let stop = &self.stop;
+        self.line.insert(line.unwrap_or_else(|| Line::new(endpoint, server, stop)))
+    }
+}
+
+impl Line {
+    fn new(endpoint: &Arc<Endpoint>, server: usize, stop: &Arc<Stop>) -> Self {
+        let dial = Arc::new(Dial {
+            server: endpoint.servers[server].clone(),
+            tls: endpoint.tls.clone(),
+            timeout: endpoint.connect_timeout,
+            stop: Arc::clone(stop),
+            allowed: AtomicBool::new(true),
+        });
+        let config = Agent::config_builder()
+            .proxy(None)
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_idle_connections(1)
+            .max_idle_connections_per_host(1)
+            // Consul closes no idle connection.
+            .max_idle_age(Duration::from_secs(24 * 3600))
+            .max_response_header_size(12 * 1024)
+            .user_agent(concat!("nginx-consul/", env!("CARGO_PKG_VERSION")))
+            .accept("application/json")
+            .accept_encoding("")
+            .timeout_send_request(Some(SEND))
+            .timeout_recv_body(Some(BODY))
+            .build();
+        let agent = Agent::with_parts(config, DialConnector(Arc::clone(&dial)), NoResolver);
+        Line {
+            endpoint: Arc::clone(endpoint),
+            server,
+            origin: dial.server.origin() + dial.server.prefix(),
+            dial,
+            agent,
+            token: CurrentToken::new(endpoint.token.clone()),
+        }
+    }
+
+    fn get(&mut self, request: Request<'_>) -> Result<Answer, Error> {
+        let path = query::path(request.query, request.index, request.wait);
+        let deadline = read_deadline(request.index.map(|_| request.wait));
+        self.dial.allowed.store(request.index.is_none(), Ordering::Relaxed);
+        let mut call = self.agent.get(format!("{}{path}", self.origin));
+        if let Some(token) = self.token.get() {
+            call = call.header("X-Consul-Token", token.expose());
+        }
+        let call = call.config().timeout_recv_response(Some(deadline)).build();
+        let response = call.call().map_err(|error| failure(error, deadline))?;
+        let (head, body) = response.into_parts();
+        if head.status != 200 {
+            let status = head.status.as_u16();
+            return Err(Error::Status { status, message: first_line(body) });
+        }
+        let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
+        Ok(Answer {
+            index: header("x-consul-index").and_then(decimal),
+            known_leader: header("x-consul-knownleader").and_then(|value| value.parse().ok()),
+            last_contact: header("x-consul-lastcontact")
+                .and_then(decimal)
+                .map(Duration::from_millis),
+            content_type: header("content-type").map(str::to_owned),
+            body: self.read(body)?,
+        })
+    }
+
+    fn read(&self, body: Body) -> Result<Vec<u8>, Error> {
+        let limit = self.endpoint.max_body;
+        let announced = body.content_length().unwrap_or(0);
+        if announced > limit {
+            return Err(Error::TooLong(limit));
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(announced).unwrap_or(0));
+        let mut reader = body.into_with_config().limit(limit).reader();
+        match reader.read_to_end(&mut bytes).map_err(ureq::Error::from) {
+            Ok(_) => Ok(bytes),
+            Err(ureq::Error::BodyExceedsLimit(_)) => Err(Error::TooLong(limit)),
+            Err(ureq::Error::Timeout(_)) => Err(Error::Slow(BODY)),
+            Err(error) => Err(Error::Other(format!("answer broke off ({})", plain(&error)))),
+        }
+    }
+}
+
+/// Consul adds up to a sixteenth to `wait`.
+fn read_deadline(wait: Option<Duration>) -> Duration {
+    wait.map_or(Duration::ZERO, |wait| wait + wait / 16) + SLACK
+}
+
+fn failure(error: ureq::Error, deadline: Duration) -> Error {
+    match error {
+        ureq::Error::Other(cause) => match cause.downcast_ref::<ConnectError>() {
+            Some(ConnectError::NotAllowed) => Error::Reconnected,
+            Some(ConnectError::Stopped) => Error::Stopped,
+            _ => Error::Connect(cause.to_string()),
+        },
+        ureq::Error::Timeout(Timeout::SendRequest) => Error::Silent(SEND),
+        ureq::Error::Timeout(_) => Error::Silent(deadline),
+        ureq::Error::Io(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            Error::Closed
+        }
+        error => Error::Other(plain(&error)),
+    }
+}
+
+/// ureq's text without its "io: ".
+fn plain(error: &ureq::Error) -> String {
+    match error {
+        ureq::Error::Io(error) => printable(&error.to_string()),
+        error => printable(&error.to_string()),
+    }
+}
+
+fn decimal(text: &str) -> Option<u64> {
+    let digits = text.bytes().all(|b| b.is_ascii_digit());
+    text.parse().ok().filter(|_| digits)
+}
+
+fn first_line(body: Body) -> String {
+    let mut bytes = Vec::new();
+    // Whatever was read before an error is as good as the rest.
+    let _ = body.into_reader().take(MAX_ERROR_BODY).read_to_end(&mut bytes);
+    let text = String::from_utf8_lossy(&bytes);
+    printable(text.lines().next().unwrap_or_default().trim())
+}
+
+/// One short line without control characters.
+fn printable(text: &str) -> String {
+    let mut line = String::new();
+    for c in text.chars().take(MAX_ERROR_QUOTE) {
+        if c.is_control() {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,221 @@
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+
+use super::*;
+
+const WEB: &[u8] = include_bytes!("../../testdata/health_service_web.json");
+const MAINTENANCE: &[u8] = include_bytes!("../../testdata/health_service_api_maintenance.json");
+
+fn good(json: &str) -> Instance {
+    let Instances { mut good, skipped } = parse(format!("[{json}]").as_bytes()).unwrap();
+    assert_eq!((good.len(), &skipped[..]), (1, &[][..]), "{json}");
+    good.remove(0)
+}
+
+/// "node id reason" of the only element.
+fn skipped(json: &str) -> String {
+    let Instances { good, skipped } = parse(format!("[{json}]").as_bytes()).unwrap();
+    assert_eq!((good.len(), skipped.len()), (0, 1), "{json}");
+    format!("{} {} {}", skipped[0].node, skipped[0].id, skipped[0].reason)
+}
+
+fn with_service(fields: &str) -> String {
+    format!(r#"{{"Node":{{"Node":"n","Address":"10.0.0.1"}},"Service":{{"ID":"i",{fields}}}}}"#)
+}
+
+#[test]
+fn reads_a_recorded_answer() {
+    let Instances { good, skipped } = parse(WEB).unwrap();
+    let lines: Vec<_> = good
+        .iter()
+        .map(|i| {
+            let (passing, warning) = (i.weight_passing, i.weight_warning);
+            let health = i.health.as_str();
+            format!("{} {} {}:{} {health} {passing}/{warning}", i.node, i.id, i.host, i.port)
+        })
+        .collect();
+    assert_eq!(
+        lines,
+        [
+            "app1 web-1 10.0.0.11:8080 passing 5/1",
+            "app2 web-2 web2.example.internal:8443 warning 10/2",
+            "app3 web-3 2001:db8::13:8080 critical 1/1",
+            "app5 web-5 fd00::15:8080 critical 1/1",
+            "app6 web-6 node6.example.internal:8080 critical 1/1",
+        ]
+    );
+    assert_eq!(good[0].tags, ["v1", "http", "weight=5"]);
+    assert_eq!(good[0].datacenter, "dc1");
+    let reasons: Vec<_> = skipped.iter().map(|s| format!("{} {}", s.id, s.reason)).collect();
+    assert_eq!(reasons, ["web-4 port 0 is not in 1-65535", "web-7 port 70000 is not in 1-65535"]);
+}
+
+#[test]
+fn maintenance_mode_is_critical() {
+    assert_eq!(parse(MAINTENANCE).unwrap().good[0].health, Health::Critical);
+}
+
+#[test]
+fn the_worst_check_counts_whatever_its_order() {
+    for (statuses, health) in [
+        (&[][..], Health::Passing),
+        (&["\"passing\""][..], Health::Passing),
+        (&["\"warning\"", "\"passing\""][..], Health::Warning),
+        (&["\"critical\"", "\"warning\""][..], Health::Critical),
+        (&["\"passing\"", "\"something new\""][..], Health::Critical),
+        (&["null"][..], Health::Critical),
+    ] {
+        let checks: Vec<_> = statuses.iter().map(|s| format!("{{\"Status\":{s}}}")).collect();
+        let json = format!(
+            r#"{{"Node":{{"Node":"n","Address":"::1"}},"Service":{{"ID":"i","Port":1}},"Checks":[{}]}}"#,
+            checks.join(",")
+        );
+        assert_eq!(good(&json).health, health, "{statuses:?}");
+    }
+}
+
+#[test]
+fn nulls_and_unknown_keys_are_nothing() {
+    let instance = good(
+        r#"{"New":[{"a":{}}],"Node":{"Node":"n","Address":"10.0.0.1","Meta":null,"X":1},
+            "Service":{"ID":"i","Tags":null,"Address":null,"Port":80,"Weights":null,"Y":"z"},
+            "Checks":null}"#,
+    );
+    assert_eq!((instance.host.as_str(), instance.tags.len()), ("10.0.0.1", 0));
+    assert_eq!((instance.weight_passing.get(), instance.weight_warning), (1, 1));
+}
+
+#[test]
+fn weights_have_a_floor_and_a_ceiling() {
+    for (weights, expected) in [
+        (r#"{"Passing":10,"Warning":0}"#, (10, 0)),
+        (r#"{"Passing":0,"Warning":0}"#, (1, 1)),
+        (r#"{"Passing":0,"Warning":3}"#, (1, 3)),
+        (r#"{"Passing":-5,"Warning":-5}"#, (1, 1)),
+        (r#"{"Passing":70000,"Warning":70000}"#, (65535, 65535)),
+        (r#"{"Passing":7}"#, (7, 1)),
+        ("{}", (1, 1)),
+    ] {
+        let instance = good(&with_service(&format!(r#""Port":1,"Weights":{weights}"#)));
+        let found = (instance.weight_passing.get(), instance.weight_warning);
+        assert_eq!(found, expected, "{weights}");
+    }
+}
+
+#[test]
+fn addresses_lose_their_brackets_and_names_stay() {
+    for (address, host) in [
+        ("10.1.2.3", "10.1.2.3"),
+        ("[::1]", "::1"),
+        ("2001:DB8::1", "2001:db8::1"),
+        ("web-1.node_a.example.", "web-1.node_a.example."),
+        ("", "10.0.0.1"),
+    ] {
+        let instance = good(&with_service(&format!(r#""Port":1,"Address":"{address}""#)));
+        assert_eq!(instance.host, host, "{address}");
+    }
+}
+
+#[test]
+fn a_bad_address_is_skipped() {
+    for address in ["bad addr!", "unix:///x", "a\\u0007b", "a\\nb", "a..b", "-a", "fe80::1%eth0", "ä"] {
+        let line = skipped(&with_service(&format!(r#""Port":1,"Address":"{address}""#)));
+        assert!(line.starts_with("n i invalid address \""), "{line}");
+        assert!(!line.contains(char::is_control), "{line:?}");
+    }
+    let none = r#"{"Node":{"Node":"n"},"Service":{"ID":"i","Port":1}}"#;
+    assert_eq!(skipped(none), "n i no address");
+}
+
+#[test]
+fn a_bad_port_is_skipped() {
+    assert_eq!(skipped(&with_service(r#""Port":0"#)), "n i port 0 is not in 1-65535");
+    assert_eq!(skipped(&with_service(r#""Port":-1"#)), "n i port -1 is not in 1-65535");
+    assert_eq!(skipped(&with_service(r#""Tags":[]"#)), "n i port 0 is not in 1-65535");
+    for port in ["\"80\"", "1e9", "99999999999999999999", "80.5"] {
+        let line = skipped(&with_service(&format!(r#""Port":{port}"#)));
+        assert!(line.starts_with("n i invalid "), "{line}");
+    }
+}
+
+#[test]
+fn an_element_of_any_other_shape_costs_only_itself() {
+    let web = with_service(r#""Port":80"#);
+    for bad in [
+        "null",
+        "5",
+        "\"x\"",
+        "[]",
+        "[[[]]]",
+        "{}",
+        r#"{"Node":5,"Service":[]}"#,
+        r#"{"Service":{"ID":"i","Port":1}}"#,
+        r#"{"Node":{"Node":"n","Address":"::1"},"Service":{"Port":1}}"#,
+        r#"{"Node":{"Node":"n","Address":"::1"},"Service":{"ID":"i","Port":1},"Checks":{}}"#,
+        r#"{"Node":{"Node":"n","Address":"::1"},"Service":{"ID":"i","Port":1,"Tags":[null]}}"#,
+        r#"{"Node":{"Node":"\ud800","Address":"::1"},"Service":{"ID":"i","Port":1}}"#,
+    ] {
+        let both = parse(format!("[{web},{bad},{web}]").as_bytes()).unwrap();
+        assert_eq!((both.good.len(), both.skipped.len()), (2, 1), "{bad}");
+    }
+}
+
+#[test]
+fn what_is_not_a_list_is_an_error() {
+    for body in ["", "null", "{}", "\"x\"", "[", "[{}", "[{},]", "[]x", "<html>", "[1 2]"] {
+        let error = parse(body.as_bytes()).expect_err(body).to_string();
+        assert!(error.starts_with("the answer is not a list of instances ("), "{error}");
+    }
+    assert_eq!(parse(b" [ ] \n").unwrap(), Instances::default());
+}
+
+#[test]
+fn twenty_thousand_instances_in_16_mib() {
+    let output = "x".repeat(470);
+    let mut body = String::from("[");
+    for i in 0..20_000 {
+        let comma = if i == 0 { "" } else { "," };
+        body += &format!(
+            r#"{comma}{{"Node":{{"ID":"","Node":"node-{i:05}","Address":"10.{}.{}.7","Datacenter":"dc1",
+            "Meta":null}},"Service":{{"ID":"big-{i}","Service":"big","Tags":["v1","http"],"Address":"",
+            "Port":{},"Weights":{{"Passing":1,"Warning":1}}}},"Checks":[{{"CheckID":"serfHealth",
+            "Status":"passing"}},{{"CheckID":"service:big-{i}","Status":"passing","Output":"{output}"}}]}}"#,
+            i / 256,
+            i % 256,
+            1 + i
+        );
+    }
+    body += "]";
+    assert!(body.len() > 16 << 20, "{}", body.len());
+    let start = Instant::now();
+    let instances = parse(body.as_bytes()).unwrap();
+    assert_eq!((instances.good.len(), instances.skipped.len()), (20_000, 0));
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let _ = parse(&body);
+    }
+
+    #[test]
+    fn no_text_makes_an_unbelievable_instance(host in ".*", port: i64, node in ".*", id in ".*") {
+        let text = |s: &str| serde_json::to_string(s).unwrap();
+        let json = format!(
+            r#"[{{"Node":{{"Node":{}}},"Service":{{"ID":{},"Address":{},"Port":{port}}}}}]"#,
+            text(&node), text(&id), text(&host)
+        );
+        let found = parse(json.as_bytes()).unwrap();
+        prop_assert_eq!(found.good.len() + found.skipped.len(), 1);
+        for instance in found.good {
+            prop_assert!(instance.host.bytes().all(|b| b.is_ascii_graphic()));
+            prop_assert!(!instance.node.is_empty() && !instance.id.is_empty());
+            prop_assert_eq!(i64::from(instance.port), port);
+        }
+        for skipped in found.skipped {
+            prop_assert!(!skipped.reason.contains(char::is_control));
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! A [`Query`] as the path of an HTTP request.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use crate::model::{Consistency, Query};
+
+/// Everything but RFC 3986's unreserved characters.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// Path and query string of a request to `/v1/health/service`.
+///
+/// With an `index` it blocks for up to `wait`, without one Consul answers at once. Empty parameters
+/// are left out: to Consul, `tag=` is a tag that nothing has. Neither `passing` nor `tag` is ever
+/// sent, since one answer serves every selection.
+pub fn path(query: &Query, index: Option<u64>, wait: Duration) -> String {
+    let mut path = String::with_capacity(96);
+    path.push_str("/v1/health/service/");
+    path.extend(utf8_percent_encode(&query.service, ESCAPED));
+    let mut separator = '?';
+    let mut parameter = |name: &str, value: Option<&str>| {
+        path.push(separator);
+        separator = '&';
+        path.push_str(name);
+        if let Some(value) = value {
+            path.push('=');
+            path.extend(utf8_percent_encode(value, ESCAPED));
+        }
+    };
+    for (name, value) in [
+        ("dc", &query.datacenter),
+        ("ns", &query.namespace),
+        ("partition", &query.partition),
+        ("near", &query.near),
+        ("filter", &query.filter),
+    ] {
+        if let Some(value) = value.as_deref().filter(|value| !value.is_empty()) {
+            parameter(name, Some(value));
+        }
+    }
+    match query.consistency {
+        Consistency::Default => {}
+        Consistency::Stale => parameter("stale", None),
+        Consistency::Consistent => parameter("consistent", None),
+        Consistency::Cached => parameter("cached", None),
+    }
+    if let Some(index) = index {
+        parameter("index", Some(&index.to_string()));
+        parameter("wait", Some(&go_duration(wait)));
+    }
+    path
+}
+
+/// A duration in Go's form. The unit is needed: Consul answers 400 to `wait=10`.
+fn go_duration(time: Duration) -> String {
+    let mut text = String::new();
+    let written = if time.subsec_nanos() == 0 {
+        write!(text, "{}s", time.as_secs())
+    } else {
+        write!(text, "{}ms", time.as_millis().max(1))
+    };
+    debug_assert!(written.is_ok(), "a String takes everything");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn query(service: &str) -> Query {
+        Query { service: service.to_owned(), ..Query::default() }
+    }
+
+    #[test]
+    fn a_plain_query_has_no_parameters() {
+        assert_eq!(path(&query("web"), None, Duration::ZERO), "/v1/health/service/web");
+    }
+
+    #[test]
+    fn index_and_wait_go_together_and_wait_has_a_unit() {
+        let path = |wait| path(&query("web"), Some(42), wait);
+        assert_eq!(path(Duration::from_secs(60)), "/v1/health/service/web?index=42&wait=60s");
+        assert_eq!(path(Duration::from_millis(1500)), "/v1/health/service/web?index=42&wait=1500ms");
+    }
+
+    #[test]
+    fn every_parameter_is_escaped_and_empty_ones_are_left_out() {
+        let full = Query {
+            service: "a/b c?".to_owned(),
+            datacenter: Some("dc 1".to_owned()),
+            namespace: Some(String::new()),
+            partition: Some("p&q=r".to_owned()),
+            near: Some("_agent".to_owned()),
+            filter: Some("\"v2\" in Service.Tags and Node.Meta.ä != \"+\"".to_owned()),
+            consistency: Consistency::Stale,
+        };
+        assert_eq!(
+            path(&full, None, Duration::ZERO),
+            "/v1/health/service/a%2Fb%20c%3F?dc=dc%201&partition=p%26q%3Dr&near=_agent\
+             &filter=%22v2%22%20in%20Service.Tags%20and%20Node.Meta.%C3%A4%20%21%3D%20%22%2B%22\
+             &stale"
+        );
+    }
+
+    #[test]
+    fn consistency_is_a_bare_word() {
+        for (consistency, end) in [
+            (Consistency::Default, "web"),
+            (Consistency::Stale, "web?stale"),
+            (Consistency::Consistent, "web?consistent"),
+            (Consistency::Cached, "web?cached"),
+        ] {
+            let path = path(&Query { consistency, ..query("web") }, None, Duration::ZERO);
+            assert!(path.ends_with(end), "{path}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_service_and_filter_make_a_valid_target(service in ".*", filter in ".*") {
+            let query = Query { filter: Some(filter), ..query(&service) };
+            let path = path(&query, Some(1), Duration::from_secs(60));
+            prop_assert!(path.bytes().all(|b| b.is_ascii_graphic()));
+            prop_assert_eq!(path.matches('?').count(), 1);
+            prop_assert!(path.parse::<http::uri::PathAndQuery>().is_ok());
+        }
+    }
+}

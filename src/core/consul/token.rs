@@ -1,0 +1,167 @@
+//! The ACL token of a request.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use crate::model::Secret;
+
+/// A token longer than this is a wrong file, not a token.
+const MAX_TOKEN_FILE: u64 = 64 * 1024;
+
+/// Where the token of an endpoint comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Token {
+    /// `consul_token`.
+    Value(Secret),
+    /// `consul_token_file`: read again whenever its time of change or its size changes.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What it held when the configuration was read; used until it can be read again.
+        initial: Secret,
+    },
+}
+
+/// Why a token cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// Missing, not permitted, or larger than 64 KiB.
+    #[error("cannot read token file {path:?} ({source})")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Nothing but white space.
+    #[error("empty token")]
+    Empty,
+    /// A line break, a control character or a character outside ASCII: no HTTP header can hold it.
+    #[error("the token has a character that no HTTP header can hold")]
+    Invalid,
+}
+
+impl Token {
+    /// A token given in the configuration; white space around it is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenError::Empty`] and [`TokenError::Invalid`].
+    pub fn value(text: &str) -> Result<Self, TokenError> {
+        Ok(Token::Value(check(text)?))
+    }
+
+    /// A token in a file, read now.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read or holds no token.
+    pub fn file(path: &Path) -> Result<Self, TokenError> {
+        Ok(Token::File { path: path.to_owned(), initial: read(path)? })
+    }
+}
+
+/// The token in use by one thread: follows its file.
+#[derive(Debug)]
+pub(crate) struct CurrentToken {
+    source: Option<Token>,
+    value: Option<Secret>,
+    seen: Option<Stamp>,
+}
+
+type Stamp = (SystemTime, u64, u64);
+
+impl CurrentToken {
+    pub(crate) fn new(source: Option<Token>) -> Self {
+        let value = source.as_ref().map(|token| match token {
+            Token::Value(value) | Token::File { initial: value, .. } => value.clone(),
+        });
+        CurrentToken { source, value, seen: None }
+    }
+
+    /// The token for the next request; one `stat` if it comes from a file.
+    pub(crate) fn get(&mut self) -> Option<&Secret> {
+        if let Some(Token::File { path, .. }) = &self.source {
+            let stamp = stamp(path);
+            if stamp.is_some() && stamp != self.seen {
+                // A file caught between truncation and write is empty: its time of change moves
+                // again when the token is there.
+                if let Ok(value) = read(path) {
+                    self.value = Some(value);
+                }
+                self.seen = stamp;
+            }
+        }
+        self.value.as_ref()
+    }
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    use std::os::unix::fs::MetadataExt;
+    let meta = fs::metadata(path).ok()?;
+    // The inode too: a rename within the clock's tick keeps time and length.
+    Some((meta.modified().ok()?, meta.len(), meta.ino()))
+}
+
+fn read(path: &Path) -> Result<Secret, TokenError> {
+    let unreadable = |source| TokenError::Unreadable { path: path.to_owned(), source };
+    let length = fs::metadata(path).map_err(unreadable)?.len();
+    if length > MAX_TOKEN_FILE {
+        return Err(unreadable(io::Error::other("larger than 64 KiB")));
+    }
+    check(&fs::read_to_string(path).map_err(unreadable)?)
+}
+
+fn check(text: &str) -> Result<Secret, TokenError> {
+    let text = text.trim();
+    if text.is_empty() {
+        Err(TokenError::Empty)
+    } else if text.bytes().all(|b| (0x20..0x7f).contains(&b)) {
+        Ok(Secret::new(text))
+    } else {
+        Err(TokenError::Invalid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn current(token: &mut CurrentToken) -> String {
+        token.get().map(|t| t.expose().to_owned()).unwrap_or_default()
+    }
+
+    #[test]
+    fn a_rotated_file_is_read_again_and_a_lost_one_keeps_the_last_token() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        fs::write(&path, "first\n").unwrap();
+        let mut token = CurrentToken::new(Some(Token::file(&path).unwrap()));
+        assert_eq!(current(&mut token), "first");
+        fs::write(&path, "  second  \n").unwrap();
+        assert_eq!(current(&mut token), "second");
+        fs::write(&path, "").unwrap();
+        assert_eq!(current(&mut token), "second", "an empty file");
+        fs::remove_file(&path).unwrap();
+        assert_eq!(current(&mut token), "second", "no file");
+        fs::write(&path, "third").unwrap();
+        assert_eq!(current(&mut token), "third");
+    }
+
+    #[test]
+    fn refuses_what_no_header_can_hold() {
+        assert_eq!(Token::value(" \n").unwrap_err().to_string(), "empty token");
+        assert!(matches!(Token::value("a\nb"), Err(TokenError::Invalid)));
+        assert!(matches!(Token::value("ä"), Err(TokenError::Invalid)));
+        let missing = Token::file(Path::new("/nonexistent/token")).unwrap_err().to_string();
+        assert!(missing.starts_with("cannot read token file \"/nonexistent/token\" ("), "{missing}");
+    }
+
+    #[test]
+    fn never_shows() {
+        let token = Token::value("s3cret").unwrap();
+        assert!(!format!("{token:?}").contains("s3cret"));
+    }
+}

@@ -1,0 +1,331 @@
+use proptest::prelude::*;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+const WAIT: Duration = Duration::from_secs(60);
+
+/// A watch with its own clock.
+struct Bench {
+    watch: Watch,
+    now: Instant,
+    rng: SmallRng,
+}
+
+impl Bench {
+    fn new(servers: usize, sweep: Option<Duration>) -> Self {
+        let settings = Settings {
+            servers,
+            wait: WAIT,
+            retry_min: Duration::from_millis(250),
+            retry_max: Duration::from_secs(30),
+            sweep,
+        };
+        let rng = SmallRng::seed_from_u64(1);
+        Bench { watch: Watch::new(settings), now: Instant::now(), rng }
+    }
+
+    /// Sleeps as told, then gives the request.
+    fn fetch(&mut self) -> Fetch {
+        let Step::Fetch(fetch) = self.step() else { panic!("it would sleep") };
+        fetch
+    }
+
+    fn step(&mut self) -> Step {
+        self.watch.next(self.now)
+    }
+
+    fn fetch_after_sleep(&mut self) -> (Fetch, Duration) {
+        match self.step() {
+            Step::Fetch(fetch) => (fetch, Duration::ZERO),
+            Step::Sleep(time) => {
+                self.now += time;
+                (self.fetch(), time)
+            }
+        }
+    }
+
+    fn answer(&mut self, after: Duration, answer: Answer) -> Outcome {
+        self.now += after;
+        self.watch.answer(answer, self.now, &mut self.rng)
+    }
+
+    fn good(&mut self, after: Duration, index: u64, digest: u128) -> Outcome {
+        self.answer(after, Answer::Good { index, digest, bytes: 2 })
+    }
+
+    /// A watch that blocks on index 7.
+    fn blocking() -> Self {
+        let mut bench = Bench::new(1, None);
+        bench.fetch();
+        bench.good(Duration::ZERO, 7, 1);
+        assert_eq!(bench.fetch(), Fetch { server: 0, index: Some(7), wait: WAIT });
+        bench
+    }
+}
+
+fn publish(changed: bool) -> Outcome {
+    Outcome::Publish { changed, outage: None }
+}
+
+#[test]
+fn the_first_request_has_no_index_and_the_second_blocks_on_the_answers() {
+    let mut bench = Bench::new(1, None);
+    assert_eq!(bench.fetch(), Fetch { server: 0, index: None, wait: WAIT });
+    assert_eq!(bench.good(Duration::ZERO, 4711, 1), publish(true));
+    assert_eq!(bench.fetch().index, Some(4711));
+}
+
+#[test]
+fn a_change_is_published_and_the_next_request_follows_at_once() {
+    let mut bench = Bench::blocking();
+    assert_eq!(bench.good(SECOND, 9, 2), publish(true));
+    assert_eq!(bench.fetch().index, Some(9));
+}
+
+#[test]
+fn a_timeout_with_the_same_index_keeps_it_and_costs_nothing() {
+    let mut bench = Bench::blocking();
+    for _ in 0..100 {
+        let tokens = bench.watch.tokens;
+        assert_eq!(bench.good(WAIT + SECOND, 7, 1), publish(false));
+        assert_eq!(bench.fetch().index, Some(7));
+        assert_eq!(bench.watch.tokens, tokens);
+    }
+}
+
+#[test]
+fn the_index_is_at_least_1() {
+    let mut bench = Bench::new(1, None);
+    bench.fetch();
+    bench.good(Duration::ZERO, 0, 1);
+    assert_eq!(bench.fetch().index, Some(1));
+}
+
+#[test]
+fn a_lower_index_is_forgotten_but_its_answer_taken() {
+    let mut bench = Bench::blocking();
+    assert_eq!(bench.good(SECOND, 6, 2), publish(true));
+    assert_eq!(bench.fetch().index, None);
+    bench.good(Duration::ZERO, 6, 2);
+    assert_eq!(bench.fetch().index, Some(6));
+}
+
+#[test]
+fn an_early_return_with_the_same_index_forgets_it() {
+    let mut bench = Bench::blocking();
+    assert_eq!(bench.good(SECOND, 7, 1), publish(false));
+    assert_eq!(bench.fetch().index, None);
+}
+
+#[test]
+fn a_wakeup_without_change_keeps_its_new_index() {
+    let mut bench = Bench::blocking();
+    assert_eq!(bench.good(SECOND, 8, 1), publish(false));
+    assert_eq!(bench.fetch().index, Some(8));
+}
+
+#[test]
+fn an_error_forgets_the_index_and_pauses() {
+    let mut bench = Bench::blocking();
+    let Outcome::Failed { failures: 1, retry_in, round: true } =
+        bench.answer(SECOND, Answer::Failed)
+    else {
+        panic!("not a failure")
+    };
+    assert!((250..=500).contains(&retry_in.as_millis()), "{retry_in:?}");
+    assert_eq!(bench.step(), Step::Sleep(retry_in));
+    assert_eq!(bench.fetch_after_sleep().0.index, None);
+}
+
+#[test]
+fn a_lost_connection_forgets_the_index_without_a_pause() {
+    let mut bench = Bench::blocking();
+    assert_eq!(bench.answer(Duration::ZERO, Answer::Reconnected), Outcome::Again);
+    assert_eq!(bench.fetch(), Fetch { server: 0, index: None, wait: WAIT });
+    let outcome = bench.answer(Duration::ZERO, Answer::Reconnected);
+    assert!(matches!(outcome, Outcome::Failed { .. }), "no index was sent: {outcome:?}");
+}
+
+#[test]
+fn failures_go_through_the_servers_at_once_and_then_pause() {
+    let mut bench = Bench::new(3, None);
+    for round in 0..4 {
+        let mut slept = Duration::ZERO;
+        for server in 0..3 {
+            let (fetch, sleep) = bench.fetch_after_sleep();
+            assert_eq!((fetch.server, fetch.index), (server, None));
+            slept += sleep;
+            let outcome = bench.answer(Duration::ZERO, Answer::Failed);
+            let Outcome::Failed { failures, round: last, .. } = outcome else { panic!() };
+            assert_eq!((failures, last), (round * 3 + server as u32 + 1, server == 2));
+        }
+        assert_eq!(slept.is_zero(), round == 0);
+    }
+}
+
+#[test]
+fn the_server_that_answers_is_kept() {
+    let mut bench = Bench::new(3, None);
+    bench.fetch();
+    bench.answer(Duration::ZERO, Answer::Failed);
+    assert_eq!(bench.fetch().server, 1);
+    bench.good(Duration::ZERO, 5, 1);
+    assert_eq!(bench.fetch().server, 1);
+    bench.answer(Duration::ZERO, Answer::Failed);
+    assert_eq!(bench.fetch(), Fetch { server: 2, index: None, wait: WAIT });
+}
+
+#[test]
+fn the_pause_doubles_up_to_its_maximum_and_starts_afresh_after_an_answer() {
+    let mut bench = Bench::new(1, None);
+    for ceiling in [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000] {
+        bench.fetch_after_sleep();
+        let Outcome::Failed { retry_in, .. } = bench.answer(Duration::ZERO, Answer::Failed) else {
+            panic!()
+        };
+        assert!((250..=ceiling).contains(&retry_in.as_millis()), "{retry_in:?} of {ceiling}");
+    }
+    bench.fetch_after_sleep();
+    bench.good(Duration::ZERO, 1, 1);
+    bench.fetch();
+    let Outcome::Failed { retry_in, failures: 1, .. } =
+        bench.answer(Duration::ZERO, Answer::Failed)
+    else {
+        panic!()
+    };
+    assert!(retry_in <= Duration::from_millis(500), "{retry_in:?}");
+}
+
+#[test]
+fn an_answer_ends_an_outage_and_tells_its_length() {
+    let mut bench = Bench::blocking();
+    bench.answer(SECOND, Answer::Failed);
+    bench.now += 12 * SECOND;
+    bench.fetch_after_sleep();
+    let outcome = bench.good(Duration::ZERO, 3, 1);
+    assert_eq!(outcome, Outcome::Publish { changed: false, outage: Some(12 * SECOND) });
+    bench.fetch_after_sleep();
+    assert_eq!(bench.good(WAIT, 3, 1), publish(false));
+}
+
+#[test]
+fn changes_follow_without_sleep_even_ten_a_second() {
+    let mut bench = Bench::blocking();
+    for i in 0..100 {
+        bench.good(SECOND / 10, 8 + i, u128::from(i) + 2);
+        let Step::Fetch(_) = bench.step() else { panic!("change {i} is not seen at once") };
+    }
+}
+
+#[test]
+fn a_storm_of_useless_wakeups_is_held_to_two_a_second() {
+    let mut bench = Bench::blocking();
+    let start = bench.now;
+    let mut index = 8;
+    let mut requests = 0;
+    while bench.now - start < 60 * SECOND {
+        bench.good(Duration::ZERO, index, 1);
+        index += 1;
+        bench.fetch_after_sleep();
+        requests += 1;
+    }
+    assert!((118..=124).contains(&requests), "{requests}");
+}
+
+#[test]
+fn large_answers_cost_more() {
+    let mut bench = Bench::blocking();
+    for i in 0..4 {
+        let answer = Answer::Good { index: 8 + i, digest: 2 + u128::from(i), bytes: 16 << 20 };
+        bench.answer(Duration::ZERO, answer);
+        bench.fetch_after_sleep();
+    }
+    bench.answer(Duration::ZERO, Answer::Good { index: 50, digest: 50, bytes: 16 << 20 });
+    let Step::Sleep(time) = bench.step() else { panic!("17 MiB/s without pause") };
+    assert_eq!(time.as_millis(), 850);
+}
+
+#[test]
+fn a_sweep_never_blocks_and_keeps_its_interval() {
+    let mut bench = Bench::new(1, Some(5 * SECOND));
+    for _ in 0..10 {
+        let (fetch, slept) = bench.fetch_after_sleep();
+        assert_eq!(fetch.index, None);
+        assert!(slept.is_zero() || (4 * SECOND..=5 * SECOND).contains(&slept), "{slept:?}");
+        bench.good(Duration::ZERO, 7, 1);
+    }
+}
+
+#[test]
+fn the_wait_can_be_limited_for_a_while() {
+    let mut bench = Bench::blocking();
+    bench.watch.limit_wait(Some(5 * SECOND));
+    bench.good(SECOND, 9, 2);
+    assert_eq!(bench.fetch().wait, 5 * SECOND);
+    assert_eq!(bench.good(5 * SECOND, 9, 2), publish(false));
+    bench.watch.limit_wait(None);
+    assert_eq!(bench.fetch(), Fetch { server: 0, index: Some(9), wait: WAIT });
+}
+
+#[test]
+fn senseless_settings_are_bounded() {
+    let settings = Settings {
+        servers: 0,
+        wait: Duration::ZERO,
+        retry_min: Duration::ZERO,
+        retry_max: Duration::ZERO,
+        sweep: None,
+    };
+    let mut bench = Bench::new(1, None);
+    bench.watch = Watch::new(settings);
+    assert_eq!(bench.fetch().wait, SECOND);
+    bench.answer(Duration::ZERO, Answer::Failed);
+    assert_eq!(bench.step(), Step::Sleep(MIN_RETRY));
+}
+
+fn any_answer() -> impl Strategy<Value = Answer> {
+    let bytes = prop_oneof![Just(2), 0..32u64 << 20];
+    prop_oneof![
+        4 => (0..5u64, 0..3u128, bytes)
+            .prop_map(|(index, digest, bytes)| Answer::Good { index, digest, bytes }),
+        2 => Just(Answer::Failed),
+        1 => Just(Answer::Reconnected),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn any_history_keeps_every_bound(
+        answers in proptest::collection::vec((any_answer(), 0..200u64), 1..300),
+        servers in 1..4usize,
+        sweep: bool,
+        seed: u64,
+    ) {
+        let mut bench = Bench::new(servers, sweep.then_some(5 * SECOND));
+        bench.rng = SmallRng::seed_from_u64(seed);
+        let start = bench.now;
+        let mut requests = 0u32;
+        for (answer, millis) in answers {
+            let (fetch, slept) = bench.fetch_after_sleep();
+            requests += 1;
+            prop_assert!(slept <= Duration::from_secs(30), "slept {slept:?}");
+            prop_assert!(fetch.server < servers);
+            prop_assert_ne!(fetch.index, Some(0));
+            prop_assert!(!sweep || fetch.index.is_none());
+            // Nothing can bring a watch to ask more often than this.
+            let time = (bench.now - start).as_secs_f64();
+            prop_assert!(f64::from(requests) <= BUCKET + 2.0 + time * REFILL, "{requests} in {time} s");
+            let had_index = fetch.index;
+            let outcome = bench.answer(Duration::from_millis(millis), answer);
+            if let (Answer::Good { index, .. }, Some(asked)) = (answer, had_index) {
+                prop_assert!(index.max(1) > asked || bench.watch.index.is_none());
+            }
+            if matches!(outcome, Outcome::Failed { .. } | Outcome::Again) {
+                prop_assert_eq!(bench.watch.index, None);
+            }
+        }
+    }
+}

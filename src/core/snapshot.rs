@@ -1,0 +1,144 @@
+//! From the instances of an answer to the peers of one block.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+
+use crate::model::{Admit, Health, Instance, Peer, PeerSet, Selection, identity};
+use crate::resolve::Names;
+
+/// The peers that `selection` takes from the instances of an answer.
+///
+/// A host name gives one peer for each of its addresses. Instances without an address are left
+/// out, as are those in warning whose `Weights.Warning` is 0.
+pub fn peers(instances: &[Instance], selection: &Selection, names: &Names) -> PeerSet {
+    let mut peers = Vec::new();
+    for instance in instances {
+        let Some(weight) = weight(instance, selection.admit) else { continue };
+        if !has_tags(instance, &selection.tags) {
+            continue;
+        }
+        let (addresses, _) = names.addresses(&instance.host);
+        let several = addresses.len() > 1;
+        for ip in addresses {
+            let addr = SocketAddr::new(ip, instance.port);
+            peers.push(Peer {
+                addr,
+                weight,
+                // A name that moves to another address is still the same instance.
+                identity: identity(&instance.node, &instance.id, several.then_some(addr)),
+                node: instance.node.clone(),
+                id: instance.id.clone(),
+                tags: instance.tags.clone(),
+                health: instance.health,
+                datacenter: instance.datacenter.clone(),
+            });
+        }
+    }
+    PeerSet::new(peers)
+}
+
+/// Weight of an instance, `None` if it is not admitted.
+fn weight(instance: &Instance, admit: Admit) -> Option<NonZeroU16> {
+    match (instance.health, admit) {
+        (Health::Passing, _) => Some(instance.weight_passing),
+        (Health::Warning, Admit::Warning | Admit::Any) => NonZeroU16::new(instance.weight_warning),
+        (Health::Critical, Admit::Any) => Some(instance.weight_passing),
+        _ => None,
+    }
+}
+
+fn has_tags(instance: &Instance, wanted: &[String]) -> bool {
+    let has = |wanted: &String| instance.tags.iter().any(|tag| same_tag(tag, wanted));
+    wanted.iter().all(has)
+}
+
+/// Consul compares tags in lower case.
+fn same_tag(a: &str, b: &str) -> bool {
+    a.eq_ignore_ascii_case(b) || (!a.is_ascii() && a.to_lowercase() == b.to_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::resolve::tests::{Script, instance};
+
+    fn of(health: Health, weight_warning: u16) -> Instance {
+        let weight_passing = NonZeroU16::new(9).unwrap();
+        Instance { health, weight_passing, weight_warning, ..instance("i", "10.0.0.1") }
+    }
+
+    fn weights(admit: Admit, instance: Instance) -> Vec<u16> {
+        let selection = Selection { tags: Vec::new(), admit };
+        let set = peers(&[instance], &selection, &Names::default());
+        set.peers().iter().map(|p| p.weight.get()).collect()
+    }
+
+    #[test]
+    fn health_decides_admission_and_weight() {
+        use Admit::{Any, Passing, Warning};
+        for (admit, health, expected) in [
+            (Passing, Health::Passing, &[9][..]),
+            (Passing, Health::Warning, &[]),
+            (Passing, Health::Critical, &[]),
+            (Warning, Health::Passing, &[9]),
+            (Warning, Health::Warning, &[2]),
+            (Warning, Health::Critical, &[]),
+            (Any, Health::Passing, &[9]),
+            (Any, Health::Warning, &[2]),
+            (Any, Health::Critical, &[9]),
+        ] {
+            assert_eq!(weights(admit, of(health, 2)), expected, "{admit:?} {health:?}");
+        }
+    }
+
+    #[test]
+    fn a_warning_weight_of_zero_keeps_the_instance_out() {
+        assert_eq!(weights(Admit::Warning, of(Health::Warning, 0)), [0u16; 0]);
+        assert_eq!(weights(Admit::Any, of(Health::Warning, 0)), [0u16; 0]);
+    }
+
+    #[test]
+    fn every_tag_must_be_there_whatever_its_case() {
+        let mut tagged = instance("i", "10.0.0.1");
+        tagged.tags = vec!["V1".to_owned(), "http".to_owned(), "Größe".to_owned()];
+        let count = |tags: &[&str]| {
+            let tags = tags.iter().map(|&t| t.to_owned()).collect();
+            let selection = Selection { tags, admit: Admit::Passing };
+            peers(&[tagged.clone()], &selection, &Names::default()).peers().len()
+        };
+        assert_eq!(count(&[]), 1);
+        assert_eq!(count(&["v1", "HTTP"]), 1);
+        assert_eq!(count(&["GRÖSSE"]), 0);
+        assert_eq!(count(&["GRÖßE"]), 1);
+        assert_eq!(count(&["v1", "v2"]), 0);
+        assert_eq!(count(&["v"]), 0);
+    }
+
+    #[test]
+    fn a_name_gives_a_peer_for_each_address() {
+        let script = Script::default();
+        script.answers.borrow_mut().insert("a", vec!["10.0.0.2", "10.0.0.1"]);
+        script.answers.borrow_mut().insert("b", vec!["10.0.0.3"]);
+        let instances = [instance("1", "a"), instance("2", "b"), instance("3", "c")];
+        let mut names = Names::default();
+        assert_eq!(names.refresh(&instances, &script, Duration::from_secs(1)).len(), 1);
+        let set = peers(&instances, &Selection::default(), &names);
+        let addresses: Vec<_> = set.peers().iter().map(|p| p.addr.to_string()).collect();
+        assert_eq!(addresses, ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"]);
+        assert_ne!(set.peers()[0].identity, set.peers()[1].identity);
+        assert_eq!(set.peers()[2].identity, identity("n", "2", None));
+    }
+
+    #[test]
+    fn the_order_of_an_answer_does_not_matter() {
+        let mut instances: Vec<_> =
+            (0..5).map(|i| instance(&format!("i{i}"), &format!("10.0.0.{}", i / 2))).collect();
+        let digest = |i: &[Instance]| peers(i, &Selection::default(), &Names::default()).digest();
+        let before = digest(&instances);
+        instances.reverse();
+        assert_eq!(digest(&instances), before);
+        assert_eq!(peers(&instances, &Selection::default(), &Names::default()).peers().len(), 3);
+    }
+}

@@ -1,0 +1,187 @@
+//! What the status page says, and how.
+
+use serde::Serialize;
+
+mod html;
+
+/// The whole page.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// This module.
+    pub module: Version,
+    /// The nginx it runs in.
+    pub nginx: Nginx,
+    /// The shared zone.
+    pub zone: Zone,
+    /// Every service that a block follows.
+    pub services: Vec<Service>,
+}
+
+/// A version.
+#[derive(Clone, Debug, Serialize)]
+pub struct Version {
+    /// As `1.2.3`.
+    pub version: String,
+}
+
+/// The nginx that answers.
+#[derive(Clone, Debug, Serialize)]
+pub struct Nginx {
+    /// As `1.2.3`.
+    pub version: String,
+    /// Pid of the worker that answers.
+    pub pid: u32,
+    /// Its number.
+    pub worker: usize,
+}
+
+/// The shared zone.
+#[derive(Clone, Debug, Serialize)]
+pub struct Zone {
+    /// Name.
+    pub name: String,
+    /// Bytes that the table has.
+    pub size: usize,
+    /// Bytes in use.
+    pub used: usize,
+}
+
+/// A service with one selection of its instances.
+#[derive(Clone, Debug, Serialize)]
+pub struct Service {
+    /// Name in Consul.
+    pub service: String,
+    /// Datacenter asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub datacenter: Option<String>,
+    /// The blocks that use it.
+    pub upstreams: Vec<String>,
+    /// Tags asked for.
+    pub tags: Vec<String>,
+    /// Health asked for: `passing`, `warning` or `any`.
+    pub status: &'static str,
+    /// Filter asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub filter: Option<String>,
+    /// The Consul agents.
+    pub servers: Vec<String>,
+    /// The one in use.
+    pub server: Option<String>,
+    /// `blocking` or `sweep`.
+    pub mode: &'static str,
+    /// With `sweep`: the longest expected time until a change is seen, milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delay_ms: Option<u32>,
+    /// `X-Consul-Index` of the last good answer.
+    pub index: u64,
+    /// Moves with every change of the peers.
+    pub generation: u64,
+    /// Age of the last good answer; `null` before the first.
+    pub last_good_seconds: Option<f64>,
+    /// Age of the last change; `null` before the first.
+    pub last_change_seconds: Option<f64>,
+    /// What went wrong since the last good answer.
+    pub last_error: Option<String>,
+    /// Failures in a row.
+    pub failures: u64,
+    /// The peers.
+    pub peers: Vec<Peer>,
+}
+
+/// A peer.
+#[derive(Clone, Debug, Serialize)]
+pub struct Peer {
+    /// Address and port.
+    pub server: String,
+    /// Node.
+    pub node: String,
+    /// Service id.
+    pub service_id: String,
+    /// Tags.
+    pub tags: Vec<String>,
+    /// Consul's word for its health.
+    pub health: String,
+    /// Weight in effect.
+    pub weight: u32,
+    /// Requests with it now, over all workers.
+    pub in_flight: u64,
+    /// Times it was picked.
+    pub picks: u64,
+    /// Failed attempts.
+    pub fails: u64,
+    /// `up`, or `unavail` while `max_fails` keeps it out.
+    pub state: &'static str,
+}
+
+impl Status {
+    /// For programs.
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// For people.
+    pub fn to_html(&self) -> Vec<u8> {
+        html::page(self).into_string().into_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(tag: &str) -> Status {
+        Status {
+            module: Version { version: "0.1.0".into() },
+            nginx: Nginx { version: "1.22.1".into(), pid: 7, worker: 0 },
+            zone: Zone { name: "consul".into(), size: 10, used: 1 },
+            services: vec![Service {
+                service: "web".into(),
+                datacenter: None,
+                upstreams: vec!["api".into()],
+                tags: vec![],
+                status: "passing",
+                filter: None,
+                servers: vec!["http://127.0.0.1:8500".into()],
+                server: None,
+                mode: "blocking",
+                delay_ms: None,
+                index: 42,
+                generation: 3,
+                last_good_seconds: Some(0.25),
+                last_change_seconds: None,
+                last_error: Some("<b>&\u{7}".into()),
+                failures: 0,
+                peers: vec![Peer {
+                    server: "127.0.0.1:80".into(),
+                    node: "n".into(),
+                    service_id: "web-1".into(),
+                    tags: vec![tag.into()],
+                    health: "passing".into(),
+                    weight: 1,
+                    in_flight: 0,
+                    picks: 9,
+                    fails: 0,
+                    state: "up",
+                }],
+            }],
+        }
+    }
+
+    #[test]
+    fn a_hostile_tag_is_text_in_html_and_json() {
+        let tag = "<script>alert(\"1\")</script>";
+        let html = String::from_utf8(status(tag).to_html()).unwrap();
+        assert!(!html.contains("<script>") && html.contains("&lt;script&gt;"), "{html}");
+        let json: serde_json::Value = serde_json::from_slice(&status(tag).to_json()).unwrap();
+        assert_eq!(json["services"][0]["peers"][0]["tags"][0], tag);
+        assert_eq!(json["services"][0]["last_error"], "<b>&\u{7}");
+    }
+
+    #[test]
+    fn the_page_has_a_row_for_each_peer() {
+        let html = String::from_utf8(status("v1").to_html()).unwrap();
+        for part in ["<table", "127.0.0.1:80", "web-1", "v1", "0.3 s ago", "passing"] {
+            assert!(html.contains(part), "{part} in {html}");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! The status page as HTML: one page, nothing loaded from elsewhere.
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use super::{Peer, Service, Status};
+
+const STYLE: &str = "\
+:root{color-scheme:light dark}\
+body{font:14px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem}\
+h1{font-size:1.3rem}h2{font-size:1.1rem;margin:2rem 0 0}\
+p{margin:.2rem 0}table{border-collapse:collapse;width:100%;margin:.6rem 0}\
+th,td{text-align:left;padding:.25rem .8rem .25rem 0;border-bottom:1px solid #8884}\
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}\
+.bad{color:#c0392b}.dim{opacity:.7}code{font-size:.95em}";
+
+pub(super) fn page(status: &Status) -> Markup {
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                title { "nginx-consul" }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                h1 { "nginx-consul " (status.module.version) }
+                p.dim {
+                    "nginx " (status.nginx.version) ", worker " (status.nginx.worker)
+                    " (" (status.nginx.pid) "), zone " (status.zone.name) ": "
+                    (status.zone.used / 1024) " of " (status.zone.size / 1024) " KiB, "
+                    a href="?format=json" { "JSON" }
+                }
+                @for service in &status.services { (section(service)) }
+            }
+        }
+    }
+}
+
+fn section(service: &Service) -> Markup {
+    html! {
+        h2 { (service.service) }
+        p {
+            "upstream " (service.upstreams.join(", ")) " · " (service.status)
+            @for tag in &service.tags { " · tag " code { (tag) } }
+            @if let Some(dc) = &service.datacenter { " · datacenter " (dc) }
+            @if let Some(filter) = &service.filter { " · filter " code { (filter) } }
+        }
+        p {
+            "index " (service.index) " · generation " (service.generation)
+            " · last good answer " (ago(service.last_good_seconds))
+            " · last change " (ago(service.last_change_seconds))
+            " · from " (service.server.as_deref().unwrap_or("-"))
+            @if let Some(ms) = service.delay_ms { " · swept, changes seen within " (ms) " ms" }
+        }
+        @if let Some(error) = &service.last_error {
+            p.bad { (service.failures) " failed in a row: " (error) }
+        }
+        table {
+            thead { tr {
+                th { "server" } th { "node" } th { "service id" } th { "tags" } th { "health" }
+                th { "state" } th.n { "weight" } th.n { "in flight" } th.n { "picks" }
+                th.n { "fails" }
+            } }
+            tbody {
+                @for peer in &service.peers { (row(peer)) }
+                @if service.peers.is_empty() { tr { td.bad colspan="10" { "no usable instance" } } }
+            }
+        }
+    }
+}
+
+fn row(peer: &Peer) -> Markup {
+    html! {
+        tr {
+            td { (peer.server) } td { (peer.node) } td { (peer.service_id) }
+            td { (peer.tags.join(", ")) } td { (peer.health) }
+            td.bad[peer.state != "up"] { (peer.state) }
+            td.n { (peer.weight) } td.n { (peer.in_flight) } td.n { (peer.picks) }
+            td.n { (peer.fails) }
+        }
+    }
+}
+
+fn ago(seconds: Option<f64>) -> String {
+    seconds.map_or_else(|| "never".into(), |s| format!("{s:.1} s ago"))
+}

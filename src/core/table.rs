@@ -1,0 +1,209 @@
+//! The table of peers that all processes share: a slice of words in nginx's shared zone.
+//!
+//! ```text
+//! header │ lanes │ entries │ slots │ arena
+//! ```
+//!
+//! * An **entry** is one target (a selection of a service's instances): its generation and where
+//!   its current block lies.
+//! * A **block**, in the arena, is one published set of peers. It is never changed: a new set is a
+//!   new block, and the store of the entry's generation makes it the current one. A reader copies
+//!   the block and looks at the generation again, so it waits for nobody ([`read`]).
+//! * A **slot** holds the counters of one instance. It belongs to the instance, not to the block,
+//!   and stays with it from set to set ([`slots`]).
+//! * A **lane** is one worker's column of in-flight counts in every slot. Only its worker writes
+//!   it, so when a worker is killed its column is all there is to clear.
+//!
+//! Which parts of the arena and which slots are free is not stored anywhere: it follows from the
+//! entries. So a publisher may be killed at any instruction, and the next one has nothing to
+//! repair but slots that no block names ([`publish`]).
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+pub mod entry;
+mod lock;
+pub mod publish;
+pub mod read;
+pub mod slots;
+
+pub use entry::{Freshness, Mode};
+pub use publish::{Change, Full};
+pub use read::{Detail, Image, Record};
+pub use slots::{Counters, Lane};
+
+/// Says that the zone holds a table of this layout.
+const MAGIC: u64 = 0x6e67_782d_636e_0001;
+
+/// Words of the header; the rest of them is spare.
+const HEADER: usize = 16;
+const H_MAGIC: usize = 0;
+const H_LOCK: usize = 1;
+const H_DIRTY: usize = 2;
+const H_LANES: usize = 3;
+const H_ENTRIES: usize = 4;
+const H_SLOTS: usize = 5;
+const H_SLOT_CURSOR: usize = 6;
+
+/// Bytes of the zone for each entry of the table; a zone of 10 MB has room for 1280 targets.
+const BYTES_PER_ENTRY: usize = 8192;
+
+/// The table, over the words of the zone.
+#[derive(Clone, Copy, Debug)]
+pub struct Table<'z> {
+    words: &'z [AtomicU64],
+    layout: Layout,
+}
+
+/// Where the parts begin, in words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Layout {
+    lanes: usize,
+    entries: usize,
+    entry_count: usize,
+    slots: usize,
+    slot_count: usize,
+    slot_words: usize,
+    arena: usize,
+    end: usize,
+}
+
+impl Layout {
+    fn new(words: usize, lanes: usize) -> Option<Layout> {
+        let entry_count = entries_in(words * 8);
+        let slot_words = slots::WORDS + lanes / 2;
+        let slots = HEADER + lanes + entry_count * entry::WORDS;
+        // A quarter of what is left for slots: a slot is about a third of what an instance takes,
+        // and an update needs room for a second block.
+        let slot_count = words.checked_sub(slots)? / 4 / slot_words;
+        let arena = slots + slot_count * slot_words;
+        (slot_count > 0 && words > arena && words <= u32::MAX as usize).then_some(Layout {
+            lanes: HEADER,
+            entries: HEADER + lanes,
+            entry_count,
+            slots,
+            slot_count,
+            slot_words,
+            arena,
+            end: words,
+        })
+    }
+}
+
+/// How many lanes a zone gets for this many workers: enough for two generations of workers, in
+/// whole cache lines of counts.
+pub fn lanes_for(workers: usize) -> usize {
+    (workers * 2).next_multiple_of(16).clamp(16, 512)
+}
+
+/// How many targets fit into a zone of so many bytes.
+pub fn entries_in(bytes: usize) -> usize {
+    (bytes / BYTES_PER_ENTRY).max(4)
+}
+
+impl<'z> Table<'z> {
+    /// Lays out an empty table for `lanes` (a multiple of 16) over zeroed words.
+    /// `None` if the zone is too small.
+    pub fn create(words: &'z [AtomicU64], lanes: usize) -> Option<Table<'z>> {
+        let layout = Layout::new(words.len(), lanes)?;
+        let table = Table { words, layout };
+        table.word(H_LANES).store(lanes as u64, Relaxed);
+        table.word(H_ENTRIES).store(layout.entry_count as u64, Relaxed);
+        table.word(H_SLOTS).store(layout.slot_count as u64, Relaxed);
+        table.word(H_MAGIC).store(MAGIC, Relaxed);
+        Some(table)
+    }
+
+    /// Finds the table that an earlier configuration left in the zone.
+    /// `None` if there is none, or one of another layout.
+    pub fn attach(words: &'z [AtomicU64]) -> Option<Table<'z>> {
+        if words.len() < HEADER || words[H_MAGIC].load(Relaxed) != MAGIC {
+            return None;
+        }
+        let lanes = words[H_LANES].load(Relaxed) as usize;
+        let layout = Layout::new(words.len(), lanes)?;
+        (words[H_ENTRIES].load(Relaxed) == layout.entry_count as u64
+            && words[H_SLOTS].load(Relaxed) == layout.slot_count as u64)
+            .then_some(Table { words, layout })
+    }
+
+    /// How many targets fit.
+    pub fn entry_capacity(&self) -> usize {
+        self.layout.entry_count
+    }
+
+    /// Bytes of the zone in use and in all; slots count as used while an instance has them.
+    pub fn usage(&self) -> (usize, usize) {
+        let blocks: usize = self.live_places().map(|(_, len)| len).sum();
+        let slots = (0..self.layout.slot_count)
+            .filter(|&s| self.slot_word(s, slots::OWNER).load(Relaxed) != 0)
+            .count();
+        let fixed = self.layout.slots;
+        ((fixed + blocks + slots * self.layout.slot_words) * 8, self.layout.end * 8)
+    }
+
+    fn word(&self, at: usize) -> &'z AtomicU64 {
+        &self.words[at]
+    }
+
+    fn load(&self, at: usize) -> u64 {
+        self.word(at).load(Relaxed)
+    }
+
+    fn entry_word(&self, entry: usize, word: usize) -> &'z AtomicU64 {
+        self.word(self.layout.entries + entry * entry::WORDS + word)
+    }
+
+    fn slot_word(&self, slot: usize, word: usize) -> &'z AtomicU64 {
+        self.word(self.layout.slots + slot * self.layout.slot_words + word)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::model::{Health, Peer, PeerSet, identity};
+    use std::num::NonZeroU16;
+
+    pub(crate) fn zone(words: usize) -> &'static [AtomicU64] {
+        Vec::leak((0..words).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    pub(crate) fn peer(port: u16, weight: u16) -> Peer {
+        let id = format!("web-{port}");
+        Peer {
+            addr: ([127, 0, 0, 1], port).into(),
+            weight: NonZeroU16::new(weight).unwrap(),
+            identity: identity("n1", &id, None),
+            node: "n1".into(),
+            id,
+            tags: vec!["v1".into()],
+            health: Health::Passing,
+            datacenter: "dc1".into(),
+        }
+    }
+
+    pub(crate) fn set(ports: impl IntoIterator<Item = u16>) -> PeerSet {
+        PeerSet::new(ports.into_iter().map(|p| peer(p, 1)).collect())
+    }
+
+    #[test]
+    fn a_table_is_found_again_in_its_zone_and_nowhere_else() {
+        let words = zone(1 << 17);
+        assert!(Table::attach(words).is_none());
+        let made = Table::create(words, 16).unwrap();
+        assert_eq!(Table::attach(words).unwrap().layout, made.layout);
+        assert!(Table::attach(&words[..1 << 16]).is_none(), "another size is another layout");
+    }
+
+    #[test]
+    fn a_zone_too_small_for_anything_is_refused() {
+        assert!(Table::create(zone(200), 16).is_none());
+    }
+
+    #[test]
+    fn ten_megabytes_have_room_for_1280_targets_and_ten_thousand_instances() {
+        let layout = Layout::new(10 * 1024 * 1024 / 8, 16).unwrap();
+        assert_eq!(layout.entry_count, 1280);
+        assert!(layout.slot_count > 10_000, "{layout:?}");
+    }
+}

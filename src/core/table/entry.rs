@@ -1,0 +1,165 @@
+//! Entries: what the table knows of one target besides its peers.
+
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
+
+use super::Table;
+
+pub(super) const WORDS: usize = 64;
+pub(super) const KEY_LO: usize = 0;
+pub(super) const KEY_HI: usize = 1;
+/// Generation; its lowest bit says which of the two descriptors is in force. 0: no data yet.
+pub(super) const GENERATION: usize = 2;
+/// Two descriptors, so that a new one is complete before the generation names it.
+pub(super) const DESCRIPTORS: [usize; 2] = [3, 8];
+/// Within a descriptor: offset and length of the block in one word, number of peers, digest.
+pub(super) const D_PLACE: usize = 0;
+pub(super) const D_COUNT: usize = 1;
+pub(super) const D_DIGEST_LO: usize = 2;
+pub(super) const D_DIGEST_HI: usize = 3;
+const INDEX: usize = 13;
+const LAST_GOOD: usize = 14;
+const FAILURES: usize = 15;
+const SERVER: usize = 16;
+const MODE: usize = 17;
+const LAST_CHANGE: usize = 18;
+const ERROR_LEN: usize = 20;
+const ERROR: usize = 21;
+const ERROR_BYTES: usize = (WORDS - ERROR) * 8;
+
+/// How a target's answers come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// By a blocking query of its own: changes show within milliseconds.
+    Blocking,
+    /// By a read every so many milliseconds, together with others.
+    Sweep(u32),
+}
+
+/// How good the data of a target is, for the status page. Times are milliseconds since the epoch;
+/// 0 is never.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Freshness {
+    /// `X-Consul-Index` of the last good answer.
+    pub index: u64,
+    /// When the last good answer came.
+    pub last_good: u64,
+    /// When the set last changed.
+    pub last_change: u64,
+    /// Failures in a row since then.
+    pub failures: u64,
+    /// Which of the target's servers answered, or failed, last.
+    pub server: usize,
+    /// How answers come.
+    pub mode: Mode,
+    /// The last error, empty if there was none since the last good answer.
+    pub error: String,
+}
+
+impl<'z> Table<'z> {
+    /// The entry of a target, if it has one.
+    pub fn find(&self, key: u128) -> Option<usize> {
+        (0..self.layout.entry_count).find(|&e| self.key(e) == key && key != 0)
+    }
+
+    /// The target an entry belongs to; 0 if none.
+    pub fn key(&self, entry: usize) -> u128 {
+        let lo = self.entry_word(entry, KEY_LO).load(Acquire);
+        let hi = self.entry_word(entry, KEY_HI).load(Acquire);
+        u128::from(hi) << 64 | u128::from(lo)
+    }
+
+    /// Generation of the entry's set: moves with every change, 0 before the first answer.
+    /// This is the one load a request needs to know that nothing changed.
+    #[inline]
+    pub fn generation(&self, entry: usize) -> u64 {
+        self.entry_word(entry, GENERATION).load(Acquire)
+    }
+
+    pub(super) fn descriptor(&self, entry: usize, generation: u64, word: usize) -> &'z AtomicU64 {
+        self.entry_word(entry, DESCRIPTORS[(generation & 1) as usize] + word)
+    }
+
+    /// Notes a good answer.
+    pub fn note_good(&self, entry: usize, index: u64, server: usize, mode: Mode, now_ms: u64) {
+        let set = |word, value: u64| self.entry_word(entry, word).store(value, Relaxed);
+        set(INDEX, index);
+        set(SERVER, server as u64);
+        set(MODE, mode.encode());
+        set(FAILURES, 0);
+        set(ERROR_LEN, 0);
+        self.entry_word(entry, LAST_GOOD).store(now_ms, Release);
+    }
+
+    /// Notes a failure; the text is cut to what fits.
+    pub fn note_failure(&self, entry: usize, error: &str, failures: u64, server: usize) {
+        let mut len = error.len().min(ERROR_BYTES);
+        while !error.is_char_boundary(len) {
+            len -= 1;
+        }
+        let (words, _) = super::publish::pack(&error.as_bytes()[..len]);
+        for (i, w) in words.iter().enumerate() {
+            self.entry_word(entry, ERROR + i).store(*w, Relaxed);
+        }
+        self.entry_word(entry, SERVER).store(server as u64, Relaxed);
+        self.entry_word(entry, FAILURES).store(failures, Relaxed);
+        self.entry_word(entry, ERROR_LEN).store(len as u64, Release);
+    }
+
+    pub(super) fn note_change(&self, entry: usize, now_ms: u64) {
+        self.entry_word(entry, LAST_CHANGE).store(now_ms, Relaxed);
+    }
+
+    /// What the status page says of an entry.
+    pub fn freshness(&self, entry: usize) -> Freshness {
+        let get = |word| self.entry_word(entry, word).load(Relaxed);
+        let len = (self.entry_word(entry, ERROR_LEN).load(Acquire) as usize).min(ERROR_BYTES);
+        let bytes: Vec<u8> = (0..len.div_ceil(8)).flat_map(|i| get(ERROR + i).to_le_bytes()).collect();
+        Freshness {
+            index: get(INDEX),
+            last_good: get(LAST_GOOD),
+            last_change: get(LAST_CHANGE),
+            failures: get(FAILURES),
+            server: get(SERVER) as usize,
+            mode: Mode::decode(get(MODE)),
+            error: String::from_utf8_lossy(&bytes[..len]).into_owned(),
+        }
+    }
+}
+
+impl Mode {
+    fn encode(self) -> u64 {
+        match self {
+            Mode::Blocking => 0,
+            Mode::Sweep(ms) => 1 << 32 | u64::from(ms),
+        }
+    }
+
+    fn decode(raw: u64) -> Mode {
+        if raw >> 32 == 0 { Mode::Blocking } else { Mode::Sweep(raw as u32) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::zone;
+    use super::*;
+    use crate::process::ProcessId;
+
+    #[test]
+    fn a_failure_shows_until_the_next_good_answer() {
+        let table = Table::create(zone(1 << 17), 16).unwrap();
+        let e = table.claim(7, ProcessId::own()).unwrap();
+        let long = "é".repeat(400);
+        table.note_failure(e, &long, 3, 1);
+        let seen = table.freshness(e);
+        assert!(long.starts_with(&seen.error) && seen.error.len() > 300, "{}", seen.error.len());
+        assert_eq!((seen.failures, seen.server, seen.last_good), (3, 1, 0));
+        table.note_good(e, 42, 0, Mode::Sweep(5000), 1_000);
+        let seen = table.freshness(e);
+        assert_eq!((seen.error.as_str(), seen.failures, seen.index), ("", 0, 42));
+        assert_eq!((seen.last_good, seen.mode), (1_000, Mode::Sweep(5000)));
+    }
+}

@@ -1,0 +1,476 @@
+//! Publishing a new set of peers.
+//!
+//! The order of the stores is what makes it safe to be killed anywhere: the new slots and the new
+//! block are complete before the generation names them, and only then do the slots of those who
+//! left become free. What a killed publisher leaves behind is slots that no block names;
+//! [`Guard::recover`] frees them.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering::{Relaxed, Release};
+
+use super::entry::{
+    D_COUNT, D_DIGEST_HI, D_DIGEST_LO, D_PLACE, GENERATION, KEY_HI, KEY_LO,
+};
+use super::lock::Guard;
+use super::read::{Detail, RECORD, Record};
+use super::{H_SLOT_CURSOR, Table, slots};
+use crate::model::PeerSet;
+use crate::process::ProcessId;
+
+/// What a published set changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Peers in the set.
+    pub peers: usize,
+    /// Peers that were not there before.
+    pub added: usize,
+    /// Peers that are no longer there.
+    pub removed: usize,
+    /// Peers that are still there, with another address or weight.
+    pub changed: usize,
+}
+
+/// A peer of the set before: its slot, and where its record lies.
+pub(super) struct Held {
+    pub(super) slot: u32,
+    pub(super) at: usize,
+}
+
+/// The zone has no room; the last set stays in force.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Full {
+    /// No room for another target.
+    #[error("no room for another service")]
+    Entries,
+    /// No free slot for an instance.
+    #[error("no room for the counters of {0} more instances")]
+    Slots(usize),
+    /// No free stretch of the arena that is long enough.
+    #[error("no room for {0} bytes of instances")]
+    Arena(usize),
+}
+
+/// Bytes as words, the last one filled with zeros; and how many bytes they were.
+pub(super) fn pack(bytes: &[u8]) -> (Vec<u64>, usize) {
+    let word = |chunk: &[u8]| {
+        let mut w = [0; 8];
+        w[..chunk.len()].copy_from_slice(chunk);
+        u64::from_le_bytes(w)
+    };
+    (bytes.chunks(8).map(word).collect(), bytes.len())
+}
+
+impl<'z> Table<'z> {
+    /// The entry of a target, made if there is none. Waits for other publishers.
+    pub fn claim(&self, key: u128, me: ProcessId) -> Result<usize, Full> {
+        if let Some(entry) = self.find(key) {
+            return Ok(entry);
+        }
+        let _guard = self.lock(me);
+        if let Some(entry) = self.find(key) {
+            return Ok(entry);
+        }
+        let entry = (0..self.layout.entry_count).find(|&e| self.key(e) == 0).ok_or(Full::Entries)?;
+        for word in GENERATION + 1..super::entry::WORDS {
+            self.entry_word(entry, word).store(0, Relaxed);
+        }
+        self.entry_word(entry, KEY_HI).store((key >> 64) as u64, Relaxed);
+        self.entry_word(entry, KEY_LO).store(key as u64, Release);
+        Ok(entry)
+    }
+
+    /// Makes `set` the peers of `key`, whose entry this was when the caller looked. `None` if they
+    /// are what they were: no generation then; also if the entry has passed to another target.
+    /// Waits for other publishers; never for requests.
+    pub fn publish(
+        &self,
+        (entry, key): (usize, u128),
+        set: &PeerSet,
+        now_ms: u64,
+        me: ProcessId,
+    ) -> Result<Option<Change>, Full> {
+        let guard = self.lock(me);
+        if self.key(entry) != key {
+            return Ok(None);
+        }
+        let generation = self.generation(entry);
+        let digest = set.digest();
+        if self.has_data(entry) && self.digest(entry, generation) == digest {
+            return Ok(None);
+        }
+        guard.replace(entry, generation, set, digest, now_ms).map(Some)
+    }
+
+    /// Frees the entries of all targets that are not among `keys`. For worker 0, once the
+    /// configuration that had them is gone.
+    pub fn retain(&self, keys: &[u128], me: ProcessId) {
+        let guard = self.lock(me);
+        for entry in 0..self.layout.entry_count {
+            let key = self.key(entry);
+            if key != 0 && !keys.contains(&key) {
+                // The generation goes on, so that nobody takes the next user's set for this one's.
+                let next = self.generation(entry) + 1;
+                self.descriptor(entry, next, D_PLACE).store(0, Relaxed);
+                self.entry_word(entry, KEY_LO).store(0, Relaxed);
+                self.entry_word(entry, KEY_HI).store(0, Relaxed);
+                self.entry_word(entry, GENERATION).store(next, Release);
+            }
+        }
+        guard.recover();
+    }
+
+    fn digest(&self, entry: usize, generation: u64) -> u128 {
+        let lo = self.descriptor(entry, generation, D_DIGEST_LO).load(Relaxed);
+        let hi = self.descriptor(entry, generation, D_DIGEST_HI).load(Relaxed);
+        u128::from(hi) << 64 | u128::from(lo)
+    }
+
+    /// Offset and length of every block in force.
+    pub(super) fn live_places(&self) -> impl Iterator<Item = (usize, usize)> {
+        (0..self.layout.entry_count).filter_map(|e| {
+            if self.key(e) == 0 { None } else { self.place(e, self.generation(e)) }
+        })
+    }
+
+    /// Whether the entry has a set, be it an empty one.
+    pub fn has_data(&self, entry: usize) -> bool {
+        self.key(entry) != 0 && self.place(entry, self.generation(entry)).is_some()
+    }
+
+    /// The block of an entry, never outside the arena; `None` if it has none.
+    pub(super) fn place(&self, entry: usize, generation: u64) -> Option<(usize, usize)> {
+        let place = self.descriptor(entry, generation, D_PLACE).load(Relaxed);
+        let (offset, len) = ((place >> 32) as usize, (place & u64::from(u32::MAX)) as usize);
+        (offset >= self.layout.arena && offset + len <= self.layout.end).then_some((offset, len))
+    }
+}
+
+impl Guard<'_, '_> {
+    fn replace(
+        &self,
+        entry: usize,
+        generation: u64,
+        set: &PeerSet,
+        digest: u128,
+        now_ms: u64,
+    ) -> Result<Change, Full> {
+        let table = self.table;
+        let before = table.identities(entry, generation);
+        let (details, detail_bytes) = pack(&Detail::encode(set));
+        let len = set.peers().len() * RECORD + details.len();
+        let offset = self.find_gap(len).ok_or(Full::Arena(len * 8))?;
+        // Who is there from the first answer is not new: it gets its full share at once.
+        let started = if table.has_data(entry) { now_ms } else { 0 };
+        let slots = self.assign_slots(set, &before, started)?;
+
+        let mut at = offset;
+        let mut changed = 0;
+        for (peer, &slot) in set.peers().iter().zip(&slots) {
+            let record = Record::encode(peer, slot);
+            let differs = |held: &Held| (0..RECORD).any(|i| table.load(held.at + i) != record[i]);
+            changed += usize::from(before.get(&peer.identity).is_some_and(differs));
+            for word in record {
+                table.word(at).store(word, Relaxed);
+                at += 1;
+            }
+        }
+        for word in details {
+            table.word(at).store(word, Relaxed);
+            at += 1;
+        }
+
+        let next = generation + 1;
+        let describe = |word, value| table.descriptor(entry, next, word).store(value, Relaxed);
+        describe(D_PLACE, (offset as u64) << 32 | len as u64);
+        describe(D_COUNT, (detail_bytes as u64) << 32 | set.peers().len() as u64);
+        describe(D_DIGEST_LO, digest as u64);
+        describe(D_DIGEST_HI, (digest >> 64) as u64);
+        table.note_change(entry, now_ms);
+        table.entry_word(entry, GENERATION).store(next, Release);
+
+        Ok(Change { changed, ..self.free_leavers(set, before) })
+    }
+
+    /// The slot of each peer of the set: the one it had, or a free one.
+    fn assign_slots(
+        &self,
+        set: &PeerSet,
+        before: &HashMap<u64, Held>,
+        started: u64,
+    ) -> Result<Vec<u32>, Full> {
+        let table = self.table;
+        let new = set.peers().iter().filter(|p| !before.contains_key(&p.identity)).count();
+        let free = self.find_free_slots(new).ok_or(Full::Slots(new))?;
+        let mut free = free.into_iter();
+        let slots = set.peers().iter().map(|peer| {
+            if let Some(held) = before.get(&peer.identity) {
+                return held.slot;
+            }
+            let slot = free.next().unwrap_or_default();
+            for word in slots::OWNER + 1..slots::WORDS {
+                table.slot_word(slot, word).store(0, Relaxed);
+            }
+            table.slot_word(slot, slots::STARTED).store(started, Relaxed);
+            table.slot_word(slot, slots::OWNER).store(peer.identity, Release);
+            slot as u32
+        });
+        Ok(slots.collect())
+    }
+
+    /// Free slots, looked for from where the last search ended, so that a slot rests as long as
+    /// possible before it is used again. One with requests still in flight is not free.
+    fn find_free_slots(&self, wanted: usize) -> Option<Vec<usize>> {
+        let table = self.table;
+        let count = table.layout.slot_count;
+        let start = table.word(H_SLOT_CURSOR).load(Relaxed) as usize % count;
+        let is_free = |slot: &usize| {
+            table.slot_word(*slot, slots::OWNER).load(Relaxed) == 0 && table.in_flight(*slot) == 0
+        };
+        let found: Vec<usize> =
+            (0..count).map(|i| (start + i) % count).filter(is_free).take(wanted).collect();
+        let last = found.last().copied().unwrap_or(start);
+        table.word(H_SLOT_CURSOR).store(last as u64 + 1, Relaxed);
+        (found.len() == wanted).then_some(found)
+    }
+
+    /// The first stretch of the arena that no block in force touches.
+    fn find_gap(&self, len: usize) -> Option<usize> {
+        let layout = self.table.layout;
+        let mut used: Vec<(usize, usize)> = self.table.live_places().collect();
+        used.sort_unstable();
+        let mut at = layout.arena;
+        for (offset, used_len) in used {
+            if offset >= at + len {
+                return Some(at);
+            }
+            at = at.max(offset + used_len);
+        }
+        (at + len <= layout.end).then_some(at)
+    }
+
+    fn free_leavers(&self, set: &PeerSet, mut before: HashMap<u64, Held>) -> Change {
+        let had = before.len();
+        for peer in set.peers() {
+            before.remove(&peer.identity);
+        }
+        for held in before.values() {
+            self.table.slot_word(held.slot as usize, slots::OWNER).store(0, Release);
+        }
+        let kept = had - before.len();
+        let peers = set.peers().len();
+        Change { peers, added: peers - kept, removed: before.len(), changed: 0 }
+    }
+
+    /// Frees every slot that no block in force names.
+    pub(super) fn recover(&self) {
+        let table = self.table;
+        let mut named = vec![false; table.layout.slot_count];
+        for entry in 0..table.layout.entry_count {
+            if table.key(entry) != 0 {
+                for held in table.identities(entry, table.generation(entry)).into_values() {
+                    named[held.slot as usize] = true;
+                }
+            }
+        }
+        for (slot, _) in named.iter().enumerate().filter(|(_, named)| !**named) {
+            table.slot_word(slot, slots::OWNER).store(0, Release);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{peer, set, zone};
+    use super::*;
+    use proptest::prelude::*;
+
+    const KEY: u128 = 5;
+
+    fn table(words: usize) -> (Table<'static>, usize) {
+        let table = Table::create(zone(words), 16).unwrap();
+        let entry = table.claim(KEY, ProcessId::own()).unwrap();
+        (table, entry)
+    }
+
+    fn publish(table: &Table<'_>, entry: usize, set: &PeerSet) -> Result<Option<Change>, Full> {
+        table.publish((entry, table.key(entry)), set, 1_000, ProcessId::own())
+    }
+
+    fn slots_in_use(table: &Table<'_>) -> usize {
+        (0..table.layout.slot_count)
+            .filter(|&s| table.slot_word(s, slots::OWNER).load(Relaxed) != 0)
+            .count()
+    }
+
+    #[test]
+    fn what_was_published_is_read() {
+        let (table, e) = table(1 << 17);
+        assert!(table.read(e, KEY).is_none(), "nothing before the first answer");
+        let v6 = crate::model::Peer { addr: "[fe80::1%3]:443".parse().unwrap(), ..peer(1, 7) };
+        let set = PeerSet::new(vec![peer(8081, 5), peer(8082, 1), v6]);
+        let change = publish(&table, e, &set).unwrap().unwrap();
+        assert_eq!(change, Change { peers: 3, added: 3, removed: 0, changed: 0 });
+        let image = table.read(e, KEY).unwrap();
+        for ((record, detail), peer) in image.records.iter().zip(image.details()).zip(set.peers()) {
+            assert_eq!((record.addr, record.identity), (peer.addr, peer.identity));
+            assert_eq!(record.text(), peer.addr.to_string().as_bytes());
+            assert_eq!(record.weight, u32::from(peer.weight.get()));
+            assert_eq!((&detail.id, &detail.node, &detail.tags), (&peer.id, &peer.node, &peer.tags));
+        }
+        assert!(table.read(e, KEY + 1).is_none(), "another target's set is not handed out");
+    }
+
+    #[test]
+    fn a_change_says_who_came_who_left_and_who_is_different() {
+        let (table, e) = table(1 << 17);
+        publish(&table, e, &set([1, 2, 3])).unwrap();
+        let next = PeerSet::new(vec![peer(2, 1), peer(3, 9), peer(4, 1)]);
+        let change = publish(&table, e, &next).unwrap().unwrap();
+        assert_eq!(change, Change { peers: 3, added: 1, removed: 1, changed: 1 });
+    }
+
+    #[test]
+    fn invariant_8_the_same_answer_moves_no_generation() {
+        let (table, e) = table(1 << 17);
+        publish(&table, e, &set(1..4)).unwrap();
+        let generation = table.generation(e);
+        assert_eq!(publish(&table, e, &set(1..4)), Ok(None));
+        assert_eq!(table.generation(e), generation);
+    }
+
+    #[test]
+    fn invariant_3_counters_stay_with_the_instance_and_a_returning_one_starts_afresh() {
+        let (table, e) = table(1 << 17);
+        let lane = table.take_lane(ProcessId::own()).unwrap();
+        publish(&table, e, &set([1, 2])).unwrap();
+        let slot_of = |port: u16| {
+            let image = table.read(e, KEY).unwrap();
+            let r = image.records.iter().find(|r| r.addr.port() == port).copied().unwrap();
+            (r.slot as usize, r.identity)
+        };
+        let (kept, identity) = slot_of(2);
+        assert!(table.enter(kept, identity, lane));
+        table.note_failed(kept, 9);
+        publish(&table, e, &set([2, 3])).unwrap();
+        assert_eq!(slot_of(2).0, kept);
+        assert_eq!(table.counters(kept).picks, 1);
+        assert_eq!(table.counters(kept).in_flight, 1);
+
+        publish(&table, e, &set([3])).unwrap();
+        assert!(!table.enter(kept, identity, lane), "the slot is nobody's now");
+        publish(&table, e, &set([2, 3])).unwrap();
+        assert_ne!(slot_of(2).0, kept, "requests of before are still with the old slot");
+        assert_eq!(table.counters(slot_of(2).0), slots::Counters::default());
+        table.leave(kept, lane);
+        assert_eq!(table.in_flight(kept), 0);
+    }
+
+    #[test]
+    fn a_killed_workers_requests_are_not_in_flight_for_ever() {
+        let (table, e) = table(1 << 17);
+        publish(&table, e, &set([1])).unwrap();
+        let record = table.read(e, KEY).unwrap().records[0];
+        let dead = ProcessId::from_raw((i32::MAX as u64 - 1) << 32 | 1);
+        let lane = table.take_lane(dead).unwrap();
+        for _ in 0..3 {
+            table.enter(record.slot as usize, record.identity, lane);
+        }
+        let mine = table.take_lane(ProcessId::own()).unwrap();
+        table.enter(record.slot as usize, record.identity, mine);
+        table.clear_dead_lanes();
+        assert_eq!(table.in_flight(record.slot as usize), 1);
+    }
+
+    #[test]
+    fn invariant_7_a_full_zone_keeps_the_last_set_and_recovers_when_there_is_room() {
+        let (table, e) = table(1 << 13);
+        publish(&table, e, &set(1..4)).unwrap();
+        let before = table.read(e, KEY).unwrap().records;
+        let full = publish(&table, e, &set(1..2000)).unwrap_err();
+        assert!(matches!(full, Full::Arena(_) | Full::Slots(_)), "{full}");
+        assert_eq!(table.read(e, KEY).unwrap().records, before);
+        assert_eq!(slots_in_use(&table), 3);
+        assert_eq!(publish(&table, e, &set(2..6)).unwrap().unwrap().peers, 4);
+    }
+
+    #[test]
+    fn the_lock_and_the_slots_of_a_killed_publisher_are_taken_over() {
+        let (table, e) = table(1 << 17);
+        publish(&table, e, &set(1..4)).unwrap();
+        // Killed with the lock held and two slots taken that no block names.
+        table.word(super::super::H_LOCK).store((i32::MAX as u64 - 1) << 32 | 1, Relaxed);
+        table.word(super::super::H_DIRTY).store(1, Relaxed);
+        table.slot_word(500, slots::OWNER).store(77, Relaxed);
+        table.slot_word(501, slots::OWNER).store(78, Relaxed);
+        assert_eq!(publish(&table, e, &set(2..5)).unwrap().unwrap().peers, 3);
+        assert_eq!(slots_in_use(&table), 3);
+    }
+
+    #[test]
+    fn targets_that_left_the_configuration_are_freed_and_never_mistaken_for_others() {
+        let (table, e) = table(1 << 17);
+        publish(&table, e, &set(1..4)).unwrap();
+        let generation = table.generation(e);
+        table.retain(&[], ProcessId::own());
+        assert_eq!((table.find(KEY), slots_in_use(&table)), (None, 0));
+        let other = table.claim(KEY + 1, ProcessId::own()).unwrap();
+        assert_eq!(other, e, "the entry is used again");
+        publish(&table, other, &set(7..9)).unwrap();
+        assert!(table.generation(e) > generation);
+        assert!(table.read(e, KEY).is_none());
+    }
+
+    #[test]
+    fn invariant_1_readers_get_whole_sets_while_publishers_never_rest() {
+        let (table, e) = table(1 << 16);
+        publish(&table, e, &set(1..2)).unwrap();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                for i in 0..400u16 {
+                    let first = i * 7 % 1000 + 1;
+                    publish(&table, e, &set(first..first + i % 90 + 1)).unwrap();
+                }
+            });
+            let mut generations = 0;
+            let mut last = 0;
+            while !writer.is_finished() {
+                let Some(image) = table.read(e, KEY) else { continue };
+                let ports: Vec<u16> = image.records.iter().map(|r| r.addr.port()).collect();
+                assert!(ports.windows(2).all(|p| p[0] != p[1]), "{ports:?}");
+                assert_eq!(image.details().len(), ports.len());
+                for (record, detail) in image.records.iter().zip(image.details()) {
+                    assert_eq!(detail.id, format!("web-{}", record.addr.port()));
+                }
+                assert!(image.generation >= last, "generations go up");
+                generations += u32::from(image.generation != last);
+                last = image.generation;
+            }
+            assert!(generations > 0);
+        });
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn any_history_of_sets_ends_with_the_last_one_and_leaks_nothing(
+            history in prop::collection::vec((0u128..4, prop::collection::btree_set(1u16..60, 0..40)), 1..40)
+        ) {
+            let table = Table::create(zone(1 << 16), 16).unwrap();
+            let mut last = std::collections::HashMap::new();
+            for (key, ports) in history {
+                let entry = table.claim(key + 1, ProcessId::own()).unwrap();
+                publish(&table, entry, &set(ports.iter().copied())).unwrap();
+                last.insert(key + 1, ports);
+            }
+            let mut in_use = 0;
+            for (key, ports) in last {
+                let entry = table.find(key).unwrap();
+                let seen: std::collections::BTreeSet<u16> =
+                    table.read(entry, key).unwrap().records.iter().map(|r| r.addr.port()).collect();
+                in_use += ports.len();
+                prop_assert_eq!(seen, ports);
+            }
+            prop_assert_eq!(slots_in_use(&table), in_use);
+        }
+    }
+}

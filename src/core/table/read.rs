@@ -1,0 +1,204 @@
+//! Reading a set of peers, without waiting for anybody.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::sync::atomic::{
+    Ordering::{Acquire, Relaxed},
+    fence,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::Table;
+use super::entry::D_COUNT;
+use super::publish::Held;
+use crate::model::{Peer, PeerSet};
+
+/// Words of a peer's record.
+pub(super) const RECORD: usize = 12;
+/// Longest text of an address: `[` 39 digits and colons `]:65535`, within six words.
+const TEXT: usize = 48;
+/// How often a reader starts over before it stays with what it has.
+const TRIES: usize = 8;
+
+/// What a request needs of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Where to connect.
+    pub addr: SocketAddr,
+    /// Weight in effect, at least 1.
+    pub weight: u32,
+    /// Slot of its counters.
+    pub slot: u32,
+    /// Whose slot that is.
+    pub identity: u64,
+    text: [u8; TEXT],
+    text_len: u8,
+}
+
+/// What only the status page needs of a peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detail {
+    /// Name of the node.
+    #[serde(rename = "n")]
+    pub node: String,
+    /// Service id.
+    #[serde(rename = "i")]
+    pub id: String,
+    /// Tags.
+    #[serde(rename = "t", default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// Consul's word for its health.
+    #[serde(rename = "h")]
+    pub health: String,
+    /// Datacenter, if known.
+    #[serde(rename = "d", default, skip_serializing_if = "String::is_empty")]
+    pub datacenter: String,
+}
+
+/// A copy of one set.
+#[derive(Clone, Debug, Default)]
+pub struct Image {
+    /// The generation it is.
+    pub generation: u64,
+    /// Its peers.
+    pub records: Vec<Record>,
+    details: Vec<u8>,
+}
+
+impl Record {
+    /// The address as nginx prints it.
+    pub fn text(&self) -> &[u8] {
+        &self.text[..usize::from(self.text_len).min(TEXT)]
+    }
+
+    pub(super) fn encode(peer: &Peer, slot: u32) -> [u64; RECORD] {
+        let (ip, scope) = match peer.addr {
+            SocketAddr::V4(v4) => (v4.ip().to_ipv6_mapped(), 0),
+            SocketAddr::V6(v6) => (*v6.ip(), v6.scope_id()),
+        };
+        let ip = u128::from(ip);
+        let text = peer.addr.to_string();
+        let text = &text.as_bytes()[..text.len().min(TEXT)];
+        let mut words = [0; RECORD];
+        words[0] = u64::from(slot) << 32 | u64::from(peer.weight.get());
+        words[1] = peer.identity;
+        words[2] = u64::from(scope) << 32
+            | u64::from(peer.addr.port()) << 16
+            | u64::from(peer.addr.is_ipv6()) << 8
+            | text.len() as u64;
+        words[3] = ip as u64;
+        words[4] = (ip >> 64) as u64;
+        for (word, chunk) in words[5..].iter_mut().zip(text.chunks(8)) {
+            let mut bytes = [0; 8];
+            bytes[..chunk.len()].copy_from_slice(chunk);
+            *word = u64::from_le_bytes(bytes);
+        }
+        words
+    }
+
+    fn decode(words: &[u64; RECORD]) -> Record {
+        let ip = Ipv6Addr::from(u128::from(words[4]) << 64 | u128::from(words[3]));
+        let port = (words[2] >> 16) as u16;
+        let addr = if words[2] >> 8 & 1 == 0 {
+            let v4 = ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), IpAddr::V4);
+            SocketAddr::new(v4, port)
+        } else {
+            SocketAddr::V6(SocketAddrV6::new(ip, port, 0, (words[2] >> 32) as u32))
+        };
+        let mut text = [0; TEXT];
+        for (bytes, word) in text.chunks_mut(8).zip(&words[5..]) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        Record {
+            addr,
+            weight: (words[0] as u32).max(1),
+            slot: (words[0] >> 32) as u32,
+            identity: words[1],
+            text,
+            text_len: words[2] as u8,
+        }
+    }
+}
+
+impl Detail {
+    pub(super) fn encode(set: &PeerSet) -> Vec<u8> {
+        let details: Vec<Detail> = set
+            .peers()
+            .iter()
+            .map(|p| Detail {
+                node: p.node.clone(),
+                id: p.id.clone(),
+                tags: p.tags.clone(),
+                health: p.health.as_str().to_owned(),
+                datacenter: p.datacenter.clone(),
+            })
+            .collect();
+        serde_json::to_vec(&details).unwrap_or_default()
+    }
+}
+
+impl Image {
+    /// What the status page shows of each peer, in their order.
+    pub fn details(&self) -> Vec<Detail> {
+        serde_json::from_slice(&self.details).unwrap_or_default()
+    }
+}
+
+impl<'z> Table<'z> {
+    /// Copies the set of `key`, whose entry this was when the caller looked. `None` before the
+    /// first answer, when the entry has passed to another target, and if publishers were faster
+    /// than this reader several times running: the caller then stays with the copy it has.
+    pub fn read(&self, entry: usize, key: u128) -> Option<Image> {
+        (0..TRIES).find_map(|_| self.try_read(entry, key, true))
+    }
+
+    /// As [`Table::read`], without the details: what a worker needs to pick.
+    pub fn read_records(&self, entry: usize, key: u128) -> Option<Image> {
+        (0..TRIES).find_map(|_| self.try_read(entry, key, false))
+    }
+
+    fn try_read(&self, entry: usize, key: u128, with_details: bool) -> Option<Image> {
+        let generation = self.generation(entry);
+        if self.key(entry) != key {
+            return None;
+        }
+        let (offset, len) = self.place(entry, generation)?;
+        let counts = self.descriptor(entry, generation, D_COUNT).load(Relaxed);
+        let count = (counts & u64::from(u32::MAX)) as usize;
+        let detail_bytes = (counts >> 32) as usize;
+        let details_at = count.checked_mul(RECORD)?;
+        if details_at + detail_bytes.div_ceil(8) != len {
+            return None;
+        }
+        let record = |i| Record::decode(&std::array::from_fn(|w| self.load(offset + i * RECORD + w)));
+        let records: Vec<Record> = (0..count).map(record).collect();
+        let mut details = Vec::new();
+        if with_details {
+            details.extend((details_at..len).flat_map(|w| self.load(offset + w).to_le_bytes()));
+            details.truncate(detail_bytes);
+        }
+        // Pairs with the publisher's fence: had one of the words above been of a later block, the
+        // generation would have moved.
+        fence(Acquire);
+        let slots = self.layout.slot_count;
+        let whole = self.generation(entry) == generation
+            && self.key(entry) == key
+            && records.iter().all(|r| (r.slot as usize) < slots);
+        whole.then_some(Image { generation, records, details })
+    }
+
+    /// Slots of the entry's peers by identity. Only under the publishers' lock.
+    pub(super) fn identities(&self, entry: usize, generation: u64) -> HashMap<u64, Held> {
+        let Some((offset, len)) = self.place(entry, generation) else { return HashMap::new() };
+        let count = self.descriptor(entry, generation, D_COUNT).load(Relaxed) & 0xffff_ffff;
+        (0..count as usize)
+            .filter(|i| (i + 1) * RECORD <= len)
+            .map(|i| {
+                let at = offset + i * RECORD;
+                (self.load(at + 1), Held { slot: (self.load(at) >> 32) as u32, at })
+            })
+            .filter(|(_, held)| (held.slot as usize) < self.layout.slot_count)
+            .collect()
+    }
+}

@@ -1,0 +1,140 @@
+//! The configuration: what the directives fill, and what is made of it when all is read.
+
+use std::ffi::{c_char, c_void};
+use std::ptr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nginx_consul_core::balance::{Method, Rules};
+use nginx_consul_core::model::{Query, Selection};
+use nginx_consul_core::sync::{Plan, Server, Token};
+use nginx_sys::{ngx_conf_t, ngx_http_upstream_srv_conf_t, ngx_shm_zone_t, ngx_str_t};
+
+use crate::ffi::{self, CONF_ERROR, CONF_OK, fence, give_to_pool};
+use crate::peer::Block;
+
+mod args;
+mod commands;
+mod dynamic;
+mod finish;
+mod settings;
+
+pub(crate) use commands::COMMANDS;
+
+/// What holds for the whole of `http`.
+#[derive(Default)]
+pub(crate) struct HttpConf {
+    /// `consul_zone`: name and size in bytes.
+    pub(crate) zone: Option<(ngx_str_t, usize)>,
+    /// `consul_init_timeout`.
+    pub(crate) init_timeout: Option<Duration>,
+    /// `consul_connections`.
+    pub(crate) connections: Option<usize>,
+    /// The zone asked for; null while no block follows Consul.
+    pub(crate) shm_zone: *mut ngx_shm_zone_t,
+    /// The blocks that follow Consul.
+    pub(crate) blocks: Vec<*mut ngx_http_upstream_srv_conf_t>,
+    /// What the watch threads do.
+    pub(crate) plan: Option<Arc<Plan>>,
+}
+
+/// What `http` gives as default and an `upstream` overrides. `None`: not set here.
+#[derive(Clone, Default)]
+pub(crate) struct Settings {
+    pub(crate) servers: Option<Vec<Server>>,
+    pub(crate) token: Option<Token>,
+    pub(crate) ssl_trusted: Option<Vec<u8>>,
+    pub(crate) ssl_certificate: Option<Vec<u8>>,
+    pub(crate) ssl_key: Option<Vec<u8>>,
+    pub(crate) ssl_verify: Option<bool>,
+    pub(crate) ssl_name: Option<String>,
+    pub(crate) wait: Option<Duration>,
+    pub(crate) connect_timeout: Option<Duration>,
+    pub(crate) retry: Option<(Duration, Duration)>,
+    pub(crate) max_body: Option<u64>,
+    pub(crate) balance: Option<Method>,
+}
+
+/// `consul_dynamic` of a block.
+pub(crate) struct Dynamic {
+    pub(crate) query: Query,
+    pub(crate) selection: Selection,
+    pub(crate) rules: Rules,
+    /// The block has `server` lines to fall back on.
+    pub(crate) has_fallback: bool,
+    /// nginx has called our `init_upstream`: no other method took the block away.
+    pub(crate) initialized: bool,
+    /// Where the directive stands.
+    pub(crate) file: String,
+    pub(crate) line: usize,
+}
+
+/// Of `http` (its `block` stays empty) or of one `upstream`.
+#[derive(Default)]
+pub(crate) struct SrvConf {
+    pub(crate) settings: Settings,
+    pub(crate) dynamic: Option<Dynamic>,
+    /// What requests use; set when the configuration is read.
+    pub(crate) block: Option<Block>,
+}
+
+pub(crate) extern "C" fn ngx_http_consul_create_main_conf(cf: *mut ngx_conf_t) -> *mut c_void {
+    // SAFETY: nginx passes a valid configuration, whose pool lives as long as the cycle.
+    fence(ptr::null_mut(), || unsafe { give_to_pool((*cf).pool, HttpConf::default()).cast() })
+}
+
+pub(crate) extern "C" fn ngx_http_consul_create_srv_conf(cf: *mut ngx_conf_t) -> *mut c_void {
+    // SAFETY: as above.
+    fence(ptr::null_mut(), || unsafe { give_to_pool((*cf).pool, SrvConf::default()).cast() })
+}
+
+/// Runs after `init_main_conf` of the upstream module, which calls every block's `init_upstream`:
+/// a dynamic module comes last.
+pub(crate) extern "C" fn ngx_http_consul_init_main_conf(
+    cf: *mut ngx_conf_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    fence(CONF_ERROR, || {
+        // SAFETY: `conf` is what ngx_http_consul_create_main_conf() made; nothing else refers to
+        // it while nginx reads the configuration.
+        let http = unsafe { &mut *conf.cast::<HttpConf>() };
+        match finish::finish(cf, http) {
+            Ok(()) => CONF_OK,
+            Err(text) => {
+                ngx::ngx_conf_log_error!(nginx_sys::NGX_LOG_EMERG, cf, "{text}");
+                CONF_ERROR
+            }
+        }
+    })
+}
+
+/// The `http` configuration of a cycle; `None` if it has no `http` block.
+///
+/// # Safety
+///
+/// `cycle` is a cycle whose configuration was read and that lives as long as `'a`; nobody holds a
+/// mutable reference (directive handlers have ended).
+pub(crate) unsafe fn http_conf<'a>(cycle: *mut nginx_sys::ngx_cycle_t) -> Option<&'a HttpConf> {
+    // SAFETY: conf_ctx has an element for every module's index; that of the http module is null
+    // or its context.
+    unsafe {
+        let context = *(*cycle).conf_ctx.add(nginx_sys::ngx_http_module.index);
+        let context = context.cast::<nginx_sys::ngx_http_conf_ctx_t>().as_ref()?;
+        ffi::conf_of::<HttpConf>(context.main_conf, &raw const crate::ngx_http_consul_module)
+            .as_ref()
+    }
+}
+
+/// Our configuration of an `upstream`.
+///
+/// # Safety
+///
+/// `upstream` belongs to a configuration that lives as long as `'a`, and has a `srv_conf` (an
+/// explicit `upstream` block). Mutable references are only made while the configuration is read,
+/// by one thread.
+pub(crate) unsafe fn srv_conf<'a>(upstream: *mut ngx_http_upstream_srv_conf_t) -> &'a SrvConf {
+    // SAFETY: the caller's promise; create_srv_conf() has filled the element.
+    unsafe {
+        &*ffi::conf_of((*upstream).srv_conf, &raw const crate::ngx_http_consul_module)
+    }
+}

@@ -1,0 +1,151 @@
+//! The table of directives.
+
+use std::ffi::{c_char, c_void};
+
+use nginx_sys::{
+    NGX_CONF_1MORE, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_CONF_TAKE2, NGX_HTTP_LOC_CONF,
+    NGX_HTTP_LOC_CONF_OFFSET, NGX_HTTP_MAIN_CONF, NGX_HTTP_MAIN_CONF_OFFSET,
+    NGX_HTTP_SRV_CONF_OFFSET, NGX_HTTP_UPS_CONF, NGX_LOG_EMERG, ngx_command_t, ngx_conf_t,
+    ngx_str_t, ngx_uint_t,
+};
+
+use super::args::{self, Parsed, text};
+use super::settings::once;
+use super::{HttpConf, SrvConf, dynamic};
+use crate::ffi::{self, CONF_ERROR, CONF_OK, fence};
+
+type Handler = extern "C" fn(*mut ngx_conf_t, *mut ngx_command_t, *mut c_void) -> *mut c_char;
+
+/// The directives, ended by an empty one.
+#[repr(transparent)]
+pub(crate) struct Commands([ngx_command_t; 19]);
+
+// SAFETY: nginx reads the table, in the master's main thread; nothing writes it.
+unsafe impl Sync for Commands {}
+
+pub(crate) static COMMANDS: Commands = Commands([
+    upstream_only("consul_dynamic", NGX_CONF_1MORE, consul_dynamic),
+    default_or_override("consul_server", NGX_CONF_1MORE),
+    default_or_override("consul_token", NGX_CONF_TAKE1),
+    default_or_override("consul_token_file", NGX_CONF_TAKE1),
+    default_or_override("consul_ssl_trusted_certificate", NGX_CONF_TAKE1),
+    default_or_override("consul_ssl_certificate", NGX_CONF_TAKE1),
+    default_or_override("consul_ssl_certificate_key", NGX_CONF_TAKE1),
+    default_or_override("consul_ssl_verify", NGX_CONF_TAKE1),
+    default_or_override("consul_ssl_name", NGX_CONF_TAKE1),
+    default_or_override("consul_wait", NGX_CONF_TAKE1),
+    default_or_override("consul_connect_timeout", NGX_CONF_TAKE1),
+    default_or_override("consul_retry", NGX_CONF_TAKE2),
+    default_or_override("consul_max_body_size", NGX_CONF_TAKE1),
+    default_or_override("consul_balance", NGX_CONF_TAKE1),
+    http_only("consul_zone", NGX_CONF_TAKE2),
+    http_only("consul_init_timeout", NGX_CONF_TAKE1),
+    http_only("consul_connections", NGX_CONF_TAKE1),
+    command(
+        "consul_status",
+        NGX_HTTP_LOC_CONF | NGX_CONF_NOARGS,
+        NGX_HTTP_LOC_CONF_OFFSET,
+        crate::status::ngx_http_consul_status,
+    ),
+    ngx_command_t::empty(),
+]);
+
+const fn command(name: &'static str, kind: u32, conf: usize, set: Handler) -> ngx_command_t {
+    ngx_command_t {
+        name: ngx_str_t { len: name.len(), data: name.as_ptr().cast_mut() },
+        type_: kind as ngx_uint_t,
+        set: Some(set),
+        conf,
+        offset: 0,
+        post: std::ptr::null_mut(),
+    }
+}
+
+const fn upstream_only(name: &'static str, args: u32, set: Handler) -> ngx_command_t {
+    command(name, NGX_HTTP_UPS_CONF | args, NGX_HTTP_SRV_CONF_OFFSET, set)
+}
+
+const fn default_or_override(name: &'static str, args: u32) -> ngx_command_t {
+    let kind = NGX_HTTP_MAIN_CONF | NGX_HTTP_UPS_CONF | args;
+    command(name, kind, NGX_HTTP_SRV_CONF_OFFSET, consul_setting)
+}
+
+const fn http_only(name: &'static str, args: u32) -> ngx_command_t {
+    command(name, NGX_HTTP_MAIN_CONF | args, NGX_HTTP_MAIN_CONF_OFFSET, consul_http_setting)
+}
+
+/// Reports what a handler found wrong, with file and line.
+fn finish(cf: *mut ngx_conf_t, result: Parsed) -> *mut c_char {
+    match result {
+        Ok(()) => CONF_OK,
+        Err(error) => {
+            ngx::ngx_conf_log_error!(NGX_LOG_EMERG, cf, "{error}");
+            CONF_ERROR
+        }
+    }
+}
+
+extern "C" fn consul_dynamic(
+    cf: *mut ngx_conf_t,
+    _: *mut ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    fence(CONF_ERROR, || {
+        // SAFETY: `conf` is the SrvConf of this block; nothing else refers to it now.
+        let (conf, words) = unsafe { (&mut *conf.cast::<SrvConf>(), ffi::args(cf)) };
+        let result = dynamic::set(cf, conf, &words);
+        finish(cf, result.map_err(|e| format!("\"consul_dynamic\" directive {e}")))
+    })
+}
+
+extern "C" fn consul_setting(
+    cf: *mut ngx_conf_t,
+    _: *mut ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    fence(CONF_ERROR, || {
+        // SAFETY: as in consul_dynamic().
+        let (conf, words) = unsafe { (&mut *conf.cast::<SrvConf>(), ffi::args(cf)) };
+        finish(cf, conf.settings.set(cf, &words))
+    })
+}
+
+extern "C" fn consul_http_setting(
+    cf: *mut ngx_conf_t,
+    _: *mut ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    fence(CONF_ERROR, || {
+        // SAFETY: `conf` is the HttpConf; nothing else refers to it now.
+        let (conf, words) = unsafe { (&mut *conf.cast::<HttpConf>(), ffi::args(cf)) };
+        finish(cf, set_http(conf, &words))
+    })
+}
+
+/// Least size of a zone: eight pages hold a handful of instances.
+const MIN_ZONE: usize = 128 * 1024;
+
+fn set_http(conf: &mut HttpConf, words: &[&[u8]]) -> Parsed {
+    let name = text(words[0])?;
+    match name {
+        "consul_zone" => {
+            if words[1].is_empty() {
+                return Err(format!("empty zone name in \"{name}\" directive"));
+            }
+            let size = args::size(name, words[2])?;
+            if size < MIN_ZONE {
+                return Err(format!(
+                    "zone \"{}\" in \"{name}\" directive is too small, it must be at least 128k",
+                    text(words[1])?
+                ));
+            }
+            once(name, &mut conf.zone, (ffi::str_over(words[1]), size))
+        }
+        "consul_init_timeout" => once(name, &mut conf.init_timeout, args::time(name, words[1])?),
+        "consul_connections" => {
+            let n = args::number(name, words[1], 1)?;
+            once(name, &mut conf.connections, n as usize)
+        }
+        _ => Err(format!("unknown directive \"{name}\"")),
+    }
+}

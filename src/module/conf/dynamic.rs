@@ -1,0 +1,216 @@
+//! `consul_dynamic`: makes the peers of its `upstream` the instances of a service.
+
+use std::ptr;
+
+use nginx_consul_core::balance::Rules;
+use nginx_consul_core::model::{Admit, Consistency, Query, Selection};
+use nginx_sys::{
+    NGX_HTTP_UPSTREAM_BACKUP, NGX_HTTP_UPSTREAM_CREATE, NGX_HTTP_UPSTREAM_DOWN,
+    NGX_HTTP_UPSTREAM_FAIL_TIMEOUT, NGX_HTTP_UPSTREAM_MAX_CONNS, NGX_HTTP_UPSTREAM_MAX_FAILS,
+    NGX_HTTP_UPSTREAM_WEIGHT, ngx_addr_t, ngx_array_push, ngx_conf_t, ngx_http_upstream_server_t,
+    ngx_http_upstream_srv_conf_t, ngx_pcalloc, sockaddr, sockaddr_in,
+};
+
+use super::args::{self, Parsed, text};
+use super::{Dynamic, SrvConf};
+use crate::ffi::{bytes, str_over};
+use crate::peer;
+
+/// Takes the directive; errors go on from `"consul_dynamic" directive …`.
+pub(super) fn set(cf: *mut ngx_conf_t, conf: &mut SrvConf, words: &[&[u8]]) -> Parsed {
+    if conf.dynamic.is_some() {
+        return Err("is duplicate".into());
+    }
+    // SAFETY: the directive is only allowed within `upstream`, whose configuration this is.
+    let upstream = unsafe { upstream_of(cf) };
+    refuse_other_method(upstream)?;
+    let (query, selection, rules) = parse(words)?;
+    let (file, line) = position(cf);
+    conf.dynamic = Some(Dynamic {
+        query,
+        selection,
+        rules,
+        has_fallback: false,
+        initialized: false,
+        file,
+        line,
+    });
+    upstream.peer.init_upstream = Some(peer::ngx_http_upstream_init_consul);
+    upstream.flags = (NGX_HTTP_UPSTREAM_CREATE
+        | NGX_HTTP_UPSTREAM_WEIGHT
+        | NGX_HTTP_UPSTREAM_MAX_CONNS
+        | NGX_HTTP_UPSTREAM_MAX_FAILS
+        | NGX_HTTP_UPSTREAM_FAIL_TIMEOUT
+        | NGX_HTTP_UPSTREAM_DOWN
+        | NGX_HTTP_UPSTREAM_BACKUP) as _;
+    add_placeholder(cf, upstream)
+}
+
+/// The `upstream` block that is being read.
+///
+/// # Safety
+///
+/// `cf` is that of a directive within `upstream`.
+unsafe fn upstream_of<'a>(cf: *mut ngx_conf_t) -> &'a mut ngx_http_upstream_srv_conf_t {
+    // SAFETY: ngx_http_upstream() has put its configuration into the context of the block.
+    unsafe {
+        let srv_conf = crate::ffi::http_context(cf).srv_conf;
+        &mut *crate::ffi::conf_of(srv_conf, &raw const nginx_sys::ngx_http_upstream_module)
+    }
+}
+
+/// Another method, or keepalive, has already taken the block.
+fn refuse_other_method(upstream: &ngx_http_upstream_srv_conf_t) -> Parsed {
+    if upstream.peer.init_upstream.is_none() {
+        return Ok(());
+    }
+    if cfg!(not(nginx_keepalive_anywhere)) && has_keepalive(upstream) {
+        return Err("must stand before \"keepalive\"".into());
+    }
+    Err("can't be used together with another load balancing method in the same \"upstream\", \
+         use \"consul_balance\""
+        .into())
+}
+
+/// Whether `keepalive` stands in the block. Its module is static to nginx, so found by name; its
+/// configuration begins with the number of connections (`max_cached`, nginx 1.1.4 to 1.29.6).
+fn has_keepalive(upstream: &ngx_http_upstream_srv_conf_t) -> bool {
+    // SAFETY: the symbol, if there is one, is an ngx_module_t, and its element of `srv_conf` is
+    // the configuration that its create_srv_conf() made, never null.
+    unsafe {
+        let name = c"ngx_http_upstream_keepalive_module".as_ptr();
+        let module = libc::dlsym(libc::RTLD_DEFAULT, name).cast::<nginx_sys::ngx_module_t>();
+        if module.is_null() {
+            return false;
+        }
+        let conf = crate::ffi::conf_of::<nginx_sys::ngx_uint_t>(upstream.srv_conf, module);
+        !conf.is_null() && *conf != 0
+    }
+}
+
+/// A block needs a `server`; this one is down and never used.
+fn add_placeholder(cf: *mut ngx_conf_t, upstream: &mut ngx_http_upstream_srv_conf_t) -> Parsed {
+    // SAFETY: `cf.pool` lives as long as the configuration; ngx_pcalloc() zeroes, and all zeros are
+    // valid values of these C structs.
+    unsafe {
+        let pool = (*cf).pool;
+        let server = ngx_array_push(upstream.servers).cast::<ngx_http_upstream_server_t>();
+        let addr = ngx_pcalloc(pool, size_of::<ngx_addr_t>()).cast::<ngx_addr_t>();
+        let sin = ngx_pcalloc(pool, size_of::<sockaddr_in>()).cast::<sockaddr_in>();
+        if server.is_null() || addr.is_null() || sin.is_null() {
+            return Err("ran out of memory".into());
+        }
+        (*sin).sin_family = libc::AF_INET as _;
+        (*addr).sockaddr = sin.cast::<sockaddr>();
+        (*addr).socklen = size_of::<sockaddr_in>() as _;
+        (*addr).name = str_over(b"0.0.0.0:0");
+        ptr::write_bytes(server, 0, 1);
+        (*server).name = str_over(PLACEHOLDER);
+        (*server).addrs = addr;
+        (*server).naddrs = 1;
+        (*server).weight = 1;
+        (*server).max_fails = 1;
+        (*server).fail_timeout = 10;
+        (*server).down = 1;
+    }
+    Ok(())
+}
+
+/// Name of the `server` that stands for the service.
+const PLACEHOLDER: &[u8] = b"consul";
+
+fn parse(words: &[&[u8]]) -> Parsed<(Query, Selection, Rules)> {
+    let service = text(words[1])?;
+    if service.is_empty() {
+        return Err("has an empty service name".into());
+    }
+    if service.contains('=') {
+        return Err(format!("needs a service name before \"{service}\""));
+    }
+    let mut query = Query { service: service.to_owned(), ..Query::default() };
+    let mut selection = Selection::default();
+    let mut rules = Rules::default();
+    let mut seen = Vec::new();
+    for word in &words[2..] {
+        let parameter = text(word)?;
+        let Some((name, value)) = parameter.split_once('=') else {
+            return Err(format!("has an unknown parameter \"{parameter}\""));
+        };
+        if name != "tag" && seen.contains(&name) {
+            return Err(format!("has a duplicate parameter \"{name}\""));
+        }
+        seen.push(name);
+        parameter_into(name, value, &mut query, &mut selection, &mut rules)?;
+    }
+    Ok((query, selection, rules))
+}
+
+fn parameter_into(
+    name: &str,
+    value: &str,
+    query: &mut Query,
+    selection: &mut Selection,
+    rules: &mut Rules,
+) -> Parsed {
+    if value.is_empty() {
+        return Err(format!("has an empty value of \"{name}\""));
+    }
+    let owned = || Some(value.to_owned());
+    let invalid = || format!("has an invalid value \"{value}\" of \"{name}\"");
+    let number = || args::number("", value.as_bytes(), 0).map_err(|_| invalid());
+    let time = || args::time("", value.as_bytes()).map_err(|_| invalid());
+    match name {
+        "tag" => selection.tags.push(value.to_owned()),
+        "filter" => query.filter = owned(),
+        "dc" => query.datacenter = owned(),
+        "ns" => query.namespace = owned(),
+        "partition" => query.partition = owned(),
+        "near" => query.near = owned(),
+        "status" => selection.admit = admit(value).ok_or_else(invalid)?,
+        "consistency" => query.consistency = consistency(value).ok_or_else(invalid)?,
+        "max_fails" => rules.max_fails = number()?,
+        "max_conns" => rules.max_conns = number()?,
+        "fail_timeout" => rules.fail_timeout = time()?.as_secs().try_into().unwrap_or(u32::MAX),
+        "slow_start" => rules.slow_start = time()?.as_millis() as u64,
+        _ => return Err(format!("has an unknown parameter \"{name}={value}\"")),
+    }
+    Ok(())
+}
+
+fn admit(value: &str) -> Option<Admit> {
+    match value {
+        "passing" => Some(Admit::Passing),
+        "warning" => Some(Admit::Warning),
+        "any" => Some(Admit::Any),
+        _ => None,
+    }
+}
+
+fn consistency(value: &str) -> Option<Consistency> {
+    match value {
+        "default" => Some(Consistency::Default),
+        "stale" => Some(Consistency::Stale),
+        "consistent" => Some(Consistency::Consistent),
+        "cached" => Some(Consistency::Cached),
+        _ => None,
+    }
+}
+
+/// File and line of the directive.
+fn position(cf: *mut ngx_conf_t) -> (String, usize) {
+    // SAFETY: while a directive handler runs, `conf_file` is the file that is being read; it is
+    // null for `-g`, which can't hold this directive.
+    unsafe {
+        let Some(file) = (*cf).conf_file.as_ref() else { return (String::new(), 0) };
+        (String::from_utf8_lossy(bytes(&file.file.name)).into_owned(), file.line)
+    }
+}
+
+/// Whether the block has a `server` of the user's that can be used.
+pub(crate) fn has_fallback(upstream: &ngx_http_upstream_srv_conf_t) -> bool {
+    // SAFETY: `servers` is the block's array of servers.
+    let servers = unsafe {
+        crate::ffi::elements::<ngx_http_upstream_server_t>(upstream.servers)
+    };
+    servers.iter().any(|s| s.down == 0)
+}

@@ -1,0 +1,123 @@
+//! The directives that `http` gives as defaults and an `upstream` overrides.
+
+use nginx_consul_core::balance::Method;
+use nginx_consul_core::sync::{Server, Token};
+use nginx_sys::ngx_conf_t;
+
+use super::Settings;
+use super::args::{self, Parsed, invalid, text};
+
+/// Stores the value of a directive that may stand once in its block.
+pub(super) fn once<T>(directive: &str, place: &mut Option<T>, value: T) -> Parsed {
+    if place.is_some() {
+        return Err(args::duplicate(directive));
+    }
+    *place = Some(value);
+    Ok(())
+}
+
+impl Settings {
+    /// Takes one directive with its words, the name among them.
+    pub(super) fn set(&mut self, cf: *mut ngx_conf_t, words: &[&[u8]]) -> Parsed {
+        let name = text(words[0])?;
+        let word = words[1];
+        match name {
+            "consul_server" => once(name, &mut self.servers, servers(&words[1..])?),
+            "consul_token" => once(name, &mut self.token, token(name, Token::value(text(word)?))?),
+            "consul_token_file" => {
+                once(name, &mut self.token, token(name, Token::file(&args::path(cf, word)?))?)
+            }
+            "consul_ssl_trusted_certificate" => {
+                once(name, &mut self.ssl_trusted, args::file(cf, name, word)?)
+            }
+            "consul_ssl_certificate" => {
+                once(name, &mut self.ssl_certificate, args::file(cf, name, word)?)
+            }
+            "consul_ssl_certificate_key" => once(name, &mut self.ssl_key, args::file(cf, name, word)?),
+            "consul_ssl_verify" => once(name, &mut self.ssl_verify, args::flag(name, word)?),
+            "consul_ssl_name" => once(name, &mut self.ssl_name, text(word)?.to_owned()),
+            "consul_wait" => once(name, &mut self.wait, wait(name, word)?),
+            "consul_connect_timeout" => {
+                once(name, &mut self.connect_timeout, args::positive_time(name, word)?)
+            }
+            "consul_retry" => once(name, &mut self.retry, retry(name, words)?),
+            "consul_max_body_size" => once(name, &mut self.max_body, args::size(name, word)? as u64),
+            "consul_balance" => once(name, &mut self.balance, balance(name, word)?),
+            _ => Err(format!("unknown directive \"{name}\"")),
+        }
+    }
+
+    /// These settings, and where they say nothing the others.
+    pub(super) fn or(&self, other: &Settings) -> Settings {
+        let (a, b) = (self.clone(), other.clone());
+        // A certificate goes with its own key.
+        let client = if a.ssl_certificate.is_some() || a.ssl_key.is_some() {
+            (a.ssl_certificate, a.ssl_key)
+        } else {
+            (b.ssl_certificate, b.ssl_key)
+        };
+        Settings {
+            servers: a.servers.or(b.servers),
+            token: a.token.or(b.token),
+            ssl_trusted: a.ssl_trusted.or(b.ssl_trusted),
+            ssl_certificate: client.0,
+            ssl_key: client.1,
+            ssl_verify: a.ssl_verify.or(b.ssl_verify),
+            ssl_name: a.ssl_name.or(b.ssl_name),
+            wait: a.wait.or(b.wait),
+            connect_timeout: a.connect_timeout.or(b.connect_timeout),
+            retry: a.retry.or(b.retry),
+            max_body: a.max_body.or(b.max_body),
+            balance: a.balance.or(b.balance),
+        }
+    }
+}
+
+fn servers(words: &[&[u8]]) -> Parsed<Vec<Server>> {
+    words
+        .iter()
+        .map(|word| {
+            let url = text(word)?;
+            url.parse().map_err(|e| {
+                format!("invalid URL \"{url}\" in \"consul_server\" directive: {e}")
+            })
+        })
+        .collect()
+}
+
+/// The error names the file, never the token.
+fn token<E: std::fmt::Display>(directive: &str, token: Result<Token, E>) -> Parsed<Token> {
+    token.map_err(|e| format!("invalid token in \"{directive}\" directive: {e}"))
+}
+
+/// Consul's own limits: it caps `wait` at ten minutes.
+fn wait(directive: &str, word: &[u8]) -> Parsed<std::time::Duration> {
+    let wait = args::positive_time(directive, word)?;
+    if !(1..=600).contains(&wait.as_secs()) {
+        return Err(format!("{}, it must be from 1s to 10m", invalid(directive, word)));
+    }
+    Ok(wait)
+}
+
+fn retry(
+    directive: &str,
+    words: &[&[u8]],
+) -> Parsed<(std::time::Duration, std::time::Duration)> {
+    let min = args::positive_time(directive, words[1])?;
+    let max = args::positive_time(directive, words[2])?;
+    if min > max {
+        let shown = invalid(directive, words[2]);
+        return Err(format!("{shown}, the longest pause is shorter than the shortest"));
+    }
+    Ok((min, max))
+}
+
+fn balance(directive: &str, word: &[u8]) -> Parsed<Method> {
+    Method::from_name(text(word)?).ok_or_else(|| {
+        format!(
+            "unknown method \"{}\" in \"{directive}\" directive, it must be \
+             \"round_robin\", \"random\" or \"least_conn\"",
+            String::from_utf8_lossy(word)
+        )
+    })
+}

@@ -1,0 +1,115 @@
+//! Raw pointers of nginx as borrowed values, and the fence around every callback.
+
+use std::ffi::{c_char, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
+
+use nginx_sys::{
+    ngx_array_t, ngx_conf_t, ngx_http_conf_ctx_t, ngx_int_t, ngx_module_t, ngx_pool_cleanup_add,
+    ngx_pool_t, ngx_str_t,
+};
+
+pub(crate) const OK: ngx_int_t = nginx_sys::NGX_OK as ngx_int_t;
+pub(crate) const ERROR: ngx_int_t = nginx_sys::NGX_ERROR as ngx_int_t;
+pub(crate) const DECLINED: ngx_int_t = nginx_sys::NGX_DECLINED as ngx_int_t;
+
+/// `NGX_CONF_OK`.
+pub(crate) const CONF_OK: *mut c_char = ptr::null_mut();
+/// `NGX_CONF_ERROR`.
+pub(crate) const CONF_ERROR: *mut c_char = ptr::without_provenance_mut(usize::MAX);
+
+/// Runs a callback's body. A panic, which is a defect of ours, becomes `failed` instead of
+/// unwinding into C, which would abort the worker.
+pub(crate) fn fence<T>(failed: T, body: impl FnOnce() -> T) -> T {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or(failed)
+}
+
+/// The bytes of an nginx string.
+///
+/// # Safety
+///
+/// The string lies in a pool that outlives `'a`, and is not written meanwhile.
+pub(crate) unsafe fn bytes<'a>(s: &ngx_str_t) -> &'a [u8] {
+    if s.data.is_null() || s.len == 0 {
+        return &[];
+    }
+    // SAFETY: nginx keeps `len` readable bytes at `data` (the caller's promise on their lifetime).
+    unsafe { std::slice::from_raw_parts(s.data, s.len) }
+}
+
+/// An nginx string over bytes that stay where they are; nginx does not write it.
+pub(crate) fn str_over(bytes: &[u8]) -> ngx_str_t {
+    ngx_str_t { len: bytes.len(), data: bytes.as_ptr().cast_mut() }
+}
+
+/// The words of a directive, its name first.
+///
+/// # Safety
+///
+/// `cf` is the one nginx passed to the running directive handler; the words live in its pool, as
+/// long as the cycle.
+pub(crate) unsafe fn args<'a>(cf: *mut ngx_conf_t) -> Vec<&'a [u8]> {
+    // SAFETY: while a directive handler runs, `cf.args` is an array of its words.
+    let words: &[ngx_str_t] = unsafe { (*(*cf).args).as_slice() };
+    // SAFETY: the words live in the configuration's pool.
+    words.iter().map(|w| unsafe { bytes(w) }).collect()
+}
+
+/// Moves a value into a pool's care: it is dropped with the pool. Null if memory is short.
+///
+/// # Safety
+///
+/// `pool` is valid; the value must not be used after the pool is destroyed.
+pub(crate) unsafe fn give_to_pool<T>(pool: *mut ngx_pool_t, value: T) -> *mut T {
+    unsafe extern "C" fn drop_value<T>(data: *mut c_void) {
+        // SAFETY: the cleanup was added once, with memory that holds a T.
+        fence((), || unsafe { ptr::drop_in_place(data.cast::<T>()) });
+    }
+    const { assert!(align_of::<T>() <= nginx_sys::NGX_ALIGNMENT) };
+    // SAFETY: `pool` is valid (the caller's promise); the cleanup's data is `size_of::<T>` bytes,
+    // aligned by ngx_palloc().
+    unsafe {
+        let cleanup = ngx_pool_cleanup_add(pool, size_of::<T>());
+        if cleanup.is_null() {
+            return ptr::null_mut();
+        }
+        let place = (*cleanup).data.cast::<T>();
+        place.write(value);
+        (*cleanup).handler = Some(drop_value::<T>);
+        place
+    }
+}
+
+/// A module's configuration in one of the three lists of an http context.
+///
+/// # Safety
+///
+/// `list` is `main_conf`, `srv_conf` or `loc_conf` of a context of the running configuration and
+/// `T` is what the module keeps there.
+pub(crate) unsafe fn conf_of<T>(list: *mut *mut c_void, module: *const ngx_module_t) -> *mut T {
+    // SAFETY: nginx has set ctx_index of every http module before a context exists.
+    unsafe { (*list.add((*module).ctx_index)).cast() }
+}
+
+/// The http context a directive handler, or `init_main_conf`, runs in.
+///
+/// # Safety
+///
+/// `cf` is the one nginx passed to that function.
+pub(crate) unsafe fn http_context<'a>(cf: *mut ngx_conf_t) -> &'a ngx_http_conf_ctx_t {
+    // SAFETY: within http{}, `cf.ctx` is an ngx_http_conf_ctx_t that lives as long as the cycle.
+    unsafe { &*(*cf).ctx.cast::<ngx_http_conf_ctx_t>() }
+}
+
+/// The elements of an nginx array, null or not.
+///
+/// # Safety
+///
+/// The array is null or holds `T`s, and lives as long as `'a`.
+pub(crate) unsafe fn elements<'a, T>(array: *mut ngx_array_t) -> &'a [T] {
+    if array.is_null() {
+        return &[];
+    }
+    // SAFETY: the caller's promise.
+    unsafe { (*array).as_slice() }
+}

@@ -1,0 +1,116 @@
+//! A set of peers in nginx's types.
+
+use std::collections::HashMap;
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+
+use nginx_consul_core::balance::View;
+use nginx_consul_core::table::Image;
+use nginx_sys::{ngx_peer_connection_t, ngx_str_t, sockaddr};
+
+use crate::ffi::str_over;
+use crate::session::Sessions;
+
+/// A worker's copy of a set. Requests hold it until their pool is destroyed: before nginx 1.27.3
+/// `$upstream_addr` points at a peer's name until the access log is written.
+pub(crate) struct PeerView {
+    view: View,
+    addresses: Vec<Address>,
+    /// Point into the records of `view`, which never move.
+    names: Vec<ngx_str_t>,
+    sessions: Sessions,
+}
+
+/// A socket address and its length.
+struct Address {
+    storage: MaybeUninit<libc::sockaddr_in6>,
+    len: libc::socklen_t,
+}
+
+impl PeerView {
+    /// Takes TLS sessions over from the set before, instance by instance.
+    pub(crate) fn new(image: Image, before: Option<&PeerView>) -> PeerView {
+        let view = View::new(image);
+        let addresses = view.records().iter().map(|r| Address::new(r.addr)).collect();
+        let names = view.records().iter().map(|r| str_over(r.text())).collect();
+        let sessions = Sessions::new(view.records().len());
+        if let Some(before) = before.filter(|b| b.sessions.any()) {
+            let old: HashMap<u64, usize> =
+                before.view.records().iter().enumerate().map(|(i, r)| (r.identity, i)).collect();
+            for (new, record) in view.records().iter().enumerate() {
+                if let Some(&old) = old.get(&record.identity) {
+                    sessions.take_over(new, &before.sessions, old);
+                }
+            }
+        }
+        PeerView { view, addresses, names, sessions }
+    }
+
+    pub(crate) fn peers(&self) -> &View {
+        &self.view
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.view.generation()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    pub(crate) fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+
+    /// Points the connection at a peer. The request holds this view, so what it points at stays.
+    pub(crate) fn point(&self, pc: &mut ngx_peer_connection_t, peer: usize) {
+        let address = &self.addresses[peer];
+        pc.sockaddr = address.storage.as_ptr().cast::<sockaddr>().cast_mut();
+        pc.socklen = address.len;
+        pc.name = (&raw const self.names[peer]).cast_mut();
+    }
+}
+
+impl Default for PeerView {
+    fn default() -> PeerView {
+        PeerView::new(Image::default(), None)
+    }
+}
+
+impl Address {
+    fn new(addr: SocketAddr) -> Address {
+        let mut storage = MaybeUninit::<libc::sockaddr_in6>::zeroed();
+        let len = match addr {
+            SocketAddr::V4(v4) => {
+                let sin = libc::sockaddr_in {
+                    sin_family: libc::AF_INET as _,
+                    sin_port: v4.port().to_be(),
+                    sin_addr: libc::in_addr { s_addr: u32::from(*v4.ip()).to_be() },
+                    sin_zero: [0; 8],
+                };
+                const {
+                    assert!(size_of::<libc::sockaddr_in>() <= size_of::<libc::sockaddr_in6>());
+                    assert!(align_of::<libc::sockaddr_in>() <= align_of::<libc::sockaddr_in6>());
+                }
+                // SAFETY: a sockaddr_in fits into a sockaddr_in6, as asserted.
+                unsafe { storage.as_mut_ptr().cast::<libc::sockaddr_in>().write(sin) };
+                size_of::<libc::sockaddr_in>()
+            }
+            SocketAddr::V6(v6) => {
+                storage.write(libc::sockaddr_in6 {
+                    sin6_family: libc::AF_INET6 as _,
+                    sin6_port: v6.port().to_be(),
+                    sin6_flowinfo: v6.flowinfo(),
+                    sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
+                    sin6_scope_id: v6.scope_id(),
+                });
+                size_of::<libc::sockaddr_in6>()
+            }
+        };
+        Address { storage, len: len as libc::socklen_t }
+    }
+}

@@ -1,0 +1,135 @@
+//! From the watch threads into the shared table. Everything here runs outside of the event loop
+//! and touches nothing of nginx but the zone's memory.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nginx_consul_core::model::PeerSet;
+use nginx_consul_core::process::ProcessId;
+use nginx_consul_core::sync::{Level, Mode, Plan, Published, Report, Sink};
+use nginx_consul_core::table::{self, Table};
+use parking_lot::{Mutex, RwLock};
+
+use crate::log::Line;
+
+/// Lines kept until the event loop writes them; further ones are counted and dropped.
+const MAX_LINES: usize = 1024;
+
+/// Writes what the engine finds out into the table, and keeps its log lines for the event loop.
+pub(crate) struct TableSink {
+    /// `None` once closed.
+    table: RwLock<Option<Table<'static>>>,
+    /// Of each target: its entry, unless the table had no room, and its key.
+    entries: Vec<(Option<usize>, u128)>,
+    me: ProcessId,
+    lines: Mutex<Lines>,
+}
+
+#[derive(Default)]
+struct Lines {
+    waiting: VecDeque<Line>,
+    dropped: usize,
+}
+
+impl TableSink {
+    /// Finds or makes the entries of the plan's targets.
+    pub(crate) fn new(table: Table<'static>, plan: &Plan) -> Arc<TableSink> {
+        let me = ProcessId::own();
+        let sink = TableSink {
+            table: RwLock::new(Some(table)),
+            entries: Vec::new(),
+            me,
+            lines: Mutex::default(),
+        };
+        let entries = (0..plan.targets.len()).map(|target| {
+            let key = plan.key(target);
+            let entry = table.claim(key, me).map_err(|full| {
+                let service = &plan.targets[target].query.service;
+                sink.log(Level::Error, format!("service \"{service}\": {full}, increase the size in \"consul_zone\""));
+            });
+            (entry.ok(), key)
+        });
+        let entries = entries.collect();
+        Arc::new(TableSink { entries, ..sink })
+    }
+
+    /// From here on nothing touches the zone. Waits for whoever is just doing so.
+    pub(crate) fn close(&self) {
+        *self.table.write() = None;
+    }
+
+    /// The lines so far.
+    pub(crate) fn take_lines(&self) -> Vec<Line> {
+        let mut lines = self.lines.lock();
+        let mut taken: Vec<Line> = lines.waiting.drain(..).collect();
+        if lines.dropped > 0 {
+            let text = format!("{} log lines dropped", lines.dropped);
+            taken.push(Line { level: Level::Warn, text });
+            lines.dropped = 0;
+        }
+        taken
+    }
+
+    /// Runs `f` on the target's entry, if it has one and the sink is open.
+    fn with<T>(&self, target: usize, f: impl FnOnce(Table<'static>, usize, u128) -> T) -> Option<T> {
+        let table = self.table.read();
+        let &(entry, key) = self.entries.get(target)?;
+        let (table, entry) = ((*table)?, entry?);
+        (table.key(entry) == key).then(|| f(table, entry, key))
+    }
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
+impl Sink for TableSink {
+    fn publish(&self, target: usize, set: &PeerSet, _: u64) -> Published {
+        let published = self.with(target, |table, entry, key| {
+            table.publish((entry, key), set, now_ms(), self.me)
+        });
+        match published {
+            Some(Ok(Some(change))) => Published::Changed {
+                peers: change.peers,
+                added: change.added,
+                removed: change.removed,
+                changed: change.changed,
+            },
+            Some(Ok(None)) | None => Published::Unchanged,
+            Some(Err(full)) => {
+                Published::Refused(format!("{full}, increase the size in \"consul_zone\""))
+            }
+        }
+    }
+
+    fn report(&self, target: usize, report: &Report<'_>) {
+        self.with(target, |table, entry, _| match *report {
+            Report::Good { index, server, mode } => {
+                let mode = match mode {
+                    Mode::Blocking => table::Mode::Blocking,
+                    Mode::Sweep { delay } => {
+                        table::Mode::Sweep(u32::try_from(delay.as_millis()).unwrap_or(u32::MAX))
+                    }
+                };
+                table.note_good(entry, index, server, mode, now_ms());
+            }
+            Report::Failed { server, error, failures, .. } => {
+                table.note_failure(entry, error, u64::from(failures), server);
+            }
+        });
+    }
+
+    fn log(&self, level: Level, text: String) {
+        let mut lines = self.lines.lock();
+        if lines.waiting.len() < MAX_LINES {
+            lines.waiting.push_back(Line { level, text });
+        } else {
+            lines.dropped += 1;
+        }
+    }
+
+    fn has_data(&self, target: usize) -> bool {
+        self.with(target, |table, entry, _| table.has_data(entry)).unwrap_or(false)
+    }
+}

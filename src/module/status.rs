@@ -1,0 +1,216 @@
+//! `consul_status`: the status page.
+
+use std::ffi::{c_char, c_void};
+use std::ptr;
+
+use nginx_consul_core::model::Admit;
+use nginx_consul_core::status::{Nginx, Peer, Service, Status, Version, Zone};
+use nginx_consul_core::sync::{Plan, Target};
+use nginx_consul_core::table::{Mode, Table};
+use nginx_sys::{
+    NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_NOT_ALLOWED,
+    NGX_HTTP_OK, ngx_buf_t, ngx_chain_t, ngx_command_t, ngx_conf_t,
+    ngx_http_core_loc_conf_t, ngx_http_core_module, ngx_http_discard_request_body,
+    ngx_http_output_filter, ngx_http_request_t, ngx_http_send_header, ngx_int_t, ngx_palloc,
+    ngx_pcalloc, ngx_str_t,
+};
+
+use crate::conf::{self, HttpConf};
+use crate::ffi::{self, CONF_ERROR, CONF_OK, ERROR, OK, fence};
+use crate::peer::Block;
+use crate::zone;
+
+/// The directive: makes the page the location's content.
+pub(crate) extern "C" fn ngx_http_consul_status(
+    cf: *mut ngx_conf_t,
+    _: *mut ngx_command_t,
+    _: *mut c_void,
+) -> *mut c_char {
+    fence(CONF_ERROR, || {
+        // SAFETY: the directive is only allowed in `location`, whose core configuration this is.
+        unsafe {
+            let loc_conf = ffi::http_context(cf).loc_conf;
+            let core: *mut ngx_http_core_loc_conf_t =
+                ffi::conf_of(loc_conf, &raw const ngx_http_core_module);
+            let ours: unsafe extern "C" fn(*mut ngx_http_request_t) -> ngx_int_t =
+                ngx_http_consul_status_handler;
+            if (*core).handler.is_some_and(|h| ptr::fn_addr_eq(h, ours)) {
+                return c"is duplicate".as_ptr().cast_mut();
+            }
+            (*core).handler = Some(ours);
+        }
+        CONF_OK
+    })
+}
+
+extern "C" fn ngx_http_consul_status_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
+    fence(NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t, || {
+        // SAFETY: nginx passes a request that is ours until it is finalized.
+        unsafe {
+            if (*r).method & (NGX_HTTP_GET | NGX_HTTP_HEAD) as usize == 0 {
+                return NGX_HTTP_NOT_ALLOWED as ngx_int_t;
+            }
+            let rc = ngx_http_discard_request_body(r);
+            if rc != OK {
+                return rc;
+            }
+            let Some(http) = conf::http_conf(nginx_sys::ngx_cycle) else { return ERROR };
+            let status = collect(http);
+            if wants_json(ffi::bytes(&(*r).args)) {
+                send(r, b"application/json", &status.to_json())
+            } else {
+                send(r, b"text/html; charset=utf-8", &status.to_html())
+            }
+        }
+    })
+}
+
+fn wants_json(args: &[u8]) -> bool {
+    args.split(|&b| b == b'&').any(|arg| arg == b"format=json")
+}
+
+/// # Safety
+///
+/// `r` is a valid request whose header was not sent; `kind` is static.
+unsafe fn send(r: *mut ngx_http_request_t, kind: &'static [u8], body: &[u8]) -> ngx_int_t {
+    // SAFETY: the request's pool lives until the response is sent, and so does what is taken of it.
+    unsafe {
+        let headers = &mut (*r).headers_out;
+        headers.status = NGX_HTTP_OK as _;
+        headers.content_length_n = body.len() as _;
+        headers.content_type = ffi::str_over(kind);
+        headers.content_type_len = kind.split(|&b| b == b';').next().map_or(0, <[u8]>::len);
+        let rc = ngx_http_send_header(r);
+        if rc == ERROR || rc > OK || (*r).header_only() != 0 {
+            return rc;
+        }
+        let data = ngx_palloc((*r).pool, body.len()).cast::<u8>();
+        let buf = ngx_pcalloc((*r).pool, size_of::<ngx_buf_t>()).cast::<ngx_buf_t>();
+        if data.is_null() || buf.is_null() {
+            return ERROR;
+        }
+        ptr::copy_nonoverlapping(body.as_ptr(), data, body.len());
+        (*buf).pos = data;
+        (*buf).last = data.add(body.len());
+        (*buf).set_temporary(1);
+        (*buf).set_last_buf(u32::from(ptr::eq((*r).main, r)));
+        (*buf).set_last_in_chain(1);
+        let mut chain = ngx_chain_t { buf, next: ptr::null_mut() };
+        ngx_http_output_filter(r, &mut chain)
+    }
+}
+
+fn collect(http: &HttpConf) -> Status {
+    // SAFETY: the zone of the running configuration, or null.
+    let shm_zone = unsafe { http.shm_zone.as_ref() };
+    let table = shm_zone.and_then(zone::table);
+    let (used, size) = table.map_or((0, 0), |t| t.usage());
+    // SAFETY: blocks of the running configuration.
+    let blocks: Vec<&Block> = http
+        .blocks
+        .iter()
+        .filter_map(|&upstream| unsafe { conf::srv_conf(upstream).block.as_ref() })
+        .collect();
+    let services = match (&http.plan, table) {
+        (Some(plan), Some(table)) => {
+            (0..plan.targets.len()).map(|t| service(plan, t, table, &blocks)).collect()
+        }
+        _ => Vec::new(),
+    };
+    Status {
+        module: Version { version: env!("CARGO_PKG_VERSION").into() },
+        nginx: Nginx {
+            version: nginx_version(),
+            pid: std::process::id(),
+            // SAFETY: set once, before init_process.
+            worker: unsafe { nginx_sys::ngx_worker },
+        },
+        zone: Zone { name: shm_zone.map_or_else(String::new, |z| text(&z.shm.name)), size, used },
+        services,
+    }
+}
+
+fn text(s: &ngx_str_t) -> String {
+    s.to_string()
+}
+
+/// `NGINX_VERSION`; the module only loads into that very version.
+fn nginx_version() -> String {
+    let n = nginx_sys::nginx_version;
+    format!("{}.{}.{}", n / 1_000_000, n / 1000 % 1000, n % 1000)
+}
+
+fn service(plan: &Plan, target: usize, table: Table<'_>, blocks: &[&Block]) -> Service {
+    let Target { query, selection, endpoint, .. } = &plan.targets[target];
+    let key = plan.key(target);
+    let users: Vec<&&Block> = blocks.iter().filter(|b| b.target == target).collect();
+    let entry = table.find(key);
+    let fresh = entry.map(|e| table.freshness(e));
+    let servers: Vec<String> = endpoint.servers.iter().map(ToString::to_string).collect();
+    let now = now_ms();
+    let ago = |at: u64| (at != 0).then(|| now.saturating_sub(at) as f64 / 1000.0);
+    let image = entry.and_then(|e| table.read(e, key));
+    let delay_ms = fresh.as_ref().and_then(|f| match f.mode {
+        Mode::Blocking => None,
+        Mode::Sweep(ms) => Some(ms),
+    });
+    Service {
+        service: query.service.clone(),
+        datacenter: query.datacenter.clone(),
+        upstreams: users.iter().map(|b| b.name().into_owned()).collect(),
+        tags: selection.tags.clone(),
+        status: match selection.admit {
+            Admit::Passing => "passing",
+            Admit::Warning => "warning",
+            Admit::Any => "any",
+        },
+        filter: query.filter.clone(),
+        server: fresh.as_ref().and_then(|f| servers.get(f.server).cloned()),
+        servers,
+        mode: if delay_ms.is_some() { "sweep" } else { "blocking" },
+        delay_ms,
+        index: fresh.as_ref().map_or(0, |f| f.index),
+        generation: image.as_ref().map_or(0, |i| i.generation),
+        last_good_seconds: fresh.as_ref().and_then(|f| ago(f.last_good)),
+        last_change_seconds: fresh.as_ref().and_then(|f| ago(f.last_change)),
+        failures: fresh.as_ref().map_or(0, |f| f.failures),
+        last_error: fresh.and_then(|f| (!f.error.is_empty()).then_some(f.error)),
+        peers: image.map_or_else(Vec::new, |image| peers(table, &image, users.first())),
+    }
+}
+
+fn peers(
+    table: Table<'_>,
+    image: &nginx_consul_core::table::Image,
+    block: Option<&&&Block>,
+) -> Vec<Peer> {
+    let rules = block.map(|b| b.rules).unwrap_or_default();
+    let peer = |(record, detail): (&nginx_consul_core::table::Record, _)| {
+        let nginx_consul_core::table::Detail { node, id, tags, health, .. } = detail;
+        let slot = record.slot as usize;
+        let counters = table.counters(slot);
+        let (max_fails, timeout) = (rules.max_fails.into(), rules.fail_timeout.into());
+        let failed = image.records.len() > 1
+            && table.is_failed(slot, max_fails, timeout, now_ms() / 1000);
+        Peer {
+            server: record.addr.to_string(),
+            node,
+            service_id: id,
+            tags,
+            health,
+            weight: record.weight,
+            in_flight: counters.in_flight,
+            picks: counters.picks,
+            fails: counters.failed,
+            state: if failed { "unavail" } else { "up" },
+        }
+    };
+    image.records.iter().zip(image.details()).map(peer).collect()
+}
+
+/// Milliseconds since the epoch, as the event loop knows them.
+fn now_ms() -> u64 {
+    // SAFETY: ngx_cached_time always points to a valid time; only the event loop moves it.
+    let time = unsafe { &*nginx_sys::ngx_cached_time.cast_const() };
+    u64::try_from(time.sec).unwrap_or(0) * 1000 + time.msec as u64
+}

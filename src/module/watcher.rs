@@ -1,0 +1,231 @@
+//! Who runs the watch threads, from when to when.
+//!
+//! The master asks for the first answers before it forks. Worker 0 follows Consul from then on; if
+//! it dies, its replacement is worker 0 again and finds everything in the table.
+
+use std::cell::RefCell;
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nginx_consul_core::process::ProcessId;
+use nginx_consul_core::sync::{Engine, Plan, Sink, first_answers};
+use nginx_consul_core::table::{Lane, Table};
+use nginx_sys::{
+    NGX_LOG_ALERT, NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_add_timer, ngx_cycle_t,
+    ngx_event_t, ngx_int_t, ngx_log_t, ngx_uint_t,
+};
+
+use crate::conf::{self, HttpConf};
+use crate::ffi::{OK, fence};
+use crate::peer::Worker;
+use crate::sink::TableSink;
+use crate::zone;
+
+/// How often worker 0 writes the threads' log lines and looks whether it is to end, milliseconds.
+const TICK: usize = 100;
+/// How many ticks between looks for lanes of killed workers.
+const CLEAN_TICKS: u32 = 50;
+/// How long an ending worker waits for its threads.
+const JOIN: Duration = Duration::from_secs(1);
+
+/// What a worker runs besides requests.
+struct Running {
+    worker: Worker,
+    /// Only in worker 0.
+    watch: Option<Watch>,
+}
+
+struct Watch {
+    engine: Option<Engine>,
+    sink: Arc<TableSink>,
+    timer: Box<ngx_event_t>,
+    ticks: u32,
+}
+
+thread_local! {
+    static RUNNING: RefCell<Option<Running>> = const { RefCell::new(None) };
+}
+
+/// Blocks all signals in this thread, and so in those it starts, until dropped: nginx's handlers
+/// belong to its main thread.
+struct SignalsBlocked(libc::sigset_t);
+
+impl SignalsBlocked {
+    fn new() -> SignalsBlocked {
+        let mut before = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: plain libc calls on sets of our own; pthread_sigmask() fills `before`.
+        unsafe {
+            let mut all = MaybeUninit::<libc::sigset_t>::uninit();
+            libc::sigfillset(all.as_mut_ptr());
+            libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
+            SignalsBlocked(before.assume_init())
+        }
+    }
+}
+
+impl Drop for SignalsBlocked {
+    fn drop(&mut self) {
+        // SAFETY: the set that pthread_sigmask() gave us.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
+    }
+}
+
+/// The plan and the table of a cycle; `None` if no block follows Consul.
+///
+/// # Safety
+///
+/// As for [`conf::http_conf`].
+unsafe fn parts<'a>(
+    cycle: *mut ngx_cycle_t,
+) -> Option<(&'a HttpConf, &'a Arc<Plan>, Table<'static>)> {
+    // SAFETY: the caller's promise; the zone is mapped once nginx calls the hooks.
+    unsafe {
+        let http = conf::http_conf(cycle)?;
+        let table = zone::table(http.shm_zone.as_ref()?)?;
+        Some((http, http.plan.as_ref()?, table))
+    }
+}
+
+/// In the master, before it forks: asks for what the zone doesn't hold yet. Never fails: an error
+/// here would end the master, also on a reload.
+pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) -> ngx_int_t {
+    fence(OK, || {
+        // SAFETY: nginx sets this before it reads the configuration.
+        if unsafe { nginx_sys::ngx_test_config } != 0 {
+            return OK;
+        }
+        // SAFETY: nginx passes the cycle it has just made.
+        let Some((http, plan, table)) = (unsafe { parts(cycle) }) else { return OK };
+        let sink = TableSink::new(table, plan);
+        let needed: Vec<usize> =
+            (0..plan.targets.len()).filter(|&target| !sink.has_data(target)).collect();
+        if !needed.is_empty() {
+            let timeout = http.init_timeout.unwrap_or(Duration::from_secs(2));
+            let _blocked = SignalsBlocked::new();
+            let sink: Arc<dyn Sink> = sink.clone();
+            first_answers(plan, &sink, &needed, timeout);
+        }
+        // A thread that is stuck in a name lookup may outlast this zone.
+        sink.close();
+        // SAFETY: the cycle's log.
+        unsafe { write_lines(&sink, (*cycle).log) };
+        OK
+    })
+}
+
+/// # Safety
+///
+/// `log` is the log of the current cycle; called from the main thread.
+unsafe fn write_lines(sink: &TableSink, log: *mut ngx_log_t) {
+    for line in sink.take_lines() {
+        // SAFETY: the caller's promise.
+        unsafe { line.write(log) };
+    }
+}
+
+pub(crate) extern "C" fn ngx_http_consul_init_process(cycle: *mut ngx_cycle_t) -> ngx_int_t {
+    fence(OK, || {
+        // SAFETY: nginx's own globals, set before init_process. Cache managers and loaders also
+        // have ngx_worker 0, but are helpers.
+        let (kind, number) =
+            unsafe { (nginx_sys::ngx_process, nginx_sys::ngx_worker) };
+        let is_single = kind == NGX_PROCESS_SINGLE as ngx_uint_t;
+        if !is_single && kind != NGX_PROCESS_WORKER as ngx_uint_t {
+            return OK;
+        }
+        // SAFETY: nginx passes the worker's cycle.
+        let Some((http, plan, table)) = (unsafe { parts(cycle) }) else { return OK };
+        table.clear_dead_lanes();
+        let worker = Worker { table, lane: table.take_lane(ProcessId::own()) };
+        for &upstream in &http.blocks {
+            // SAFETY: a block of the configuration.
+            if let Some(block) = unsafe { &conf::srv_conf(upstream).block } {
+                block.start(worker);
+            }
+        }
+        let watch = (is_single || number == 0).then(|| Watch::start(cycle, plan, table));
+        RUNNING.set(Some(Running { worker, watch }));
+        OK
+    })
+}
+
+pub(crate) extern "C" fn ngx_http_consul_exit_process(cycle: *mut ngx_cycle_t) {
+    fence((), || {
+        let Some(running) = RUNNING.take() else { return };
+        if let Some(mut watch) = running.watch {
+            watch.end();
+            // SAFETY: nginx passes the worker's cycle.
+            unsafe { write_lines(&watch.sink, (*cycle).log) };
+            watch.sink.close();
+        }
+        if let Some(lane) = running.worker.lane {
+            release(running.worker.table, lane);
+        }
+    });
+}
+
+/// Requests that an ending worker cut off are no longer in flight.
+fn release(table: Table<'static>, lane: Lane) {
+    table.clear_lane(lane);
+    table.release_lane(lane);
+}
+
+impl Watch {
+    fn start(cycle: *mut ngx_cycle_t, plan: &Arc<Plan>, table: Table<'static>) -> Watch {
+        let sink = TableSink::new(table, plan);
+        let keys: Vec<u128> = (0..plan.targets.len()).map(|target| plan.key(target)).collect();
+        table.retain(&keys, ProcessId::own());
+        let started = {
+            let _blocked = SignalsBlocked::new();
+            Engine::start(Arc::clone(plan), sink.clone())
+        };
+        // SAFETY: the cycle's log lives as long as the worker.
+        let log = unsafe { (*cycle).log };
+        let engine = started.map_err(|e| {
+            ngx::ngx_log_error!(NGX_LOG_ALERT, log, "consul: can't start the watch threads ({e})");
+        });
+        // SAFETY: all zeros are an event that is not set.
+        let mut timer: Box<ngx_event_t> = Box::new(unsafe { MaybeUninit::zeroed().assume_init() });
+        timer.handler = Some(tick);
+        timer.log = log;
+        timer.data = (&raw mut *timer).cast();
+        timer.set_cancelable(1);
+        // SAFETY: the event stays in its box for as long as the worker runs.
+        unsafe { ngx_add_timer(&mut *timer, TICK) };
+        Watch { engine: engine.ok(), sink, timer, ticks: 0 }
+    }
+
+    fn end(&mut self) {
+        if let Some(engine) = self.engine.take() {
+            engine.stop();
+            engine.join(JOIN);
+        }
+    }
+}
+
+/// Worker 0's timer.
+extern "C" fn tick(event: *mut ngx_event_t) {
+    fence((), || {
+        RUNNING.with_borrow_mut(|running| {
+            let Some(Running { worker, watch: Some(watch) }) = running else { return };
+            // SAFETY: the worker's log, from its main thread.
+            unsafe { write_lines(&watch.sink, (*event).log) };
+            // SAFETY: nginx's own flag, written by its main thread. The worker may have
+            // connections left for long; its threads are not needed any more.
+            if unsafe { nginx_sys::ngx_exiting } != 0 {
+                if let Some(engine) = &watch.engine {
+                    engine.stop();
+                }
+                return;
+            }
+            watch.ticks += 1;
+            if watch.ticks % CLEAN_TICKS == 0 {
+                worker.table.clear_dead_lanes();
+            }
+            // SAFETY: as in Watch::start().
+            unsafe { ngx_add_timer(&mut *watch.timer, TICK) };
+        });
+    });
+}

@@ -1,0 +1,39 @@
+//! What a request costs with static upstreams, with the Lua recipe and with ours, and how fast a
+//! new instance is served. Everything is measured in one run, interleaved, on stock nginx.
+
+mod cpu;
+mod instructions;
+mod options;
+mod propagation;
+mod stage;
+mod table;
+mod variants;
+
+use nginx_consul_e2e::nginx;
+use options::{Options, Part};
+use stage::Stage;
+use table::Table;
+
+fn main() {
+    let options = match Options::parse(std::env::args().skip(1)) {
+        Ok(options) => options,
+        Err(problem) => {
+            eprintln!("bench: {problem}\n\n{}", options::USAGE);
+            std::process::exit(2);
+        }
+    };
+    let stage = Stage::start(&options);
+    println!("nginx {}, {} setup", stage::nginx_version(), options.setup.name());
+    println!("module {}\n", nginx::module().display());
+    let mut tables = Vec::new();
+    if options.has(Part::Instructions) {
+        tables.push(instructions::measure(&stage, &options));
+    }
+    if options.has(Part::Cpu) {
+        tables.extend(cpu::measure(&stage, &options));
+    }
+    if options.has(Part::Propagation) {
+        tables.push(propagation::measure(&stage, &options));
+    }
+    tables.iter().for_each(Table::print);
+}

@@ -1,0 +1,2 @@
+//! The main job, told as a story.
+fn main() {}

@@ -1,0 +1,466 @@
+//! Real Consul agents on loopback.
+
+use std::env;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::http::{self, Response};
+use crate::process::Process;
+use crate::{ports, wait};
+
+/// Longest an agent may take to have a leader.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What kind of agent it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// `-dev`: a server in memory that is ready within a second; forgets all when restarted.
+    Dev,
+    /// A server with its data on disk.
+    Server,
+    /// A client of servers elsewhere.
+    Client,
+}
+
+/// How an agent is to be started.
+#[derive(Clone, Debug)]
+pub struct Options {
+    kind: Kind,
+    node: String,
+    ip: Ipv4Addr,
+    hcl: String,
+    arguments: Vec<String>,
+    serf_port: Option<u16>,
+    token: Option<String>,
+}
+
+impl Options {
+    fn new(kind: Kind, node: &str) -> Options {
+        Options {
+            kind,
+            node: node.to_owned(),
+            ip: Ipv4Addr::LOCALHOST,
+            // Closed polls keep their slot until they end (consul-facts §4), and tests reload a lot.
+            hcl: "limits { http_max_conns_per_client = 4000 }\n".to_owned(),
+            arguments: Vec::new(),
+            serf_port: None,
+            token: None,
+        }
+    }
+
+    /// A server in memory.
+    pub fn dev() -> Options {
+        Options::new(Kind::Dev, "dev")
+    }
+
+    /// A server that keeps its data over a restart.
+    pub fn server(node: &str) -> Options {
+        Options::new(Kind::Server, node)
+    }
+
+    /// A client agent.
+    pub fn client(node: &str) -> Options {
+        Options::new(Kind::Client, node)
+    }
+
+    /// Adds configuration.
+    pub fn hcl(mut self, text: &str) -> Options {
+        self.hcl.push_str(text);
+        self.hcl.push('\n');
+        self
+    }
+
+    /// Names the node.
+    pub fn node(mut self, name: &str) -> Options {
+        name.clone_into(&mut self.node);
+        self
+    }
+
+    /// Binds to another loopback address.
+    pub fn ip(mut self, ip: Ipv4Addr) -> Options {
+        self.ip = ip;
+        self
+    }
+
+    /// Adds a command line argument.
+    pub fn argument(mut self, argument: &str) -> Options {
+        self.arguments.push(argument.to_owned());
+        self
+    }
+
+    /// Gossips on this port; members of a cluster share one.
+    pub fn serf_port(mut self, port: u16) -> Options {
+        self.serf_port = Some(port);
+        self
+    }
+
+    /// Sends this token with what the tests ask.
+    pub fn token(mut self, token: &str) -> Options {
+        self.token = Some(token.to_owned());
+        self
+    }
+
+    /// Starts the agent and waits until its cluster has a leader and lists its node.
+    ///
+    /// # Panics
+    /// If that doesn't come to be.
+    pub fn start(self) -> Agent {
+        let mut agent = self.prepare();
+        agent.start();
+        agent
+    }
+
+    fn prepare(self) -> Agent {
+        let folder =
+            tempfile::Builder::new().prefix("nginx-consul-agent-").tempdir().expect("a folder");
+        Agent {
+            process: None,
+            http_port: ports::free(),
+            server_port: ports::free(),
+            serf_port: self.serf_port.unwrap_or_else(ports::free),
+            folder,
+            options: self,
+        }
+    }
+}
+
+/// An agent; it may be down at times.
+#[derive(Debug)]
+pub struct Agent {
+    process: Option<Process>,
+    options: Options,
+    folder: TempDir,
+    http_port: u16,
+    server_port: u16,
+    serf_port: u16,
+}
+
+static SHARED: Mutex<Weak<Agent>> = Mutex::new(Weak::new());
+
+impl Agent {
+    /// The agent that tests share while they only add services of their own.
+    ///
+    /// # Panics
+    /// If it doesn't start.
+    pub fn shared() -> Arc<Agent> {
+        let mut shared = SHARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        shared.upgrade().unwrap_or_else(|| {
+            let agent = Arc::new(Options::dev().start());
+            *shared = Arc::downgrade(&agent);
+            agent
+        })
+    }
+
+    /// Starts it, again on the same ports.
+    ///
+    /// # Panics
+    /// If no leader comes to be.
+    pub fn start(&mut self) {
+        self.launch();
+        wait::until("the Consul agent is ready", PATIENCE, || {
+            self.process.as_mut().is_some_and(|p| {
+                let ended = p.exited();
+                assert!(ended.is_none(), "consul ended: {ended:?}\n{}", log(self.folder.path()));
+                true
+            }) && self.is_ready()
+        });
+    }
+
+    /// Starts it and waits for nothing.
+    ///
+    /// # Panics
+    /// If the binary can't be run.
+    pub fn launch(&mut self) {
+        let folder = self.folder.path();
+        fs::write(folder.join("agent.hcl"), &self.options.hcl).expect("agent.hcl");
+        let log = fs::File::options().create(true).append(true).open(folder.join("log"));
+        let log = log.expect("a log");
+        let mut command = Command::new(env::var_os("CONSUL_BINARY").unwrap_or("consul".into()));
+        command.args(self.arguments());
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("the log")).stderr(log);
+        for name in ["CONSUL_HTTP_ADDR", "CONSUL_HTTP_TOKEN", "CONSUL_HTTP_TOKEN_FILE"] {
+            command.env_remove(name);
+        }
+        self.process = Some(Process::spawn(&mut command));
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let options = &self.options;
+        let data = self.folder.path().join("data");
+        let mut arguments = vec!["agent".to_owned()];
+        match options.kind {
+            Kind::Dev => arguments.push("-dev".to_owned()),
+            Kind::Server => arguments.extend(["-server", "-bootstrap-expect=1"].map(str::to_owned)),
+            Kind::Client => {}
+        }
+        if options.kind != Kind::Dev {
+            arguments.push(format!("-data-dir={}", data.display()));
+        }
+        arguments.extend([
+            format!("-node={}", options.node),
+            format!("-bind={}", options.ip),
+            format!("-client={}", options.ip),
+            format!("-http-port={}", self.http_port),
+            format!("-server-port={}", self.server_port),
+            format!("-serf-lan-port={}", self.serf_port),
+            "-serf-wan-port=-1".to_owned(),
+            "-dns-port=-1".to_owned(),
+            "-grpc-port=-1".to_owned(),
+            "-log-level=warn".to_owned(),
+            format!("-config-file={}", self.folder.path().join("agent.hcl").display()),
+        ]);
+        arguments.extend(options.arguments.iter().cloned());
+        arguments
+    }
+
+    fn is_ready(&self) -> bool {
+        let leader = self.request("GET", "/v1/status/leader", &Value::Null);
+        if !leader.is_ok_and(|answer| answer.status == 200 && answer.body.len() > 4) {
+            return false;
+        }
+        let nodes = self.request("GET", "/v1/catalog/nodes", &Value::Null);
+        // With an ACL, the node is listed once the agent has a token; that is the test's affair.
+        nodes.is_ok_and(|answer| {
+            answer.status == 200
+                && (answer.body.contains(&self.options.node) || self.options.token.is_some())
+        })
+    }
+
+    /// Pid of the running agent.
+    ///
+    /// # Panics
+    /// If it is down.
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("the agent runs").pid()
+    }
+
+    /// Kills it: no goodbye to anybody.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.stop(&[(Signal::KILL, Duration::from_secs(5))]);
+        }
+    }
+
+    /// Ends it with SIGTERM; a client agent with `leave_on_terminate` says goodbye.
+    pub fn terminate(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.stop(&[
+                (Signal::TERM, Duration::from_secs(15)),
+                (Signal::KILL, Duration::from_secs(5)),
+            ]);
+        }
+    }
+
+    /// Stops it as a debugger does: connections stay open, nothing is answered.
+    pub fn pause(&mut self) {
+        self.process.iter_mut().for_each(|p| p.signal(Signal::STOP));
+    }
+
+    /// Lets it go on.
+    pub fn resume(&mut self) {
+        self.process.iter_mut().for_each(|p| p.signal(Signal::CONT));
+    }
+
+    /// Where its HTTP API listens.
+    pub fn address(&self) -> SocketAddr {
+        (IpAddr::from(self.options.ip), self.http_port).into()
+    }
+
+    /// URL of its HTTP API.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address())
+    }
+
+    /// Where others join its cluster.
+    pub fn serf_address(&self) -> String {
+        format!("{}:{}", self.options.ip, self.serf_port)
+    }
+
+    /// Name of its node.
+    pub fn node(&self) -> &str {
+        &self.options.node
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// One request; `Null` sends no body.
+    ///
+    /// # Errors
+    /// As [`http::request`].
+    pub fn request(&self, method: &str, path: &str, body: &Value) -> std::io::Result<Response> {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let token = self.options.token.as_deref().unwrap_or_default();
+        let headers = [("X-Consul-Token", token)];
+        let headers = if token.is_empty() { &[][..] } else { &headers[..] };
+        http::request(self.address(), method, path, headers, body.as_bytes())
+    }
+
+    /// Puts a document; returns the answer's.
+    ///
+    /// # Panics
+    /// Unless Consul says 200.
+    pub fn put(&self, path: &str, body: &Value) -> Value {
+        let answer = self.request("PUT", path, body);
+        let answer = answer.unwrap_or_else(|error| panic!("PUT {path}: {error}"));
+        assert_eq!(answer.status, 200, "PUT {path} {body}: {}", answer.body);
+        serde_json::from_str(&answer.body).unwrap_or_default()
+    }
+
+    /// Gets a document.
+    ///
+    /// # Panics
+    /// Unless Consul says 200.
+    pub fn get(&self, path: &str) -> Value {
+        let answer = self.request("GET", path, &Value::Null);
+        let answer = answer.unwrap_or_else(|error| panic!("GET {path}: {error}"));
+        assert_eq!(answer.status, 200, "GET {path}: {}", answer.body);
+        serde_json::from_str(&answer.body).unwrap_or_default()
+    }
+
+    /// Registers an instance with this agent.
+    pub fn register(&self, instance: &Instance) {
+        self.put("/v1/agent/service/register", &instance.for_agent());
+    }
+
+    /// Takes an instance back.
+    pub fn deregister(&self, id: &str) {
+        self.put(&format!("/v1/agent/service/deregister/{id}"), &Value::Null);
+    }
+
+    /// Turns an instance's check `passing`, `warning` or `critical`.
+    pub fn set_check(&self, id: &str, status: &str) {
+        let path = format!("/v1/agent/check/update/service:{id}");
+        self.put(&path, &json!({ "Status": status }));
+    }
+
+    /// Puts an instance into maintenance, or out of it.
+    pub fn set_maintenance(&self, id: &str, on: bool) {
+        let path = format!("/v1/agent/service/maintenance/{id}?enable={on}");
+        self.put(&path, &Value::Null);
+    }
+
+    /// Registers an instance in the catalog, on a node that has no agent.
+    pub fn register_external(&self, node: &str, node_address: &str, instance: &Instance) {
+        self.put("/v1/catalog/register", &instance.for_catalog(node, node_address));
+    }
+
+    /// Takes an instance of such a node back.
+    pub fn deregister_external(&self, node: &str, id: &str) {
+        self.put("/v1/catalog/deregister", &json!({ "Node": node, "ServiceID": id }));
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn log(folder: &Path) -> String {
+    fs::read_to_string(folder.join("log")).unwrap_or_default()
+}
+
+/// An instance to register.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    service: String,
+    id: String,
+    address: String,
+    port: u16,
+    tags: Vec<String>,
+    meta: Value,
+    weights: (u16, u16),
+    check: Option<String>,
+}
+
+impl Instance {
+    /// An instance with weight 1 and a check that a test turns as it likes.
+    pub fn new(service: &str, id: &str, address: impl Into<SocketAddr>) -> Instance {
+        let address = address.into();
+        Instance {
+            service: service.to_owned(),
+            id: id.to_owned(),
+            address: address.ip().to_string(),
+            port: address.port(),
+            tags: Vec::new(),
+            meta: json!({}),
+            weights: (1, 1),
+            check: Some("passing".to_owned()),
+        }
+    }
+
+    /// Says another address: a host name, nothing, or what no address is.
+    pub fn address(mut self, address: &str) -> Instance {
+        address.clone_into(&mut self.address);
+        self
+    }
+
+    /// Its tags.
+    pub fn tags(mut self, tags: &[&str]) -> Instance {
+        self.tags = tags.iter().map(|&t| t.to_owned()).collect();
+        self
+    }
+
+    /// A pair of its metadata.
+    pub fn meta(mut self, key: &str, value: &str) -> Instance {
+        self.meta[key] = value.into();
+        self
+    }
+
+    /// Its weights when passing and in warning.
+    pub fn weights(mut self, passing: u16, warning: u16) -> Instance {
+        self.weights = (passing, warning);
+        self
+    }
+
+    /// Its check's first status.
+    pub fn status(mut self, status: &str) -> Instance {
+        self.check = Some(status.to_owned());
+        self
+    }
+
+    fn service(&self) -> Value {
+        json!({
+            "Tags": self.tags, "Address": self.address, "Port": self.port, "Meta": self.meta,
+            "Weights": { "Passing": self.weights.0, "Warning": self.weights.1 },
+        })
+    }
+
+    fn for_agent(&self) -> Value {
+        let mut document = self.service();
+        document["Name"] = self.service.clone().into();
+        document["ID"] = self.id.clone().into();
+        if let Some(status) = &self.check {
+            document["Check"] = json!({
+                "CheckID": format!("service:{}", self.id), "TTL": "1h", "Status": status,
+            });
+        }
+        document
+    }
+
+    fn for_catalog(&self, node: &str, node_address: &str) -> Value {
+        let mut service = self.service();
+        service["Service"] = self.service.clone().into();
+        service["ID"] = self.id.clone().into();
+        let mut document =
+            json!({ "Node": node, "Address": node_address, "Service": service });
+        if let Some(status) = &self.check {
+            document["Check"] = json!({
+                "CheckID": format!("service:{}", self.id), "Name": "e2e", "Status": status,
+                "ServiceID": self.id, "Node": node,
+            });
+        }
+        document
+    }
+}

@@ -1,0 +1,222 @@
+//! A scripted Consul, for answers that a real one gives only in rare moments.
+
+use std::collections::HashMap;
+use std::io::{self, BufReader, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::ports;
+use crate::wire;
+
+/// A request that the fake received.
+#[derive(Clone, Debug)]
+pub struct Query {
+    /// Path and query.
+    pub target: String,
+    /// Service asked for.
+    pub service: String,
+    /// `index=`.
+    pub index: Option<u64>,
+    /// `X-Consul-Token`.
+    pub token: Option<String>,
+    /// When it came.
+    pub at: Instant,
+}
+
+/// An answer out of the script.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Status code.
+    pub status: u16,
+    /// `X-Consul-Index`.
+    pub index: Option<u64>,
+    /// The body.
+    pub body: String,
+    /// Bytes announced beyond the body's own: the connection is closed before they come.
+    pub missing: usize,
+}
+
+impl Answer {
+    /// A 200 with index and body.
+    pub fn ok(index: u64, body: impl ToString) -> Answer {
+        Answer { status: 200, index: Some(index), body: body.to_string(), missing: 0 }
+    }
+
+    /// An error as Consul sends it: those carry index 1.
+    pub fn error(status: u16, body: &str) -> Answer {
+        Answer { status, index: Some(1), body: body.to_owned(), missing: 0 }
+    }
+}
+
+type Script = dyn FnMut(&Query) -> Option<Answer> + Send;
+
+#[derive(Default)]
+struct State {
+    services: HashMap<String, (u64, String)>,
+    script: Option<Box<Script>>,
+    queries: Vec<Query>,
+    open: Vec<TcpStream>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    stopping: AtomicBool,
+}
+
+/// The fake. It blocks on an unchanged index as Consul does, unless the script answers.
+pub struct FakeConsul {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+}
+
+impl FakeConsul {
+    /// Starts one on a free port of 127.0.0.1, without services.
+    ///
+    /// # Panics
+    /// If the port can't be bound.
+    pub fn start() -> FakeConsul {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ports::free()));
+        let listener = TcpListener::bind(address).expect("the reserved port");
+        let shared = Arc::<Shared>::default();
+        let accepting = Arc::clone(&shared);
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                if accepting.stopping.load(Ordering::SeqCst) {
+                    return;
+                }
+                let Ok(clone) = stream.try_clone() else { continue };
+                lock(&accepting.state).open.push(clone);
+                let shared = Arc::clone(&accepting);
+                // An error is nginx going away, which is the test's doing.
+                thread::spawn(move || drop(serve(&shared, stream)));
+            }
+        });
+        FakeConsul { shared, address }
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Sets what it knows of a service, and wakes the queries for it.
+    pub fn publish(&self, service: &str, index: u64, instances: &Value) {
+        self.publish_text(service, index, instances.to_string());
+    }
+
+    /// As [`FakeConsul::publish`], with a body that may be anything.
+    pub fn publish_text(&self, service: &str, index: u64, body: String) {
+        lock(&self.shared.state).services.insert(service.to_owned(), (index, body));
+        self.shared.changed.notify_all();
+    }
+
+    /// Asks `script` first, from now on; what it answers `None` to goes its usual way.
+    pub fn script(&self, script: impl FnMut(&Query) -> Option<Answer> + Send + 'static) {
+        lock(&self.shared.state).script = Some(Box::new(script));
+        self.shared.changed.notify_all();
+    }
+
+    /// Ends the script.
+    pub fn unscript(&self) {
+        lock(&self.shared.state).script = None;
+        self.shared.changed.notify_all();
+    }
+
+    /// The queries received so far.
+    pub fn queries(&self) -> Vec<Query> {
+        lock(&self.shared.state).queries.clone()
+    }
+}
+
+impl Drop for FakeConsul {
+    fn drop(&mut self) {
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        let _ = TcpStream::connect_timeout(&self.address, Duration::from_secs(1));
+        for stream in lock(&self.shared.state).open.drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        self.shared.changed.notify_all();
+    }
+}
+
+/// An instance as `/v1/health/service` lists it.
+pub fn instance(id: &str, address: SocketAddr) -> Value {
+    json!({
+        "Node": { "Node": "fake", "Address": "127.0.0.1", "Meta": null },
+        "Service": {
+            "ID": id, "Service": "web", "Tags": null, "Address": address.ip().to_string(),
+            "Port": address.port(), "Weights": { "Passing": 1, "Warning": 1 },
+        },
+        "Checks": null,
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn serve(shared: &Shared, stream: TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut reader = BufReader::new(stream);
+    while let Some(head) = wire::read_head(&mut reader)? {
+        let query = parse(&head);
+        lock(&shared.state).queries.push(query.clone());
+        let Some(answer) = decide(shared, &query) else { return Ok(()) };
+        let mut message = format!("HTTP/1.1 {} Said\r\n", answer.status);
+        if let Some(index) = answer.index {
+            message += &format!("X-Consul-Index: {index}\r\n");
+        }
+        message += "Content-Type: application/json\r\n";
+        message += &format!("Content-Length: {}\r\n\r\n", answer.body.len() + answer.missing);
+        let stream = reader.get_mut();
+        stream.write_all(message.as_bytes())?;
+        stream.write_all(answer.body.as_bytes())?;
+        if answer.missing > 0 {
+            return stream.shutdown(Shutdown::Both);
+        }
+    }
+    Ok(())
+}
+
+fn parse(head: &wire::Head) -> Query {
+    let target = head.word(1).to_owned();
+    let (path, parameters) = target.split_once('?').unwrap_or((&target, ""));
+    let index = parameters.split('&').find_map(|p| p.strip_prefix("index=")?.parse().ok());
+    Query {
+        service: path.rsplit('/').next().unwrap_or_default().to_owned(),
+        index,
+        token: head.header("x-consul-token").map(str::to_owned),
+        at: Instant::now(),
+        target,
+    }
+}
+
+/// The answer, once there is one; `None` at the end.
+fn decide(shared: &Shared, query: &Query) -> Option<Answer> {
+    // The module asks for 60 s at most, and a test is shorter.
+    let end = query.at + Duration::from_secs(60);
+    let mut state = lock(&shared.state);
+    while !shared.stopping.load(Ordering::SeqCst) {
+        if let Some(answer) = state.script.as_mut().and_then(|script| script(query)) {
+            return Some(answer);
+        }
+        let known = state.services.get(&query.service).cloned();
+        let (index, body) = known.unwrap_or_else(|| (1, "[]".to_owned()));
+        if query.index != Some(index) || Instant::now() >= end {
+            return Some(Answer::ok(index, body));
+        }
+        let patience = Duration::from_secs(1);
+        state = shared.changed.wait_timeout(state, patience).map_or_else(
+            |poisoned| poisoned.into_inner().0,
+            |(state, _)| state,
+        );
+    }
+    None
+}

@@ -1,0 +1,73 @@
+//! Waiting for conditions; the tests know no other way to let time pass.
+
+use std::fmt::Debug;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Between two looks at a condition.
+const STEP: Duration = Duration::from_millis(3);
+
+/// Looks until `condition` holds; returns how long that took.
+///
+/// # Panics
+/// After `timeout`, naming `what`.
+#[track_caller]
+pub fn until(what: &str, timeout: Duration, mut condition: impl FnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    until_some(what, timeout, || condition().then_some(()));
+    start.elapsed()
+}
+
+/// Looks until `look` finds something.
+///
+/// # Panics
+/// After `timeout`, naming `what`.
+#[track_caller]
+pub fn until_some<T>(what: &str, timeout: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < timeout, "waited {timeout:?} in vain: {what}");
+        thread::sleep(STEP);
+    }
+}
+
+/// Looks until `look` returns `expected`.
+///
+/// # Panics
+/// After `timeout`, with what was seen last.
+#[track_caller]
+pub fn until_eq<T: PartialEq + Debug + ?Sized, S: std::borrow::Borrow<T> + Debug>(
+    what: &str,
+    timeout: Duration,
+    expected: &T,
+    mut look: impl FnMut() -> S,
+) -> Duration {
+    let start = Instant::now();
+    loop {
+        let seen = look();
+        if seen.borrow() == expected {
+            return start.elapsed();
+        }
+        assert!(
+            start.elapsed() < timeout,
+            "waited {timeout:?} in vain: {what}\n     seen: {seen:?}\n expected: {expected:?}"
+        );
+        thread::sleep(STEP);
+    }
+}
+
+/// Checks all through `span` that `condition` keeps holding.
+///
+/// # Panics
+/// As soon as it doesn't.
+#[track_caller]
+pub fn holds(what: &str, span: Duration, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while start.elapsed() < span {
+        assert!(condition(), "no longer after {:?}: {what}", start.elapsed());
+        thread::sleep(STEP * 3);
+    }
+}

@@ -1,0 +1,173 @@
+//! Which peer a request goes to.
+
+use std::thread;
+use std::time::Duration;
+
+use nginx_consul_e2e::{Agent, Backend, Config, Instance, Load, Manner, Nginx, Tally, wait};
+
+use crate::support::{SERVER, SOON, gateway, register, tally, unique, until_peers};
+
+/// Registers backends with weights, in the order of their names.
+fn register_weighted(consul: &Agent, service: &str, backends: &[Backend], weights: &[u16]) {
+    for (backend, &weight) in backends.iter().zip(weights) {
+        let id = format!("{service}-{}", backend.name());
+        consul.register(&Instance::new(service, &id, backend.address()).weights(weight, 1));
+    }
+}
+
+fn balanced(consul: &Agent, service: &str, method: &str, workers: usize) -> Nginx {
+    gateway(&consul.url(), service, "consul_dynamic %%SERVICE%%; consul_balance %%METHOD%%;")
+        .set("METHOD", method)
+        .workers(workers)
+        .start()
+}
+
+#[test]
+fn round_robin_has_nginxs_own_sequence() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b", "c"]);
+    register_weighted(&consul, &service, &backends, &[5, 1, 1]);
+    let nginx = balanced(&consul, &service, "round_robin", 1);
+    assert_eq!(nginx.sequence("/", 14), "a a b a c a a a a b a c a a");
+}
+
+#[test]
+fn round_robin_is_the_default() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b", "c"]);
+    register_weighted(&consul, &service, &backends, &[4, 2, 1]);
+    let nginx = gateway(&consul.url(), &service, "consul_dynamic %%SERVICE%%;").start();
+    assert_eq!(nginx.sequence("/", 7), stock_sequence(&backends, &[4, 2, 1]));
+}
+
+/// What stock nginx does with the same servers and weights.
+fn stock_sequence(backends: &[Backend], weights: &[u16]) -> String {
+    let servers: String = backends
+        .iter()
+        .zip(weights)
+        .map(|(backend, weight)| format!("server {} weight={weight};", backend.address()))
+        .collect();
+    let nginx = Config::http(&format!(
+        "upstream api {{ {servers} }}
+         server {{ listen 127.0.0.1:%%PORT%%; location / {{ proxy_pass http://api; }} }}"
+    ))
+    .without_module()
+    .start();
+    nginx.sequence("/", weights.iter().map(|&weight| usize::from(weight)).sum())
+}
+
+#[test]
+fn round_robin_goes_on_evenly_after_a_change() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b", "c"]);
+    register(&consul, &service, &backends[..2]);
+    let nginx = balanced(&consul, &service, "round_robin", 1);
+    assert_eq!(tally(&nginx, "/", 5), "a: 3, b: 2");
+    register(&consul, &service, &backends[2..]);
+    until_peers(&nginx, &service, &[&backends[0], &backends[1], &backends[2]]);
+    assert_eq!(tally(&nginx, "/", 9), "a: 3, b: 3, c: 3");
+}
+
+#[test]
+fn random_keeps_to_the_weights() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b", "c"]);
+    let weights = [5_u16, 2, 1];
+    register_weighted(&consul, &service, &backends, &weights);
+    let nginx = balanced(&consul, &service, "random", 2);
+    let n = 800;
+    let seen: Tally = (0..n).map(|_| nginx.outcome("/")).collect();
+    assert_eq!(seen.total(), n);
+    let chi_square: f64 = ["a", "b", "c"]
+        .iter()
+        .zip(weights)
+        .map(|(name, weight)| {
+            let expected = f64::from(weight) / 8.0 * 800.0;
+            let difference = f64::from(u32::try_from(seen.of(name)).unwrap_or(0)) - expected;
+            difference * difference / expected
+        })
+        .sum();
+    // Two degrees of freedom: by chance above 20 once in 22,000 runs.
+    assert!(chi_square < 20.0, "{seen}: chi square {chi_square:.1}");
+    // And below this in one of 100 runs of 800 only if the sequence isn't random at all.
+    let sequence = nginx.sequence("/", 24);
+    assert_ne!(sequence[..16], sequence[16..32], "a period of eight: {sequence}");
+}
+
+#[test]
+fn least_conn_avoids_the_busy_one_over_all_workers() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b"]);
+    register(&consul, &service, &backends);
+    let nginx = balanced(&consul, &service, "least_conn", 2);
+    backends[0].set(Manner::Hold);
+    // Enough that some hang at `a`, through whichever worker they came.
+    let held = Load::start(nginx.address(), "/", 4, false);
+    wait::until("all clients hang at a", SOON, || backends[0].busy() == 4);
+    assert_eq!(tally(&nginx, "/", 40), "b: 40");
+    backends[0].release();
+    wait::until("a answers again", SOON, || held.sent() > 40);
+    let seen = held.finish();
+    assert!(seen.of("a") > 4 && seen.of("b") > 0, "{seen}");
+}
+
+#[test]
+fn least_conn_minds_the_weights() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b"]);
+    register_weighted(&consul, &service, &backends, &[3, 1]);
+    let nginx = balanced(&consul, &service, "least_conn", 1);
+    backends.iter().for_each(|backend| backend.set(Manner::Hold));
+    let address = nginx.address();
+    let clients: Vec<_> = (1..=8)
+        .map(|n| {
+            let client = thread::spawn(move || nginx_consul_e2e::http::get(address, "/"));
+            wait::until("the request hangs", SOON, || {
+                backends.iter().map(Backend::busy).sum::<usize>() == n
+            });
+            client
+        })
+        .collect();
+    let busy = format!("a: {}, b: {}", backends[0].busy(), backends[1].busy());
+    backends.iter().for_each(Backend::release);
+    for client in clients {
+        assert!(client.join().expect("a client").is_ok_and(|answer| answer.status == 200));
+    }
+    assert_eq!(busy, "a: 6, b: 2");
+}
+
+#[test]
+fn an_upstream_overrides_the_method_of_http() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b", "c"]);
+    register(&consul, &service, &backends);
+    let nginx = Config::http(&format!(
+        "consul_server %%CONSUL%%; consul_balance random;
+         upstream api {{ consul_dynamic %%SERVICE%%; consul_balance round_robin; }}
+         upstream other {{ consul_dynamic %%SERVICE%%; }}
+         server {{ listen 127.0.0.1:%%OTHER%%; location / {{ proxy_pass http://other; }} }}
+         {SERVER}"
+    ))
+    .set("OTHER", nginx_consul_e2e::ports::free())
+    .set("CONSUL", consul.url())
+    .set("SERVICE", &service)
+    .start();
+    assert_eq!(nginx.sequence("/", 9), "a b c a b c a b c");
+}
+
+#[test]
+fn each_method_serves_everyone_of_many() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let names: Vec<String> = (0..12).map(|n| format!("n{n:02}")).collect();
+    let backends: Vec<Backend> = names.iter().map(|name| Backend::start(name)).collect();
+    register(&consul, &service, &backends);
+    for method in ["round_robin", "random", "least_conn"] {
+        let nginx = balanced(&consul, &service, method, 2);
+        let mut seen = Tally::default();
+        let patience = Duration::from_secs(20);
+        wait::until_eq(method, patience, &names.join(" "), || {
+            seen.add(nginx.outcome("/"));
+            seen.outcomes()
+        });
+    }
+}

@@ -1,0 +1,293 @@
+//! What `nginx -t` refuses: in nginx's own style, with directive, file and line.
+
+use nginx_consul_e2e::Config;
+
+/// Has `nginx -t` refuse an `http` block, with these words and the place of the line marked `# here`.
+#[track_caller]
+fn refused(http: &str, words: &[&str]) {
+    let checked = Config::http(http).check();
+    assert!(!checked.passed, "accepted:\n{http}");
+    let place = format!("in {}", checked.place("# here"));
+    let fits = |line: &str| {
+        line.contains("[emerg]")
+            && line.contains(&place)
+            && words.iter().all(|word| line.contains(word))
+    };
+    assert!(
+        checked.output.lines().any(fits),
+        "no [emerg] line with {words:?} and {place:?}:\n{}",
+        checked.output
+    );
+}
+
+/// As [`refused`], for one line in an `upstream` block.
+#[track_caller]
+fn refused_in_upstream(line: &str, words: &[&str]) {
+    refused(&format!("upstream api {{\n{line} # here\n}}"), words);
+}
+
+/// As [`refused`], for one line in the `http` block; followed by an upstream that makes it matter.
+#[track_caller]
+fn refused_in_http(line: &str, words: &[&str]) {
+    refused(&format!("{line} # here\nupstream api {{ consul_dynamic web; }}"), words);
+}
+
+#[test]
+fn no_service_name_is_refused() {
+    refused_in_upstream(
+        "consul_dynamic;",
+        &["invalid number of arguments in \"consul_dynamic\" directive"],
+    );
+}
+
+#[test]
+fn an_empty_service_name_is_refused() {
+    refused_in_upstream("consul_dynamic \"\";", &["consul_dynamic", "empty"]);
+}
+
+#[test]
+fn an_unknown_parameter_is_refused() {
+    refused_in_upstream("consul_dynamic web colour=red;", &["consul_dynamic", "\"colour=red\""]);
+    refused_in_upstream("consul_dynamic web passing;", &["consul_dynamic", "\"passing\""]);
+}
+
+#[test]
+fn a_doubled_parameter_is_refused() {
+    for double in [
+        "filter=a filter=b",
+        "dc=a dc=b",
+        "ns=a ns=b",
+        "partition=a partition=b",
+        "near=a near=b",
+        "status=any status=any",
+        "consistency=stale consistency=default",
+        "max_fails=1 max_fails=2",
+        "fail_timeout=1s fail_timeout=2s",
+        "max_conns=1 max_conns=2",
+        "slow_start=1s slow_start=2s",
+    ] {
+        let name = double.split('=').next().expect("a name");
+        refused_in_upstream(
+            &format!("consul_dynamic web {double};"),
+            &["consul_dynamic", "duplicate", name],
+        );
+    }
+}
+
+#[test]
+fn a_bad_value_of_a_parameter_is_refused() {
+    for bad in [
+        "status=healthy",
+        "status=",
+        "consistency=eventual",
+        "max_fails=many",
+        "max_fails=-1",
+        "fail_timeout=soon",
+        "max_conns=x",
+        "slow_start=-3s",
+    ] {
+        refused_in_upstream(&format!("consul_dynamic web {bad};"), &["consul_dynamic", bad]);
+    }
+}
+
+#[test]
+fn a_doubled_directive_is_refused() {
+    refused(
+        "upstream api {\nconsul_dynamic web;\nconsul_dynamic other; # here\n}",
+        &["\"consul_dynamic\" directive is duplicate"],
+    );
+    for line in [
+        "consul_server http://127.0.0.1:8500;",
+        "consul_balance random;",
+        "consul_token secret;",
+        "consul_wait 10s;",
+        "consul_connect_timeout 1s;",
+        "consul_retry 1s 2s;",
+        "consul_init_timeout 1s;",
+        "consul_zone consul 2m;",
+        "consul_connections 8;",
+        "consul_max_body_size 1m;",
+        "consul_ssl_verify on;",
+        "consul_ssl_name consul;",
+    ] {
+        let name = line.split(' ').next().expect("a name");
+        refused(&format!("{line}\n{line} # here"), &[&format!("\"{name}\" directive is duplicate")]);
+    }
+}
+
+#[test]
+fn a_doubled_directive_is_refused_in_an_upstream_too() {
+    for line in ["consul_server http://127.0.0.1:8500;", "consul_balance random;", "consul_wait 9s;"]
+    {
+        let name = line.split(' ').next().expect("a name");
+        refused(
+            &format!("upstream api {{\nconsul_dynamic web;\n{line}\n{line} # here\n}}"),
+            &[&format!("\"{name}\" directive is duplicate")],
+        );
+    }
+}
+
+#[test]
+fn a_doubled_status_page_is_refused() {
+    refused(
+        "server { location / {\nconsul_status;\nconsul_status; # here\n} }",
+        &["\"consul_status\" directive is duplicate"],
+    );
+}
+
+#[test]
+fn a_bad_url_is_refused() {
+    for url in
+        ["ftp://127.0.0.1", "nonsense", "http://", "http://127.0.0.1:99999", "unix:", "unix:run"]
+    {
+        refused_in_http(&format!("consul_server {url};"), &["\"consul_server\"", url]);
+    }
+    refused_in_http("consul_server;", &["invalid number of arguments", "\"consul_server\""]);
+}
+
+#[test]
+fn a_bad_second_url_is_refused() {
+    refused_in_http(
+        "consul_server http://127.0.0.1:8500 http://:8500;",
+        &["\"consul_server\"", "http://:8500"],
+    );
+}
+
+#[test]
+fn a_bad_time_is_refused() {
+    for line in [
+        "consul_wait soon;",
+        "consul_wait 0;",
+        "consul_connect_timeout 1x;",
+        "consul_init_timeout -1s;",
+        "consul_retry 1s never;",
+    ] {
+        let name = line.split(' ').next().expect("a name");
+        refused_in_http(line, &[&format!("\"{name}\"")]);
+    }
+}
+
+#[test]
+fn a_retry_whose_least_is_above_its_most_is_refused() {
+    refused_in_http("consul_retry 30s 1s;", &["\"consul_retry\""]);
+}
+
+#[test]
+fn a_bad_size_is_refused() {
+    for line in [
+        "consul_zone consul big;",
+        "consul_zone consul 1k;",
+        "consul_zone consul 0;",
+        "consul_max_body_size 1x;",
+    ] {
+        let name = line.split(' ').next().expect("a name");
+        refused_in_http(line, &[&format!("\"{name}\"")]);
+    }
+}
+
+#[test]
+fn a_bad_number_of_connections_is_refused() {
+    for line in ["consul_connections 0;", "consul_connections many;"] {
+        refused_in_http(line, &["\"consul_connections\""]);
+    }
+}
+
+#[test]
+fn an_unknown_method_is_refused() {
+    refused_in_http("consul_balance fastest;", &["\"consul_balance\"", "\"fastest\""]);
+}
+
+#[test]
+fn an_unreadable_token_file_is_refused() {
+    refused_in_http(
+        "consul_token_file /nowhere/token;",
+        &["consul_token_file", "/nowhere/token", "No such file or directory"],
+    );
+}
+
+#[test]
+fn an_unreadable_authority_file_is_refused() {
+    refused_in_http(
+        "consul_ssl_trusted_certificate /nowhere/ca.pem;",
+        &["consul_ssl_trusted_certificate", "/nowhere/ca.pem", "No such file or directory"],
+    );
+}
+
+#[test]
+fn an_authority_file_without_a_certificate_is_refused() {
+    let checked = Config::http("consul_ssl_trusted_certificate %%PREFIX%%/ca.pem; # here")
+        .file("ca.pem", "this is no certificate\n")
+        .check();
+    assert!(!checked.passed, "accepted");
+    let place = checked.place("# here");
+    for word in ["[emerg]", "consul_ssl_trusted_certificate", "ca.pem", place.as_str()] {
+        assert!(checked.output.contains(word), "no {word:?} in {}", checked.output);
+    }
+}
+
+#[test]
+fn a_zone_in_the_same_block_is_refused() {
+    for block in [
+        "upstream api {\nzone api 64k;\nconsul_dynamic web; # here\n}",
+        "upstream api {\nconsul_dynamic web; # here\nzone api 64k;\n}",
+    ] {
+        refused(block, &["\"zone\"", "consul_dynamic"]);
+    }
+}
+
+#[test]
+fn keepalive_before_consul_dynamic_is_refused_where_that_loses_it() {
+    // Since 1.29.7 nginx sets keepalive up after all balancers, and the order is free.
+    if nginx_version() >= (1, 29, 7) {
+        let checked = Config::http("upstream api { keepalive 8; consul_dynamic web; }").check();
+        assert!(checked.passed, "{}", checked.output);
+    } else {
+        refused(
+            "upstream api {\nkeepalive 8;\nconsul_dynamic web; # here\n}",
+            &["\"keepalive\"", "consul_dynamic"],
+        );
+    }
+}
+
+#[test]
+fn a_balancing_method_after_it_is_refused() {
+    for method in ["least_conn;", "ip_hash;", "hash $uri consistent;", "random;"] {
+        refused(
+            &format!("upstream api {{\nconsul_dynamic web; # here\n{method}\n}}"),
+            &["consul_dynamic"],
+        );
+    }
+}
+
+#[test]
+fn a_balancing_method_before_it_is_refused() {
+    for method in ["least_conn;", "ip_hash;", "hash $uri consistent;", "random two;"] {
+        refused(
+            &format!("upstream api {{\n{method}\nconsul_dynamic web; # here\n}}"),
+            &["consul_dynamic"],
+        );
+    }
+}
+
+#[test]
+fn directives_outside_their_block_are_refused() {
+    refused_in_http("consul_dynamic web;", &["\"consul_dynamic\" directive is not allowed here"]);
+    refused_in_http("consul_status;", &["\"consul_status\" directive is not allowed here"]);
+    refused_in_upstream("consul_zone consul 1m;", &["\"consul_zone\" directive is not allowed here"]);
+    refused_in_upstream(
+        "consul_connections 4;",
+        &["\"consul_connections\" directive is not allowed here"],
+    );
+}
+
+fn nginx_version() -> (u32, u32, u32) {
+    let output = std::process::Command::new(nginx_consul_e2e::nginx::binary())
+        .arg("-v")
+        .output()
+        .expect("nginx -v runs");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let version = text.split('/').nth(1).unwrap_or_default().split_whitespace().next();
+    let mut parts = version.unwrap_or_default().split('.').map(|part| part.parse().unwrap_or(0));
+    let mut next = || parts.next().unwrap_or(0);
+    (next(), next(), next())
+}

@@ -1,0 +1,101 @@
+//! What `nginx -t` accepts, without asking anybody.
+
+use std::io::ErrorKind;
+use std::net::TcpListener;
+
+use nginx_consul_e2e::Config;
+
+#[track_caller]
+fn accepted(http: &str) {
+    let checked = Config::http(http).check();
+    assert!(checked.passed, "{}\n{http}", checked.output);
+    for bad in ["[warn]", "[error]", "[alert]"] {
+        assert!(!checked.output.contains(bad), "{}", checked.output);
+    }
+}
+
+#[test]
+fn consul_dynamic_may_be_the_only_line_of_the_block() {
+    accepted("upstream api { consul_dynamic web; }");
+}
+
+#[test]
+fn the_recipes_placeholder_is_accepted() {
+    accepted("upstream api { server 0.0.0.1 down; consul_dynamic web; }");
+    accepted("upstream api { consul_dynamic web; server 0.0.0.1 down; }");
+}
+
+#[test]
+fn keepalive_may_follow() {
+    accepted("upstream api { consul_dynamic web; keepalive 32; keepalive_requests 100; }");
+}
+
+#[test]
+fn two_upstreams_may_follow_one_service() {
+    accepted(
+        "upstream one { consul_dynamic web; }
+         upstream two { consul_dynamic web tag=v2; keepalive 8; }",
+    );
+}
+
+#[test]
+fn proxy_pass_may_name_the_upstream_by_a_variable() {
+    accepted(
+        "upstream api { consul_dynamic web; }
+         server { listen 127.0.0.1:%%PORT%%; set $name api;
+                  location / { proxy_pass http://$name; } }",
+    );
+}
+
+#[test]
+fn every_parameter_of_consul_dynamic_is_accepted() {
+    accepted(
+        "upstream api {
+             consul_dynamic web tag=v1 tag=blue \"filter=Service.Meta.zone == a\" dc=dc1 ns=team
+                 partition=part near=_agent status=warning consistency=stale
+                 max_fails=3 fail_timeout=10s max_conns=100 slow_start=30s;
+         }",
+    );
+    for value in ["status=passing", "status=any", "consistency=default", "consistency=consistent",
+        "consistency=cached", "max_fails=0", "max_conns=0"]
+    {
+        accepted(&format!("upstream api {{ consul_dynamic web {value}; }}"));
+    }
+}
+
+#[test]
+fn every_setting_has_its_place_in_http_and_in_an_upstream() {
+    let both = "consul_server http://127.0.0.1:8500 https://consul.example:8501 unix:/run/c.sock;
+        consul_balance least_conn; consul_token secret; consul_wait 30s;
+        consul_connect_timeout 500ms; consul_retry 100ms 5s; consul_max_body_size 32m;
+        consul_ssl_verify off; consul_ssl_name consul.example;";
+    accepted(&format!(
+        "{both} consul_init_timeout 500ms; consul_zone mine 2m; consul_connections 16;
+         upstream api {{ consul_dynamic web; {both} }}"
+    ));
+}
+
+#[test]
+fn the_module_loads_without_any_directive() {
+    accepted("server { listen 127.0.0.1:%%PORT%%; return 200 ok; }");
+}
+
+#[test]
+fn nginx_t_opens_no_connection() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.set_nonblocking(true).expect("non-blocking");
+    let address = listener.local_addr().expect("its address");
+    let checked = Config::http(
+        "consul_server http://%%CONSUL%%;
+         upstream one { consul_dynamic web; }
+         upstream two { consul_dynamic other; }",
+    )
+    .set("CONSUL", address)
+    .check();
+    assert!(checked.passed, "{}", checked.output);
+    let came = listener.accept().map(|(_, from)| from);
+    assert!(
+        came.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock),
+        "nginx -t connected: {came:?}"
+    );
+}

@@ -1,0 +1,127 @@
+//! What the error log says, and what it doesn't.
+
+use nginx_consul_e2e::consul::Options;
+use nginx_consul_e2e::{Agent, Backend, Fault, Nginx, Proxy, wait};
+
+use crate::support::{
+    SOON, follow, gateway, register_one, tally, unique, until_peers, until_served_by,
+};
+
+/// The log's lines about a service: level and text, without what nginx puts around them.
+fn lines(nginx: &Nginx, service: &str) -> Vec<String> {
+    let own = |line: &str| {
+        let level = line.split('[').nth(1)?.split(']').next()?;
+        Some(format!("[{level}] {}", &line[line.find("consul: ")?..]))
+    };
+    nginx.logged(&format!("\"{service}\"")).iter().filter_map(|line| own(line)).collect()
+}
+
+fn without_index(line: &str) -> String {
+    line.split(", index ").next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn each_change_is_one_line() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b", "c"]);
+    let nginx = follow(&consul.url(), &service);
+    let mut ids = Vec::new();
+    for backend in &backends {
+        ids.push(register_one(&consul, &service, backend));
+        let known: Vec<&Backend> = backends.iter().take(ids.len()).collect();
+        until_peers(&nginx, &service, &known);
+    }
+    consul.deregister(&ids[0]);
+    until_peers(&nginx, &service, &[&backends[1], &backends[2]]);
+    let text = |n, change| format!("[notice] consul: service \"{service}\": {n} ({change})");
+    let expected = [
+        text("1 peer", "+1 -0"),
+        text("2 peers", "+1 -0"),
+        text("3 peers", "+1 -0"),
+        text("2 peers", "+0 -1"),
+    ];
+    wait::until("four lines", SOON, || lines(&nginx, &service).len() >= 4);
+    let seen = lines(&nginx, &service);
+    let bare: Vec<String> = seen.iter().map(|line| without_index(line)).collect();
+    assert_eq!(bare[bare.len() - 4..], expected, "{seen:#?}");
+    let index = |line: &String| line.split(", index ").nth(1).and_then(|n| n.parse::<u64>().ok());
+    assert!(seen.iter().all(|line| index(line).is_some()), "{seen:#?}");
+    let actual = nginx.service(&service)["index"].as_u64();
+    assert_eq!(index(&seen[seen.len() - 1]), actual, "{seen:#?}");
+}
+
+#[test]
+fn an_outage_is_a_line_at_its_start_and_one_at_its_end_with_its_length() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backend = Backend::start("a");
+    register_one(&consul, &service, &backend);
+    let proxy = Proxy::start(consul.address());
+    let nginx = gateway(
+        &proxy.url(),
+        &service,
+        "consul_dynamic %%SERVICE%%; consul_retry 20ms 60ms;",
+    )
+    .log_level("notice")
+    .start();
+    until_peers(&nginx, &service, &[&backend]);
+    let before = lines(&nginx, &service).len();
+    proxy.set(Fault::Refuse);
+    nginx.wait_for_log("retrying in");
+    wait::until("several failures", SOON, || {
+        nginx.service(&service)["failures"].as_u64() >= Some(5)
+    });
+    proxy.set(Fault::Pass);
+    nginx.wait_for_log("answers again after");
+    let seen = lines(&nginx, &service).split_off(before);
+    assert_eq!(seen.len(), 2, "{seen:#?}");
+    let start = format!("[error] consul: service \"{service}\": ");
+    assert!(seen[0].starts_with(&start), "{seen:#?}");
+    assert!(seen[0].contains(", retrying in ") && seen[0].contains(&proxy.url()), "{seen:#?}");
+    let end = format!("consul: service \"{service}\": answers again after ");
+    let length = seen[1].split("again after ").nth(1).unwrap_or_default();
+    let digits: String = length.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
+    let unit = &length[digits.len()..];
+    assert!(seen[1].contains(&end), "{seen:#?}");
+    assert!(digits.parse::<f64>().is_ok_and(|n| n > 0.0), "no length in {seen:#?}");
+    assert!(unit.starts_with('s') || unit.starts_with("ms"), "no unit in {seen:#?}");
+}
+
+#[test]
+fn nothing_happening_is_no_line() {
+    let mut consul = Options::dev().start();
+    let service = unique("web");
+    let backend = Backend::start("a");
+    register_one(&consul, &service, &backend);
+    let nginx = gateway(&consul.url(), &service, "consul_dynamic %%SERVICE%%; consul_wait 1s;")
+        .start();
+    until_served_by(&nginx, "/", "a");
+    let before = lines(&nginx, &service);
+    assert_eq!(before.len(), 1, "{before:#?}");
+    let index = nginx.service(&service)["last_good_seconds"].as_f64();
+    assert!(index.is_some(), "no last answer");
+    // The same again, and what concerns others; then polls that end without news.
+    register_one(&consul, &service, &backend);
+    register_one(&consul, &unique("other"), &backend);
+    let polls = || nginx.service(&service)["last_good_seconds"].as_f64().unwrap_or(9.0);
+    wait::until("a poll is under way", SOON, || polls() > 0.4);
+    wait::until("and ends", SOON, || polls() < 0.2);
+    assert_eq!(tally(&nginx, "/", 2), "a: 2");
+    assert_eq!(lines(&nginx, &service), before);
+    consul.kill();
+}
+
+#[test]
+fn a_reload_with_the_same_peers_is_no_line() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backend = Backend::start("a");
+    register_one(&consul, &service, &backend);
+    let mut nginx = follow(&consul.url(), &service);
+    until_served_by(&nginx, "/", "a");
+    let before = lines(&nginx, &service);
+    nginx.reload();
+    until_served_by(&nginx, "/", "a");
+    wait::until("the new worker has asked", SOON, || {
+        nginx.service(&service)["last_good_seconds"].as_f64().is_some_and(|age| age < 1.0)
+    });
+    assert_eq!(lines(&nginx, &service), before);
+}

@@ -1,0 +1,192 @@
+//! Tokens, TLS and unix sockets between nginx and Consul.
+
+use std::fs;
+
+use nginx_consul_e2e::consul::Options;
+use nginx_consul_e2e::tls::Authority;
+use nginx_consul_e2e::{Agent, Backend, Config, Instance, ports, wait};
+use serde_json::json;
+
+use crate::support::{SERVER, SOON, gateway, register_one, tally, unique, until_served_by};
+
+const MANAGEMENT: &str = "b1000000-0000-4000-8000-000000000001";
+
+/// An agent whose ACL denies by default, and a token that may read services and nodes.
+fn with_acl() -> (Agent, String) {
+    let management = MANAGEMENT;
+    let consul = Options::dev()
+        .hcl(&format!(
+            "acl {{ enabled = true default_policy = \"deny\"
+                    tokens {{ master = \"{management}\" agent = \"{management}\" }} }}"
+        ))
+        .token(management)
+        .start();
+    wait::until("the ACL system is up", SOON, || {
+        let own = consul.request("GET", "/v1/acl/token/self", &serde_json::Value::Null);
+        own.is_ok_and(|answer| answer.status == 200)
+    });
+    consul.put(
+        "/v1/acl/policy",
+        &json!({
+            "Name": "gateway",
+            "Rules": "service_prefix \"\" { policy = \"read\" } node_prefix \"\" { policy = \"read\" }",
+        }),
+    );
+    let token = consul.put("/v1/acl/token", &json!({ "Policies": [{ "Name": "gateway" }] }));
+    let secret = token["SecretID"].as_str().expect("a token").to_owned();
+    (consul, secret)
+}
+
+#[test]
+fn a_token_opens_what_consul_denies_otherwise() {
+    let (consul, token) = with_acl();
+    let service = unique("web");
+    let backend = Backend::start("a");
+    register_one(&consul, &service, &backend);
+    let nginx = gateway(&consul.url(), &service, "consul_dynamic %%SERVICE%%;").start();
+    assert_eq!(nginx.get("/").status, 502, "served without a token");
+    drop(nginx);
+    let with_token = "consul_dynamic %%SERVICE%%; consul_token %%TOKEN%%;";
+    let nginx = gateway(&consul.url(), &service, with_token).set("TOKEN", &token).start();
+    assert_eq!(tally(&nginx, "/", 2), "a: 2");
+    assert!(!nginx.get("/consul?format=json").body.contains(&token), "status shows the token");
+    assert!(!nginx.log().contains(&token), "the log shows the token");
+}
+
+#[test]
+fn a_token_that_consul_doesnt_know_is_an_error() {
+    let (consul, _) = with_acl();
+    let token = "00000000-dead-4000-8000-000000000000";
+    let with_token = "consul_dynamic web; consul_token %%TOKEN%%;";
+    let nginx = gateway(&consul.url(), "web", with_token).set("TOKEN", token).start();
+    let line = nginx.wait_for_log("ACL not found");
+    assert!(line.contains("[error]") && line.contains("403"), "{line}");
+    assert!(!nginx.log().contains(token), "the log shows the token");
+}
+
+#[test]
+fn a_token_file_is_read_again_when_it_changes() {
+    let (consul, token) = with_acl();
+    let service = unique("web");
+    let backend = Backend::start("a");
+    register_one(&consul, &service, &backend);
+    let nginx = gateway(
+        &consul.url(),
+        &service,
+        "consul_dynamic %%SERVICE%%; consul_token_file token; consul_retry 50ms 300ms;",
+    )
+    .file("token", "00000000-dead-4000-8000-000000000000\n")
+    .start();
+    assert_eq!(nginx.get("/").status, 502);
+    nginx.wait_for_log("ACL not found");
+    fs::write(nginx.prefix().join("token"), format!("{token}\n")).expect("a new token");
+    until_served_by(&nginx, "/", "a");
+}
+
+/// An agent with an HTTPS port besides, its authority's certificate, and that port.
+fn with_tls() -> (Agent, Authority, u16) {
+    let authority = Authority::new();
+    let identity = authority.issue(&["consul.test", "127.0.0.1"]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let (certificate, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+    fs::write(&certificate, identity.certificate).expect("a certificate");
+    fs::write(&key, identity.key).expect("a key");
+    let port = ports::free();
+    let consul = Options::dev()
+        .hcl(&format!(
+            "ports {{ https = {port} }} cert_file = \"{}\" key_file = \"{}\"",
+            certificate.display(),
+            key.display()
+        ))
+        .start();
+    (consul, authority, port)
+}
+
+#[test]
+fn consul_is_followed_over_tls_and_its_certificate_is_verified() {
+    let (consul, authority, port) = with_tls();
+    let service = unique("web");
+    let backends = Backend::start_all(&["a", "b"]);
+    register_one(&consul, &service, &backends[0]);
+    let url = format!("https://127.0.0.1:{port}");
+    let nginx = gateway(
+        &url,
+        &service,
+        "consul_dynamic %%SERVICE%%; consul_ssl_trusted_certificate ca.pem;",
+    )
+    .file("ca.pem", authority.pem())
+    .start();
+    assert_eq!(tally(&nginx, "/", 2), "a: 2");
+    register_one(&consul, &service, &backends[1]);
+    until_served_by(&nginx, "/", "a b");
+    drop(nginx);
+
+    let other = Authority::new();
+    let nginx = gateway(
+        &url,
+        &service,
+        "consul_dynamic %%SERVICE%%; consul_ssl_trusted_certificate ca.pem;",
+    )
+    .file("ca.pem", other.pem())
+    .start();
+    let line = nginx.wait_for_log("ertificate");
+    assert!(line.contains("[error]") && line.contains(&service), "{line}");
+    assert_eq!(nginx.get("/").status, 502, "served from a Consul that nobody vouches for");
+}
+
+#[test]
+fn verification_can_be_turned_off() {
+    let (consul, _, port) = with_tls();
+    let service = unique("web");
+    let backend = Backend::start("a");
+    register_one(&consul, &service, &backend);
+    let nginx = gateway(
+        &format!("https://127.0.0.1:{port}"),
+        &service,
+        "consul_dynamic %%SERVICE%%; consul_ssl_verify off;",
+    )
+    .start();
+    assert_eq!(tally(&nginx, "/", 2), "a: 2");
+}
+
+#[test]
+fn consul_is_followed_over_a_unix_socket() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(folder.path(), open).expect("an open folder");
+    let socket = folder.path().join("consul.sock");
+    // Workers run as another user than the agent.
+    let consul = Options::dev()
+        .hcl(&format!(
+            "addresses {{ http = \"127.0.0.1 unix://{}\" }} unix_sockets {{ mode = \"0777\" }}",
+            socket.display()
+        ))
+        .start();
+    let service = unique("web");
+    let backends = Backend::start_all(&["a", "b"]);
+    register_one(&consul, &service, &backends[0]);
+    let url = format!("unix:{}", socket.display());
+    let nginx = gateway(&url, &service, "consul_dynamic %%SERVICE%%;").start();
+    assert_eq!(tally(&nginx, "/", 2), "a: 2");
+    register_one(&consul, &service, &backends[1]);
+    until_served_by(&nginx, "/", "a b");
+}
+
+#[test]
+fn the_environment_names_consul_and_token_where_the_configuration_doesnt() {
+    let (consul, token) = with_acl();
+    let service = unique("web");
+    let backends = Backend::start_all(&["a", "b"]);
+    register_one(&consul, &service, &backends[0]);
+    let text = format!("upstream api {{ consul_dynamic %%SERVICE%%; }} {SERVER}");
+    let nginx = Config::http(&text)
+        .set("SERVICE", &service)
+        .environment("CONSUL_HTTP_ADDR", consul.address())
+        .environment("CONSUL_HTTP_TOKEN", token)
+        .start();
+    assert_eq!(tally(&nginx, "/", 2), "a: 2");
+    // The workers, whose environment nginx clears, have it too.
+    let id = unique("id");
+    consul.register(&Instance::new(&service, &id, backends[1].address()));
+    until_served_by(&nginx, "/", "a b");
+}
