@@ -90,9 +90,7 @@ pub fn pick<P: Peers, R: RngCore>(
         return None;
     }
     let candidate = match method {
-        Method::RoundRobin => {
-            probe(peers, rng, |_| peers.order().next(cursor, peers.weights()))
-        }
+        Method::RoundRobin => probe(peers, rng, |_| peers.order().next(cursor, peers.weights())),
         Method::Random => draw(peers, rng),
         Method::LeastConn => draw(peers, rng).map(|one| match draw_other(peers, rng, one) {
             Some(other) if is_busier(peers, one, other) => other,

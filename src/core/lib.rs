@@ -9,12 +9,12 @@
 #![forbid(unsafe_code)]
 
 pub mod balance;
+pub mod consul;
 pub mod model;
 pub mod process;
-pub mod status;
-pub mod table;
-pub mod consul;
 pub mod resolve;
 pub mod snapshot;
+pub mod status;
 pub mod stop;
 pub mod sync;
+pub mod table;

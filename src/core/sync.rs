@@ -8,6 +8,8 @@ mod engine;
 mod first;
 mod plan;
 mod runner;
+#[cfg(test)]
+mod testing;
 
 use std::time::Duration;
 

@@ -75,7 +75,7 @@ pub(crate) struct SrvConf {
     pub(crate) settings: Settings,
     pub(crate) dynamic: Option<Dynamic>,
     /// What requests use; set when the configuration is read.
-    pub(crate) block: Option<Block>,
+    pub(crate) block: Option<Box<Block>>,
 }
 
 pub(crate) extern "C" fn ngx_http_consul_create_main_conf(cf: *mut ngx_conf_t) -> *mut c_void {

@@ -216,7 +216,7 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
                 tried: Tried::default(),
                 current: None,
                 counted: None,
-                block,
+                block: &raw const **block,
             });
             if attempt.is_null() {
                 return ERROR;

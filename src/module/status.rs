@@ -109,7 +109,7 @@ fn collect(http: &HttpConf) -> Status {
     let blocks: Vec<&Block> = http
         .blocks
         .iter()
-        .filter_map(|&upstream| unsafe { conf::srv_conf(upstream).block.as_ref() })
+        .filter_map(|&upstream| unsafe { conf::srv_conf(upstream).block.as_deref() })
         .collect();
     let services = match (&http.plan, table) {
         (Some(plan), Some(table)) => {

@@ -125,7 +125,10 @@ mod tests {
             seen[peer] += 1;
         }
         for (peer, (&seen, &weight)) in seen.iter().zip(&weights).enumerate() {
-            assert!(seen.abs_diff(u64::from(weight)) <= 5, "peer {peer}: {seen} picks, weight {weight}");
+            assert!(
+                seen.abs_diff(u64::from(weight)) <= 5,
+                "peer {peer}: {seen} picks, weight {weight}"
+            );
         }
     }
 

@@ -103,7 +103,8 @@ mod tests {
 
     #[test]
     fn a_peer_with_nearly_all_the_weight_does_not_hide_the_others() {
-        let weighted = Weighted::new([65535u32].into_iter().chain([1; 99]).collect::<Vec<_>>().into_iter());
+        let weighted =
+            Weighted::new([65535u32].into_iter().chain([1; 99]).collect::<Vec<_>>().into_iter());
         assert_eq!(weighted.at(0), 0);
         assert_eq!(weighted.at(u64::MAX), 99);
     }

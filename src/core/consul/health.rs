@@ -152,9 +152,8 @@ fn instance(json: &str) -> Result<Instance, Skipped> {
         None => (None, None, None),
     };
     let node = node.unwrap_or_default();
-    let skip = |id: &str, reason: String| {
-        Err(Skipped { node: node.clone(), id: id.to_owned(), reason })
-    };
+    let skip =
+        |id: &str, reason: String| Err(Skipped { node: node.clone(), id: id.to_owned(), reason });
     let Some(service) = entry.service else { return skip("", "no service".to_owned()) };
     let id = service.id.unwrap_or_default();
     if node.is_empty() {

@@ -84,7 +84,10 @@ mod tests {
     fn index_and_wait_go_together_and_wait_has_a_unit() {
         let path = |wait| path(&query("web"), Some(42), wait);
         assert_eq!(path(Duration::from_secs(60)), "/v1/health/service/web?index=42&wait=60s");
-        assert_eq!(path(Duration::from_millis(1500)), "/v1/health/service/web?index=42&wait=1500ms");
+        assert_eq!(
+            path(Duration::from_millis(1500)),
+            "/v1/health/service/web?index=42&wait=1500ms"
+        );
     }
 
     #[test]

@@ -124,7 +124,9 @@ impl FromStr for Server {
             None => (false, text),
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (false, rest),
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (true, rest),
-            Some((scheme, _)) => return Err(ServerError::Scheme(scheme.escape_debug().to_string())),
+            Some((scheme, _)) => {
+                return Err(ServerError::Scheme(scheme.escape_debug().to_string()));
+            }
         };
         let (authority, path) = match rest.find(['/', '?', '#']) {
             None => (rest, ""),

@@ -156,7 +156,10 @@ mod tests {
         assert!(matches!(Token::value("a\nb"), Err(TokenError::Invalid)));
         assert!(matches!(Token::value("ä"), Err(TokenError::Invalid)));
         let missing = Token::file(Path::new("/nonexistent/token")).unwrap_err().to_string();
-        assert!(missing.starts_with("cannot read token file \"/nonexistent/token\" ("), "{missing}");
+        assert!(
+            missing.starts_with("cannot read token file \"/nonexistent/token\" ("),
+            "{missing}"
+        );
     }
 
     #[test]

@@ -175,10 +175,10 @@ impl Watch {
 
     /// Takes the answer to the last fetch.
     pub fn answer(&mut self, answer: Answer, now: Instant, rng: &mut impl Rng) -> Outcome {
-        let (fetch, sent) = self.fetch.take().unwrap_or((
-            Fetch { server: self.server, index: None, wait: self.settings.wait },
-            now,
-        ));
+        let (fetch, sent) = self
+            .fetch
+            .take()
+            .unwrap_or((Fetch { server: self.server, index: None, wait: self.settings.wait }, now));
         match answer {
             Answer::Good { index, digest, bytes } => {
                 let outage = self.failing_since.take().map(|since| now - since);

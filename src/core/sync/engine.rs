@@ -69,11 +69,8 @@ impl Engine {
     ///
     /// No thread or descriptor is left; what was started is stopped again.
     pub fn start(plan: Arc<Plan>, sink: Arc<dyn Sink>) -> io::Result<Engine> {
-        let mut engine = Engine {
-            stop: Arc::new(Stop::new()?),
-            running: Arc::default(),
-            threads: Vec::new(),
-        };
+        let mut engine =
+            Engine { stop: Arc::new(Stop::new()?), running: Arc::default(), threads: Vec::new() };
         let queues = share(&plan);
         if let Some(notice) = queues.notice() {
             sink.log(Level::Notice, notice);

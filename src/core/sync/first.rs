@@ -46,9 +46,8 @@ pub fn first_answers(
     let deadline = Instant::now() + timeout;
     let needed: BTreeSet<usize> = targets_needed.iter().copied().collect();
     let wanted = |targets: &[usize]| targets.iter().any(|target| needed.contains(target));
-    let watches: Vec<usize> = (0..plan.watches.len())
-        .filter(|&watch| wanted(&plan.watches[watch].targets))
-        .collect();
+    let watches: Vec<usize> =
+        (0..plan.watches.len()).filter(|&watch| wanted(&plan.watches[watch].targets)).collect();
     if watches.is_empty() {
         return 0;
     }
@@ -134,7 +133,8 @@ impl Round {
                 Ok(Some((index, _, instances))) => {
                     let answer = (index, &instances);
                     let sink = &*self.sink;
-                    Publisher::default().publish(&self.plan, watch, answer, resolver, sink);
+                    // The engine that starts next warns of skipped instances.
+                    Publisher::quiet().publish(&self.plan, watch, answer, resolver, sink);
                     for &target in &watch.targets {
                         let mode = Mode::Blocking;
                         sink.report(target, &Report::Good { index, server, mode });

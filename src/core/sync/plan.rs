@@ -98,6 +98,7 @@ impl Plan {
     ///
     /// Blocks that ask the same of the same servers share a target; targets that differ only in
     /// their [`Selection`] share a watch.
+    #[allow(clippy::mutable_key_type, reason = "Tls is compared by its options, which are fixed")]
     pub fn new(blocks: Vec<Target>, connections: usize) -> (Plan, Vec<usize>) {
         let mut plan = Plan {
             targets: Vec::new(),
@@ -140,5 +141,63 @@ impl Plan {
     /// unless an earlier target differs only in token, TLS or times.
     pub fn key(&self, target: usize) -> u128 {
         self.keys[target]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Admit;
+    use crate::sync::testing::{endpoint, target};
+
+    #[test]
+    fn equal_blocks_share_a_target_and_selections_share_a_watch() {
+        let endpoint = Arc::new(endpoint("http://127.0.0.1:1"));
+        let web = target(&endpoint, "web");
+        let warning = Selection { admit: Admit::Warning, ..Selection::default() };
+        let web_warning = Target { selection: warning, ..web.clone() };
+        let api = target(&endpoint, "api");
+        // Equal by content, not by address.
+        let same = Target { endpoint: Arc::new((*endpoint).clone()), ..web.clone() };
+        let (plan, blocks) = Plan::new(vec![web, web_warning, api, same], 0);
+        assert_eq!(blocks, [0, 1, 2, 0]);
+        let targets: Vec<_> = plan.watches.iter().map(|w| w.targets.clone()).collect();
+        assert_eq!(targets, [vec![0, 1], vec![2]]);
+        assert_eq!(plan.connections, 1);
+    }
+
+    #[test]
+    fn another_token_or_time_is_another_watch_with_a_key_of_its_own() {
+        let plain = Arc::new(endpoint("http://127.0.0.1:1"));
+        let token = Some(Token::value("s").unwrap());
+        let secret = Arc::new(Endpoint { token, ..(*plain).clone() });
+        let web = target(&plain, "web");
+        let timing = Timing { wait: Duration::from_secs(1), ..web.timing };
+        let blocks = vec![web.clone(), target(&secret, "web"), Target { timing, ..web.clone() }];
+        let (plan, _) = Plan::new(blocks, 64);
+        assert_eq!(plan.watches.len(), 3);
+        assert_eq!(plan.key(0), web.key());
+        assert_eq!(plan.targets[1].key(), web.key(), "a token never changes the key");
+        let keys: std::collections::HashSet<_> = (0..3).map(|target| plan.key(target)).collect();
+        assert_eq!(keys.len(), 3);
+    }
+
+    #[test]
+    fn the_key_tells_servers_queries_and_selections_apart() {
+        let key = |url: &str, service: &str, tags: &[&str]| {
+            let mut target = target(&Arc::new(endpoint(url)), service);
+            target.selection.tags = tags.iter().map(|&tag| tag.to_owned()).collect();
+            target.key()
+        };
+        let keys = [
+            key("http://a", "web", &[]),
+            key("http://b", "web", &[]),
+            key("http://a", "api", &[]),
+            key("http://a", "web", &["x", "y"]),
+            key("http://a", "web", &["xy"]),
+        ];
+        let distinct: std::collections::HashSet<_> = keys.iter().collect();
+        assert_eq!(distinct.len(), keys.len());
+        assert_eq!(keys[0], key("http://a", "web", &[]));
     }
 }

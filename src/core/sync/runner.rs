@@ -129,7 +129,12 @@ impl Job {
                 0 => "trying the next server".to_owned(),
                 millis => format!("retrying in {millis}ms"),
             };
-            sink.log(level, format!("{name}: {error}, {retry}, server \"{server}\""));
+            let first = if watch.targets.iter().any(|&target| sink.has_data(target)) {
+                ""
+            } else {
+                ", it has never answered"
+            };
+            sink.log(level, format!("{name}: {error}, {retry}, server \"{server}\"{first}"));
         }
         for &target in &watch.targets {
             let server = fetch.server;
@@ -181,12 +186,18 @@ pub(super) fn ask(
 /// Hands answers to the sink, and remembers what it has warned of.
 #[derive(Default)]
 pub(super) struct Publisher {
+    quiet: bool,
     names: Names,
     warned: HashSet<u64>,
     refused: HashSet<u64>,
 }
 
 impl Publisher {
+    /// One that does not warn of skipped instances: somebody else will.
+    pub(super) fn quiet() -> Self {
+        Publisher { quiet: true, ..Publisher::default() }
+    }
+
     /// Publishes an answer to every target of its watch; gives the longest `wait` that the host
     /// names in it allow.
     pub(super) fn publish(
@@ -219,8 +230,7 @@ impl Publisher {
                 Published::Changed { peers, added, removed, changed } => {
                     let name = target_name(&target.query, &target.selection);
                     let s = if peers == 1 { "" } else { "s" };
-                    let others =
-                        if changed == 0 { String::new() } else { format!(" ~{changed}") };
+                    let others = if changed == 0 { String::new() } else { format!(" ~{changed}") };
                     let line = format!(
                         "{name}: {peers} peer{s} (+{added} -{removed}{others}), index {index}"
                     );
@@ -245,6 +255,9 @@ impl Publisher {
     }
 
     fn warn(&mut self, watch: &WatchPlan, skipped: &[Skipped], sink: &dyn Sink) {
+        if self.quiet {
+            return;
+        }
         let name = query_name(&watch.query);
         let mut lines = 0;
         let mut more = 0;

@@ -116,7 +116,8 @@ impl<'z> Table<'z> {
     pub fn freshness(&self, entry: usize) -> Freshness {
         let get = |word| self.entry_word(entry, word).load(Relaxed);
         let len = (self.entry_word(entry, ERROR_LEN).load(Acquire) as usize).min(ERROR_BYTES);
-        let bytes: Vec<u8> = (0..len.div_ceil(8)).flat_map(|i| get(ERROR + i).to_le_bytes()).collect();
+        let bytes: Vec<u8> =
+            (0..len.div_ceil(8)).flat_map(|i| get(ERROR + i).to_le_bytes()).collect();
         Freshness {
             index: get(INDEX),
             last_good: get(LAST_GOOD),

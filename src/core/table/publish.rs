@@ -8,9 +8,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 
-use super::entry::{
-    D_COUNT, D_DIGEST_HI, D_DIGEST_LO, D_PLACE, GENERATION, KEY_HI, KEY_LO,
-};
+use super::entry::{D_COUNT, D_DIGEST_HI, D_DIGEST_LO, D_PLACE, GENERATION, KEY_HI, KEY_LO};
 use super::lock::Guard;
 use super::read::{Detail, RECORD, Record};
 use super::{H_SLOT_CURSOR, Table, slots};
@@ -70,7 +68,8 @@ impl<'z> Table<'z> {
         if let Some(entry) = self.find(key) {
             return Ok(entry);
         }
-        let entry = (0..self.layout.entry_count).find(|&e| self.key(e) == 0).ok_or(Full::Entries)?;
+        let entry =
+            (0..self.layout.entry_count).find(|&e| self.key(e) == 0).ok_or(Full::Entries)?;
         for word in GENERATION + 1..super::entry::WORDS {
             self.entry_word(entry, word).store(0, Relaxed);
         }
@@ -127,9 +126,8 @@ impl<'z> Table<'z> {
 
     /// Offset and length of every block in force.
     pub(super) fn live_places(&self) -> impl Iterator<Item = (usize, usize)> {
-        (0..self.layout.entry_count).filter_map(|e| {
-            if self.key(e) == 0 { None } else { self.place(e, self.generation(e)) }
-        })
+        (0..self.layout.entry_count)
+            .filter_map(|e| if self.key(e) == 0 { None } else { self.place(e, self.generation(e)) })
     }
 
     /// Whether the entry has a set, be it an empty one.
@@ -315,7 +313,10 @@ mod tests {
             assert_eq!((record.addr, record.identity), (peer.addr, peer.identity));
             assert_eq!(record.text(), peer.addr.to_string().as_bytes());
             assert_eq!(record.weight, u32::from(peer.weight.get()));
-            assert_eq!((&detail.id, &detail.node, &detail.tags), (&peer.id, &peer.node, &peer.tags));
+            assert_eq!(
+                (&detail.id, &detail.node, &detail.tags),
+                (&peer.id, &peer.node, &peer.tags)
+            );
         }
         assert!(table.read(e, KEY + 1).is_none(), "another target's set is not handed out");
     }

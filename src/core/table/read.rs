@@ -171,7 +171,8 @@ impl<'z> Table<'z> {
         if details_at + detail_bytes.div_ceil(8) != len {
             return None;
         }
-        let record = |i| Record::decode(&std::array::from_fn(|w| self.load(offset + i * RECORD + w)));
+        let record =
+            |i| Record::decode(&std::array::from_fn(|w| self.load(offset + i * RECORD + w)));
         let records: Vec<Record> = (0..count).map(record).collect();
         let mut details = Vec::new();
         if with_details {

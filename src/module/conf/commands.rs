@@ -1,6 +1,6 @@
 //! The table of directives.
 
-use std::ffi::{c_char, c_void};
+use std::ffi::{CStr, c_char, c_void};
 
 use nginx_sys::{
     NGX_CONF_1MORE, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_CONF_TAKE2, NGX_HTTP_LOC_CONF,
@@ -24,25 +24,25 @@ pub(crate) struct Commands([ngx_command_t; 19]);
 unsafe impl Sync for Commands {}
 
 pub(crate) static COMMANDS: Commands = Commands([
-    upstream_only("consul_dynamic", NGX_CONF_1MORE, consul_dynamic),
-    default_or_override("consul_server", NGX_CONF_1MORE),
-    default_or_override("consul_token", NGX_CONF_TAKE1),
-    default_or_override("consul_token_file", NGX_CONF_TAKE1),
-    default_or_override("consul_ssl_trusted_certificate", NGX_CONF_TAKE1),
-    default_or_override("consul_ssl_certificate", NGX_CONF_TAKE1),
-    default_or_override("consul_ssl_certificate_key", NGX_CONF_TAKE1),
-    default_or_override("consul_ssl_verify", NGX_CONF_TAKE1),
-    default_or_override("consul_ssl_name", NGX_CONF_TAKE1),
-    default_or_override("consul_wait", NGX_CONF_TAKE1),
-    default_or_override("consul_connect_timeout", NGX_CONF_TAKE1),
-    default_or_override("consul_retry", NGX_CONF_TAKE2),
-    default_or_override("consul_max_body_size", NGX_CONF_TAKE1),
-    default_or_override("consul_balance", NGX_CONF_TAKE1),
-    http_only("consul_zone", NGX_CONF_TAKE2),
-    http_only("consul_init_timeout", NGX_CONF_TAKE1),
-    http_only("consul_connections", NGX_CONF_TAKE1),
+    upstream_only(c"consul_dynamic", NGX_CONF_1MORE, consul_dynamic),
+    default_or_override(c"consul_server", NGX_CONF_1MORE),
+    default_or_override(c"consul_token", NGX_CONF_TAKE1),
+    default_or_override(c"consul_token_file", NGX_CONF_TAKE1),
+    default_or_override(c"consul_ssl_trusted_certificate", NGX_CONF_TAKE1),
+    default_or_override(c"consul_ssl_certificate", NGX_CONF_TAKE1),
+    default_or_override(c"consul_ssl_certificate_key", NGX_CONF_TAKE1),
+    default_or_override(c"consul_ssl_verify", NGX_CONF_TAKE1),
+    default_or_override(c"consul_ssl_name", NGX_CONF_TAKE1),
+    default_or_override(c"consul_wait", NGX_CONF_TAKE1),
+    default_or_override(c"consul_connect_timeout", NGX_CONF_TAKE1),
+    default_or_override(c"consul_retry", NGX_CONF_TAKE2),
+    default_or_override(c"consul_max_body_size", NGX_CONF_TAKE1),
+    default_or_override(c"consul_balance", NGX_CONF_TAKE1),
+    http_only(c"consul_zone", NGX_CONF_TAKE2),
+    http_only(c"consul_init_timeout", NGX_CONF_TAKE1),
+    http_only(c"consul_connections", NGX_CONF_TAKE1),
     command(
-        "consul_status",
+        c"consul_status",
         NGX_HTTP_LOC_CONF | NGX_CONF_NOARGS,
         NGX_HTTP_LOC_CONF_OFFSET,
         crate::status::ngx_http_consul_status,
@@ -50,9 +50,10 @@ pub(crate) static COMMANDS: Commands = Commands([
     ngx_command_t::empty(),
 ]);
 
-const fn command(name: &'static str, kind: u32, conf: usize, set: Handler) -> ngx_command_t {
+/// nginx compares names up to their NUL.
+const fn command(name: &'static CStr, kind: u32, conf: usize, set: Handler) -> ngx_command_t {
     ngx_command_t {
-        name: ngx_str_t { len: name.len(), data: name.as_ptr().cast_mut() },
+        name: ngx_str_t { len: name.count_bytes(), data: name.as_ptr().cast_mut().cast() },
         type_: kind as ngx_uint_t,
         set: Some(set),
         conf,
@@ -61,16 +62,16 @@ const fn command(name: &'static str, kind: u32, conf: usize, set: Handler) -> ng
     }
 }
 
-const fn upstream_only(name: &'static str, args: u32, set: Handler) -> ngx_command_t {
+const fn upstream_only(name: &'static CStr, args: u32, set: Handler) -> ngx_command_t {
     command(name, NGX_HTTP_UPS_CONF | args, NGX_HTTP_SRV_CONF_OFFSET, set)
 }
 
-const fn default_or_override(name: &'static str, args: u32) -> ngx_command_t {
+const fn default_or_override(name: &'static CStr, args: u32) -> ngx_command_t {
     let kind = NGX_HTTP_MAIN_CONF | NGX_HTTP_UPS_CONF | args;
     command(name, kind, NGX_HTTP_SRV_CONF_OFFSET, consul_setting)
 }
 
-const fn http_only(name: &'static str, args: u32) -> ngx_command_t {
+const fn http_only(name: &'static CStr, args: u32) -> ngx_command_t {
     command(name, NGX_HTTP_MAIN_CONF | args, NGX_HTTP_MAIN_CONF_OFFSET, consul_http_setting)
 }
 

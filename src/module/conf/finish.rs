@@ -59,7 +59,7 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
             conf.block = conf.dynamic.as_ref().map(|dynamic| {
                 // SAFETY: the block's name lives in the pool of the configuration.
                 let name = unsafe { ffi::bytes(&(*upstream).host) };
-                Block::new(name, dynamic, plan.key(target), target, method)
+                Box::new(Block::new(name, dynamic, plan.key(target), target, method))
             });
         }
     }

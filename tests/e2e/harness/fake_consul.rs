@@ -213,10 +213,10 @@ fn decide(shared: &Shared, query: &Query) -> Option<Answer> {
             return Some(Answer::ok(index, body));
         }
         let patience = Duration::from_secs(1);
-        state = shared.changed.wait_timeout(state, patience).map_or_else(
-            |poisoned| poisoned.into_inner().0,
-            |(state, _)| state,
-        );
+        state = shared
+            .changed
+            .wait_timeout(state, patience)
+            .map_or_else(|poisoned| poisoned.into_inner().0, |(state, _)| state);
     }
     None
 }

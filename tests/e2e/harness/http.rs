@@ -102,8 +102,8 @@ impl Connection {
     /// # Errors
     /// Whatever the socket reports; `UnexpectedEof` if the peer closed instead of answering.
     pub fn receive(&mut self) -> io::Result<Response> {
-        let head =
-            wire::read_head(&mut self.reader)?.ok_or(io::Error::from(io::ErrorKind::UnexpectedEof))?;
+        let head = wire::read_head(&mut self.reader)?
+            .ok_or(io::Error::from(io::ErrorKind::UnexpectedEof))?;
         let status = head.word(1).parse().unwrap_or(0);
         let has_body = status >= 200 && status != 204 && status != 304;
         let body =

@@ -5,9 +5,12 @@
 //! can share a machine. Whatever is started is stopped by its pid when its owner is dropped.
 
 pub mod backend;
+pub mod cluster;
+pub mod config;
 pub mod consul;
 pub mod fake_consul;
 pub mod http;
+pub mod instance;
 pub mod load;
 pub mod nginx;
 pub mod ports;
@@ -19,9 +22,11 @@ pub mod wait;
 pub mod wire;
 
 pub use backend::{Backend, Manner};
-pub use consul::{Agent, Instance};
+pub use config::Config;
+pub use consul::Agent;
 pub use fake_consul::FakeConsul;
+pub use instance::Instance;
 pub use load::Load;
-pub use nginx::{Config, Nginx};
+pub use nginx::Nginx;
 pub use proxy::{Fault, Proxy};
 pub use tally::Tally;

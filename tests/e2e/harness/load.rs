@@ -1,8 +1,9 @@
 //! Requests without a pause, while something else happens.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,18 @@ struct Shared {
     stop: AtomicBool,
     sent: AtomicUsize,
     failures: AtomicUsize,
-    last: Mutex<Option<(String, Instant)>>,
+    window: Mutex<HashMap<String, Seen>>,
+}
+
+/// How often an outcome was seen in the window, and when first and last.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen {
+    /// How often.
+    pub count: usize,
+    /// When first.
+    pub first: Instant,
+    /// When last.
+    pub last: Instant,
 }
 
 /// Clients that go on until [`Load::finish`].
@@ -47,9 +59,23 @@ impl Load {
         self.shared.failures.load(Ordering::SeqCst)
     }
 
-    /// When an outcome was last seen, if the last answer of all was that one.
-    pub fn last(&self) -> Option<(String, Instant)> {
-        self.shared.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Opens a new window: what [`Load::seen`] and [`Load::window`] tell starts now.
+    pub fn open_window(&self) {
+        lock(&self.shared.window).clear();
+    }
+
+    /// What was seen of an outcome in the window.
+    pub fn seen(&self, outcome: &str) -> Option<Seen> {
+        lock(&self.shared.window).get(outcome).copied()
+    }
+
+    /// What was seen in the window.
+    pub fn window(&self) -> Tally {
+        let mut tally = Tally::default();
+        for (outcome, seen) in lock(&self.shared.window).iter() {
+            tally.add_many(outcome.as_str(), seen.count);
+        }
+        tally
     }
 
     /// Ends the clients; returns who answered, failures as `502` or as the error's text.
@@ -72,7 +98,12 @@ impl Drop for Load {
 /// The outcomes in a tally that are failures; empty if there is none.
 pub fn failures(tally: &Tally, good: &[&str]) -> String {
     let bad = |outcome: &&str| !good.contains(outcome);
-    tally.names().filter(bad).map(|o| format!("{o}: {}", tally.of(o))).collect::<Vec<_>>().join(", ")
+    tally
+        .names()
+        .filter(bad)
+        .map(|o| format!("{o}: {}", tally.of(o)))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn run(shared: &Shared, address: SocketAddr, path: &str, keepalive: bool) -> Tally {
@@ -86,8 +117,7 @@ fn run(shared: &Shared, address: SocketAddr, path: &str, keepalive: bool) -> Tal
         };
         let good = result.as_ref().is_ok_and(|answer| answer.status == 200);
         let outcome = result.map_or_else(|error| error.to_string(), |answer| answer.outcome());
-        *shared.last.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some((outcome.clone(), Instant::now()));
+        note(shared, &outcome);
         tally.add(outcome);
         shared.sent.fetch_add(1, Ordering::SeqCst);
         if !good {
@@ -97,6 +127,21 @@ fn run(shared: &Shared, address: SocketAddr, path: &str, keepalive: bool) -> Tal
         }
     }
     tally
+}
+
+fn note(shared: &Shared, outcome: &str) {
+    let now = Instant::now();
+    let mut window = lock(&shared.window);
+    if let Some(seen) = window.get_mut(outcome) {
+        seen.count += 1;
+        seen.last = now;
+    } else {
+        window.insert(outcome.to_owned(), Seen { count: 1, first: now, last: now });
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A request on the connection at hand, or on a new one if the server closed that one while it was

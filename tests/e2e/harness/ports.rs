@@ -33,7 +33,8 @@ pub fn free() -> u16 {
     let start = process::id().wrapping_mul(7919);
     for _ in 0..span {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);
-        let port = FIRST + u16::try_from(start.wrapping_add(step) % span).expect("within the range");
+        let port =
+            FIRST + u16::try_from(start.wrapping_add(step) % span).expect("within the range");
         if reserve(&folder, port) {
             return port;
         }

@@ -71,7 +71,10 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        self.stop(&[(Signal::TERM, Duration::from_secs(2)), (Signal::KILL, Duration::from_secs(5))]);
+        self.stop(&[
+            (Signal::TERM, Duration::from_secs(2)),
+            (Signal::KILL, Duration::from_secs(5)),
+        ]);
     }
 }
 

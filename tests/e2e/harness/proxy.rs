@@ -63,8 +63,7 @@ impl Proxy {
     /// Starts one on a free port of 127.0.0.1.
     pub fn start(target: SocketAddr) -> Proxy {
         let address = (Ipv4Addr::LOCALHOST, ports::free()).into();
-        let proxy =
-            Proxy { shared: Arc::default(), address, target, stop: Mutex::default() };
+        let proxy = Proxy { shared: Arc::default(), address, target, stop: Mutex::default() };
         proxy.listen();
         proxy
     }

@@ -10,13 +10,18 @@ pub struct Tally(BTreeMap<String, usize>);
 impl Tally {
     /// Counts one.
     pub fn add(&mut self, outcome: impl Into<String>) {
-        *self.0.entry(outcome.into()).or_default() += 1;
+        self.add_many(outcome, 1);
+    }
+
+    /// Counts several.
+    pub fn add_many(&mut self, outcome: impl Into<String>, count: usize) {
+        *self.0.entry(outcome.into()).or_default() += count;
     }
 
     /// Adds all that another counted.
     pub fn merge(&mut self, other: &Tally) {
         for (outcome, count) in &other.0 {
-            *self.0.entry(outcome.clone()).or_default() += count;
+            self.add_many(outcome.as_str(), *count);
         }
     }
 

@@ -1,8 +1,30 @@
 //! Waiting for conditions; the tests know no other way to let time pass.
 
 use std::fmt::Debug;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Has every wait, now and later, end by unwinding, so that whatever was started is stopped.
+pub fn interrupt() {
+    INTERRUPTED.store(true, Ordering::SeqCst);
+}
+
+/// Whether [`interrupt`] was called.
+pub fn is_interrupted() -> bool {
+    INTERRUPTED.load(Ordering::SeqCst)
+}
+
+/// Lets a little time pass; unwinds without a message after [`interrupt`].
+pub fn pause() {
+    thread::sleep(STEP);
+    if is_interrupted() && !thread::panicking() {
+        resume_unwind(Box::new("interrupted"));
+    }
+}
 
 /// Between two looks at a condition.
 const STEP: Duration = Duration::from_millis(3);
@@ -30,7 +52,7 @@ pub fn until_some<T>(what: &str, timeout: Duration, mut look: impl FnMut() -> Op
             return found;
         }
         assert!(start.elapsed() < timeout, "waited {timeout:?} in vain: {what}");
-        thread::sleep(STEP);
+        pause();
     }
 }
 
@@ -55,7 +77,7 @@ pub fn until_eq<T: PartialEq + Debug + ?Sized, S: std::borrow::Borrow<T> + Debug
             start.elapsed() < timeout,
             "waited {timeout:?} in vain: {what}\n     seen: {seen:?}\n expected: {expected:?}"
         );
-        thread::sleep(STEP);
+        pause();
     }
 }
 
@@ -68,6 +90,6 @@ pub fn holds(what: &str, span: Duration, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while start.elapsed() < span {
         assert!(condition(), "no longer after {:?}: {what}", start.elapsed());
-        thread::sleep(STEP * 3);
+        pause();
     }
 }

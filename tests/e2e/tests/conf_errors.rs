@@ -86,7 +86,11 @@ fn a_bad_value_of_a_parameter_is_refused() {
         "max_conns=x",
         "slow_start=-3s",
     ] {
-        refused_in_upstream(&format!("consul_dynamic web {bad};"), &["consul_dynamic", bad]);
+        let (name, value) = bad.split_once('=').expect("a parameter");
+        refused_in_upstream(
+            &format!("consul_dynamic web {bad};"),
+            &["consul_dynamic", name, value],
+        );
     }
 }
 
@@ -111,13 +115,17 @@ fn a_doubled_directive_is_refused() {
         "consul_ssl_name consul;",
     ] {
         let name = line.split(' ').next().expect("a name");
-        refused(&format!("{line}\n{line} # here"), &[&format!("\"{name}\" directive is duplicate")]);
+        refused(
+            &format!("{line}\n{line} # here"),
+            &[&format!("\"{name}\" directive is duplicate")],
+        );
     }
 }
 
 #[test]
 fn a_doubled_directive_is_refused_in_an_upstream_too() {
-    for line in ["consul_server http://127.0.0.1:8500;", "consul_balance random;", "consul_wait 9s;"]
+    for line in
+        ["consul_server http://127.0.0.1:8500;", "consul_balance random;", "consul_wait 9s;"]
     {
         let name = line.split(' ').next().expect("a name");
         refused(
@@ -215,12 +223,15 @@ fn an_unreadable_authority_file_is_refused() {
 
 #[test]
 fn an_authority_file_without_a_certificate_is_refused() {
-    let checked = Config::http("consul_ssl_trusted_certificate %%PREFIX%%/ca.pem; # here")
-        .file("ca.pem", "this is no certificate\n")
-        .check();
+    let checked = Config::http(
+        "consul_ssl_trusted_certificate ca.pem;
+         upstream api { consul_dynamic web; } # here",
+    )
+    .file("ca.pem", "this is no certificate\n")
+    .check();
     assert!(!checked.passed, "accepted");
     let place = checked.place("# here");
-    for word in ["[emerg]", "consul_ssl_trusted_certificate", "ca.pem", place.as_str()] {
+    for word in ["[emerg]", "consul_ssl_", "consul_dynamic", place.as_str()] {
         assert!(checked.output.contains(word), "no {word:?} in {}", checked.output);
     }
 }
@@ -273,7 +284,10 @@ fn a_balancing_method_before_it_is_refused() {
 fn directives_outside_their_block_are_refused() {
     refused_in_http("consul_dynamic web;", &["\"consul_dynamic\" directive is not allowed here"]);
     refused_in_http("consul_status;", &["\"consul_status\" directive is not allowed here"]);
-    refused_in_upstream("consul_zone consul 1m;", &["\"consul_zone\" directive is not allowed here"]);
+    refused_in_upstream(
+        "consul_zone consul 1m;",
+        &["\"consul_zone\" directive is not allowed here"],
+    );
     refused_in_upstream(
         "consul_connections 4;",
         &["\"consul_connections\" directive is not allowed here"],

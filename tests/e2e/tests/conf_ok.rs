@@ -56,9 +56,15 @@ fn every_parameter_of_consul_dynamic_is_accepted() {
                  max_fails=3 fail_timeout=10s max_conns=100 slow_start=30s;
          }",
     );
-    for value in ["status=passing", "status=any", "consistency=default", "consistency=consistent",
-        "consistency=cached", "max_fails=0", "max_conns=0"]
-    {
+    for value in [
+        "status=passing",
+        "status=any",
+        "consistency=default",
+        "consistency=consistent",
+        "consistency=cached",
+        "max_fails=0",
+        "max_conns=0",
+    ] {
         accepted(&format!("upstream api {{ consul_dynamic web {value}; }}"));
     }
 }

@@ -1,0 +1,64 @@
+//! The configurations in `nginx-conf/`.
+
+use std::fs;
+
+use nginx_consul_e2e::tls::Authority;
+use nginx_consul_e2e::{Config, nginx};
+
+/// Has `nginx -t` read an example, with the paths of an installation replaced by those of a test.
+#[track_caller]
+fn accepted(name: &str) {
+    let path = nginx::workspace().join("nginx-conf").join(name);
+    let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let installed = "modules/ngx_http_consul_module.so";
+    assert!(text.contains(installed), "{name} doesn't load the module");
+    let text = text
+        .replace(installed, &nginx::module().display().to_string())
+        .replace("/etc/nginx/consul/", "%%PREFIX%%/")
+        .replace("/var/log/nginx/", "%%PREFIX%%/")
+        .replace("/run/nginx.pid", "%%PREFIX%%/nginx.pid")
+        .replace("listen 80", "listen 127.0.0.1:%%PORT%%");
+    let authority = Authority::new();
+    let client = authority.issue(&["gateway.example"]);
+    let checked = Config::whole(&text)
+        .file("token", "00000000-0000-4000-8000-000000000000\n")
+        .file("ca.pem", authority.pem())
+        .file("client.pem", client.certificate)
+        .file("client.key", client.key)
+        .check();
+    assert!(checked.passed, "{name}: {}", checked.output);
+    assert!(!checked.output.contains("[warn]"), "{name}: {}", checked.output);
+}
+
+#[test]
+fn the_minimal_example_is_accepted() {
+    accepted("minimal.conf");
+}
+
+#[test]
+fn the_gateway_example_is_accepted() {
+    accepted("gateway.conf");
+}
+
+#[test]
+fn the_example_of_every_directive_is_accepted_and_has_them_all() {
+    accepted("every-directive.conf");
+    let path = nginx::workspace().join("nginx-conf/every-directive.conf");
+    let text = fs::read_to_string(path).expect("the example");
+    for name in directives() {
+        let used = text.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|w| w == name);
+        assert!(used, "{name} is missing");
+    }
+}
+
+/// The directives' names, out of the module's own table.
+fn directives() -> Vec<String> {
+    let path = nginx::workspace().join("src/module/conf/commands.rs");
+    let source = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let start = source.find("static COMMANDS").expect("the table");
+    let end = source[start..].find("ngx_command_t::empty()").expect("its end");
+    let words = source[start..start + end].split('"').skip(1).step_by(2);
+    let names: Vec<String> = words.map(str::to_owned).collect();
+    assert!(names.len() > 15 && names.iter().all(|n| n.starts_with("consul_")), "{names:?}");
+    names
+}

@@ -14,12 +14,9 @@ fn a_peer_that_failed_is_left_alone_for_the_fail_timeout() {
     let (consul, service) = (Agent::shared(), unique("web"));
     let backends = Backend::start_all(&["a", "b"]);
     register(&consul, &service, &backends);
-    let nginx = gateway(
-        &consul.url(),
-        &service,
-        "consul_dynamic %%SERVICE%% max_fails=2 fail_timeout=2s;",
-    )
-    .start();
+    let nginx =
+        gateway(&consul.url(), &service, "consul_dynamic %%SERVICE%% max_fails=2 fail_timeout=2s;")
+            .start();
     backends[0].set(Manner::Reset);
     let start = Instant::now();
     assert_eq!(tally(&nginx, "/", 20), "b: 20");

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use nginx_consul_e2e::cluster::Cluster;
 use nginx_consul_e2e::{Agent, Backend, Config, Fault, Instance, Manner, Proxy, Tally, http, wait};
 use serde_json::Value;
 
@@ -48,4 +49,24 @@ fn a_consul_agent_registers_and_the_proxy_breaks_it() {
     wait::until_eq("the service is gone", Duration::from_secs(2), "[]", || {
         consul.get("/v1/health/service/harness").to_string()
     });
+}
+
+#[test]
+fn the_recipes_cluster_forms_and_survives_the_loss_of_an_agent() {
+    let mut cluster = Cluster::start();
+    let backend = Backend::start("a");
+    cluster.client.register(&Instance::new("cluster", "c-1", backend.address()));
+    let seen = |agent: &Agent| {
+        let answer = agent.get("/v1/health/service/cluster?passing");
+        answer.as_array().map_or(0, Vec::len)
+    };
+    let patience = Duration::from_secs(20);
+    wait::until_eq("instances seen at d2", patience, &1, || seen(&cluster.joined[0]));
+    cluster.client.terminate();
+    wait::until_eq("instances seen at d2", patience, &0, || seen(&cluster.joined[0]));
+    cluster.joined[0].kill();
+    wait::until_eq("instances seen at d3", patience, &0, || seen(&cluster.joined[1]));
+    cluster.joined[0].start();
+    cluster.client.start();
+    wait::until_eq("instances seen at d2", patience, &1, || seen(&cluster.joined[0]));
 }

@@ -56,13 +56,10 @@ fn an_outage_is_a_line_at_its_start_and_one_at_its_end_with_its_length() {
     let backend = Backend::start("a");
     register_one(&consul, &service, &backend);
     let proxy = Proxy::start(consul.address());
-    let nginx = gateway(
-        &proxy.url(),
-        &service,
-        "consul_dynamic %%SERVICE%%; consul_retry 20ms 60ms;",
-    )
-    .log_level("notice")
-    .start();
+    let nginx =
+        gateway(&proxy.url(), &service, "consul_dynamic %%SERVICE%%; consul_retry 20ms 60ms;")
+            .log_level("notice")
+            .start();
     until_peers(&nginx, &service, &[&backend]);
     let before = lines(&nginx, &service).len();
     proxy.set(Fault::Refuse);
@@ -92,8 +89,8 @@ fn nothing_happening_is_no_line() {
     let service = unique("web");
     let backend = Backend::start("a");
     register_one(&consul, &service, &backend);
-    let nginx = gateway(&consul.url(), &service, "consul_dynamic %%SERVICE%%; consul_wait 1s;")
-        .start();
+    let nginx =
+        gateway(&consul.url(), &service, "consul_dynamic %%SERVICE%%; consul_wait 1s;").start();
     until_served_by(&nginx, "/", "a");
     let before = lines(&nginx, &service);
     assert_eq!(before.len(), 1, "{before:#?}");

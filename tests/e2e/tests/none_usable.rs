@@ -107,12 +107,9 @@ fn a_peer_that_failed_too_often_leaves_the_others() {
     let backends = Backend::start_all(&["a", "fallback"]);
     register(&consul, &service, &backends[..1]);
     // All peers having failed is no reason to use the fallback or to give up for good.
-    let nginx = gateway(
-        &consul.url(),
-        &service,
-        "consul_dynamic %%SERVICE%% max_fails=1 fail_timeout=1s;",
-    )
-    .start();
+    let nginx =
+        gateway(&consul.url(), &service, "consul_dynamic %%SERVICE%% max_fails=1 fail_timeout=1s;")
+            .start();
     backends[0].set(Manner::Reset);
     assert_eq!(nginx.get("/").status, 502);
     backends[0].release();

@@ -63,12 +63,9 @@ fn a_consul_that_comes_late_is_followed() {
     let service = unique("web");
     let backend = Backend::start("a");
     consul.kill();
-    let nginx = gateway(
-        &consul.url(),
-        &service,
-        "consul_dynamic %%SERVICE%%; consul_retry 50ms 500ms;",
-    )
-    .start();
+    let nginx =
+        gateway(&consul.url(), &service, "consul_dynamic %%SERVICE%%; consul_retry 50ms 500ms;")
+            .start();
     assert_eq!(nginx.get("/").status, 502);
     consul.start();
     register_one(&consul, &service, &backend);
@@ -82,12 +79,9 @@ fn traffic_goes_on_while_consul_is_gone_and_changes_flow_when_it_returns() {
     let backends = Backend::start_all(&["a", "b", "c"]);
     register_one(&consul, &service, &backends[0]);
     register_one(&consul, &service, &backends[1]);
-    let nginx = gateway(
-        &consul.url(),
-        &service,
-        "consul_dynamic %%SERVICE%%; consul_retry 50ms 500ms;",
-    )
-    .start();
+    let nginx =
+        gateway(&consul.url(), &service, "consul_dynamic %%SERVICE%%; consul_retry 50ms 500ms;")
+            .start();
     assert_eq!(tally(&nginx, "/", 4), "a: 2, b: 2");
     consul.kill();
     nginx.wait_for_log("retrying in");
@@ -133,12 +127,8 @@ fn the_next_server_is_asked_when_one_fails() {
     register_one(&consul, &service, &backends[0]);
     let proxies = [Proxy::start(consul.address()), Proxy::start(consul.address())];
     let servers = format!("{} {}", proxies[0].url(), proxies[1].url());
-    let nginx = gateway(
-        &servers,
-        &service,
-        "consul_dynamic %%SERVICE%%; consul_retry 50ms 300ms;",
-    )
-    .start();
+    let nginx =
+        gateway(&servers, &service, "consul_dynamic %%SERVICE%%; consul_retry 50ms 300ms;").start();
     until_peers(&nginx, &service, &[&backends[0]]);
     assert_eq!(nginx.service(&service)["server"], proxies[0].url());
     assert_eq!(proxies[1].accepted(), 0, "asked the second without need");
@@ -169,12 +159,9 @@ fn failures_are_retried_slower_and_slower() {
     let proxy = Proxy::start(consul.address());
     // Whatever is asked is cut before its first byte: each try is a connection that can be counted.
     proxy.set(Fault::Cut(0));
-    let nginx = gateway(
-        &proxy.url(),
-        &service,
-        "consul_dynamic %%SERVICE%%; consul_retry 100ms 800ms;",
-    )
-    .start();
+    let nginx =
+        gateway(&proxy.url(), &service, "consul_dynamic %%SERVICE%%; consul_retry 100ms 800ms;")
+            .start();
     let target = format!("/v1/health/service/{service}");
     wait::until("eight tries", Duration::from_secs(20), || proxy.requests(&target).len() >= 8);
     let tries: Vec<Instant> = proxy.requests(&target).iter().map(|r| r.at).collect();

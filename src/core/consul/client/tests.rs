@@ -8,8 +8,10 @@ use std::thread;
 use std::time::Instant;
 
 use super::*;
-use crate::consul::tls::{Tls, TlsOptions};
+use crate::consul::tls::Tls;
 use crate::consul::token::Token;
+
+mod tls;
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Consul-Index: 7\r\n";
 
@@ -240,7 +242,9 @@ fn a_body_that_breaks_off_is_an_error() {
 fn another_status_than_200_gives_its_first_line_and_keeps_the_connection() {
     let act = |text: &str| Act::Send(text.replace("LEN", "Content-Length:").into_bytes());
     let (url, _seen) = tcp(vec![vec![
-        act("HTTP/1.1 403 Forbidden\r\nX-Consul-Index: 1\r\nLEN 23\r\n\r\nACL not found\x07\nsecond l"),
+        act(
+            "HTTP/1.1 403 Forbidden\r\nX-Consul-Index: 1\r\nLEN 23\r\n\r\nACL not found\x07\nsecond l",
+        ),
         act("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nLEN 0\r\n\r\n"),
         act("HTTP/1.1 429 Too Many Requests\r\nLEN 0\r\n\r\n"),
     ]]);
@@ -316,113 +320,4 @@ fn a_unix_socket_works() {
 fn deadlines_leave_consul_its_jitter() {
     assert_eq!(read_deadline(Some(Duration::from_secs(64))), Duration::from_secs(64 + 4 + 10));
     assert_eq!(read_deadline(None), SLACK);
-}
-
-mod tls {
-    use rustls::pki_types::pem::PemObject;
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-    use rustls::server::WebPkiClientVerifier;
-    use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
-
-    use super::*;
-
-    const CA: &[u8] = include_bytes!("../../testdata/tls/ca.pem");
-    const CLIENT: (&[u8], &[u8]) = (
-        include_bytes!("../../testdata/tls/client.pem"),
-        include_bytes!("../../testdata/tls/client.key"),
-    );
-    const SERVER: (&[u8], &[u8]) = (
-        include_bytes!("../../testdata/tls/server.pem"),
-        include_bytes!("../../testdata/tls/server.key"),
-    );
-
-    /// A server that wants a client certificate of the test CA.
-    fn server(connections: Vec<Vec<Act>>) -> String {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(CA).unwrap()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-                .build()
-                .unwrap();
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(
-                vec![CertificateDer::from_pem_slice(SERVER.0).unwrap()],
-                PrivateKeyDer::from_pem_slice(SERVER.1).unwrap(),
-            )
-            .unwrap();
-        let config = Arc::new(config);
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("https://{}", listener.local_addr().unwrap());
-        let accept = move || {
-            let session = ServerConnection::new(Arc::clone(&config)).unwrap();
-            StreamOwned::new(session, listener.accept().unwrap().0)
-        };
-        serve(accept, connections);
-        url
-    }
-
-    fn options() -> TlsOptions {
-        let client = Some((CLIENT.0.to_vec(), CLIENT.1.to_vec()));
-        TlsOptions { trusted: Some(CA.to_vec()), client, ..TlsOptions::default() }
-    }
-
-    fn with(options: TlsOptions, url: &str) -> Arc<Endpoint> {
-        Arc::new(Endpoint { tls: Tls::new(options).unwrap(), ..endpoint(url) })
-    }
-
-    #[test]
-    fn both_sides_show_certificates_and_the_connection_is_reused() {
-        let endpoint = with(options(), &server(vec![vec![small("[]"), small("[]")]]));
-        let mut client = client();
-        ask(&mut client, &endpoint, None).unwrap();
-        ask(&mut client, &endpoint, Some(7)).expect("the same connection");
-    }
-
-    #[test]
-    fn an_unknown_authority_is_refused_unless_verification_is_off() {
-        let error = |options, acts| {
-            let endpoint = with(options, &server(vec![acts]));
-            ask(&mut client(), &endpoint, None).map_err(|error| error.to_string())
-        };
-        let other = TlsOptions { trusted: Some(SERVER.0.to_vec()), ..options() };
-        let text = error(other.clone(), vec![Act::Hang]).unwrap_err();
-        assert!(text.starts_with("tls handshake failed (invalid peer certificate"), "{text}");
-        error(TlsOptions { verify: false, ..other }, vec![small("[]")]).unwrap();
-    }
-
-    #[test]
-    fn the_name_must_fit_and_can_be_given() {
-        let named = |name: &str, acts| {
-            let options = TlsOptions { name: Some(name.to_owned()), ..options() };
-            let endpoint = with(options, &server(vec![acts]));
-            ask(&mut client(), &endpoint, None).map_err(|error| error.to_string())
-        };
-        named("consul.test", vec![small("[]")]).unwrap();
-        let text = named("other.test", vec![Act::Hang]).unwrap_err();
-        assert!(text.contains("certificate not valid for name"), "{text}");
-    }
-
-    #[test]
-    fn bad_settings_are_refused_with_a_clear_text() {
-        let error = |options| Tls::new(options).unwrap_err().to_string();
-        let none = TlsOptions { trusted: Some(b"nothing".to_vec()), ..TlsOptions::default() };
-        assert_eq!(
-            error(none),
-            "no usable certificate in the trusted certificates (no PEM section found)"
-        );
-        let key = TlsOptions { client: Some((CLIENT.0.to_vec(), b"".to_vec())), ..options() };
-        assert!(error(key).starts_with("no usable client certificate key ("));
-        let client = Some((CLIENT.0.to_vec(), SERVER.1.to_vec()));
-        let foreign = error(TlsOptions { client, ..options() });
-        assert!(foreign.starts_with("no usable client certificate key ("), "{foreign}");
-        let client = Some((b"".to_vec(), CLIENT.1.to_vec()));
-        let text = error(TlsOptions { client, ..options() });
-        assert_eq!(text, "no usable client certificate (no PEM section found)");
-        let name = TlsOptions { name: Some("a b".to_owned()), ..options() };
-        assert_eq!(error(name), "invalid server name \"a b\"");
-    }
 }

@@ -119,7 +119,9 @@ fn addresses_lose_their_brackets_and_names_stay() {
 
 #[test]
 fn a_bad_address_is_skipped() {
-    for address in ["bad addr!", "unix:///x", "a\\u0007b", "a\\nb", "a..b", "-a", "fe80::1%eth0", "ä"] {
+    for address in
+        ["bad addr!", "unix:///x", "a\\u0007b", "a\\nb", "a..b", "-a", "fe80::1%eth0", "ä"]
+    {
         let line = skipped(&with_service(&format!(r#""Port":1,"Address":"{address}""#)));
         assert!(line.starts_with("n i invalid address \""), "{line}");
         assert!(!line.contains(char::is_control), "{line:?}");

@@ -91,7 +91,7 @@ fn count(
         assert_eq!(answer.status, 200, "{}", told());
     }
     drop(connection);
-    process.signal(Signal::QUIT);
+    process.signal(Signal::TERM);
     let status = process.wait(PATIENCE);
     assert!(status.is_some_and(|s| s.success()), "nginx under valgrind: {status:?}\n{}", told());
     let text = fs::read_to_string(&out).expect("callgrind.out");

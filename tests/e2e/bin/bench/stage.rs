@@ -151,7 +151,7 @@ fn backend(ports: &[u16], wide: u16) -> String {
     });
     format!(
         "daemon off;\nworker_processes 1;\n{}pid nginx.pid;\nerror_log error.log notice;\n\
-         worker_rlimit_nofile 20000;\nevents {{ worker_connections 16384; }}\n\
+         worker_rlimit_nofile 16384;\nevents {{ worker_connections 8192; }}\n\
          http {{\naccess_log off;\nkeepalive_requests 100000000;\nkeepalive_timeout 1h;\n\
          client_body_temp_path body;\nproxy_temp_path proxy;\nfastcgi_temp_path fastcgi;\n\
          uwsgi_temp_path uwsgi;\nscgi_temp_path scgi;\n\

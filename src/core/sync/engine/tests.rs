@@ -1,0 +1,196 @@
+use std::net::TcpListener;
+
+use super::*;
+use crate::sync::Target;
+use crate::sync::testing::{FakeConsul, Memory, element, endpoint, target};
+
+fn start(blocks: Vec<Target>, connections: usize) -> (Engine, Arc<Memory>) {
+    let sink = Arc::new(Memory::default());
+    let (plan, _) = Plan::new(blocks, connections);
+    let engine = Engine::start(Arc::new(plan), Arc::clone(&sink) as Arc<dyn Sink>).unwrap();
+    (engine, sink)
+}
+
+/// Ends the engine, which must not take long.
+fn end(engine: Engine) {
+    let start = Instant::now();
+    assert!(engine.join(Duration::from_secs(2)), "a thread does not end");
+    assert!(start.elapsed() < Duration::from_millis(200), "{:?}", start.elapsed());
+}
+
+#[test]
+fn follows_changes_at_once_and_logs_each_once() {
+    let consul = FakeConsul::new(&[element("a", 1)]);
+    let endpoint = Arc::new(endpoint(&consul.url));
+    let (engine, sink) = start(vec![target(&endpoint, "web")], 64);
+    sink.until_peers(0, 1);
+    for count in 2..=10u16 {
+        consul.set(&(0..count).map(|i| element(&i.to_string(), 1 + i)).collect::<Vec<_>>());
+        let late = sink.until_peers(0, count.into());
+        assert!(late < Duration::from_millis(50), "{late:?}");
+    }
+    consul.set(&[]);
+    sink.until_peers(0, 0);
+    end(engine);
+    let lines = sink.lines();
+    assert_eq!(lines.len(), 11, "{lines:#?}");
+    assert_eq!(lines[0], "Notice service \"web\": 1 peer (+1 -0), index 10");
+    assert_eq!(lines[2], "Notice service \"web\": 3 peers (+1 -0), index 12");
+    assert_eq!(lines[10], "Notice service \"web\": 0 peers (+0 -10), index 20");
+    assert_eq!(consul.connections(), 1);
+}
+
+#[test]
+fn ends_at_once_inside_a_poll_a_backoff_and_a_silent_connection() {
+    let consul = FakeConsul::new(&[]);
+    let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let urls = [
+        consul.url.clone(),
+        format!("http://{dead}"),
+        format!("http://{}", silent.local_addr().unwrap()),
+    ];
+    let blocks = urls.map(|url| {
+        let mut target = target(&Arc::new(endpoint(&url)), "web");
+        target.timing.retry_min = Duration::from_secs(20);
+        target
+    });
+    let (engine, sink) = start(blocks.to_vec(), 64);
+    sink.until(|told| told.reports.len() == 2);
+    let _held = silent.accept().unwrap();
+    while consul.requests() < 2 {
+        thread::yield_now();
+    }
+    end(engine);
+}
+
+#[test]
+fn an_outage_is_told_when_it_begins_and_when_it_ends() {
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let url = format!("http://{address}");
+    let (engine, sink) = start(vec![target(&Arc::new(endpoint(&url)), "web")], 64);
+    sink.until(|told| told.reports.len() >= 3);
+    // Consul comes up on the address that refused so far.
+    let listener = TcpListener::bind(address).unwrap();
+    let server = thread::spawn(move || {
+        use std::io::{Read, Write};
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 4096]).unwrap();
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Consul-Index: 5\r\n";
+        stream.write_all(format!("{head}Content-Length: 2\r\n\r\n[]").as_bytes()).unwrap();
+        stream
+    });
+    sink.until(|told| told.reports.iter().any(|report| report.contains("Good")));
+    end(engine);
+    drop(server.join());
+    let lines = sink.lines();
+    let errors: Vec<_> = lines.iter().filter(|line| line.starts_with("Error")).collect();
+    assert_eq!(errors.len(), 1, "{lines:#?}");
+    let refused =
+        "service \"web\": cannot connect (Connection refused (os error 111)), retrying in ";
+    assert!(errors[0].contains(refused), "{errors:?}");
+    let end = format!("ms, server \"{url}\", it has never answered");
+    assert!(errors[0].ends_with(&end), "{errors:?}");
+    assert!(lines.iter().filter(|line| line.starts_with("Info")).count() >= 2, "{lines:#?}");
+    let again = lines.last().unwrap();
+    assert!(again.starts_with("Notice service \"web\": answers again after "), "{again}");
+    assert!(again.ends_with(&format!("s, server \"{url}\"")), "{again}");
+}
+
+#[test]
+fn the_next_server_takes_over() {
+    let consul = FakeConsul::new(&[element("a", 1)]);
+    let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut endpoint = endpoint(&format!("http://{dead}"));
+    endpoint.servers.push(consul.url.parse().unwrap());
+    let (engine, sink) = start(vec![target(&Arc::new(endpoint), "web")], 64);
+    sink.until_peers(0, 1);
+    sink.until(|told| told.reports.len() == 2);
+    end(engine);
+    let reports = &sink.state.lock().unwrap().reports;
+    assert!(reports[0].contains("Failed { server: 0") && reports[0].contains("retry_in: 0ns"));
+    assert_eq!(reports[1], "0 Good { index: 10, server: 1, mode: Blocking }");
+}
+
+#[test]
+fn more_services_than_connections_share_them_in_a_sweep() {
+    let consul = FakeConsul::new(&[element("a", 1)]);
+    let endpoint = Arc::new(endpoint(&consul.url));
+    let blocks: Vec<_> = (0..40).map(|i| target(&endpoint, &format!("s{i}"))).collect();
+    let (engine, sink) = start(blocks, 8);
+    sink.until(|told| told.sets.len() == 40);
+    end(engine);
+    assert_eq!(consul.connections(), 8);
+    assert_eq!(
+        sink.lines()[0],
+        "Notice more services than consul_connections: 6 are watched, 34 share 2 connections in \
+         a sweep and see changes within 5s"
+    );
+    let reports = sink.state.lock().unwrap().reports.join("\n");
+    assert!(reports.contains("39 Good { index: 10, server: 0, mode: Sweep { delay: 5s } }"));
+    assert!(reports.contains("0 Good { index: 10, server: 0, mode: Blocking }"));
+}
+
+#[test]
+fn a_panic_ends_no_watch() {
+    let consul = FakeConsul::new(&[element("a", 1)]);
+    let mut target = target(&Arc::new(endpoint(&consul.url)), "web");
+    target.timing.retry_max = Duration::from_millis(50);
+    let sink = Arc::new(Memory::default());
+    sink.panics.store(2, Ordering::SeqCst);
+    let plan = Arc::new(Plan::new(vec![target], 64).0);
+    let engine = Engine::start(plan, Arc::clone(&sink) as Arc<dyn Sink>).unwrap();
+    sink.until_peers(0, 1);
+    end(engine);
+    assert_eq!(sink.lines()[..2], ["Error service \"web\": panic in its watch, which restarts"; 2]);
+}
+
+#[test]
+fn a_full_zone_is_told_once_and_skipped_instances_too() {
+    let bad = element("bad", 0);
+    let consul = FakeConsul::new(std::slice::from_ref(&bad));
+    let sink = Arc::new(Memory::default());
+    *sink.refuse.lock().unwrap() = Some("zone is full".to_owned());
+    let plan = Plan::new(vec![target(&Arc::new(endpoint(&consul.url)), "web")], 64).0;
+    let engine = Engine::start(Arc::new(plan), Arc::clone(&sink) as Arc<dyn Sink>).unwrap();
+    for port in 1..4 {
+        sink.until(|told| told.reports.len() == usize::from(port));
+        consul.set(&[bad.clone(), element("good", port)]);
+    }
+    sink.until(|told| told.reports.len() == 4);
+    end(engine);
+    assert_eq!(
+        sink.lines(),
+        [
+            "Warn service \"web\": instance \"bad\" on node \"n\" skipped: port 0 is not in 1-65535",
+            "Error service \"web\": zone is full, the old peers stay",
+        ]
+    );
+}
+
+#[test]
+fn watches_are_shared_out_within_the_connections() {
+    let endpoint = Arc::new(endpoint("http://127.0.0.1:1"));
+    for (watches, connections) in [(0, 1), (1, 1), (5, 1), (3, 2), (64, 64), (65, 64), (5000, 64)] {
+        let blocks = (0..watches).map(|i| target(&endpoint, &i.to_string())).collect();
+        let Queues(queues) = share(&Plan::new(blocks, connections).0);
+        assert!(queues.len() <= connections, "{watches} {connections}");
+        let mut all: Vec<usize> = queues.iter().flat_map(|(watches, _)| watches.clone()).collect();
+        all.sort_unstable();
+        assert_eq!(all, (0..watches).collect::<Vec<_>>());
+        for (watches, sweep) in queues {
+            assert!(!watches.is_empty());
+            assert!(sweep.is_some() || watches.len() == 1);
+        }
+    }
+}
+
+#[test]
+fn a_sweep_of_thousands_takes_the_time_it_needs() {
+    let endpoint = Arc::new(endpoint("http://127.0.0.1:1"));
+    let blocks = (0..8048).map(|i| target(&endpoint, &i.to_string())).collect();
+    let queues = share(&Plan::new(blocks, 64).0);
+    let text = queues.notice().unwrap();
+    assert!(text.contains("48 are watched, 8000 share 16 connections"), "{text}");
+    assert!(text.ends_with("within 10s"), "{text}");
+}

@@ -1,0 +1,209 @@
+//! A Consul of a few lines, and a sink that remembers.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::model::{Query, Selection};
+
+pub(super) const SOON: Duration = Duration::from_secs(5);
+
+pub(super) fn endpoint(url: &str) -> Endpoint {
+    Endpoint {
+        servers: vec![url.parse().unwrap()],
+        token: None,
+        tls: Tls::default(),
+        connect_timeout: Duration::from_secs(2),
+        max_body: 16 << 20,
+    }
+}
+
+pub(super) fn target(endpoint: &Arc<Endpoint>, service: &str) -> Target {
+    Target {
+        query: Query { service: service.to_owned(), ..Query::default() },
+        selection: Selection::default(),
+        endpoint: Arc::clone(endpoint),
+        timing: Timing {
+            wait: Duration::from_secs(60),
+            retry_min: Duration::from_millis(50),
+            retry_max: Duration::from_secs(30),
+        },
+    }
+}
+
+/// One instance of a service.
+pub(super) fn element(id: &str, port: u16) -> String {
+    format!(
+        r#"{{"Node":{{"Node":"n","Address":"127.0.0.1"}},"Service":{{"ID":"{id}","Port":{port}}}}}"#
+    )
+}
+
+/// Answers blocking queries for every service name with the same list.
+pub(super) struct FakeConsul {
+    pub(super) url: String,
+    state: Arc<State>,
+}
+
+struct State {
+    now: Mutex<(u64, String)>,
+    changed: Condvar,
+    connections: AtomicUsize,
+    requests: AtomicUsize,
+}
+
+impl FakeConsul {
+    pub(super) fn new(elements: &[String]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let state = Arc::new(State {
+            now: Mutex::new((10, elements.join(","))),
+            changed: Condvar::new(),
+            connections: AtomicUsize::new(0),
+            requests: AtomicUsize::new(0),
+        });
+        let shared = Arc::clone(&state);
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let state = Arc::clone(&shared);
+                state.connections.fetch_add(1, Ordering::SeqCst);
+                thread::spawn(move || state.serve(stream));
+            }
+        });
+        FakeConsul { url, state }
+    }
+
+    pub(super) fn set(&self, elements: &[String]) {
+        let mut now = self.state.now.lock().unwrap();
+        *now = (now.0 + 1, elements.join(","));
+        self.state.changed.notify_all();
+    }
+
+    pub(super) fn connections(&self) -> usize {
+        self.state.connections.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn requests(&self) -> usize {
+        self.state.requests.load(Ordering::SeqCst)
+    }
+}
+
+impl State {
+    fn serve(&self, stream: TcpStream) {
+        let mut stream = BufReader::new(stream);
+        loop {
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") {
+                if !matches!(stream.read_line(&mut head), Ok(1..)) {
+                    return;
+                }
+            }
+            self.requests.fetch_add(1, Ordering::SeqCst);
+            let index = head.split_once("index=").map(|(_, rest)| {
+                let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+                rest[..end].parse::<u64>().unwrap()
+            });
+            let mut now = self.now.lock().unwrap();
+            while index.is_some_and(|index| now.0 <= index) {
+                now = self.changed.wait(now).unwrap();
+            }
+            let (index, list) = now.clone();
+            drop(now);
+            let length = list.len() + 2;
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Consul-Index: {index}\r\n\
+                 Content-Length: {length}\r\n\r\n[{list}]"
+            );
+            if stream.get_mut().write_all(answer.as_bytes()).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Remembers all it is told.
+#[derive(Default)]
+pub(super) struct Memory {
+    pub(super) state: Mutex<Told>,
+    told: Condvar,
+    /// Panics at each publication while it is not zero, and counts down.
+    pub(super) panics: AtomicUsize,
+    /// What to say to every publication.
+    pub(super) refuse: Mutex<Option<String>>,
+}
+
+#[derive(Default)]
+pub(super) struct Told {
+    pub(super) sets: HashMap<usize, PeerSet>,
+    pub(super) lines: Vec<String>,
+    pub(super) reports: Vec<String>,
+}
+
+impl Memory {
+    /// Waits until `what` is so.
+    pub(super) fn until(&self, what: impl Fn(&Told) -> bool) -> Duration {
+        let start = Instant::now();
+        let state = self.state.lock().unwrap();
+        let (state, timeout) =
+            self.told.wait_timeout_while(state, SOON, |state| !what(state)).unwrap();
+        assert!(!timeout.timed_out(), "lines: {:#?}\n{:#?}", state.lines, state.reports);
+        start.elapsed()
+    }
+
+    pub(super) fn lines(&self) -> Vec<String> {
+        self.state.lock().unwrap().lines.clone()
+    }
+
+    /// Waits until a target has this many peers.
+    pub(super) fn until_peers(&self, target: usize, count: usize) -> Duration {
+        self.until(|told| told.sets.get(&target).is_some_and(|set| set.peers().len() == count))
+    }
+}
+
+impl Sink for Memory {
+    fn publish(&self, target: usize, set: &PeerSet, _: u64) -> Published {
+        if self
+            .panics
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
+            .is_ok()
+        {
+            panic!("as the test wants it");
+        }
+        if let Some(reason) = &*self.refuse.lock().unwrap() {
+            return Published::Refused(reason.clone());
+        }
+        let mut state = self.state.lock().unwrap();
+        let old = state.sets.insert(target, set.clone()).unwrap_or_default();
+        self.told.notify_all();
+        if old.digest() == set.digest() {
+            return Published::Unchanged;
+        }
+        let not_in = |a: &PeerSet, b: &PeerSet| {
+            a.peers().iter().filter(|p| b.peers().iter().all(|q| q.identity != p.identity)).count()
+        };
+        Published::Changed {
+            peers: set.peers().len(),
+            added: not_in(set, &old),
+            removed: not_in(&old, set),
+            changed: 0,
+        }
+    }
+
+    fn report(&self, target: usize, report: &Report<'_>) {
+        self.state.lock().unwrap().reports.push(format!("{target} {report:?}"));
+        self.told.notify_all();
+    }
+
+    fn log(&self, level: Level, line: String) {
+        self.state.lock().unwrap().lines.push(format!("{level:?} {line}"));
+        self.told.notify_all();
+    }
+
+    fn has_data(&self, target: usize) -> bool {
+        self.state.lock().unwrap().sets.contains_key(&target)
+    }
+}
