@@ -5,7 +5,6 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -174,9 +173,7 @@ impl Config {
     /// If it doesn't, with what it said.
     pub fn start(self) -> Nginx {
         let nginx = self.launch();
-        wait::until("nginx listens and has its workers", nginx.config.patience, || {
-            nginx.is_ready()
-        });
+        wait::until("nginx listens and has its workers", PATIENCE, || nginx.is_ready());
         nginx
     }
 

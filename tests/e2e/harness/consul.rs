@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::http::{self, Response};
-use crate::instance::Instance;
+pub use crate::instance::Instance;
 use crate::process::Process;
 use crate::{ports, wait};
 

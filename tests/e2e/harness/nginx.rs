@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::config::Config;
+pub use crate::config::{Config, binary, module, workspace};
 use crate::http::{self, Response};
 use crate::process::{self, Process};
 use crate::wait;
