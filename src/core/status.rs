@@ -147,7 +147,7 @@ mod tests {
                 delay_ms: None,
                 index: 42,
                 generation: 3,
-                last_good_seconds: Some(0.25),
+                last_good_seconds: Some(0.31),
                 last_change_seconds: None,
                 last_error: Some("<b>&\u{7}".into()),
                 failures: 0,

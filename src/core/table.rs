@@ -43,6 +43,7 @@ const H_LANES: usize = 3;
 const H_ENTRIES: usize = 4;
 const H_SLOTS: usize = 5;
 const H_SLOT_CURSOR: usize = 6;
+const H_LEADER: usize = 7;
 
 /// Bytes of the zone for each entry of the table; a zone of 10 MB has room for 1280 targets.
 const BYTES_PER_ENTRY: usize = 8192;

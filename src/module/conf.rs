@@ -134,7 +134,5 @@ pub(crate) unsafe fn http_conf<'a>(cycle: *mut nginx_sys::ngx_cycle_t) -> Option
 /// by one thread.
 pub(crate) unsafe fn srv_conf<'a>(upstream: *mut ngx_http_upstream_srv_conf_t) -> &'a SrvConf {
     // SAFETY: the caller's promise; create_srv_conf() has filled the element.
-    unsafe {
-        &*ffi::conf_of((*upstream).srv_conf, &raw const crate::ngx_http_consul_module)
-    }
+    unsafe { &*ffi::conf_of((*upstream).srv_conf, &raw const crate::ngx_http_consul_module) }
 }

@@ -7,15 +7,13 @@ use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
 use std::rc::Rc;
 
-use nginx_consul_core::balance::{
-    self, Candidates, Clock, Method, Rules, Tried,
-};
+use nginx_consul_core::balance::{self, Candidates, Clock, Method, Rules, Tried};
 use nginx_consul_core::table::{Lane, Table};
 use nginx_sys::{
-    NGX_LOG_ERR, NGX_LOG_WARN, NGX_PEER_FAILED, ngx_conf_t, ngx_current_msec,
-    ngx_http_request_t, ngx_http_upstream_init_round_robin,
-    ngx_http_upstream_init_round_robin_peer, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_log_t,
-    ngx_peer_connection_t, ngx_str_t, ngx_uint_t, time_t,
+    NGX_LOG_ERR, NGX_LOG_WARN, NGX_PEER_FAILED, ngx_conf_t, ngx_current_msec, ngx_http_request_t,
+    ngx_http_upstream_init_round_robin, ngx_http_upstream_init_round_robin_peer,
+    ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_log_t, ngx_peer_connection_t, ngx_str_t,
+    ngx_uint_t, time_t,
 };
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
@@ -211,13 +209,16 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
                 return ngx_http_upstream_init_round_robin_peer(r, us);
             }
             let tries = view.len().max(1);
-            let attempt = give_to_pool((*r).pool, Attempt {
-                view,
-                tried: Tried::default(),
-                current: None,
-                counted: None,
-                block: &raw const **block,
-            });
+            let attempt = give_to_pool(
+                (*r).pool,
+                Attempt {
+                    view,
+                    tried: Tried::default(),
+                    current: None,
+                    counted: None,
+                    block: &raw const **block,
+                },
+            );
             if attempt.is_null() {
                 return ERROR;
             }
@@ -298,8 +299,10 @@ impl Attempt {
         let slot = record.slot as usize;
         self.tried.insert(peer);
         self.current = Some(peer);
-        self.counted =
-            worker.lane.filter(|&l| worker.table.enter(slot, record.identity, l)).map(|l| (slot, l));
+        self.counted = worker
+            .lane
+            .filter(|&l| worker.table.enter(slot, record.identity, l))
+            .map(|l| (slot, l));
         if rules.max_fails != 0 {
             worker.table.note_checked(slot, u64::from(rules.fail_timeout), now().seconds);
         }

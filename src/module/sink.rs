@@ -46,7 +46,10 @@ impl TableSink {
             let key = plan.key(target);
             let entry = table.claim(key, me).map_err(|full| {
                 let service = &plan.targets[target].query.service;
-                sink.log(Level::Error, format!("service \"{service}\": {full}, increase the size in \"consul_zone\""));
+                sink.log(
+                    Level::Error,
+                    format!("service \"{service}\": {full}, increase the size in \"consul_zone\""),
+                );
             });
             (entry.ok(), key)
         });
@@ -72,7 +75,11 @@ impl TableSink {
     }
 
     /// Runs `f` on the target's entry, if it has one and the sink is open.
-    fn with<T>(&self, target: usize, f: impl FnOnce(Table<'static>, usize, u128) -> T) -> Option<T> {
+    fn with<T>(
+        &self,
+        target: usize,
+        f: impl FnOnce(Table<'static>, usize, u128) -> T,
+    ) -> Option<T> {
         let table = self.table.read();
         let &(entry, key) = self.entries.get(target)?;
         let (table, entry) = ((*table)?, entry?);
@@ -86,9 +93,8 @@ fn now_ms() -> u64 {
 
 impl Sink for TableSink {
     fn publish(&self, target: usize, set: &PeerSet, _: u64) -> Published {
-        let published = self.with(target, |table, entry, key| {
-            table.publish((entry, key), set, now_ms(), self.me)
-        });
+        let published = self
+            .with(target, |table, entry, key| table.publish((entry, key), set, now_ms(), self.me));
         match published {
             Some(Ok(Some(change))) => Published::Changed {
                 peers: change.peers,

@@ -8,11 +8,10 @@ use nginx_consul_core::status::{Nginx, Peer, Service, Status, Version, Zone};
 use nginx_consul_core::sync::{Plan, Target};
 use nginx_consul_core::table::{Mode, Table};
 use nginx_sys::{
-    NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_NOT_ALLOWED,
-    NGX_HTTP_OK, ngx_buf_t, ngx_chain_t, ngx_command_t, ngx_conf_t,
-    ngx_http_core_loc_conf_t, ngx_http_core_module, ngx_http_discard_request_body,
-    ngx_http_output_filter, ngx_http_request_t, ngx_http_send_header, ngx_int_t, ngx_palloc,
-    ngx_pcalloc, ngx_str_t,
+    NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_NOT_ALLOWED, NGX_HTTP_OK,
+    ngx_buf_t, ngx_chain_t, ngx_command_t, ngx_conf_t, ngx_http_core_loc_conf_t,
+    ngx_http_core_module, ngx_http_discard_request_body, ngx_http_output_filter,
+    ngx_http_request_t, ngx_http_send_header, ngx_int_t, ngx_palloc, ngx_pcalloc, ngx_str_t,
 };
 
 use crate::conf::{self, HttpConf};
@@ -190,8 +189,8 @@ fn peers(
         let slot = record.slot as usize;
         let counters = table.counters(slot);
         let (max_fails, timeout) = (rules.max_fails.into(), rules.fail_timeout.into());
-        let failed = image.records.len() > 1
-            && table.is_failed(slot, max_fails, timeout, now_ms() / 1000);
+        let failed =
+            image.records.len() > 1 && table.is_failed(slot, max_fails, timeout, now_ms() / 1000);
         Peer {
             server: record.addr.to_string(),
             node,

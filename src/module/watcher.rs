@@ -13,8 +13,8 @@ use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::sync::{Engine, Plan, Sink, first_answers};
 use nginx_consul_core::table::{Lane, Table};
 use nginx_sys::{
-    NGX_LOG_ALERT, NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_add_timer, ngx_cycle_t,
-    ngx_event_t, ngx_int_t, ngx_log_t, ngx_uint_t,
+    NGX_LOG_ALERT, NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_add_timer, ngx_cycle_t, ngx_event_t,
+    ngx_int_t, ngx_log_t, ngx_uint_t,
 };
 
 use crate::conf::{self, HttpConf};
@@ -129,8 +129,7 @@ pub(crate) extern "C" fn ngx_http_consul_init_process(cycle: *mut ngx_cycle_t) -
     fence(OK, || {
         // SAFETY: nginx's own globals, set before init_process. Cache managers and loaders also
         // have ngx_worker 0, but are helpers.
-        let (kind, number) =
-            unsafe { (nginx_sys::ngx_process, nginx_sys::ngx_worker) };
+        let (kind, number) = unsafe { (nginx_sys::ngx_process, nginx_sys::ngx_worker) };
         let is_single = kind == NGX_PROCESS_SINGLE as ngx_uint_t;
         if !is_single && kind != NGX_PROCESS_WORKER as ngx_uint_t {
             return OK;
@@ -175,6 +174,7 @@ fn release(table: Table<'static>, lane: Lane) {
 impl Watch {
     fn start(cycle: *mut ngx_cycle_t, plan: &Arc<Plan>, table: Table<'static>) -> Watch {
         let sink = TableSink::new(table, plan);
+        table.lead(ProcessId::own());
         let keys: Vec<u128> = (0..plan.targets.len()).map(|target| plan.key(target)).collect();
         table.retain(&keys, ProcessId::own());
         let started = {
@@ -198,6 +198,10 @@ impl Watch {
     }
 
     fn end(&mut self) {
+        if self.timer.timer_set() != 0 {
+            // SAFETY: set by ngx_add_timer(), in this process.
+            unsafe { nginx_sys::ngx_del_timer(&mut *self.timer) };
+        }
         if let Some(engine) = self.engine.take() {
             engine.stop();
             engine.join(JOIN);

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering::{Relaxed, Release};
 use super::entry::{D_COUNT, D_DIGEST_HI, D_DIGEST_LO, D_PLACE, GENERATION, KEY_HI, KEY_LO};
 use super::lock::Guard;
 use super::read::{Detail, RECORD, Record};
-use super::{H_SLOT_CURSOR, Table, slots};
+use super::{H_LEADER, H_SLOT_CURSOR, Table, slots};
 use crate::model::PeerSet;
 use crate::process::ProcessId;
 
@@ -78,8 +78,16 @@ impl<'z> Table<'z> {
         Ok(entry)
     }
 
+    /// From here on only this process replaces sets: an old worker 0 that still has an answer in
+    /// hand can't put it over a newer one of its successor's.
+    pub fn lead(&self, me: ProcessId) {
+        let _guard = self.lock(me);
+        self.word(H_LEADER).store(me.get(), Relaxed);
+    }
+
     /// Makes `set` the peers of `key`, whose entry this was when the caller looked. `None` if they
-    /// are what they were: no generation then; also if the entry has passed to another target.
+    /// are what they were: no generation then; also if the entry has passed to another target, or
+    /// has a set and another process leads.
     /// Waits for other publishers; never for requests.
     pub fn publish(
         &self,
@@ -89,7 +97,8 @@ impl<'z> Table<'z> {
         me: ProcessId,
     ) -> Result<Option<Change>, Full> {
         let guard = self.lock(me);
-        if self.key(entry) != key {
+        let leads = self.load(H_LEADER) == me.get();
+        if self.key(entry) != key || (self.has_data(entry) && !leads) {
             return Ok(None);
         }
         let generation = self.generation(entry);
@@ -286,6 +295,7 @@ mod tests {
 
     fn table(words: usize) -> (Table<'static>, usize) {
         let table = Table::create(zone(words), 16).unwrap();
+        table.lead(ProcessId::own());
         let entry = table.claim(KEY, ProcessId::own()).unwrap();
         (table, entry)
     }
@@ -319,6 +329,15 @@ mod tests {
             );
         }
         assert!(table.read(e, KEY + 1).is_none(), "another target's set is not handed out");
+    }
+
+    #[test]
+    fn an_old_leader_gives_a_first_set_but_replaces_none() {
+        let (table, e) = table(1 << 17);
+        table.lead(ProcessId::from_raw(1 << 32 | 1));
+        assert_eq!(publish(&table, e, &set([1])).unwrap().unwrap().peers, 1);
+        assert_eq!(publish(&table, e, &set([1, 2])), Ok(None));
+        assert_eq!(table.read(e, KEY).unwrap().records.len(), 1);
     }
 
     #[test]
@@ -457,6 +476,7 @@ mod tests {
             history in prop::collection::vec((0u128..4, prop::collection::btree_set(1u16..60, 0..40)), 1..40)
         ) {
             let table = Table::create(zone(1 << 16), 16).unwrap();
+            table.lead(ProcessId::own());
             let mut last = std::collections::HashMap::new();
             for (key, ports) in history {
                 let entry = table.claim(key + 1, ProcessId::own()).unwrap();

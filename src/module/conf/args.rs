@@ -3,9 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nginx_sys::{
-    ngx_conf_full_name, ngx_conf_t, ngx_parse_size, ngx_parse_time, ngx_str_t,
-};
+use nginx_sys::{ngx_conf_full_name, ngx_conf_t, ngx_parse_size, ngx_parse_time, ngx_str_t};
 
 use crate::ffi::{bytes, str_over};
 
@@ -22,9 +20,7 @@ pub(crate) fn text(word: &[u8]) -> Parsed<&str> {
 pub(crate) fn time(directive: &str, word: &[u8]) -> Parsed<Duration> {
     // SAFETY: ngx_parse_time() only reads the string.
     let ms = unsafe { ngx_parse_time(&mut str_over(word), 0) };
-    u64::try_from(ms)
-        .map(Duration::from_millis)
-        .map_err(|_| invalid(directive, word))
+    u64::try_from(ms).map(Duration::from_millis).map_err(|_| invalid(directive, word))
 }
 
 /// A time that is not zero.

@@ -209,8 +209,6 @@ fn position(cf: *mut ngx_conf_t) -> (String, usize) {
 /// Whether the block has a `server` of the user's that can be used.
 pub(crate) fn has_fallback(upstream: &ngx_http_upstream_srv_conf_t) -> bool {
     // SAFETY: `servers` is the block's array of servers.
-    let servers = unsafe {
-        crate::ffi::elements::<ngx_http_upstream_server_t>(upstream.servers)
-    };
+    let servers = unsafe { crate::ffi::elements::<ngx_http_upstream_server_t>(upstream.servers) };
     servers.iter().any(|s| s.down == 0)
 }

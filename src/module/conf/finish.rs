@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use nginx_consul_core::sync::{
-    Endpoint, Plan, Server, Target, Timing, Tls, TlsOptions, Token,
-};
+use nginx_consul_core::sync::{Endpoint, Plan, Server, Target, Timing, Tls, TlsOptions, Token};
 use nginx_sys::{
     ngx_conf_t, ngx_http_upstream_main_conf_t, ngx_http_upstream_module,
     ngx_http_upstream_srv_conf_t,
@@ -31,7 +29,8 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
     };
     // SAFETY: the SrvConf of `http` itself.
     let defaults = unsafe {
-        let conf = ffi::conf_of::<SrvConf>(context.srv_conf, &raw const crate::ngx_http_consul_module);
+        let conf =
+            ffi::conf_of::<SrvConf>(context.srv_conf, &raw const crate::ngx_http_consul_module);
         with_environment((*conf).settings.clone())?
     };
     let mut targets = Vec::new();
@@ -149,7 +148,8 @@ fn with_environment(mut settings: Settings) -> Parsed<Settings> {
         settings.servers = Some(vec![server]);
     }
     if settings.token.is_none() {
-        let from = |source: &str, e: &dyn std::fmt::Display| format!("invalid token in {source}: {e}");
+        let from =
+            |source: &str, e: &dyn std::fmt::Display| format!("invalid token in {source}: {e}");
         settings.token = if let Some(path) = variable("CONSUL_HTTP_TOKEN_FILE") {
             let token = Token::file(path.as_ref());
             Some(token.map_err(|e| from("CONSUL_HTTP_TOKEN_FILE", &e))?)

@@ -33,7 +33,9 @@ impl Settings {
             "consul_ssl_certificate" => {
                 once(name, &mut self.ssl_certificate, args::file(cf, name, word)?)
             }
-            "consul_ssl_certificate_key" => once(name, &mut self.ssl_key, args::file(cf, name, word)?),
+            "consul_ssl_certificate_key" => {
+                once(name, &mut self.ssl_key, args::file(cf, name, word)?)
+            }
             "consul_ssl_verify" => once(name, &mut self.ssl_verify, args::flag(name, word)?),
             "consul_ssl_name" => once(name, &mut self.ssl_name, text(word)?.to_owned()),
             "consul_wait" => once(name, &mut self.wait, wait(name, word)?),
@@ -41,7 +43,9 @@ impl Settings {
                 once(name, &mut self.connect_timeout, args::positive_time(name, word)?)
             }
             "consul_retry" => once(name, &mut self.retry, retry(name, words)?),
-            "consul_max_body_size" => once(name, &mut self.max_body, args::size(name, word)? as u64),
+            "consul_max_body_size" => {
+                once(name, &mut self.max_body, args::size(name, word)? as u64)
+            }
             "consul_balance" => once(name, &mut self.balance, balance(name, word)?),
             _ => Err(format!("unknown directive \"{name}\"")),
         }
@@ -78,9 +82,8 @@ fn servers(words: &[&[u8]]) -> Parsed<Vec<Server>> {
         .iter()
         .map(|word| {
             let url = text(word)?;
-            url.parse().map_err(|e| {
-                format!("invalid URL \"{url}\" in \"consul_server\" directive: {e}")
-            })
+            url.parse()
+                .map_err(|e| format!("invalid URL \"{url}\" in \"consul_server\" directive: {e}"))
         })
         .collect()
 }
@@ -99,10 +102,7 @@ fn wait(directive: &str, word: &[u8]) -> Parsed<std::time::Duration> {
     Ok(wait)
 }
 
-fn retry(
-    directive: &str,
-    words: &[&[u8]],
-) -> Parsed<(std::time::Duration, std::time::Duration)> {
+fn retry(directive: &str, words: &[&[u8]]) -> Parsed<(std::time::Duration, std::time::Duration)> {
     let min = args::positive_time(directive, words[1])?;
     let max = args::positive_time(directive, words[2])?;
     if min > max {

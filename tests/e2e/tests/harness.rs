@@ -58,7 +58,8 @@ fn the_recipes_cluster_forms_and_survives_the_loss_of_an_agent() {
     cluster.client.register(&Instance::new("cluster", "c-1", backend.address()));
     let seen = |agent: &Agent| {
         // Without a leader, for a while, the answer is an error.
-        let answer = agent.request("GET", "/v1/health/service/cluster?passing", &Value::Null).ok()?;
+        let answer =
+            agent.request("GET", "/v1/health/service/cluster?passing", &Value::Null).ok()?;
         Some(answer.body.matches("\"ServiceID\": \"c-1\"").count().min(1))
             .filter(|_| answer.status == 200)
     };

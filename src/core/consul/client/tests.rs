@@ -136,7 +136,7 @@ fn a_stop_aborts_a_silent_request_and_a_slow_body_at_once() {
         let error = ask(&mut client, &endpoint, None).unwrap_err();
         assert!(matches!(error, Error::Stopped), "{error}");
         let late = raised.join().unwrap().elapsed();
-        assert!(late < Duration::from_millis(100), "{late:?}");
+        assert!(late < Duration::from_millis(500), "{late:?}");
         assert!(matches!(ask(&mut client, &endpoint, None), Err(Error::Stopped)));
     }
 }
@@ -186,7 +186,7 @@ fn a_black_hole_costs_the_connect_timeout_and_a_stop_ends_even_that() {
     let timeout = Duration::from_millis(100);
     let error = once(Endpoint { connect_timeout: timeout, ..endpoint(&url) }).unwrap_err();
     assert_eq!(error.to_string(), "no connection within 100ms (consul_connect_timeout)");
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 
     let mut client = client();
     let stop = Arc::clone(&client.stop);
@@ -197,7 +197,7 @@ fn a_black_hole_costs_the_connect_timeout_and_a_stop_ends_even_that() {
         Instant::now()
     });
     assert!(matches!(ask(&mut client, &Arc::new(endpoint), None), Err(Error::Stopped)));
-    assert!(raised.join().unwrap().elapsed() < Duration::from_millis(100));
+    assert!(raised.join().unwrap().elapsed() < Duration::from_millis(500));
 }
 
 #[test]

@@ -1,5 +1,3 @@
-use std::time::{Duration, Instant};
-
 use proptest::prelude::*;
 
 use super::*;
@@ -190,10 +188,8 @@ fn twenty_thousand_instances_in_16_mib() {
     }
     body += "]";
     assert!(body.len() > 16 << 20, "{}", body.len());
-    let start = Instant::now();
     let instances = parse(body.as_bytes()).unwrap();
     assert_eq!((instances.good.len(), instances.skipped.len()), (20_000, 0));
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
 proptest! {

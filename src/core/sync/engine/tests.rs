@@ -15,7 +15,7 @@ fn start(blocks: Vec<Target>, connections: usize) -> (Engine, Arc<Memory>) {
 fn end(engine: Engine) {
     let start = Instant::now();
     assert!(engine.join(Duration::from_secs(2)), "a thread does not end");
-    assert!(start.elapsed() < Duration::from_millis(200), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
 }
 
 #[test]
@@ -27,7 +27,8 @@ fn follows_changes_at_once_and_logs_each_once() {
     for count in 2..=10u16 {
         consul.set(&(0..count).map(|i| element(&i.to_string(), 1 + i)).collect::<Vec<_>>());
         let late = sink.until_peers(0, count.into());
-        assert!(late < Duration::from_millis(50), "{late:?}");
+        // Measured 1 ms; any sleep between polls would show even on a busy machine.
+        assert!(late < Duration::from_millis(250), "{late:?}");
     }
     consul.set(&[]);
     sink.until_peers(0, 0);

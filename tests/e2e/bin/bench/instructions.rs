@@ -56,13 +56,7 @@ fn per_request(stage: &Stage, options: &Options, variant: Variant, length: usize
 }
 
 /// Instructions of a whole run with so many requests.
-fn count(
-    stage: &Stage,
-    options: &Options,
-    variant: Variant,
-    length: usize,
-    requests: u32,
-) -> f64 {
+fn count(stage: &Stage, options: &Options, variant: Variant, length: usize, requests: u32) -> f64 {
     let folder = tempfile::tempdir().expect("a folder");
     let port = ports::free();
     let text = variant.configuration(stage, options.setup, length, NEVER);

@@ -44,7 +44,8 @@ impl Stage {
         // Workers drop to an unprivileged user, who reads it.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(recipe.path(), open).expect("an open folder");
-        fs::write(recipe.path().join("recipe.lua"), include_str!("recipe.lua")).expect("recipe.lua");
+        fs::write(recipe.path().join("recipe.lua"), include_str!("recipe.lua"))
+            .expect("recipe.lua");
         let stage = Stage {
             consul: consul::Options::dev().start(),
             recipe,

@@ -40,7 +40,9 @@ pub(crate) fn columns(lengths: &[usize]) -> Vec<String> {
 pub(crate) fn spread(values: &[f64], digits: usize) -> String {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    let (Some(least), Some(most)) = (sorted.first(), sorted.last()) else { return "–".to_owned() };
+    let (Some(least), Some(most)) = (sorted.first(), sorted.last()) else {
+        return "–".to_owned();
+    };
     format!("{least:.digits$}–**{:.digits$}**–{most:.digits$}", median(&sorted))
 }
 

@@ -103,13 +103,11 @@ impl Variant {
                 let cached = self == Variant::LuaCached;
                 (lua_modules(), lua(stage, length, poll_seconds, cached))
             }
-            Variant::Ours(method) => {
-                (format!("load_module {};\n", nginx::module().display()), {
-                    let service = stage.service(setup, length);
-                    let block = format!("consul_dynamic {service};\nconsul_balance {method};\n");
-                    format!("consul_server {};\n{}", stage.consul_url(), upstream(&block))
-                })
-            }
+            Variant::Ours(method) => (format!("load_module {};\n", nginx::module().display()), {
+                let service = stage.service(setup, length);
+                let block = format!("consul_dynamic {service};\nconsul_balance {method};\n");
+                format!("consul_server {};\n{}", stage.consul_url(), upstream(&block))
+            }),
         };
         format!(
             "{modules}daemon off;\nworker_processes 1;\npid nginx.pid;\nerror_log error.log notice;\n\
@@ -138,10 +136,10 @@ fn lua_modules() -> String {
 
 fn lua(stage: &Stage, length: usize, poll_seconds: u32, cached: bool) -> String {
     let pick = if cached { "pick_cached" } else { "pick_decoding" };
-    let url = format!("{}/v1/health/service/{}?passing", stage.consul_url(), stage.lua_service(length));
-    let block = format!(
-        "server 0.0.0.1 down;\nbalancer_by_lua_block {{ require(\"recipe\").{pick}() }}\n"
-    );
+    let url =
+        format!("{}/v1/health/service/{}?passing", stage.consul_url(), stage.lua_service(length));
+    let block =
+        format!("server 0.0.0.1 down;\nbalancer_by_lua_block {{ require(\"recipe\").{pick}() }}\n");
     format!(
         "lua_package_path '{}/?.lua;/usr/share/lua/5.1/?.lua;;';\n\
          lua_package_cpath '/usr/lib/x86_64-linux-gnu/lua/5.1/?.so;;';\n\
