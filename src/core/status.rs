@@ -40,7 +40,7 @@ pub struct Nginx {
 pub struct Zone {
     /// Name.
     pub name: String,
-    /// Bytes that the table has.
+    /// Bytes, as configured.
     pub size: usize,
     /// Bytes in use.
     pub used: usize,

@@ -132,14 +132,14 @@ impl<'z> Table<'z> {
         self.layout.entry_count
     }
 
-    /// Bytes of the zone in use and in all; slots count as used while an instance has them.
-    pub fn usage(&self) -> (usize, usize) {
+    /// Bytes in use; a slot is while an instance has it.
+    pub fn usage(&self) -> usize {
         let blocks: usize = self.live_places().map(|(_, len)| len).sum();
         let slots = (0..self.layout.slot_count)
             .filter(|&s| self.slot_word(s, slots::OWNER).load(Relaxed) != 0)
             .count();
         let fixed = self.layout.slots;
-        ((fixed + blocks + slots * self.layout.slot_words) * 8, self.layout.end * 8)
+        (fixed + blocks + slots * self.layout.slot_words) * 8
     }
 
     fn word(&self, at: usize) -> &'z AtomicU64 {

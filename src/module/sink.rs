@@ -1,7 +1,7 @@
 //! From the watch threads into the shared table. Everything here runs outside of the event loop
 //! and touches nothing of nginx but the zone's memory.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -23,6 +23,8 @@ pub(crate) struct TableSink {
     /// Of each target: its entry, unless the table had no room, and its key.
     entries: Vec<(Option<usize>, u128)>,
     me: ProcessId,
+    /// Targets whose last set found no room, and the error.
+    refused: Mutex<HashMap<usize, String>>,
     lines: Mutex<Lines>,
 }
 
@@ -40,6 +42,7 @@ impl TableSink {
             table: RwLock::new(Some(table)),
             entries: Vec::new(),
             me,
+            refused: Mutex::default(),
             lines: Mutex::default(),
         };
         let entries = (0..plan.targets.len()).map(|target| {
@@ -96,15 +99,20 @@ impl Sink for TableSink {
         let published = self
             .with(target, |table, entry, key| table.publish((entry, key), set, now_ms(), self.me));
         match published {
-            Some(Ok(Some(change))) => Published::Changed {
-                peers: change.peers,
-                added: change.added,
-                removed: change.removed,
-                changed: change.changed,
-            },
-            Some(Ok(None)) | None => Published::Unchanged,
             Some(Err(full)) => {
-                Published::Refused(format!("{full}, increase the size in \"consul_zone\""))
+                let why = format!("{full}, increase the size in \"consul_zone\"");
+                self.refused.lock().insert(target, why.clone());
+                Published::Refused(why)
+            }
+            published => {
+                self.refused.lock().remove(&target);
+                let Some(Ok(Some(change))) = published else { return Published::Unchanged };
+                Published::Changed {
+                    peers: change.peers,
+                    added: change.added,
+                    removed: change.removed,
+                    changed: change.changed,
+                }
             }
         }
     }
@@ -119,6 +127,10 @@ impl Sink for TableSink {
                     }
                 };
                 table.note_good(entry, index, server, mode, now_ms());
+                // The answer was good, but is not in force.
+                if let Some(why) = self.refused.lock().get(&target) {
+                    table.note_failure(entry, why, 0, server);
+                }
             }
             Report::Failed { server, error, failures, .. } => {
                 table.note_failure(entry, error, u64::from(failures), server);

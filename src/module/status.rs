@@ -103,7 +103,7 @@ fn collect(http: &HttpConf) -> Status {
     // SAFETY: the zone of the running configuration, or null.
     let shm_zone = unsafe { http.shm_zone.as_ref() };
     let table = shm_zone.and_then(zone::table);
-    let (used, size) = table.map_or((0, 0), |t| t.usage());
+    let used = table.map_or(0, |t| t.usage());
     // SAFETY: blocks of the running configuration.
     let blocks: Vec<&Block> = http
         .blocks
@@ -124,13 +124,13 @@ fn collect(http: &HttpConf) -> Status {
             // SAFETY: set once, before init_process.
             worker: unsafe { nginx_sys::ngx_worker },
         },
-        zone: Zone { name: shm_zone.map_or_else(String::new, |z| text(&z.shm.name)), size, used },
+        zone: Zone {
+            name: shm_zone.map_or_else(String::new, |z| z.shm.name.to_string()),
+            size: shm_zone.map_or(0, |z| z.shm.size),
+            used,
+        },
         services,
     }
-}
-
-fn text(s: &ngx_str_t) -> String {
-    s.to_string()
 }
 
 /// `NGINX_VERSION`; the module only loads into that very version.
