@@ -1,6 +1,8 @@
 # Shared by the verbs of this folder; sourced, not run.
 # Sets ROOT (the checkout) and TARGET (cargo's target directory), and changes to ROOT.
-set -euo pipefail
+set -Eeuo pipefail
+# Nothing ends without a word.
+trap 'echo "$(basename "$0"): failed: $BASH_COMMAND" >&2' ERR
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$ROOT"
 TARGET=${CARGO_TARGET_DIR:-$ROOT/target}

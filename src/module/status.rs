@@ -11,7 +11,7 @@ use nginx_sys::{
     NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_NOT_ALLOWED, NGX_HTTP_OK,
     ngx_buf_t, ngx_chain_t, ngx_command_t, ngx_conf_t, ngx_http_core_loc_conf_t,
     ngx_http_core_module, ngx_http_discard_request_body, ngx_http_output_filter,
-    ngx_http_request_t, ngx_http_send_header, ngx_int_t, ngx_palloc, ngx_pcalloc, ngx_str_t,
+    ngx_http_request_t, ngx_http_send_header, ngx_int_t, ngx_palloc, ngx_pcalloc,
 };
 
 use crate::conf::{self, HttpConf};

@@ -2,7 +2,9 @@
 //! goodbye when it is terminated.
 
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 use crate::consul::{Agent, Options};
 use crate::wait;
@@ -19,13 +21,14 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts the four, and waits until three of them vote and the client knows its server.
+    /// Starts the four, and waits until three of them vote and have agreed on a leader for a while:
+    /// with its vote a `-dev` agent calls an election and takes over.
     ///
     /// # Panics
     /// If that takes too long.
     pub fn start() -> Cluster {
         let ip = |n| Ipv4Addr::new(127, 0, 0, n);
-        let fast = "performance { raft_multiplier = 1 }";
+        let fast = "autopilot { server_stabilization_time = \"500ms\" }";
         let server = Options::server("s1").hcl(fast).start();
         let join = format!("-join={}", server.serf_address());
         let joined = [("d2", 2), ("d3", 3)].map(|(node, n)| {
@@ -40,7 +43,26 @@ impl Cluster {
             .start();
         let cluster = Cluster { server, joined, client };
         wait::until("three servers vote", Duration::from_secs(60), || cluster.voters() == 3);
+        let mut since = Instant::now();
+        let mut last = None;
+        wait::until("the three agree on a leader", Duration::from_secs(30), || {
+            let leader = cluster.leader();
+            if leader.is_none() || leader != last {
+                (since, last) = (Instant::now(), leader);
+            }
+            last.is_some() && since.elapsed() > Duration::from_secs(2)
+        });
         cluster
+    }
+
+    /// The leader, if all servers name the same.
+    pub fn leader(&self) -> Option<String> {
+        let name = |agent: &Agent| {
+            let answer = agent.request("GET", "/v1/status/leader", &Value::Null).ok()?;
+            (answer.status == 200 && answer.body.len() > 4).then(|| answer.body.trim().to_owned())
+        };
+        let first = name(&self.server)?;
+        self.joined.iter().all(|agent| name(agent).as_ref() == Some(&first)).then_some(first)
     }
 
     /// Servers that vote.

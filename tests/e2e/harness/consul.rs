@@ -64,7 +64,8 @@ impl Options {
 
     /// A server that keeps its data over a restart.
     pub fn server(node: &str) -> Options {
-        Options::new(Kind::Server, node)
+        // As quick to elect as a production server; the default is meant for small machines.
+        Options::new(Kind::Server, node).hcl("performance { raft_multiplier = 1 }")
     }
 
     /// A client agent.
@@ -260,14 +261,19 @@ impl Agent {
         }
     }
 
+    /// Sends it a signal.
+    pub fn signal(&mut self, signal: Signal) {
+        self.process.iter_mut().for_each(|p| p.signal(signal));
+    }
+
     /// Stops it as a debugger does: connections stay open, nothing is answered.
     pub fn pause(&mut self) {
-        self.process.iter_mut().for_each(|p| p.signal(Signal::STOP));
+        self.signal(Signal::STOP);
     }
 
     /// Lets it go on.
     pub fn resume(&mut self) {
-        self.process.iter_mut().for_each(|p| p.signal(Signal::CONT));
+        self.signal(Signal::CONT);
     }
 
     /// Where its HTTP API listens.

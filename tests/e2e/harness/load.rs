@@ -39,11 +39,22 @@ pub struct Load {
 impl Load {
     /// Starts `clients` of them; each request is on a connection of its own unless `keepalive`.
     pub fn start(address: SocketAddr, path: &str, clients: usize, keepalive: bool) -> Load {
+        Load::start_paced(address, path, clients, keepalive, Duration::ZERO)
+    }
+
+    /// As [`Load::start`], with a pause after each request.
+    pub fn start_paced(
+        address: SocketAddr,
+        path: &str,
+        clients: usize,
+        keepalive: bool,
+        pause: Duration,
+    ) -> Load {
         let shared = Arc::<Shared>::default();
         let clients = (0..clients)
             .map(|_| {
                 let (shared, path) = (Arc::clone(&shared), path.to_owned());
-                thread::spawn(move || run(&shared, address, &path, keepalive))
+                thread::spawn(move || run(&shared, address, &path, keepalive, pause))
             })
             .collect();
         Load { shared, clients }
@@ -106,7 +117,13 @@ pub fn failures(tally: &Tally, good: &[&str]) -> String {
         .join(", ")
 }
 
-fn run(shared: &Shared, address: SocketAddr, path: &str, keepalive: bool) -> Tally {
+fn run(
+    shared: &Shared,
+    address: SocketAddr,
+    path: &str,
+    keepalive: bool,
+    pause: Duration,
+) -> Tally {
     let mut tally = Tally::default();
     let mut connection = None;
     while !shared.stop.load(Ordering::SeqCst) {
@@ -124,6 +141,9 @@ fn run(shared: &Shared, address: SocketAddr, path: &str, keepalive: bool) -> Tal
             shared.failures.fetch_add(1, Ordering::SeqCst);
             // A broken server must not turn the clients into a busy loop.
             thread::sleep(Duration::from_millis(1));
+        }
+        if !pause.is_zero() {
+            thread::sleep(pause);
         }
     }
     tally

@@ -87,8 +87,17 @@ pub fn send(pid: u32, signal: Signal) {
 
 /// Whether the process exists and is no zombie.
 pub fn is_alive(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| !rest.starts_with(" Z")))
+    state(pid).is_some_and(|state| state != 'Z')
+}
+
+/// Whether the process was stopped by a signal.
+pub fn is_stopped(pid: u32) -> bool {
+    state(pid) == Some('T')
+}
+
+fn state(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(") ").next()?.chars().next()
 }
 
 /// Children of a process whose title starts with `title`, oldest first.

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use nginx_consul_e2e::{Agent, Backend, Config, Instance, Load, Manner, Nginx, Tally, wait};
+use nginx_consul_e2e::{Agent, Backend, Config, Instance, Manner, Nginx, Tally, wait};
 
 use crate::support::{SERVER, SOON, gateway, register, tally, unique, until_peers};
 
@@ -69,6 +69,26 @@ fn round_robin_goes_on_evenly_after_a_change() {
 }
 
 #[test]
+fn the_share_of_a_peer_that_failed_is_spread_over_the_others() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b", "c", "d"]);
+    register(&consul, &service, &backends);
+    for method in ["round_robin", "random", "least_conn"] {
+        let nginx = balanced(&consul, &service, method, 1);
+        backends[0].set(Manner::Reset);
+        wait::until("a has failed", SOON, || {
+            nginx.get("/");
+            !nginx.logged("temporarily disabled").is_empty()
+        });
+        let seen: Tally = (0..300).map(|_| nginx.outcome("/")).collect();
+        // A hundred each, were it even; 150 for one if that took all of a's.
+        let most = ["b", "c", "d"].map(|name| seen.of(name)).into_iter().max();
+        assert!(seen.total() == 300 && most < Some(130), "{method}: {seen}");
+        backends[0].release();
+    }
+}
+
+#[test]
 fn random_keeps_to_the_weights() {
     let (consul, service) = (Agent::shared(), unique("web"));
     let backends = Backend::start_all(&["a", "b", "c"]);
@@ -100,15 +120,28 @@ fn least_conn_avoids_the_busy_one_over_all_workers() {
     let backends = Backend::start_all(&["a", "b"]);
     register(&consul, &service, &backends);
     let nginx = balanced(&consul, &service, "least_conn", 2);
-    backends[0].set(Manner::Hold);
-    // Enough that some hang at `a`, through whichever worker they came.
-    let held = Load::start(nginx.address(), "/", 4, false);
-    wait::until("all clients hang at a", SOON, || backends[0].busy() == 4);
+    backends.iter().for_each(|backend| backend.set(Manner::Hold));
+    let address = nginx.address();
+    let clients: Vec<_> = (1..=8)
+        .map(|n| {
+            let client = thread::spawn(move || nginx_consul_e2e::http::get(address, "/"));
+            wait::until("the request hangs", SOON, || {
+                backends.iter().map(Backend::busy).sum::<usize>() == n
+            });
+            client
+        })
+        .collect();
+    // One after the other, through whichever worker: always to the one that has less.
+    assert_eq!((backends[0].busy(), backends[1].busy()), (4, 4));
+    backends[1].release();
+    wait::until("b is idle", SOON, || backends[1].busy() == 0);
     assert_eq!(tally(&nginx, "/", 40), "b: 40");
     backends[0].release();
-    wait::until("a answers again", SOON, || held.sent() > 40);
-    let seen = held.finish();
-    assert!(seen.of("a") > 4 && seen.of("b") > 0, "{seen}");
+    for client in clients {
+        assert!(client.join().expect("a client").is_ok_and(|answer| answer.status == 200));
+    }
+    let seen: Tally = (0..40).map(|_| nginx.outcome("/")).collect();
+    assert!(seen.of("a") > 0 && seen.of("b") > 0, "{seen}");
 }
 
 #[test]

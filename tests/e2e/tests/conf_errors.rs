@@ -145,9 +145,14 @@ fn a_doubled_status_page_is_refused() {
 
 #[test]
 fn a_bad_url_is_refused() {
-    for url in
-        ["ftp://127.0.0.1", "nonsense", "http://", "http://127.0.0.1:99999", "unix:", "unix:run"]
-    {
+    for url in [
+        "ftp://127.0.0.1",
+        "http://",
+        "http://a:b@c",
+        "http://127.0.0.1:99999",
+        "unix:",
+        "unix:run",
+    ] {
         refused_in_http(&format!("consul_server {url};"), &["\"consul_server\"", url]);
     }
     refused_in_http("consul_server;", &["invalid number of arguments", "\"consul_server\""]);

@@ -17,7 +17,7 @@ fn accepted(name: &str) {
         .replace("/etc/nginx/consul/", "%%PREFIX%%/")
         .replace("/var/log/nginx/", "%%PREFIX%%/")
         .replace("/run/nginx.pid", "%%PREFIX%%/nginx.pid")
-        .replace("listen 80", "listen 127.0.0.1:%%PORT%%");
+        .replace("listen 8080;", "listen 127.0.0.1:%%PORT%%;");
     let authority = Authority::new();
     let client = authority.issue(&["gateway.example"]);
     let checked = Config::whole(&text)

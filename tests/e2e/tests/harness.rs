@@ -67,9 +67,11 @@ fn the_recipes_cluster_forms_and_survives_the_loss_of_an_agent() {
     wait::until_eq("instances seen at d2", patience, &Some(1), || seen(&cluster.joined[0]));
     cluster.client.terminate();
     wait::until_eq("instances seen at d2", patience, &Some(0), || seen(&cluster.joined[0]));
-    cluster.joined[0].kill();
+    cluster.server.kill();
     wait::until_eq("instances seen at d3", patience, &Some(0), || seen(&cluster.joined[1]));
-    cluster.joined[0].start();
+    cluster.server.start();
     cluster.client.start();
+    // It remembers its services; a TTL check starts critical.
+    cluster.client.set_check("c-1", "passing");
     wait::until_eq("instances seen at d2", patience, &Some(1), || seen(&cluster.joined[0]));
 }

@@ -27,7 +27,9 @@ fn json_says_what_is_known_of_a_service_and_its_peers() {
     assert_eq!(status["nginx"]["worker"], 0);
     assert_eq!(status["nginx"]["pid"], nginx.workers()[0]);
     assert_eq!(status["zone"]["name"], "consul");
-    assert_eq!(status["zone"]["size"], 10 << 20);
+    let size = status["zone"]["size"].as_u64().expect("a size");
+    // What the allocator needs for itself may be taken off.
+    assert!(size > 9 << 20 && size <= 10 << 20, "{size}");
     assert!(status["zone"]["used"].as_u64().is_some_and(|used| used > 0), "{status:#}");
     let shown = nginx.service(&service);
     assert_eq!(shown["upstreams"], json!(["api"]));

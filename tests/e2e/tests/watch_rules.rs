@@ -58,17 +58,6 @@ fn an_early_return_with_the_same_index_starts_over_without_one() {
 }
 
 #[test]
-fn an_answer_without_an_index_is_used_and_asked_for_again_in_time() {
-    let consul = FakeConsul::start();
-    let backend = Backend::start("a");
-    let body = json!([instance("a", backend.address())]).to_string();
-    consul.script(move |_| Some(Answer { index: None, ..Answer::ok(1, &body) }));
-    let nginx = follow(&consul);
-    until_served_by(&nginx, "/", "a");
-    assert_no_hammering(&consul);
-}
-
-#[test]
 fn an_index_of_zero_counts_as_one() {
     let consul = FakeConsul::start();
     let backend = Backend::start("a");

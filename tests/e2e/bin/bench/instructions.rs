@@ -44,7 +44,7 @@ fn per_request(stage: &Stage, options: &Options, variant: Variant, length: usize
         (true, _) if length >= 1000 => (50, 150),
         (true, _) => (200, 700),
         (false, true) => (500, 2500),
-        (false, false) => (1000, 9000),
+        (false, false) => (1000, 5000),
     };
     let run = |requests| count(stage, options, variant, length, requests);
     let (short, long) = thread::scope(|scope| {

@@ -11,32 +11,30 @@ use nginx_consul_e2e::nginx::Config;
 use crate::options::Options;
 use crate::stage::Stage;
 use crate::table::{self, Table};
-use crate::variants::{Setup, Variant};
+use crate::variants;
 
 /// Measurements of each kind.
 const TIMES: usize = 20;
 /// Longest an instance may take to come or go.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// The service of this measurement, by the name [`Stage::service`] gives to this length.
-const LENGTH: usize = 0;
+/// The service of this measurement.
+const SERVICE: &str = "moving";
 
 /// Measures registrations one by one, and amid other changes.
 pub(crate) fn measure(stage: &Stage, options: &Options) -> Table {
     let times = if options.quick { TIMES / 4 } else { TIMES };
-    let service = stage.service(Setup::Hot, LENGTH);
     // Two that stay, so that requests are answered all the time.
     for n in 0..2 {
-        stage.consul().register(&Instance::new(&service, &format!("stays-{n}"), stage.address(n)));
+        stage.consul().register(&Instance::new(SERVICE, &format!("stays-{n}"), stage.address(n)));
     }
-    let text = Variant::Ours("round_robin").configuration(stage, Setup::Hot, LENGTH, 0);
-    let nginx = Config::whole(&text).start();
-    let head = ["", "registered → served, ms", "deregistered → last request, ms"];
+    let nginx = Config::whole(&variants::following(stage, SERVICE)).start();
+    let head = ["", "registering → first request, ms", "deregistered → last request, ms"];
     let caption = format!("Propagation, {times} of each; least–**median**–most");
     let mut table = Table::new(caption, head.map(str::to_owned));
     let mut jitter = Jitter(0x2545_f491_4f6c_dd1d);
     let second = Duration::from_secs(1);
     let mut run = |title: &str, pause: &mut dyn FnMut() -> Duration| {
-        let mut trial = Trial { stage, service: &service, nginx: nginx.address() };
+        let mut trial = Trial { stage, nginx: nginx.address() };
         let (came, went): (Vec<f64>, Vec<f64>) = (0..times)
             .map(|n| {
                 thread::sleep(pause());
@@ -55,7 +53,6 @@ pub(crate) fn measure(stage: &Stage, options: &Options) -> Table {
 
 struct Trial<'a> {
     stage: &'a Stage,
-    service: &'a str,
     nginx: SocketAddr,
 }
 
@@ -65,7 +62,7 @@ impl Trial<'_> {
         let address = self.stage.address(n);
         let mut client = Connection::open(self.nginx).expect("a connection");
         let start = Instant::now();
-        self.stage.consul().register(&Instance::new(self.service, &format!("comes-{n}"), address));
+        self.stage.consul().register(&Instance::new(SERVICE, &format!("comes-{n}"), address));
         loop {
             if ask(&mut client) == address.ip().to_string() {
                 return start.elapsed().as_secs_f64() * 1000.0;
@@ -74,13 +71,13 @@ impl Trial<'_> {
         }
     }
 
-    /// Takes it back; milliseconds until the last request it served. Round robin over three asks
-    /// it every third time, so 200 answers by others mean that it is out.
+    /// Takes it back; milliseconds from Consul's answer to the last request it served. Round robin
+    /// over three asks it every third time, so 200 answers by others mean that it is out.
     fn go(&mut self, n: usize) -> f64 {
         let ip = self.stage.address(n).ip().to_string();
         let mut client = Connection::open(self.nginx).expect("a connection");
-        let start = Instant::now();
         self.stage.consul().deregister(&format!("comes-{n}"));
+        let start = Instant::now();
         let (mut last, mut others) = (Duration::ZERO, 0);
         while others < 200 {
             if ask(&mut client) == ip {

@@ -103,22 +103,35 @@ impl Variant {
                 let cached = self == Variant::LuaCached;
                 (lua_modules(), lua(stage, length, poll_seconds, cached))
             }
-            Variant::Ours(method) => (format!("load_module {};\n", nginx::module().display()), {
-                let service = stage.service(setup, length);
-                let block = format!("consul_dynamic {service};\nconsul_balance {method};\n");
-                format!("consul_server {};\n{}", stage.consul_url(), upstream(&block))
-            }),
+            Variant::Ours(method) => ours(stage, &stage.service(setup, length), method),
         };
-        format!(
-            "{modules}daemon off;\nworker_processes 1;\npid nginx.pid;\nerror_log error.log notice;\n\
+        whole(&modules, &http)
+    }
+}
+
+/// A configuration in which our module follows `service`.
+pub(crate) fn following(stage: &Stage, service: &str) -> String {
+    let (modules, http) = ours(stage, service, "round_robin");
+    whole(&modules, &http)
+}
+
+fn whole(modules: &str, http: &str) -> String {
+    format!(
+        "{modules}daemon off;\nworker_processes 1;\npid nginx.pid;\nerror_log error.log notice;\n\
              worker_rlimit_nofile 16384;\nevents {{ worker_connections 8192; }}\n\
              http {{\naccess_log off;\nkeepalive_requests 100000000;\n\
              client_body_temp_path body;\nproxy_temp_path proxy;\nfastcgi_temp_path fastcgi;\n\
              uwsgi_temp_path uwsgi;\nscgi_temp_path scgi;\n{http}\n\
              server {{ listen 127.0.0.1:%%PORT%%; location / {{ proxy_pass http://peers; \
              proxy_http_version 1.1; proxy_set_header Connection \"\"; }} }}\n}}\n"
-        )
-    }
+    )
+}
+
+/// What to load, and what to put into `http`.
+fn ours(stage: &Stage, service: &str, method: &str) -> (String, String) {
+    let block = format!("consul_dynamic {service};\nconsul_balance {method};\n");
+    let http = format!("consul_server {};\n{}", stage.consul_url(), upstream(&block));
+    (format!("load_module {};\n", nginx::module().display()), http)
 }
 
 fn upstream(block: &str) -> String {

@@ -1,2 +1,0 @@
-//! The main job, told as a story.
-fn main() {}
