@@ -22,7 +22,6 @@ mod settings;
 pub(crate) use commands::COMMANDS;
 
 /// What holds for the whole of `http`.
-#[derive(Default)]
 pub(crate) struct HttpConf {
     /// `consul_zone`: name and size in bytes.
     pub(crate) zone: Option<(ngx_str_t, usize)>,
@@ -78,9 +77,22 @@ pub(crate) struct SrvConf {
     pub(crate) block: Option<Box<Block>>,
 }
 
+impl HttpConf {
+    fn new() -> HttpConf {
+        HttpConf {
+            zone: None,
+            init_timeout: None,
+            connections: None,
+            shm_zone: ptr::null_mut(),
+            blocks: Vec::new(),
+            plan: None,
+        }
+    }
+}
+
 pub(crate) extern "C" fn ngx_http_consul_create_main_conf(cf: *mut ngx_conf_t) -> *mut c_void {
     // SAFETY: nginx passes a valid configuration, whose pool lives as long as the cycle.
-    fence(ptr::null_mut(), || unsafe { give_to_pool((*cf).pool, HttpConf::default()).cast() })
+    fence(ptr::null_mut(), || unsafe { give_to_pool((*cf).pool, HttpConf::new()).cast() })
 }
 
 pub(crate) extern "C" fn ngx_http_consul_create_srv_conf(cf: *mut ngx_conf_t) -> *mut c_void {
