@@ -74,12 +74,14 @@ pub trait Peers {
     fn is_failed(&self, peer: usize) -> bool;
     /// The share of its weight that it gets during slow start, of [`FULL_SHARE`].
     fn share(&self, peer: usize) -> u32;
+    /// Whether the request has tried a peer before.
+    fn has_tried(&self) -> bool;
     /// Requests in flight.
     fn load(&self, peer: usize) -> u64;
 }
 
-/// Picks a peer, or `None` if all were tried or are full. Peers that are out for their failures
-/// are only picked when there is no other. `cursor` is the worker's place in the round robin order.
+/// Picks a peer, or `None` if none can be used. A peer that is out for its failures is only picked
+/// if there is no other and the request has tried none. `cursor` is the worker's place in the round robin order.
 pub fn pick<P: Peers, R: RngCore>(
     method: Method,
     peers: &P,
@@ -144,7 +146,7 @@ fn is_usable<P: Peers, R: RngCore>(peers: &P, rng: &mut R, peer: usize) -> bool 
     share >= FULL_SHARE || rng.next_u32() % FULL_SHARE < share
 }
 
-/// Looks through all peers from a random one on: first without those that failed, then with them.
+/// Looks through all peers from a random one on for a free one, at first without those that failed.
 fn search<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<usize> {
     let count = peers.len();
     let start = rng.next_u32() as usize % count;
@@ -157,7 +159,7 @@ fn search<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<usize> {
             failed = failed.or(Some(peer));
         }
     }
-    failed
+    failed.filter(|_| !peers.has_tried())
 }
 
 #[cfg(test)]

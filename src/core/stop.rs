@@ -52,7 +52,14 @@ impl Stop {
     /// Sleeps; `false` if stopped.
     pub fn sleep(&self, time: Duration) -> bool {
         let deadline = Instant::now().checked_add(time);
-        !matches!(self.poll(None, deadline), Ok(Woken::Stopped) | Err(_))
+        match self.poll(None, deadline) {
+            Ok(woken) => woken != Woken::Stopped,
+            Err(_) => {
+                // poll() is short of memory. A watch must go on, but not in a busy loop.
+                std::thread::sleep(time.min(Duration::from_millis(100)));
+                !self.is_raised()
+            }
+        }
     }
 
     /// Waits until `fd` is ready for `events`.

@@ -90,10 +90,10 @@ impl Layout {
     }
 }
 
-/// How many lanes a zone gets for this many workers: enough for two generations of workers, in
-/// whole cache lines of counts.
+/// How many lanes a zone gets for this many workers: enough for two generations of many workers and
+/// more of few, in whole cache lines of counts.
 pub fn lanes_for(workers: usize) -> usize {
-    (workers * 2).next_multiple_of(16).clamp(16, 512)
+    (workers * 2).next_multiple_of(16).clamp(32, 512)
 }
 
 /// How many targets fit into a zone of so many bytes.
@@ -203,7 +203,7 @@ pub(crate) mod tests {
 
     #[test]
     fn ten_megabytes_have_room_for_1280_targets_and_ten_thousand_instances() {
-        let layout = Layout::new(10 * 1024 * 1024 / 8, 16).unwrap();
+        let layout = Layout::new(10 * 1024 * 1024 / 8, lanes_for(8)).unwrap();
         assert_eq!(layout.entry_count, 1280);
         assert!(layout.slot_count > 10_000, "{layout:?}");
     }

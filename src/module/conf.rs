@@ -15,9 +15,10 @@ use crate::peer::Block;
 
 mod args;
 mod commands;
-mod dynamic;
+pub(crate) mod dynamic;
 mod finish;
 mod settings;
+mod target;
 
 pub(crate) use commands::COMMANDS;
 

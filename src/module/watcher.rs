@@ -13,8 +13,8 @@ use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::sync::{Engine, Plan, Sink, first_answers};
 use nginx_consul_core::table::{Lane, Table};
 use nginx_sys::{
-    NGX_LOG_ALERT, NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_add_timer, ngx_cycle_t, ngx_event_t,
-    ngx_int_t, ngx_log_t, ngx_uint_t,
+    NGX_LOG_ALERT, NGX_LOG_WARN, NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_add_timer,
+    ngx_cycle_t, ngx_event_t, ngx_int_t, ngx_log_t, ngx_uint_t,
 };
 
 use crate::conf::{self, HttpConf};
@@ -25,8 +25,11 @@ use crate::zone;
 
 /// How often worker 0 writes the threads' log lines and looks whether it is to end, milliseconds.
 const TICK: usize = 100;
-/// How many ticks between looks for lanes of killed workers.
-const CLEAN_TICKS: u32 = 50;
+/// Ticks between looks whether all is as it should be.
+const CHECK_TICKS: u32 = 10;
+/// Ticks until the entries of services that no block asks for any more are freed: old workers may
+/// not have copied them yet.
+const RETAIN_TICKS: u32 = 600;
 /// How long an ending worker waits for its threads.
 const JOIN: Duration = Duration::from_secs(1);
 
@@ -38,6 +41,8 @@ struct Running {
 }
 
 struct Watch {
+    plan: Arc<Plan>,
+    keys: Vec<u128>,
     engine: Option<Engine>,
     sink: Arc<TableSink>,
     timer: Box<ngx_event_t>,
@@ -138,13 +143,23 @@ pub(crate) extern "C" fn ngx_http_consul_init_process(cycle: *mut ngx_cycle_t) -
         let Some((http, plan, table)) = (unsafe { parts(cycle) }) else { return OK };
         table.clear_dead_lanes();
         let worker = Worker { table, lane: table.take_lane(ProcessId::own()) };
+        if worker.lane.is_none() {
+            // SAFETY: the cycle's log.
+            let log = unsafe { (*cycle).log };
+            ngx::ngx_log_error!(
+                NGX_LOG_WARN,
+                log,
+                "consul: too many old workers are shutting down: until one has ended, this one's \
+                 requests are not counted as in flight"
+            );
+        }
+        let watch = (is_single || number == 0).then(|| Watch::start(cycle, plan, table));
         for &upstream in &http.blocks {
             // SAFETY: a block of the configuration.
             if let Some(block) = unsafe { &conf::srv_conf(upstream).block } {
                 block.start(worker);
             }
         }
-        let watch = (is_single || number == 0).then(|| Watch::start(cycle, plan, table));
         RUNNING.set(Some(Running { worker, watch }));
         OK
     })
@@ -165,6 +180,17 @@ pub(crate) extern "C" fn ngx_http_consul_exit_process(cycle: *mut ngx_cycle_t) {
     });
 }
 
+/// Tries again to get a lane for a worker that has none.
+pub(crate) fn try_lane() -> Option<Worker> {
+    RUNNING.with_borrow_mut(|running| {
+        let worker = &mut running.as_mut()?.worker;
+        if worker.lane.is_none() {
+            worker.lane = worker.table.take_lane(ProcessId::own());
+        }
+        Some(*worker)
+    })
+}
+
 /// Requests that an ending worker cut off are no longer in flight.
 fn release(table: Table<'static>, lane: Lane) {
     table.clear_lane(lane);
@@ -173,28 +199,57 @@ fn release(table: Table<'static>, lane: Lane) {
 
 impl Watch {
     fn start(cycle: *mut ngx_cycle_t, plan: &Arc<Plan>, table: Table<'static>) -> Watch {
-        let sink = TableSink::new(table, plan);
-        table.lead(ProcessId::own());
         let keys: Vec<u128> = (0..plan.targets.len()).map(|target| plan.key(target)).collect();
-        table.retain(&keys, ProcessId::own());
-        let started = {
-            let _blocked = SignalsBlocked::new();
-            Engine::start(Arc::clone(plan), sink.clone())
-        };
-        // SAFETY: the cycle's log lives as long as the worker.
-        let log = unsafe { (*cycle).log };
-        let engine = started.map_err(|e| {
-            ngx::ngx_log_error!(NGX_LOG_ALERT, log, "consul: can't start the watch threads ({e})");
-        });
+        let missing = keys.iter().filter(|&&key| table.find(key).is_none()).count();
+        if missing > table.free_entries() {
+            table.retain(&keys, ProcessId::own());
+        }
         // SAFETY: all zeros are an event that is not set.
         let mut timer: Box<ngx_event_t> = Box::new(unsafe { MaybeUninit::zeroed().assume_init() });
         timer.handler = Some(tick);
-        timer.log = log;
+        // SAFETY: the cycle's log lives as long as the worker.
+        timer.log = unsafe { (*cycle).log };
         timer.data = (&raw mut *timer).cast();
         timer.set_cancelable(1);
         // SAFETY: the event stays in its box for as long as the worker runs.
         unsafe { ngx_add_timer(&mut *timer, TICK) };
-        Watch { engine: engine.ok(), sink, timer, ticks: 0 }
+        let sink = TableSink::new(table, plan);
+        let mut watch = Watch { plan: Arc::clone(plan), keys, engine: None, sink, timer, ticks: 0 };
+        watch.start_engine(table);
+        watch
+    }
+
+    /// Makes this worker the one that follows Consul. If there is no thread to be had now, the
+    /// next check tries again.
+    fn start_engine(&mut self, table: Table<'static>) {
+        table.lead(ProcessId::own());
+        let _blocked = SignalsBlocked::new();
+        self.engine = Engine::start(Arc::clone(&self.plan), self.sink.clone())
+            .map_err(|e| {
+                let log = self.timer.log;
+                ngx::ngx_log_error!(
+                    NGX_LOG_ALERT,
+                    log,
+                    "consul: can't start the watch threads ({e})"
+                );
+            })
+            .ok();
+    }
+
+    /// Once a second.
+    fn check(&mut self, table: Table<'static>) {
+        table.clear_dead_lanes();
+        // The last worker 0 of an older configuration may have started after this one. What this
+        // engine found out meanwhile was not taken, so a new one asks again.
+        if self.engine.is_none() || !table.is_led_by(ProcessId::own()) {
+            if let Some(engine) = self.engine.take() {
+                engine.stop();
+            }
+            self.start_engine(table);
+        }
+        if self.ticks == RETAIN_TICKS {
+            table.retain(&self.keys, ProcessId::own());
+        }
     }
 
     fn end(&mut self) {
@@ -213,7 +268,7 @@ impl Watch {
 extern "C" fn tick(event: *mut ngx_event_t) {
     fence((), || {
         RUNNING.with_borrow_mut(|running| {
-            let Some(Running { worker, watch: Some(watch) }) = running else { return };
+            let Some(Running { worker, watch: Some(watch), .. }) = running else { return };
             // SAFETY: the worker's log, from its main thread.
             unsafe { write_lines(&watch.sink, (*event).log) };
             // SAFETY: nginx's own flag, written by its main thread. The worker may have
@@ -224,9 +279,9 @@ extern "C" fn tick(event: *mut ngx_event_t) {
                 }
                 return;
             }
-            watch.ticks += 1;
-            if watch.ticks % CLEAN_TICKS == 0 {
-                worker.table.clear_dead_lanes();
+            watch.ticks = watch.ticks.saturating_add(1);
+            if watch.ticks % CHECK_TICKS == 0 {
+                watch.check(worker.table);
             }
             // SAFETY: as in Watch::start().
             unsafe { ngx_add_timer(&mut *watch.timer, TICK) };

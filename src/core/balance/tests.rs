@@ -46,6 +46,9 @@ impl Peers for Fake {
     fn share(&self, peer: usize) -> u32 {
         self.shares[peer]
     }
+    fn has_tried(&self) -> bool {
+        !self.tried.is_empty()
+    }
     fn load(&self, peer: usize) -> u64 {
         self.loads[peer]
     }
@@ -125,6 +128,8 @@ fn failed_peers_are_picked_only_when_there_is_no_other() {
         assert_eq!(counts(method, &peers, 200)[99], 200, "{method:?}");
         peers.failed.insert(99);
         assert_eq!(counts(method, &peers, 500).iter().sum::<u64>(), 500, "{method:?}");
+        peers.tried.insert(7);
+        assert_eq!(pick(method, &peers, &mut 0, &mut rng()), None, "one try is enough to know");
     }
 }
 
@@ -167,6 +172,9 @@ fn a_pick_looks_at_as_few_peers_among_10_000_as_among_3() {
         }
         fn share(&self, peer: usize) -> u32 {
             self.0.share(peer)
+        }
+        fn has_tried(&self) -> bool {
+            self.0.has_tried()
         }
         fn load(&self, peer: usize) -> u64 {
             self.0.load(peer)

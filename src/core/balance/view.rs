@@ -94,9 +94,10 @@ impl Peers for Candidates<'_> {
         &self.view.order
     }
 
+    /// A single peer may be tried again: nginx asks for it when a kept connection turned out stale.
     fn is_free(&self, peer: usize) -> bool {
         let max_conns = u64::from(self.rules.max_conns);
-        !self.tried.contains(peer)
+        (self.view.records.len() == 1 || !self.tried.contains(peer))
             && (max_conns == 0 || self.table.in_flight(self.slot(peer)) < max_conns)
     }
 
@@ -123,6 +124,10 @@ impl Peers for Candidates<'_> {
         }
         let share = u128::from(FULL_SHARE) * u128::from(age) / u128::from(slow_start);
         (share as u32).max(FULL_SHARE / 100)
+    }
+
+    fn has_tried(&self) -> bool {
+        self.tried.count() != 0
     }
 
     fn load(&self, peer: usize) -> u64 {

@@ -85,6 +85,11 @@ impl<'z> Table<'z> {
         self.word(H_LEADER).store(me.get(), Relaxed);
     }
 
+    /// Whether this process is the one that replaces sets.
+    pub fn is_led_by(&self, me: ProcessId) -> bool {
+        self.load(H_LEADER) == me.get()
+    }
+
     /// Makes `set` the peers of `key`, whose entry this was when the caller looked. `None` if they
     /// are what they were: no generation then; also if the entry has passed to another target, or
     /// has a set and another process leads.
@@ -97,8 +102,7 @@ impl<'z> Table<'z> {
         me: ProcessId,
     ) -> Result<Option<Change>, Full> {
         let guard = self.lock(me);
-        let leads = self.load(H_LEADER) == me.get();
-        if self.key(entry) != key || (self.has_data(entry) && !leads) {
+        if self.key(entry) != key || (self.has_data(entry) && !self.is_led_by(me)) {
             return Ok(None);
         }
         let generation = self.generation(entry);
@@ -107,6 +111,11 @@ impl<'z> Table<'z> {
             return Ok(None);
         }
         guard.replace(entry, generation, set, digest, now_ms).map(Some)
+    }
+
+    /// How many more targets there is room for.
+    pub fn free_entries(&self) -> usize {
+        (0..self.layout.entry_count).filter(|&e| self.key(e) == 0).count()
     }
 
     /// Frees the entries of all targets that are not among `keys`. For worker 0, once the
@@ -369,15 +378,16 @@ mod tests {
             (r.slot as usize, r.identity)
         };
         let (kept, identity) = slot_of(2);
-        assert!(table.enter(kept, identity, lane));
-        table.note_failed(kept, 9);
+        assert!(table.enter(kept, identity, Some(lane)));
+        assert_eq!(table.note_failed(kept, identity, 9), 1);
         publish(&table, e, &set([2, 3])).unwrap();
         assert_eq!(slot_of(2).0, kept);
         assert_eq!(table.counters(kept).picks, 1);
         assert_eq!(table.counters(kept).in_flight, 1);
 
         publish(&table, e, &set([3])).unwrap();
-        assert!(!table.enter(kept, identity, lane), "the slot is nobody's now");
+        assert!(!table.enter(kept, identity, Some(lane)), "the slot is nobody's now");
+        assert_eq!(table.note_failed(kept, identity, 9), 0);
         publish(&table, e, &set([2, 3])).unwrap();
         assert_ne!(slot_of(2).0, kept, "requests of before are still with the old slot");
         assert_eq!(table.counters(slot_of(2).0), slots::Counters::default());
@@ -393,10 +403,10 @@ mod tests {
         let dead = ProcessId::from_raw((i32::MAX as u64 - 1) << 32 | 1);
         let lane = table.take_lane(dead).unwrap();
         for _ in 0..3 {
-            table.enter(record.slot as usize, record.identity, lane);
+            table.enter(record.slot as usize, record.identity, Some(lane));
         }
         let mine = table.take_lane(ProcessId::own()).unwrap();
-        table.enter(record.slot as usize, record.identity, mine);
+        table.enter(record.slot as usize, record.identity, Some(mine));
         table.clear_dead_lanes();
         assert_eq!(table.in_flight(record.slot as usize), 1);
     }

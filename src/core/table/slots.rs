@@ -1,6 +1,7 @@
 //! Slots: the counters of an instance, shared by all workers and kept over updates.
 
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use super::Table;
 use crate::process::ProcessId;
@@ -69,7 +70,7 @@ impl<'z> Table<'z> {
                 let me = ProcessId::own().get();
                 if word.compare_exchange(holder, me, AcqRel, Acquire).is_ok() {
                     self.clear_lane(Lane(lane as u32));
-                    word.store(0, std::sync::atomic::Ordering::Release);
+                    word.store(0, Release);
                 }
             }
         }
@@ -88,23 +89,31 @@ impl<'z> Table<'z> {
 
     /// Gives the lane back; what is still in it is cleared by the next holder.
     pub fn release_lane(&self, lane: Lane) {
-        self.word(self.layout.lanes + lane.0 as usize).store(0, Relaxed);
+        self.word(self.layout.lanes + lane.0 as usize).store(0, Release);
     }
 
-    fn lane_of(&self, slot: usize, lane: Lane) -> (&'z std::sync::atomic::AtomicU64, u32) {
+    fn lane_of(&self, slot: usize, lane: Lane) -> (&'z AtomicU64, u32) {
         (self.slot_word(slot, WORDS + lane.0 as usize / 2), lane.0 % 2 * 32)
     }
 
-    /// Counts a request to the instance, unless the slot has passed to another one meanwhile.
-    /// `true` if it was counted: [`Table::leave`] is then owed.
+    /// Whether the slot still belongs to the instance; it may have passed to another one while a
+    /// request held an older set.
     #[inline]
-    pub fn enter(&self, slot: usize, identity: u64, lane: Lane) -> bool {
-        if self.slot_word(slot, OWNER).load(Relaxed) != identity {
+    fn belongs_to(&self, slot: usize, identity: u64) -> bool {
+        self.slot_word(slot, OWNER).load(Relaxed) == identity
+    }
+
+    /// Counts a request to the instance, in flight if the worker has a lane. `true` if it is
+    /// counted as in flight: [`Table::leave`] is then owed.
+    #[inline]
+    pub fn enter(&self, slot: usize, identity: u64, lane: Option<Lane>) -> bool {
+        if !self.belongs_to(slot, identity) {
             return false;
         }
+        self.slot_word(slot, PICKS).fetch_add(1, Relaxed);
+        let Some(lane) = lane else { return false };
         let (word, shift) = self.lane_of(slot, lane);
         word.fetch_add(1 << shift, AcqRel);
-        self.slot_word(slot, PICKS).fetch_add(1, Relaxed);
         true
     }
 
@@ -137,15 +146,20 @@ impl<'z> Table<'z> {
     /// Starts a new `fail_timeout` for a peer that was picked after the last one had passed, so
     /// that one request, not all, tries a failed peer again.
     #[inline]
-    pub fn note_checked(&self, slot: usize, fail_timeout: u64, now: u64) {
+    pub fn note_checked(&self, slot: usize, identity: u64, fail_timeout: u64, now: u64) {
         let checked = self.slot_word(slot, CHECKED);
-        if now.saturating_sub(checked.load(Relaxed)) > fail_timeout {
+        if now.saturating_sub(checked.load(Relaxed)) > fail_timeout
+            && self.belongs_to(slot, identity)
+        {
             checked.store(now, Relaxed);
         }
     }
 
     /// Counts a failed attempt, seconds since the epoch; returns the failures in a row.
-    pub fn note_failed(&self, slot: usize, now: u64) -> u64 {
+    pub fn note_failed(&self, slot: usize, identity: u64, now: u64) -> u64 {
+        if !self.belongs_to(slot, identity) {
+            return 0;
+        }
         self.slot_word(slot, ACCESSED).store(now, Relaxed);
         self.slot_word(slot, CHECKED).store(now, Relaxed);
         self.slot_word(slot, FAILED).fetch_add(1, Relaxed);
@@ -154,14 +168,25 @@ impl<'z> Table<'z> {
 
     /// Notes an attempt that did not fail: the failures are forgotten if it began after them.
     #[inline]
-    pub fn note_passed(&self, slot: usize) {
+    pub fn note_passed(&self, slot: usize, identity: u64) {
         let fails = self.slot_word(slot, FAILS);
         if fails.load(Relaxed) != 0
-            && self.slot_word(slot, ACCESSED).load(Relaxed)
-                < self.slot_word(slot, CHECKED).load(Relaxed)
+            && self.load_slot(slot, ACCESSED) < self.load_slot(slot, CHECKED)
+            && self.belongs_to(slot, identity)
         {
             fails.store(0, Relaxed);
         }
+    }
+
+    /// Forgets the failures: those of a single peer never count.
+    pub fn forget_fails(&self, slot: usize, identity: u64) {
+        if self.belongs_to(slot, identity) {
+            self.slot_word(slot, FAILS).store(0, Relaxed);
+        }
+    }
+
+    fn load_slot(&self, slot: usize, word: usize) -> u64 {
+        self.slot_word(slot, word).load(Relaxed)
     }
 
     /// When the instance appeared, milliseconds since the epoch; 0: with the first answer.

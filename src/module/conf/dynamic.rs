@@ -105,7 +105,7 @@ fn add_placeholder(cf: *mut ngx_conf_t, upstream: &mut ngx_http_upstream_srv_con
         (*addr).socklen = size_of::<sockaddr_in>() as _;
         (*addr).name = str_over(b"0.0.0.0:0");
         ptr::write_bytes(server, 0, 1);
-        (*server).name = str_over(PLACEHOLDER);
+        (*server).name = str_over(&PLACEHOLDER);
         (*server).addrs = addr;
         (*server).naddrs = 1;
         (*server).weight = 1;
@@ -117,7 +117,7 @@ fn add_placeholder(cf: *mut ngx_conf_t, upstream: &mut ngx_http_upstream_srv_con
 }
 
 /// Name of the `server` that stands for the service.
-const PLACEHOLDER: &[u8] = b"consul";
+static PLACEHOLDER: [u8; 6] = *b"consul";
 
 fn parse(words: &[&[u8]]) -> Parsed<(Query, Selection, Rules)> {
     let service = text(words[1])?;
@@ -203,6 +203,24 @@ fn position(cf: *mut ngx_conf_t) -> (String, usize) {
     unsafe {
         let Some(file) = (*cf).conf_file.as_ref() else { return (String::new(), 0) };
         (String::from_utf8_lossy(bytes(&file.file.name)).into_owned(), file.line)
+    }
+}
+
+/// Takes the placeholder out again if the block has a `server` of the user's: a single one is
+/// treated otherwise by nginx than one of two.
+pub(crate) fn drop_placeholder(upstream: &mut ngx_http_upstream_srv_conf_t) {
+    // SAFETY: `servers` is the block's array of servers, which nobody else uses now.
+    unsafe {
+        let servers = &mut *upstream.servers;
+        let list = servers.as_slice_mut::<ngx_http_upstream_server_t>();
+        let ours = |s: &ngx_http_upstream_server_t| s.name.data == PLACEHOLDER.as_ptr().cast_mut();
+        if !list.iter().any(|s| !ours(s) && s.backup() == 0) {
+            return;
+        }
+        if let Some(at) = list.iter().position(ours) {
+            list[at..].rotate_left(1);
+            servers.nelts -= 1;
+        }
     }
 }
 

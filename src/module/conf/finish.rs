@@ -1,22 +1,19 @@
 //! When all is read: inheritance, the checks that need the whole, the plan and the zone.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use nginx_consul_core::sync::{Endpoint, Plan, Server, Target, Timing, Tls, TlsOptions, Token};
+use nginx_consul_core::sync::Plan;
 use nginx_sys::{
     ngx_conf_t, ngx_http_upstream_main_conf_t, ngx_http_upstream_module,
     ngx_http_upstream_srv_conf_t,
 };
 
 use super::args::Parsed;
-use super::{HttpConf, Settings, SrvConf, dynamic};
+use super::target::TargetMaker;
+use super::{HttpConf, SrvConf, dynamic};
 use crate::ffi;
 use crate::peer::Block;
 use crate::zone;
-
-/// An answer of 20,000 instances has about 15 MiB.
-const MAX_BODY: u64 = 16 << 20;
 
 pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
     // SAFETY: `cf` is that of init_main_conf(), whose context is that of `http`.
@@ -31,8 +28,9 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
     let defaults = unsafe {
         let conf =
             ffi::conf_of::<SrvConf>(context.srv_conf, &raw const crate::ngx_http_consul_module);
-        with_environment((*conf).settings.clone())?
+        &(*conf).settings
     };
+    let mut targets_of = TargetMaker::default();
     let mut targets = Vec::new();
     for &upstream in upstreams {
         // SAFETY: an element of the list is a block of this configuration; one made for a plain
@@ -43,7 +41,8 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
         let block = unsafe { &mut *upstream };
         check_block(block, dynamic)?;
         dynamic.has_fallback = dynamic::has_fallback(block);
-        targets.push(target(conf, &defaults)?);
+        let settings = conf.settings.or(defaults);
+        targets.push(targets_of.target(settings, dynamic)?);
         http.blocks.push(upstream);
     }
     if http.blocks.is_empty() {
@@ -54,7 +53,7 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
     for (&upstream, target) in http.blocks.iter().zip(target_of) {
         // SAFETY: as above.
         if let Some(conf) = unsafe { block_conf(upstream) } {
-            let method = conf.settings.or(&defaults).balance.unwrap_or_default();
+            let method = conf.settings.or(defaults).balance.unwrap_or_default();
             conf.block = conf.dynamic.as_ref().map(|dynamic| {
                 // SAFETY: the block's name lives in the pool of the configuration.
                 let name = unsafe { ffi::bytes(&(*upstream).host) };
@@ -97,67 +96,4 @@ fn check_block(upstream: &ngx_http_upstream_srv_conf_t, dynamic: &super::Dynamic
         ));
     }
     Ok(())
-}
-
-fn target(conf: &SrvConf, defaults: &Settings) -> Parsed<Target> {
-    let Some(dynamic) = &conf.dynamic else { return Err("no service".into()) };
-    let at = |e: String| format!("{e} for \"consul_dynamic\" in {}:{}", dynamic.file, dynamic.line);
-    let s = conf.settings.or(defaults);
-    let client = match (s.ssl_certificate, s.ssl_key) {
-        (Some(certificate), Some(key)) => Some((certificate, key)),
-        (None, None) => None,
-        (Some(_), None) => return Err(at("no \"consul_ssl_certificate_key\" is defined".into())),
-        (None, Some(_)) => return Err(at("no \"consul_ssl_certificate\" is defined".into())),
-    };
-    let options = TlsOptions {
-        trusted: s.ssl_trusted,
-        client,
-        verify: s.ssl_verify.unwrap_or(true),
-        name: s.ssl_name,
-    };
-    let tls = if options == TlsOptions::default() {
-        Tls::default()
-    } else {
-        Tls::new(options).map_err(|e| at(format!("\"consul_ssl_*\" directives: {e}")))?
-    };
-    let (retry_min, retry_max) =
-        s.retry.unwrap_or((Duration::from_millis(250), Duration::from_secs(30)));
-    Ok(Target {
-        query: dynamic.query.clone(),
-        selection: dynamic.selection.clone(),
-        endpoint: Arc::new(Endpoint {
-            servers: s.servers.unwrap_or_default(),
-            token: s.token,
-            tls,
-            connect_timeout: s.connect_timeout.unwrap_or(Duration::from_secs(2)),
-            max_body: s.max_body.unwrap_or(MAX_BODY),
-        }),
-        timing: Timing { wait: s.wait.unwrap_or(Duration::from_secs(60)), retry_min, retry_max },
-    })
-}
-
-/// What `http` does not say, Consul's own environment variables do
-/// (<https://developer.hashicorp.com/consul/commands#environment-variables>). Read here because
-/// workers lose their environment.
-fn with_environment(mut settings: Settings) -> Parsed<Settings> {
-    let variable = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
-    if settings.servers.is_none() {
-        let url = variable("CONSUL_HTTP_ADDR").unwrap_or_else(|| "http://127.0.0.1:8500".into());
-        let server: Server =
-            url.parse().map_err(|e| format!("invalid URL \"{url}\" in CONSUL_HTTP_ADDR: {e}"))?;
-        settings.servers = Some(vec![server]);
-    }
-    if settings.token.is_none() {
-        let from =
-            |source: &str, e: &dyn std::fmt::Display| format!("invalid token in {source}: {e}");
-        settings.token = if let Some(path) = variable("CONSUL_HTTP_TOKEN_FILE") {
-            let token = Token::file(path.as_ref());
-            Some(token.map_err(|e| from("CONSUL_HTTP_TOKEN_FILE", &e))?)
-        } else if let Some(value) = variable("CONSUL_HTTP_TOKEN") {
-            Some(Token::value(&value).map_err(|e| from("CONSUL_HTTP_TOKEN", &e))?)
-        } else {
-            None
-        };
-    }
-    Ok(settings)
 }

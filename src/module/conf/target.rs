@@ -1,0 +1,108 @@
+//! From a block's settings to what the engine is to do for it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nginx_consul_core::sync::{Endpoint, Server, Target, Timing, Tls, TlsOptions, Token};
+
+use super::args::Parsed;
+use super::{Dynamic, Settings};
+
+/// An answer of 20,000 instances has about 15 MiB.
+const MAX_BODY: u64 = 16 << 20;
+
+/// Makes targets; those with the same settings share an endpoint, and so connections.
+#[derive(Default)]
+pub(super) struct TargetMaker {
+    endpoints: Vec<Arc<Endpoint>>,
+    /// Read when the first block needs it.
+    environment: Option<Environment>,
+}
+
+/// What Consul's own environment variables say
+/// (<https://developer.hashicorp.com/consul/commands#environment-variables>). Read in the master,
+/// because workers lose their environment.
+struct Environment {
+    server: Server,
+    token: Option<Token>,
+}
+
+impl TargetMaker {
+    /// What a block asks for. The error names the block's directive.
+    pub(super) fn target(&mut self, settings: Settings, dynamic: &Dynamic) -> Parsed<Target> {
+        let (file, line) = (&dynamic.file, dynamic.line);
+        let at = |e: String| format!("{e} for \"consul_dynamic\" in {file}:{line}");
+        let (retry_min, retry_max) =
+            settings.retry.unwrap_or((Duration::from_millis(250), Duration::from_secs(30)));
+        let wait = settings.wait.unwrap_or(Duration::from_secs(60));
+        Ok(Target {
+            query: dynamic.query.clone(),
+            selection: dynamic.selection.clone(),
+            endpoint: self.endpoint(settings).map_err(at)?,
+            timing: Timing { wait, retry_min, retry_max },
+        })
+    }
+
+    fn endpoint(&mut self, mut settings: Settings) -> Parsed<Arc<Endpoint>> {
+        if settings.servers.is_none() || settings.token.is_none() {
+            let environment = match &mut self.environment {
+                Some(known) => known,
+                unknown => unknown.insert(Environment::read()?),
+            };
+            settings.servers.get_or_insert_with(|| vec![environment.server.clone()]);
+            settings.token = settings.token.or_else(|| environment.token.clone());
+        }
+        let endpoint = Endpoint {
+            tls: self.tls(&mut settings)?,
+            servers: settings.servers.unwrap_or_default(),
+            token: settings.token,
+            connect_timeout: settings.connect_timeout.unwrap_or(Duration::from_secs(2)),
+            max_body: settings.max_body.unwrap_or(MAX_BODY),
+        };
+        if let Some(known) = self.endpoints.iter().find(|known| ***known == endpoint) {
+            return Ok(Arc::clone(known));
+        }
+        let endpoint = Arc::new(endpoint);
+        self.endpoints.push(Arc::clone(&endpoint));
+        Ok(endpoint)
+    }
+
+    /// Reading certificates costs: the same options share the result.
+    fn tls(&self, settings: &mut Settings) -> Parsed<Tls> {
+        let client = match (settings.ssl_certificate.take(), settings.ssl_key.take()) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            (Some(_), None) => return Err("no \"consul_ssl_certificate_key\" is defined".into()),
+            (None, Some(_)) => return Err("no \"consul_ssl_certificate\" is defined".into()),
+        };
+        let options = TlsOptions {
+            trusted: settings.ssl_trusted.take(),
+            client,
+            verify: settings.ssl_verify.unwrap_or(true),
+            name: settings.ssl_name.take(),
+        };
+        if let Some(known) = self.endpoints.iter().find(|known| *known.tls.options() == options) {
+            return Ok(known.tls.clone());
+        }
+        if options == TlsOptions::default() {
+            return Ok(Tls::default());
+        }
+        Tls::new(options).map_err(|e| format!("\"consul_ssl_*\" directives: {e}"))
+    }
+}
+
+impl Environment {
+    fn read() -> Parsed<Environment> {
+        let variable = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+        let url = variable("CONSUL_HTTP_ADDR").unwrap_or_else(|| "http://127.0.0.1:8500".into());
+        let server =
+            url.parse().map_err(|e| format!("invalid URL \"{url}\" in CONSUL_HTTP_ADDR: {e}"))?;
+        let token = match variable("CONSUL_HTTP_TOKEN_FILE") {
+            Some(path) => Some((Token::file(path.as_ref()), "CONSUL_HTTP_TOKEN_FILE")),
+            None => variable("CONSUL_HTTP_TOKEN").map(|v| (Token::value(&v), "CONSUL_HTTP_TOKEN")),
+        };
+        let token = token
+            .map(|(token, source)| token.map_err(|e| format!("invalid token in {source}: {e}")));
+        Ok(Environment { server, token: token.transpose()? })
+    }
+}
