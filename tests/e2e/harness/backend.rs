@@ -28,6 +28,9 @@ pub enum Manner {
     Slow(Duration),
     /// The answer waits until [`Backend::release`], or another manner.
     Hold,
+    /// A connection answers one request; the next on it finds it closed, as one that was kept too
+    /// long.
+    Stale,
 }
 
 #[derive(Debug, Default)]
@@ -195,7 +198,12 @@ fn converse(shared: &Shared, stream: &TcpStream, tls: Option<Arc<ServerConfig>>)
 
 fn serve<S: Read + Write>(shared: &Shared, socket: &TcpStream, stream: S) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
+    let mut answered = false;
     while let Some(head) = wire::read_head(&mut reader)? {
+        if answered && *lock(&shared.manner) == Manner::Stale {
+            return Ok(());
+        }
+        answered = true;
         wire::read_body(&mut reader, &head, false)?;
         shared.requests.fetch_add(1, Ordering::SeqCst);
         let busy = shared.busy.fetch_add(1, Ordering::SeqCst) + 1;
@@ -227,7 +235,7 @@ fn answer<S: Write>(
             return Ok(false);
         }
         Manner::Slow(delay) => thread::sleep(delay),
-        Manner::Well | Manner::Hold => {}
+        Manner::Well | Manner::Hold | Manner::Stale => {}
     }
     if let Some(protocol) = head.header("upgrade") {
         write!(stream, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: {protocol}\r\n")?;

@@ -89,9 +89,14 @@ impl Load {
         tally
     }
 
+    /// Has the clients end after their present request.
+    pub fn stop(&self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+    }
+
     /// Ends the clients; returns who answered, failures as `502` or as the error's text.
     pub fn finish(mut self) -> Tally {
-        self.shared.stop.store(true, Ordering::SeqCst);
+        self.stop();
         let mut tally = Tally::default();
         for client in self.clients.drain(..) {
             tally.merge(&client.join().expect("a client that doesn't panic"));
@@ -102,7 +107,7 @@ impl Load {
 
 impl Drop for Load {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::SeqCst);
+        self.stop();
     }
 }
 

@@ -147,6 +147,8 @@ fn a_doubled_status_page_is_refused() {
 fn a_bad_url_is_refused() {
     for url in [
         "ftp://127.0.0.1",
+        "nonsense",
+        "127.0.0.1:8500",
         "http://",
         "http://a:b@c",
         "http://127.0.0.1:99999",

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use nginx_consul_e2e::cluster::Cluster;
 use nginx_consul_e2e::{Agent, Backend, Config, Fault, Instance, Manner, Proxy, Tally, http, wait};
 use serde_json::Value;
 
@@ -49,29 +48,4 @@ fn a_consul_agent_registers_and_the_proxy_breaks_it() {
     wait::until_eq("the service is gone", Duration::from_secs(2), "[]", || {
         consul.get("/v1/health/service/harness").to_string()
     });
-}
-
-#[test]
-fn the_recipes_cluster_forms_and_survives_the_loss_of_an_agent() {
-    let mut cluster = Cluster::start();
-    let backend = Backend::start("a");
-    cluster.client.register(&Instance::new("cluster", "c-1", backend.address()));
-    let seen = |agent: &Agent| {
-        // Without a leader, for a while, the answer is an error.
-        let answer =
-            agent.request("GET", "/v1/health/service/cluster?passing", &Value::Null).ok()?;
-        Some(answer.body.matches("\"ServiceID\": \"c-1\"").count().min(1))
-            .filter(|_| answer.status == 200)
-    };
-    let patience = Duration::from_secs(20);
-    wait::until_eq("instances seen at d2", patience, &Some(1), || seen(&cluster.joined[0]));
-    cluster.client.terminate();
-    wait::until_eq("instances seen at d2", patience, &Some(0), || seen(&cluster.joined[0]));
-    cluster.server.kill();
-    wait::until_eq("instances seen at d3", patience, &Some(0), || seen(&cluster.joined[1]));
-    cluster.server.start();
-    cluster.client.start();
-    // It remembers its services; a TTL check starts critical.
-    cluster.client.set_check("c-1", "passing");
-    wait::until_eq("instances seen at d2", patience, &Some(1), || seen(&cluster.joined[0]));
 }

@@ -13,6 +13,7 @@ mod lifecycle;
 mod logs;
 mod none_usable;
 mod outages;
+mod regressions;
 mod retries;
 mod secured;
 mod status;

@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use nginx_consul_e2e::cluster::Cluster;
 use nginx_consul_e2e::consul::Options;
 use nginx_consul_e2e::ports::{self, BlackHole};
-use nginx_consul_e2e::{Agent, Backend, Config, Fault, Proxy, wait};
+use nginx_consul_e2e::{Agent, Backend, Config, Fault, Load, Proxy, Tally, load, wait};
 
 use crate::support::{
     SERVER, SOON, follow, gateway, register, register_one, tally, unique, until_peers,
@@ -173,4 +174,36 @@ fn failures_are_retried_slower_and_slower() {
     // giving up.
     assert!(whole > Duration::from_millis(300), "eight tries within {whole:?}");
     drop(nginx);
+}
+
+#[test]
+fn the_recipes_cluster_is_followed_when_an_agent_leaves_and_when_a_server_dies() {
+    let mut cluster = Cluster::start();
+    let service = unique("web");
+    let backends = Backend::start_all(&["a", "b", "c"]);
+    register_one(&cluster.joined[1], &service, &backends[0]);
+    let id = register_one(&cluster.client, &service, &backends[1]);
+    let servers = format!("{} {}", cluster.server.url(), cluster.joined[0].url());
+    let nginx =
+        gateway(&servers, &service, "consul_dynamic %%SERVICE%%; consul_retry 50ms 500ms;").start();
+    // After an election the leader may look at who left only when it next looks at all members,
+    // which is once a minute.
+    let patience = Duration::from_secs(90);
+    let served = |names: &str| {
+        wait::until_eq("who answers", patience, names, || {
+            (0..6).map(|_| nginx.outcome("/")).collect::<Tally>().outcomes()
+        })
+    };
+    served("a b");
+    let load = Load::start_paced(nginx.address(), "/", 1, false, Duration::from_millis(1));
+    cluster.client.terminate();
+    served("a");
+    cluster.client.start();
+    cluster.client.set_check(&id, "passing");
+    served("a b");
+    cluster.server.kill();
+    register_one(&cluster.joined[1], &service, &backends[2]);
+    served("a b c");
+    assert_eq!(nginx.service(&service)["server"], cluster.joined[0].url());
+    assert_eq!(load::failures(&load.finish(), &["a", "b", "c"]), "");
 }
