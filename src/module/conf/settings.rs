@@ -1,7 +1,10 @@
 //! The directives that `http` gives as defaults and an `upstream` overrides.
 
+use std::fmt::Display;
+use std::time::Duration;
+
 use nginx_consul_core::balance::Method;
-use nginx_consul_core::sync::{Server, Token};
+use nginx_consul_core::sync::{Server, ServerError, Token};
 use nginx_sys::ngx_conf_t;
 
 use super::Settings;
@@ -78,23 +81,27 @@ impl Settings {
 }
 
 fn servers(words: &[&[u8]]) -> Parsed<Vec<Server>> {
-    words
-        .iter()
-        .map(|word| {
-            let url = text(word)?;
-            url.parse()
-                .map_err(|e| format!("invalid URL \"{url}\" in \"consul_server\" directive: {e}"))
-        })
-        .collect()
+    const SCHEMES: [&str; 3] = ["http://", "https://", "unix:"];
+    let server = |word: &&[u8]| {
+        let url = text(word)?;
+        let bad = |why: &dyn Display| {
+            format!("invalid URL \"{url}\" in \"consul_server\" directive: {why}")
+        };
+        if !SCHEMES.iter().any(|scheme| url.starts_with(scheme)) {
+            return Err(bad(&"it must begin with \"http://\", \"https://\" or \"unix:\""));
+        }
+        url.parse().map_err(|e: ServerError| bad(&e))
+    };
+    words.iter().map(server).collect()
 }
 
 /// The error names the file, never the token.
-fn token<E: std::fmt::Display>(directive: &str, token: Result<Token, E>) -> Parsed<Token> {
+fn token<E: Display>(directive: &str, token: Result<Token, E>) -> Parsed<Token> {
     token.map_err(|e| format!("invalid token in \"{directive}\" directive: {e}"))
 }
 
 /// Consul's own limits: it caps `wait` at ten minutes.
-fn wait(directive: &str, word: &[u8]) -> Parsed<std::time::Duration> {
+fn wait(directive: &str, word: &[u8]) -> Parsed<Duration> {
     let wait = args::positive_time(directive, word)?;
     if !(1..=600).contains(&wait.as_secs()) {
         return Err(format!("{}, it must be from 1s to 10m", invalid(directive, word)));
@@ -102,7 +109,7 @@ fn wait(directive: &str, word: &[u8]) -> Parsed<std::time::Duration> {
     Ok(wait)
 }
 
-fn retry(directive: &str, words: &[&[u8]]) -> Parsed<(std::time::Duration, std::time::Duration)> {
+fn retry(directive: &str, words: &[&[u8]]) -> Parsed<(Duration, Duration)> {
     let min = args::positive_time(directive, words[1])?;
     let max = args::positive_time(directive, words[2])?;
     if min > max {
