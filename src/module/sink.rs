@@ -14,7 +14,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::log::Line;
 
 /// Lines kept until the event loop writes them; further ones are counted and dropped.
-const MAX_LINES: usize = 1024;
+const MAX_LINES: usize = 16 * 1024;
 
 /// Writes what the engine finds out into the table, and keeps its log lines for the event loop.
 pub(crate) struct TableSink {
