@@ -1,0 +1,205 @@
+use super::super::tests::{peer, set, zone};
+use super::*;
+use proptest::prelude::*;
+
+const KEY: u128 = 5;
+
+fn table(words: usize) -> (Table<'static>, usize) {
+    let table = Table::create(zone(words), 16).unwrap();
+    table.lead(ProcessId::own());
+    let entry = table.claim(KEY, ProcessId::own()).unwrap();
+    (table, entry)
+}
+
+fn publish(table: &Table<'_>, entry: usize, set: &PeerSet) -> Result<Option<Change>, Full> {
+    table.publish((entry, table.key(entry)), set, 1_000, ProcessId::own())
+}
+
+fn slots_in_use(table: &Table<'_>) -> usize {
+    (0..table.layout.slot_count)
+        .filter(|&s| table.slot_word(s, slots::OWNER).load(Relaxed) != 0)
+        .count()
+}
+
+#[test]
+fn what_was_published_is_read() {
+    let (table, e) = table(1 << 17);
+    assert!(table.read(e, KEY).is_none(), "nothing before the first answer");
+    let v6 = crate::model::Peer { addr: "[fe80::1%3]:443".parse().unwrap(), ..peer(1, 7) };
+    let set = PeerSet::new(vec![peer(8081, 5), peer(8082, 1), v6]);
+    let change = publish(&table, e, &set).unwrap().unwrap();
+    assert_eq!(change, Change { peers: 3, added: 3, removed: 0, changed: 0 });
+    let image = table.read(e, KEY).unwrap();
+    for ((record, detail), peer) in image.records.iter().zip(image.details()).zip(set.peers()) {
+        assert_eq!((record.addr, record.identity), (peer.addr, peer.identity));
+        assert_eq!(record.text(), peer.addr.to_string().as_bytes());
+        assert_eq!(record.weight, u32::from(peer.weight.get()));
+        assert_eq!((&detail.id, &detail.node, &detail.tags), (&peer.id, &peer.node, &peer.tags));
+    }
+    assert!(table.read(e, KEY + 1).is_none(), "another target's set is not handed out");
+}
+
+#[test]
+fn an_old_leader_gives_a_first_set_but_replaces_none() {
+    let (table, e) = table(1 << 17);
+    table.lead(ProcessId::from_raw(1 << 32 | 1));
+    assert_eq!(publish(&table, e, &set([1])).unwrap().unwrap().peers, 1);
+    assert_eq!(publish(&table, e, &set([1, 2])), Ok(None));
+    assert_eq!(table.read(e, KEY).unwrap().records.len(), 1);
+}
+
+#[test]
+fn a_change_says_who_came_who_left_and_who_is_different() {
+    let (table, e) = table(1 << 17);
+    publish(&table, e, &set([1, 2, 3])).unwrap();
+    let next = PeerSet::new(vec![peer(2, 1), peer(3, 9), peer(4, 1)]);
+    let change = publish(&table, e, &next).unwrap().unwrap();
+    assert_eq!(change, Change { peers: 3, added: 1, removed: 1, changed: 1 });
+}
+
+#[test]
+fn invariant_8_the_same_answer_moves_no_generation() {
+    let (table, e) = table(1 << 17);
+    publish(&table, e, &set(1..4)).unwrap();
+    let generation = table.generation(e);
+    assert_eq!(publish(&table, e, &set(1..4)), Ok(None));
+    assert_eq!(table.generation(e), generation);
+}
+
+#[test]
+fn invariant_3_counters_stay_with_the_instance_and_a_returning_one_starts_afresh() {
+    let (table, e) = table(1 << 17);
+    let lane = table.take_lane(ProcessId::own()).unwrap();
+    publish(&table, e, &set([1, 2])).unwrap();
+    let slot_of = |port: u16| {
+        let image = table.read(e, KEY).unwrap();
+        let r = image.records.iter().find(|r| r.addr.port() == port).copied().unwrap();
+        (r.slot as usize, r.identity)
+    };
+    let (kept, identity) = slot_of(2);
+    assert!(table.enter(kept, identity, Some(lane)));
+    assert_eq!(table.note_failed(kept, identity, 9), 1);
+    publish(&table, e, &set([2, 3])).unwrap();
+    assert_eq!(slot_of(2).0, kept);
+    assert_eq!(table.counters(kept).picks, 1);
+    assert_eq!(table.counters(kept).in_flight, 1);
+
+    publish(&table, e, &set([3])).unwrap();
+    assert!(!table.enter(kept, identity, Some(lane)), "the slot is nobody's now");
+    assert_eq!(table.note_failed(kept, identity, 9), 0);
+    publish(&table, e, &set([2, 3])).unwrap();
+    assert_ne!(slot_of(2).0, kept, "requests of before are still with the old slot");
+    assert_eq!(table.counters(slot_of(2).0), slots::Counters::default());
+    table.leave(kept, lane);
+    assert_eq!(table.in_flight(kept), 0);
+}
+
+#[test]
+fn a_killed_workers_requests_are_not_in_flight_for_ever() {
+    let (table, e) = table(1 << 17);
+    publish(&table, e, &set([1])).unwrap();
+    let record = table.read(e, KEY).unwrap().records[0];
+    let dead = ProcessId::from_raw((i32::MAX as u64 - 1) << 32 | 1);
+    let lane = table.take_lane(dead).unwrap();
+    for _ in 0..3 {
+        table.enter(record.slot as usize, record.identity, Some(lane));
+    }
+    let mine = table.take_lane(ProcessId::own()).unwrap();
+    table.enter(record.slot as usize, record.identity, Some(mine));
+    table.clear_dead_lanes();
+    assert_eq!(table.in_flight(record.slot as usize), 1);
+}
+
+#[test]
+fn invariant_7_a_full_zone_keeps_the_last_set_and_recovers_when_there_is_room() {
+    let (table, e) = table(1 << 13);
+    publish(&table, e, &set(1..4)).unwrap();
+    let before = table.read(e, KEY).unwrap().records;
+    let full = publish(&table, e, &set(1..2000)).unwrap_err();
+    assert!(matches!(full, Full::Arena(_) | Full::Slots(_)), "{full}");
+    assert_eq!(table.read(e, KEY).unwrap().records, before);
+    assert_eq!(slots_in_use(&table), 3);
+    assert_eq!(publish(&table, e, &set(2..6)).unwrap().unwrap().peers, 4);
+}
+
+#[test]
+fn the_lock_and_the_slots_of_a_killed_publisher_are_taken_over() {
+    let (table, e) = table(1 << 17);
+    publish(&table, e, &set(1..4)).unwrap();
+    // Killed with the lock held and two slots taken that no block names.
+    table.word(super::super::H_LOCK).store((i32::MAX as u64 - 1) << 32 | 1, Relaxed);
+    table.word(super::super::H_DIRTY).store(1, Relaxed);
+    table.slot_word(500, slots::OWNER).store(77, Relaxed);
+    table.slot_word(501, slots::OWNER).store(78, Relaxed);
+    assert_eq!(publish(&table, e, &set(2..5)).unwrap().unwrap().peers, 3);
+    assert_eq!(slots_in_use(&table), 3);
+}
+
+#[test]
+fn targets_that_left_the_configuration_are_freed_and_never_mistaken_for_others() {
+    let (table, e) = table(1 << 17);
+    publish(&table, e, &set(1..4)).unwrap();
+    let generation = table.generation(e);
+    table.retain(&[], ProcessId::own());
+    assert_eq!((table.find(KEY), slots_in_use(&table)), (None, 0));
+    let other = table.claim(KEY + 1, ProcessId::own()).unwrap();
+    assert_eq!(other, e, "the entry is used again");
+    publish(&table, other, &set(7..9)).unwrap();
+    assert!(table.generation(e) > generation);
+    assert!(table.read(e, KEY).is_none());
+}
+
+#[test]
+fn invariant_1_readers_get_whole_sets_while_publishers_never_rest() {
+    let (table, e) = table(1 << 16);
+    publish(&table, e, &set(1..2)).unwrap();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            for i in 0..400u16 {
+                let first = i * 7 % 1000 + 1;
+                publish(&table, e, &set(first..first + i % 90 + 1)).unwrap();
+            }
+        });
+        let mut generations = 0;
+        let mut last = 0;
+        while !writer.is_finished() {
+            let Some(image) = table.read(e, KEY) else { continue };
+            let ports: Vec<u16> = image.records.iter().map(|r| r.addr.port()).collect();
+            assert!(ports.windows(2).all(|p| p[0] != p[1]), "{ports:?}");
+            assert_eq!(image.details().len(), ports.len());
+            for (record, detail) in image.records.iter().zip(image.details()) {
+                assert_eq!(detail.id, format!("web-{}", record.addr.port()));
+            }
+            assert!(image.generation >= last, "generations go up");
+            generations += u32::from(image.generation != last);
+            last = image.generation;
+        }
+        assert!(generations > 0);
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn any_history_of_sets_ends_with_the_last_one_and_leaks_nothing(
+        history in prop::collection::vec((0u128..4, prop::collection::btree_set(1u16..60, 0..40)), 1..40)
+    ) {
+        let table = Table::create(zone(1 << 16), 16).unwrap();
+        table.lead(ProcessId::own());
+        let mut last = std::collections::HashMap::new();
+        for (key, ports) in history {
+            let entry = table.claim(key + 1, ProcessId::own()).unwrap();
+            publish(&table, entry, &set(ports.iter().copied())).unwrap();
+            last.insert(key + 1, ports);
+        }
+        let mut in_use = 0;
+        for (key, ports) in last {
+            let entry = table.find(key).unwrap();
+            let seen: std::collections::BTreeSet<u16> =
+                table.read(entry, key).unwrap().records.iter().map(|r| r.addr.port()).collect();
+            in_use += ports.len();
+            prop_assert_eq!(seen, ports);
+        }
+        prop_assert_eq!(slots_in_use(&table), in_use);
+    }
+}
