@@ -3,6 +3,7 @@
 pub mod client;
 pub mod gate;
 pub mod health;
+pub mod policy;
 pub mod query;
 pub mod server;
 pub mod tls;

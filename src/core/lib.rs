@@ -8,12 +8,14 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod address;
 pub mod balance;
 pub mod consul;
 pub mod model;
 pub mod process;
 pub mod resolve;
 pub mod snapshot;
+pub mod state;
 pub mod status;
 pub mod stop;
 pub mod sync;

@@ -7,6 +7,8 @@ use std::num::NonZeroU16;
 
 use siphasher::sip128::{Hasher128, SipHasher13};
 
+use crate::address::AddressFilter;
+
 /// Consistency mode of a Consul query
 /// (<https://developer.hashicorp.com/consul/api-docs/features/consistency>).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -63,6 +65,8 @@ pub struct Selection {
     pub tags: Vec<String>,
     /// Which health it must have.
     pub admit: Admit,
+    /// Which addresses it may have.
+    pub addresses: AddressFilter,
 }
 
 /// Health of an instance: the worst of its service's and its node's checks.

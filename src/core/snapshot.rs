@@ -3,15 +3,22 @@
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 
+use crate::consul::health::Skipped;
 use crate::model::{Admit, Health, Instance, Peer, PeerSet, Selection, identity};
 use crate::resolve::Names;
 
-/// The peers that `selection` takes from the instances of an answer.
+/// The peers that `selection` takes from the instances of an answer, and the instances that it
+/// would take but for their address.
 ///
 /// A host name gives one peer for each of its addresses. Instances without an address are left
 /// out, as are those in warning whose `Weights.Warning` is 0.
-pub fn peers(instances: &[Instance], selection: &Selection, names: &Names) -> PeerSet {
+pub fn peers(
+    instances: &[Instance],
+    selection: &Selection,
+    names: &Names,
+) -> (PeerSet, Vec<Skipped>) {
     let mut peers = Vec::new();
+    let mut skipped = Vec::new();
     for instance in instances {
         let Some(weight) = weight(instance, selection.admit) else { continue };
         if !has_tags(instance, &selection.tags) {
@@ -20,6 +27,14 @@ pub fn peers(instances: &[Instance], selection: &Selection, names: &Names) -> Pe
         let (addresses, _) = names.addresses(&instance.host);
         let several = addresses.len() > 1;
         for ip in addresses {
+            if let Some(by) = selection.addresses.refusal(ip) {
+                skipped.push(Skipped {
+                    node: instance.node.clone(),
+                    id: instance.id.clone(),
+                    reason: format!("address {ip} is excluded {by}"),
+                });
+                continue;
+            }
             let addr = SocketAddr::new(ip, instance.port);
             peers.push(Peer {
                 addr,
@@ -34,7 +49,7 @@ pub fn peers(instances: &[Instance], selection: &Selection, names: &Names) -> Pe
             });
         }
     }
-    PeerSet::new(peers)
+    (PeerSet::new(peers), skipped)
 }
 
 /// Weight of an instance, `None` if it is not admitted.
@@ -62,6 +77,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::address::{AddressFilter, network};
     use crate::resolve::tests::{Script, instance};
 
     fn of(health: Health, weight_warning: u16) -> Instance {
@@ -70,8 +86,8 @@ mod tests {
     }
 
     fn weights(admit: Admit, instance: Instance) -> Vec<u16> {
-        let selection = Selection { tags: Vec::new(), admit };
-        let set = peers(&[instance], &selection, &Names::default());
+        let selection = Selection { admit, ..Selection::default() };
+        let set = peers(&[instance], &selection, &Names::default()).0;
         set.peers().iter().map(|p| p.weight.get()).collect()
     }
 
@@ -105,8 +121,8 @@ mod tests {
         tagged.tags = vec!["V1".to_owned(), "http".to_owned(), "Größe".to_owned()];
         let count = |tags: &[&str]| {
             let tags = tags.iter().map(|&t| t.to_owned()).collect();
-            let selection = Selection { tags, admit: Admit::Passing };
-            peers(&[tagged.clone()], &selection, &Names::default()).peers().len()
+            let selection = Selection { tags, ..Selection::default() };
+            peers(&[tagged.clone()], &selection, &Names::default()).0.peers().len()
         };
         assert_eq!(count(&[]), 1);
         assert_eq!(count(&["v1", "HTTP"]), 1);
@@ -124,7 +140,7 @@ mod tests {
         let instances = [instance("1", "a"), instance("2", "b"), instance("3", "c")];
         let mut names = Names::default();
         assert_eq!(names.refresh(&instances, &script, Duration::from_secs(1)).len(), 1);
-        let set = peers(&instances, &Selection::default(), &names);
+        let set = peers(&instances, &Selection::default(), &names).0;
         let addresses: Vec<_> = set.peers().iter().map(|p| p.addr.to_string()).collect();
         assert_eq!(addresses, ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"]);
         assert_ne!(set.peers()[0].identity, set.peers()[1].identity);
@@ -135,10 +151,34 @@ mod tests {
     fn the_order_of_an_answer_does_not_matter() {
         let mut instances: Vec<_> =
             (0..5).map(|i| instance(&format!("i{i}"), &format!("10.0.0.{}", i / 2))).collect();
-        let digest = |i: &[Instance]| peers(i, &Selection::default(), &Names::default()).digest();
+        let digest = |i: &[Instance]| peers(i, &Selection::default(), &Names::default()).0.digest();
         let before = digest(&instances);
         instances.reverse();
         assert_eq!(digest(&instances), before);
-        assert_eq!(peers(&instances, &Selection::default(), &Names::default()).peers().len(), 3);
+        let (set, _) = peers(&instances, &Selection::default(), &Names::default());
+        assert_eq!(set.peers().len(), 3);
+    }
+
+    #[test]
+    fn an_excluded_address_is_skipped_also_if_a_name_leads_to_it() {
+        let script = Script::default();
+        script.answers.borrow_mut().insert("a", vec!["10.0.0.2", "127.0.0.1"]);
+        let instances = [instance("1", "a"), instance("2", "127.0.0.9"), instance("3", "10.0.0.3")];
+        let mut names = Names::default();
+        names.refresh(&instances, &script, Duration::from_secs(1));
+        let deny = vec![network("127.0.0.0/8").unwrap()];
+        let addresses = AddressFilter { allow: Vec::new(), deny };
+        let selection = Selection { addresses, ..Selection::default() };
+        let (set, skipped) = peers(&instances, &selection, &names);
+        let left: Vec<_> = set.peers().iter().map(|p| p.addr.to_string()).collect();
+        assert_eq!(left, ["10.0.0.2:80", "10.0.0.3:80"]);
+        let told: Vec<_> = skipped.iter().map(|s| format!("{} {}", s.id, s.reason)).collect();
+        assert_eq!(
+            told,
+            [
+                "1 address 127.0.0.1 is excluded by consul_deny",
+                "2 address 127.0.0.9 is excluded by consul_deny"
+            ]
+        );
     }
 }

@@ -1,5 +1,7 @@
 //! What the status page says, and how.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 mod html;
@@ -13,6 +15,9 @@ pub struct Status {
     pub nginx: Nginx,
     /// The shared zone.
     pub zone: Zone,
+    /// The state file, with `consul_state`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<StateFile>,
     /// Every service that a block follows.
     pub services: Vec<Service>,
 }
@@ -46,6 +51,17 @@ pub struct Zone {
     pub used: usize,
 }
 
+/// The state file.
+#[derive(Clone, Debug, Serialize)]
+pub struct StateFile {
+    /// Where it is.
+    pub path: String,
+    /// Age of what is in it; `null` if it was never written.
+    pub age_seconds: Option<f64>,
+    /// Why it can't be written now.
+    pub error: Option<String>,
+}
+
 /// A service with one selection of its instances.
 #[derive(Clone, Debug, Serialize)]
 pub struct Service {
@@ -76,6 +92,8 @@ pub struct Service {
     pub index: u64,
     /// Moves with every change of the peers.
     pub generation: u64,
+    /// Where the peers come from: `consul`, `state file`, or `null` if there are none yet.
+    pub source: Option<&'static str>,
     /// Age of the last good answer; `null` before the first.
     pub last_good_seconds: Option<f64>,
     /// Age of the last change; `null` before the first.
@@ -84,8 +102,23 @@ pub struct Service {
     pub last_error: Option<String>,
     /// Failures in a row.
     pub failures: u64,
+    /// How often answers changed nothing, by reason; reasons that never were are left out.
+    pub refusals: BTreeMap<&'static str, u64>,
+    /// A removal of peers that is not in force yet.
+    pub pending: Option<Pending>,
     /// The peers.
     pub peers: Vec<Peer>,
+}
+
+/// A removal of peers that is to be confirmed.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Pending {
+    /// Peers that would leave.
+    pub removals: u32,
+    /// Reads that have agreed so far.
+    pub confirmed: u16,
+    /// Reads that have to; 0: none are enough (`consul_empty keep`).
+    pub of: u16,
 }
 
 /// A peer.
@@ -134,6 +167,11 @@ mod tests {
             module: Version { version: "0.1.0".into() },
             nginx: Nginx { version: "1.22.1".into(), pid: 7, worker: 0 },
             zone: Zone { name: "consul".into(), size: 10, used: 1 },
+            state: Some(StateFile {
+                path: "/var/<state>".into(),
+                age_seconds: Some(7.5),
+                error: Some("disk <full>".into()),
+            }),
             services: vec![Service {
                 service: "web".into(),
                 datacenter: None,
@@ -147,10 +185,13 @@ mod tests {
                 delay_ms: None,
                 index: 42,
                 generation: 3,
+                source: Some("state file"),
                 last_good_seconds: Some(0.31),
                 last_change_seconds: None,
                 last_error: Some("<b>&\u{7}".into()),
                 failures: 0,
+                refusals: BTreeMap::from([("no_leader", 3), ("stale", 1)]),
+                pending: Some(Pending { removals: 2, confirmed: 1, of: 3 }),
                 peers: vec![Peer {
                     server: "127.0.0.1:80".into(),
                     node: "n".into(),
@@ -180,8 +221,31 @@ mod tests {
     #[test]
     fn the_page_has_a_row_for_each_peer() {
         let html = String::from_utf8(status("v1").to_html()).unwrap();
-        for part in ["<table", "127.0.0.1:80", "web-1", "v1", "0.3 s ago", "passing"] {
+        for part in [
+            "<table",
+            "127.0.0.1:80",
+            "web-1",
+            "v1",
+            "0.3 s ago",
+            "passing",
+            "no_leader 3, stale 1",
+            "/var/&lt;state&gt;",
+            "7.5 s ago",
+            "disk &lt;full&gt;",
+            "from state file",
+        ] {
             assert!(html.contains(part), "{part} in {html}");
         }
+    }
+
+    #[test]
+    fn refusals_and_what_is_pending_show() {
+        let json: serde_json::Value = serde_json::from_slice(&status("v1").to_json()).unwrap();
+        let service = &json["services"][0];
+        assert_eq!(service["refusals"], serde_json::json!({"no_leader": 3, "stale": 1}));
+        let pending = serde_json::json!({"removals": 2, "confirmed": 1, "of": 3});
+        assert_eq!(service["pending"], pending);
+        let html = String::from_utf8(status("v1").to_html()).unwrap();
+        assert!(html.contains("2 would leave, confirmed by 1 of 3 reads"), "{html}");
     }
 }

@@ -7,14 +7,18 @@
 mod engine;
 mod first;
 mod plan;
+mod publisher;
 mod runner;
 #[cfg(test)]
 mod testing;
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::model::PeerSet;
 
+pub use crate::consul::gate::Reason;
+pub use crate::consul::policy::{Confirm, OnEmpty, Pending, Policy};
 pub use crate::consul::server::{Server, ServerError};
 pub use crate::consul::tls::{Tls, TlsError, TlsOptions};
 pub use crate::consul::token::{Token, TokenError};
@@ -35,6 +39,9 @@ pub trait Sink: Send + Sync {
 
     /// Whether the target has had an answer, perhaps from an earlier engine.
     fn has_data(&self, target: usize) -> bool;
+
+    /// Identities of the target's peers in force, perhaps from an earlier engine.
+    fn held(&self, target: usize) -> HashSet<u64>;
 }
 
 /// What became of a published set.
@@ -68,11 +75,15 @@ pub enum Report<'a> {
         server: usize,
         /// How the service is followed.
         mode: Mode,
+        /// What it would remove, if that is not in force yet.
+        pending: Option<Pending>,
     },
     /// No answer, or none to believe.
     Failed {
         /// Which server of the endpoint was asked.
         server: usize,
+        /// Under which reason it is counted.
+        reason: Reason,
         /// What is wrong.
         error: &'a str,
         /// Failed requests since the last good answer.

@@ -18,6 +18,7 @@
 //! entries. So a publisher may be killed at any instruction, and the next one has nothing to
 //! repair but slots that no block names ([`publish`]).
 
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 pub mod entry;
@@ -32,7 +33,7 @@ pub use read::{Detail, Image, Record};
 pub use slots::{Counters, Lane};
 
 /// Says that the zone holds a table of this layout.
-const MAGIC: u64 = 0x6e67_782d_636e_0001;
+const MAGIC: u64 = 0x6e67_782d_636e_0002;
 
 /// Words of the header; the rest of them is spare.
 const HEADER: usize = 16;
@@ -44,6 +45,13 @@ const H_ENTRIES: usize = 4;
 const H_SLOTS: usize = 5;
 const H_SLOT_CURSOR: usize = 6;
 const H_LEADER: usize = 7;
+/// When the state file was last written, milliseconds since the epoch; 0 if there is none.
+const H_STATE_WRITTEN: usize = 8;
+/// Why it can't be written now: an error number of the system; 0 if it can.
+const H_STATE_ERROR: usize = 9;
+
+/// Most lanes, for 256 workers and their successors.
+const MAX_LANES: usize = 512;
 
 /// Bytes of the zone for each entry of the table; a zone of 10 MB has room for 1280 targets.
 const BYTES_PER_ENTRY: usize = 8192;
@@ -93,7 +101,7 @@ impl Layout {
 /// How many lanes a zone gets for this many workers: enough for two generations of many workers and
 /// more of few, in whole cache lines of counts.
 pub fn lanes_for(workers: usize) -> usize {
-    (workers * 2).next_multiple_of(16).clamp(32, 512)
+    (workers * 2).next_multiple_of(16).clamp(32, MAX_LANES)
 }
 
 /// How many targets fit into a zone of so many bytes.
@@ -120,7 +128,10 @@ impl<'z> Table<'z> {
         if words.len() < HEADER || words[H_MAGIC].load(Relaxed) != MAGIC {
             return None;
         }
-        let lanes = words[H_LANES].load(Relaxed) as usize;
+        let lanes = usize::try_from(words[H_LANES].load(Relaxed)).ok()?;
+        if lanes % 16 != 0 || !(16..=MAX_LANES).contains(&lanes) {
+            return None;
+        }
         let layout = Layout::new(words.len(), lanes)?;
         (words[H_ENTRIES].load(Relaxed) == layout.entry_count as u64
             && words[H_SLOTS].load(Relaxed) == layout.slot_count as u64)
@@ -140,6 +151,26 @@ impl<'z> Table<'z> {
             .count();
         let fixed = self.layout.slots;
         (fixed + blocks + slots * self.layout.slot_words) * 8
+    }
+
+    /// Notes when the state file was written, milliseconds since the epoch.
+    pub fn note_state_written(&self, at_ms: u64) {
+        self.word(H_STATE_ERROR).store(0, Relaxed);
+        self.word(H_STATE_WRITTEN).store(at_ms, Relaxed);
+    }
+
+    /// Notes why the state file can't be written.
+    pub fn note_state_error(&self, error: &io::Error) {
+        // EIO where the error is not the system's.
+        let number = error.raw_os_error().unwrap_or(rustix::io::Errno::IO.raw_os_error());
+        self.word(H_STATE_ERROR).store(u64::from(number.unsigned_abs()), Relaxed);
+    }
+
+    /// When the state file was last written (0: never), and why it can't be now.
+    pub fn state_file(&self) -> (u64, Option<io::Error>) {
+        let number = i32::try_from(self.load(H_STATE_ERROR)).unwrap_or(0);
+        let error = (number != 0).then(|| io::Error::from_raw_os_error(number));
+        (self.load(H_STATE_WRITTEN), error)
     }
 
     fn word(&self, at: usize) -> &'z AtomicU64 {

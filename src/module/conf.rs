@@ -5,18 +5,21 @@ use std::ptr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nginx_consul_core::address::IpNet;
 use nginx_consul_core::balance::{Method, Rules};
 use nginx_consul_core::model::{Query, Selection};
-use nginx_consul_core::sync::{Plan, Server, Token};
+use nginx_consul_core::sync::{OnEmpty, Plan, Server, Token};
 use nginx_sys::{ngx_conf_t, ngx_http_upstream_srv_conf_t, ngx_shm_zone_t, ngx_str_t};
 
 use crate::ffi::{self, CONF_ERROR, CONF_OK, fence, give_to_pool};
 use crate::peer::Block;
+use crate::state::StateFile;
 
-mod args;
+pub(crate) mod args;
 mod commands;
 pub(crate) mod dynamic;
 mod finish;
+mod policy;
 mod settings;
 mod target;
 
@@ -30,6 +33,8 @@ pub(crate) struct HttpConf {
     pub(crate) init_timeout: Option<Duration>,
     /// `consul_connections`.
     pub(crate) connections: Option<usize>,
+    /// `consul_state`; `Some(None)` is `off`.
+    pub(crate) state: Option<Option<StateFile>>,
     /// The zone asked for; null while no block follows Consul.
     pub(crate) shm_zone: *mut ngx_shm_zone_t,
     /// The blocks that follow Consul.
@@ -52,6 +57,13 @@ pub(crate) struct Settings {
     pub(crate) connect_timeout: Option<Duration>,
     pub(crate) retry: Option<(Duration, Duration)>,
     pub(crate) max_body: Option<u64>,
+    /// `Some(None)`: off.
+    pub(crate) max_stale: Option<Option<Duration>>,
+    pub(crate) on_empty: Option<OnEmpty>,
+    /// Percent; `Some(None)`: off.
+    pub(crate) max_removal: Option<Option<u8>>,
+    pub(crate) allow: Option<Vec<IpNet>>,
+    pub(crate) deny: Option<Vec<IpNet>>,
     pub(crate) balance: Option<Method>,
 }
 
@@ -79,11 +91,17 @@ pub(crate) struct SrvConf {
 }
 
 impl HttpConf {
+    /// The state file in use.
+    pub(crate) fn state_file(&self) -> Option<&StateFile> {
+        self.state.as_ref()?.as_ref()
+    }
+
     fn new() -> HttpConf {
         HttpConf {
             zone: None,
             init_timeout: None,
             connections: None,
+            state: None,
             shm_zone: ptr::null_mut(),
             blocks: Vec::new(),
             plan: None,

@@ -23,6 +23,7 @@ mod log;
 mod peer;
 mod session;
 mod sink;
+mod state;
 mod status;
 mod watcher;
 mod zone;

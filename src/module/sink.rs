@@ -1,14 +1,15 @@
 //! From the watch threads into the shared table. Everything here runs outside of the event loop
 //! and touches nothing of nginx but the zone's memory.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nginx_consul_core::model::PeerSet;
 use nginx_consul_core::process::ProcessId;
+use nginx_consul_core::state::{Mark, Saved};
 use nginx_consul_core::sync::{Level, Mode, Plan, Published, Report, Sink};
-use nginx_consul_core::table::{self, Table};
+use nginx_consul_core::table::{self, Image, Table};
 use parking_lot::{Mutex, RwLock};
 
 use crate::log::Line;
@@ -60,6 +61,11 @@ impl TableSink {
         Arc::new(TableSink { entries, ..sink })
     }
 
+    /// Whether a set found no room.
+    pub(crate) fn is_short_of_room(&self) -> bool {
+        !self.refused.lock().is_empty()
+    }
+
     /// From here on nothing touches the zone. Waits for whoever is just doing so.
     pub(crate) fn close(&self) {
         *self.table.write() = None;
@@ -77,6 +83,54 @@ impl TableSink {
         taken
     }
 
+    /// The process that this sink writes as.
+    pub(crate) fn me(&self) -> ProcessId {
+        self.me
+    }
+
+    /// Runs `f` on the table, if the sink is open.
+    pub(crate) fn with_table<T>(&self, f: impl FnOnce(Table<'static>) -> T) -> Option<T> {
+        let table = self.table.read();
+        (*table).map(f)
+    }
+
+    /// Makes a set from the state file that of a target without data. `false` if it has some by
+    /// now.
+    ///
+    /// # Errors
+    ///
+    /// The zone is full.
+    pub(crate) fn restore(&self, target: usize, saved: &Saved) -> Result<bool, String> {
+        let published = self.with(target, |table, entry, key| {
+            if table.has_data(entry) {
+                return Ok(false);
+            }
+            let change = table.publish((entry, key), &saved.peers, now_ms(), self.me)?;
+            if change.is_some() {
+                table.note_restored(entry, saved.index, saved.last_good_ms);
+            }
+            Ok(change.is_some())
+        });
+        published.unwrap_or(Ok(false)).map_err(full)
+    }
+
+    /// What decides whether the target has to be saved.
+    pub(crate) fn mark(&self, target: usize) -> Option<Mark> {
+        self.with(target, |table, entry, _| {
+            table.has_data(entry).then(|| Mark {
+                generation: table.generation(entry),
+                last_good_ms: table.last_good_ms(entry),
+            })
+        })?
+    }
+
+    /// The target's set and the index of its answer.
+    pub(crate) fn image(&self, target: usize) -> Option<(Image, u64)> {
+        self.with(target, |table, entry, key| {
+            Some((table.read(entry, key)?, table.freshness(entry).index))
+        })?
+    }
+
     /// Runs `f` on the target's entry, if it has one and the sink is open.
     fn with<T>(
         &self,
@@ -90,7 +144,11 @@ impl TableSink {
     }
 }
 
-fn now_ms() -> u64 {
+fn full(full: table::Full) -> String {
+    format!("{full}, increase the size in \"consul_zone\"")
+}
+
+pub(crate) fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
@@ -100,7 +158,7 @@ impl Sink for TableSink {
             .with(target, |table, entry, key| table.publish((entry, key), set, now_ms(), self.me));
         match published {
             Some(Err(full)) => {
-                let why = format!("{full}, increase the size in \"consul_zone\"");
+                let why = self::full(full);
                 self.refused.lock().insert(target, why.clone());
                 Published::Refused(why)
             }
@@ -119,7 +177,7 @@ impl Sink for TableSink {
 
     fn report(&self, target: usize, report: &Report<'_>) {
         self.with(target, |table, entry, _| match *report {
-            Report::Good { index, server, mode } => {
+            Report::Good { index, server, mode, pending } => {
                 let mode = match mode {
                     Mode::Blocking => table::Mode::Blocking,
                     Mode::Sweep { delay } => {
@@ -127,12 +185,14 @@ impl Sink for TableSink {
                     }
                 };
                 table.note_good(entry, index, server, mode, now_ms());
+                table.note_pending(entry, pending);
                 // The answer was good, but is not in force.
                 if let Some(why) = self.refused.lock().get(&target) {
                     table.note_failure(entry, why, 0, server);
                 }
             }
-            Report::Failed { server, error, failures, .. } => {
+            Report::Failed { server, reason, error, failures, .. } => {
+                table.count_refusal(entry, reason);
                 table.note_failure(entry, error, u64::from(failures), server);
             }
         });
@@ -145,6 +205,13 @@ impl Sink for TableSink {
         } else {
             lines.dropped += 1;
         }
+    }
+
+    fn held(&self, target: usize) -> HashSet<u64> {
+        let image = self.with(target, |table, entry, key| table.read(entry, key)).flatten();
+        image.map_or_else(HashSet::new, |image| {
+            image.records.iter().map(|record| record.identity).collect()
+        })
     }
 
     fn has_data(&self, target: usize) -> bool {

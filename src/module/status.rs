@@ -1,10 +1,11 @@
 //! `consul_status`: the status page.
 
+use std::collections::BTreeMap;
 use std::ffi::{c_char, c_void};
 use std::ptr;
 
 use nginx_consul_core::model::Admit;
-use nginx_consul_core::status::{Nginx, Peer, Service, Status, Version, Zone};
+use nginx_consul_core::status::{Nginx, Peer, Pending, Service, Status, Version, Zone};
 use nginx_consul_core::sync::{Plan, Target};
 use nginx_consul_core::table::{Mode, Table};
 use nginx_sys::{
@@ -129,6 +130,7 @@ fn collect(http: &HttpConf) -> Status {
             size: shm_zone.map_or(0, |z| z.shm.size),
             used,
         },
+        state: table.and_then(|t| Some(http.state_file()?.status(t, now_ms()))),
         services,
     }
 }
@@ -170,9 +172,22 @@ fn service(plan: &Plan, target: usize, table: Table<'_>, blocks: &[&Block]) -> S
         delay_ms,
         index: fresh.as_ref().map_or(0, |f| f.index),
         generation: image.as_ref().map_or(0, |i| i.generation),
+        source: fresh.as_ref().and_then(|f| match (f.restored, f.last_good) {
+            (true, _) => Some("state file"),
+            (false, 0) => None,
+            (false, _) => Some("consul"),
+        }),
         last_good_seconds: fresh.as_ref().and_then(|f| ago(f.last_good)),
         last_change_seconds: fresh.as_ref().and_then(|f| ago(f.last_change)),
         failures: fresh.as_ref().map_or(0, |f| f.failures),
+        refusals: entry.map_or_else(BTreeMap::new, |e| {
+            table.refusals(e).into_iter().map(|(reason, n)| (reason.word(), n)).collect()
+        }),
+        pending: fresh.as_ref().and_then(|f| f.pending).map(|p| Pending {
+            removals: p.removals,
+            confirmed: p.confirmed,
+            of: p.of,
+        }),
         last_error: fresh.and_then(|f| (!f.error.is_empty()).then_some(f.error)),
         peers: image.map_or_else(Vec::new, |image| peers(table, &image, users.first())),
     }

@@ -5,11 +5,13 @@
 
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
+use std::path::PathBuf;
 use std::ptr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nginx_consul_core::process::ProcessId;
+use nginx_consul_core::state::{Saved, Saver};
 use nginx_consul_core::sync::{Engine, Plan, Sink, first_answers};
 use nginx_consul_core::table::{Lane, Table};
 use nginx_sys::{
@@ -21,14 +23,15 @@ use crate::conf::{self, HttpConf};
 use crate::ffi::{OK, fence};
 use crate::peer::Worker;
 use crate::sink::TableSink;
+use crate::state::{self, TableSource};
 use crate::zone;
 
 /// How often worker 0 writes the threads' log lines and looks whether it is to end, milliseconds.
 const TICK: usize = 100;
 /// Ticks between looks whether all is as it should be.
 const CHECK_TICKS: u32 = 10;
-/// Ticks until the entries of services that no block asks for any more are freed: old workers may
-/// not have copied them yet.
+/// Ticks until the entries of services that no block asks for any more are freed, or earlier if
+/// there is no room: old workers may still look for them.
 const RETAIN_TICKS: u32 = 600;
 /// How long an ending worker waits for its threads.
 const JOIN: Duration = Duration::from_secs(1);
@@ -44,6 +47,9 @@ struct Watch {
     plan: Arc<Plan>,
     keys: Vec<u128>,
     engine: Option<Engine>,
+    /// With `consul_state`: where, and the thread that writes it.
+    state: Option<(PathBuf, Arc<TableSource>)>,
+    saver: Option<Saver>,
     sink: Arc<TableSink>,
     timer: Box<ngx_event_t>,
     ticks: u32,
@@ -51,14 +57,16 @@ struct Watch {
 
 thread_local! {
     static RUNNING: RefCell<Option<Running>> = const { RefCell::new(None) };
+    /// What the state file knows of targets that have no data; the workers inherit it.
+    static KEPT: RefCell<Vec<Saved>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Blocks all signals in this thread, and so in those it starts, until dropped: nginx's handlers
 /// belong to its main thread.
-struct SignalsBlocked(libc::sigset_t);
+pub(crate) struct SignalsBlocked(libc::sigset_t);
 
 impl SignalsBlocked {
-    fn new() -> SignalsBlocked {
+    pub(crate) fn new() -> SignalsBlocked {
         let mut before = MaybeUninit::<libc::sigset_t>::uninit();
         // SAFETY: plain libc calls on sets of our own; pthread_sigmask() fills `before`.
         unsafe {
@@ -98,11 +106,16 @@ unsafe fn parts<'a>(
 pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) -> ngx_int_t {
     fence(OK, || {
         // SAFETY: nginx sets this before it reads the configuration.
-        if unsafe { nginx_sys::ngx_test_config } != 0 {
-            return OK;
-        }
+        let is_test = unsafe { nginx_sys::ngx_test_config } != 0;
         // SAFETY: nginx passes the cycle it has just made.
         let Some((http, plan, table)) = (unsafe { parts(cycle) }) else { return OK };
+        if let Some(state) = http.state_file() {
+            // SAFETY: as above; the threads of an earlier cycle's first answers have ended.
+            unsafe { state::directory::prepare(cycle, state, is_test) };
+        }
+        if is_test {
+            return OK;
+        }
         let sink = TableSink::new(table, plan);
         let needed: Vec<usize> =
             (0..plan.targets.len()).filter(|&target| !sink.has_data(target)).collect();
@@ -112,6 +125,8 @@ pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) ->
             let sink: Arc<dyn Sink> = sink.clone();
             first_answers(plan, &sink, &needed, timeout);
         }
+        let kept = http.state_file().map(|state| state.restore(plan, &sink));
+        KEPT.set(kept.unwrap_or_default());
         // A thread that is stuck in a name lookup may outlast this zone.
         sink.close();
         // SAFETY: the cycle's log.
@@ -142,7 +157,7 @@ pub(crate) extern "C" fn ngx_http_consul_init_process(cycle: *mut ngx_cycle_t) -
         // SAFETY: nginx passes the worker's cycle.
         let Some((http, plan, table)) = (unsafe { parts(cycle) }) else { return OK };
         table.clear_dead_lanes();
-        let worker = Worker { table, lane: table.take_lane(ProcessId::own()) };
+        let worker = Worker::new(table, table.take_lane(ProcessId::own()));
         if worker.lane.is_none() {
             // SAFETY: the cycle's log.
             let log = unsafe { (*cycle).log };
@@ -153,7 +168,7 @@ pub(crate) extern "C" fn ngx_http_consul_init_process(cycle: *mut ngx_cycle_t) -
                  requests are not counted as in flight"
             );
         }
-        let watch = (is_single || number == 0).then(|| Watch::start(cycle, plan, table));
+        let watch = (is_single || number == 0).then(|| Watch::start(cycle, http, plan, table));
         for &upstream in &http.blocks {
             // SAFETY: a block of the configuration.
             if let Some(block) = unsafe { &conf::srv_conf(upstream).block } {
@@ -185,7 +200,10 @@ pub(crate) fn try_lane() -> Option<Worker> {
     RUNNING.with_borrow_mut(|running| {
         let worker = &mut running.as_mut()?.worker;
         if worker.lane.is_none() {
-            worker.lane = worker.table.take_lane(ProcessId::own());
+            let lane = worker.table.take_lane(ProcessId::own());
+            if lane.is_some() {
+                *worker = Worker::new(worker.table, lane);
+            }
         }
         Some(*worker)
     })
@@ -198,7 +216,12 @@ fn release(table: Table<'static>, lane: Lane) {
 }
 
 impl Watch {
-    fn start(cycle: *mut ngx_cycle_t, plan: &Arc<Plan>, table: Table<'static>) -> Watch {
+    fn start(
+        cycle: *mut ngx_cycle_t,
+        http: &HttpConf,
+        plan: &Arc<Plan>,
+        table: Table<'static>,
+    ) -> Watch {
         let keys: Vec<u128> = (0..plan.targets.len()).map(|target| plan.key(target)).collect();
         let missing = keys.iter().filter(|&&key| table.find(key).is_none()).count();
         if missing > table.free_entries() {
@@ -214,8 +237,16 @@ impl Watch {
         // SAFETY: the event stays in its box for as long as the worker runs.
         unsafe { ngx_add_timer(&mut *timer, TICK) };
         let sink = TableSink::new(table, plan);
-        let mut watch = Watch { plan: Arc::clone(plan), keys, engine: None, sink, timer, ticks: 0 };
+        let state = http.state_file().map(|file| {
+            let source =
+                TableSource { sink: Arc::clone(&sink), plan: Arc::clone(plan), kept: KEPT.take() };
+            (file.path.clone(), Arc::new(source))
+        });
+        let plan = Arc::clone(plan);
+        let mut watch =
+            Watch { plan, keys, engine: None, state, saver: None, sink, timer, ticks: 0 };
         watch.start_engine(table);
+        watch.start_saver();
         watch
     }
 
@@ -236,6 +267,22 @@ impl Watch {
             .ok();
     }
 
+    /// Starts to write the state file, if there is to be one.
+    fn start_saver(&mut self) {
+        let (None, Some((path, source))) = (&self.saver, &self.state) else { return };
+        let _blocked = SignalsBlocked::new();
+        self.saver = Saver::start(path.clone(), source.clone())
+            .map_err(|e| {
+                let log = self.timer.log;
+                ngx::ngx_log_error!(
+                    NGX_LOG_ALERT,
+                    log,
+                    "consul: can't start the thread for consul_state ({e})"
+                );
+            })
+            .ok();
+    }
+
     /// Once a second.
     fn check(&mut self, table: Table<'static>) {
         table.clear_dead_lanes();
@@ -247,7 +294,9 @@ impl Watch {
             }
             self.start_engine(table);
         }
-        if self.ticks == RETAIN_TICKS {
+        self.start_saver();
+        if self.ticks == RETAIN_TICKS || (self.ticks < RETAIN_TICKS && self.sink.is_short_of_room())
+        {
             table.retain(&self.keys, ProcessId::own());
         }
     }
@@ -260,6 +309,10 @@ impl Watch {
         if let Some(engine) = self.engine.take() {
             engine.stop();
             engine.join(JOIN);
+        }
+        // After the engine's last change.
+        if let Some(saver) = self.saver.take() {
+            saver.join(JOIN);
         }
     }
 }
@@ -276,6 +329,9 @@ extern "C" fn tick(event: *mut ngx_event_t) {
             if unsafe { nginx_sys::ngx_exiting } != 0 {
                 if let Some(engine) = &watch.engine {
                     engine.stop();
+                }
+                if let Some(saver) = &watch.saver {
+                    saver.stop();
                 }
                 return;
             }

@@ -37,6 +37,19 @@ pub struct Request<'a> {
     pub index: Option<u64>,
     /// Longest time to block.
     pub wait: Duration,
+    /// Gives up waiting for the header, and then for the body, after this time.
+    pub patience: Option<Duration>,
+}
+
+/// What Consul knows of the token that is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenState {
+    /// It is known, and linked to some right.
+    Rightful,
+    /// It is known, and linked to no policy, role or identity.
+    Powerless,
+    /// ACLs are off.
+    Disabled,
 }
 
 /// An answer with status 200.
@@ -48,6 +61,12 @@ pub struct Answer {
     pub known_leader: Option<bool>,
     /// `X-Consul-LastContact`: age of the data on a follower.
     pub last_contact: Option<Duration>,
+    /// `Age`: of the data in an agent's cache.
+    pub age: Option<Duration>,
+    /// `X-Consul-Results-Filtered-By-ACLs`: `true` if the token hides instances.
+    pub filtered: bool,
+    /// `X-Consul-Default-ACL-Policy` is `allow`.
+    pub default_allow: bool,
     /// `Content-Type`.
     pub content_type: Option<String>,
     /// At most [`Endpoint::max_body`] bytes.
@@ -87,7 +106,10 @@ pub enum Error {
     /// `limits.http_max_conns_per_client`.
     #[error("connection closed without an answer")]
     Closed,
-    /// Broken off, or not HTTP.
+    /// The body ended early.
+    #[error("answer broke off ({0})")]
+    BrokeOff(String),
+    /// Not HTTP.
     #[error("{0}")]
     Other(String),
 }
@@ -97,6 +119,7 @@ pub enum Error {
 pub struct Client {
     stop: Arc<Stop>,
     line: Option<Line>,
+    probed: Option<Line>,
 }
 
 /// The server in use.
@@ -113,7 +136,7 @@ struct Line {
 impl Client {
     /// Requests are aborted when `stop` is raised.
     pub fn new(stop: Arc<Stop>) -> Self {
-        Client { stop, line: None }
+        Client { stop, line: None, probed: None }
     }
 
     /// Asks and reads the whole answer.
@@ -136,6 +159,56 @@ impl Client {
             self.close();
         }
         answer
+    }
+
+    /// Asks over a connection of its own; the one in use stays open. [`Client::end_probe`] is owed.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    pub fn probe(&mut self, request: Request<'_>) -> Result<Answer, Error> {
+        let line = Line::new(request.endpoint, request.server, &self.stop);
+        let answer = self.probed.insert(line).get(request);
+        if self.stop.is_raised() { Err(Error::Stopped) } else { answer }
+    }
+
+    /// Makes the connection of the last probe the one in use, or closes it.
+    pub fn end_probe(&mut self, take: bool) {
+        let probed = self.probed.take();
+        if take && probed.is_some() {
+            self.line = probed;
+        }
+    }
+
+    /// Asks a server what it knows of the token.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`]; [`Error::Status`] with 403 or 404 if the token is not known.
+    pub fn token_state(
+        &mut self,
+        endpoint: &Arc<Endpoint>,
+        server: usize,
+        query: &Query,
+    ) -> Result<TokenState, Error> {
+        let line = self.line(endpoint, server);
+        line.dial.allowed.store(true, Ordering::Relaxed);
+        let answer = line.fetch(&query::token_self(query), SLACK, BODY);
+        if self.stop.is_raised() {
+            return Err(Error::Stopped);
+        }
+        match answer {
+            Ok(answer) if answer.default_allow => Ok(TokenState::Rightful),
+            Ok(answer) => token_rights(&answer.body),
+            // "ACL support disabled"
+            Err(Error::Status { status: 401, .. }) => Ok(TokenState::Disabled),
+            Err(error) => {
+                if !matches!(error, Error::Status { .. }) {
+                    self.close();
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Closes the connection.
@@ -173,7 +246,6 @@ impl Line {
             .accept("application/json")
             .accept_encoding("")
             .timeout_send_request(Some(SEND))
-            .timeout_recv_body(Some(BODY))
             .build();
         let agent = Agent::with_parts(config, DialConnector(Arc::clone(&dial)), NoResolver);
         Line {
@@ -188,18 +260,29 @@ impl Line {
 
     fn get(&mut self, request: Request<'_>) -> Result<Answer, Error> {
         let path = query::path(request.query, request.index, request.wait);
-        let deadline = read_deadline(request.index.map(|_| request.wait));
+        let mut deadline = read_deadline(request.index.map(|_| request.wait));
+        if let Some(patience) = request.patience {
+            deadline = deadline.min(patience);
+        }
         self.dial.allowed.store(request.index.is_none(), Ordering::Relaxed);
+        self.fetch(&path, deadline, request.patience.unwrap_or(BODY))
+    }
+
+    fn fetch(&mut self, path: &str, deadline: Duration, body: Duration) -> Result<Answer, Error> {
         let mut call = self.agent.get(format!("{}{path}", self.origin));
         if let Some(token) = self.token.get() {
             call = call.header("X-Consul-Token", token.expose());
         }
-        let call = call.config().timeout_recv_response(Some(deadline)).build();
+        let call = call
+            .config()
+            .timeout_recv_response(Some(deadline))
+            .timeout_recv_body(Some(body))
+            .build();
         let response = call.call().map_err(|error| failure(error, deadline))?;
-        let (head, body) = response.into_parts();
+        let (head, content) = response.into_parts();
         if head.status != 200 {
             let status = head.status.as_u16();
-            return Err(Error::Status { status, message: first_line(body) });
+            return Err(Error::Status { status, message: first_line(content) });
         }
         let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
         Ok(Answer {
@@ -208,12 +291,15 @@ impl Line {
             last_contact: header("x-consul-lastcontact")
                 .and_then(decimal)
                 .map(Duration::from_millis),
+            age: header("age").and_then(decimal).map(Duration::from_secs),
+            filtered: header("x-consul-results-filtered-by-acls") == Some("true"),
+            default_allow: header("x-consul-default-acl-policy") == Some("allow"),
             content_type: header("content-type").map(str::to_owned),
-            body: self.read(body)?,
+            body: self.read(content, body)?,
         })
     }
 
-    fn read(&self, body: Body) -> Result<Vec<u8>, Error> {
+    fn read(&self, body: Body, timeout: Duration) -> Result<Vec<u8>, Error> {
         let limit = self.endpoint.max_body;
         let announced = body.content_length().unwrap_or(0);
         if announced > limit {
@@ -224,10 +310,24 @@ impl Line {
         match reader.read_to_end(&mut bytes).map_err(ureq::Error::from) {
             Ok(_) => Ok(bytes),
             Err(ureq::Error::BodyExceedsLimit(_)) => Err(Error::TooLong(limit)),
-            Err(ureq::Error::Timeout(_)) => Err(Error::Slow(BODY)),
-            Err(error) => Err(Error::Other(format!("answer broke off ({})", plain(&error)))),
+            Err(ureq::Error::Timeout(_)) => Err(Error::Slow(timeout)),
+            Err(error) => Err(Error::BrokeOff(plain(&error))),
         }
     }
+}
+
+/// What links a token to rights, in an answer of `/v1/acl/token/self`.
+const RIGHTS: [&str; 5] =
+    ["Policies", "Roles", "ServiceIdentities", "NodeIdentities", "TemplatedPolicies"];
+
+fn token_rights(body: &[u8]) -> Result<TokenState, Error> {
+    let token: serde_json::Value = serde_json::from_slice(body)
+        .map_err(|_| Error::Other("the answer of /v1/acl/token/self is not JSON".to_owned()))?;
+    let linked = |name: &str| token[name].as_array().is_some_and(|links| !links.is_empty());
+    // Tokens from before Consul 1.4 hold their rules themselves.
+    let legacy = token["Legacy"] == true || token["Rules"].as_str().is_some_and(|r| !r.is_empty());
+    let rightful = legacy || RIGHTS.iter().any(|name| linked(name));
+    Ok(if rightful { TokenState::Rightful } else { TokenState::Powerless })
 }
 
 /// Consul adds up to a sixteenth to `wait`.

@@ -1,7 +1,86 @@
 //! Is this answer believable?
 
-use crate::consul::client::Answer;
+use std::time::Duration;
+
+use crate::consul::client::{Answer, Error};
 use crate::consul::health::{Instances, ParseError, parse};
+
+/// Consul's indices count writes; one in the upper half of the range is somebody's mistake, and
+/// blocking on it would hide every change.
+const MAX_INDEX: u64 = i64::MAX as u64;
+
+/// Why an answer changes nothing. Each is counted by itself in the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reason {
+    /// No connection.
+    Connect,
+    /// No answer, or not all of it, in time.
+    Timeout,
+    /// Closed before the first byte.
+    Closed,
+    /// Not HTTP.
+    Protocol,
+    /// Another status than 200.
+    Status,
+    /// Longer than `consul_max_body_size`.
+    TooLarge,
+    /// The body broke off.
+    Truncated,
+    /// Not `application/json`.
+    ContentType,
+    /// No list of instances.
+    Json,
+    /// `X-Consul-Index` is absent or senseless.
+    Index,
+    /// `X-Consul-KnownLeader: false`.
+    NoLeader,
+    /// Older than `consul_max_stale`.
+    Stale,
+    /// `X-Consul-Results-Filtered-By-ACLs: true`.
+    Filtered,
+    /// Instances are gone, and the token is not one that could see them.
+    Token,
+}
+
+impl Reason {
+    /// All, in the order of their counters in the table.
+    pub const ALL: [Reason; 14] = [
+        Reason::Connect,
+        Reason::Timeout,
+        Reason::Closed,
+        Reason::Protocol,
+        Reason::Status,
+        Reason::TooLarge,
+        Reason::Truncated,
+        Reason::ContentType,
+        Reason::Json,
+        Reason::Index,
+        Reason::NoLeader,
+        Reason::Stale,
+        Reason::Filtered,
+        Reason::Token,
+    ];
+
+    /// The word for it in the status; never changes.
+    pub fn word(self) -> &'static str {
+        match self {
+            Reason::Connect => "connect",
+            Reason::Timeout => "timeout",
+            Reason::Closed => "closed",
+            Reason::Protocol => "protocol",
+            Reason::Status => "status",
+            Reason::TooLarge => "too_large",
+            Reason::Truncated => "truncated",
+            Reason::ContentType => "content_type",
+            Reason::Json => "json",
+            Reason::Index => "index",
+            Reason::NoLeader => "no_leader",
+            Reason::Stale => "stale",
+            Reason::Filtered => "filtered",
+            Reason::Token => "token",
+        }
+    }
+}
 
 /// Why an answer with status 200 is not believed.
 #[derive(Debug, thiserror::Error)]
@@ -9,27 +88,89 @@ pub enum Disbelief {
     /// Consul gives an index with every answer; a proxy or another program may not.
     #[error("no valid X-Consul-Index in the answer")]
     NoIndex,
+    /// Above 2^63.
+    #[error("senseless X-Consul-Index {0} in the answer")]
+    Index(u64),
     /// Not `application/json`.
     #[error("the answer is not JSON (Content-Type \"{0}\")")]
     ContentType(String),
+    /// A server without a leader answers a stale query from what it has.
+    #[error("the Consul that answered knows no leader (X-Consul-KnownLeader: false)")]
+    NoLeader,
+    /// Age of the data, and the bound.
+    #[error("the answer is {}ms old, consul_max_stale is {}ms", .0.as_millis(), .1.as_millis())]
+    Stale(Duration, Duration),
+    /// Instances are left out that the token has no right to see.
+    #[error("the token may not see all instances (X-Consul-Results-Filtered-By-ACLs: true)")]
+    Filtered,
     /// The body is no list of instances.
     #[error(transparent)]
     Body(#[from] ParseError),
 }
 
+impl Disbelief {
+    /// Under which reason it is counted.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Disbelief::NoIndex | Disbelief::Index(_) => Reason::Index,
+            Disbelief::ContentType(_) => Reason::ContentType,
+            Disbelief::NoLeader => Reason::NoLeader,
+            Disbelief::Stale(..) => Reason::Stale,
+            Disbelief::Filtered => Reason::Filtered,
+            Disbelief::Body(_) => Reason::Json,
+        }
+    }
+}
+
+/// Under which reason an error is counted; `None` for those that say nothing of Consul.
+pub fn reason_of(error: &Error) -> Option<Reason> {
+    Some(match error {
+        Error::Reconnected | Error::Stopped => return None,
+        Error::Connect(_) => Reason::Connect,
+        Error::Status { .. } => Reason::Status,
+        Error::TooLong(_) => Reason::TooLarge,
+        Error::Silent(_) | Error::Slow(_) => Reason::Timeout,
+        Error::Closed => Reason::Closed,
+        Error::BrokeOff(_) => Reason::Truncated,
+        Error::Other(_) => Reason::Protocol,
+    })
+}
+
 /// The index and the instances of a believable answer. The index is at least 1, as
 /// <https://developer.hashicorp.com/consul/api-docs/features/blocking> demands.
+///
+/// A header that is absent says nothing: agents from 1.10 on leave `KnownLeader` and `LastContact`
+/// out of what they stream. Data that is older than `max_stale` is refused, whether a follower
+/// (`LastContact`) or the agent's cache (`Age`) says so.
 ///
 /// # Errors
 ///
 /// See [`Disbelief`].
-pub fn believe(answer: &Answer) -> Result<(u64, Instances), Disbelief> {
+pub fn believe(
+    answer: &Answer,
+    max_stale: Option<Duration>,
+) -> Result<(u64, Instances), Disbelief> {
     let index = answer.index.ok_or(Disbelief::NoIndex)?.max(1);
+    if index > MAX_INDEX {
+        return Err(Disbelief::Index(index));
+    }
     let content_type = answer.content_type.as_deref().unwrap_or_default();
     let media_type = content_type.split(';').next().unwrap_or_default().trim();
     if !media_type.eq_ignore_ascii_case("application/json") {
         let quoted = content_type.chars().take(80).flat_map(char::escape_debug).collect();
         return Err(Disbelief::ContentType(quoted));
+    }
+    if answer.known_leader == Some(false) {
+        return Err(Disbelief::NoLeader);
+    }
+    let age = answer.last_contact.max(answer.age);
+    if let (Some(age), Some(bound)) = (age, max_stale) {
+        if age > bound {
+            return Err(Disbelief::Stale(age, bound));
+        }
+    }
+    if answer.filtered {
+        return Err(Disbelief::Filtered);
     }
     Ok((index, parse(&answer.body)?))
 }
@@ -47,28 +188,80 @@ mod tests {
         }
     }
 
+    fn good() -> Answer {
+        answer(Some(7), "application/json", "[]")
+    }
+
+    fn refused(answer: &Answer) -> (Reason, String) {
+        let bound = Some(Duration::from_secs(5));
+        let disbelief = believe(answer, bound).unwrap_err();
+        (disbelief.reason(), disbelief.to_string())
+    }
+
     #[test]
     fn believes_json_with_an_index() {
         for content_type in ["application/json", "Application/JSON; charset=utf-8"] {
-            assert_eq!(believe(&answer(Some(7), content_type, "[]")).unwrap().0, 7);
+            assert_eq!(believe(&answer(Some(7), content_type, "[]"), None).unwrap().0, 7);
         }
     }
 
     #[test]
-    fn the_index_is_at_least_1() {
-        assert_eq!(believe(&answer(Some(0), "application/json", "[]")).unwrap().0, 1);
+    fn the_index_is_at_least_1_and_within_reason() {
+        assert_eq!(believe(&Answer { index: Some(0), ..good() }, None).unwrap().0, 1);
+        let most = i64::MAX as u64;
+        assert_eq!(believe(&Answer { index: Some(most), ..good() }, None).unwrap().0, most);
+        assert_eq!(refused(&Answer { index: Some(most + 1), ..good() }).0, Reason::Index);
     }
 
     #[test]
     fn says_what_it_does_not_believe() {
-        let error = |answer: Answer| believe(&answer).unwrap_err().to_string();
-        let no_index = error(answer(None, "application/json", "[]"));
-        assert_eq!(no_index, "no valid X-Consul-Index in the answer");
-        let html = error(answer(Some(1), "text/html", "[]"));
-        assert_eq!(html, "the answer is not JSON (Content-Type \"text/html\")");
-        let none = Answer { content_type: None, ..answer(Some(1), "", "[]") };
-        assert_eq!(error(none), "the answer is not JSON (Content-Type \"\")");
-        let object = error(answer(Some(1), "application/json", "{}"));
-        assert!(object.starts_with("the answer is not a list of instances"), "{object}");
+        let (reason, text) = refused(&Answer { index: None, ..good() });
+        assert_eq!((reason, &*text), (Reason::Index, "no valid X-Consul-Index in the answer"));
+        let (reason, text) = refused(&answer(Some(1), "text/html", "[]"));
+        assert_eq!(text, "the answer is not JSON (Content-Type \"text/html\")");
+        assert_eq!(reason, Reason::ContentType);
+        let none = Answer { content_type: None, ..good() };
+        assert_eq!(refused(&none).1, "the answer is not JSON (Content-Type \"\")");
+        for body in ["{}", "[", "", "[{}", "null"] {
+            let (reason, text) = refused(&answer(Some(1), "application/json", body));
+            assert!(text.starts_with("the answer is not a list of instances"), "{text}");
+            assert_eq!(reason, Reason::Json);
+        }
+    }
+
+    #[test]
+    fn an_answer_without_a_leader_or_with_instances_left_out_is_refused() {
+        let led = Answer { known_leader: Some(true), ..good() };
+        assert!(believe(&led, None).is_ok());
+        assert_eq!(refused(&Answer { known_leader: Some(false), ..good() }).0, Reason::NoLeader);
+        assert_eq!(refused(&Answer { filtered: true, ..good() }).0, Reason::Filtered);
+    }
+
+    #[test]
+    fn the_age_of_a_followers_or_a_caches_data_is_bounded() {
+        let of = |contact: Option<u64>, age: Option<u64>| Answer {
+            last_contact: contact.map(Duration::from_millis),
+            age: age.map(Duration::from_secs),
+            ..good()
+        };
+        let bound = Some(Duration::from_secs(5));
+        for fresh in [of(None, None), of(Some(5000), None), of(Some(0), Some(5))] {
+            assert!(believe(&fresh, bound).is_ok(), "{fresh:?}");
+        }
+        for stale in [of(Some(5001), None), of(Some(0), Some(6)), of(None, Some(6))] {
+            assert_eq!(refused(&stale).0, Reason::Stale, "{stale:?}");
+            assert!(believe(&stale, None).is_ok(), "off");
+        }
+        let text = refused(&of(Some(5001), None)).1;
+        assert_eq!(text, "the answer is 5001ms old, consul_max_stale is 5000ms");
+    }
+
+    #[test]
+    fn every_reason_has_a_word_of_its_own_and_a_counter() {
+        let words: std::collections::HashSet<_> = Reason::ALL.iter().map(|r| r.word()).collect();
+        assert_eq!(words.len(), Reason::ALL.len());
+        for (place, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, place);
+        }
     }
 }

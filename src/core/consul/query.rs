@@ -53,6 +53,24 @@ pub fn path(query: &Query, index: Option<u64>, wait: Duration) -> String {
     path
 }
 
+/// Path and query string of a request for the token itself, where the query goes to.
+pub fn token_self(query: &Query) -> String {
+    let mut path = "/v1/acl/token/self".to_owned();
+    let mut separator = '?';
+    for (name, value) in
+        [("dc", &query.datacenter), ("ns", &query.namespace), ("partition", &query.partition)]
+    {
+        if let Some(value) = value.as_deref().filter(|value| !value.is_empty()) {
+            path.push(separator);
+            separator = '&';
+            path.push_str(name);
+            path.push('=');
+            path.extend(utf8_percent_encode(value, ESCAPED));
+        }
+    }
+    path
+}
+
 /// A duration in Go's form. The unit is needed: Consul answers 400 to `wait=10`.
 fn go_duration(time: Duration) -> String {
     let mut text = String::new();
@@ -107,6 +125,14 @@ mod tests {
              &filter=%22v2%22%20in%20Service.Tags%20and%20Node.Meta.%C3%A4%20%21%3D%20%22%2B%22\
              &stale"
         );
+    }
+
+    #[test]
+    fn the_token_is_asked_for_where_the_query_goes() {
+        assert_eq!(token_self(&query("web")), "/v1/acl/token/self");
+        let there =
+            Query { datacenter: Some("dc 1".into()), namespace: Some("a".into()), ..query("web") };
+        assert_eq!(token_self(&there), "/v1/acl/token/self?dc=dc%201&ns=a");
     }
 
     #[test]

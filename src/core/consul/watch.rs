@@ -24,6 +24,8 @@ const EARLY: Duration = Duration::from_millis(100);
 /// Consul's longest `wait`; shorter ones than the other would be polling.
 const MAX_WAIT: Duration = Duration::from_secs(600);
 const MIN_WAIT: Duration = Duration::from_secs(1);
+/// How often the first server is asked whether it is back, while another one is in use.
+const RETURN: Duration = Duration::from_secs(30);
 /// Pause after a failure at least, whatever the configuration says.
 const MIN_RETRY: Duration = Duration::from_millis(10);
 
@@ -60,6 +62,9 @@ pub struct Fetch {
     pub index: Option<u64>,
     /// Longest time to block.
     pub wait: Duration,
+    /// It only asks whether the first server is back: the connection to the server in use stays,
+    /// and there is little patience.
+    pub probe: bool,
 }
 
 /// How a request ended.
@@ -99,7 +104,7 @@ pub enum Outcome {
         /// Every server has failed once more: the pause is a step of the backoff.
         round: bool,
     },
-    /// Ask again without an index.
+    /// Go on: nothing was learned.
     Again,
 }
 
@@ -113,6 +118,8 @@ pub struct Watch {
     fetch: Option<(Fetch, Instant)>,
     not_before: Option<Instant>,
     wait_limit: Duration,
+    /// When the first server is asked next; only while another one is in use.
+    return_at: Option<Instant>,
     failures: u32,
     failing_since: Option<Instant>,
     /// Servers tried since the last good answer or pause.
@@ -142,6 +149,7 @@ impl Watch {
             fetch: None,
             not_before: None,
             wait_limit: MAX_WAIT,
+            return_at: None,
             failures: 0,
             failing_since: None,
             tried: 0,
@@ -164,27 +172,50 @@ impl Watch {
             }
         }
         self.not_before = None;
-        let fetch = Fetch {
-            server: self.server,
-            index: self.index,
-            wait: self.settings.wait.min(self.wait_limit),
-        };
+        let wait = self.settings.wait.min(self.wait_limit);
+        let mut fetch = Fetch { server: self.server, index: self.index, wait, probe: false };
+        if let Some(at) = self.return_at.filter(|_| self.failing_since.is_none()) {
+            if at <= now {
+                fetch = Fetch { server: 0, index: None, wait, probe: true };
+            } else {
+                fetch.wait = wait.min(at - now).max(MIN_WAIT);
+            }
+        }
         self.fetch = Some((fetch, now));
         Step::Fetch(fetch)
     }
 
+    /// Has the next request come at `at`, and without an index; later if requests came too often.
+    pub fn read_again(&mut self, at: Instant) {
+        self.index = None;
+        self.not_before = Some(at);
+        if let (true, Some(since)) = (self.tokens < 0.0, self.refilled) {
+            self.wait_until(since + Duration::from_secs_f64(-self.tokens / REFILL));
+        }
+    }
+
     /// Takes the answer to the last fetch.
     pub fn answer(&mut self, answer: Answer, now: Instant, rng: &mut impl Rng) -> Outcome {
-        let (fetch, sent) = self
-            .fetch
-            .take()
-            .unwrap_or((Fetch { server: self.server, index: None, wait: self.settings.wait }, now));
+        let none =
+            Fetch { server: self.server, index: None, wait: self.settings.wait, probe: false };
+        let (fetch, sent) = self.fetch.take().unwrap_or((none, now));
         match answer {
             Answer::Good { index, digest, bytes } => {
                 let outage = self.failing_since.take().map(|since| now - since);
                 let changed = self.good(fetch, sent, (index.max(1), digest, bytes), now);
                 self.pace_sweep(sent, now, rng);
+                self.server = fetch.server;
+                if self.server == 0 {
+                    self.return_at = None;
+                } else if self.return_at.is_none() {
+                    self.plan_return(now, rng);
+                }
                 Outcome::Publish { changed, outage }
+            }
+            Answer::Reconnected | Answer::Failed if fetch.probe => {
+                self.plan_return(now, rng);
+                self.pay(USEFUL, now);
+                Outcome::Again
             }
             // Without an index nothing keeps a client from connecting, so this is a failure.
             Answer::Reconnected if fetch.index.is_some() => {
@@ -237,6 +268,11 @@ impl Watch {
 
     fn wait_until(&mut self, at: Instant) {
         self.not_before = Some(self.not_before.map_or(at, |other| other.max(at)));
+    }
+
+    fn plan_return(&mut self, now: Instant, rng: &mut impl Rng) {
+        // Jitter: all watches have left the first server at the same time.
+        self.return_at = Some(now + RETURN.mul_f64(rng.random_range(0.8..=1.2)));
     }
 
     fn pace_sweep(&mut self, sent: Instant, now: Instant, rng: &mut impl Rng) {

@@ -4,14 +4,14 @@
 //! cargo run -p nginx-consul-core --example watch -- http://127.0.0.1:8500 web api
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nginx_consul_core::model::{Peer, PeerSet, Query, Selection};
 use nginx_consul_core::sync::{
-    Endpoint, Engine, Level, Plan, Published, Report, Sink, Target, Timing, Tls,
+    Endpoint, Engine, Level, Plan, Policy, Published, Report, Sink, Target, Timing, Tls,
 };
 
 /// Prints to standard output.
@@ -61,6 +61,12 @@ impl Sink for Printer {
     fn has_data(&self, target: usize) -> bool {
         self.sets.lock().unwrap().contains_key(&target)
     }
+
+    fn held(&self, target: usize) -> HashSet<u64> {
+        let sets = self.sets.lock().unwrap();
+        let peers = sets.get(&target).map(PeerSet::peers).unwrap_or_default();
+        peers.iter().map(|peer| peer.identity).collect()
+    }
 }
 
 fn main() -> ExitCode {
@@ -93,7 +99,9 @@ fn main() -> ExitCode {
             wait: Duration::from_secs(60),
             retry_min: Duration::from_millis(250),
             retry_max: Duration::from_secs(30),
+            max_stale: None,
         },
+        policy: Policy::default(),
     });
     let (plan, _) = Plan::new(blocks.collect(), 64);
     let printer = Arc::new(Printer { start: Instant::now(), sets: Mutex::default() });

@@ -2,7 +2,7 @@
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::{Peer, Service, Status};
+use super::{Peer, Service, StateFile, Status};
 
 const STYLE: &str = "\
 :root{color-scheme:light dark}\
@@ -31,9 +31,17 @@ pub(super) fn page(status: &Status) -> Markup {
                     (status.zone.used / 1024) " of " (status.zone.size / 1024) " KiB, "
                     a href="?format=json" { "JSON" }
                 }
+                @if let Some(state) = &status.state { (state_file(state)) }
                 @for service in &status.services { (section(service)) }
             }
         }
+    }
+}
+
+fn state_file(state: &StateFile) -> Markup {
+    html! {
+        p.dim { "state file " code { (state.path) } ", written " (ago(state.age_seconds)) }
+        @if let Some(error) = &state.error { p.bad { "it can't be written: " (error) } }
     }
 }
 
@@ -50,11 +58,22 @@ fn section(service: &Service) -> Markup {
             "index " (service.index) " · generation " (service.generation)
             " · last good answer " (ago(service.last_good_seconds))
             " · last change " (ago(service.last_change_seconds))
+            @if service.source == Some("state file") { " · " strong { "from state file" } }
             " · from " (service.server.as_deref().unwrap_or("-"))
             @if let Some(ms) = service.delay_ms { " · swept, changes seen within " (ms) " ms" }
         }
         @if let Some(error) = &service.last_error {
             p.bad { (service.failures) " failed in a row: " (error) }
+        }
+        @if let Some(pending) = service.pending {
+            p.bad {
+                "the last answer lacks peers: " (pending.removals) " would leave, "
+                @if pending.of == 0 { "and are kept" }
+                @else { "confirmed by " (pending.confirmed) " of " (pending.of) " reads" }
+            }
+        }
+        @if !service.refusals.is_empty() {
+            p.dim { "answers refused so far: " (refusals(service)) }
         }
         table {
             thead { tr {
@@ -68,6 +87,11 @@ fn section(service: &Service) -> Markup {
             }
         }
     }
+}
+
+fn refusals(service: &Service) -> String {
+    let each = service.refusals.iter().map(|(reason, count)| format!("{reason} {count}"));
+    each.collect::<Vec<_>>().join(", ")
 }
 
 fn row(peer: &Peer) -> Markup {

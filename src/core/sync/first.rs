@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::engine::{Counter, spawn};
-use super::runner::{Failure, Publisher, ask, query_name};
+use super::publisher::Publisher;
+use super::runner::{Failure, ask, query_name};
 use super::{Level, Mode, Plan, Report, Sink};
 use crate::consul::client::Client;
 use crate::consul::watch::Fetch;
@@ -128,23 +129,26 @@ impl Round {
     fn ask_once(&self, number: usize, client: &mut Client, resolver: &SystemResolver) {
         let watch = &self.plan.watches[number];
         for server in 0..watch.endpoint.servers.len() {
-            let fetch = Fetch { server, index: None, wait: watch.timing.wait };
+            let fetch = Fetch { server, index: None, wait: watch.timing.wait, probe: false };
             match ask(client, watch, fetch) {
                 Ok(Some((index, _, instances))) => {
                     let answer = (index, &instances);
                     let sink = &*self.sink;
-                    // The engine that starts next warns of skipped instances.
-                    Publisher::quiet().publish(&self.plan, watch, answer, resolver, sink);
+                    // The engine that starts next warns of skipped instances. It also has the time
+                    // to see removals confirmed, if another target of the watch has peers.
+                    let mut publisher = Publisher::quiet();
+                    let prepared = publisher.prepare(&self.plan, watch, answer, resolver, sink);
+                    publisher.publish(&self.plan, &prepared, sink);
                     for &target in &watch.targets {
-                        let mode = Mode::Blocking;
-                        sink.report(target, &Report::Good { index, server, mode });
+                        let (mode, pending) = (Mode::Blocking, prepared.pending(target));
+                        sink.report(target, &Report::Good { index, server, mode, pending });
                     }
                     self.answered.next();
                     return;
                 }
                 Ok(None) => return,
                 Err(Failure::Reconnected) => {}
-                Err(Failure::Error(error)) => {
+                Err(Failure::Refused(_, error)) => {
                     let server = &watch.endpoint.servers[server];
                     self.fail(format!(
                         "{}: {error}, server \"{server}\"",

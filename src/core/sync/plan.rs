@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use siphasher::sip128::{Hasher128, SipHasher13};
 
+use crate::consul::policy::Policy;
 use crate::consul::server::Server;
 use crate::consul::tls::Tls;
 use crate::consul::token::Token;
@@ -36,6 +37,8 @@ pub struct Timing {
     pub retry_min: Duration,
     /// Longest pause after a failure.
     pub retry_max: Duration,
+    /// Oldest data to believe; `None`: any.
+    pub max_stale: Option<Duration>,
 }
 
 /// What one `upstream` block asks for.
@@ -49,13 +52,15 @@ pub struct Target {
     pub endpoint: Arc<Endpoint>,
     /// How often.
     pub timing: Timing,
+    /// What may take its peers away.
+    pub policy: Policy,
 }
 
 impl Target {
     /// Name of the target in the shared table, the same over reloads: from servers, query and
     /// selection, never from the token.
     ///
-    /// Targets that differ only in token, TLS or times have the same key; [`Plan::key`] tells
+    /// Targets that differ only in token, TLS, times or policy have the same key; [`Plan::key`] tells
     /// them apart.
     pub fn key(&self) -> u128 {
         self.key_of_variant(0)
@@ -138,7 +143,7 @@ impl Plan {
     }
 
     /// Name of a target in the shared table, distinct within the plan. It is [`Target::key`]
-    /// unless an earlier target differs only in token, TLS or times.
+    /// unless an earlier target differs only in token, TLS, times or policy.
     pub fn key(&self, target: usize) -> u128 {
         self.keys[target]
     }

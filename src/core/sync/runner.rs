@@ -1,7 +1,6 @@
 //! Carries out what the rules of a watch say.
 
-use std::collections::HashSet;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,22 +8,17 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use siphasher::sip128::{Hasher128, SipHasher13};
 
-use super::{Level, Mode, Plan, Published, Report, Sink, WatchPlan};
-use crate::consul::client::{self, Client, Request};
-use crate::consul::gate::believe;
-use crate::consul::health::{Instances, Skipped};
+use super::publisher::Publisher;
+use super::{Level, Mode, Plan, Report, Sink, WatchPlan};
+use crate::consul::client::{self, Client, Request, TokenState};
+use crate::consul::gate::{Reason, believe, reason_of};
+use crate::consul::health::Instances;
 use crate::consul::watch::{Answer, Fetch, Outcome, Settings, Step, Watch};
 use crate::model::{Admit, Consistency, Instance, Query, Selection};
-use crate::resolve::{Names, Resolve};
-use crate::snapshot;
+use crate::resolve::Resolve;
 
-/// Longest `wait` while a service has host names: their addresses change without Consul.
-const WAIT_WITH_NAMES: Duration = Duration::from_secs(30);
-/// Longest `wait` while a host name has no address.
-const WAIT_UNRESOLVED: Duration = Duration::from_secs(5);
-/// How many warnings about skipped instances one watch ever logs, and at most per answer.
-const MAX_WARNINGS: usize = 1000;
-const MAX_WARNINGS_PER_ANSWER: usize = 10;
+/// Pause before what found no room is asked for again; others may have made room meanwhile.
+const REFUSED: Duration = Duration::from_secs(3);
 
 /// One watch and all that it remembers.
 pub(super) struct Job {
@@ -79,46 +73,80 @@ impl Job {
         };
         let plan = Arc::clone(&self.plan);
         let watch = &plan.watches[self.number];
-        match ask(client, watch, fetch) {
-            Ok(Some((index, bytes, instances))) => {
-                self.take(watch, fetch, (index, bytes, instances), resolver, sink);
+        let asked = ask(client, watch, fetch);
+        client.end_probe(asked.is_ok());
+        let taken = asked.and_then(|answer| match answer {
+            Some(answer) => self.take(client, watch, fetch, answer, resolver, sink),
+            None => Ok(false),
+        });
+        match taken {
+            Ok(true) => {}
+            Ok(false) => return false,
+            // It was only worth a try.
+            Err(_) if fetch.probe => {
+                self.watch.answer(Answer::Failed, Instant::now(), &mut self.rng);
             }
-            Ok(None) => return false,
             Err(Failure::Reconnected) => {
                 self.watch.answer(Answer::Reconnected, Instant::now(), &mut self.rng);
             }
-            Err(Failure::Error(error)) => self.fail(watch, fetch, &error, sink),
+            Err(Failure::Refused(reason, error)) => {
+                self.fail(watch, fetch, (reason, &error), sink);
+            }
         }
         self.due = Instant::now();
         true
     }
 
+    /// Takes a believable answer; `false` if the engine ends.
     fn take(
         &mut self,
+        client: &mut Client,
         watch: &WatchPlan,
         fetch: Fetch,
         (index, bytes, instances): (u64, u64, Instances),
         resolver: &dyn Resolve,
         sink: &dyn Sink,
-    ) {
+    ) -> Result<bool, Failure> {
+        let prepared =
+            self.publisher.prepare(&self.plan, watch, (index, &instances), resolver, sink);
+        let is_nothing = instances.good.is_empty() && instances.skipped.is_empty();
+        if prepared.is_confirmed() && !vouch(client, watch, fetch.server, is_nothing)? {
+            return Ok(false);
+        }
         let digest = digest(&instances.good);
         let answer = Answer::Good { index, digest, bytes };
         let outcome = self.watch.answer(answer, Instant::now(), &mut self.rng);
+        let (name, server) = (query_name(&watch.query), &watch.endpoint.servers[fetch.server]);
         if let Outcome::Publish { outage: Some(outage), .. } = outcome {
-            let server = &watch.endpoint.servers[fetch.server];
-            let name = query_name(&watch.query);
             let line = format!("{name}: answers again after {outage:.1?}, server \"{server}\"");
             sink.log(Level::Notice, line);
         }
-        let limit = self.publisher.publish(&self.plan, watch, (index, &instances), resolver, sink);
-        self.watch.limit_wait(limit);
+        if fetch.probe {
+            let line = format!("{name}: the first server answers again, server \"{server}\"");
+            sink.log(Level::Notice, line);
+        }
+        let published = self.publisher.publish(&self.plan, &prepared, sink);
+        self.watch.limit_wait(prepared.limit());
+        if let Some(at) = prepared.again() {
+            self.watch.read_again(at);
+        } else if !published {
+            self.watch.read_again(Instant::now() + REFUSED);
+        }
         let mode = self.sweep.map_or(Mode::Blocking, |delay| Mode::Sweep { delay });
         for &target in &watch.targets {
-            sink.report(target, &Report::Good { index, server: fetch.server, mode });
+            let pending = prepared.pending(target);
+            sink.report(target, &Report::Good { index, server: fetch.server, mode, pending });
         }
+        Ok(true)
     }
 
-    fn fail(&mut self, watch: &WatchPlan, fetch: Fetch, error: &str, sink: &dyn Sink) {
+    fn fail(
+        &mut self,
+        watch: &WatchPlan,
+        fetch: Fetch,
+        (reason, error): (Reason, &str),
+        sink: &dyn Sink,
+    ) {
         let outcome = self.watch.answer(Answer::Failed, Instant::now(), &mut self.rng);
         let Outcome::Failed { failures, retry_in, round } = outcome else { return };
         if failures == 1 || round {
@@ -138,7 +166,7 @@ impl Job {
         }
         for &target in &watch.targets {
             let server = fetch.server;
-            sink.report(target, &Report::Failed { server, error, failures, retry_in });
+            sink.report(target, &Report::Failed { server, reason, error, failures, retry_in });
         }
     }
 }
@@ -156,7 +184,13 @@ fn new_watch(watch: &WatchPlan, sweep: Option<Duration>) -> Watch {
 /// Why a request has no believable answer.
 pub(super) enum Failure {
     Reconnected,
-    Error(String),
+    Refused(Reason, String),
+}
+
+impl From<client::Error> for Failure {
+    fn from(error: client::Error) -> Failure {
+        reason_of(&error).map_or(Failure::Reconnected, |r| Failure::Refused(r, error.to_string()))
+    }
 }
 
 /// Asks and judges; `None` if the engine ends. Gives index, length of the body and instances.
@@ -171,120 +205,46 @@ pub(super) fn ask(
         query: &watch.query,
         index: fetch.index,
         wait: fetch.wait,
+        patience: fetch.probe.then_some(watch.endpoint.connect_timeout),
     };
-    match client.get(request) {
-        Ok(answer) => match believe(&answer) {
+    let answer = if fetch.probe { client.probe(request) } else { client.get(request) };
+    match answer {
+        Ok(answer) => match believe(&answer, watch.timing.max_stale) {
             Ok((index, instances)) => Ok(Some((index, answer.body.len() as u64, instances))),
-            Err(disbelief) => Err(Failure::Error(disbelief.to_string())),
+            Err(disbelief) => Err(Failure::Refused(disbelief.reason(), disbelief.to_string())),
         },
         Err(client::Error::Stopped) => Ok(None),
-        Err(client::Error::Reconnected) => Err(Failure::Reconnected),
-        Err(error) => Err(Failure::Error(error.to_string())),
+        Err(error) => Err(error.into()),
     }
 }
 
-/// Hands answers to the sink, and remembers what it has warned of.
-#[derive(Default)]
-pub(super) struct Publisher {
-    quiet: bool,
-    names: Names,
-    warned: HashSet<u64>,
-    refused: HashSet<u64>,
-}
-
-impl Publisher {
-    /// One that does not warn of skipped instances: somebody else will.
-    pub(super) fn quiet() -> Self {
-        Publisher { quiet: true, ..Publisher::default() }
+/// Before peers leave that could be hidden from the token: asks whether it is one that could see
+/// them. `false` if the engine ends.
+///
+/// A token without any right is one to suspect only if Consul shows nothing at all (`is_nothing`):
+/// it may be that all may read.
+fn vouch(
+    client: &mut Client,
+    watch: &WatchPlan,
+    server: usize,
+    is_nothing: bool,
+) -> Result<bool, Failure> {
+    if watch.endpoint.token.is_none() {
+        return Ok(true);
     }
-
-    /// Publishes an answer to every target of its watch; gives the longest `wait` that the host
-    /// names in it allow.
-    pub(super) fn publish(
-        &mut self,
-        plan: &Plan,
-        watch: &WatchPlan,
-        (index, instances): (u64, &Instances),
-        resolver: &dyn Resolve,
-        sink: &dyn Sink,
-    ) -> Option<Duration> {
-        self.warn(watch, &instances.skipped, sink);
-        let budget = watch.endpoint.connect_timeout;
-        let unresolved = self.names.refresh(&instances.good, resolver, budget);
-        for name in &unresolved {
-            let of = instances.good.iter().filter(|instance| instance.host == name.host);
-            let skipped: Vec<_> = of
-                .map(|instance| Skipped {
-                    node: instance.node.clone(),
-                    id: instance.id.clone(),
-                    reason: format!("cannot resolve \"{}\" ({})", name.host, name.error),
-                })
-                .collect();
-            self.warn(watch, &skipped, sink);
-        }
-        for &number in &watch.targets {
-            let target = &plan.targets[number];
-            let set = snapshot::peers(&instances.good, &target.selection, &self.names);
-            match sink.publish(number, &set, index) {
-                Published::Unchanged => {}
-                Published::Changed { peers, added, removed, changed } => {
-                    let name = target_name(&target.query, &target.selection);
-                    let s = if peers == 1 { "" } else { "s" };
-                    let others = if changed == 0 { String::new() } else { format!(" ~{changed}") };
-                    let line = format!(
-                        "{name}: {peers} peer{s} (+{added} -{removed}{others}), index {index}"
-                    );
-                    sink.log(Level::Notice, line);
-                    self.refused.clear();
-                }
-                Published::Refused(reason) => {
-                    let name = target_name(&target.query, &target.selection);
-                    if self.refused.len() < MAX_WARNINGS
-                        && self.refused.insert(hash(&(number, &reason)))
-                    {
-                        sink.log(Level::Error, format!("{name}: {reason}, the old peers stay"));
-                    }
-                }
-            }
-        }
-        match (unresolved.is_empty(), self.names.is_empty()) {
-            (false, _) => Some(WAIT_UNRESOLVED),
-            (true, false) => Some(WAIT_WITH_NAMES),
-            (true, true) => None,
-        }
+    let refuse = |why: &str| {
+        Err(Failure::Refused(
+            Reason::Token,
+            format!("instances are gone, and so is the token: {why}"),
+        ))
+    };
+    match client.token_state(&watch.endpoint, server, &watch.query) {
+        Ok(TokenState::Powerless) if is_nothing => refuse("it has no policy"),
+        Ok(_) => Ok(true),
+        Err(client::Error::Stopped) => Ok(false),
+        Err(error @ client::Error::Status { status: 403 | 404, .. }) => refuse(&error.to_string()),
+        Err(error) => Err(error.into()),
     }
-
-    fn warn(&mut self, watch: &WatchPlan, skipped: &[Skipped], sink: &dyn Sink) {
-        if self.quiet {
-            return;
-        }
-        let name = query_name(&watch.query);
-        let mut lines = 0;
-        let mut more = 0;
-        for skipped in skipped {
-            if self.warned.len() >= MAX_WARNINGS || !self.warned.insert(hash(skipped)) {
-                continue;
-            }
-            lines += 1;
-            if lines > MAX_WARNINGS_PER_ANSWER {
-                more += 1;
-                continue;
-            }
-            let (id, node) = (skipped.id.escape_debug(), skipped.node.escape_debug());
-            let reason = &skipped.reason;
-            let line = format!("{name}: instance \"{id}\" on node \"{node}\" skipped: {reason}");
-            sink.log(Level::Warn, line);
-        }
-        if more > 0 {
-            sink.log(Level::Warn, format!("{name}: {more} more instances skipped"));
-        }
-    }
-}
-
-fn hash(value: &impl Hash) -> u64 {
-    let mut h = DefaultHasher::new();
-    value.hash(&mut h);
-    h.finish()
 }
 
 /// Digest of an answer. It is sorted already.
@@ -317,7 +277,7 @@ pub(super) fn query_name(query: &Query) -> String {
     name
 }
 
-fn target_name(query: &Query, selection: &Selection) -> String {
+pub(super) fn target_name(query: &Query, selection: &Selection) -> String {
     let mut name = query_name(query);
     for tag in &selection.tags {
         name += &format!(" tag={}", tag.escape_debug());

@@ -1,6 +1,6 @@
 //! A Consul of a few lines, and a sink that remembers.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,7 +32,9 @@ pub(super) fn target(endpoint: &Arc<Endpoint>, service: &str) -> Target {
             wait: Duration::from_secs(60),
             retry_min: Duration::from_millis(50),
             retry_max: Duration::from_secs(30),
+            max_stale: None,
         },
+        policy: Policy { on_empty: OnEmpty::Drop, max_removal: None },
     }
 }
 
@@ -205,5 +207,13 @@ impl Sink for Memory {
 
     fn has_data(&self, target: usize) -> bool {
         self.state.lock().unwrap().sets.contains_key(&target)
+    }
+
+    fn held(&self, target: usize) -> HashSet<u64> {
+        let state = self.state.lock().unwrap();
+        state
+            .sets
+            .get(&target)
+            .map_or_else(HashSet::new, |set| set.peers().iter().map(|peer| peer.identity).collect())
     }
 }

@@ -6,6 +6,8 @@ use std::sync::atomic::{
 };
 
 use super::Table;
+use crate::consul::gate::Reason;
+use crate::consul::policy::Pending;
 
 pub(super) const WORDS: usize = 64;
 pub(super) const KEY_LO: usize = 0;
@@ -19,14 +21,20 @@ pub(super) const D_PLACE: usize = 0;
 pub(super) const D_COUNT: usize = 1;
 pub(super) const D_DIGEST_LO: usize = 2;
 pub(super) const D_DIGEST_HI: usize = 3;
+/// 1 while the set is from the state file. A descriptor has four words.
+const RESTORED: usize = 12;
 const INDEX: usize = 13;
 const LAST_GOOD: usize = 14;
 const FAILURES: usize = 15;
 const SERVER: usize = 16;
 const MODE: usize = 17;
 const LAST_CHANGE: usize = 18;
+/// A removal that waits: how many peers, reads that agreed, reads that have to. 0: none.
+const PENDING: usize = 19;
 const ERROR_LEN: usize = 20;
-const ERROR: usize = 21;
+/// A counter for each [`Reason`].
+const REFUSALS: usize = 21;
+const ERROR: usize = REFUSALS + Reason::ALL.len();
 const ERROR_BYTES: usize = (WORDS - ERROR) * 8;
 
 /// How a target's answers come.
@@ -54,8 +62,12 @@ pub struct Freshness {
     pub server: usize,
     /// How answers come.
     pub mode: Mode,
+    /// The set is from the state file; no answer has come since.
+    pub restored: bool,
     /// The last error, empty if there was none since the last good answer.
     pub error: String,
+    /// A removal that waits to be confirmed.
+    pub pending: Option<Pending>,
 }
 
 impl<'z> Table<'z> {
@@ -90,7 +102,43 @@ impl<'z> Table<'z> {
         set(MODE, mode.encode());
         set(FAILURES, 0);
         set(ERROR_LEN, 0);
+        set(RESTORED, 0);
         self.entry_word(entry, LAST_GOOD).store(now_ms, Release);
+    }
+
+    /// Notes that a removal waits, or that none does.
+    pub fn note_pending(&self, entry: usize, pending: Option<Pending>) {
+        let raw = pending.map_or(0, |p| {
+            u64::from(p.removals) << 32 | u64::from(p.confirmed) << 16 | u64::from(p.of)
+        });
+        self.entry_word(entry, PENDING).store(raw, Relaxed);
+    }
+
+    /// Counts an answer that changed nothing.
+    pub fn count_refusal(&self, entry: usize, reason: Reason) {
+        self.entry_word(entry, REFUSALS + reason as usize).fetch_add(1, Relaxed);
+    }
+
+    /// How often answers changed nothing, by reason; reasons that never were are left out.
+    pub fn refusals(&self, entry: usize) -> Vec<(Reason, u64)> {
+        let count = |reason: &Reason| self.entry_word(entry, REFUSALS + *reason as usize);
+        Reason::ALL
+            .iter()
+            .map(|reason| (*reason, count(reason).load(Relaxed)))
+            .filter(|(_, count)| *count > 0)
+            .collect()
+    }
+
+    /// Notes that the entry's set is from the state file, and which answer that was.
+    pub fn note_restored(&self, entry: usize, index: u64, last_good_ms: u64) {
+        self.entry_word(entry, INDEX).store(index, Relaxed);
+        self.entry_word(entry, RESTORED).store(1, Relaxed);
+        self.entry_word(entry, LAST_GOOD).store(last_good_ms, Release);
+    }
+
+    /// When the last good answer came; 0 if none did.
+    pub fn last_good_ms(&self, entry: usize) -> u64 {
+        self.entry_word(entry, LAST_GOOD).load(Relaxed)
     }
 
     /// Notes a failure; the text is cut to what fits.
@@ -125,7 +173,16 @@ impl<'z> Table<'z> {
             failures: get(FAILURES),
             server: get(SERVER) as usize,
             mode: Mode::decode(get(MODE)),
+            restored: get(RESTORED) != 0,
             error: String::from_utf8_lossy(&bytes[..len]).into_owned(),
+            pending: match get(PENDING) {
+                0 => None,
+                raw => Some(Pending {
+                    removals: (raw >> 32) as u32,
+                    confirmed: (raw >> 16) as u16,
+                    of: raw as u16,
+                }),
+            },
         }
     }
 }
@@ -156,11 +213,35 @@ mod tests {
         let long = "é".repeat(400);
         table.note_failure(e, &long, 3, 1);
         let seen = table.freshness(e);
-        assert!(long.starts_with(&seen.error) && seen.error.len() > 300, "{}", seen.error.len());
+        assert!(long.starts_with(&seen.error) && seen.error.len() >= 200, "{}", seen.error.len());
         assert_eq!((seen.failures, seen.server, seen.last_good), (3, 1, 0));
+        table.note_restored(e, 41, 500);
+        let seen = table.freshness(e);
+        assert_eq!((seen.restored, seen.index, seen.last_good), (true, 41, 500));
+        assert_eq!(seen.failures, 3, "what is restored is no answer");
         table.note_good(e, 42, 0, Mode::Sweep(5000), 1_000);
         let seen = table.freshness(e);
         assert_eq!((seen.error.as_str(), seen.failures, seen.index), ("", 0, 42));
         assert_eq!((seen.last_good, seen.mode), (1_000, Mode::Sweep(5000)));
+        assert!(!seen.restored);
+    }
+    #[test]
+    fn refusals_are_counted_by_reason_and_stay_over_good_answers() {
+        let table = Table::create(zone(1 << 17), 16).unwrap();
+        let e = table.claim(7, ProcessId::own()).unwrap();
+        assert_eq!(table.refusals(e), []);
+        // Neither the text of an error nor a pending removal touches a counter.
+        table.note_failure(e, &"x".repeat(1000), 1, 0);
+        let pending = Pending { removals: 70_000, confirmed: 2, of: 3 };
+        table.note_pending(e, Some(pending));
+        assert_eq!(table.freshness(e).pending, Some(pending));
+        for reason in [Reason::Stale, Reason::Token, Reason::Connect, Reason::Stale] {
+            table.count_refusal(e, reason);
+        }
+        table.note_pending(e, None);
+        table.note_good(e, 42, 0, Mode::Blocking, 1_000);
+        let counted = [(Reason::Connect, 1), (Reason::Stale, 2), (Reason::Token, 1)];
+        assert_eq!(table.refusals(e), counted);
+        assert_eq!(table.freshness(e).pending, None);
     }
 }

@@ -57,10 +57,19 @@ pub(crate) fn flag(directive: &str, word: &[u8]) -> Parsed<bool> {
 
 /// The absolute path of a file that a directive names, relative to the configuration's folder.
 pub(crate) fn path(cf: *mut ngx_conf_t, word: &[u8]) -> Parsed<PathBuf> {
+    full_path(cf, word, 1)
+}
+
+/// The absolute path of a file that nginx writes, relative to its prefix.
+pub(crate) fn prefix_path(cf: *mut ngx_conf_t, word: &[u8]) -> Parsed<PathBuf> {
+    full_path(cf, word, 0)
+}
+
+fn full_path(cf: *mut ngx_conf_t, word: &[u8], conf_prefix: usize) -> Parsed<PathBuf> {
     let mut name: ngx_str_t = str_over(word);
     // SAFETY: `cf` is the handler's own; the new name is in its pool.
     let full = unsafe {
-        if ngx_conf_full_name((*cf).cycle, &mut name, 1) != nginx_sys::NGX_OK as isize {
+        if ngx_conf_full_name((*cf).cycle, &mut name, conf_prefix) != nginx_sys::NGX_OK as isize {
             return Err("no memory".into());
         }
         bytes(&name)

@@ -3,8 +3,8 @@
 use std::ffi::{CStr, c_char, c_void};
 
 use nginx_sys::{
-    NGX_CONF_1MORE, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_CONF_TAKE2, NGX_HTTP_LOC_CONF,
-    NGX_HTTP_LOC_CONF_OFFSET, NGX_HTTP_MAIN_CONF, NGX_HTTP_MAIN_CONF_OFFSET,
+    NGX_CONF_1MORE, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_CONF_TAKE2, NGX_CONF_TAKE12,
+    NGX_HTTP_LOC_CONF, NGX_HTTP_LOC_CONF_OFFSET, NGX_HTTP_MAIN_CONF, NGX_HTTP_MAIN_CONF_OFFSET,
     NGX_HTTP_SRV_CONF_OFFSET, NGX_HTTP_UPS_CONF, NGX_LOG_EMERG, ngx_command_t, ngx_conf_t,
     ngx_str_t, ngx_uint_t,
 };
@@ -13,12 +13,13 @@ use super::args::{self, Parsed, text};
 use super::settings::once;
 use super::{HttpConf, SrvConf, dynamic};
 use crate::ffi::{self, CONF_ERROR, CONF_OK, fence};
+use crate::state::StateFile;
 
 type Handler = extern "C" fn(*mut ngx_conf_t, *mut ngx_command_t, *mut c_void) -> *mut c_char;
 
 /// The directives, ended by an empty one.
 #[repr(transparent)]
-pub(crate) struct Commands([ngx_command_t; 19]);
+pub(crate) struct Commands([ngx_command_t; 25]);
 
 // SAFETY: nginx reads the table, in the master's main thread; nothing writes it.
 unsafe impl Sync for Commands {}
@@ -37,10 +38,16 @@ pub(crate) static COMMANDS: Commands = Commands([
     default_or_override(c"consul_connect_timeout", NGX_CONF_TAKE1),
     default_or_override(c"consul_retry", NGX_CONF_TAKE2),
     default_or_override(c"consul_max_body_size", NGX_CONF_TAKE1),
+    default_or_override(c"consul_max_stale", NGX_CONF_TAKE1),
+    default_or_override(c"consul_empty", NGX_CONF_TAKE1 | NGX_CONF_TAKE2),
+    default_or_override(c"consul_max_removal", NGX_CONF_TAKE1),
+    default_or_override(c"consul_allow", NGX_CONF_1MORE),
+    default_or_override(c"consul_deny", NGX_CONF_1MORE),
     default_or_override(c"consul_balance", NGX_CONF_TAKE1),
     http_only(c"consul_zone", NGX_CONF_TAKE2),
     http_only(c"consul_init_timeout", NGX_CONF_TAKE1),
     http_only(c"consul_connections", NGX_CONF_TAKE1),
+    http_only(c"consul_state", NGX_CONF_TAKE12),
     command(
         c"consul_status",
         NGX_HTTP_LOC_CONF | NGX_CONF_NOARGS,
@@ -119,14 +126,14 @@ extern "C" fn consul_http_setting(
     fence(CONF_ERROR, || {
         // SAFETY: `conf` is the HttpConf; nothing else refers to it now.
         let (conf, words) = unsafe { (&mut *conf.cast::<HttpConf>(), ffi::args(cf)) };
-        finish(cf, set_http(conf, &words))
+        finish(cf, set_http(cf, conf, &words))
     })
 }
 
 /// Least size of a zone: eight pages hold a handful of instances.
 const MIN_ZONE: usize = 128 * 1024;
 
-fn set_http(conf: &mut HttpConf, words: &[&[u8]]) -> Parsed {
+fn set_http(cf: *mut ngx_conf_t, conf: &mut HttpConf, words: &[&[u8]]) -> Parsed {
     let name = text(words[0])?;
     match name {
         "consul_zone" => {
@@ -147,6 +154,7 @@ fn set_http(conf: &mut HttpConf, words: &[&[u8]]) -> Parsed {
             let n = args::number(name, words[1], 1)?;
             once(name, &mut conf.connections, n as usize)
         }
+        "consul_state" => once(name, &mut conf.state, StateFile::parse(cf, words)?),
         _ => Err(format!("unknown directive \"{name}\"")),
     }
 }

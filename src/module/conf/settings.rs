@@ -9,6 +9,7 @@ use nginx_sys::ngx_conf_t;
 
 use super::Settings;
 use super::args::{self, Parsed, invalid, text};
+use super::policy;
 
 /// Stores the value of a directive that may stand once in its block.
 pub(super) fn once<T>(directive: &str, place: &mut Option<T>, value: T) -> Parsed {
@@ -16,6 +17,12 @@ pub(super) fn once<T>(directive: &str, place: &mut Option<T>, value: T) -> Parse
         return Err(args::duplicate(directive));
     }
     *place = Some(value);
+    Ok(())
+}
+
+/// Adds the values of a directive that may stand several times in its block.
+fn add<T>(place: &mut Option<Vec<T>>, values: Vec<T>) -> Parsed {
+    place.get_or_insert_default().extend(values);
     Ok(())
 }
 
@@ -49,6 +56,13 @@ impl Settings {
             "consul_max_body_size" => {
                 once(name, &mut self.max_body, args::size(name, word)? as u64)
             }
+            "consul_max_stale" => once(name, &mut self.max_stale, policy::max_stale(name, word)?),
+            "consul_empty" => once(name, &mut self.on_empty, policy::on_empty(name, words)?),
+            "consul_max_removal" => {
+                once(name, &mut self.max_removal, policy::max_removal(name, word)?)
+            }
+            "consul_allow" => add(&mut self.allow, policy::networks(name, &words[1..])?),
+            "consul_deny" => add(&mut self.deny, policy::networks(name, &words[1..])?),
             "consul_balance" => once(name, &mut self.balance, balance(name, word)?),
             _ => Err(format!("unknown directive \"{name}\"")),
         }
@@ -75,6 +89,11 @@ impl Settings {
             connect_timeout: a.connect_timeout.or(b.connect_timeout),
             retry: a.retry.or(b.retry),
             max_body: a.max_body.or(b.max_body),
+            max_stale: a.max_stale.or(b.max_stale),
+            on_empty: a.on_empty.or(b.on_empty),
+            max_removal: a.max_removal.or(b.max_removal),
+            allow: a.allow.or(b.allow),
+            deny: a.deny.or(b.deny),
             balance: a.balance.or(b.balance),
         }
     }

@@ -3,13 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use nginx_consul_core::sync::{Endpoint, Server, Target, Timing, Tls, TlsOptions, Token};
+use nginx_consul_core::address::AddressFilter;
+use nginx_consul_core::model::Selection;
+use nginx_consul_core::sync::{Endpoint, Policy, Server, Target, Timing, Tls, TlsOptions, Token};
 
 use super::args::Parsed;
 use super::{Dynamic, Settings};
 
 /// An answer of 20,000 instances has about 15 MiB.
 const MAX_BODY: u64 = 16 << 20;
+
+/// A follower that has not heard of its leader for this long, Consul's heartbeat timeout, starts an
+/// election: its data is not merely late.
+const MAX_STALE: Duration = Duration::from_secs(5);
 
 /// Makes targets; those with the same settings share an endpoint, and so connections.
 #[derive(Default)]
@@ -29,17 +35,27 @@ struct Environment {
 
 impl TargetMaker {
     /// What a block asks for. The error names the block's directive.
-    pub(super) fn target(&mut self, settings: Settings, dynamic: &Dynamic) -> Parsed<Target> {
+    pub(super) fn target(&mut self, mut settings: Settings, dynamic: &Dynamic) -> Parsed<Target> {
         let (file, line) = (&dynamic.file, dynamic.line);
         let at = |e: String| format!("{e} for \"consul_dynamic\" in {file}:{line}");
         let (retry_min, retry_max) =
             settings.retry.unwrap_or((Duration::from_millis(250), Duration::from_secs(30)));
         let wait = settings.wait.unwrap_or(Duration::from_secs(60));
+        let max_stale = settings.max_stale.unwrap_or(Some(MAX_STALE));
+        let policy = Policy {
+            on_empty: settings.on_empty.unwrap_or(Policy::default().on_empty),
+            max_removal: settings.max_removal.flatten(),
+        };
+        let addresses = AddressFilter {
+            allow: settings.allow.take().unwrap_or_default(),
+            deny: settings.deny.take().unwrap_or_default(),
+        };
         Ok(Target {
             query: dynamic.query.clone(),
-            selection: dynamic.selection.clone(),
+            selection: Selection { addresses, ..dynamic.selection.clone() },
             endpoint: self.endpoint(settings).map_err(at)?,
-            timing: Timing { wait, retry_min, retry_max },
+            timing: Timing { wait, retry_min, retry_max, max_stale },
+            policy,
         })
     }
 

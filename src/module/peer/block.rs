@@ -1,6 +1,7 @@
 //! An `upstream` that follows Consul, as one worker sees it.
 
 use std::cell::{Cell, RefCell};
+use std::ops::Deref;
 use std::rc::Rc;
 
 use nginx_consul_core::balance::{self, Candidates, Clock, Method, Rules, Tried, View};
@@ -18,12 +19,29 @@ use crate::watcher;
 /// that there is no usable instance, and looking for its entry while it has none.
 const INTERVAL: u64 = 1000;
 
-/// What this worker has of the shared memory.
+/// What this worker has of the shared memory. A handle, because requests copy it.
 #[derive(Clone, Copy)]
-pub(crate) struct Worker {
+pub(crate) struct Worker(&'static Share);
+
+pub(crate) struct Share {
     pub(crate) table: Table<'static>,
     /// `None` if all lanes are held by others: requests are then not counted as in flight.
     pub(crate) lane: Option<Lane>,
+}
+
+impl Worker {
+    /// For as long as the process runs; made once, or again when it gets a lane after all.
+    pub(crate) fn new(table: Table<'static>, lane: Option<Lane>) -> Worker {
+        Worker(Box::leak(Box::new(Share { table, lane })))
+    }
+}
+
+impl Deref for Worker {
+    type Target = Share;
+
+    fn deref(&self) -> &Share {
+        self.0
+    }
 }
 
 /// An `upstream` that follows Consul, as requests see it. Each worker has its own after fork().

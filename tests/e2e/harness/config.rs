@@ -45,6 +45,7 @@ pub struct Config {
     level: &'static str,
     with_module: bool,
     pub(crate) with_master: bool,
+    daemon: bool,
 }
 
 impl Config {
@@ -62,6 +63,7 @@ impl Config {
             level: "info",
             with_module: true,
             with_master: true,
+            daemon: false,
         }
     }
 
@@ -118,6 +120,12 @@ impl Config {
         self
     }
 
+    /// Has nginx leave its starter, which then has no hold on it: for [`Config::launch`].
+    pub fn daemon(mut self) -> Config {
+        self.daemon = true;
+        self
+    }
+
     /// Lets log lines with this text pass at the end.
     pub fn allow(mut self, text: &str) -> Config {
         self.allowed.push(text.to_owned());
@@ -151,7 +159,7 @@ impl Config {
             String::new()
         };
         format!(
-            "{module}daemon off;\nmaster_process {};\nworker_processes {};\n\
+            "{module}daemon {};\nmaster_process {};\nworker_processes {};\n\
              error_log error.log {};\npid nginx.pid;\n{}\n\
              events {{ worker_connections 2048; }}\n\
              http {{\n\
@@ -159,6 +167,7 @@ impl Config {
              access_log access.log e2e;\n\
              client_body_temp_path body;\nproxy_temp_path proxy;\nfastcgi_temp_path fastcgi;\n\
              uwsgi_temp_path uwsgi;\nscgi_temp_path scgi;\n{}\n}}\n",
+            if self.daemon { "on" } else { "off" },
             if self.with_master { "on" } else { "off" },
             self.workers,
             self.level,

@@ -291,6 +291,11 @@ impl Agent {
         format!("{}:{}", self.options.ip, self.serf_port)
     }
 
+    /// Where the servers of its cluster reach it; `/v1/status/leader` names the leader's.
+    pub fn server_address(&self) -> String {
+        format!("{}:{}", self.options.ip, self.server_port)
+    }
+
     /// Name of its node.
     pub fn node(&self) -> &str {
         &self.options.node

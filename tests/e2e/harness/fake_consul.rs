@@ -39,17 +39,26 @@ pub struct Answer {
     pub body: String,
     /// Bytes announced beyond the body's own: the connection is closed before they come.
     pub missing: usize,
+    /// Further headers; a `Content-Type` replaces JSON's.
+    pub headers: Vec<(&'static str, String)>,
 }
 
 impl Answer {
     /// A 200 with index and body.
     pub fn ok(index: u64, body: impl ToString) -> Answer {
-        Answer { status: 200, index: Some(index), body: body.to_string(), missing: 0 }
+        let body = body.to_string();
+        Answer { status: 200, index: Some(index), body, missing: 0, headers: Vec::new() }
     }
 
     /// An error as Consul sends it: those carry index 1.
     pub fn error(status: u16, body: &str) -> Answer {
-        Answer { status, index: Some(1), body: body.to_owned(), missing: 0 }
+        Answer { status, index: Some(1), ..Answer::ok(1, body) }
+    }
+
+    /// Adds a header.
+    pub fn header(mut self, name: &'static str, value: &str) -> Answer {
+        self.headers.push((name, value.to_owned()));
+        self
     }
 }
 
@@ -173,7 +182,12 @@ fn serve(shared: &Shared, stream: TcpStream) -> io::Result<()> {
         if let Some(index) = answer.index {
             message += &format!("X-Consul-Index: {index}\r\n");
         }
-        message += "Content-Type: application/json\r\n";
+        if !answer.headers.iter().any(|(name, _)| *name == "Content-Type") {
+            message += "Content-Type: application/json\r\n";
+        }
+        for (name, value) in &answer.headers {
+            message += &format!("{name}: {value}\r\n");
+        }
         message += &format!("Content-Length: {}\r\n\r\n", answer.body.len() + answer.missing);
         let stream = reader.get_mut();
         stream.write_all(message.as_bytes())?;

@@ -22,8 +22,12 @@ pub enum Fault {
     BlackHole,
     /// Each answer is cut after so many bytes, and its connection closed.
     Cut(usize),
+    /// As `Cut`, but the connection is reset: what is on its way is lost with it.
+    Reset(usize),
     /// Each piece of an answer comes so much later.
     Delay(Duration),
+    /// Answers come byte by byte, with such a pause before each.
+    Trickle(Duration),
 }
 
 #[derive(Debug, Default)]
@@ -214,17 +218,37 @@ fn forward_answers(shared: &Shared, mut from: TcpStream, mut to: TcpStream) {
         let fault = *lock(&shared.fault);
         let part = match fault {
             Fault::BlackHole => continue,
-            Fault::Cut(limit) => &buffer[..n.min(limit.saturating_sub(passed))],
+            Fault::Cut(limit) | Fault::Reset(limit) => {
+                &buffer[..n.min(limit.saturating_sub(passed))]
+            }
             _ => &buffer[..n],
         };
         if let Fault::Delay(delay) = fault {
             thread::sleep(delay);
         }
         passed += part.len();
-        if to.write_all(part).is_err() || part.len() < n {
+        let written = match fault {
+            Fault::Trickle(pause) => trickle(&mut to, part, pause),
+            _ => to.write_all(part),
+        };
+        if written.is_err() || part.len() < n {
             break;
         }
     }
+    if matches!(*lock(&shared.fault), Fault::Reset(_)) {
+        // With all handles closed and no shutdown before, the kernel sends a reset.
+        let _ = socket2::SockRef::from(&to).set_linger(Some(Duration::ZERO));
+        let _ = to.shutdown(Shutdown::Read);
+        return;
+    }
     let _ = to.shutdown(Shutdown::Both);
     let _ = from.shutdown(Shutdown::Both);
+}
+
+fn trickle(to: &mut TcpStream, bytes: &[u8], pause: Duration) -> std::io::Result<()> {
+    for byte in bytes {
+        thread::sleep(pause);
+        to.write_all(std::slice::from_ref(byte))?;
+    }
+    Ok(())
 }

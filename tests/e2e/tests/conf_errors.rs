@@ -110,9 +110,13 @@ fn a_doubled_directive_is_refused() {
         "consul_init_timeout 1s;",
         "consul_zone consul 2m;",
         "consul_connections 8;",
+        "consul_state state;",
         "consul_max_body_size 1m;",
         "consul_ssl_verify on;",
         "consul_ssl_name consul;",
+        "consul_max_stale 5s;",
+        "consul_empty keep;",
+        "consul_max_removal 50%;",
     ] {
         let name = line.split(' ').next().expect("a name");
         refused(
@@ -208,6 +212,74 @@ fn a_bad_number_of_connections_is_refused() {
 }
 
 #[test]
+fn a_bad_policy_is_refused() {
+    for line in [
+        "consul_empty sometimes;",
+        "consul_empty confirm;",
+        "consul_empty confirm=0;",
+        "consul_empty confirm=101;",
+        "consul_empty confirm=3 for=soon;",
+        "consul_empty confirm=3 for=1h;",
+        "consul_empty confirm=3 over=1s;",
+        "consul_empty keep for=1s;",
+        "consul_empty drop 3;",
+        "consul_empty;",
+        "consul_empty confirm=3 for=1s now;",
+        "consul_max_removal 101%;",
+        "consul_max_removal 50;",
+        "consul_max_removal -1%;",
+        "consul_max_removal none;",
+        "consul_max_stale never;",
+        "consul_max_stale 0;",
+    ] {
+        let name = line.split([' ', ';']).next().expect("a name");
+        refused_in_http(line, &[&format!("\"{name}\"")]);
+        refused_in_upstream(line, &[&format!("\"{name}\"")]);
+    }
+}
+
+#[test]
+fn a_bad_network_is_refused() {
+    for line in [
+        "consul_allow all;",
+        "consul_deny 10.0.0.0/33;",
+        "consul_deny 10.0.0.1 localhost;",
+        "consul_allow fe80::/129;",
+        "consul_allow;",
+    ] {
+        let name = line.split([' ', ';']).next().expect("a name");
+        refused_in_http(line, &[&format!("\"{name}\"")]);
+    }
+}
+
+#[test]
+fn a_bad_parameter_of_the_state_file_is_refused() {
+    for (line, word) in [
+        ("consul_state state valid=soon;", "soon"),
+        ("consul_state state valid=0;", "0"),
+        ("consul_state state age=1h;", "age=1h"),
+        ("consul_state off valid=1h;", "valid=1h"),
+        ("consul_state \"\";", "invalid value"),
+        ("consul_state;", "invalid number of arguments"),
+    ] {
+        refused_in_http(line, &["\"consul_state\"", word]);
+    }
+}
+
+#[test]
+fn a_state_file_that_can_never_be_written_is_refused() {
+    refused_in_http(
+        "consul_state /nowhere/else/state;",
+        &["\"consul_state\"", "\"/nowhere/else\": No such file or directory"],
+    );
+    refused_in_http("consul_state /tmp;", &["\"consul_state\"", "\"/tmp\"", "is a directory"]);
+    refused_in_http(
+        "consul_state /etc/passwd/state;",
+        &["\"consul_state\"", "\"/etc/passwd\" is no directory"],
+    );
+}
+
+#[test]
 fn an_unknown_method_is_refused() {
     refused_in_http("consul_balance fastest;", &["\"consul_balance\"", "\"fastest\""]);
 }
@@ -299,6 +371,7 @@ fn directives_outside_their_block_are_refused() {
         "consul_connections 4;",
         &["\"consul_connections\" directive is not allowed here"],
     );
+    refused_in_upstream("consul_state state;", &["\"consul_state\" directive is not allowed here"]);
 }
 
 fn nginx_version() -> (u32, u32, u32) {

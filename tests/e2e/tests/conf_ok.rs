@@ -26,6 +26,27 @@ fn the_recipes_placeholder_is_accepted() {
 }
 
 #[test]
+fn the_forms_of_the_policies_are_accepted() {
+    for line in [
+        "consul_empty keep;",
+        "consul_empty drop;",
+        "consul_empty confirm=1;",
+        "consul_empty confirm=100 for=10m;",
+        "consul_empty confirm=3 for=0;",
+        "consul_max_removal off;",
+        "consul_max_removal 0%;",
+        "consul_max_removal 100%;",
+        "consul_max_stale off;",
+        "consul_max_stale 500ms;",
+        "consul_allow 10.0.0.0/8 fd00::/8 192.0.2.1;\nconsul_allow ::1;",
+        "consul_deny 169.254.169.254;\nconsul_deny ::ffff:10.0.0.0/104;",
+    ] {
+        accepted(&format!("{line}\nupstream api {{ consul_dynamic web; }}"));
+        accepted(&format!("upstream api {{ consul_dynamic web;\n{line} }}"));
+    }
+}
+
+#[test]
 fn keepalive_may_follow() {
     accepted("upstream api { consul_dynamic web; keepalive 32; keepalive_requests 100; }");
 }

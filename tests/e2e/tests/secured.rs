@@ -9,10 +9,10 @@ use serde_json::json;
 
 use crate::support::{SERVER, SOON, gateway, register_one, tally, unique, until_served_by};
 
-const MANAGEMENT: &str = "b1000000-0000-4000-8000-000000000001";
+pub(crate) const MANAGEMENT: &str = "b1000000-0000-4000-8000-000000000001";
 
 /// An agent whose ACL denies by default, and a token that may read services and nodes.
-fn with_acl() -> (Agent, String) {
+pub(crate) fn with_acl() -> (Agent, String) {
     let management = MANAGEMENT;
     let consul = Options::dev()
         .hcl(&format!(

@@ -174,7 +174,7 @@ fn a_longer_body_than_allowed_is_an_error_that_keeps_the_last_good_set() {
 }
 
 #[test]
-fn an_empty_answer_is_believed() {
+fn an_empty_answer_that_stays_is_believed() {
     let consul = FakeConsul::start();
     let backend = Backend::start("a");
     consul.publish("web", 7, &json!([instance("a", backend.address())]));

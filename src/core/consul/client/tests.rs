@@ -11,6 +11,7 @@ use super::*;
 use crate::consul::tls::Tls;
 use crate::consul::token::Token;
 
+mod beside;
 mod tls;
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Consul-Index: 7\r\n";
@@ -85,7 +86,7 @@ fn client() -> Client {
 fn ask(client: &mut Client, endpoint: &Arc<Endpoint>, index: Option<u64>) -> Result<Answer, Error> {
     let query = Query { service: "web".to_owned(), ..Query::default() };
     let wait = Duration::from_secs(60);
-    client.get(Request { endpoint, server: 0, query: &query, index, wait })
+    client.get(Request { endpoint, server: 0, query: &query, index, wait, patience: None })
 }
 
 fn once(endpoint: Endpoint) -> Result<Answer, Error> {
@@ -262,7 +263,7 @@ fn recorded_answers_are_understood() {
         once(endpoint(&url))
     };
     let web = first(include_bytes!("../../testdata/health_service_web_chunked.http")).unwrap();
-    assert_eq!(crate::consul::gate::believe(&web).unwrap().1.good.len(), 5);
+    assert_eq!(crate::consul::gate::believe(&web, None).unwrap().1.good.len(), 5);
     assert_eq!((web.known_leader, web.last_contact), (Some(true), Some(Duration::ZERO)));
     let empty = first(include_bytes!("../../testdata/health_service_empty.http")).unwrap();
     assert_eq!((empty.index, &empty.body[..]), (Some(17), &b"[]"[..]));

@@ -61,7 +61,7 @@ impl Bench {
         let mut bench = Bench::new(1, None);
         bench.fetch();
         bench.good(Duration::ZERO, 7, 1);
-        assert_eq!(bench.fetch(), Fetch { server: 0, index: Some(7), wait: WAIT });
+        assert_eq!(bench.fetch(), Fetch { server: 0, index: Some(7), wait: WAIT, probe: false });
         bench
     }
 }
@@ -73,7 +73,7 @@ fn publish(changed: bool) -> Outcome {
 #[test]
 fn the_first_request_has_no_index_and_the_second_blocks_on_the_answers() {
     let mut bench = Bench::new(1, None);
-    assert_eq!(bench.fetch(), Fetch { server: 0, index: None, wait: WAIT });
+    assert_eq!(bench.fetch(), Fetch { server: 0, index: None, wait: WAIT, probe: false });
     assert_eq!(bench.good(Duration::ZERO, 4711, 1), publish(true));
     assert_eq!(bench.fetch().index, Some(4711));
 }
@@ -144,7 +144,7 @@ fn an_error_forgets_the_index_and_pauses() {
 fn a_lost_connection_forgets_the_index_without_a_pause() {
     let mut bench = Bench::blocking();
     assert_eq!(bench.answer(Duration::ZERO, Answer::Reconnected), Outcome::Again);
-    assert_eq!(bench.fetch(), Fetch { server: 0, index: None, wait: WAIT });
+    assert_eq!(bench.fetch(), Fetch { server: 0, index: None, wait: WAIT, probe: false });
     let outcome = bench.answer(Duration::ZERO, Answer::Reconnected);
     assert!(matches!(outcome, Outcome::Failed { .. }), "no index was sent: {outcome:?}");
 }
@@ -175,7 +175,7 @@ fn the_server_that_answers_is_kept() {
     bench.good(Duration::ZERO, 5, 1);
     assert_eq!(bench.fetch().server, 1);
     bench.answer(Duration::ZERO, Answer::Failed);
-    assert_eq!(bench.fetch(), Fetch { server: 2, index: None, wait: WAIT });
+    assert_eq!(bench.fetch(), Fetch { server: 2, index: None, wait: WAIT, probe: false });
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn the_wait_can_be_limited_for_a_while() {
     assert_eq!(bench.fetch().wait, 5 * SECOND);
     assert_eq!(bench.good(5 * SECOND, 9, 2), publish(false));
     bench.watch.limit_wait(None);
-    assert_eq!(bench.fetch(), Fetch { server: 0, index: Some(9), wait: WAIT });
+    assert_eq!(bench.fetch(), Fetch { server: 0, index: Some(9), wait: WAIT, probe: false });
 }
 
 #[test]
@@ -284,6 +284,70 @@ fn senseless_settings_are_bounded() {
     assert_eq!(bench.fetch().wait, SECOND);
     bench.answer(Duration::ZERO, Answer::Failed);
     assert_eq!(bench.step(), Step::Sleep(MIN_RETRY));
+}
+
+/// A watch of two servers that has gone over to the second.
+fn on_the_second() -> Bench {
+    let mut bench = Bench::new(2, None);
+    bench.fetch();
+    bench.answer(Duration::ZERO, Answer::Failed);
+    assert_eq!(bench.fetch().server, 1);
+    bench.good(Duration::ZERO, 7, 1);
+    bench
+}
+
+#[test]
+fn the_first_server_is_asked_again_while_another_is_in_use() {
+    let mut bench = on_the_second();
+    let mut elapsed = Duration::ZERO;
+    for round in 1..=5u32 {
+        // The poll of the server in use ends when it is time to ask.
+        let poll = bench.fetch();
+        assert_eq!((poll.server, poll.index, poll.probe), (1, Some(7), false));
+        assert!(poll.wait <= RETURN.mul_f64(1.2), "{poll:?}");
+        elapsed += poll.wait;
+        assert_eq!(bench.good(poll.wait, 7, 1), publish(false));
+        let probe = bench.fetch();
+        assert_eq!((probe.server, probe.index, probe.probe), (0, None, true));
+        let bounds = RETURN.mul_f64(0.8) * round..=RETURN.mul_f64(1.2) * round;
+        assert!(bounds.contains(&elapsed), "{elapsed:?}");
+        assert_eq!(bench.answer(Duration::ZERO, Answer::Failed), Outcome::Again);
+        assert_eq!(bench.watch.failures, 0, "the one in use is as good as before");
+    }
+    let poll = bench.fetch();
+    assert_eq!((poll.server, poll.index), (1, Some(7)), "the index is still good");
+}
+
+#[test]
+fn the_first_server_is_in_use_again_once_it_answers() {
+    let mut bench = on_the_second();
+    let poll = bench.fetch();
+    bench.good(poll.wait, 7, 1);
+    assert!(bench.fetch().probe);
+    assert_eq!(bench.good(Duration::ZERO, 3, 2), publish(true));
+    assert_eq!(bench.fetch(), Fetch { server: 0, index: Some(3), wait: WAIT, probe: false });
+}
+
+#[test]
+fn a_read_can_be_wanted_at_a_time_and_comes_without_an_index() {
+    for sweep in [None, Some(5 * SECOND)] {
+        let mut bench = Bench::new(1, sweep);
+        bench.fetch();
+        bench.good(Duration::ZERO, 7, 1);
+        bench.watch.read_again(bench.now + SECOND);
+        assert_eq!(bench.step(), Step::Sleep(SECOND));
+        let (fetch, _) = bench.fetch_after_sleep();
+        assert_eq!(fetch.index, None);
+    }
+    // Whatever is wanted, answers that change nothing are paid for.
+    let mut bench = Bench::new(1, None);
+    let start = bench.now;
+    for _ in 0..40 {
+        bench.fetch_after_sleep();
+        bench.good(Duration::ZERO, 7, 1);
+        bench.watch.read_again(bench.now);
+    }
+    assert!(bench.now - start > 15 * SECOND, "{:?}", bench.now - start);
 }
 
 fn any_answer() -> impl Strategy<Value = Answer> {
@@ -313,6 +377,7 @@ proptest! {
             requests += 1;
             prop_assert!(slept <= Duration::from_secs(30), "slept {slept:?}");
             prop_assert!(fetch.server < servers);
+            prop_assert!(!fetch.probe || fetch.server == 0 && fetch.index.is_none());
             prop_assert_ne!(fetch.index, Some(0));
             prop_assert!(!sweep || fetch.index.is_none());
             // Nothing can bring a watch to ask more often than this.
@@ -323,7 +388,7 @@ proptest! {
             if let (Answer::Good { index, .. }, Some(asked)) = (answer, had_index) {
                 prop_assert!(index.max(1) > asked || bench.watch.index.is_none());
             }
-            if matches!(outcome, Outcome::Failed { .. } | Outcome::Again) {
+            if !fetch.probe && matches!(outcome, Outcome::Failed { .. } | Outcome::Again) {
                 prop_assert_eq!(bench.watch.index, None);
             }
         }

@@ -110,7 +110,7 @@ fn the_next_server_takes_over() {
     end(engine);
     let reports = &sink.state.lock().unwrap().reports;
     assert!(reports[0].contains("Failed { server: 0") && reports[0].contains("retry_in: 0ns"));
-    assert_eq!(reports[1], "0 Good { index: 10, server: 1, mode: Blocking }");
+    assert_eq!(reports[1], "0 Good { index: 10, server: 1, mode: Blocking, pending: None }");
 }
 
 #[test]
@@ -128,8 +128,11 @@ fn more_services_than_connections_share_them_in_a_sweep() {
          a sweep and see changes within 5s"
     );
     let reports = sink.state.lock().unwrap().reports.join("\n");
-    assert!(reports.contains("39 Good { index: 10, server: 0, mode: Sweep { delay: 5s } }"));
-    assert!(reports.contains("0 Good { index: 10, server: 0, mode: Blocking }"));
+    assert!(
+        reports
+            .contains("39 Good { index: 10, server: 0, mode: Sweep { delay: 5s }, pending: None }")
+    );
+    assert!(reports.contains("0 Good { index: 10, server: 0, mode: Blocking, pending: None }"));
 }
 
 #[test]

@@ -11,6 +11,9 @@ use crate::story::{count, say, span, step};
 /// How long the clients are watched where a figure needs many requests.
 const WHILE: Duration = Duration::from_millis(1500);
 
+/// How long a service serves on whose last instance has gone: `consul_empty`'s default.
+const CONFIRMED: Duration = Duration::from_millis(1500);
+
 /// Tells it all.
 pub(crate) fn run(cluster: bool, keep: bool) {
     println!("nginx-consul: stock nginx follows a real Consul\n");
@@ -184,6 +187,9 @@ fn all_go(stage: &Stage) {
     let gone = stage.until_last(&NAMES, || {
         NAMES.iter().for_each(|name| stage.consul.set_check(name, "critical"));
     });
+    assert!(gone > CONFIRMED, "the last one left without confirmation, after {gone:?}");
+    let line = stage.nginx.wait_for_log("more reads within");
+    say(format!("nginx's log: {}", &line[line.find("consul: ").unwrap_or(0)..]));
     say(format!("the last one is out {} after the first turned critical", span(gone)));
     let seen = stage.watch(Duration::from_millis(300));
     assert_eq!(seen.outcomes(), "502", "somebody serves: {seen}");

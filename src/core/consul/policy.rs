@@ -1,0 +1,220 @@
+//! When an answer may take peers away, without any I/O.
+//!
+//! An answer can be valid and still say less than there is: Consul answers `200 []` to a token
+//! whose policy is gone, around elections and while it starts. So one that empties a set, or takes
+//! more of it than `consul_max_removal` allows, has to be confirmed by further reads.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+/// Reads of the default `consul_empty`.
+const READS: u32 = 3;
+/// Time that they are spread over.
+const OVER: Duration = Duration::from_millis(1500);
+
+/// What further reads a removal needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Confirm {
+    /// How many must agree with the first answer, at least 1.
+    pub reads: u32,
+    /// The last of them comes this long after the first answer, or later.
+    pub over: Duration,
+}
+
+impl Default for Confirm {
+    fn default() -> Self {
+        Confirm { reads: READS, over: OVER }
+    }
+}
+
+/// `consul_empty`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OnEmpty {
+    /// An empty answer never empties a set.
+    Keep,
+    /// It does once it is confirmed.
+    Confirm(Confirm),
+    /// It does at once.
+    Drop,
+}
+
+/// What may take peers away from one target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Policy {
+    /// For answers that leave no peer.
+    pub on_empty: OnEmpty,
+    /// Percentage of the peers, 0 to 100, above which an answer that leaves some peers has to be
+    /// confirmed; `None`: never.
+    pub max_removal: Option<u8>,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Policy { on_empty: OnEmpty::Confirm(Confirm::default()), max_removal: None }
+    }
+}
+
+impl Policy {
+    /// Whether an answer with so many peers has to be compared with those in force.
+    pub fn looks_at(&self, peers: usize) -> bool {
+        if peers == 0 { self.on_empty != OnEmpty::Drop } else { self.max_removal.is_some() }
+    }
+
+    /// How a removal that is too large is confirmed: as an empty answer is, where that is.
+    fn confirm(&self) -> Confirm {
+        match self.on_empty {
+            OnEmpty::Confirm(confirm) => confirm,
+            OnEmpty::Keep | OnEmpty::Drop => Confirm::default(),
+        }
+    }
+
+    fn allows(&self, removed: usize, held: usize) -> bool {
+        self.max_removal.is_none_or(|most| removed * 100 <= held * usize::from(most))
+    }
+}
+
+/// A removal that is not in force yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pending {
+    /// Peers that would leave.
+    pub removals: u32,
+    /// Reads that have agreed so far.
+    pub confirmed: u16,
+    /// Reads that have to; 0: none are enough (`keep`).
+    pub of: u16,
+}
+
+/// What to do with an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Put it in force. `ended` is what was pending before, and for how long: this answer has not
+    /// confirmed it.
+    Publish {
+        /// The removal that is off.
+        ended: Option<(Pending, Duration)>,
+    },
+    /// Put it in force, and call [`Guard::settled`]: enough reads agree.
+    Confirmed {
+        /// The removal.
+        pending: Pending,
+        /// Time since the first answer.
+        after: Duration,
+    },
+    /// Leave what is in force.
+    Hold {
+        /// What would be removed.
+        pending: Pending,
+        /// Nothing waited before.
+        is_new: bool,
+        /// When to read again, without an index; `None`: just go on.
+        again: Option<Instant>,
+    },
+}
+
+#[derive(Debug)]
+struct Wait {
+    since: Instant,
+    /// Peers that each answer so far lacks.
+    removed: HashSet<u64>,
+    empty: bool,
+    confirmed: u32,
+}
+
+/// Watches over the removals of one target.
+#[derive(Debug, Default)]
+pub struct Guard {
+    wait: Option<Wait>,
+}
+
+impl Guard {
+    /// Judges an answer with the peers `next` for a target whose peers in force are `held`, both as
+    /// identities.
+    pub fn judge(
+        &mut self,
+        policy: &Policy,
+        held: &HashSet<u64>,
+        next: &HashSet<u64>,
+        now: Instant,
+    ) -> Verdict {
+        let removed: HashSet<u64> = held.difference(next).copied().collect();
+        let empty = next.is_empty();
+        let normal = if empty {
+            held.is_empty() || policy.on_empty == OnEmpty::Drop
+        } else {
+            policy.allows(removed.len(), held.len())
+        };
+        if normal {
+            return Verdict::Publish { ended: self.end(policy, now) };
+        }
+        let keeps = empty && policy.on_empty == OnEmpty::Keep;
+        let confirm = policy.confirm();
+        let reads = confirm.reads.max(1);
+        let is_new = self.wait.is_none();
+        let goes_on = self.goes_on(policy, held.len(), &removed, empty);
+        let wait = match &mut self.wait {
+            Some(wait) if goes_on => wait,
+            place => place.insert(Wait { since: now, removed, empty, confirmed: 0 }),
+        };
+        if keeps {
+            return Verdict::Hold { pending: wait.pending(0), is_new, again: None };
+        }
+        let due = |wait: &Wait, read: u32| wait.since + confirm.over * read / reads;
+        if goes_on && now >= due(wait, wait.confirmed + 1) {
+            if wait.confirmed + 1 >= reads {
+                let last = wait.pending(reads);
+                let pending = Pending { confirmed: last.of, ..last };
+                return Verdict::Confirmed { pending, after: now - wait.since };
+            }
+            wait.confirmed += 1;
+        }
+        let next = due(wait, wait.confirmed + 1);
+        Verdict::Hold { pending: wait.pending(reads), is_new, again: Some(next) }
+    }
+
+    /// Whether a removal waits.
+    pub fn is_waiting(&self) -> bool {
+        self.wait.is_some()
+    }
+
+    /// The confirmed answer is in force.
+    pub fn settled(&mut self) {
+        self.wait = None;
+    }
+
+    fn end(&mut self, policy: &Policy, now: Instant) -> Option<(Pending, Duration)> {
+        let wait = self.wait.take()?;
+        let keeps = wait.empty && policy.on_empty == OnEmpty::Keep;
+        let of = if keeps { 0 } else { policy.confirm().reads.max(1) };
+        Some((wait.pending(of), now - wait.since))
+    }
+
+    /// Whether this answer says the same as those before: it is as empty, and what all of them lack
+    /// is still too much.
+    fn goes_on(
+        &mut self,
+        policy: &Policy,
+        held: usize,
+        removed: &HashSet<u64>,
+        empty: bool,
+    ) -> bool {
+        let Some(wait) = &mut self.wait else { return false };
+        if wait.empty != empty {
+            return false;
+        }
+        wait.removed.retain(|peer| removed.contains(peer));
+        empty || !policy.allows(wait.removed.len(), held)
+    }
+}
+
+impl Wait {
+    fn pending(&self, of: u32) -> Pending {
+        Pending {
+            removals: u32::try_from(self.removed.len()).unwrap_or(u32::MAX),
+            confirmed: u16::try_from(self.confirmed).unwrap_or(u16::MAX),
+            of: u16::try_from(of).unwrap_or(u16::MAX),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

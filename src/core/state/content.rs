@@ -1,0 +1,124 @@
+//! The JSON of a state file.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Damage, Saved, State, distinct, health, is_one_of_several};
+use crate::model::{Peer, identity};
+
+#[derive(Serialize, Deserialize)]
+struct Content {
+    written_ms: u64,
+    services: Vec<Entry>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    /// 32 hex digits.
+    key: String,
+    service: String,
+    index: u64,
+    last_good_ms: u64,
+    peers: Vec<PeerEntry>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PeerEntry {
+    address: SocketAddr,
+    weight: NonZeroU16,
+    node: String,
+    id: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    tags: Vec<String>,
+    health: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    datacenter: String,
+    /// One of several addresses of a host name.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    one_of_several: bool,
+}
+
+pub(super) fn write(state: &State) -> Vec<u8> {
+    let services = state.targets.iter().map(Entry::of).collect();
+    let content = Content { written_ms: state.written_ms, services };
+    serde_json::to_vec(&content).unwrap_or_default()
+}
+
+pub(super) fn read(content: &[u8]) -> Result<State, Damage> {
+    let content: Content =
+        serde_json::from_slice(content).map_err(|e| Damage::Content(e.to_string()))?;
+    let mut keys = HashSet::new();
+    let mut targets = Vec::with_capacity(content.services.len());
+    for entry in content.services {
+        let name = entry.service.escape_debug().to_string();
+        let bad = |why: String| Damage::Content(format!("service \"{name}\": {why}"));
+        let saved = entry.check().map_err(bad)?;
+        if !keys.insert(saved.key) {
+            return Err(bad("it is there twice".to_owned()));
+        }
+        targets.push(saved);
+    }
+    Ok(State { written_ms: content.written_ms, targets })
+}
+
+impl Entry {
+    fn of(saved: &Saved) -> Entry {
+        Entry {
+            key: format!("{:032x}", saved.key),
+            service: saved.service.clone(),
+            index: saved.index,
+            last_good_ms: saved.last_good_ms,
+            peers: saved.peers.peers().iter().map(PeerEntry::of).collect(),
+        }
+    }
+
+    fn check(self) -> Result<Saved, String> {
+        let digits = self.key.len() == 32 && self.key.bytes().all(|b| b.is_ascii_hexdigit());
+        let key = u128::from_str_radix(&self.key, 16).ok().filter(|&key| digits && key != 0);
+        let peers: Result<Vec<Peer>, String> =
+            self.peers.into_iter().map(PeerEntry::check).collect();
+        Ok(Saved {
+            key: key.ok_or("its key is not one")?,
+            service: self.service,
+            index: self.index,
+            last_good_ms: self.last_good_ms,
+            peers: distinct(peers?),
+        })
+    }
+}
+
+impl PeerEntry {
+    fn of(peer: &Peer) -> PeerEntry {
+        PeerEntry {
+            address: peer.addr,
+            weight: peer.weight,
+            node: peer.node.clone(),
+            id: peer.id.clone(),
+            tags: peer.tags.clone(),
+            health: peer.health.as_str().to_owned(),
+            datacenter: peer.datacenter.clone(),
+            one_of_several: is_one_of_several(peer),
+        }
+    }
+
+    fn check(self) -> Result<Peer, String> {
+        if self.address.port() == 0 {
+            return Err(format!("its address {} has no port", self.address));
+        }
+        let addr = self.one_of_several.then_some(self.address);
+        Ok(Peer {
+            addr: self.address,
+            weight: self.weight,
+            identity: identity(&self.node, &self.id, addr),
+            health: health(&self.health)
+                .ok_or_else(|| format!("unknown health \"{}\"", self.health.escape_debug()))?,
+            node: self.node,
+            id: self.id,
+            tags: self.tags,
+            datacenter: self.datacenter,
+        })
+    }
+}

@@ -1,0 +1,152 @@
+//! The state file in its directory: read, set aside, replaced as a whole.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, OFlags, flock};
+
+use super::{Damage, MAX_BYTES, State};
+
+/// Only the workers' user, who writes it, and root read it.
+const MODE: u32 = 0o600;
+
+/// Why a state file was not loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// It is there, but can't be read.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// It is not as it was written.
+    #[error("{0}")]
+    Damaged(#[from] Damage),
+}
+
+/// The path with something appended to its last name.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+/// Reads the state file; `None` if there is none. Never blocks, whatever lies at the path, and
+/// follows no link there: root reads in a directory that another user may write.
+///
+/// # Errors
+///
+/// It can't be read, or is damaged.
+pub fn load(path: &Path) -> Result<Option<State>, LoadError> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path);
+    let file = match file {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) if rustix::io::Errno::from_io_error(&error) == Some(rustix::io::Errno::LOOP) => {
+            return Err(Damage::Content("it is a symbolic link".to_owned()).into());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if !file.metadata()?.is_file() {
+        return Err(Damage::Content("it is not a regular file".to_owned()).into());
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(Some(State::decode(&bytes)?))
+}
+
+/// Renames a damaged file to `<path>.damaged`, in place of an earlier one, and gives that path.
+///
+/// # Errors
+///
+/// As `rename`.
+pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    let aside = beside(path, ".damaged");
+    fs::rename(path, &aside)?;
+    Ok(aside)
+}
+
+/// Replaces the state file: whoever reads it finds the old bytes or the new ones, also after a
+/// crash at any point. `false` if another process is just writing it; nothing was done then.
+///
+/// The bytes go to `<path>.tmp` first. That file is locked while it is written, and the lock ends
+/// with its process; what a killed writer leaves is used again by the next.
+///
+/// # Errors
+///
+/// The file system's; the old file is still there.
+pub fn save(path: &Path, bytes: &[u8]) -> io::Result<bool> {
+    if bytes.len() > MAX_BYTES {
+        return Err(io::Error::new(ErrorKind::FileTooLarge, "too many instances"));
+    }
+    let temporary = beside(path, ".tmp");
+    let Some(mut file) = lock(&temporary)? else { return Ok(false) };
+    let written = fill(&mut file, bytes).and_then(|()| fs::rename(&temporary, path));
+    if let Err(error) = written {
+        // Gives back the room of a full disk.
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
+    }
+    sync_directory(path)?;
+    Ok(true)
+}
+
+/// Opens the temporary file and locks it; `None` if another process has it.
+fn lock(temporary: &Path) -> io::Result<Option<File>> {
+    let open = || {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(MODE)
+            .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
+            .open(temporary)
+    };
+    let file = match open().and_then(own) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            // Left by a killed writer that ran as another user, or something else altogether.
+            fs::remove_file(temporary).map_err(|_| error)?;
+            open().and_then(own)?
+        }
+        opened => opened?,
+    };
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    }
+    // Between open and lock another writer may have made it the state file itself.
+    let mine = file.metadata()?;
+    let is_still_there = fs::symlink_metadata(temporary)
+        .is_ok_and(|there| there.ino() == mine.ino() && there.dev() == mine.dev());
+    Ok(is_still_there.then_some(file))
+}
+
+/// Refuses a file that is not this user's alone: whoever else has it could read and change the
+/// state, or have something of his overwritten.
+fn own(file: File) -> io::Result<File> {
+    let found = file.metadata()?;
+    let is_own = found.uid() == rustix::process::geteuid().as_raw();
+    if !(found.is_file() && is_own && found.nlink() == 1) {
+        return Err(rustix::io::Errno::PERM.into());
+    }
+    Ok(file)
+}
+
+fn fill(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+    file.set_len(0)?;
+    file.set_permissions(fs::Permissions::from_mode(MODE))?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Makes the rename last. Some file systems can't, and say so by `EINVAL`.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    let directory = path.parent().filter(|p| !p.as_os_str().is_empty());
+    match File::open(directory.unwrap_or(Path::new(".")))?.sync_all() {
+        Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(()),
+        synced => synced,
+    }
+}

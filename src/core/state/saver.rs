@@ -1,0 +1,177 @@
+//! The thread that keeps the state file up to date.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::{State, file};
+use crate::stop::Stop;
+use crate::sync::Level;
+
+/// Changes are written together, this often at most.
+const EVERY: Duration = Duration::from_secs(1);
+/// How often the ages are brought up to date while no set changes.
+const REFRESH: Duration = Duration::from_secs(60);
+const STACK: usize = 256 * 1024;
+
+/// What of a target decides whether the file has to be written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// Generation of its set; 0 if it has none.
+    pub generation: u64,
+    /// When its last good answer came, milliseconds since the epoch.
+    pub last_good_ms: u64,
+}
+
+/// Where the state comes from, and who is told what became of it. Called from the saver's thread.
+pub trait Source: Send + Sync {
+    /// One mark for each target, always in the same order; `None` while another process is the one
+    /// to write.
+    fn marks(&self) -> Option<Vec<Mark>>;
+
+    /// What to write now; `None` as for [`Source::marks`].
+    fn state(&self) -> Option<State>;
+
+    /// Takes the outcome of each attempt: when the file was written (milliseconds since the
+    /// epoch), or what prevented it.
+    fn saved(&self, outcome: Result<u64, &io::Error>);
+
+    /// Takes a line for the error log, without the `consul: ` before it.
+    fn log(&self, level: Level, line: String);
+}
+
+/// The running thread, named `consul-state`. Whoever starts it must block all signals around that,
+/// as for [`Engine`](crate::sync::Engine). Dropping it stops the thread without waiting.
+#[derive(Debug)]
+pub struct Saver {
+    stop: Arc<Stop>,
+    ended: Receiver<()>,
+}
+
+impl Saver {
+    /// Starts to keep the file at `path` up to date.
+    ///
+    /// # Errors
+    ///
+    /// No thread or descriptor is left.
+    pub fn start(path: PathBuf, source: Arc<dyn Source>) -> io::Result<Saver> {
+        let stop = Arc::new(Stop::new()?);
+        let (end, ended) = sync_channel(1);
+        let writer = Writer { path, source, rules: Rules::default() };
+        let stopped = Arc::clone(&stop);
+        thread::Builder::new().name("consul-state".to_owned()).stack_size(STACK).spawn(
+            move || {
+                writer.run(&stopped);
+                // Nobody may be waiting.
+                let _ = end.try_send(());
+            },
+        )?;
+        Ok(Saver { stop, ended })
+    }
+
+    /// Tells the thread to write what has changed, and to end.
+    pub fn stop(&self) {
+        self.stop.raise();
+    }
+
+    /// Stops it and waits for its last write; `false` if that takes longer than `timeout`.
+    pub fn join(self, timeout: Duration) -> bool {
+        self.stop();
+        !matches!(self.ended.recv_timeout(timeout), Err(RecvTimeoutError::Timeout))
+    }
+}
+
+impl Drop for Saver {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// When to write.
+#[derive(Debug, Default)]
+struct Rules {
+    /// The marks of the last attempt, and when it was.
+    last: Option<(Vec<Mark>, Instant)>,
+    /// Since when writing fails.
+    failing: Option<Instant>,
+}
+
+impl Rules {
+    fn is_due(&self, marks: &[Mark], now: Instant) -> bool {
+        if marks.iter().all(|mark| mark.generation == 0) {
+            // Nothing is known: whatever the file holds is worth more.
+            return false;
+        }
+        let Some((last, at)) = &self.last else { return true };
+        let generations = |marks: &[Mark]| marks.iter().map(|m| m.generation).collect::<Vec<_>>();
+        self.failing.is_some()
+            || generations(last) != generations(marks)
+            || (last != marks && now.saturating_duration_since(*at) >= REFRESH)
+    }
+}
+
+struct Writer {
+    path: PathBuf,
+    source: Arc<dyn Source>,
+    rules: Rules,
+}
+
+impl Writer {
+    fn run(mut self, stop: &Stop) {
+        loop {
+            let goes_on = stop.sleep(EVERY);
+            let step = AssertUnwindSafe(|| self.step(Instant::now()));
+            if catch_unwind(step).is_err() {
+                let line = format!("{}: panic while it was written", name(&self.path));
+                let _ = catch_unwind(AssertUnwindSafe(|| self.source.log(Level::Error, line)));
+            }
+            if !goes_on {
+                return;
+            }
+        }
+    }
+
+    fn step(&mut self, now: Instant) {
+        let Some(marks) = self.source.marks() else { return };
+        if !self.rules.is_due(&marks, now) {
+            return;
+        }
+        let Some(state) = self.source.state() else { return };
+        match file::save(&self.path, &state.encode()) {
+            // Another process is at it: the next step tries again.
+            Ok(false) => return,
+            Ok(true) => {
+                self.source.saved(Ok(state.written_ms));
+                if let Some(since) = self.rules.failing.take() {
+                    let span = now.saturating_duration_since(since);
+                    let line = format!("{}: written again after {span:.1?}", name(&self.path));
+                    self.source.log(Level::Notice, line);
+                }
+            }
+            Err(error) => {
+                self.source.saved(Err(&error));
+                if self.rules.failing.is_none() {
+                    self.rules.failing = Some(now);
+                    let line = format!(
+                        "{}: can't be written ({error}), what it held before stays",
+                        name(&self.path)
+                    );
+                    self.source.log(Level::Error, line);
+                }
+            }
+        }
+        self.rules.last = Some((marks, now));
+    }
+}
+
+/// What the log calls the file.
+pub fn name(path: &Path) -> String {
+    format!("state file \"{}\"", path.display())
+}
+
+#[cfg(test)]
+mod tests;

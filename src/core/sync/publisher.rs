@@ -1,0 +1,246 @@
+//! From a believable answer to the sink, by way of each target's policy.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::{Duration, Instant};
+
+use super::runner::{query_name, target_name};
+use super::{Level, Pending, Plan, Published, Sink, Target, WatchPlan};
+use crate::consul::health::{Instances, Skipped};
+use crate::consul::policy::{Guard, Verdict};
+use crate::model::PeerSet;
+use crate::resolve::{Names, Resolve};
+use crate::snapshot;
+
+/// Longest `wait` while a service has host names: their addresses change without Consul.
+const WAIT_WITH_NAMES: Duration = Duration::from_secs(30);
+/// Longest `wait` while a host name has no address.
+const WAIT_UNRESOLVED: Duration = Duration::from_secs(5);
+/// How many warnings about skipped instances one watch ever logs, and at most per answer.
+const MAX_WARNINGS: usize = 1000;
+const MAX_WARNINGS_PER_ANSWER: usize = 10;
+
+/// Hands answers to the sink, and remembers what it has warned of and what waits.
+#[derive(Default)]
+pub(super) struct Publisher {
+    quiet: bool,
+    names: Names,
+    warned: HashSet<u64>,
+    refused: HashSet<u64>,
+    guards: HashMap<usize, Guard>,
+}
+
+/// An answer with what is to become of it.
+pub(super) struct Prepared {
+    index: u64,
+    sets: Vec<(usize, PeerSet, Verdict)>,
+    limit: Option<Duration>,
+}
+
+impl Prepared {
+    /// Whether peers leave because enough reads agree.
+    pub(super) fn is_confirmed(&self) -> bool {
+        self.sets.iter().any(|(.., verdict)| matches!(verdict, Verdict::Confirmed { .. }))
+    }
+
+    /// When to read again, if something waits for that.
+    pub(super) fn again(&self) -> Option<Instant> {
+        let again = |verdict: &Verdict| match verdict {
+            Verdict::Hold { again, .. } => *again,
+            _ => None,
+        };
+        self.sets.iter().filter_map(|(.., verdict)| again(verdict)).min()
+    }
+
+    /// What the answer would remove from a target, but does not yet.
+    pub(super) fn pending(&self, target: usize) -> Option<Pending> {
+        let (.., verdict) = self.sets.iter().find(|(number, ..)| *number == target)?;
+        match verdict {
+            Verdict::Hold { pending, .. } => Some(*pending),
+            _ => None,
+        }
+    }
+
+    /// The longest `wait` that the host names in the answer allow.
+    pub(super) fn limit(&self) -> Option<Duration> {
+        self.limit
+    }
+}
+
+impl Publisher {
+    /// One that logs nothing but changes: somebody else will.
+    pub(super) fn quiet() -> Self {
+        Publisher { quiet: true, ..Publisher::default() }
+    }
+
+    /// Makes the sets of the targets of a watch and judges them.
+    pub(super) fn prepare(
+        &mut self,
+        plan: &Plan,
+        watch: &WatchPlan,
+        (index, instances): (u64, &Instances),
+        resolver: &dyn Resolve,
+        sink: &dyn Sink,
+    ) -> Prepared {
+        self.warn(watch, &instances.skipped, sink);
+        let limit = self.resolve(watch, instances, resolver, sink);
+        let mut sets = Vec::with_capacity(watch.targets.len());
+        for &number in &watch.targets {
+            let target = &plan.targets[number];
+            let (set, excluded) = snapshot::peers(&instances.good, &target.selection, &self.names);
+            self.warn(watch, &excluded, sink);
+            let verdict = self.judge(number, target, &set, sink);
+            sets.push((number, set, verdict));
+        }
+        Prepared { index, sets, limit }
+    }
+
+    /// Puts in force what is to be; `false` if a set was refused.
+    pub(super) fn publish(&mut self, plan: &Plan, prepared: &Prepared, sink: &dyn Sink) -> bool {
+        let index = prepared.index;
+        let mut all = true;
+        for (number, set, verdict) in &prepared.sets {
+            let target = &plan.targets[*number];
+            let name = || target_name(&target.query, &target.selection);
+            match verdict {
+                Verdict::Hold { .. } => continue,
+                Verdict::Publish { .. } => {}
+                Verdict::Confirmed { pending: Pending { removals, confirmed, .. }, after } => {
+                    if let Some(guard) = self.guards.get_mut(number) {
+                        guard.settled();
+                    }
+                    let line = format!(
+                        "{}: {} confirmed by {} within {after:.1?}",
+                        name(),
+                        count(*removals, "removal"),
+                        count((*confirmed).into(), "more read"),
+                    );
+                    sink.log(Level::Warn, line);
+                }
+            }
+            match sink.publish(*number, set, index) {
+                Published::Unchanged => {}
+                Published::Changed { peers, added, removed, changed } => {
+                    let s = if peers == 1 { "" } else { "s" };
+                    let others = if changed == 0 { String::new() } else { format!(" ~{changed}") };
+                    let line = format!(
+                        "{}: {peers} peer{s} (+{added} -{removed}{others}), index {index}",
+                        name()
+                    );
+                    sink.log(Level::Notice, line);
+                    self.refused.clear();
+                }
+                Published::Refused(reason) => {
+                    all = false;
+                    if self.refused.len() < MAX_WARNINGS
+                        && self.refused.insert(hash(&(number, &reason)))
+                    {
+                        sink.log(Level::Error, format!("{}: {reason}, the old peers stay", name()));
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    fn resolve(
+        &mut self,
+        watch: &WatchPlan,
+        instances: &Instances,
+        resolver: &dyn Resolve,
+        sink: &dyn Sink,
+    ) -> Option<Duration> {
+        let budget = watch.endpoint.connect_timeout;
+        let unresolved = self.names.refresh(&instances.good, resolver, budget);
+        for name in &unresolved {
+            let of = instances.good.iter().filter(|instance| instance.host == name.host);
+            let skipped: Vec<_> = of
+                .map(|instance| Skipped {
+                    node: instance.node.clone(),
+                    id: instance.id.clone(),
+                    reason: format!("cannot resolve \"{}\" ({})", name.host, name.error),
+                })
+                .collect();
+            self.warn(watch, &skipped, sink);
+        }
+        match (unresolved.is_empty(), self.names.is_empty()) {
+            (false, _) => Some(WAIT_UNRESOLVED),
+            (true, false) => Some(WAIT_WITH_NAMES),
+            (true, true) => None,
+        }
+    }
+
+    fn judge(&mut self, number: usize, target: &Target, set: &PeerSet, sink: &dyn Sink) -> Verdict {
+        let guard = self.guards.entry(number).or_default();
+        if !target.policy.looks_at(set.peers().len()) && !guard.is_waiting() {
+            return Verdict::Publish { ended: None };
+        }
+        let held = sink.held(number);
+        let next = set.peers().iter().map(|peer| peer.identity).collect();
+        let verdict = guard.judge(&target.policy, &held, &next, Instant::now());
+        if !self.quiet {
+            if let Some(line) = told(target, &verdict, held.len()) {
+                sink.log(Level::Warn, line);
+            }
+        }
+        verdict
+    }
+
+    fn warn(&mut self, watch: &WatchPlan, skipped: &[Skipped], sink: &dyn Sink) {
+        if self.quiet {
+            return;
+        }
+        let name = query_name(&watch.query);
+        let mut lines = 0;
+        let mut more = 0;
+        for skipped in skipped {
+            if self.warned.len() >= MAX_WARNINGS || !self.warned.insert(hash(skipped)) {
+                continue;
+            }
+            lines += 1;
+            if lines > MAX_WARNINGS_PER_ANSWER {
+                more += 1;
+                continue;
+            }
+            let (id, node) = (skipped.id.escape_debug(), skipped.node.escape_debug());
+            let reason = &skipped.reason;
+            let line = format!("{name}: instance \"{id}\" on node \"{node}\" skipped: {reason}");
+            sink.log(Level::Warn, line);
+        }
+        if more > 0 {
+            sink.log(Level::Warn, format!("{name}: {more} more instances skipped"));
+        }
+    }
+}
+
+/// What the log says of a removal that begins to wait, or that is off.
+fn told(target: &Target, verdict: &Verdict, held: usize) -> Option<String> {
+    let name = target_name(&target.query, &target.selection);
+    match verdict {
+        Verdict::Hold { pending: Pending { removals, of, .. }, is_new: true, .. } => {
+            let lacks = format!("{name}: the answer lacks {removals} of {held} peers, which stay");
+            Some(match of {
+                0 => format!("{lacks} (consul_empty keep)"),
+                reads => format!("{lacks} until {} agree", count((*reads).into(), "more read")),
+            })
+        }
+        Verdict::Publish { ended: Some((pending, after)) } => Some(format!(
+            "{name}: {} not confirmed, peers are listed again after {after:.1?}",
+            count(pending.removals, "removal"),
+        )),
+        _ => None,
+    }
+}
+
+fn count(number: u32, of: &str) -> String {
+    format!("{number} {of}{}", if number == 1 { "" } else { "s" })
+}
+
+fn hash(value: &impl Hash) -> u64 {
+    let mut h = DefaultHasher::new();
+    value.hash(&mut h);
+    h.finish()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,214 @@
+//! `consul_state`: the last good answers on disk.
+//!
+//! The master reads the file, before it forks and only for what neither the zone nor Consul has.
+//! A thread of worker 0 writes it.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nginx_consul_core::state::saver::name;
+use nginx_consul_core::state::{LoadError, Mark, Saved, Source, State, file, peers_of};
+use nginx_consul_core::status;
+use nginx_consul_core::sync::{Level, Plan, Sink, Target};
+use nginx_consul_core::table::Table;
+use nginx_sys::ngx_conf_t;
+
+use crate::conf::args::{self, Parsed, text};
+use crate::sink::{TableSink, now_ms};
+
+pub(crate) mod directory;
+
+/// `consul_state path [valid=time]`.
+pub(crate) struct StateFile {
+    /// Absolute.
+    pub(crate) path: PathBuf,
+    /// Oldest answer that is taken from it.
+    pub(crate) valid: Option<Duration>,
+}
+
+impl StateFile {
+    /// Reads the words of the directive; `None` is `off`.
+    pub(crate) fn parse(cf: *mut ngx_conf_t, words: &[&[u8]]) -> Parsed<Option<StateFile>> {
+        let name = text(words[0])?;
+        if words[1] == b"off" {
+            return match words.get(2) {
+                Some(word) => Err(args::invalid(name, word)),
+                None => Ok(None),
+            };
+        }
+        if words[1].is_empty() {
+            return Err(args::invalid(name, words[1]));
+        }
+        let valid = match words.get(2) {
+            None => None,
+            Some(word) => {
+                let time = word.strip_prefix(b"valid=");
+                let time = time.ok_or_else(|| {
+                    format!("invalid parameter \"{}\"", String::from_utf8_lossy(word))
+                        + &format!(" in \"{name}\" directive")
+                })?;
+                Some(args::positive_time(name, time)?)
+            }
+        };
+        let path = args::prefix_path(cf, words[1])?;
+        directory::check_path(&path).map_err(|why| {
+            format!("can't use \"{}\" of the \"{name}\" directive ({why})", path.display())
+        })?;
+        Ok(Some(StateFile { path, valid }))
+    }
+
+    /// Publishes what the file knows of the targets that have no data. Gives what it knows of them
+    /// but is too old, for the file's next version.
+    pub(crate) fn restore(&self, plan: &Plan, sink: &TableSink) -> Vec<Saved> {
+        let missing: HashMap<u128, usize> = (0..plan.targets.len())
+            .filter(|&target| !sink.has_data(target))
+            .map(|target| (plan.key(target), target))
+            .collect();
+        if missing.is_empty() {
+            return Vec::new();
+        }
+        let Some(state) = self.load(sink) else { return Vec::new() };
+        sink.with_table(|table| table.note_state_written(state.written_ms));
+        let (mut kept, now) = (Vec::new(), now_ms());
+        for saved in state.targets {
+            let Some(&target) = missing.get(&saved.key) else { continue };
+            match self.refuse(&saved, now) {
+                None => self.publish((target, &plan.targets[target]), &saved, now, sink),
+                Some(why) => {
+                    let service = saved.service.escape_debug();
+                    let name = name(&self.path);
+                    let line = format!("service \"{service}\": not taken from {name}, {why}");
+                    sink.log(Level::Warn, line);
+                    kept.push(saved);
+                }
+            }
+        }
+        kept
+    }
+
+    /// The file's content. A damaged file is moved out of the way, so that the next start doesn't
+    /// stumble over it, and stays there for who wants to know what happened.
+    fn load(&self, sink: &TableSink) -> Option<State> {
+        let name = name(&self.path);
+        match file::load(&self.path) {
+            Ok(Some(state)) => return Some(state),
+            Ok(None) => sink.log(Level::Info, format!("{name}: there is none yet")),
+            Err(LoadError::Io(error)) => {
+                sink.log(Level::Error, format!("{name}: can't be read ({error}), going on"));
+            }
+            Err(LoadError::Damaged(damage)) => {
+                let then = match file::set_aside(&self.path) {
+                    Ok(aside) => format!("renamed to \"{}\"", aside.display()),
+                    Err(error) => format!("can't be renamed ({error})"),
+                };
+                sink.log(Level::Error, format!("{name} is damaged: {damage}; {then}, going on"));
+            }
+        }
+        None
+    }
+
+    /// Why an answer is too old to be taken.
+    fn refuse(&self, saved: &Saved, now: u64) -> Option<String> {
+        let valid = self.valid?;
+        match saved.age_ms(now).map(Duration::from_millis) {
+            None => Some("the clock was set back since".to_owned()),
+            Some(age) if age > valid => {
+                let (age, valid) = (age.as_secs(), valid.as_secs_f64());
+                Some(format!("{age}s old, over valid={valid}s"))
+            }
+            Some(_) => None,
+        }
+    }
+
+    fn publish(
+        &self,
+        (number, target): (usize, &Target),
+        saved: &Saved,
+        now: u64,
+        sink: &TableSink,
+    ) {
+        let peers = saved.permitted(&target.selection.addresses);
+        let saved = &Saved { peers, ..saved.clone() };
+        let service = saved.service.escape_debug();
+        let name = name(&self.path);
+        let peers = saved.peers.peers().len();
+        let s = if peers == 1 { "" } else { "s" };
+        let age = saved.age_ms(now).unwrap_or(0) / 1000;
+        match sink.restore(number, saved) {
+            Ok(true) => {
+                let line =
+                    format!("service \"{service}\": {peers} peer{s} from {name}, {age}s old");
+                sink.log(Level::Notice, line);
+            }
+            Ok(false) => {}
+            Err(why) => sink.log(Level::Error, format!("service \"{service}\": {why}")),
+        }
+    }
+
+    /// What the status page says of it.
+    pub(crate) fn status(&self, table: Table<'_>, now: u64) -> status::StateFile {
+        let (written, error) = table.state_file();
+        status::StateFile {
+            path: self.path.display().to_string(),
+            age_seconds: (written != 0).then(|| now.saturating_sub(written) as f64 / 1000.0),
+            error: error.map(|error| error.to_string()),
+        }
+    }
+}
+
+/// What worker 0 writes: the sets in the table.
+pub(crate) struct TableSource {
+    pub(crate) sink: Arc<TableSink>,
+    pub(crate) plan: Arc<Plan>,
+    /// What the file knows of targets that have no data.
+    pub(crate) kept: Vec<Saved>,
+}
+
+impl Source for TableSource {
+    fn marks(&self) -> Option<Vec<Mark>> {
+        let leads = self.sink.with_table(|table| table.is_led_by(self.sink.me()));
+        let mark = |target| self.sink.mark(target).unwrap_or_default();
+        (leads == Some(true)).then(|| (0..self.plan.targets.len()).map(mark).collect())
+    }
+
+    fn state(&self) -> Option<State> {
+        let mut targets = Vec::new();
+        for (number, target) in self.plan.targets.iter().enumerate() {
+            let key = self.plan.key(number);
+            let mark = self.sink.mark(number).unwrap_or_default();
+            if mark.generation == 0 {
+                targets.extend(self.kept.iter().find(|saved| saved.key == key).cloned());
+                continue;
+            }
+            // Publishers may be faster than the reader: then the next attempt succeeds.
+            let (image, index) = self.sink.image(number)?;
+            targets.push(Saved {
+                key,
+                service: target.query.service.clone(),
+                index,
+                last_good_ms: mark.last_good_ms,
+                peers: peers_of(&image)?,
+            });
+        }
+        Some(State { written_ms: now_ms(), targets })
+    }
+
+    fn saved(&self, outcome: Result<u64, &io::Error>) {
+        self.sink.with_table(|table| match outcome {
+            Ok(at) => table.note_state_written(at),
+            Err(error) => table.note_state_error(error),
+        });
+    }
+
+    fn log(&self, level: Level, line: String) {
+        self.sink.log(level, line);
+    }
+}
+
+/// The directory a file is in.
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("/"))
+}

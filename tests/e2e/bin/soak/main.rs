@@ -1,0 +1,57 @@
+//! Hours in minutes: two workers under steady load while services come and go without end, workers
+//! are killed, Consul restarts, tokens change and nginx reloads. Ends with a table.
+//!
+//! `soak [minutes]`. Exits 0 only if nothing was lost but requests on killed workers.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use nginx_consul_e2e::wait;
+
+mod actors;
+mod gauge;
+mod report;
+mod scene;
+
+const USAGE: &str = "usage: soak [minutes]
+
+  minutes  how long the trouble lasts: 0.1 to 240, 1 unless told";
+
+fn span(arguments: &[String]) -> Option<Duration> {
+    let minutes: f64 = match arguments {
+        [] => 1.0,
+        [text] => text.parse().ok()?,
+        _ => return None,
+    };
+    (0.1..=240.0).contains(&minutes).then(|| Duration::from_secs_f64(minutes * 60.0))
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let Some(span) = span(&arguments) else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
+    if let Err(error) = ctrlc::set_handler(wait::interrupt) {
+        eprintln!("cannot catch signals: {error}");
+        return ExitCode::FAILURE;
+    }
+    // Unwinding stops whatever was started, by its pid.
+    match catch_unwind(AssertUnwindSafe(|| actors::run(span))) {
+        Ok(problems) if problems.is_empty() => {
+            println!("\nNothing was lost.");
+            ExitCode::SUCCESS
+        }
+        Ok(problems) => {
+            println!("\nNot as it should be:");
+            problems.iter().for_each(|problem| println!("  {problem}"));
+            ExitCode::FAILURE
+        }
+        Err(_) if wait::is_interrupted() => {
+            println!("\nInterrupted; all of it was stopped.");
+            ExitCode::from(130)
+        }
+        Err(_) => ExitCode::FAILURE,
+    }
+}

@@ -1,0 +1,105 @@
+//! `consul_allow` and `consul_deny`: addresses that nginx never connects to, whoever registers them.
+
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use nginx_consul_e2e::{Agent, Backend, Config, Instance, process, wait};
+
+use crate::support::{SERVER, SOON, register_one, tally, unique, until_peers, until_served_by};
+
+const FIRST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 1);
+const SECOND: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+
+/// nginx with these lines in `http` and in its upstream.
+fn filtered(consul: &Agent, service: &str, http: &str, upstream: &str) -> Config {
+    let text = "consul_server %%CONSUL%%; include filter*.conf;
+                upstream api { consul_dynamic %%SERVICE%%; %%LINES%% }";
+    Config::http(&format!("{text} {SERVER}"))
+        .file("filter.conf", http)
+        .set("LINES", upstream)
+        .set("CONSUL", consul.url())
+        .set("SERVICE", service)
+}
+
+#[test]
+fn an_excluded_address_is_never_used_and_named_once() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = [Backend::start_on("a", FIRST), Backend::start_on("b", SECOND)];
+    backends.iter().for_each(|backend| drop(register_one(&consul, &service, backend)));
+    for (lines, served) in [
+        ("consul_deny 127.0.0.2;", "a: 4"),
+        ("consul_allow 127.0.0.2/32 10.0.0.0/8;", "b: 4"),
+        ("consul_allow 127.0.0.0/8; consul_deny 127.0.0.0/31;", "b: 4"),
+        ("consul_deny 10.0.0.0/8 fd00::/8;", "a: 2, b: 2"),
+    ] {
+        let nginx = filtered(&consul, &service, lines, "").start();
+        assert_eq!(tally(&nginx, "/", 4), served, "{lines}");
+        let excluded: &[&str] = match served {
+            "a: 4" => &["b"],
+            "b: 4" => &["a"],
+            _ => &[],
+        };
+        for name in excluded {
+            let line = nginx.wait_for_log(&format!("instance \"{service}-{name}\""));
+            assert!(line.contains("[warn]") && line.contains(" is excluded by consul_"), "{line}");
+        }
+        // Further answers say nothing new.
+        let index = nginx.service(&service)["index"].clone();
+        let late = register_one(&consul, &service, &Backend::start_on("late", FIRST));
+        consul.deregister(&late);
+        wait::until("another answer", SOON, || nginx.service(&service)["index"] != index);
+        wait::holds("one line for each", Duration::from_millis(300), || {
+            let told = nginx.logged(" skipped: ");
+            told.iter().filter(|line| !line.contains("-late\"")).count() == excluded.len()
+        });
+    }
+}
+
+#[test]
+fn an_upstream_has_its_own_list_instead_of_that_of_http() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = [Backend::start_on("a", FIRST), Backend::start_on("b", SECOND)];
+    backends.iter().for_each(|backend| drop(register_one(&consul, &service, backend)));
+    let nginx =
+        filtered(&consul, &service, "consul_deny 127.0.0.1;", "consul_deny 127.0.0.2;").start();
+    assert_eq!(tally(&nginx, "/", 2), "a: 2");
+    // The other directive is inherited.
+    let nginx =
+        filtered(&consul, &service, "consul_deny 127.0.0.1;", "consul_allow 127.0.0.0/8;").start();
+    assert_eq!(tally(&nginx, "/", 2), "b: 2");
+}
+
+#[test]
+fn a_name_that_leads_to_an_excluded_address_is_no_way_round() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = [Backend::start_on("a", FIRST), Backend::start_on("b", SECOND)];
+    let by_name = Instance::new(&service, &format!("{service}-name"), backends[0].address());
+    consul.register(&by_name.address("localhost"));
+    // So is IPv4 in IPv6's clothes.
+    let mapped = Instance::new(&service, &format!("{service}-mapped"), backends[0].address());
+    consul.register(&mapped.address("::ffff:127.0.0.1"));
+    register_one(&consul, &service, &backends[1]);
+    let nginx = filtered(&consul, &service, "consul_deny 127.0.0.1 ::1;", "").start();
+    until_peers(&nginx, &service, &[&backends[1]]);
+    assert_eq!(tally(&nginx, "/", 4), "b: 4");
+    for name in ["name", "mapped"] {
+        let told = nginx.wait_for_log(&format!("instance \"{service}-{name}\""));
+        assert!(told.contains(" is excluded by consul_deny"), "{told}");
+    }
+}
+
+#[test]
+fn what_a_reload_excludes_is_gone_at_once_whatever_the_policy() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backend = Backend::start_on("a", FIRST);
+    register_one(&consul, &service, &backend);
+    let mut nginx = filtered(&consul, &service, "", "consul_empty keep;").start();
+    until_served_by(&nginx, "/", "a");
+    std::fs::write(nginx.prefix().join("filter.conf"), "consul_deny 127.0.0.0/8;")
+        .expect("another filter");
+    let start = Instant::now();
+    let old = nginx.reload();
+    wait::until("the old worker is gone", SOON, || !old.iter().any(|&pid| process::is_alive(pid)));
+    assert_eq!(tally(&nginx, "/", 3), "502: 3");
+    assert!(start.elapsed() < Duration::from_secs(2), "gone after {:?}", start.elapsed());
+}
