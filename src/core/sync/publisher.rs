@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use super::runner::{query_name, target_name};
 use super::{Level, Pending, Plan, Published, Sink, Target, WatchPlan};
 use crate::consul::health::{Instances, Skipped};
-use crate::consul::policy::{Guard, Verdict};
-use crate::model::PeerSet;
+use crate::consul::policy::{Guard, OnEmpty, Policy, Verdict};
+use crate::model::{Consistency, PeerSet};
 use crate::resolve::{Names, Resolve};
 use crate::snapshot;
 
@@ -35,6 +35,24 @@ pub(super) struct Prepared {
     index: u64,
     sets: Vec<(usize, PeerSet, Verdict)>,
     limit: Option<Duration>,
+}
+
+/// Time after `consul_max_stale` at which a server that was cut off from its leader has said so.
+const CUT_OFF: Duration = Duration::from_secs(1);
+/// The same where `consul_max_stale` is off: twice Consul's heartbeat timeout.
+const UNBOUNDED: Duration = Duration::from_secs(10);
+
+/// The policy of a target. A server that is cut off may lack what the others have agreed on, and
+/// answers stale queries for a while before it notices: it can't confirm an empty answer sooner.
+fn policy_of(target: &Target) -> Policy {
+    let mut policy = target.policy;
+    if let (OnEmpty::Confirm(confirm), Consistency::Stale) =
+        (&mut policy.on_empty, target.query.consistency)
+    {
+        let noticed = target.timing.max_stale.map_or(UNBOUNDED, |bound| bound + CUT_OFF);
+        confirm.over = confirm.over.max(noticed);
+    }
+    policy
 }
 
 impl Prepared {
@@ -177,7 +195,7 @@ impl Publisher {
         }
         let held = sink.held(number);
         let next = set.peers().iter().map(|peer| peer.identity).collect();
-        let verdict = guard.judge(&target.policy, &held, &next, Instant::now());
+        let verdict = guard.judge(&policy_of(target), &held, &next, Instant::now());
         if !self.quiet {
             if let Some(line) = told(target, &verdict, held.len()) {
                 sink.log(Level::Warn, line);

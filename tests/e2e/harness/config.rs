@@ -4,7 +4,7 @@ use std::env;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
@@ -202,7 +202,10 @@ impl Config {
     /// If nginx can't be run.
     pub fn check(self) -> Checked {
         let laid = self.lay_out();
-        let output = laid.command("stderr").arg("-t").output().expect("nginx -t runs");
+        let mut command = laid.command("stderr");
+        command.arg("-t").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output = ports::apart(|| command.spawn()).and_then(Child::wait_with_output);
+        let output = output.expect("nginx -t runs");
         Checked {
             passed: output.status.success(),
             output: String::from_utf8_lossy(&output.stderr).into_owned(),

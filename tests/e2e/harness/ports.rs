@@ -64,6 +64,13 @@ fn reserve(folder: &std::path::Path, port: u16) -> bool {
     true
 }
 
+/// Starts a process while no port is looked at: until it has become another program, it has this
+/// one's sockets, and a port that is being looked at would seem taken.
+pub(crate) fn apart<T>(start: impl FnOnce() -> T) -> T {
+    let _held = HELD.lock().expect("the list of ports");
+    start()
+}
+
 fn is_free(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()
         && TcpListener::bind((Ipv6Addr::LOCALHOST, port)).is_ok()

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::ports;
+
 /// A child that doesn't outlive its owner.
 #[derive(Debug)]
 pub struct Process {
@@ -21,7 +23,8 @@ impl Process {
     /// # Panics
     /// If it can't be started, naming it.
     pub fn spawn(command: &mut Command) -> Process {
-        let child = command.spawn().unwrap_or_else(|error| panic!("start {command:?}: {error}"));
+        let child = ports::apart(|| command.spawn())
+            .unwrap_or_else(|error| panic!("start {command:?}: {error}"));
         Process { child, status: None }
     }
 

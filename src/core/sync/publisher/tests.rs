@@ -89,3 +89,21 @@ fn a_token_that_nobody_vouches_for_takes_no_peer_away() {
     assert!(errors[0].contains("so is the token: it has no policy"), "{errors:?}");
     assert!(!lines.join("\n").contains("s3cret"), "{lines:#?}");
 }
+
+#[test]
+fn with_stale_reads_an_empty_answer_waits_until_a_server_that_is_cut_off_has_noticed() {
+    let over = |consistency, max_stale| {
+        let mut target = target(&Arc::new(endpoint("http://127.0.0.1:1")), "web");
+        target.policy = Policy::default();
+        target.query.consistency = consistency;
+        target.timing.max_stale = max_stale;
+        match super::policy_of(&target).on_empty {
+            OnEmpty::Confirm(confirm) => confirm.over,
+            other => panic!("{other:?}"),
+        }
+    };
+    let (five, seconds) = (Some(Duration::from_secs(5)), Duration::from_secs);
+    assert_eq!(over(Consistency::Default, five), Duration::from_millis(1500));
+    assert_eq!(over(Consistency::Stale, five), seconds(6));
+    assert_eq!(over(Consistency::Stale, None), seconds(10));
+}
