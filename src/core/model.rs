@@ -46,6 +46,22 @@ pub struct Query {
     pub consistency: Consistency,
 }
 
+impl Query {
+    /// What is set besides the service and the consistency, by Consul's names of the parameters.
+    pub(crate) fn parameters(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let all = [
+            ("dc", &self.datacenter),
+            ("ns", &self.namespace),
+            ("partition", &self.partition),
+            ("near", &self.near),
+            ("filter", &self.filter),
+        ];
+        all.into_iter()
+            .filter_map(|(name, value)| Some((name, value.as_deref()?)))
+            .filter(|(_, value)| !value.is_empty())
+    }
+}
+
 /// Which states of health a block takes into its set of peers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Admit {

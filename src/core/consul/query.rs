@@ -29,16 +29,8 @@ pub fn path(query: &Query, index: Option<u64>, wait: Duration) -> String {
             path.extend(utf8_percent_encode(value, ESCAPED));
         }
     };
-    for (name, value) in [
-        ("dc", &query.datacenter),
-        ("ns", &query.namespace),
-        ("partition", &query.partition),
-        ("near", &query.near),
-        ("filter", &query.filter),
-    ] {
-        if let Some(value) = value.as_deref().filter(|value| !value.is_empty()) {
-            parameter(name, Some(value));
-        }
+    for (name, value) in query.parameters() {
+        parameter(name, Some(value));
     }
     match query.consistency {
         Consistency::Default => {}

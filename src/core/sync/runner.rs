@@ -257,16 +257,8 @@ fn digest(instances: &[Instance]) -> u128 {
 /// `service "web"` and whatever makes the query special.
 pub(super) fn query_name(query: &Query) -> String {
     let mut name = format!("service \"{}\"", query.service.escape_debug());
-    for (key, value) in [
-        ("dc", &query.datacenter),
-        ("ns", &query.namespace),
-        ("partition", &query.partition),
-        ("near", &query.near),
-        ("filter", &query.filter),
-    ] {
-        if let Some(value) = value.as_deref().filter(|value| !value.is_empty()) {
-            name += &format!(" {key}={}", value.escape_debug());
-        }
+    for (key, value) in query.parameters() {
+        name += &format!(" {key}={}", value.escape_debug());
     }
     name += match query.consistency {
         Consistency::Default => "",
