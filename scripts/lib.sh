@@ -96,3 +96,89 @@ export_binaries() {
     NGINX_CONSUL_MODULE=$TARGET/release/libngx_http_consul_module.so
     export TEST_NGINX_BINARY NGINX_CONSUL_MODULE
 }
+
+DEBIAN_KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
+
+# The archive this machine takes Debian itself from: the first source whose suite is its own release.
+debian_archive() {
+    local codename
+    codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    # Both formats of apt's sources become lines "uri suite... component..."; either may be absent.
+    {
+        sed -n 's/^deb  *\(\[[^]]*\] *\)\{0,1\}//p' /etc/apt/sources.list /etc/apt/sources.list.d/*.list || true
+        awk -v RS= -F'\n' '{ uris = suites = comps = ""
+            for (i = 1; i <= NF; i++) {
+                if (sub(/^URIs: */, "", $i)) uris = $i
+                else if (sub(/^Suites: */, "", $i)) suites = $i
+                else if (sub(/^Components: */, "", $i)) comps = $i }
+            split(uris, u, " "); print u[1], suites, comps }' /etc/apt/sources.list.d/*.sources || true
+    } 2>/dev/null | awk -v codename="$codename" '{ suite = main = 0
+            for (i = 2; i <= NF; i++) { suite += $i == codename; main += $i == "main" }
+            if (suite && main) { print $1; exit } }'
+}
+
+# apt-get over Debian's release $1 and nothing else: apt-get -qq $3…. Its files are in the absolute
+# directory $2, which keeps the release out of the machine's own package lists. There nothing
+# counts as installed, so that it fetches a package with all it needs. apt checks the signatures.
+debian_apt() {
+    local suite=$1 dir=$2 archive
+    shift 2
+    archive=$(debian_archive)
+    [[ -n $archive ]] || die "no Debian archive in apt's sources to take packages of $suite from"
+    [[ -f $DEBIAN_KEYRING ]] || die "no $DEBIAN_KEYRING: run scripts/deps matrix"
+    local apt=(apt-get -qq -o Dir::Etc::SourceList="$dir/sources.list" -o Dir::Etc::SourceParts=-
+        -o Dir::State::Lists="$dir/lists" -o Dir::Cache="$dir/cache" -o Dir::State::status=/dev/null
+        -o APT::Sandbox::User="$(id -un)" -o Acquire::Languages=none -o Acquire::Retries=3)
+    if [[ ! -f $dir/sources.list ]]; then
+        mkdir -p "$dir"/{lists,cache/archives}/partial
+        echo "deb [signed-by=$DEBIAN_KEYRING] $archive $suite main" >"$dir/sources.list"
+        "${apt[@]}" update || return
+    fi
+    "${apt[@]}" "$@"
+}
+
+# Prints where cargo has the sources of nginx 1.28 that the crate nginx-src carries, having fetched
+# them.
+nginx_crate_sources() {
+    local probe=$TARGET/nginx-src
+    mkdir -p "$probe/src"
+    : >"$probe/src/lib.rs"
+    cat >"$probe/Cargo.toml" <<'TOML'
+[package]
+name = "probe"
+version = "0.0.0"
+edition = "2024"
+[dependencies]
+nginx-src = "=1.28.5"
+[workspace]
+TOML
+    cargo metadata --format-version 1 --manifest-path "$probe/Cargo.toml" |
+        python3 -c 'import json, os, sys
+for package in json.load(sys.stdin)["packages"]:
+    if package["name"] == "nginx-src":
+        print(os.path.join(os.path.dirname(package["manifest_path"]), "nginx"))'
+}
+
+# Builds nginx 1.28 in directory $1, once, with the options of configure that follow; the binary is
+# $1/objs/nginx, and $1 are its sources.
+build_nginx_1_28() {
+    local dir=$1 log=$1.log
+    shift
+    [[ ! -x $dir/objs/nginx ]] || return 0
+    rm -rf "$dir"
+    mkdir -p "$(dirname "$dir")"
+    cp -r "$(nginx_crate_sources)" "$dir"
+    chmod -R u+w "$dir"
+    say "$(basename "$0"): building nginx $(nginx_source_version "$dir")"
+    (
+        cd "$dir"
+        # The paths: what `nginx -t` opens unless the configuration names another.
+        auto/configure --pid-path="$dir/nginx.pid" --http-log-path="$dir/access.log" --with-compat \
+            --with-debug --with-threads --with-http_ssl_module --with-http_v2_module \
+            --with-http_stub_status_module "$@"
+        make -j"$(nproc)"
+    ) >"$log" 2>&1 || {
+        tail -20 "$log" >&2
+        die "the build of nginx failed, its output is in $log"
+    }
+}

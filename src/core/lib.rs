@@ -20,3 +20,4 @@ pub mod status;
 pub mod stop;
 pub mod sync;
 pub mod table;
+pub mod text;

@@ -30,7 +30,8 @@ impl ProcessId {
 
     /// Whether the process still runs; in doubt, yes.
     pub fn is_alive(self) -> bool {
-        let Some(pid) = Pid::from_raw(self.pid()) else { return false };
+        // A negative number would mean a group of processes.
+        let Some(pid) = Pid::from_raw(self.pid().max(0)) else { return false };
         if test_kill_process(pid) == Err(rustix::io::Errno::SRCH) {
             return false;
         }
@@ -39,16 +40,23 @@ impl ProcessId {
     }
 }
 
-/// `None` for a process that is gone or waits to be reaped as a zombie of which only the pid is
-/// left, and where /proc can't be read.
+/// `None` for a process that is gone, and where /proc can't be read; 0 for one that is dead and
+/// waits to be reaped.
 fn start_time(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    parse_start_time(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn parse_start_time(stat: &str) -> Option<u64> {
     let after_name = &stat[stat.rfind(')')? + 1..];
     let mut fields = after_name.split_ascii_whitespace();
-    if fields.next() == Some("Z") {
+    let is_zombie = fields.next() == Some("Z");
+    let threads: u64 = fields.nth(16)?.parse().ok()?;
+    // What is killed is a zombie as soon as its first thread has ended. Others may still run for a
+    // moment, and one of them may be a publisher.
+    if is_zombie && threads <= 1 {
         return Some(0);
     }
-    let ticks: u64 = fields.nth(18)?.parse().ok()?;
+    let ticks: u64 = fields.nth(1)?.parse().ok()?;
     Some((ticks & u64::from(u32::MAX)).max(1))
 }
 
@@ -80,6 +88,20 @@ mod tests {
         }
         assert!(!id.is_alive());
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_killed_process_is_dead_only_when_its_last_thread_is() {
+        // As Linux 6 shows a process whose first thread has ended.
+        let stat = |threads| {
+            format!(
+                "71 (nginx) Z) Z 70 70 69 0 -1 4227148 360 0 0 0 0 0 0 0 20 0 {threads} 0 1272655 \
+                 0 0 18446744073709551615 0 0 0 0 0 0 0"
+            )
+        };
+        assert_eq!(parse_start_time(&stat(2)), Some(1272655));
+        assert_eq!(parse_start_time(&stat(1)), Some(0));
+        assert_eq!(parse_start_time(&stat(1).replace(") Z ", ") S ")), Some(1272655));
     }
 
     #[test]

@@ -6,6 +6,11 @@ use std::num::NonZeroU16;
 use crate::consul::health::Skipped;
 use crate::model::{Admit, Health, Instance, Peer, PeerSet, Selection, identity};
 use crate::resolve::Names;
+use crate::text::shortened;
+
+/// Longest tag that is kept whole, and room for all tags of an instance, in bytes.
+const MAX_TAG: usize = 512;
+const MAX_TAGS: usize = 4096;
 
 /// The peers that `selection` takes from the instances of an answer, and the instances that it
 /// would take but for their address.
@@ -43,13 +48,31 @@ pub fn peers(
                 identity: identity(&instance.node, &instance.id, several.then_some(addr)),
                 node: instance.node.clone(),
                 id: instance.id.clone(),
-                tags: instance.tags.clone(),
+                tags: kept(&instance.tags),
                 health: instance.health,
                 datacenter: instance.datacenter.clone(),
             });
         }
     }
     (PeerSet::new(peers), skipped)
+}
+
+/// What is kept of an instance's tags, once they have been matched: whoever registers it can't fill
+/// the zone with them.
+fn kept(tags: &[String]) -> Vec<String> {
+    let mut room = MAX_TAGS;
+    let mut kept = Vec::new();
+    for tag in tags {
+        let tag = shortened(tag.clone(), MAX_TAG);
+        // Three bytes: the quotes and comma that the table stores with it.
+        let Some(left) = room.checked_sub(tag.len() + 3) else {
+            kept.push("…".to_owned());
+            break;
+        };
+        room = left;
+        kept.push(tag);
+    }
+    kept
 }
 
 /// Weight of an instance, `None` if it is not admitted.
@@ -130,6 +153,22 @@ mod tests {
         assert_eq!(count(&["GRÖßE"]), 1);
         assert_eq!(count(&["v1", "v2"]), 0);
         assert_eq!(count(&["v"]), 0);
+    }
+
+    #[test]
+    fn tags_match_whole_and_are_kept_in_part() {
+        let mut tagged = instance("i", "10.0.0.1");
+        let long = "x".repeat(100_000);
+        let many = (0..50_000).map(|n| format!("tag{n}"));
+        tagged.tags = [long.clone(), "v1".to_owned()].into_iter().chain(many).collect();
+        let tags = vec![long, "tag49999".to_owned()];
+        let selection = Selection { tags, ..Selection::default() };
+        let (set, _) = peers(&[tagged], &selection, &Names::default());
+        let kept = &set.peers()[0].tags;
+        assert_eq!((kept[0].len(), kept[1].as_str()), (512, "v1"));
+        assert_eq!(kept.last().map(String::as_str), Some("…"));
+        let bytes: usize = kept.iter().map(String::len).sum();
+        assert!((2000..=4096).contains(&bytes), "{bytes}");
     }
 
     #[test]

@@ -19,10 +19,18 @@
 //! repair but slots that no block names ([`publish`]).
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use machine::atomic::{AtomicU64, Ordering::Relaxed};
 
 pub mod entry;
 mod lock;
+#[cfg(not(all(test, loom)))]
+mod machine;
+#[cfg(all(test, loom))]
+#[path = "table/model/machine.rs"]
+mod machine;
+#[cfg(all(test, loom))]
+mod model;
 pub mod publish;
 pub mod read;
 pub mod slots;

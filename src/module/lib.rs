@@ -21,11 +21,13 @@ mod conf;
 mod ffi;
 mod log;
 mod peer;
+mod reach;
 mod session;
 mod sink;
 mod state;
 mod status;
 mod watcher;
+mod workers_user;
 mod zone;
 
 static MODULE_CONTEXT: ngx_http_module_t = ngx_http_module_t {

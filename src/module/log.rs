@@ -1,7 +1,11 @@
 //! Lines for nginx's error log.
 
 use nginx_consul_core::sync::Level;
+use nginx_consul_core::text::{beginning, printable};
 use nginx_sys::{NGX_LOG_ERR, NGX_LOG_INFO, NGX_LOG_NOTICE, NGX_LOG_WARN, ngx_log_t};
+
+/// Longest text of a line, in bytes; nginx cuts lines at 2048, in the middle of a character too.
+const MAX_LINE: usize = 1900;
 
 /// A line from the watch threads.
 pub(crate) struct Line {
@@ -22,7 +26,8 @@ impl Line {
             Level::Notice => NGX_LOG_NOTICE,
             Level::Info => NGX_LOG_INFO,
         };
-        // The macro's buffer is as long as nginx's own; longer lines are cut as nginx's are.
-        ngx::ngx_log_error!(level, log, "consul: {}", self.text);
+        // The texts are escaped where they are made; this is the last place to see to it.
+        let text = printable(&self.text);
+        ngx::ngx_log_error!(level, log, "consul: {}", beginning(&text, MAX_LINE));
     }
 }

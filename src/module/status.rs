@@ -81,7 +81,9 @@ unsafe fn send(r: *mut ngx_http_request_t, kind: &'static [u8], body: &[u8]) -> 
         headers.content_type = ffi::str_over(kind);
         headers.content_type_len = kind.split(|&b| b == b';').next().map_or(0, <[u8]>::len);
         let rc = ngx_http_send_header(r);
-        if rc == ERROR || rc > OK || (*r).header_only() != 0 {
+        // Not `header_only`: nginx 1.30 has a 16-bit field before the request's bit fields, and
+        // bindgen misplaces those by it.
+        if rc == ERROR || rc > OK || (*r).method & NGX_HTTP_HEAD as usize != 0 {
             return rc;
         }
         let data = ngx_palloc((*r).pool, body.len()).cast::<u8>();

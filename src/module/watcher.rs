@@ -24,7 +24,8 @@ use crate::ffi::{OK, fence};
 use crate::peer::Worker;
 use crate::sink::TableSink;
 use crate::state::{self, TableSource};
-use crate::zone;
+use crate::workers_user::Workers;
+use crate::{reach, zone};
 
 /// How often worker 0 writes the threads' log lines and looks whether it is to end, milliseconds.
 const TICK: usize = 100;
@@ -109,9 +110,13 @@ pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) ->
         let is_test = unsafe { nginx_sys::ngx_test_config } != 0;
         // SAFETY: nginx passes the cycle it has just made.
         let Some((http, plan, table)) = (unsafe { parts(cycle) }) else { return OK };
-        if let Some(state) = http.state_file() {
-            // SAFETY: as above; the threads of an earlier cycle's first answers have ended.
-            unsafe { state::directory::prepare(cycle, state, is_test) };
+        // SAFETY: as above; the threads of an earlier cycle's first answers have ended.
+        unsafe {
+            let (workers, log) = (Workers::of(cycle), (*cycle).log);
+            reach::check(plan, &workers, log);
+            if let Some(state) = http.state_file() {
+                state::directory::prepare(state, &workers, is_test, log);
+            }
         }
         if is_test {
             return OK;

@@ -13,6 +13,7 @@ use crate::consul::transport::{ConnectError, Dial, DialConnector, NoResolver};
 use crate::model::Query;
 use crate::stop::Stop;
 use crate::sync::Endpoint;
+use crate::text;
 
 /// Time for Consul's own doings beyond `wait`: it holds a request for 7 s when it has no leader.
 const SLACK: Duration = Duration::from_secs(10);
@@ -20,7 +21,7 @@ const SLACK: Duration = Duration::from_secs(10);
 const SEND: Duration = Duration::from_secs(10);
 /// Time from the header to the end of the body.
 const BODY: Duration = Duration::from_secs(30);
-/// How much of an error's body is read, and quoted.
+/// How much of an error's body is read, and quoted, in bytes.
 const MAX_ERROR_BODY: u64 = 4096;
 const MAX_ERROR_QUOTE: usize = 200;
 
@@ -340,7 +341,8 @@ fn failure(error: ureq::Error, deadline: Duration) -> Error {
         ureq::Error::Other(cause) => match cause.downcast_ref::<ConnectError>() {
             Some(ConnectError::NotAllowed) => Error::Reconnected,
             Some(ConnectError::Stopped) => Error::Stopped,
-            _ => Error::Connect(cause.to_string()),
+            // A certificate's names are its own choice.
+            _ => Error::Connect(text::printable(&cause.to_string()).into_owned()),
         },
         ureq::Error::Timeout(Timeout::SendRequest) => Error::Silent(SEND),
         ureq::Error::Timeout(_) => Error::Silent(deadline),
@@ -372,17 +374,9 @@ fn first_line(body: Body) -> String {
     printable(text.lines().next().unwrap_or_default().trim())
 }
 
-/// One short line without control characters.
+/// One short line.
 fn printable(text: &str) -> String {
-    let mut line = String::new();
-    for c in text.chars().take(MAX_ERROR_QUOTE) {
-        if c.is_control() {
-            line.extend(c.escape_default());
-        } else {
-            line.push(c);
-        }
-    }
-    line
+    text::printable(text::beginning(text, MAX_ERROR_QUOTE)).into_owned()
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::consul::client::{Answer, Error};
 use crate::consul::health::{Instances, ParseError, parse};
+use crate::text::quote;
 
 /// Consul's indices count writes; one in the upper half of the range is somebody's mistake, and
 /// blocking on it would hide every change.
@@ -157,8 +158,7 @@ pub fn believe(
     let content_type = answer.content_type.as_deref().unwrap_or_default();
     let media_type = content_type.split(';').next().unwrap_or_default().trim();
     if !media_type.eq_ignore_ascii_case("application/json") {
-        let quoted = content_type.chars().take(80).flat_map(char::escape_debug).collect();
-        return Err(Disbelief::ContentType(quoted));
+        return Err(Disbelief::ContentType(quote(content_type)));
     }
     if answer.known_leader == Some(false) {
         return Err(Disbelief::NoLeader);

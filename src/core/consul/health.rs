@@ -9,9 +9,11 @@ use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::model::{Health, Instance};
+use crate::text::{beginning, printable, quote, shortened};
 
-/// The longest text quoted from an answer, in characters.
-const MAX_QUOTE: usize = 120;
+/// The longest name that is kept whole, in bytes: whoever registers instances can't fill the zone
+/// with their names.
+const MAX_NAME: usize = 512;
 
 /// What an answer says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,7 +37,7 @@ pub struct Skipped {
 
 /// The body is not a JSON array.
 #[derive(Debug, thiserror::Error)]
-#[error("the answer is not a list of instances ({0})")]
+#[error("the answer is not a list of instances ({})", printable(beginning(&.0.to_string(), 200)))]
 pub struct ParseError(#[from] serde_json::Error);
 
 /// Reads the body of an answer.
@@ -151,11 +153,11 @@ fn instance(json: &str) -> Result<Instance, Skipped> {
         Some(node) => (node.node, node.address, node.datacenter),
         None => (None, None, None),
     };
-    let node = node.unwrap_or_default();
+    let node = shortened(node.unwrap_or_default(), MAX_NAME);
     let skip =
         |id: &str, reason: String| Err(Skipped { node: node.clone(), id: id.to_owned(), reason });
     let Some(service) = entry.service else { return skip("", "no service".to_owned()) };
-    let id = service.id.unwrap_or_default();
+    let id = shortened(service.id.unwrap_or_default(), MAX_NAME);
     if node.is_empty() {
         return skip(&id, "no node name".to_owned());
     }
@@ -181,7 +183,7 @@ fn instance(json: &str) -> Result<Instance, Skipped> {
         health,
         weight_passing,
         weight_warning,
-        datacenter: datacenter.unwrap_or_default(),
+        datacenter: shortened(datacenter.unwrap_or_default(), MAX_NAME),
     })
 }
 
@@ -236,10 +238,6 @@ fn name_of(json: &str) -> (String, String) {
         _ => String::new(),
     };
     (text("Node", "Node"), text("Service", "ID"))
-}
-
-fn quote(text: &str) -> String {
-    text.chars().take(MAX_QUOTE).flat_map(char::escape_debug).collect()
 }
 
 #[cfg(test)]

@@ -86,12 +86,12 @@ impl CurrentToken {
         if let Some(Token::File { path, .. }) = &self.source {
             let stamp = stamp(path);
             if stamp.is_some() && stamp != self.seen {
-                // A file caught between truncation and write is empty: its time of change moves
-                // again when the token is there.
+                // What can't be used is tried again next time: a file that is being written is
+                // empty, and one that becomes readable keeps its time of change.
                 if let Ok(value) = read(path) {
                     self.value = Some(value);
+                    self.seen = stamp;
                 }
-                self.seen = stamp;
             }
         }
         self.value.as_ref()

@@ -3,6 +3,7 @@
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{Peer, Service, StateFile, Status};
+use crate::text::printable as shown;
 
 const STYLE: &str = "\
 :root{color-scheme:light dark}\
@@ -40,30 +41,30 @@ pub(super) fn page(status: &Status) -> Markup {
 
 fn state_file(state: &StateFile) -> Markup {
     html! {
-        p.dim { "state file " code { (state.path) } ", written " (ago(state.age_seconds)) }
-        @if let Some(error) = &state.error { p.bad { "it can't be written: " (error) } }
+        p.dim { "state file " code { (shown(&state.path)) } ", written " (ago(state.age_seconds)) }
+        @if let Some(error) = &state.error { p.bad { "it can't be written: " (shown(error)) } }
     }
 }
 
 fn section(service: &Service) -> Markup {
     html! {
-        h2 { (service.service) }
+        h2 { (shown(&service.service)) }
         p {
-            "upstream " (service.upstreams.join(", ")) " · " (service.status)
-            @for tag in &service.tags { " · tag " code { (tag) } }
-            @if let Some(dc) = &service.datacenter { " · datacenter " (dc) }
-            @if let Some(filter) = &service.filter { " · filter " code { (filter) } }
+            "upstream " (shown(&service.upstreams.join(", "))) " · " (service.status)
+            @for tag in &service.tags { " · tag " code { (shown(tag)) } }
+            @if let Some(dc) = &service.datacenter { " · datacenter " (shown(dc)) }
+            @if let Some(filter) = &service.filter { " · filter " code { (shown(filter)) } }
         }
         p {
             "index " (service.index) " · generation " (service.generation)
             " · last good answer " (ago(service.last_good_seconds))
             " · last change " (ago(service.last_change_seconds))
             @if service.source == Some("state file") { " · " strong { "from state file" } }
-            " · from " (service.server.as_deref().unwrap_or("-"))
+            " · from " (shown(service.server.as_deref().unwrap_or("-")))
             @if let Some(ms) = service.delay_ms { " · swept, changes seen within " (ms) " ms" }
         }
         @if let Some(error) = &service.last_error {
-            p.bad { (service.failures) " failed in a row: " (error) }
+            p.bad { (service.failures) " failed in a row: " (shown(error)) }
         }
         @if let Some(pending) = service.pending {
             p.bad {
@@ -97,8 +98,8 @@ fn refusals(service: &Service) -> String {
 fn row(peer: &Peer) -> Markup {
     html! {
         tr {
-            td { (peer.server) } td { (peer.node) } td { (peer.service_id) }
-            td { (peer.tags.join(", ")) } td { (peer.health) }
+            td { (peer.server) } td { (shown(&peer.node)) } td { (shown(&peer.service_id)) }
+            td { (shown(&peer.tags.join(", "))) } td { (shown(&peer.health)) }
             td.bad[peer.state != "up"] { (peer.state) }
             td.n { (peer.weight) } td.n { (peer.in_flight) } td.n { (peer.picks) }
             td.n { (peer.fails) }

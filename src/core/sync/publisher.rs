@@ -11,6 +11,7 @@ use crate::consul::policy::{Guard, OnEmpty, Policy, Verdict};
 use crate::model::{Consistency, PeerSet};
 use crate::resolve::{Names, Resolve};
 use crate::snapshot;
+use crate::text::quote;
 
 /// Longest `wait` while a service has host names: their addresses change without Consul.
 const WAIT_WITH_NAMES: Duration = Duration::from_secs(30);
@@ -220,7 +221,7 @@ impl Publisher {
                 more += 1;
                 continue;
             }
-            let (id, node) = (skipped.id.escape_debug(), skipped.node.escape_debug());
+            let (id, node) = (quote(&skipped.id), quote(&skipped.node));
             let reason = &skipped.reason;
             let line = format!("{name}: instance \"{id}\" on node \"{node}\" skipped: {reason}");
             sink.log(Level::Warn, line);

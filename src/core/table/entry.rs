@@ -1,11 +1,10 @@
 //! Entries: what the table knows of one target besides its peers.
 
-use std::sync::atomic::{
+use super::Table;
+use super::machine::atomic::{
     AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
 };
-
-use super::Table;
 use crate::consul::gate::Reason;
 use crate::consul::policy::Pending;
 
@@ -22,7 +21,7 @@ pub(super) const D_COUNT: usize = 1;
 pub(super) const D_DIGEST_LO: usize = 2;
 pub(super) const D_DIGEST_HI: usize = 3;
 /// 1 while the set is from the state file. A descriptor has four words.
-const RESTORED: usize = 12;
+pub(super) const RESTORED: usize = 12;
 const INDEX: usize = 13;
 const LAST_GOOD: usize = 14;
 const FAILURES: usize = 15;
@@ -76,9 +75,13 @@ impl<'z> Table<'z> {
         (0..self.layout.entry_count).find(|&e| self.key(e) == key && key != 0)
     }
 
-    /// The target an entry belongs to; 0 if none.
+    /// The target an entry belongs to; 0 if none. The low word says whether there is one: it is
+    /// stored last and cleared first, so that whoever is killed in between loses no entry.
     pub fn key(&self, entry: usize) -> u128 {
         let lo = self.entry_word(entry, KEY_LO).load(Acquire);
+        if lo == 0 {
+            return 0;
+        }
         let hi = self.entry_word(entry, KEY_HI).load(Acquire);
         u128::from(hi) << 64 | u128::from(lo)
     }

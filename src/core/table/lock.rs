@@ -4,12 +4,11 @@
 //! for a moment around a reload the worker 0 of two configurations. The lock word names the
 //! process that holds it, so a lock whose holder was killed is taken over.
 
-use std::sync::atomic::{
+use super::machine::atomic::{
     Ordering::{AcqRel, Acquire, Relaxed, Release},
     fence,
 };
-use std::time::Duration;
-
+use super::machine::{is_alive, wait};
 use super::{H_DIRTY, H_LOCK, Table};
 use crate::process::ProcessId;
 
@@ -26,7 +25,7 @@ impl<'z> Table<'z> {
         loop {
             match word.compare_exchange(0, me.get(), AcqRel, Acquire) {
                 Ok(_) => break,
-                Err(holder) if holder != me.get() && !ProcessId::from_raw(holder).is_alive() => {
+                Err(holder) if holder != me.get() && !is_alive(holder) => {
                     if word.compare_exchange(holder, me.get(), AcqRel, Acquire).is_ok() {
                         break;
                     }
@@ -42,17 +41,6 @@ impl<'z> Table<'z> {
         // that is written over the old one.
         fence(Release);
         guard
-    }
-}
-
-/// Spins a little, then sleeps: the holder works for microseconds, or milliseconds at 10,000 peers.
-#[allow(clippy::disallowed_methods)]
-fn wait(tries: &mut u32) {
-    *tries += 1;
-    if *tries < 100 {
-        std::hint::spin_loop();
-    } else {
-        std::thread::sleep(Duration::from_micros(100));
     }
 }
 

@@ -6,10 +6,10 @@
 //! [`Guard::recover`] frees them.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering::{Relaxed, Release};
 
 use super::entry::{D_COUNT, D_DIGEST_HI, D_DIGEST_LO, D_PLACE, GENERATION, KEY_HI, KEY_LO};
 use super::lock::Guard;
+use super::machine::atomic::Ordering::{Relaxed, Release};
 use super::read::{Detail, RECORD, Record};
 use super::{H_LEADER, H_SLOT_CURSOR, Table, slots};
 use crate::model::PeerSet;
@@ -126,11 +126,11 @@ impl<'z> Table<'z> {
             let key = self.key(entry);
             if key != 0 && !keys.contains(&key) {
                 // The generation goes on, so that nobody takes the next user's set for this one's.
-                let next = self.generation(entry) + 1;
+                let next = self.generation(entry).wrapping_add(1);
                 self.descriptor(entry, next, D_PLACE).store(0, Relaxed);
+                self.entry_word(entry, GENERATION).store(next, Release);
                 self.entry_word(entry, KEY_LO).store(0, Relaxed);
                 self.entry_word(entry, KEY_HI).store(0, Relaxed);
-                self.entry_word(entry, GENERATION).store(next, Release);
             }
         }
         guard.recover();
@@ -195,7 +195,7 @@ impl Guard<'_, '_> {
             at += 1;
         }
 
-        let next = generation + 1;
+        let next = generation.wrapping_add(1);
         let describe = |word, value| table.descriptor(entry, next, word).store(value, Relaxed);
         describe(D_PLACE, (offset as u64) << 32 | len as u64);
         describe(D_COUNT, (detail_bytes as u64) << 32 | set.peers().len() as u64);

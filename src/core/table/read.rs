@@ -2,15 +2,15 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::sync::atomic::{
-    Ordering::{Acquire, Relaxed},
-    fence,
-};
 
 use serde::{Deserialize, Serialize};
 
 use super::Table;
 use super::entry::D_COUNT;
+use super::machine::atomic::{
+    Ordering::{Acquire, Relaxed},
+    fence,
+};
 use super::publish::Held;
 use crate::model::{Peer, PeerSet};
 
@@ -158,7 +158,7 @@ impl<'z> Table<'z> {
         (0..TRIES).find_map(|_| self.try_read(entry, key, false))
     }
 
-    fn try_read(&self, entry: usize, key: u128, with_details: bool) -> Option<Image> {
+    pub(super) fn try_read(&self, entry: usize, key: u128, with_details: bool) -> Option<Image> {
         let generation = self.generation(entry);
         if self.key(entry) != key {
             return None;
@@ -193,8 +193,7 @@ impl<'z> Table<'z> {
     pub(super) fn identities(&self, entry: usize, generation: u64) -> HashMap<u64, Held> {
         let Some((offset, len)) = self.place(entry, generation) else { return HashMap::new() };
         let count = self.descriptor(entry, generation, D_COUNT).load(Relaxed) & 0xffff_ffff;
-        (0..count as usize)
-            .filter(|i| (i + 1) * RECORD <= len)
+        (0..(count as usize).min(len / RECORD))
             .map(|i| {
                 let at = offset + i * RECORD;
                 (self.load(at + 1), Held { slot: (self.load(at) >> 32) as u32, at })

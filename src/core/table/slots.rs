@@ -1,9 +1,9 @@
 //! Slots: the counters of an instance, shared by all workers and kept over updates.
 
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-
 use super::Table;
+use super::machine::atomic::AtomicU64;
+use super::machine::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use super::machine::is_alive;
 use crate::process::ProcessId;
 
 /// Words of a slot before its lanes.
@@ -48,7 +48,7 @@ impl<'z> Table<'z> {
         for lane in 0..lanes {
             let word = self.word(self.layout.lanes + lane);
             let holder = word.load(Acquire);
-            if holder != 0 && ProcessId::from_raw(holder).is_alive() {
+            if holder != 0 && is_alive(holder) {
                 continue;
             }
             if word.compare_exchange(holder, me.get(), AcqRel, Acquire).is_ok() {
@@ -66,7 +66,7 @@ impl<'z> Table<'z> {
         for lane in 0..lanes {
             let word = self.word(self.layout.lanes + lane);
             let holder = word.load(Acquire);
-            if holder != 0 && !ProcessId::from_raw(holder).is_alive() {
+            if holder != 0 && !is_alive(holder) {
                 let me = ProcessId::own().get();
                 if word.compare_exchange(holder, me, AcqRel, Acquire).is_ok() {
                     self.clear_lane(Lane(lane as u32));
@@ -163,7 +163,7 @@ impl<'z> Table<'z> {
         self.slot_word(slot, ACCESSED).store(now, Relaxed);
         self.slot_word(slot, CHECKED).store(now, Relaxed);
         self.slot_word(slot, FAILED).fetch_add(1, Relaxed);
-        self.slot_word(slot, FAILS).fetch_add(1, Relaxed) + 1
+        self.slot_word(slot, FAILS).fetch_add(1, Relaxed).saturating_add(1)
     }
 
     /// Notes an attempt that did not fail: the failures are forgotten if it began after them.

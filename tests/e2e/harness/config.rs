@@ -1,6 +1,7 @@
 //! Configurations of nginx, written inline in the tests.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -40,6 +41,7 @@ pub struct Config {
     variables: Vec<(String, String)>,
     files: Vec<(String, Vec<u8>)>,
     environment: Vec<(String, String)>,
+    starter: Vec<String>,
     pub(crate) allowed: Vec<String>,
     pub(crate) workers: usize,
     level: &'static str,
@@ -58,6 +60,7 @@ impl Config {
             variables: Vec::new(),
             files: Vec::new(),
             environment: Vec::new(),
+            starter: Vec::new(),
             allowed: Vec::new(),
             workers: 1,
             level: "info",
@@ -96,6 +99,13 @@ impl Config {
         self
     }
 
+    /// Has nginx executed by this program with these arguments; nginx's own command line follows
+    /// them. The program has to become nginx, by `exec`.
+    pub fn started_by(mut self, program: &[&str]) -> Config {
+        self.starter = program.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+
     /// Number of workers; 1 unless told.
     pub fn workers(mut self, workers: usize) -> Config {
         self.workers = workers;
@@ -130,6 +140,11 @@ impl Config {
     pub fn allow(mut self, text: &str) -> Config {
         self.allowed.push(text.to_owned());
         self
+    }
+
+    /// Lets pass what is logged when workers are killed.
+    pub fn allow_kills(self) -> Config {
+        self.allow("exited on signal 9").allow("was locked by")
     }
 
     /// Writes prefix and configuration.
@@ -226,8 +241,17 @@ struct Laid {
 
 impl Laid {
     fn command(&self, log: &str) -> Command {
-        let mut command = Command::new(binary());
-        command.arg("-p").arg(self.prefix.path()).arg("-c").arg(&self.file).arg("-e").arg(log);
+        let words: Vec<OsString> = self.config.starter.iter().map(OsString::from).collect();
+        let mut words = words.into_iter().chain([binary().into_os_string()]);
+        let mut command = Command::new(words.next().expect("nginx at least"));
+        command
+            .args(words)
+            .arg("-p")
+            .arg(self.prefix.path())
+            .arg("-c")
+            .arg(&self.file)
+            .arg("-e")
+            .arg(log);
         command.stdin(Stdio::null());
         for name in ["CONSUL_HTTP_ADDR", "CONSUL_HTTP_TOKEN", "CONSUL_HTTP_TOKEN_FILE"] {
             command.env_remove(name);

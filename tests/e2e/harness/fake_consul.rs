@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::backend::Backend;
 use crate::ports;
 use crate::wire;
 
@@ -36,7 +37,7 @@ pub struct Answer {
     /// `X-Consul-Index`.
     pub index: Option<u64>,
     /// The body.
-    pub body: String,
+    pub body: Vec<u8>,
     /// Bytes announced beyond the body's own: the connection is closed before they come.
     pub missing: usize,
     /// Further headers; a `Content-Type` replaces JSON's.
@@ -46,7 +47,7 @@ pub struct Answer {
 impl Answer {
     /// A 200 with index and body.
     pub fn ok(index: u64, body: impl ToString) -> Answer {
-        let body = body.to_string();
+        let body = body.to_string().into_bytes();
         Answer { status: 200, index: Some(index), body, missing: 0, headers: Vec::new() }
     }
 
@@ -66,7 +67,7 @@ type Script = dyn FnMut(&Query) -> Option<Answer> + Send;
 
 #[derive(Default)]
 struct State {
-    services: HashMap<String, (u64, String)>,
+    services: HashMap<String, (u64, Vec<u8>)>,
     script: Option<Box<Script>>,
     queries: Vec<Query>,
     open: Vec<TcpStream>,
@@ -120,8 +121,18 @@ impl FakeConsul {
         self.publish_text(service, index, instances.to_string());
     }
 
+    /// Makes a backend the only instance of a service, under its own name.
+    pub fn publish_one(&self, service: &str, index: u64, backend: &Backend) {
+        self.publish(service, index, &json!([instance(backend.name(), backend.address())]));
+    }
+
     /// As [`FakeConsul::publish`], with a body that may be anything.
     pub fn publish_text(&self, service: &str, index: u64, body: String) {
+        self.publish_bytes(service, index, body.into_bytes());
+    }
+
+    /// As [`FakeConsul::publish_text`], with a body that need not even be text.
+    pub fn publish_bytes(&self, service: &str, index: u64, body: Vec<u8>) {
         lock(&self.shared.state).services.insert(service.to_owned(), (index, body));
         self.shared.changed.notify_all();
     }
@@ -191,7 +202,7 @@ fn serve(shared: &Shared, stream: TcpStream) -> io::Result<()> {
         message += &format!("Content-Length: {}\r\n\r\n", answer.body.len() + answer.missing);
         let stream = reader.get_mut();
         stream.write_all(message.as_bytes())?;
-        stream.write_all(answer.body.as_bytes())?;
+        stream.write_all(&answer.body)?;
         if answer.missing > 0 {
             return stream.shutdown(Shutdown::Both);
         }
@@ -222,9 +233,9 @@ fn decide(shared: &Shared, query: &Query) -> Option<Answer> {
             return Some(answer);
         }
         let known = state.services.get(&query.service).cloned();
-        let (index, body) = known.unwrap_or_else(|| (1, "[]".to_owned()));
+        let (index, body) = known.unwrap_or_else(|| (1, b"[]".to_vec()));
         if query.index != Some(index) || Instant::now() >= end {
-            return Some(Answer::ok(index, body));
+            return Some(Answer { body, ..Answer::ok(index, "") });
         }
         let patience = Duration::from_secs(1);
         state = shared

@@ -4,6 +4,7 @@
 //! Everything runs on loopback, on reserved ports and in folders of its own, so that several runs
 //! can share a machine. Whatever is started is stopped by its pid when its owner is dropped.
 
+pub mod acl;
 pub mod backend;
 pub mod cluster;
 pub mod config;

@@ -145,6 +145,17 @@ impl Nginx {
         names.join(" ")
     }
 
+    /// Requests that the status document counts as being with an instance of any service.
+    ///
+    /// # Panics
+    /// If it doesn't tell.
+    pub fn in_flight(&self) -> u64 {
+        let status = self.status();
+        let services = status["services"].as_array().expect("services");
+        let peers = services.iter().flat_map(|service| service["peers"].as_array().expect("peers"));
+        peers.map(|peer| peer["in_flight"].as_u64().expect("requests in flight")).sum()
+    }
+
     /// Sends the master a signal.
     pub fn signal(&mut self, signal: Signal) {
         self.process.signal(signal);
@@ -162,6 +173,29 @@ impl Nginx {
             new == self.config.workers
         });
         old
+    }
+
+    /// Reloads, and waits for the old workers' end: until then they serve too, each with a round
+    /// robin of its own.
+    ///
+    /// # Panics
+    /// If no new ones come, or the old ones stay.
+    pub fn reload_and_wait(&mut self) {
+        let old = self.reload();
+        wait::until("the old workers end", PATIENCE, || {
+            !old.iter().any(|&pid| process::is_alive(pid))
+        });
+    }
+
+    /// Waits until another worker is there in place of a killed one.
+    ///
+    /// # Panics
+    /// If none comes.
+    pub fn until_replaced(&self, killed: u32) {
+        wait::until("a replacement", PATIENCE, || {
+            let workers = self.workers();
+            workers.len() == self.config.workers && !workers.contains(&killed)
+        });
     }
 
     /// Writes another configuration for the next reload.

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use nginx_consul_e2e::{Agent, Backend, Config, Instance, process, wait};
+use nginx_consul_e2e::{Agent, Backend, Config, Instance, wait};
 
 use crate::support::{SERVER, SOON, register_one, tally, unique, until_peers, until_served_by};
 
@@ -98,8 +98,7 @@ fn what_a_reload_excludes_is_gone_at_once_whatever_the_policy() {
     std::fs::write(nginx.prefix().join("filter.conf"), "consul_deny 127.0.0.0/8;")
         .expect("another filter");
     let start = Instant::now();
-    let old = nginx.reload();
-    wait::until("the old worker is gone", SOON, || !old.iter().any(|&pid| process::is_alive(pid)));
+    nginx.reload_and_wait();
     assert_eq!(tally(&nginx, "/", 3), "502: 3");
     assert!(start.elapsed() < Duration::from_secs(2), "gone after {:?}", start.elapsed());
 }

@@ -1,11 +1,13 @@
 //! Which peer a request goes to.
 
-use std::thread;
+use std::io;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use nginx_consul_e2e::http::{self, Response};
 use nginx_consul_e2e::{Agent, Backend, Config, Instance, Manner, Nginx, Tally, wait};
 
-use crate::support::{SERVER, SOON, gateway, register, tally, unique, until_peers};
+use crate::support::{SERVER, SOON, balanced, gateway, register, tally, unique, until_peers};
 
 /// Registers backends with weights, in the order of their names.
 fn register_weighted(consul: &Agent, service: &str, backends: &[Backend], weights: &[u16]) {
@@ -15,19 +17,12 @@ fn register_weighted(consul: &Agent, service: &str, backends: &[Backend], weight
     }
 }
 
-fn balanced(consul: &Agent, service: &str, method: &str, workers: usize) -> Nginx {
-    gateway(&consul.url(), service, "consul_dynamic %%SERVICE%%; consul_balance %%METHOD%%;")
-        .set("METHOD", method)
-        .workers(workers)
-        .start()
-}
-
 #[test]
 fn round_robin_has_nginxs_own_sequence() {
     let (consul, service) = (Agent::shared(), unique("web"));
     let backends = Backend::start_all(&["a", "b", "c"]);
     register_weighted(&consul, &service, &backends, &[5, 1, 1]);
-    let nginx = balanced(&consul, &service, "round_robin", 1);
+    let nginx = balanced(&consul, &service, "", "round_robin").start();
     assert_eq!(nginx.sequence("/", 14), "a a b a c a a a a b a c a a");
 }
 
@@ -61,7 +56,7 @@ fn round_robin_goes_on_evenly_after_a_change() {
     let (consul, service) = (Agent::shared(), unique("web"));
     let backends = Backend::start_all(&["a", "b", "c"]);
     register(&consul, &service, &backends[..2]);
-    let nginx = balanced(&consul, &service, "round_robin", 1);
+    let nginx = balanced(&consul, &service, "", "round_robin").start();
     assert_eq!(tally(&nginx, "/", 5), "a: 3, b: 2");
     register(&consul, &service, &backends[2..]);
     until_peers(&nginx, &service, &[&backends[0], &backends[1], &backends[2]]);
@@ -74,7 +69,7 @@ fn the_share_of_a_peer_that_failed_is_spread_over_the_others() {
     let backends = Backend::start_all(&["a", "b", "c", "d"]);
     register(&consul, &service, &backends);
     for method in ["round_robin", "random", "least_conn"] {
-        let nginx = balanced(&consul, &service, method, 1);
+        let nginx = balanced(&consul, &service, "", method).start();
         backends[0].set(Manner::Reset);
         wait::until("a has failed", SOON, || {
             nginx.get("/");
@@ -94,7 +89,7 @@ fn random_keeps_to_the_weights() {
     let backends = Backend::start_all(&["a", "b", "c"]);
     let weights = [5_u16, 2, 1];
     register_weighted(&consul, &service, &backends, &weights);
-    let nginx = balanced(&consul, &service, "random", 2);
+    let nginx = balanced(&consul, &service, "", "random").workers(2).start();
     let n = 800;
     let seen: Tally = (0..n).map(|_| nginx.outcome("/")).collect();
     assert_eq!(seen.total(), n);
@@ -114,32 +109,42 @@ fn random_keeps_to_the_weights() {
     assert_ne!(sequence[..16], sequence[16..32], "a period of eight: {sequence}");
 }
 
+type Client = JoinHandle<io::Result<Response>>;
+
+/// Eight requests, one after the other, that hang at whichever backend each is given.
+fn eight_hanging(nginx: &Nginx, backends: &[Backend]) -> Vec<Client> {
+    backends.iter().for_each(|backend| backend.set(Manner::Hold));
+    let address = nginx.address();
+    let one = |n| {
+        let client = thread::spawn(move || http::get(address, "/"));
+        wait::until("the request hangs", SOON, || {
+            backends.iter().map(Backend::busy).sum::<usize>() == n
+        });
+        client
+    };
+    (1..=8).map(one).collect()
+}
+
+fn all_answered(clients: Vec<Client>) {
+    for client in clients {
+        assert!(client.join().expect("a client").is_ok_and(|answer| answer.status == 200));
+    }
+}
+
 #[test]
 fn least_conn_avoids_the_busy_one_over_all_workers() {
     let (consul, service) = (Agent::shared(), unique("web"));
     let backends = Backend::start_all(&["a", "b"]);
     register(&consul, &service, &backends);
-    let nginx = balanced(&consul, &service, "least_conn", 2);
-    backends.iter().for_each(|backend| backend.set(Manner::Hold));
-    let address = nginx.address();
-    let clients: Vec<_> = (1..=8)
-        .map(|n| {
-            let client = thread::spawn(move || nginx_consul_e2e::http::get(address, "/"));
-            wait::until("the request hangs", SOON, || {
-                backends.iter().map(Backend::busy).sum::<usize>() == n
-            });
-            client
-        })
-        .collect();
+    let nginx = balanced(&consul, &service, "", "least_conn").workers(2).start();
+    let clients = eight_hanging(&nginx, &backends);
     // One after the other, through whichever worker: always to the one that has less.
     assert_eq!((backends[0].busy(), backends[1].busy()), (4, 4));
     backends[1].release();
     wait::until("b is idle", SOON, || backends[1].busy() == 0);
     assert_eq!(tally(&nginx, "/", 40), "b: 40");
     backends[0].release();
-    for client in clients {
-        assert!(client.join().expect("a client").is_ok_and(|answer| answer.status == 200));
-    }
+    all_answered(clients);
     let seen: Tally = (0..40).map(|_| nginx.outcome("/")).collect();
     assert!(seen.of("a") > 0 && seen.of("b") > 0, "{seen}");
 }
@@ -149,23 +154,11 @@ fn least_conn_minds_the_weights() {
     let (consul, service) = (Agent::shared(), unique("web"));
     let backends = Backend::start_all(&["a", "b"]);
     register_weighted(&consul, &service, &backends, &[3, 1]);
-    let nginx = balanced(&consul, &service, "least_conn", 1);
-    backends.iter().for_each(|backend| backend.set(Manner::Hold));
-    let address = nginx.address();
-    let clients: Vec<_> = (1..=8)
-        .map(|n| {
-            let client = thread::spawn(move || nginx_consul_e2e::http::get(address, "/"));
-            wait::until("the request hangs", SOON, || {
-                backends.iter().map(Backend::busy).sum::<usize>() == n
-            });
-            client
-        })
-        .collect();
+    let nginx = balanced(&consul, &service, "", "least_conn").start();
+    let clients = eight_hanging(&nginx, &backends);
     let busy = format!("a: {}, b: {}", backends[0].busy(), backends[1].busy());
     backends.iter().for_each(Backend::release);
-    for client in clients {
-        assert!(client.join().expect("a client").is_ok_and(|answer| answer.status == 200));
-    }
+    all_answered(clients);
     assert_eq!(busy, "a: 6, b: 2");
 }
 
@@ -195,7 +188,7 @@ fn each_method_serves_everyone_of_many() {
     let backends: Vec<Backend> = names.iter().map(|name| Backend::start(name)).collect();
     register(&consul, &service, &backends);
     for method in ["round_robin", "random", "least_conn"] {
-        let nginx = balanced(&consul, &service, method, 2);
+        let nginx = balanced(&consul, &service, "", method).workers(2).start();
         let mut seen = Tally::default();
         let patience = Duration::from_secs(20);
         wait::until_eq(method, patience, &names.join(" "), || {

@@ -7,7 +7,9 @@ use nginx_consul_e2e::fake_consul::{Answer, instance};
 use nginx_consul_e2e::{Agent, Backend, FakeConsul, Fault, Nginx, Proxy, ports, wait};
 use serde_json::{Value, json};
 
-use crate::support::{SOON, gateway, register_one, tally, unique, until_peers, until_served_by};
+use crate::support::{
+    SOON, gateway, register_one, scripted, tally, unique, until_peers, until_served_by,
+};
 
 /// How often answers of the service were refused for this reason.
 fn refusals(nginx: &Nginx, service: &str, reason: &str) -> u64 {
@@ -21,9 +23,7 @@ fn follow(consul: &FakeConsul, more: &str) -> Nginx {
 
 /// A fake that lists `a`, and nginx that follows it.
 fn following(more: &str) -> (FakeConsul, Vec<Backend>, Nginx) {
-    let consul = FakeConsul::start();
-    let backends = Backend::start_all(&["a", "b"]);
-    consul.publish("web", 7, &json!([instance("a", backends[0].address())]));
+    let (consul, backends) = scripted();
     let nginx = follow(&consul, more);
     until_served_by(&nginx, "/", "a");
     (consul, backends, nginx)

@@ -4,7 +4,7 @@ use std::net::Ipv6Addr;
 
 use nginx_consul_e2e::{Agent, Backend, Instance};
 
-use crate::support::{follow, register_one, tally, unique, until_served_by};
+use crate::support::{follow, register_one, tally, unique, until_followed, until_served_by};
 
 #[test]
 fn an_instance_without_address_has_its_nodes() {
@@ -98,10 +98,7 @@ fn a_bad_instance_is_skipped_with_one_warning_and_costs_nobody_else() {
     let nginx = follow(&consul.url(), &service);
     assert_eq!(tally(&nginx, "/", 4), "a: 4");
     // More updates come, and the bad ones are still there.
-    let id = register_one(&consul, &service, &backends[1]);
-    until_served_by(&nginx, "/", "a b");
-    consul.deregister(&id);
-    until_served_by(&nginx, "/", "a");
+    until_followed(&consul, &nginx, &service, &backends[1]);
     for id in &ids {
         nginx.wait_for_log(&format!("instance \"{id}\""));
         let lines = nginx.logged(&format!("instance \"{id}\""));

@@ -6,14 +6,14 @@ use std::time::Duration;
 use nginx_consul_e2e::consul::Options;
 use nginx_consul_e2e::fake_consul::{Answer, instance};
 use nginx_consul_e2e::{
-    Agent, Backend, FakeConsul, Fault, Instance, Load, Manner, Nginx, Proxy, http, load, process,
-    wait,
+    Agent, Backend, Fault, Instance, Load, Manner, Nginx, Proxy, http, load, process, wait,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::support::{
-    SOON, follow, gateway, register, register_one, tally, unique, until_peers, until_served_by,
+    SOON, balanced, follow, gateway, register, register_one, scripted, tally, unique,
+    until_followed, until_peers, until_served_by,
 };
 
 /// A field of the peer that is instance `id`; null if there is none.
@@ -46,14 +46,7 @@ fn invariant_1_and_6_no_request_fails_while_the_set_changes_all_the_time() {
     let backends = Backend::start_all(&["a", "b", "c", "d"]);
     register(&consul, &service, &backends[..2]);
     for method in ["round_robin", "random", "least_conn"] {
-        let nginx = gateway(
-            &consul.url(),
-            &service,
-            "consul_dynamic %%SERVICE%%; consul_balance %%METHOD%%;",
-        )
-        .set("METHOD", method)
-        .workers(2)
-        .start();
+        let nginx = balanced(&consul, &service, "", method).workers(2).start();
         let generation = || nginx.service(&service)["generation"].as_u64().unwrap_or(0);
         let before = generation();
         let load = Load::start(nginx.address(), "/", 2, false);
@@ -88,6 +81,8 @@ fn invariant_2_a_request_sees_one_generation_to_its_end() {
         consul.deregister(&id);
     }
     register_one(&consul, &service, &backends[2]);
+    // A request before that would hang at a too.
+    until_peers(&nginx, &service, &[&backends[2]]);
     until_served_by(&nginx, "/", "c");
     backends[0].set(Manner::Reset);
     let answer = client.join().expect("a client").expect("an answer");
@@ -97,19 +92,21 @@ fn invariant_2_a_request_sees_one_generation_to_its_end() {
     assert_eq!(line, format!("/pinned|200|{a}, {b}|502, 200"));
 }
 
+/// nginx that has seen `a` fail, and leaves it alone for a minute.
+fn after_a_failure(consul: &Agent, service: &str, backends: &[Backend]) -> Nginx {
+    let upstream = "consul_dynamic %%SERVICE%% max_fails=1 fail_timeout=60s;";
+    let nginx = gateway(&consul.url(), service, upstream).start();
+    backends[0].set(Manner::Reset);
+    assert_eq!(tally(&nginx, "/", 6), "b: 6");
+    nginx
+}
+
 #[test]
 fn invariant_3_counters_survive_updates_and_reloads() {
     let (consul, service) = (Agent::shared(), unique("web"));
     let backends = Backend::start_all(&["a", "b", "c"]);
     let ids = register(&consul, &service, &backends[..2]);
-    let mut nginx = gateway(
-        &consul.url(),
-        &service,
-        "consul_dynamic %%SERVICE%% max_fails=1 fail_timeout=60s;",
-    )
-    .start();
-    backends[0].set(Manner::Reset);
-    assert_eq!(tally(&nginx, "/", 6), "b: 6");
+    let mut nginx = after_a_failure(&consul, &service, &backends);
     backends[0].set(Manner::Hold);
     backends[1].set(Manner::Hold);
     let address = nginx.address();
@@ -135,14 +132,7 @@ fn invariant_3_an_instance_that_leaves_and_returns_starts_afresh() {
     let (consul, service) = (Agent::shared(), unique("web"));
     let backends = Backend::start_all(&["a", "b"]);
     let ids = register(&consul, &service, &backends);
-    let nginx = gateway(
-        &consul.url(),
-        &service,
-        "consul_dynamic %%SERVICE%% max_fails=1 fail_timeout=60s;",
-    )
-    .start();
-    backends[0].set(Manner::Reset);
-    assert_eq!(tally(&nginx, "/", 6), "b: 6");
+    let nginx = after_a_failure(&consul, &service, &backends);
     backends[0].release();
     consul.deregister(&ids[0]);
     until_peers(&nginx, &service, &[&backends[1]]);
@@ -201,9 +191,7 @@ fn unbelievable(new: &Value) -> Vec<(&'static str, Answer)> {
 
 #[test]
 fn invariant_4_only_a_believable_answer_changes_the_table() {
-    let consul = FakeConsul::start();
-    let backends = Backend::start_all(&["a", "b"]);
-    consul.publish("web", 7, &json!([instance("a", backends[0].address())]));
+    let (consul, backends) = scripted();
     let nginx =
         gateway(&consul.url(), "web", "consul_dynamic %%SERVICE%%; consul_retry 10ms 30ms;")
             .start();
@@ -249,10 +237,7 @@ fn invariant_5_a_watch_survives_whatever_consul_does() {
         wait::until(&format!("failures under {fault:?}"), SOON, || failures() >= Some(3));
         assert_eq!(tally(&nginx, "/", 2), "a: 2");
         proxy.set(Fault::Pass);
-        let id = register_one(&consul, &service, &backends[1]);
-        until_served_by(&nginx, "/", "a b");
-        consul.deregister(&id);
-        until_served_by(&nginx, "/", "a");
+        until_followed(&consul, &nginx, &service, &backends[1]);
     }
     consul.pause();
     assert_eq!(tally(&nginx, "/", 2), "a: 2");
@@ -263,9 +248,7 @@ fn invariant_5_a_watch_survives_whatever_consul_does() {
 
 #[test]
 fn invariant_5_a_consul_that_never_answers_is_left_at_the_deadline() {
-    let consul = FakeConsul::start();
-    let backends = Backend::start_all(&["a", "b"]);
-    consul.publish("web", 7, &json!([instance("a", backends[0].address())]));
+    let (consul, backends) = scripted();
     let nginx = gateway(
         &consul.url(),
         "web",
@@ -284,15 +267,13 @@ fn invariant_5_a_consul_that_never_answers_is_left_at_the_deadline() {
     let expected = Duration::from_millis(10_500)..Duration::from_secs(14);
     assert!(expected.contains(&span), "asked again after {span:?}");
     assert_eq!(after.index, None, "an index outlived its connection");
-    consul.publish("web", 8, &json!([instance("b", backends[1].address())]));
+    consul.publish_one("web", 8, &backends[1]);
     until_served_by(&nginx, "/", "b");
 }
 
 #[test]
 fn invariant_7_a_full_zone_is_a_loud_error_that_keeps_the_last_good_set() {
-    let consul = FakeConsul::start();
-    let backends = Backend::start_all(&["a", "b"]);
-    consul.publish("web", 7, &json!([instance("a", backends[0].address())]));
+    let (consul, backends) = scripted();
     let nginx = nginx_consul_e2e::Config::http(&format!(
         "consul_zone consul 256k; consul_server %%CONSUL%%;
          upstream api {{ consul_dynamic web; consul_retry 50ms 200ms; }} {}",

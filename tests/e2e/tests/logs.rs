@@ -115,7 +115,7 @@ fn a_reload_with_the_same_peers_is_no_line() {
     let mut nginx = follow(&consul.url(), &service);
     until_served_by(&nginx, "/", "a");
     let before = lines(&nginx, &service);
-    nginx.reload();
+    nginx.reload_and_wait();
     until_served_by(&nginx, "/", "a");
     wait::until("the new worker has asked", SOON, || {
         nginx.service(&service)["last_good_seconds"].as_f64().is_some_and(|age| age < 1.0)

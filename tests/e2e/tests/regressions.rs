@@ -52,7 +52,7 @@ fn a_reload_that_changes_most_services_of_a_small_zone_finds_room_for_them() {
     };
     assert!(everywhere(&nginx), "before");
     nginx.rewrite(|text| text.replace("near=n", "near=other"));
-    nginx.reload();
+    nginx.reload_and_wait();
     wait::until("every block has its peers", SOON, || everywhere(&nginx));
 }
 

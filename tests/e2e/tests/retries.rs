@@ -10,7 +10,7 @@ use nginx_consul_e2e::tls::Authority;
 use nginx_consul_e2e::{Agent, Backend, Config, Instance, Manner, Tally, wait};
 
 use crate::support::{
-    SERVER, SOON, follow, gateway, register, register_one, tally, unique, until_peers,
+    SERVER, SOON, balanced, follow, gateway, register, register_one, tally, unique, until_peers,
 };
 
 /// `uri|status|addresses|statuses` with the addresses as backends' names.
@@ -26,13 +26,7 @@ fn a_retry_goes_to_a_peer_not_yet_tried() {
     let backends = Backend::start_all(&["a", "b", "c"]);
     register(&consul, &service, &backends);
     for method in ["round_robin", "random", "least_conn"] {
-        let nginx = gateway(
-            &consul.url(),
-            &service,
-            "consul_dynamic %%SERVICE%% max_fails=0; consul_balance %%METHOD%%;",
-        )
-        .set("METHOD", method)
-        .start();
+        let nginx = balanced(&consul, &service, "max_fails=0", method).start();
         backends[0].set(Manner::Reset);
         backends[1].set(Manner::Reset);
         assert_eq!(tally(&nginx, "/try", 12), "c: 12", "{method}");
@@ -52,13 +46,7 @@ fn tries_end_when_every_peer_was_tried() {
     register(&consul, &service, &backends);
     backends.iter().for_each(|backend| backend.set(Manner::Reset));
     for method in ["round_robin", "random", "least_conn"] {
-        let nginx = gateway(
-            &consul.url(),
-            &service,
-            "consul_dynamic %%SERVICE%% max_fails=0; consul_balance %%METHOD%%;",
-        )
-        .set("METHOD", method)
-        .start();
+        let nginx = balanced(&consul, &service, "max_fails=0", method).start();
         assert_eq!(nginx.get("/all").status, 502);
         let line = named(&nginx.access("/all", 1)[0], &backends);
         let fields: Vec<&str> = line.split('|').collect();
@@ -200,6 +188,7 @@ fn websockets_work() {
     echo(b"still here");
 }
 
+/// With `Connection: close`, because nginx keeps connections without being told since 1.29.7.
 #[test]
 fn peers_are_reached_over_tls_and_sessions_are_reused() {
     let (consul, service) = (Agent::shared(), unique("web"));
@@ -209,7 +198,7 @@ fn peers_are_reached_over_tls_and_sessions_are_reused() {
     let nginx = Config::http(&format!(
         "consul_server %%CONSUL%%; upstream api {{ consul_dynamic %%SERVICE%%; }}
          proxy_ssl_trusted_certificate %%PREFIX%%/ca.pem; proxy_ssl_verify on;
-         proxy_ssl_name api.test; proxy_ssl_server_name on; {}",
+         proxy_ssl_name api.test; proxy_ssl_server_name on; proxy_set_header Connection close; {}",
         SERVER.replace("http://api", "https://api")
     ))
     .set("CONSUL", consul.url())

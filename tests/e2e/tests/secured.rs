@@ -2,39 +2,17 @@
 
 use std::fs;
 
+use nginx_consul_e2e::acl;
 use nginx_consul_e2e::consul::Options;
 use nginx_consul_e2e::tls::Authority;
-use nginx_consul_e2e::{Agent, Backend, Config, Instance, ports, wait};
-use serde_json::json;
+use nginx_consul_e2e::{Agent, Backend, Config, Instance, ports};
 
-use crate::support::{SERVER, SOON, gateway, register_one, tally, unique, until_served_by};
-
-pub(crate) const MANAGEMENT: &str = "b1000000-0000-4000-8000-000000000001";
+use crate::support::{SERVER, gateway, on_socket, register_one, tally, unique, until_served_by};
 
 /// An agent whose ACL denies by default, and a token that may read services and nodes.
 pub(crate) fn with_acl() -> (Agent, String) {
-    let management = MANAGEMENT;
-    let consul = Options::dev()
-        .hcl(&format!(
-            "acl {{ enabled = true default_policy = \"deny\"
-                    tokens {{ master = \"{management}\" agent = \"{management}\" }} }}"
-        ))
-        .token(management)
-        .start();
-    wait::until("the ACL system is up", SOON, || {
-        let own = consul.request("GET", "/v1/acl/token/self", &serde_json::Value::Null);
-        own.is_ok_and(|answer| answer.status == 200)
-    });
-    consul.put(
-        "/v1/acl/policy",
-        &json!({
-            "Name": "gateway",
-            "Rules": "service_prefix \"\" { policy = \"read\" } node_prefix \"\" { policy = \"read\" }",
-        }),
-    );
-    let token = consul.put("/v1/acl/token", &json!({ "Policies": [{ "Name": "gateway" }] }));
-    let secret = token["SecretID"].as_str().expect("a token").to_owned();
-    (consul, secret)
+    let (consul, token) = acl::start(Options::dev());
+    (consul, token.secret)
 }
 
 #[test]
@@ -151,17 +129,7 @@ fn verification_can_be_turned_off() {
 
 #[test]
 fn consul_is_followed_over_a_unix_socket() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    fs::set_permissions(folder.path(), open).expect("an open folder");
-    let socket = folder.path().join("consul.sock");
-    // Workers run as another user than the agent.
-    let consul = Options::dev()
-        .hcl(&format!(
-            "addresses {{ http = \"127.0.0.1 unix://{}\" }} unix_sockets {{ mode = \"0777\" }}",
-            socket.display()
-        ))
-        .start();
+    let (_folder, socket, consul) = on_socket();
     let service = unique("web");
     let backends = Backend::start_all(&["a", "b"]);
     register_one(&consul, &service, &backends[0]);

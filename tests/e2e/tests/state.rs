@@ -300,8 +300,7 @@ fn worker_0_killed_in_a_loop_leaves_a_whole_file_and_no_litter() {
     let (_folder, path) = place();
     let config = with_state(&proxy.url(), &service, &path, "consul_state %%STATE%%;")
         .workers(2)
-        .allow("exited on signal 9")
-        .allow("was locked by");
+        .allow_kills();
     let mut nginx = config.clone().start();
     until_saved(&path, &service, &[&backends[0]]);
     let first = read(&path).expect("a state file");
@@ -312,10 +311,7 @@ fn worker_0_killed_in_a_loop_leaves_a_whole_file_and_no_litter() {
         thread::sleep(Duration::from_millis(960 + round * 8));
         process::send(zero, Signal::KILL);
         consul.deregister(&id);
-        wait::until("a replacement", SOON, || {
-            let workers = nginx.workers();
-            workers.len() == 2 && !workers.contains(&zero)
-        });
+        nginx.until_replaced(zero);
         read(&path).expect("a state file");
     }
     until_peers(&nginx, &service, &[&backends[0]]);

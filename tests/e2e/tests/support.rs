@@ -1,9 +1,14 @@
 //! What the tests share.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use nginx_consul_e2e::{Agent, Backend, Config, Instance, Nginx, Tally, wait};
+use nginx_consul_e2e::consul::Options;
+use nginx_consul_e2e::{Agent, Backend, Config, FakeConsul, Instance, Nginx, Tally, wait};
+use tempfile::TempDir;
 
 /// How long a change may take to be seen: much longer than it does on an idle machine.
 pub(crate) const SOON: Duration = Duration::from_secs(8);
@@ -46,6 +51,33 @@ pub(crate) fn register_one(consul: &Agent, service: &str, backend: &Backend) -> 
     id
 }
 
+/// nginx whose upstream `api` picks by `method`; `parameters` are those of `consul_dynamic`.
+pub(crate) fn balanced(consul: &Agent, service: &str, parameters: &str, method: &str) -> Config {
+    let upstream = "consul_dynamic %%SERVICE%% %%PARAMETERS%%; consul_balance %%METHOD%%;";
+    gateway(&consul.url(), service, upstream).set("PARAMETERS", parameters).set("METHOD", method)
+}
+
+/// An agent that also listens on a unix socket: the folder of the socket, the socket, and the agent.
+pub(crate) fn on_socket() -> (TempDir, PathBuf, Agent) {
+    let folder = tempfile::tempdir().expect("a folder");
+    // Workers run as another user than the agent.
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).expect("an open folder");
+    let socket = folder.path().join("consul.sock");
+    let hcl = format!(
+        "addresses {{ http = \"127.0.0.1 unix://{}\" }} unix_sockets {{ mode = \"0777\" }}",
+        socket.display()
+    );
+    let consul = Options::dev().hcl(&hcl).start();
+    (folder, socket, consul)
+}
+
+/// A scripted Consul whose service `web` is the first of two backends, `a`, at index 7.
+pub(crate) fn scripted() -> (FakeConsul, Vec<Backend>) {
+    let (consul, backends) = (FakeConsul::start(), Backend::start_all(&["a", "b"]));
+    consul.publish_one("web", 7, &backends[0]);
+    (consul, backends)
+}
+
 /// Who answers `n` requests, as `a: 2, b: 1`.
 pub(crate) fn tally(nginx: &Nginx, path: &str, n: usize) -> String {
     (0..n).map(|_| nginx.outcome(path)).collect::<Tally>().to_string()
@@ -57,6 +89,15 @@ pub(crate) fn until_served_by(nginx: &Nginx, path: &str, names: &str) -> Duratio
     wait::until_eq("who answers", SOON, names, || {
         (0..6).map(|_| nginx.outcome(path)).collect::<Tally>().outcomes()
     })
+}
+
+/// Sees that changes are followed: `b` comes beside `a`, and goes.
+#[track_caller]
+pub(crate) fn until_followed(consul: &Agent, nginx: &Nginx, service: &str, b: &Backend) {
+    let id = register_one(consul, service, b);
+    until_served_by(nginx, "/", "a b");
+    consul.deregister(&id);
+    until_served_by(nginx, "/", "a");
 }
 
 /// Waits until the status page lists exactly these addresses, as `a:1 b:2`.

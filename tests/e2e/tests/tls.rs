@@ -3,19 +3,19 @@
 use std::fs;
 use std::io::Read;
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use nginx_consul_e2e::acl;
 use nginx_consul_e2e::consul::Options;
 use nginx_consul_e2e::process;
 use nginx_consul_e2e::tls::{Authority, Identity};
 use nginx_consul_e2e::{Agent, Backend, Config, Load, Nginx, load, ports, wait};
-use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::secured::with_acl;
-use crate::support::{SERVER, SOON, gateway, register_one, tally, unique, until_served_by};
+use crate::support::{
+    SERVER, SOON, gateway, on_socket, register_one, tally, unique, until_served_by,
+};
 
 /// An agent with an HTTPS port, whose certificate can be changed while it is down.
 struct Secure {
@@ -203,15 +203,7 @@ fn nothing_older_than_tls_1_2_is_offered() {
 
 #[test]
 fn a_socket_that_vanishes_and_returns_is_followed() {
-    let folder = tempfile::tempdir().expect("a folder");
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("open");
-    let socket = folder.path().join("consul.sock");
-    let mut consul = Options::dev()
-        .hcl(&format!(
-            "addresses {{ http = \"127.0.0.1 unix://{}\" }} unix_sockets {{ mode = \"0777\" }}",
-            socket.display()
-        ))
-        .start();
+    let (_folder, socket, mut consul) = on_socket();
     let service = unique("web");
     let backends = Backend::start_all(&["a", "b"]);
     register_one(&consul, &service, &backends[0]);
@@ -231,7 +223,7 @@ fn a_socket_that_vanishes_and_returns_is_followed() {
 
 #[test]
 fn a_token_is_rotated_without_a_reload_and_shows_nowhere() {
-    let (consul, first) = with_acl();
+    let (consul, first) = acl::start(Options::dev());
     let service = unique("web");
     let backends = Backend::start_all(&["a", "b"]);
     register_one(&consul, &service, &backends[0]);
@@ -242,33 +234,18 @@ fn a_token_is_rotated_without_a_reload_and_shows_nowhere() {
         "consul_dynamic %%SERVICE%%; consul_token_file token; consul_retry 50ms 300ms;",
     )
     .log_level("debug")
-    .file("token", format!("{first}\n"))
+    .file("token", format!("{}\n", first.secret))
     .workers(2)
     .start();
     until_served_by(&nginx, "/", "a");
     let load = Load::start_paced(nginx.address(), "/", 1, true, Duration::from_millis(2));
-    let made = consul.put("/v1/acl/token", &json!({ "Policies": [{ "Name": "gateway" }] }));
-    let second = made["SecretID"].as_str().expect("a token").to_owned();
-    // As programs that rotate tokens do it: the file is replaced as a whole.
-    fs::write(nginx.prefix().join("token.new"), &second).expect("a new token");
-    let open = fs::Permissions::from_mode(0o644);
-    fs::set_permissions(nginx.prefix().join("token.new"), open).expect("readable");
-    fs::rename(nginx.prefix().join("token.new"), nginx.prefix().join("token")).expect("a swap");
-    let own = consul.request("GET", "/v1/acl/tokens", &Value::Null).expect("the tokens").body;
-    let list: Vec<Value> = serde_json::from_str(&own).expect("a list");
-    let detail = |id: &str| consul.get(&format!("/v1/acl/token/{id}"));
-    let accessor = list
-        .iter()
-        .filter_map(|token| token["AccessorID"].as_str())
-        .find(|id| detail(id)["SecretID"] == first.as_str())
-        .expect("the first token");
-    let path = format!("/v1/acl/token/{accessor}");
-    let answer = consul.request("DELETE", &path, &Value::Null).expect("an answer");
-    assert_eq!(answer.status, 200, "{}", answer.body);
+    let second = acl::issue(&consul).expect("a token");
+    acl::swap(&nginx.prefix().join("token"), &second);
+    assert!(acl::revoke(&consul, &first), "Consul kept the first token");
     register_one(&consul, &service, &backends[1]);
     until_served_by(&nginx, "/", "a b");
     assert_eq!(load::failures(&load.finish(), &["a", "b"]), "");
-    assert_shows_nowhere(&nginx, &[&first, &second]);
+    assert_shows_nowhere(&nginx, &[&first.secret, &second.secret]);
 }
 
 /// Sees that neither status, logs nor the titles of nginx's processes have any of these.

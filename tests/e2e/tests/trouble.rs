@@ -14,7 +14,7 @@ use nginx_consul_e2e::{
 };
 use serde_json::json;
 
-use crate::support::{SOON, gateway, register_one, tally, unique, until_served_by};
+use crate::support::{SOON, gateway, register_one, scripted, tally, unique, until_served_by};
 
 /// Longest pause between two tries in these tests.
 const STEP: Duration = Duration::from_millis(500);
@@ -235,9 +235,7 @@ fn an_agent_whose_name_doesnt_resolve() {
 
 #[test]
 fn storms_of_500_503_and_429() {
-    let consul = FakeConsul::start();
-    let backends = Backend::start_all(&["a", "b"]);
-    consul.publish("web", 7, &json!([instance("a", backends[0].address())]));
+    let (consul, backends) = scripted();
     let nginx = gateway(&consul.url(), "web", UPSTREAM).start();
     until_served_by(&nginx, "/", "a");
     let load = Load::start_paced(nginx.address(), "/", 1, true, Duration::from_millis(1));

@@ -7,7 +7,7 @@ use nginx_consul_e2e::fake_consul::{Answer, Query, instance};
 use nginx_consul_e2e::{Backend, Config, FakeConsul, Nginx, wait};
 use serde_json::json;
 
-use crate::support::{SERVER, SOON, gateway, tally, until_served_by};
+use crate::support::{SERVER, SOON, gateway, scripted, tally, until_served_by};
 
 fn follow(consul: &FakeConsul) -> Nginx {
     gateway(&consul.url(), "web", "consul_dynamic %%SERVICE%%; consul_retry 50ms 200ms;").start()
@@ -25,11 +25,11 @@ fn queries_until(consul: &FakeConsul, n: usize, found: impl Fn(&Query) -> bool) 
 fn a_lower_index_starts_over_without_one() {
     let consul = FakeConsul::start();
     let backends = Backend::start_all(&["a", "b"]);
-    consul.publish("web", 500, &json!([instance("a", backends[0].address())]));
+    consul.publish_one("web", 500, &backends[0]);
     let nginx = follow(&consul);
     queries_until(&consul, 0, |query| query.index == Some(500));
     let before = consul.queries().len();
-    consul.publish("web", 20, &json!([instance("b", backends[1].address())]));
+    consul.publish_one("web", 20, &backends[1]);
     until_served_by(&nginx, "/", "b");
     let queries = queries_until(&consul, before, |query| query.index == Some(20));
     assert_eq!(queries[0].index, None, "{queries:#?}");
@@ -39,7 +39,7 @@ fn a_lower_index_starts_over_without_one() {
 fn an_early_return_with_the_same_index_starts_over_without_one() {
     let consul = FakeConsul::start();
     let backends = Backend::start_all(&["a", "b"]);
-    consul.publish("web", 20, &json!([instance("a", backends[0].address())]));
+    consul.publish_one("web", 20, &backends[0]);
     let nginx = follow(&consul);
     queries_until(&consul, 0, |query| query.index == Some(20));
     // After a snapshot was restored the blocked query returns old data and the old index, and only
@@ -74,7 +74,7 @@ fn an_index_of_zero_counts_as_one() {
 fn the_index_of_an_error_is_not_used() {
     let consul = FakeConsul::start();
     let backend = Backend::start("a");
-    consul.publish("web", 300, &json!([instance("a", backend.address())]));
+    consul.publish_one("web", 300, &backend);
     let nginx = follow(&consul);
     queries_until(&consul, 0, |query| query.index == Some(300));
     let before = consul.queries().len();
@@ -154,9 +154,7 @@ fn twenty_thousand_instances_at_as_many_addresses_are_peers() {
 
 #[test]
 fn a_longer_body_than_allowed_is_an_error_that_keeps_the_last_good_set() {
-    let consul = FakeConsul::start();
-    let backends = Backend::start_all(&["a", "b"]);
-    consul.publish("web", 7, &json!([instance("a", backends[0].address())]));
+    let (consul, backends) = scripted();
     let nginx = gateway(
         &consul.url(),
         "web",
@@ -169,7 +167,7 @@ fn a_longer_body_than_allowed_is_an_error_that_keeps_the_last_good_set() {
     let line = nginx.wait_for_log("retrying in");
     assert!(line.contains("[error]") && line.contains("8192"), "{line}");
     assert_eq!(tally(&nginx, "/", 2), "a: 2");
-    consul.publish("web", 9, &json!([instance("b", backends[1].address())]));
+    consul.publish_one("web", 9, &backends[1]);
     until_served_by(&nginx, "/", "b");
 }
 
@@ -177,7 +175,7 @@ fn a_longer_body_than_allowed_is_an_error_that_keeps_the_last_good_set() {
 fn an_empty_answer_that_stays_is_believed() {
     let consul = FakeConsul::start();
     let backend = Backend::start("a");
-    consul.publish("web", 7, &json!([instance("a", backend.address())]));
+    consul.publish_one("web", 7, &backend);
     let nginx = follow(&consul);
     until_served_by(&nginx, "/", "a");
     consul.publish("web", 8, &json!([]));

@@ -1,19 +1,32 @@
-//! The reader of the shared table, over a zone in which any words have any values: whatever another
-//! process has done to it, a reader ends, stays within it, and doesn't panic.
+//! The shared table, over a zone in which any words have any values: whatever another process has
+//! done to it, who reads it, counts in it or publishes to it ends, stays within it, and doesn't
+//! panic. Only the lock word is whole: it is what a publisher may wait for.
 #![no_main]
 
 use std::num::NonZeroU16;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use libfuzzer_sys::fuzz_target;
+use nginx_consul_core::consul::gate::Reason;
+use nginx_consul_core::consul::policy::Pending;
 use nginx_consul_core::model::{Health, Peer, PeerSet, identity};
 use nginx_consul_core::process::ProcessId;
-use nginx_consul_core::table::{Image, Table};
+use nginx_consul_core::table::{Image, Lane, Mode, Table};
 
 /// Words of the zone: the smallest that holds a few targets and peers.
 const WORDS: usize = 4096;
 const LANES: usize = 16;
-const KEYS: [u128; 3] = [1, 2 << 64, u128::MAX];
+const KEYS: [u128; 3] = [1, 2 << 64 | 1, u128::MAX];
+/// Where the lock word is.
+const LOCK: usize = 1;
+
+/// What every run starts from; made once.
+struct Start {
+    words: Vec<u64>,
+    me: ProcessId,
+    lane: Option<Lane>,
+}
 
 fn peers(count: u16, tag: &str) -> PeerSet {
     let peer = |port: u16| Peer {
@@ -29,9 +42,10 @@ fn peers(count: u16, tag: &str) -> PeerSet {
     PeerSet::new((1..=count).map(peer).collect())
 }
 
-/// A table with sets of one to three peers, as publishers leave it.
-fn publish(words: &[AtomicU64]) {
-    let table = Table::create(words, LANES).expect("room for a table");
+/// A table with sets of one to three peers, as publishers leave it, and a lane of a worker.
+fn start() -> Start {
+    let words: Vec<AtomicU64> = (0..WORDS).map(|_| AtomicU64::new(0)).collect();
+    let table = Table::create(&words, LANES).expect("room for a table");
     let me = ProcessId::own();
     table.lead(me);
     for (count, key) in (1..).zip(KEYS) {
@@ -40,6 +54,8 @@ fn publish(words: &[AtomicU64]) {
             table.publish((entry, key), &peers(count, tag), 1, me).expect("room for a set");
         }
     }
+    let lane = table.take_lane(me);
+    Start { words: words.iter().map(|w| w.load(Relaxed)).collect(), me, lane }
 }
 
 /// Overwrites words: each eleven bytes are where (two), how (one) and with what (eight).
@@ -58,6 +74,7 @@ fn damage(words: &[AtomicU64], data: &[u8]) {
     }
 }
 
+/// What a reader does with the set it got.
 fn look(table: Table<'_>, image: &Image) {
     for record in &image.records {
         let slot = record.slot as usize;
@@ -68,20 +85,67 @@ fn look(table: Table<'_>, image: &Image) {
     let _ = image.details();
 }
 
+/// What the requests of a worker write, for each peer of the set it got.
+fn count(table: Table<'_>, image: &Image, lane: Option<Lane>) {
+    for record in &image.records {
+        let (slot, identity) = (record.slot as usize, record.identity);
+        let owed = table.enter(slot, identity, lane);
+        table.note_checked(slot, identity, 10, 1_000);
+        table.note_failed(slot, identity, 1_000);
+        table.note_passed(slot, identity);
+        table.forget_fails(slot, identity);
+        if let Some(lane) = lane.filter(|_| owed) {
+            table.leave(slot, lane);
+        }
+    }
+}
+
+/// What the watch of a target writes.
+fn note(table: Table<'_>, entry: usize) {
+    table.note_restored(entry, 1, 2);
+    table.note_pending(entry, Some(Pending { removals: 1, confirmed: 2, of: 3 }));
+    for reason in Reason::ALL {
+        table.count_refusal(entry, reason);
+    }
+    let text = "\u{e9}".repeat(300);
+    table.note_failure(entry, &text, u64::MAX, 1);
+    let seen = table.freshness(entry);
+    assert!(text.starts_with(&seen.error) && !seen.error.is_empty(), "{:?}", seen.error);
+    assert!(table.refusals(entry).len() <= Reason::ALL.len());
+    table.note_good(entry, 1, 0, Mode::Sweep(1), 2);
+    assert_eq!((table.freshness(entry).failures, table.last_good_ms(entry)), (0, 2));
+}
+
+/// What publishers do, having found whatever they find. A zone without room is no fault.
+fn publish(table: Table<'_>, me: ProcessId, lane: Option<Lane>) {
+    for (count, key) in (2..).zip(KEYS) {
+        if let Ok(entry) = table.claim(key, me) {
+            let _ = table.publish((entry, key), &peers(count, "newer"), 3, me);
+        }
+    }
+    table.retain(&KEYS[1..], me);
+    assert!(table.find(KEYS[0]).is_none() && table.free_entries() > 0);
+    if let Some(lane) = lane {
+        table.clear_lane(lane);
+    }
+}
+
 fuzz_target!(|data: &[u8]| {
-    let words: Vec<AtomicU64> = (0..WORDS).map(|_| AtomicU64::new(0)).collect();
-    publish(&words);
+    static START: OnceLock<Start> = OnceLock::new();
+    let Start { words, me, lane } = START.get_or_init(start);
+    let words: Vec<AtomicU64> = words.iter().map(|w| AtomicU64::new(*w)).collect();
     damage(&words, data);
+    words[LOCK].store(0, Relaxed);
     let Some(table) = Table::attach(&words) else { return };
-    let _ = table.usage();
+    let _ = (table.usage(), table.state_file());
     for entry in 0..table.entry_capacity() {
         let key = table.key(entry);
         let _ = (table.generation(entry), table.has_data(entry), table.freshness(entry));
         for image in [table.read(entry, key), table.read_records(entry, key)].iter().flatten() {
             look(table, image);
+            count(table, image, *lane);
         }
+        note(table, entry);
     }
-    for key in KEYS {
-        let _ = table.find(key);
-    }
+    publish(table, *me, *lane);
 });

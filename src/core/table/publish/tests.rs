@@ -136,6 +136,22 @@ fn the_lock_and_the_slots_of_a_killed_publisher_are_taken_over() {
 }
 
 #[test]
+fn counters_at_their_end_and_a_damaged_count_stop_nobody() {
+    let (table, e) = table(1 << 17);
+    publish(&table, e, &set(1..=2)).unwrap();
+    let record = table.read(e, KEY).unwrap().records[0];
+    let slot = record.slot as usize;
+    table.slot_word(slot, slots::FAILS).store(u64::MAX, Relaxed);
+    assert_eq!(table.note_failed(slot, record.identity, 1), u64::MAX);
+    // The last generation, odd as the first one; and more records than any block has.
+    table.entry_word(e, GENERATION).store(u64::MAX, Relaxed);
+    table.descriptor(e, u64::MAX, D_COUNT).store(u64::from(u32::MAX), Relaxed);
+    assert_eq!(publish(&table, e, &set(1..=3)).unwrap().unwrap().peers, 3);
+    assert_eq!(table.generation(e), 0);
+    assert_eq!(table.read(e, KEY).unwrap().records.len(), 3);
+}
+
+#[test]
 fn targets_that_left_the_configuration_are_freed_and_never_mistaken_for_others() {
     let (table, e) = table(1 << 17);
     publish(&table, e, &set(1..4)).unwrap();

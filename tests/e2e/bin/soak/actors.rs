@@ -13,19 +13,22 @@ use crate::gauge::{self, Counts, Stalls, Usage, count};
 use crate::report::{self, Result};
 use crate::scene::{SERVICES, Scene, registration};
 
-/// Threads that change instances, and what each does in a second: 200 in all and more, which makes
-/// up for the time that Consul is down.
+/// What is meant to happen so often: 200 registrations or deregistrations a second.
+pub(crate) const CHANGES: Duration = Duration::from_millis(5);
+/// Threads that make them, a few more than that: it makes up for the time that Consul is down.
 const CHANGERS: usize = 12;
-const CHANGES: u32 = 20;
+const PACE: Duration = Duration::from_millis(50);
 /// Instances of a service that come and go.
 const GUESTS: usize = 4;
 const CLIENTS: usize = 4;
-const PROBES: usize = 4;
+const PROBES: usize = 8;
+/// Probes of a backend: what holds those up is the machine.
+const CONTROLS: usize = 4;
 
-const KILLS: Duration = Duration::from_millis(1500);
-const RELOADS: Duration = Duration::from_secs(4);
-const RESTARTS: Duration = Duration::from_secs(30);
-const ROTATIONS: Duration = Duration::from_secs(7);
+pub(crate) const KILLS: Duration = Duration::from_millis(1500);
+pub(crate) const RELOADS: Duration = Duration::from_secs(4);
+pub(crate) const RESTARTS: Duration = Duration::from_secs(30);
+pub(crate) const ROTATIONS: Duration = Duration::from_secs(7);
 
 /// Numbers that vary.
 struct Random(u64);
@@ -47,45 +50,48 @@ impl Random {
 /// Runs it all for this long; prints the table; returns what is not as it should be.
 pub(crate) fn run(span: Duration) -> Vec<String> {
     println!("soak: {SERVICES} services, {:.1} min", span.as_secs_f64() / 60.0);
-    let scene = Scene::start();
+    let mut scene = Scene::start();
     // What a first reload leaves in the master is the measure for those that follow.
-    process::send(scene.nginx.pid(), Signal::HUP);
-    wait::until("the reload", Duration::from_secs(15), || {
-        process::children(scene.nginx.pid(), "nginx: worker").len() > crate::scene::WORKERS
-    });
+    scene.nginx.reload_and_wait();
     scene.until_settled();
     let counts = Counts::default();
     let before = Usage::of(&scene.nginx);
     let start = Instant::now();
-    let stalls = upheave(&scene, &counts, span);
+    let [stalls, machine] = upheave(&scene, &counts, span);
     let lasted = start.elapsed();
     scene.until_settled();
     let after = rested(&scene, before);
-    let result = Result { counts: &counts, stalls, before, after, lasted, clients: CLIENTS };
+    let result =
+        Result { counts: &counts, stalls, machine, before, after, lasted, clients: CLIENTS };
     report::print(&result);
     report::problems(&result)
 }
 
-/// What is used once idle connections to backends had time to go.
+/// What is used once idle connections to backends had time to go, and so had the requests of the
+/// last killed worker.
 fn rested(scene: &Scene, before: Usage) -> Usage {
     let start = Instant::now();
     loop {
         let now = Usage::of(&scene.nginx);
-        if now.descriptors <= before.descriptors || start.elapsed() > Duration::from_secs(8) {
+        let settled = now.descriptors <= before.descriptors && now.in_flight == 0;
+        if settled || start.elapsed() > Duration::from_secs(8) {
             return now;
         }
         wait::pause();
     }
 }
 
-fn upheave(scene: &Scene, counts: &Counts, span: Duration) -> Stalls {
+/// Returns how event loops were held up, and how the machine was.
+fn upheave(scene: &Scene, counts: &Counts, span: Duration) -> [Stalls; 2] {
     let address = scene.nginx.address();
     thread::scope(|scope| {
         let clients: Vec<_> = (0..CLIENTS)
             .map(|n| scope.spawn(move || gauge::client(counts, address, n * 7)))
             .collect();
-        let probes: Vec<_> =
-            (0..PROBES).map(|_| scope.spawn(|| gauge::probe(counts, address))).collect();
+        let probes = |n: usize, address| -> Vec<_> {
+            (0..n).map(|_| scope.spawn(move || gauge::probe(counts, address))).collect()
+        };
+        let probes = [probes(PROBES, address), probes(CONTROLS, scene.backends[0].address())];
         let changers: Vec<_> =
             (0..CHANGERS).map(|n| scope.spawn(move || change(scene, counts, n))).collect();
         scope.spawn(|| gauge::watch_peers(counts, scene));
@@ -93,9 +99,9 @@ fn upheave(scene: &Scene, counts: &Counts, span: Duration) -> Stalls {
         scope.spawn(|| every(RELOADS, counts, 2, |_| reload(scene, counts)));
         scope.spawn(|| every(RESTARTS, counts, 3, |_| restart(scene, counts)));
         scope.spawn(|| {
-            let mut accessor = None;
+            let mut held = scene.token.clone();
             every(ROTATIONS, counts, 4, |_| {
-                if scene.rotate_token(&mut accessor) {
+                if scene.rotate_token(&mut held) {
                     count(&counts.rotations);
                 }
             });
@@ -107,8 +113,10 @@ fn upheave(scene: &Scene, counts: &Counts, span: Duration) -> Stalls {
         counts.stop.store(true, Ordering::Relaxed);
         clients.into_iter().for_each(|client| client.join().expect("a client"));
         changers.into_iter().for_each(|changer| changer.join().expect("a changer"));
-        let none = Stalls::default();
-        probes.into_iter().fold(none, |all, probe| all.merge(&probe.join().expect("a probe")))
+        probes.map(|probes| {
+            let none = Stalls::default();
+            probes.into_iter().fold(none, |all, probe| all.merge(&probe.join().expect("a probe")))
+        })
     })
 }
 
@@ -150,7 +158,6 @@ fn restart(scene: &Scene, counts: &Counts) {
 fn change(scene: &Scene, counts: &Counts, own: usize) {
     let mut random = Random::new(100 + own);
     let mut present = [[false; GUESTS]; SERVICES];
-    let pace = Duration::from_secs(1) / CHANGES;
     let mut next = Instant::now();
     while counts.goes_on() {
         let service = random.below(SERVICES.div_ceil(CHANGERS)) * CHANGERS + own;
@@ -167,7 +174,7 @@ fn change(scene: &Scene, counts: &Counts, own: usize) {
             count(&counts.changes_refused);
         }
         // What a restart of Consul held up is not made up for in a burst.
-        next = (next + pace).max(Instant::now() - pace);
+        next = (next + PACE).max(Instant::now() - PACE);
         thread::sleep(next.saturating_duration_since(Instant::now()));
     }
     for (service, guests) in present.iter().enumerate() {

@@ -18,10 +18,12 @@ use crate::scene::{SERVICES, Scene};
 /// Pause of a client after each request.
 const PACE: Duration = Duration::from_millis(3);
 /// Pause of a probe.
-const PROBE: Duration = Duration::from_millis(1);
+const PROBE: Duration = Duration::from_millis(2);
+/// Probes over one connection: another one may be another worker's.
+const PROBES_PER_CONNECTION: usize = 50;
 
-/// A connection that breaks this soon after a worker was killed broke for that.
-const BLAME: Duration = Duration::from_secs(1);
+/// How long a killed worker may take to be gone.
+const DYING: Duration = Duration::from_millis(100);
 
 /// Counts of all threads.
 #[derive(Debug, Default)]
@@ -62,9 +64,10 @@ impl Counts {
         }
     }
 
-    fn blames_a_kill(&self) -> bool {
+    /// Whether a worker died since then.
+    fn lost_a_worker_since(&self, start: Instant) -> bool {
         let last = self.last_kill.lock().unwrap_or_else(PoisonError::into_inner);
-        last.is_some_and(|at| at.elapsed() < BLAME)
+        last.is_some_and(|at| at + DYING > start)
     }
 }
 
@@ -79,10 +82,11 @@ pub(crate) fn client(counts: &Counts, address: SocketAddr, first: usize) {
     let mut service = first;
     while counts.goes_on() {
         service = (service + 1) % SERVICES;
+        let start = Instant::now();
         match ask(counts, &mut connection, address, &format!("/s{service}")) {
             Ok(answer) if answer.status == 200 => {}
             Ok(answer) => counts.fail(format!("status {} of s{service}", answer.status)),
-            Err(_) if counts.blames_a_kill() => count(&counts.killed),
+            Err(_) if counts.lost_a_worker_since(start) => count(&counts.killed),
             Err(error) => counts.fail(format!("{error}, s{service}")),
         }
         count(&counts.requests);
@@ -143,7 +147,7 @@ impl Stalls {
     }
 }
 
-/// Probes a worker again and again over one connection; takes a new one where that ends.
+/// Probes a worker some times over one connection, and goes on with another one.
 pub(crate) fn probe(counts: &Counts, address: SocketAddr) -> Stalls {
     let (mut latencies, mut workers) = (Vec::new(), HashSet::new());
     while counts.goes_on() {
@@ -151,12 +155,13 @@ pub(crate) fn probe(counts: &Counts, address: SocketAddr) -> Stalls {
         // The first answer includes the wait for a worker to accept, which may just start.
         let Ok(first) = connection.get("/probe") else { continue };
         workers.insert(first.header("x-worker").unwrap_or_default().to_owned());
-        while counts.goes_on() {
+        for _ in 0..PROBES_PER_CONNECTION {
             thread::sleep(PROBE);
             let start = Instant::now();
-            let Ok(answer) = connection.get("/probe") else { break };
+            let answer = connection.get("/probe");
+            // A worker that was killed while it was held up counts too.
             latencies.push(u32::try_from(start.elapsed().as_micros()).unwrap_or(u32::MAX));
-            if answer.head.closes() {
+            if !answer.is_ok_and(|answer| !answer.head.closes()) {
                 break;
             }
         }
@@ -193,6 +198,8 @@ pub(crate) struct Usage {
     pub(crate) memory: [u64; 2],
     /// Bytes of the zone.
     pub(crate) zone: u64,
+    /// Requests that count as being with an instance.
+    pub(crate) in_flight: u64,
     pub(crate) threads: usize,
     pub(crate) descriptors: usize,
     pub(crate) processes: usize,
@@ -207,7 +214,8 @@ impl Usage {
         all.push(master);
         Usage {
             memory: [private(master), children.iter().map(|&pid| private(pid)).sum()],
-            zone: nginx.status()["zone"]["used"].as_u64().unwrap_or(0),
+            zone: nginx.status()["zone"]["used"].as_u64().expect("the size of the zone"),
+            in_flight: nginx.in_flight(),
             threads: all.iter().map(|&pid| process::threads(pid).len()).sum(),
             descriptors: all.iter().map(|&pid| process::descriptors(pid).len()).sum(),
             processes: all.len(),

@@ -1,11 +1,10 @@
 //! What the soak runs on: a Consul with an ACL, nginx with many services, and backends.
 
 use std::fmt::Write as _;
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
+use nginx_consul_e2e::acl::{self, Token};
 use nginx_consul_e2e::consul::Options;
 use nginx_consul_e2e::{Agent, Backend, Config, Nginx, process, wait};
 use serde_json::{Value, json};
@@ -19,37 +18,27 @@ pub(crate) const WORKERS: usize = 2;
 /// Longest that anything may take to settle.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-const MANAGEMENT: &str = "b1000000-0000-4000-8000-000000000001";
-
 /// All of it.
 pub(crate) struct Scene {
     consul: RwLock<Agent>,
     /// Instances that stay are at the first, those that come and go at the others.
     pub(crate) backends: Vec<Backend>,
     pub(crate) nginx: Nginx,
+    /// The first one that nginx has.
+    pub(crate) token: Token,
 }
 
 impl Scene {
     /// Starts everything; each service has one instance.
     pub(crate) fn start() -> Scene {
-        let consul = Options::server("s1")
-            .hcl(&format!(
-                "acl {{ enabled = true default_policy = \"deny\"
-                        tokens {{ master = \"{MANAGEMENT}\" agent = \"{MANAGEMENT}\" }} }}"
-            ))
-            .token(MANAGEMENT)
-            .start();
-        until_acl(&consul);
-        let rules =
-            "service_prefix \"\" { policy = \"read\" } node_prefix \"\" { policy = \"read\" }";
-        consul.put("/v1/acl/policy", &json!({ "Name": "gateway", "Rules": rules }));
+        let (consul, token) = acl::start(Options::server("s1"));
         let backends = Backend::start_all(&["home", "x", "y", "z"]);
         for service in 0..SERVICES {
             let home = registration(service, "home", &backends[0], 1);
             consul.put("/v1/agent/service/register", &home);
         }
-        let nginx = nginx(&consul);
-        let scene = Scene { consul: RwLock::new(consul), backends, nginx };
+        let nginx = nginx(&consul, &token);
+        let scene = Scene { consul: RwLock::new(consul), backends, nginx, token };
         scene.until_settled();
         scene
     }
@@ -69,19 +58,15 @@ impl Scene {
         let mut consul = self.consul_alone();
         consul.kill();
         consul.start();
-        until_acl(&consul);
+        acl::until_up(&consul);
     }
 
-    /// Gives nginx a new token, and takes the old one back. Says whether Consul went along.
-    pub(crate) fn rotate_token(&self, accessor: &mut Option<String>) -> bool {
+    /// Gives nginx a new token, and takes the one back that it has. Says whether Consul went along.
+    pub(crate) fn rotate_token(&self, held: &mut Token) -> bool {
         let consul = self.consul();
-        let Some((secret, id)) = token(&consul) else { return false };
-        put_token(self.nginx.prefix(), &secret);
-        let old = accessor.replace(id);
-        old.is_none_or(|old| {
-            let path = format!("/v1/acl/token/{old}");
-            consul.request("DELETE", &path, &Value::Null).is_ok_and(|a| a.status == 200)
-        })
+        let Some(new) = acl::issue(&consul) else { return false };
+        acl::swap(&self.nginx.prefix().join("token"), &new);
+        acl::revoke(&consul, &std::mem::replace(held, new))
     }
 
     /// Waits until no old worker is left and each service has its one instance again.
@@ -114,31 +99,7 @@ pub(crate) fn registration(service: usize, name: &str, backend: &Backend, weight
     })
 }
 
-fn until_acl(consul: &Agent) {
-    wait::until("the ACL system is up", PATIENCE, || {
-        let own = consul.request("GET", "/v1/acl/token/self", &Value::Null);
-        own.is_ok_and(|answer| answer.status == 200)
-    });
-}
-
-/// A new token and its accessor.
-fn token(consul: &Agent) -> Option<(String, String)> {
-    let wanted = json!({ "Policies": [{ "Name": "gateway" }] });
-    let answer = consul.request("PUT", "/v1/acl/token", &wanted).ok()?;
-    let token: Value = serde_json::from_str(&answer.body).ok()?;
-    Some((token["SecretID"].as_str()?.to_owned(), token["AccessorID"].as_str()?.to_owned()))
-}
-
-/// Swaps the token file as a whole.
-fn put_token(folder: &std::path::Path, secret: &str) {
-    let (new, file) = (folder.join("token.new"), folder.join("token"));
-    fs::write(&new, secret).expect("a token file");
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o644)).expect("readable by workers");
-    fs::rename(new, file).expect("the token file");
-}
-
-fn nginx(consul: &Agent) -> Nginx {
-    let (first, _) = token(consul).expect("a token");
+fn nginx(consul: &Agent, token: &Token) -> Nginx {
     let mut text = "consul_server %%CONSUL%%; consul_token_file token;
         consul_retry 50ms 1s; access_log off; keepalive_requests 100000;\n"
         .to_owned();
@@ -163,10 +124,9 @@ fn nginx(consul: &Agent) -> Nginx {
     );
     Config::http(&text)
         .set("CONSUL", consul.url())
-        .file("token", first)
+        .file("token", &token.secret)
         .workers(WORKERS)
         .log_level("error")
-        .allow("exited on signal 9")
-        .allow("was locked by")
+        .allow_kills()
         .start()
 }

@@ -1,0 +1,121 @@
+//! The host name of a Consul agent, as the resolver knows it or not.
+
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nginx_consul_e2e::{Agent, Backend, Load, Proxy, load, wait};
+use tempfile::TempDir;
+
+use crate::support::{SOON, gateway, register_one, unique, until_served_by};
+
+const NAME: &str = "consul.test";
+
+/// Longest pause between two tries, and what a busy machine may add to it.
+const STEP: Duration = Duration::from_millis(500);
+const LENIENCE: Duration = Duration::from_millis(1500);
+
+/// Most tries in [`SPAN`].
+const MOST: u64 = 20;
+const SPAN: Duration = Duration::from_secs(2);
+
+/// `/etc/hosts` as one nginx sees it, in a mount namespace of its own; it asks no other resolver.
+struct Hosts(TempDir);
+
+impl Hosts {
+    /// One with [`NAME`] in it.
+    fn new() -> Hosts {
+        let hosts = Hosts(tempfile::tempdir().expect("a folder"));
+        fs::write(hosts.path("nsswitch.conf"), "passwd: files\ngroup: files\nhosts: files\n")
+            .expect("nsswitch.conf");
+        hosts.say(&format!("127.0.0.1 localhost {NAME}\n"));
+        hosts
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.path().join(name).display().to_string()
+    }
+
+    /// Writes the file in place: a mount shows a file, not what later has its name.
+    fn say(&self, text: &str) {
+        fs::write(self.path("hosts"), text).expect("hosts");
+    }
+
+    /// What is to start nginx.
+    fn starter(&self) -> Vec<String> {
+        let script = format!(
+            "mount --bind {} /etc/hosts && mount --bind {} /etc/nsswitch.conf && exec \"$@\"",
+            self.path("hosts"),
+            self.path("nsswitch.conf"),
+        );
+        let words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", &script, "sh"];
+        words.map(str::to_owned).to_vec()
+    }
+}
+
+/// Whether this process may have a mount namespace.
+fn may_mount() -> bool {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "mount", "--bind", "/etc/hosts", "/etc/hosts"]);
+    command.status().is_ok_and(|status| status.success())
+}
+
+#[test]
+fn a_name_that_is_no_more_and_is_again() {
+    if !may_mount() {
+        eprintln!("NOT TESTED: no right to mount, so this nginx can't have /etc/hosts of its own");
+        return;
+    }
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b", "c"]);
+    register_one(&consul, &service, &backends[0]);
+    let proxy = Proxy::start(consul.address());
+    let hosts = Hosts::new();
+    let starter = hosts.starter();
+    let url = format!("http://{NAME}:{}", proxy.address().port());
+    let upstream =
+        "consul_dynamic %%SERVICE%%; consul_retry 50ms 500ms; consul_wait 1s; keepalive 4;";
+    let nginx = gateway(&url, &service, upstream)
+        .started_by(&starter.iter().map(String::as_str).collect::<Vec<_>>())
+        .start();
+    until_served_by(&nginx, "/", "a");
+    let load = Load::start_paced(nginx.address(), "/", 1, true, Duration::from_millis(1));
+    let failures = || nginx.service(&service)["failures"].as_u64().unwrap_or(0);
+
+    // An open connection needs no name.
+    hosts.say("127.0.0.1 localhost\n");
+    register_one(&consul, &service, &backends[1]);
+    until_served_by(&nginx, "/", "a b");
+    assert_eq!(failures(), 0);
+
+    proxy.cut_all();
+    let error = format!("cannot resolve \"{NAME}\"");
+    wait::until("the error is in status", SOON, || {
+        nginx.service(&service)["last_error"].as_str().is_some_and(|text| text.contains(&error))
+    });
+    wait::until("the error is in the log", SOON, || {
+        let lines = nginx.logged(&error);
+        lines.iter().any(|line| line.contains(&format!("service \"{service}\": ")))
+    });
+    wait::until("an outage is an error", SOON, || {
+        nginx.logged("[error]").iter().any(|line| line.contains("retrying in"))
+    });
+    register_one(&consul, &service, &backends[2]);
+    let before = failures();
+    wait::holds("few tries", SPAN, || failures() <= before + MOST);
+    println!("{} tries in {SPAN:?}", failures() - before);
+    assert!(failures() > before, "it tries no more");
+    load.open_window();
+    wait::until("a and b serve", SOON, || load.seen("a").is_some() && load.seen("b").is_some());
+    assert!(load.seen("c").is_none(), "{:?}", load.window());
+
+    hosts.say(&format!("127.0.0.1 localhost {NAME}\n"));
+    let healed = Instant::now();
+    wait::until("the news is served", STEP + LENIENCE, || load.seen("c").is_some());
+    println!("followed again after {:?}", healed.elapsed());
+    nginx.wait_for_log(&format!("service \"{service}\": answers again after"));
+    wait::until("no more failures", SOON, || failures() == 0);
+    let shown = nginx.service(&service)["last_error"].clone();
+    assert!(shown.is_null(), "{shown}");
+    assert_eq!(load::failures(&load.finish(), &["a", "b", "c"]), "");
+}
