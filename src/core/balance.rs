@@ -8,7 +8,12 @@
 
 use rand::RngCore;
 
+#[cfg(test)]
+mod golden;
+pub mod latency;
+pub mod modulo;
 mod order;
+pub mod ring;
 mod tried;
 mod view;
 mod weighted;
