@@ -20,7 +20,7 @@ mod weighted;
 
 pub use order::Order;
 pub use tried::Tried;
-pub use view::{Candidates, Clock, Rules, View};
+pub use view::{Candidates, Clock, Rules, Tier, View, pick};
 pub use weighted::Weighted;
 
 /// A balancing method, by the names of `consul_balance`.
@@ -73,21 +73,19 @@ pub trait Peers {
     fn weights(&self) -> &Weighted;
     /// Their round robin order.
     fn order(&self) -> &Order;
-    /// Whether the peer is free to be tried: not tried yet, not full.
+    /// Whether the peer is free to be tried: not tried yet, not full, not down.
     fn is_free(&self, peer: usize) -> bool;
     /// Whether it is out for its failures.
     fn is_failed(&self, peer: usize) -> bool;
     /// The share of its weight that it gets during slow start, of [`FULL_SHARE`].
     fn share(&self, peer: usize) -> u32;
-    /// Whether the request has tried a peer before.
-    fn has_tried(&self) -> bool;
     /// Requests in flight.
     fn load(&self, peer: usize) -> u64;
 }
 
-/// Picks a peer, or `None` if none can be used. A peer that is out for its failures is only picked
-/// if there is no other and the request has tried none. `cursor` is the worker's place in the round robin order.
-pub fn pick<P: Peers, R: RngCore>(
+/// Picks a peer that can be used, or `None` if there is none. `cursor` is the worker's place in the
+/// round robin order.
+fn pick_from<P: Peers, R: RngCore>(
     method: Method,
     peers: &P,
     cursor: &mut u64,
@@ -104,7 +102,7 @@ pub fn pick<P: Peers, R: RngCore>(
             _ => one,
         }),
     };
-    candidate.or_else(|| search(peers, rng))
+    candidate.or_else(|| search(peers, rng, |peer| !peers.is_failed(peer)))
 }
 
 fn draw<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<usize> {
@@ -151,20 +149,15 @@ fn is_usable<P: Peers, R: RngCore>(peers: &P, rng: &mut R, peer: usize) -> bool 
     share >= FULL_SHARE || rng.next_u32() % FULL_SHARE < share
 }
 
-/// Looks through all peers from a random one on for a free one, at first without those that failed.
-fn search<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<usize> {
+/// Looks through all peers, from a random one on, for a free one that `suits`.
+fn search<P: Peers, R: RngCore>(
+    peers: &P,
+    rng: &mut R,
+    suits: impl Fn(usize) -> bool,
+) -> Option<usize> {
     let count = peers.len();
-    let start = rng.next_u32() as usize % count;
-    let mut failed = None;
-    for peer in (start..count).chain(0..start) {
-        if peers.is_free(peer) {
-            if !peers.is_failed(peer) {
-                return Some(peer);
-            }
-            failed = failed.or(Some(peer));
-        }
-    }
-    failed.filter(|_| !peers.has_tried())
+    let start = rng.next_u32() as usize % count.max(1);
+    (start..count).chain(0..start).find(|&peer| peers.is_free(peer) && suits(peer))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::num::NonZeroU16;
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use crate::address::AddressFilter;
+use crate::params::Params;
 
 /// Consistency mode of a Consul query
 /// (<https://developer.hashicorp.com/consul/api-docs/features/consistency>).
@@ -128,6 +129,8 @@ pub struct Instance {
     pub weight_warning: u16,
     /// Datacenter of the node, empty where Consul does not say.
     pub datacenter: String,
+    /// What its `Service.Meta` says.
+    pub params: Params,
 }
 
 /// One address that requests can go to.
@@ -149,6 +152,8 @@ pub struct Peer {
     pub health: Health,
     /// Datacenter of the node.
     pub datacenter: String,
+    /// Its own parameters, but for the weight.
+    pub params: Params,
 }
 
 /// Identity of a peer: the instance (node and service id) and, for a host name with several

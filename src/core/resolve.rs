@@ -186,6 +186,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::model::Health;
+    use crate::params::Params;
 
     /// Answers from a list and notes what was asked.
     #[derive(Default)]
@@ -214,6 +215,7 @@ pub(crate) mod tests {
             weight_passing: NonZeroU16::MIN,
             weight_warning: 1,
             datacenter: String::new(),
+            params: Params::default(),
         }
     }
 

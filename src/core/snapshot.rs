@@ -5,6 +5,7 @@ use std::num::NonZeroU16;
 
 use crate::consul::health::Skipped;
 use crate::model::{Admit, Health, Instance, Peer, PeerSet, Selection, identity};
+use crate::params::Params;
 use crate::resolve::Names;
 use crate::text::shortened;
 
@@ -51,6 +52,8 @@ pub fn peers(
                 tags: kept(&instance.tags),
                 health: instance.health,
                 datacenter: instance.datacenter.clone(),
+                // Its weight is in effect already.
+                params: Params { weight: None, ..instance.params },
             });
         }
     }
@@ -78,9 +81,11 @@ fn kept(tags: &[String]) -> Vec<String> {
 /// Weight of an instance, `None` if it is not admitted.
 fn weight(instance: &Instance, admit: Admit) -> Option<NonZeroU16> {
     match (instance.health, admit) {
-        (Health::Passing, _) => Some(instance.weight_passing),
+        (Health::Passing, _) => Some(instance.params.weight.unwrap_or(instance.weight_passing)),
         (Health::Warning, Admit::Warning | Admit::Any) => NonZeroU16::new(instance.weight_warning),
-        (Health::Critical, Admit::Any) => Some(instance.weight_passing),
+        (Health::Critical, Admit::Any) => {
+            Some(instance.params.weight.unwrap_or(instance.weight_passing))
+        }
         _ => None,
     }
 }

@@ -41,7 +41,7 @@ pub use read::{Detail, Image, Record};
 pub use slots::{Counters, Lane};
 
 /// Says that the zone holds a table of this layout.
-const MAGIC: u64 = 0x6e67_782d_636e_0002;
+const MAGIC: u64 = 0x6e67_782d_636e_0003;
 
 /// Words of the header; the rest of them is spare.
 const HEADER: usize = 16;
@@ -202,6 +202,7 @@ impl<'z> Table<'z> {
 pub(crate) mod tests {
     use super::*;
     use crate::model::{Health, Peer, PeerSet, identity};
+    use crate::params::Params;
     use std::num::NonZeroU16;
 
     pub(crate) fn zone(words: usize) -> &'static [AtomicU64] {
@@ -219,6 +220,7 @@ pub(crate) mod tests {
             tags: vec!["v1".into()],
             health: Health::Passing,
             datacenter: "dc1".into(),
+            params: Params::default(),
         }
     }
 

@@ -65,11 +65,16 @@ pub(crate) struct Settings {
     pub(crate) allow: Option<Vec<IpNet>>,
     pub(crate) deny: Option<Vec<IpNet>>,
     pub(crate) balance: Option<Method>,
+    /// Percent; `Some(None)`: off.
+    pub(crate) panic: Option<Option<u8>>,
 }
 
 /// `consul_dynamic` of a block.
 pub(crate) struct Dynamic {
+    /// What to ask, but for the datacenter.
     pub(crate) query: Query,
+    /// `dc=`, in the order of use; none: the agent's own.
+    pub(crate) datacenters: Vec<String>,
     pub(crate) selection: Selection,
     pub(crate) rules: Rules,
     /// The block has `server` lines to fall back on.

@@ -6,7 +6,7 @@
 use std::ffi::c_void;
 use std::rc::Rc;
 
-use nginx_consul_core::balance::{Rules, Tried};
+use nginx_consul_core::balance::Tried;
 use nginx_consul_core::table::{Lane, Record, Table};
 use nginx_sys::{
     NGX_LOG_WARN, NGX_PEER_FAILED, ngx_conf_t, ngx_http_request_t,
@@ -19,10 +19,12 @@ use crate::ffi::{DECLINED, ERROR, OK, fence, give_to_pool};
 use crate::session;
 
 mod block;
+mod delegate;
 mod view;
 
 use block::now;
-pub(crate) use block::{Block, Worker};
+pub(crate) use block::{Block, Source, Worker};
+use delegate::Delegate;
 use view::PeerView;
 
 /// A request to the block; `peer.data`.
@@ -35,6 +37,10 @@ struct Attempt {
     counted: Option<(usize, Lane)>,
     /// Lives in the configuration, which outlives the request.
     block: *const Block,
+    request: *mut ngx_http_request_t,
+    upstream: *mut ngx_http_upstream_srv_conf_t,
+    /// Once no instance can be used: nginx's round robin over the block's `server` lines.
+    servers: Option<Delegate>,
 }
 
 /// `peer.init_upstream`. nginx's own round robin is made of the block's `server` lines, for when
@@ -78,7 +84,7 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
             if view.is_empty() && block.has_fallback {
                 return ngx_http_upstream_init_round_robin_peer(r, us);
             }
-            let tries = view.len().max(1);
+            let tries = view.len().max(1) + usize::from(block.has_fallback);
             let attempt = give_to_pool(
                 (*r).pool,
                 Attempt {
@@ -87,6 +93,9 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
                     current: None,
                     counted: None,
                     block: &raw const **block,
+                    request: r,
+                    upstream: us,
+                    servers: None,
                 },
             );
             if attempt.is_null() {
@@ -117,19 +126,27 @@ extern "C" fn ngx_http_upstream_get_consul_peer(
     data: *mut c_void,
 ) -> ngx_int_t {
     fence(ERROR, || {
-        // SAFETY: nginx passes the request's connection and our data.
-        let (pc, attempt) = unsafe { (&mut *pc, attempt(data)) };
-        // SAFETY: the configuration outlives the request.
-        let block = unsafe { &*attempt.block };
-        pc.set_cached(0);
-        pc.connection = std::ptr::null_mut();
+        // SAFETY: nginx passes our data; the configuration outlives the request.
+        let (attempt, block) = unsafe {
+            let attempt = attempt(data);
+            let block = &*attempt.block;
+            (attempt, block)
+        };
         attempt.end();
+        if let Some(servers) = &attempt.servers {
+            return servers.get(pc);
+        }
         let picked = block.worker().and_then(|worker| {
             let peer = block.pick(worker, attempt.view.peers(), &attempt.tried)?;
-            attempt.begin(worker, peer, &block.rules);
+            attempt.begin(worker, peer);
             Some(peer)
         });
         let Some(peer) = picked else {
+            if let Some(servers) = attempt.turn_to_servers() {
+                return servers.get(pc);
+            }
+            // SAFETY: nginx passes the request's connection.
+            let pc = unsafe { &mut *pc };
             if attempt.tried.count() == 0 {
                 block.complain(pc.log);
             }
@@ -138,6 +155,10 @@ extern "C" fn ngx_http_upstream_get_consul_peer(
             pc.tries = 0;
             return DECLINED;
         };
+        // SAFETY: as above.
+        let pc = unsafe { &mut *pc };
+        pc.set_cached(0);
+        pc.connection = std::ptr::null_mut();
         attempt.view.point(pc, peer);
         OK
     })
@@ -149,28 +170,55 @@ extern "C" fn ngx_http_upstream_free_consul_peer(
     state: ngx_uint_t,
 ) {
     fence((), || {
-        // SAFETY: nginx passes the request's connection and our data.
-        let (pc, attempt) = unsafe { (&mut *pc, attempt(data)) };
+        // SAFETY: nginx passes our data.
+        let attempt = unsafe { attempt(data) };
+        if let Some(servers) = &attempt.servers {
+            servers.free(pc, state);
+            return;
+        }
+        // SAFETY: nginx passes the request's connection.
+        let pc = unsafe { &mut *pc };
         if let Some(peer) = attempt.current {
-            // SAFETY: the configuration outlives the request.
-            let block = unsafe { &*attempt.block };
-            if let Some(worker) = block.worker() {
-                attempt.judge(worker.table, peer, &block.rules, state, pc.log);
+            if let Some(worker) = attempt.block().worker() {
+                attempt.judge(worker.table, peer, state, pc.log);
             }
         }
         attempt.end();
-        pc.tries = if attempt.view.len() == 1 { 0 } else { pc.tries.saturating_sub(1) };
+        pc.tries = if attempt.is_single() { 0 } else { pc.tries.saturating_sub(1) };
     });
 }
 
 impl Attempt {
-    fn begin(&mut self, worker: Worker, peer: usize, rules: &Rules) {
+    fn block(&self) -> &Block {
+        // SAFETY: the configuration outlives the request.
+        unsafe { &*self.block }
+    }
+
+    /// Whether there is one instance and nobody else.
+    fn is_single(&self) -> bool {
+        self.view.len() == 1 && !self.block().has_fallback
+    }
+
+    /// From here on the block's `server` lines are asked, if it has some.
+    fn turn_to_servers(&mut self) -> Option<&Delegate> {
+        if !self.block().has_fallback {
+            return None;
+        }
+        let (r, us) = (self.request, self.upstream);
+        // SAFETY: the request and block that peer.init got.
+        self.servers =
+            unsafe { Delegate::new(r, || ngx_http_upstream_init_round_robin_peer(r, us)) };
+        self.servers.as_ref()
+    }
+
+    fn begin(&mut self, worker: Worker, peer: usize) {
         let Record { slot, identity, .. } = self.view.peers().records()[peer];
         let slot = slot as usize;
         self.tried.insert(peer);
         self.current = Some(peer);
         let counted = worker.table.enter(slot, identity, worker.lane);
         self.counted = worker.lane.filter(|_| counted).map(|lane| (slot, lane));
+        let rules = self.view.peers().rules(peer);
         if rules.max_fails != 0 {
             let timeout = u64::from(rules.fail_timeout);
             worker.table.note_checked(slot, identity, timeout, now().seconds);
@@ -182,19 +230,18 @@ impl Attempt {
         &self,
         table: Table<'static>,
         peer: usize,
-        rules: &Rules,
         state: ngx_uint_t,
         log: *mut ngx_log_t,
     ) {
         let Record { slot, identity, .. } = self.view.peers().records()[peer];
         let slot = slot as usize;
+        let max_fails = u64::from(self.view.peers().rules(peer).max_fails);
         if state & NGX_PEER_FAILED as ngx_uint_t == 0 {
-            table.note_passed(slot, identity);
+            table.note_passed(slot, identity, max_fails, now().millis);
             return;
         }
         let fails = table.note_failed(slot, identity, now().seconds);
-        let max_fails = u64::from(rules.max_fails);
-        if self.view.len() == 1 {
+        if self.is_single() {
             table.forget_fails(slot, identity);
         } else if max_fails != 0 && fails >= max_fails {
             ngx::ngx_log_error!(NGX_LOG_WARN, log, "upstream server temporarily disabled");
@@ -203,8 +250,7 @@ impl Attempt {
 
     fn end(&mut self) {
         self.current = None;
-        // SAFETY: the configuration outlives the request.
-        let worker = unsafe { (*self.block).worker() };
+        let worker = self.block().worker();
         if let (Some(worker), Some((slot, lane))) = (worker, self.counted.take()) {
             worker.table.leave(slot, lane);
         }
@@ -220,18 +266,26 @@ impl Drop for Attempt {
 
 extern "C" fn set_session(pc: *mut ngx_peer_connection_t, data: *mut c_void) -> ngx_int_t {
     fence(ERROR, || {
-        // SAFETY: nginx passes the request's connection and our data.
-        let (pc, attempt) = unsafe { (&mut *pc, attempt(data)) };
-        attempt.current.map_or(OK, |peer| attempt.view.sessions().resume(pc, peer))
+        // SAFETY: nginx passes our data.
+        let attempt = unsafe { attempt(data) };
+        match (&attempt.servers, attempt.current) {
+            (Some(servers), _) => servers.set_session(pc),
+            // SAFETY: nginx passes the request's connection.
+            (None, Some(peer)) => attempt.view.sessions().resume(unsafe { &*pc }, peer),
+            (None, None) => OK,
+        }
     })
 }
 
 extern "C" fn save_session(pc: *mut ngx_peer_connection_t, data: *mut c_void) {
     fence((), || {
-        // SAFETY: nginx passes the request's connection and our data.
-        let (pc, attempt) = unsafe { (&mut *pc, attempt(data)) };
-        if let Some(peer) = attempt.current {
-            attempt.view.sessions().save(pc, peer);
+        // SAFETY: nginx passes our data.
+        let attempt = unsafe { attempt(data) };
+        match (&attempt.servers, attempt.current) {
+            (Some(servers), _) => servers.save_session(pc),
+            // SAFETY: nginx passes the request's connection.
+            (None, Some(peer)) => attempt.view.sessions().save(unsafe { &*pc }, peer),
+            (None, None) => {}
         }
     });
 }

@@ -11,6 +11,8 @@ use serde_json::value::RawValue;
 use crate::model::{Health, Instance};
 use crate::text::{beginning, printable, quote, shortened};
 
+mod meta;
+
 /// The longest name that is kept whole, in bytes: whoever registers instances can't fill the zone
 /// with their names.
 const MAX_NAME: usize = 512;
@@ -22,9 +24,11 @@ pub struct Instances {
     pub good: Vec<Instance>,
     /// The others.
     pub skipped: Vec<Skipped>,
+    /// Good ones with something that is ignored.
+    pub flawed: Vec<Skipped>,
 }
 
-/// An element of the answer that cannot be an instance.
+/// An element of the answer that cannot be an instance, or has a part that can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Skipped {
     /// Name of the node, empty if that cannot be told.
@@ -70,7 +74,15 @@ impl<'de> Visitor<'de> for ListVisitor {
         let mut instances = Instances::default();
         while let Some(element) = list.next_element::<&RawValue>()? {
             match instance(element.get()) {
-                Ok(instance) => instances.good.push(instance),
+                Ok((instance, flaws)) => {
+                    let (node, id) = (&instance.node, &instance.id);
+                    instances.flawed.extend(flaws.into_iter().map(|reason| Skipped {
+                        node: node.clone(),
+                        id: id.clone(),
+                        reason,
+                    }));
+                    instances.good.push(instance);
+                }
                 Err(skipped) => instances.skipped.push(skipped),
             }
         }
@@ -103,6 +115,8 @@ struct Service {
     address: Option<String>,
     port: Option<i64>,
     weights: Option<Weights>,
+    #[serde(default, deserialize_with = "meta::parse")]
+    meta: meta::Own,
 }
 
 #[derive(Deserialize)]
@@ -143,7 +157,8 @@ impl<'de> Deserialize<'de> for Status {
     }
 }
 
-fn instance(json: &str) -> Result<Instance, Skipped> {
+/// An instance, and what is wrong with its `Service.Meta`.
+fn instance(json: &str) -> Result<(Instance, Vec<String>), Skipped> {
     let entry: Entry = serde_json::from_str(json).map_err(|error| {
         let (node, id) = name_of(json);
         Skipped { node, id, reason: quote(&error.to_string()) }
@@ -174,7 +189,8 @@ fn instance(json: &str) -> Result<Instance, Skipped> {
         return skip(&id, format!("port {port} is not in 1-65535"));
     };
     let (weight_passing, weight_warning) = weights(service.weights.as_ref());
-    Ok(Instance {
+    let (params, flaws) = service.meta;
+    let instance = Instance {
         node,
         id,
         host,
@@ -184,7 +200,9 @@ fn instance(json: &str) -> Result<Instance, Skipped> {
         weight_passing,
         weight_warning,
         datacenter: shortened(datacenter.unwrap_or_default(), MAX_NAME),
-    })
+        params,
+    };
+    Ok((instance, flaws))
 }
 
 /// The worst of all checks, those of the node included.

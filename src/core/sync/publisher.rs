@@ -101,13 +101,14 @@ impl Publisher {
         resolver: &dyn Resolve,
         sink: &dyn Sink,
     ) -> Prepared {
-        self.warn(watch, &instances.skipped, sink);
+        self.warn(watch, &instances.skipped, "skipped", sink);
+        self.warn(watch, &instances.flawed, "ignored", sink);
         let limit = self.resolve(watch, instances, resolver, sink);
         let mut sets = Vec::with_capacity(watch.targets.len());
         for &number in &watch.targets {
             let target = &plan.targets[number];
             let (set, excluded) = snapshot::peers(&instances.good, &target.selection, &self.names);
-            self.warn(watch, &excluded, sink);
+            self.warn(watch, &excluded, "skipped", sink);
             let verdict = self.judge(number, target, &set, sink);
             sets.push((number, set, verdict));
         }
@@ -180,7 +181,7 @@ impl Publisher {
                     reason: format!("cannot resolve \"{}\" ({})", name.host, name.error),
                 })
                 .collect();
-            self.warn(watch, &skipped, sink);
+            self.warn(watch, &skipped, "skipped", sink);
         }
         match (unresolved.is_empty(), self.names.is_empty()) {
             (false, _) => Some(WAIT_UNRESOLVED),
@@ -205,7 +206,8 @@ impl Publisher {
         verdict
     }
 
-    fn warn(&mut self, watch: &WatchPlan, skipped: &[Skipped], sink: &dyn Sink) {
+    /// `verb`: what becomes of the instances, or of the parts that can't be used.
+    fn warn(&mut self, watch: &WatchPlan, skipped: &[Skipped], verb: &str, sink: &dyn Sink) {
         if self.quiet {
             return;
         }
@@ -223,11 +225,11 @@ impl Publisher {
             }
             let (id, node) = (quote(&skipped.id), quote(&skipped.node));
             let reason = &skipped.reason;
-            let line = format!("{name}: instance \"{id}\" on node \"{node}\" skipped: {reason}");
+            let line = format!("{name}: instance \"{id}\" on node \"{node}\" {verb}: {reason}");
             sink.log(Level::Warn, line);
         }
         if more > 0 {
-            sink.log(Level::Warn, format!("{name}: {more} more instances skipped"));
+            sink.log(Level::Warn, format!("{name}: {more} more instances {verb}"));
         }
     }
 }

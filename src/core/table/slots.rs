@@ -16,7 +16,8 @@ pub(super) const PICKS: usize = 1;
 pub(super) const FAILS: usize = 2;
 pub(super) const ACCESSED: usize = 3;
 pub(super) const CHECKED: usize = 4;
-/// When the instance appeared, milliseconds since the epoch; 0: it was there from the first answer.
+/// When the instance appeared or recovered, milliseconds since the epoch; 0: it was there from the
+/// first answer.
 pub(super) const STARTED: usize = 5;
 /// All failures, never reset.
 pub(super) const FAILED: usize = 6;
@@ -166,15 +167,20 @@ impl<'z> Table<'z> {
         self.slot_word(slot, FAILS).fetch_add(1, Relaxed).saturating_add(1)
     }
 
-    /// Notes an attempt that did not fail: the failures are forgotten if it began after them.
+    /// Notes an attempt that did not fail: the failures are forgotten if it began after them. An
+    /// instance that they kept out, because there were `max_fails`, starts anew (slow start) at
+    /// `now_ms`, milliseconds since the epoch.
     #[inline]
-    pub fn note_passed(&self, slot: usize, identity: u64) {
-        let fails = self.slot_word(slot, FAILS);
-        if fails.load(Relaxed) != 0
+    pub fn note_passed(&self, slot: usize, identity: u64, max_fails: u64, now_ms: u64) {
+        let fails = self.slot_word(slot, FAILS).load(Relaxed);
+        if fails != 0
             && self.load_slot(slot, ACCESSED) < self.load_slot(slot, CHECKED)
             && self.belongs_to(slot, identity)
         {
-            fails.store(0, Relaxed);
+            if max_fails != 0 && fails >= max_fails {
+                self.slot_word(slot, STARTED).store(now_ms, Relaxed);
+            }
+            self.slot_word(slot, FAILS).store(0, Relaxed);
         }
     }
 
@@ -189,7 +195,8 @@ impl<'z> Table<'z> {
         self.slot_word(slot, word).load(Relaxed)
     }
 
-    /// When the instance appeared, milliseconds since the epoch; 0: with the first answer.
+    /// When the instance appeared, or recovered from its failures, milliseconds since the epoch; 0:
+    /// with the first answer.
     #[inline]
     pub fn started(&self, slot: usize) -> u64 {
         self.slot_word(slot, STARTED).load(Relaxed)

@@ -19,7 +19,7 @@ type Handler = extern "C" fn(*mut ngx_conf_t, *mut ngx_command_t, *mut c_void) -
 
 /// The directives, ended by an empty one.
 #[repr(transparent)]
-pub(crate) struct Commands([ngx_command_t; 25]);
+pub(crate) struct Commands([ngx_command_t; 26]);
 
 // SAFETY: nginx reads the table, in the master's main thread; nothing writes it.
 unsafe impl Sync for Commands {}
@@ -44,6 +44,7 @@ pub(crate) static COMMANDS: Commands = Commands([
     default_or_override(c"consul_allow", NGX_CONF_1MORE),
     default_or_override(c"consul_deny", NGX_CONF_1MORE),
     default_or_override(c"consul_balance", NGX_CONF_TAKE1),
+    default_or_override(c"consul_panic", NGX_CONF_TAKE1),
     http_only(c"consul_zone", NGX_CONF_TAKE2),
     http_only(c"consul_init_timeout", NGX_CONF_TAKE1),
     http_only(c"consul_connections", NGX_CONF_TAKE1),

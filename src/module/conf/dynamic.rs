@@ -24,17 +24,8 @@ pub(super) fn set(cf: *mut ngx_conf_t, conf: &mut SrvConf, words: &[&[u8]]) -> P
     // SAFETY: the directive is only allowed within `upstream`, whose configuration this is.
     let upstream = unsafe { upstream_of(cf) };
     refuse_other_method(upstream)?;
-    let (query, selection, rules) = parse(words)?;
     let (file, line) = position(cf);
-    conf.dynamic = Some(Dynamic {
-        query,
-        selection,
-        rules,
-        has_fallback: false,
-        initialized: false,
-        file,
-        line,
-    });
+    conf.dynamic = Some(Dynamic { file, line, ..parse(words)? });
     upstream.peer.init_upstream = Some(peer::ngx_http_upstream_init_consul);
     upstream.flags = (NGX_HTTP_UPSTREAM_CREATE
         | NGX_HTTP_UPSTREAM_WEIGHT
@@ -119,7 +110,7 @@ fn add_placeholder(cf: *mut ngx_conf_t, upstream: &mut ngx_http_upstream_srv_con
 /// Name of the `server` that stands for the service.
 static PLACEHOLDER: [u8; 6] = *b"consul";
 
-fn parse(words: &[&[u8]]) -> Parsed<(Query, Selection, Rules)> {
+fn parse(words: &[&[u8]]) -> Parsed<Dynamic> {
     let service = text(words[1])?;
     if service.is_empty() {
         return Err("has an empty service name".into());
@@ -127,9 +118,16 @@ fn parse(words: &[&[u8]]) -> Parsed<(Query, Selection, Rules)> {
     if service.contains('=') {
         return Err(format!("needs a service name before \"{service}\""));
     }
-    let mut query = Query { service: service.to_owned(), ..Query::default() };
-    let mut selection = Selection::default();
-    let mut rules = Rules::default();
+    let mut dynamic = Dynamic {
+        query: Query { service: service.to_owned(), ..Query::default() },
+        datacenters: Vec::new(),
+        selection: Selection::default(),
+        rules: Rules::default(),
+        has_fallback: false,
+        initialized: false,
+        file: String::new(),
+        line: 0,
+    };
     let mut seen = Vec::new();
     for word in &words[2..] {
         let parameter = text(word)?;
@@ -140,18 +138,13 @@ fn parse(words: &[&[u8]]) -> Parsed<(Query, Selection, Rules)> {
             return Err(format!("has a duplicate parameter \"{name}\""));
         }
         seen.push(name);
-        parameter_into(name, value, &mut query, &mut selection, &mut rules)?;
+        set_parameter(name, value, &mut dynamic)?;
     }
-    Ok((query, selection, rules))
+    Ok(dynamic)
 }
 
-fn parameter_into(
-    name: &str,
-    value: &str,
-    query: &mut Query,
-    selection: &mut Selection,
-    rules: &mut Rules,
-) -> Parsed {
+fn set_parameter(name: &str, value: &str, dynamic: &mut Dynamic) -> Parsed {
+    let Dynamic { query, datacenters, selection, rules, .. } = dynamic;
     if value.is_empty() {
         return Err(format!("has an empty value of \"{name}\""));
     }
@@ -162,7 +155,7 @@ fn parameter_into(
     match name {
         "tag" => selection.tags.push(value.to_owned()),
         "filter" => query.filter = owned(),
-        "dc" => query.datacenter = owned(),
+        "dc" => *datacenters = self::datacenters(value).ok_or_else(invalid)?,
         "ns" => query.namespace = owned(),
         "partition" => query.partition = owned(),
         "near" => query.near = owned(),
@@ -171,10 +164,19 @@ fn parameter_into(
         "max_fails" => rules.max_fails = number()?,
         "max_conns" => rules.max_conns = number()?,
         "fail_timeout" => rules.fail_timeout = time()?.as_secs().try_into().unwrap_or(u32::MAX),
-        "slow_start" => rules.slow_start = time()?.as_millis() as u64,
+        "slow_start" => {
+            rules.slow_start = time()?.as_millis().try_into().unwrap_or(u32::MAX);
+        }
         _ => return Err(format!("has an unknown parameter \"{name}={value}\"")),
     }
     Ok(())
+}
+
+/// Names separated by commas, none twice.
+fn datacenters(value: &str) -> Option<Vec<String>> {
+    let names: Vec<String> = value.split(',').map(str::to_owned).collect();
+    let is_new = |(at, name): (usize, &String)| !name.is_empty() && !names[..at].contains(name);
+    names.iter().enumerate().all(is_new).then_some(names)
 }
 
 fn admit(value: &str) -> Option<Admit> {

@@ -12,7 +12,7 @@ use super::args::Parsed;
 use super::target::TargetMaker;
 use super::{HttpConf, SrvConf, dynamic};
 use crate::ffi;
-use crate::peer::Block;
+use crate::peer::{Block, Source};
 use crate::zone;
 
 pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
@@ -32,6 +32,7 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
     };
     let mut targets_of = TargetMaker::default();
     let mut targets = Vec::new();
+    let mut counts = Vec::new();
     for &upstream in upstreams {
         // SAFETY: an element of the list is a block of this configuration; one made for a plain
         // `proxy_pass http://host` has no configurations of modules.
@@ -42,7 +43,9 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
         check_block(block, dynamic)?;
         dynamic.has_fallback = dynamic::has_fallback(block);
         let settings = conf.settings.or(defaults);
-        targets.push(targets_of.target(settings, dynamic)?);
+        let of_block = targets_of.targets(settings, dynamic)?;
+        counts.push(of_block.len());
+        targets.extend(of_block);
         http.blocks.push(upstream);
     }
     if http.blocks.is_empty() {
@@ -50,14 +53,20 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
     }
     let (plan, target_of) = Plan::new(targets, http.connections.unwrap_or(64));
     let plan = Arc::new(plan);
-    for (&upstream, target) in http.blocks.iter().zip(target_of) {
+    let mut target_of = target_of.into_iter();
+    for (&upstream, count) in http.blocks.iter().zip(counts) {
+        let source = |target: usize| {
+            let datacenter = plan.targets[target].query.datacenter.clone();
+            Source::new(plan.key(target), target, datacenter)
+        };
+        let sources = target_of.by_ref().take(count).map(source).collect();
         // SAFETY: as above.
         if let Some(conf) = unsafe { block_conf(upstream) } {
-            let method = conf.settings.or(defaults).balance.unwrap_or_default();
+            let settings = conf.settings.or(defaults);
             conf.block = conf.dynamic.as_ref().map(|dynamic| {
                 // SAFETY: the block's name lives in the pool of the configuration.
                 let name = unsafe { ffi::bytes(&(*upstream).host) };
-                Box::new(Block::new(name, dynamic, plan.key(target), target, method))
+                Box::new(Block::new(name, dynamic, sources, &settings))
             });
         }
     }

@@ -59,10 +59,11 @@ impl Settings {
             "consul_max_stale" => once(name, &mut self.max_stale, policy::max_stale(name, word)?),
             "consul_empty" => once(name, &mut self.on_empty, policy::on_empty(name, words)?),
             "consul_max_removal" => {
-                once(name, &mut self.max_removal, policy::max_removal(name, word)?)
+                once(name, &mut self.max_removal, policy::percent(name, word)?)
             }
             "consul_allow" => add(&mut self.allow, policy::networks(name, &words[1..])?),
             "consul_deny" => add(&mut self.deny, policy::networks(name, &words[1..])?),
+            "consul_panic" => once(name, &mut self.panic, policy::percent(name, word)?),
             "consul_balance" => once(name, &mut self.balance, balance(name, word)?),
             _ => Err(format!("unknown directive \"{name}\"")),
         }
@@ -95,6 +96,7 @@ impl Settings {
             allow: a.allow.or(b.allow),
             deny: a.deny.or(b.deny),
             balance: a.balance.or(b.balance),
+            panic: a.panic.or(b.panic),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nginx_consul_core::address::AddressFilter;
-use nginx_consul_core::model::Selection;
+use nginx_consul_core::model::{Query, Selection};
 use nginx_consul_core::sync::{Endpoint, Policy, Server, Target, Timing, Tls, TlsOptions, Token};
 
 use super::args::Parsed;
@@ -34,8 +34,20 @@ struct Environment {
 }
 
 impl TargetMaker {
-    /// What a block asks for. The error names the block's directive.
-    pub(super) fn target(&mut self, mut settings: Settings, dynamic: &Dynamic) -> Parsed<Target> {
+    /// What a block asks for, a target for each datacenter. The error names the block's directive.
+    pub(super) fn targets(&mut self, settings: Settings, dynamic: &Dynamic) -> Parsed<Vec<Target>> {
+        let target = self.target(settings, dynamic)?;
+        if dynamic.datacenters.is_empty() {
+            return Ok(vec![target]);
+        }
+        let of = |datacenter: &String| {
+            let query = Query { datacenter: Some(datacenter.clone()), ..target.query.clone() };
+            Target { query, ..target.clone() }
+        };
+        Ok(dynamic.datacenters.iter().map(of).collect())
+    }
+
+    fn target(&mut self, mut settings: Settings, dynamic: &Dynamic) -> Parsed<Target> {
         let (file, line) = (&dynamic.file, dynamic.line);
         let at = |e: String| format!("{e} for \"consul_dynamic\" in {file}:{line}");
         let (retry_min, retry_max) =

@@ -4,14 +4,15 @@ use std::cell::{Cell, RefCell};
 use std::ops::Deref;
 use std::rc::Rc;
 
-use nginx_consul_core::balance::{self, Candidates, Clock, Method, Rules, Tried, View};
-use nginx_consul_core::table::{Lane, Table};
+use nginx_consul_core::balance::{self, Candidates, Clock, Method, Rules, Tier, Tried, View};
+use nginx_consul_core::status;
+use nginx_consul_core::table::{Image, Lane, Table};
 use nginx_sys::{NGX_LOG_ERR, ngx_current_msec, ngx_log_t, ngx_str_t, time_t};
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
 
 use super::view::PeerView;
-use crate::conf::Dynamic;
+use crate::conf::{Dynamic, Settings};
 use crate::ffi::str_over;
 use crate::watcher;
 
@@ -49,19 +50,57 @@ pub(crate) struct Block {
     name: Box<[u8]>,
     name_str: ngx_str_t,
     pub(crate) service: String,
-    pub(crate) key: u128,
-    pub(crate) target: usize,
     pub(crate) method: Method,
     pub(crate) rules: Rules,
-    pub(super) has_fallback: bool,
+    /// `consul_panic`, percent.
+    panic: Option<u8>,
+    pub(crate) has_fallback: bool,
+    /// One for each datacenter, the first to be used first.
+    sources: Box<[Source]>,
     worker: Cell<Option<Worker>>,
-    entry: Cell<Option<usize>>,
     view: RefCell<Option<Rc<PeerView>>>,
     cursor: Cell<u64>,
     rng: RefCell<SmallRng>,
+    in_panic: Cell<bool>,
+    counted: Interval,
     complained: Interval,
     looked: Interval,
     asked_for_lane: Interval,
+}
+
+/// A set that a block's peers come from.
+pub(crate) struct Source {
+    key: u128,
+    /// Its number in the plan.
+    pub(crate) target: usize,
+    pub(crate) datacenter: Option<String>,
+    /// Where it is in the table, once found.
+    entry: Cell<Option<usize>>,
+}
+
+impl Source {
+    pub(crate) fn new(key: u128, target: usize, datacenter: Option<String>) -> Source {
+        Source { key, target, datacenter, entry: Cell::new(None) }
+    }
+
+    /// The generation in force; `None` if the set has no place in the table.
+    fn generation(&self, table: Table<'static>) -> Option<u64> {
+        self.entry.get().map(|entry| table.generation(entry))
+    }
+
+    /// The present set; `None` if the caller has to stay with what it has.
+    fn read(&self, table: Table<'static>) -> Option<Image> {
+        let entry = self.entry.get()?;
+        if table.key(entry) != self.key {
+            self.entry.set(None);
+            return None;
+        }
+        let generation = table.generation(entry);
+        if !table.has_data(entry) {
+            return Some(Image::of_records(generation, Vec::new()));
+        }
+        table.read_records(entry, self.key)
+    }
 }
 
 /// When something was last done, on the event loop's clock.
@@ -86,25 +125,25 @@ impl Block {
     pub(crate) fn new(
         name: &[u8],
         dynamic: &Dynamic,
-        key: u128,
-        target: usize,
-        method: Method,
+        sources: Box<[Source]>,
+        settings: &Settings,
     ) -> Block {
         let name: Box<[u8]> = name.into();
         Block {
             name_str: str_over(&name),
             name,
             service: dynamic.query.service.clone(),
-            key,
-            target,
-            method,
+            method: settings.balance.unwrap_or_default(),
             rules: dynamic.rules,
+            panic: settings.panic.flatten(),
             has_fallback: dynamic.has_fallback,
+            sources,
             worker: Cell::new(None),
-            entry: Cell::new(None),
             view: RefCell::new(None),
             cursor: Cell::new(0),
             rng: RefCell::new(SmallRng::seed_from_u64(0)),
+            in_panic: Cell::new(false),
+            counted: Interval::default(),
             complained: Interval::default(),
             looked: Interval::default(),
             asked_for_lane: Interval::default(),
@@ -140,43 +179,113 @@ impl Block {
         self.worker.get()
     }
 
-    /// This worker's copy of the present set; one atomic load if nothing changed.
+    /// Where its peers come from.
+    pub(crate) fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
+    /// This worker's copy of the present sets; one atomic load for each if nothing changed.
     pub(super) fn view(&self, worker: Worker) -> Option<Rc<PeerView>> {
         let mut held = self.view.borrow_mut();
-        let Some(entry) = self.entry(worker.table) else { return held.clone() };
-        let generation = worker.table.generation(entry);
-        if let Some(view) = held.as_ref().filter(|v| v.generation() == generation) {
+        self.find_entries(worker.table);
+        let is_current = |view: &Rc<PeerView>| {
+            let generations = view.peers().generations();
+            self.sources.iter().zip(generations).all(|(source, held)| {
+                source.generation(worker.table).is_none_or(|present| present == *held)
+            })
+        };
+        if let Some(view) = held.as_ref().filter(|view| is_current(view)) {
             return Some(Rc::clone(view));
         }
-        if let Some(image) = worker.table.read_records(entry, self.key) {
+        if let Some(images) = self.read(worker.table, held.as_deref()) {
             // Worker by worker and change by change another peer is the first, or the first ones
             // would get more than their share of a set that changes often.
             if held.is_some() {
                 self.cursor.set(self.rng.borrow_mut().next_u64());
             }
-            *held = Some(Rc::new(PeerView::new(image, held.as_deref())));
-        } else if worker.table.key(entry) != self.key {
-            self.entry.set(None);
+            *held = Some(Rc::new(PeerView::new(images, &self.rules, held.as_deref())));
         }
         held.clone()
     }
 
-    fn entry(&self, table: Table<'static>) -> Option<usize> {
-        if self.entry.get().is_none() && self.looked.is_due() {
-            self.entry.set(table.find(self.key));
+    /// The present sets, those that did not change from the view before; `None` if there is none.
+    fn read(&self, table: Table<'static>, held: Option<&PeerView>) -> Option<Vec<Image>> {
+        let mut any = false;
+        let images = self.sources.iter().enumerate().map(|(set, source)| {
+            let held = held.map(PeerView::peers);
+            let same = held.filter(|v| source.generation(table) == Some(v.generations()[set]));
+            let read = if same.is_none() { source.read(table) } else { None };
+            any |= read.is_some();
+            read.or_else(|| held.map(|view| view.image(set))).unwrap_or_default()
+        });
+        let images = images.collect();
+        any.then_some(images)
+    }
+
+    fn find_entries(&self, table: Table<'static>) {
+        let is_missing = |source: &Source| source.entry.get().is_none();
+        if self.sources.iter().any(is_missing) && self.looked.is_due() {
+            for source in self.sources.iter().filter(|source| is_missing(source)) {
+                source.entry.set(table.find(source.key));
+            }
         }
-        self.entry.get()
     }
 
     /// The next peer of a request that holds `view`.
     pub(super) fn pick(&self, worker: Worker, view: &View, tried: &Tried) -> Option<usize> {
-        let candidates =
-            Candidates { view, table: worker.table, rules: &self.rules, tried, now: now() };
+        let mut candidates = self.candidates(worker.table, view, tried);
+        candidates.panic = self.is_in_panic(&candidates);
         let mut cursor = self.cursor.get();
         let picked =
             balance::pick(self.method, &candidates, &mut cursor, &mut *self.rng.borrow_mut());
         self.cursor.set(cursor);
         picked
+    }
+
+    fn candidates<'a>(
+        &self,
+        table: Table<'static>,
+        view: &'a View,
+        tried: &'a Tried,
+    ) -> Candidates<'a> {
+        let alone = !self.has_fallback;
+        Candidates { view, table, tried, now: now(), panic: false, alone }
+    }
+
+    /// Where its requests go, for the status page.
+    pub(crate) fn status(&self) -> status::Upstream {
+        let view = self.worker().and_then(|worker| Some((worker, self.view(worker)?)));
+        let tried = Tried::default();
+        let mut tiers = Vec::new();
+        if let Some((worker, view)) = &view {
+            let candidates = self.candidates(worker.table, view.peers(), &tried);
+            tiers.extend(view.peers().tiers().iter().map(|tier| status::Tier {
+                name: self.tier_name(tier),
+                peers: Some(tier.peers().len()),
+                usable: Some(tier.peers().filter(|&peer| candidates.is_usable(peer)).count()),
+            }));
+        }
+        if self.has_fallback {
+            let name = "servers".to_owned();
+            tiers.push(status::Tier { name, peers: None, usable: None });
+        }
+        let method = self.method.name().to_owned();
+        status::Upstream::new(self.name().into_owned(), self.service.clone(), method, tiers)
+    }
+
+    fn tier_name(&self, tier: &Tier) -> String {
+        let datacenter = self.sources[tier.set].datacenter.as_deref().unwrap_or("instances");
+        format!("{datacenter}{}", if tier.backup { " backup" } else { "" })
+    }
+
+    /// Whether so many peers have failed that failures are not to count. Looked at once a second,
+    /// because that takes a look at each peer.
+    fn is_in_panic(&self, candidates: &Candidates<'_>) -> bool {
+        let Some(percent) = self.panic else { return false };
+        if self.counted.is_due() {
+            self.in_panic.set(candidates.healthy_percent() < usize::from(percent));
+        }
+        self.in_panic.get()
     }
 
     /// Says, once a second at most, that there is nobody to ask.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 
-use nginx_consul_core::balance::View;
+use nginx_consul_core::balance::{Rules, View};
 use nginx_consul_core::table::Image;
 use nginx_sys::{ngx_peer_connection_t, ngx_str_t, sockaddr};
 
@@ -29,8 +29,8 @@ struct Address {
 
 impl PeerView {
     /// Takes TLS sessions over from the set before, instance by instance.
-    pub(crate) fn new(image: Image, before: Option<&PeerView>) -> PeerView {
-        let view = View::new(image);
+    pub(crate) fn new(images: Vec<Image>, rules: &Rules, before: Option<&PeerView>) -> PeerView {
+        let view = View::new(images, rules);
         let addresses = view.records().iter().map(|r| Address::new(r.addr)).collect();
         let names = view.records().iter().map(|r| str_over(r.text())).collect();
         let sessions = Sessions::new(view.records().len());
@@ -48,10 +48,6 @@ impl PeerView {
 
     pub(crate) fn peers(&self) -> &View {
         &self.view
-    }
-
-    pub(crate) fn generation(&self) -> u64 {
-        self.view.generation()
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -77,7 +73,7 @@ impl PeerView {
 
 impl Default for PeerView {
     fn default() -> PeerView {
-        PeerView::new(Image::default(), None)
+        PeerView::new(Vec::new(), &Rules::default(), None)
     }
 }
 

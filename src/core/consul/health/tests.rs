@@ -1,19 +1,20 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::params::Params;
 
 const WEB: &[u8] = include_bytes!("../../testdata/health_service_web.json");
 const MAINTENANCE: &[u8] = include_bytes!("../../testdata/health_service_api_maintenance.json");
 
 fn good(json: &str) -> Instance {
-    let Instances { mut good, skipped } = parse(format!("[{json}]").as_bytes()).unwrap();
+    let Instances { mut good, skipped, .. } = parse(format!("[{json}]").as_bytes()).unwrap();
     assert_eq!((good.len(), &skipped[..]), (1, &[][..]), "{json}");
     good.remove(0)
 }
 
 /// "node id reason" of the only element.
 fn skipped(json: &str) -> String {
-    let Instances { good, skipped } = parse(format!("[{json}]").as_bytes()).unwrap();
+    let Instances { good, skipped, .. } = parse(format!("[{json}]").as_bytes()).unwrap();
     assert_eq!((good.len(), skipped.len()), (0, 1), "{json}");
     format!("{} {} {}", skipped[0].node, skipped[0].id, skipped[0].reason)
 }
@@ -24,7 +25,7 @@ fn with_service(fields: &str) -> String {
 
 #[test]
 fn reads_a_recorded_answer() {
-    let Instances { good, skipped } = parse(WEB).unwrap();
+    let Instances { good, skipped, .. } = parse(WEB).unwrap();
     let lines: Vec<_> = good
         .iter()
         .map(|i| {
@@ -216,4 +217,22 @@ proptest! {
             prop_assert!(!skipped.reason.contains(char::is_control));
         }
     }
+}
+
+#[test]
+fn an_instance_brings_nginx_s_parameters_in_its_meta() {
+    let meta = r#""Port":80,"Meta":{"team":"a","nginx_weight":"7","nginx_backup":"true","x":"\u0000"}"#;
+    let params = good(&with_service(meta)).params;
+    assert_eq!((params.weight, params.backup), (NonZeroU16::new(7), true));
+    assert_eq!(good(&with_service(r#""Port":80,"Meta":null"#)).params, Params::default());
+}
+
+#[test]
+fn a_bad_parameter_is_named_and_the_instance_stays() {
+    let json = with_service(r#""Port":80,"Meta":{"nginx_weight":"much","nginx_max_fails":"3"}"#);
+    let found = parse(format!("[{json}]").as_bytes()).unwrap();
+    assert_eq!(found.good[0].params, Params { max_fails: Some(3), ..Params::default() });
+    let flaw = "invalid value \"much\" of \"nginx_weight\" in Service.Meta";
+    let expected = Skipped { node: "n".into(), id: "i".into(), reason: flaw.into() };
+    assert_eq!(found.flawed, [expected]);
 }
