@@ -18,6 +18,7 @@ mod tried;
 mod view;
 mod weighted;
 
+pub use latency::Latency;
 pub use order::Order;
 pub use tried::Tried;
 pub use view::{Candidates, Clock, Rules, Tier, View, pick};
@@ -33,15 +34,23 @@ pub enum Method {
     Random,
     /// Of two weighted random peers the one with fewer requests in flight for its weight.
     LeastConn,
+    /// Of two weighted random peers the one that answers sooner for what it has in flight.
+    LeastTime,
+    /// The peer that a key belongs to, as stock nginx's `hash`.
+    Hash {
+        /// A peer that comes or goes moves its own keys only.
+        consistent: bool,
+    },
 }
 
 impl Method {
-    /// The method of that name.
+    /// The method of that name, if it needs no key.
     pub fn from_name(name: &str) -> Option<Method> {
         match name {
             "round_robin" => Some(Method::RoundRobin),
             "random" => Some(Method::Random),
             "least_conn" => Some(Method::LeastConn),
+            "least_time" => Some(Method::LeastTime),
             _ => None,
         }
     }
@@ -52,6 +61,9 @@ impl Method {
             Method::RoundRobin => "round_robin",
             Method::Random => "random",
             Method::LeastConn => "least_conn",
+            Method::LeastTime => "least_time",
+            Method::Hash { consistent: false } => "hash",
+            Method::Hash { consistent: true } => "hash consistent",
         }
     }
 }
@@ -81,6 +93,11 @@ pub trait Peers {
     fn share(&self, peer: usize) -> u32;
     /// Requests in flight.
     fn load(&self, peer: usize) -> u64;
+    /// What one more request costs, as [`latency::score`] has it.
+    fn cost(&self, peer: usize) -> f32;
+    /// The first peer that suits of those that the request's key belongs to, in turn. `None` if it
+    /// has no key, or after as many looks as nginx takes.
+    fn keyed(&self, suits: impl Fn(usize) -> bool) -> Option<usize>;
 }
 
 /// Picks a peer that can be used, or `None` if there is none. `cursor` is the worker's place in the
@@ -95,14 +112,32 @@ fn pick_from<P: Peers, R: RngCore>(
         return None;
     }
     let candidate = match method {
-        Method::RoundRobin => probe(peers, rng, |_| peers.order().next(cursor, peers.weights())),
+        Method::RoundRobin => next(peers, cursor, rng),
         Method::Random => draw(peers, rng),
-        Method::LeastConn => draw(peers, rng).map(|one| match draw_other(peers, rng, one) {
-            Some(other) if is_busier(peers, one, other) => other,
-            _ => one,
-        }),
+        Method::LeastConn => better_of_two(peers, rng, |one, other| is_busier(peers, one, other)),
+        Method::LeastTime => {
+            better_of_two(peers, rng, |one, other| peers.cost(one) > peers.cost(other))
+        }
+        Method::Hash { .. } => peers
+            .keyed(|peer| peers.is_free(peer) && !peers.is_failed(peer))
+            .or_else(|| next(peers, cursor, rng)),
     };
     candidate.or_else(|| search(peers, rng, |peer| !peers.is_failed(peer)))
+}
+
+fn next<P: Peers, R: RngCore>(peers: &P, cursor: &mut u64, rng: &mut R) -> Option<usize> {
+    probe(peers, rng, |_| peers.order().next(cursor, peers.weights()))
+}
+
+/// Draws two; the other one if the first is worse.
+fn better_of_two<P: Peers, R: RngCore>(
+    peers: &P,
+    rng: &mut R,
+    is_worse: impl Fn(usize, usize) -> bool,
+) -> Option<usize> {
+    let one = draw(peers, rng)?;
+    let other = draw_other(peers, rng, one).filter(|&other| is_worse(one, other));
+    Some(other.unwrap_or(one))
 }
 
 fn draw<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<usize> {

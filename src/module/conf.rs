@@ -1,7 +1,7 @@
 //! The configuration: what the directives fill, and what is made of it when all is read.
 
 use std::ffi::{c_char, c_void};
-use std::ptr;
+use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,9 @@ use nginx_consul_core::address::IpNet;
 use nginx_consul_core::balance::{Method, Rules};
 use nginx_consul_core::model::{Query, Selection};
 use nginx_consul_core::sync::{OnEmpty, Plan, Server, Token};
-use nginx_sys::{ngx_conf_t, ngx_http_upstream_srv_conf_t, ngx_shm_zone_t, ngx_str_t};
+use nginx_sys::{
+    ngx_conf_t, ngx_http_complex_value_t, ngx_http_upstream_srv_conf_t, ngx_shm_zone_t, ngx_str_t,
+};
 
 use crate::ffi::{self, CONF_ERROR, CONF_OK, fence, give_to_pool};
 use crate::peer::Block;
@@ -64,9 +66,17 @@ pub(crate) struct Settings {
     pub(crate) max_removal: Option<Option<u8>>,
     pub(crate) allow: Option<Vec<IpNet>>,
     pub(crate) deny: Option<Vec<IpNet>>,
-    pub(crate) balance: Option<Method>,
+    pub(crate) balance: Option<Balance>,
     /// Percent; `Some(None)`: off.
     pub(crate) panic: Option<Option<u8>>,
+}
+
+/// `consul_balance`.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Balance {
+    pub(crate) method: Method,
+    /// Of `hash`: in the pool of the configuration.
+    pub(crate) key: Option<NonNull<ngx_http_complex_value_t>>,
 }
 
 /// `consul_dynamic` of a block.

@@ -6,10 +6,10 @@
 use std::ffi::c_void;
 use std::rc::Rc;
 
-use nginx_consul_core::balance::Tried;
+use nginx_consul_core::balance::{Latency, Method, Tried};
 use nginx_consul_core::table::{Lane, Record, Table};
 use nginx_sys::{
-    NGX_LOG_WARN, NGX_PEER_FAILED, ngx_conf_t, ngx_http_request_t,
+    NGX_LOG_WARN, NGX_PEER_FAILED, ngx_conf_t, ngx_current_msec, ngx_http_request_t,
     ngx_http_upstream_init_round_robin, ngx_http_upstream_init_round_robin_peer,
     ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_log_t, ngx_peer_connection_t, ngx_uint_t,
 };
@@ -37,6 +37,8 @@ struct Attempt {
     counted: Option<(usize, Lane)>,
     /// Lives in the configuration, which outlives the request.
     block: *const Block,
+    /// What the request is hashed by; lives as long as the request.
+    key: &'static [u8],
     request: *mut ngx_http_request_t,
     upstream: *mut ngx_http_upstream_srv_conf_t,
     /// Once no instance can be used: nginx's round robin over the block's `server` lines.
@@ -84,6 +86,7 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
             if view.is_empty() && block.has_fallback {
                 return ngx_http_upstream_init_round_robin_peer(r, us);
             }
+            let Some(key) = block.key(r) else { return ERROR };
             let tries = view.len().max(1) + usize::from(block.has_fallback);
             let attempt = give_to_pool(
                 (*r).pool,
@@ -93,6 +96,7 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
                     current: None,
                     counted: None,
                     block: &raw const **block,
+                    key,
                     request: r,
                     upstream: us,
                     servers: None,
@@ -137,7 +141,7 @@ extern "C" fn ngx_http_upstream_get_consul_peer(
             return servers.get(pc);
         }
         let picked = block.worker().and_then(|worker| {
-            let peer = block.pick(worker, attempt.view.peers(), &attempt.tried)?;
+            let peer = block.pick(worker, attempt.view.peers(), &attempt.tried, attempt.key)?;
             attempt.begin(worker, peer);
             Some(peer)
         });
@@ -226,16 +230,11 @@ impl Attempt {
     }
 
     /// Counts the outcome, as `ngx_http_upstream_free_round_robin_peer()` does.
-    fn judge(
-        &self,
-        table: Table<'static>,
-        peer: usize,
-        state: ngx_uint_t,
-        log: *mut ngx_log_t,
-    ) {
+    fn judge(&self, table: Table<'static>, peer: usize, state: ngx_uint_t, log: *mut ngx_log_t) {
         let Record { slot, identity, .. } = self.view.peers().records()[peer];
         let slot = slot as usize;
         let max_fails = u64::from(self.view.peers().rules(peer).max_fails);
+        self.note_time(table, slot, identity);
         if state & NGX_PEER_FAILED as ngx_uint_t == 0 {
             table.note_passed(slot, identity, max_fails, now().millis);
             return;
@@ -246,6 +245,33 @@ impl Attempt {
         } else if max_fails != 0 && fails >= max_fails {
             ngx::ngx_log_error!(NGX_LOG_WARN, log, "upstream server temporarily disabled");
         }
+    }
+
+    /// Notes how long the peer took, where the method wants to know. An attempt without a header
+    /// only counts if it took longer than others do: a refused connection is quick.
+    fn note_time(&self, table: Table<'static>, slot: usize, identity: u64) {
+        if self.block().method() != Method::LeastTime {
+            return;
+        }
+        // SAFETY: the request's upstream, whose state nginx makes before it connects.
+        let (header_time, elapsed) = unsafe {
+            let upstream = &*(*self.request).upstream;
+            let Some(state) = upstream.state.as_ref() else { return };
+            let elapsed = ngx_current_msec.wrapping_sub(upstream.start_time);
+            (state.header_time, elapsed as u64)
+        };
+        let now = now().millis;
+        table.update_latency(slot, identity, |raw| {
+            let latency = Latency::from_raw(raw);
+            // nginx's value of a time that never came.
+            if header_time != usize::MAX {
+                latency.after(header_time as u64, now).raw()
+            } else if elapsed as f32 > latency.at(now) {
+                latency.after(elapsed, now).raw()
+            } else {
+                raw
+            }
+        });
     }
 
     fn end(&mut self) {

@@ -49,9 +49,22 @@ impl Peers for Fake {
     fn load(&self, peer: usize) -> u64 {
         self.loads[peer]
     }
+    fn cost(&self, peer: usize) -> f32 {
+        self.loads[peer] as f32
+    }
+    /// Of two looks the last one is the peer's that has the key.
+    fn keyed(&self, suits: impl Fn(usize) -> bool) -> Option<usize> {
+        [0, self.len().checked_sub(1)?].into_iter().rev().find(|&peer| suits(peer))
+    }
 }
 
-const METHODS: [Method; 3] = [Method::RoundRobin, Method::Random, Method::LeastConn];
+const METHODS: [Method; 5] = [
+    Method::RoundRobin,
+    Method::Random,
+    Method::LeastConn,
+    Method::LeastTime,
+    Method::Hash { consistent: true },
+];
 
 fn rng() -> SmallRng {
     SmallRng::seed_from_u64(42)
@@ -170,6 +183,12 @@ fn a_pick_looks_at_as_few_peers_among_10_000_as_among_3() {
         }
         fn load(&self, peer: usize) -> u64 {
             self.0.load(peer)
+        }
+        fn cost(&self, peer: usize) -> f32 {
+            self.0.cost(peer)
+        }
+        fn keyed(&self, suits: impl Fn(usize) -> bool) -> Option<usize> {
+            self.0.keyed(suits)
         }
     }
     for method in METHODS {

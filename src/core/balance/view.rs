@@ -2,6 +2,9 @@
 
 use rand::RngCore;
 
+use super::latency::{Latency, score};
+use super::modulo::Modulo;
+use super::ring::{LOOKS, Member, Ring};
 use super::{FULL_SHARE, Method, Order, Peers, Tried, Weighted, pick_from, search};
 use crate::params::Params;
 use crate::table::{Image, Record, Table};
@@ -28,6 +31,16 @@ pub struct Tier {
     first: usize,
     weights: Weighted,
     order: Order,
+    keys: Keys,
+}
+
+/// Whom a key belongs to.
+#[derive(Debug)]
+enum Keys {
+    /// Nobody asks.
+    None,
+    Consistent(Ring),
+    Modulo(Modulo),
 }
 
 /// What a pick has to know of a peer, close together.
@@ -90,6 +103,8 @@ pub struct Candidates<'a> {
     pub tried: &'a Tried,
     /// The time.
     pub now: Clock,
+    /// What the request is hashed by; empty unless the method wants it.
+    pub key: &'a [u8],
     /// Failures keep nobody out.
     pub panic: bool,
     /// There is nobody else to ask if these can't be used.
@@ -97,9 +112,10 @@ pub struct Candidates<'a> {
 }
 
 impl View {
-    /// Prepares sets for picking, the first to be used first. `rules` hold for the instances that
-    /// have none of their own.
-    pub fn new(images: Vec<Image>, rules: &Rules) -> View {
+    /// Prepares sets for picking by `method`, the first to be used first. `rules` hold for the
+    /// instances that have none of their own. What did not change is taken over from the view
+    /// `before`.
+    pub fn new(images: Vec<Image>, rules: &Rules, method: Method, before: Option<&View>) -> View {
         let generations = images.iter().map(|image| image.generation).collect();
         let mut records = Vec::with_capacity(images.iter().map(|i| i.records.len()).sum());
         let mut tiers = Vec::with_capacity(images.len());
@@ -108,7 +124,14 @@ impl View {
                 image.records.into_iter().partition(|record| record.params.backup);
             for (backup, members) in [(false, primaries), (true, backups)] {
                 if !members.is_empty() {
-                    tiers.push(Tier::new(set, backup, records.len(), &members));
+                    let same = |tier: &&Tier| tier.set == set && tier.backup == backup;
+                    let before = before.and_then(|view| view.tiers.iter().find(same));
+                    tiers.push(Tier {
+                        set,
+                        backup,
+                        first: records.len(),
+                        ..Tier::new(&members, method, before)
+                    });
                     records.extend(members);
                 }
             }
@@ -146,15 +169,38 @@ impl View {
 }
 
 impl Tier {
-    fn new(set: usize, backup: bool, first: usize, members: &[Record]) -> Tier {
+    fn new(members: &[Record], method: Method, before: Option<&Tier>) -> Tier {
         let weights = Weighted::new(members.iter().map(|record| record.weight));
         let order = Order::new(&weights);
-        Tier { set, backup, first, weights, order }
+        let keys = Keys::new(members, method, before.map(|tier| &tier.keys));
+        Tier { set: 0, backup: false, first: 0, weights, order, keys }
     }
 
     /// Its peers.
     pub fn peers(&self) -> std::ops::Range<usize> {
         self.first..self.first + self.weights.count()
+    }
+}
+
+impl Keys {
+    fn new(members: &[Record], method: Method, before: Option<&Keys>) -> Keys {
+        match method {
+            Method::Hash { consistent: true } => {
+                let before = match before {
+                    Some(Keys::Consistent(ring)) => Some(ring),
+                    _ => None,
+                };
+                let member = |r| {
+                    let r: &Record = r;
+                    Member { slot: r.slot, weight: r.weight, name: r.text() }
+                };
+                Keys::Consistent(Ring::new(members.iter().map(member), before))
+            }
+            Method::Hash { consistent: false } => {
+                Keys::Modulo(Modulo::new(members.iter().map(|record| record.weight)))
+            }
+            _ => Keys::None,
+        }
     }
 }
 
@@ -283,6 +329,25 @@ impl Peers for InTier<'_> {
 
     fn load(&self, peer: usize) -> u64 {
         self.all.table.in_flight(self.all.slot(self.peer(peer)))
+    }
+
+    fn cost(&self, peer: usize) -> f32 {
+        let slot = self.all.slot(self.peer(peer));
+        let latency = Latency::from_raw(self.all.table.latency(slot));
+        score(latency, self.load(peer), self.tier.weights.of(peer), self.all.now.millis)
+    }
+
+    fn keyed(&self, suits: impl Fn(usize) -> bool) -> Option<usize> {
+        let key = self.all.key;
+        match &self.tier.keys {
+            Keys::Consistent(ring) if !key.is_empty() => {
+                ring.walk(Ring::hash(key)).take(LOOKS).find(|&peer| suits(peer))
+            }
+            Keys::Modulo(modulo) => {
+                modulo.walk(key, self.all.tried.count()).find(|&peer| suits(peer))
+            }
+            Keys::Consistent(_) | Keys::None => None,
+        }
     }
 }
 

@@ -22,6 +22,9 @@ pub(super) const STARTED: usize = 5;
 /// All failures, never reset.
 pub(super) const FAILED: usize = 6;
 
+/// Mean of the time to the response header, as [`crate::balance::Latency::raw`] has it.
+pub(super) const LATENCY: usize = 7;
+
 /// A worker's column of in-flight counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lane(u32);
@@ -193,6 +196,22 @@ impl<'z> Table<'z> {
 
     fn load_slot(&self, slot: usize, word: usize) -> u64 {
         self.slot_word(slot, word).load(Relaxed)
+    }
+
+    /// The mean time to the response header, as [`crate::balance::Latency`] reads it.
+    #[inline]
+    pub fn latency(&self, slot: usize) -> u64 {
+        self.slot_word(slot, LATENCY).load(Relaxed)
+    }
+
+    /// Replaces the mean, unless another worker was quicker: what it saw is as good.
+    #[inline]
+    pub fn update_latency(&self, slot: usize, identity: u64, update: impl Fn(u64) -> u64) {
+        if self.belongs_to(slot, identity) {
+            let word = self.slot_word(slot, LATENCY);
+            let before = word.load(Relaxed);
+            let _ = word.compare_exchange(before, update(before), Relaxed, Relaxed);
+        }
     }
 
     /// When the instance appeared, or recovered from its failures, milliseconds since the epoch; 0:

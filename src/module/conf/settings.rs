@@ -1,15 +1,21 @@
 //! The directives that `http` gives as defaults and an `upstream` overrides.
 
 use std::fmt::Display;
+use std::mem::MaybeUninit;
+use std::ptr::NonNull;
 use std::time::Duration;
 
 use nginx_consul_core::balance::Method;
 use nginx_consul_core::sync::{Server, ServerError, Token};
-use nginx_sys::ngx_conf_t;
+use nginx_sys::{
+    ngx_conf_t, ngx_http_compile_complex_value, ngx_http_compile_complex_value_t,
+    ngx_http_complex_value_t, ngx_pcalloc,
+};
 
-use super::Settings;
 use super::args::{self, Parsed, invalid, text};
 use super::policy;
+use super::{Balance, Settings};
+use crate::ffi::{OK, str_over};
 
 /// Stores the value of a directive that may stand once in its block.
 pub(super) fn once<T>(directive: &str, place: &mut Option<T>, value: T) -> Parsed {
@@ -58,13 +64,11 @@ impl Settings {
             }
             "consul_max_stale" => once(name, &mut self.max_stale, policy::max_stale(name, word)?),
             "consul_empty" => once(name, &mut self.on_empty, policy::on_empty(name, words)?),
-            "consul_max_removal" => {
-                once(name, &mut self.max_removal, policy::percent(name, word)?)
-            }
+            "consul_max_removal" => once(name, &mut self.max_removal, policy::percent(name, word)?),
             "consul_allow" => add(&mut self.allow, policy::networks(name, &words[1..])?),
             "consul_deny" => add(&mut self.deny, policy::networks(name, &words[1..])?),
             "consul_panic" => once(name, &mut self.panic, policy::percent(name, word)?),
-            "consul_balance" => once(name, &mut self.balance, balance(name, word)?),
+            "consul_balance" => once(name, &mut self.balance, balance(cf, words)?),
             _ => Err(format!("unknown directive \"{name}\"")),
         }
     }
@@ -140,12 +144,47 @@ fn retry(directive: &str, words: &[&[u8]]) -> Parsed<(Duration, Duration)> {
     Ok((min, max))
 }
 
-fn balance(directive: &str, word: &[u8]) -> Parsed<Method> {
-    Method::from_name(text(word)?).ok_or_else(|| {
-        format!(
-            "unknown method \"{}\" in \"{directive}\" directive, it must be \
-             \"round_robin\", \"random\" or \"least_conn\"",
-            String::from_utf8_lossy(word)
-        )
-    })
+/// `consul_balance method` or `consul_balance hash key [consistent]`.
+fn balance(cf: *mut ngx_conf_t, words: &[&[u8]]) -> Parsed<Balance> {
+    let directive = "consul_balance";
+    let consistent = match words[1..] {
+        [b"hash"] => return Err(format!("no key of \"hash\" in \"{directive}\" directive")),
+        [b"hash", _] => false,
+        [b"hash", _, b"consistent"] => true,
+        [_, word, ..] if words[1] != b"hash" => return Err(invalid(directive, word)),
+        [_, _, word] => return Err(invalid(directive, word)),
+        _ => {
+            let name = text(words[1])?;
+            let method = Method::from_name(name).ok_or_else(|| {
+                format!(
+                    "unknown method \"{name}\" in \"{directive}\" directive, it must be \
+                     \"round_robin\", \"random\", \"least_conn\", \"least_time\" or \"hash\""
+                )
+            })?;
+            return Ok(Balance { method, key: None });
+        }
+    };
+    let key = complex_value(cf, words[2])?;
+    Ok(Balance { method: Method::Hash { consistent }, key: Some(key) })
+}
+
+/// A value with variables; what is wrong with it nginx has said.
+fn complex_value(cf: *mut ngx_conf_t, word: &[u8]) -> Parsed<NonNull<ngx_http_complex_value_t>> {
+    let failed = || invalid("consul_balance", word);
+    let mut value = str_over(word);
+    // SAFETY: `cf` is that of the running handler; the compiled value and the word live in its
+    // pool. All zeros are an empty ngx_http_compile_complex_value_t, as in nginx's own modules.
+    unsafe {
+        let size = size_of::<ngx_http_complex_value_t>();
+        let compiled = ngx_pcalloc((*cf).pool, size).cast::<ngx_http_complex_value_t>();
+        let mut compile: ngx_http_compile_complex_value_t = MaybeUninit::zeroed().assume_init();
+        compile.cf = cf;
+        compile.value = &mut value;
+        compile.complex_value = compiled;
+        let compiled = NonNull::new(compiled).ok_or_else(|| "ran out of memory".to_owned())?;
+        if ngx_http_compile_complex_value(&mut compile) != OK {
+            return Err(failed());
+        }
+        Ok(compiled)
+    }
 }

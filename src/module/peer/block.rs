@@ -7,13 +7,16 @@ use std::rc::Rc;
 use nginx_consul_core::balance::{self, Candidates, Clock, Method, Rules, Tier, Tried, View};
 use nginx_consul_core::status;
 use nginx_consul_core::table::{Image, Lane, Table};
-use nginx_sys::{NGX_LOG_ERR, ngx_current_msec, ngx_log_t, ngx_str_t, time_t};
+use nginx_sys::{
+    NGX_LOG_ERR, ngx_current_msec, ngx_http_complex_value, ngx_http_request_t, ngx_log_t,
+    ngx_str_t, time_t,
+};
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
 
 use super::view::PeerView;
-use crate::conf::{Dynamic, Settings};
-use crate::ffi::str_over;
+use crate::conf::{Balance, Dynamic, Settings};
+use crate::ffi::{OK, bytes, str_over};
 use crate::watcher;
 
 /// What a block does not do for each request, it does at most so often, in milliseconds: saying
@@ -50,7 +53,7 @@ pub(crate) struct Block {
     name: Box<[u8]>,
     name_str: ngx_str_t,
     pub(crate) service: String,
-    pub(crate) method: Method,
+    balance: Balance,
     pub(crate) rules: Rules,
     /// `consul_panic`, percent.
     panic: Option<u8>,
@@ -133,7 +136,7 @@ impl Block {
             name_str: str_over(&name),
             name,
             service: dynamic.query.service.clone(),
-            method: settings.balance.unwrap_or_default(),
+            balance: settings.balance.unwrap_or_default(),
             rules: dynamic.rules,
             panic: settings.panic.flatten(),
             has_fallback: dynamic.has_fallback,
@@ -179,6 +182,22 @@ impl Block {
         self.worker.get()
     }
 
+    pub(super) fn method(&self) -> Method {
+        self.balance.method
+    }
+
+    /// What the request is hashed by, in the request's pool; empty if the method wants nothing.
+    ///
+    /// # Safety
+    ///
+    /// `r` is a valid request; the key lives as long as it.
+    pub(super) unsafe fn key<'a>(&self, r: *mut ngx_http_request_t) -> Option<&'a [u8]> {
+        let Some(value) = self.balance.key else { return Some(b"") };
+        let mut key = str_over(b"");
+        // SAFETY: the value was compiled for this configuration, which outlives the request.
+        unsafe { (ngx_http_complex_value(r, value.as_ptr(), &mut key) == OK).then(|| bytes(&key)) }
+    }
+
     /// Where its peers come from.
     pub(crate) fn sources(&self) -> &[Source] {
         &self.sources
@@ -203,7 +222,8 @@ impl Block {
             if held.is_some() {
                 self.cursor.set(self.rng.borrow_mut().next_u64());
             }
-            *held = Some(Rc::new(PeerView::new(images, &self.rules, held.as_deref())));
+            *held =
+                Some(Rc::new(PeerView::new(images, &self.rules, self.method(), held.as_deref())));
         }
         held.clone()
     }
@@ -232,12 +252,18 @@ impl Block {
     }
 
     /// The next peer of a request that holds `view`.
-    pub(super) fn pick(&self, worker: Worker, view: &View, tried: &Tried) -> Option<usize> {
-        let mut candidates = self.candidates(worker.table, view, tried);
+    pub(super) fn pick(
+        &self,
+        worker: Worker,
+        view: &View,
+        tried: &Tried,
+        key: &[u8],
+    ) -> Option<usize> {
+        let mut candidates = Candidates { key, ..self.candidates(worker.table, view, tried) };
         candidates.panic = self.is_in_panic(&candidates);
         let mut cursor = self.cursor.get();
         let picked =
-            balance::pick(self.method, &candidates, &mut cursor, &mut *self.rng.borrow_mut());
+            balance::pick(self.method(), &candidates, &mut cursor, &mut *self.rng.borrow_mut());
         self.cursor.set(cursor);
         picked
     }
@@ -249,7 +275,7 @@ impl Block {
         tried: &'a Tried,
     ) -> Candidates<'a> {
         let alone = !self.has_fallback;
-        Candidates { view, table, tried, now: now(), panic: false, alone }
+        Candidates { view, table, tried, now: now(), key: b"", panic: false, alone }
     }
 
     /// Where its requests go, for the status page.
@@ -269,7 +295,7 @@ impl Block {
             let name = "servers".to_owned();
             tiers.push(status::Tier { name, peers: None, usable: None });
         }
-        let method = self.method.name().to_owned();
+        let method = self.method().name().to_owned();
         status::Upstream::new(self.name().into_owned(), self.service.clone(), method, tiers)
     }
 

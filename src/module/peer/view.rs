@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 
-use nginx_consul_core::balance::{Rules, View};
+use nginx_consul_core::balance::{Method, Rules, View};
 use nginx_consul_core::table::Image;
 use nginx_sys::{ngx_peer_connection_t, ngx_str_t, sockaddr};
 
@@ -29,8 +29,13 @@ struct Address {
 
 impl PeerView {
     /// Takes TLS sessions over from the set before, instance by instance.
-    pub(crate) fn new(images: Vec<Image>, rules: &Rules, before: Option<&PeerView>) -> PeerView {
-        let view = View::new(images, rules);
+    pub(crate) fn new(
+        images: Vec<Image>,
+        rules: &Rules,
+        method: Method,
+        before: Option<&PeerView>,
+    ) -> PeerView {
+        let view = View::new(images, rules, method, before.map(|before| &before.view));
         let addresses = view.records().iter().map(|r| Address::new(r.addr)).collect();
         let names = view.records().iter().map(|r| str_over(r.text())).collect();
         let sessions = Sessions::new(view.records().len());
@@ -73,7 +78,7 @@ impl PeerView {
 
 impl Default for PeerView {
     fn default() -> PeerView {
-        PeerView::new(Vec::new(), &Rules::default(), None)
+        PeerView::new(Vec::new(), &Rules::default(), Method::default(), None)
     }
 }
 

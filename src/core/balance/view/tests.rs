@@ -15,6 +15,7 @@ struct Scene {
     table: Table<'static>,
     lane: Lane,
     view: View,
+    method: Method,
 }
 
 fn peer(port: u16, params: Params) -> Peer {
@@ -34,6 +35,10 @@ fn peer(port: u16, params: Params) -> Peer {
 impl Scene {
     /// Each set is of one datacenter: ports and parameters.
     fn new(sets: &[&[(u16, Params)]]) -> Scene {
+        Scene::balanced(Method::RoundRobin, sets)
+    }
+
+    fn balanced(method: Method, sets: &[&[(u16, Params)]]) -> Scene {
         let words = Vec::leak((0..1 << 17).map(|_| AtomicU64::new(0)).collect());
         let table = Table::create(words, 16).unwrap();
         let me = ProcessId::own();
@@ -44,12 +49,20 @@ impl Scene {
             table.publish((entry, key), &set, 1, me).unwrap();
             table.read_records(entry, key).unwrap()
         });
-        let view = View::new(images.collect(), &Rules::default());
-        Scene { lane: table.take_lane(me).unwrap(), table, view }
+        let view = View::new(images.collect(), &Rules::default(), method, None);
+        Scene { lane: table.take_lane(me).unwrap(), table, view, method }
     }
 
     fn candidates<'a>(&'a self, tried: &'a Tried) -> Candidates<'a> {
-        Candidates { view: &self.view, table: self.table, tried, now: NOW, panic: false, alone: true }
+        Candidates {
+            view: &self.view,
+            table: self.table,
+            tried,
+            now: NOW,
+            key: b"",
+            panic: false,
+            alone: true,
+        }
     }
 
     fn fail(&self, port: u16) {
@@ -64,7 +77,7 @@ impl Scene {
     /// Ports that requests go to, sorted.
     fn ports(&self, candidates: &Candidates<'_>) -> Vec<u16> {
         let (mut cursor, mut rng) = (0, SmallRng::seed_from_u64(1));
-        let picked = |_| pick(Method::RoundRobin, candidates, &mut cursor, &mut rng);
+        let picked = |_| pick(self.method, candidates, &mut cursor, &mut rng);
         let mut ports: Vec<u16> =
             (0..20).map_while(picked).map(|p| self.view.records()[p].addr.port()).collect();
         ports.sort_unstable();
@@ -176,4 +189,65 @@ fn an_instance_that_recovers_from_its_failures_starts_slowly() {
     assert_eq!(share(NOW), FULL_SHARE / 100);
     assert_eq!(share(Clock { seconds: 105, millis: 105_000 }), FULL_SHARE / 2);
     assert_eq!(share(Clock { seconds: 110, millis: 110_000 }), FULL_SHARE);
+}
+
+#[test]
+fn a_key_stays_with_its_peer_and_goes_to_another_only_while_that_one_is_out() {
+    for consistent in [false, true] {
+        let peers: Vec<_> = (1..=10).map(|port| (port, PLAIN)).collect();
+        let scene = Scene::balanced(Method::Hash { consistent }, &[&peers]);
+        let tried = Tried::default();
+        let of = |key: u8| {
+            let all = scene.candidates(&tried);
+            scene.ports(&Candidates { key: &[key], ..all })
+        };
+        let owners: Vec<_> = (0..20u8).map(of).collect();
+        assert!(owners.iter().all(|ports| ports.len() == 1), "{owners:?}");
+        assert!(owners.iter().any(|ports| *ports != owners[0]), "{owners:?}");
+        let owner = owners[0][0];
+        scene.fail(owner);
+        let others: Vec<_> = (0..20u8).map(of).collect();
+        for (before, after) in owners.iter().zip(&others) {
+            assert_eq!(after.len(), 1, "{others:?}");
+            assert_eq!(before == after, *before != [owner], "{owners:?} {others:?}");
+        }
+        assert_eq!(scene.ports(&scene.candidates(&tried)).len(), 9, "no key: round robin");
+    }
+}
+
+#[test]
+fn the_next_tier_has_a_ring_of_its_own() {
+    let scene = Scene::balanced(
+        Method::Hash { consistent: true },
+        &[&[(1, PLAIN)], &[(2, PLAIN), (3, PLAIN), (4, PLAIN)]],
+    );
+    scene.fail(1);
+    let tried = Tried::default();
+    let of = |key: u8| {
+        let all = scene.candidates(&tried);
+        scene.ports(&Candidates { key: &[key], ..all })
+    };
+    let seen: std::collections::HashSet<_> = (0..30u8).map(of).collect();
+    assert_eq!(seen, [vec![2], vec![3], vec![4]].into());
+}
+
+#[test]
+fn least_time_avoids_the_slow_and_least_conn_does_not_know_it() {
+    let share_of_slow = |method| {
+        let scene = Scene::balanced(method, &[&[(1, PLAIN), (2, PLAIN)]]);
+        for (port, ms) in [(1, 200), (2, 10)] {
+            let record = &scene.view.records()[scene.at(port)];
+            scene.table.update_latency(record.slot as usize, record.identity, |raw| {
+                Latency::from_raw(raw).after(ms, NOW.millis).raw()
+            });
+        }
+        let tried = Tried::default();
+        let (mut cursor, mut rng) = (0, SmallRng::seed_from_u64(3));
+        let slow = scene.at(1);
+        let mut pick = || pick(method, &scene.candidates(&tried), &mut cursor, &mut rng);
+        (0..1000).filter(|_| pick() == Some(slow)).count()
+    };
+    assert_eq!(share_of_slow(Method::LeastTime), 0);
+    let even = share_of_slow(Method::LeastConn);
+    assert!((400..600).contains(&even), "{even} of 1000");
 }

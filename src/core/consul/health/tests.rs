@@ -221,7 +221,8 @@ proptest! {
 
 #[test]
 fn an_instance_brings_nginx_s_parameters_in_its_meta() {
-    let meta = r#""Port":80,"Meta":{"team":"a","nginx_weight":"7","nginx_backup":"true","x":"\u0000"}"#;
+    let meta =
+        r#""Port":80,"Meta":{"team":"a","nginx_weight":"7","nginx_backup":"true","x":"\u0000"}"#;
     let params = good(&with_service(meta)).params;
     assert_eq!((params.weight, params.backup), (NonZeroU16::new(7), true));
     assert_eq!(good(&with_service(r#""Port":80,"Meta":null"#)).params, Params::default());
