@@ -234,8 +234,9 @@ impl Attempt {
         let Record { slot, identity, .. } = self.view.peers().records()[peer];
         let slot = slot as usize;
         let max_fails = u64::from(self.view.peers().rules(peer).max_fails);
-        self.note_time(table, slot, identity);
-        if state & NGX_PEER_FAILED as ngx_uint_t == 0 {
+        let failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;
+        self.note_time(table, slot, identity, failed);
+        if !failed {
             table.note_passed(slot, identity, max_fails, now().millis);
             return;
         }
@@ -247,9 +248,8 @@ impl Attempt {
         }
     }
 
-    /// Notes how long the peer took, where the method wants to know. An attempt without a header
-    /// only counts if it took longer than others do: a refused connection is quick.
-    fn note_time(&self, table: Table<'static>, slot: usize, identity: u64) {
+    /// Notes how long the peer took, where the method wants to know.
+    fn note_time(&self, table: Table<'static>, slot: usize, identity: u64, failed: bool) {
         if self.block().method() != Method::LeastTime {
             return;
         }
@@ -264,9 +264,13 @@ impl Attempt {
         table.update_latency(slot, identity, |raw| {
             let latency = Latency::from_raw(raw);
             // nginx's value of a time that never came.
-            if header_time != usize::MAX {
+            let has_header = header_time != usize::MAX;
+            if failed {
+                latency.after_failure(elapsed, now).raw()
+            } else if has_header {
                 latency.after(header_time as u64, now).raw()
             } else if elapsed as f32 > latency.at(now) {
+                // The client gave up; the answer would have taken longer still.
                 latency.after(elapsed, now).raw()
             } else {
                 raw

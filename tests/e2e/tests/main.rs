@@ -14,6 +14,7 @@ mod instances;
 mod invariants;
 mod lifecycle;
 mod logs;
+mod methods;
 mod names;
 mod none_usable;
 mod outages;
