@@ -70,7 +70,7 @@ impl Params {
             "max_fails" => self.max_fails = Some(number().ok_or_else(invalid)?),
             "max_conns" => self.max_conns = Some(number().ok_or_else(invalid)?),
             "fail_timeout" => {
-                let time = time(value).ok_or_else(invalid)?.as_secs();
+                let time = time(value).filter(is_whole).ok_or_else(invalid)?.as_secs();
                 self.fail_timeout = Some(u32::try_from(time).unwrap_or(MAX).min(MAX));
             }
             "slow_start" => {
@@ -87,6 +87,11 @@ impl Params {
 
 fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// Whether these are whole seconds: nginx counts `fail_timeout` in them.
+fn is_whole(time: &Duration) -> bool {
+    time.subsec_nanos() == 0
 }
 
 fn flag(value: &str) -> Option<bool> {
@@ -177,6 +182,7 @@ mod tests {
             ("nginx_max_fails", "-1"),
             ("nginx_max_conns", "4294967295"),
             ("nginx_fail_timeout", "10 parsecs"),
+            ("nginx_fail_timeout", "1s500ms"),
             ("nginx_slow_start", ""),
             ("nginx_backup", "yes"),
         ] {

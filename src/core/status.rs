@@ -37,6 +37,9 @@ pub struct Upstream {
     pub tiers: Vec<Tier>,
     /// The tier that requests go to now; `null` if none has a usable peer.
     pub in_use: Option<String>,
+    /// Whether so many peers have failed that failures keep nobody out; `null` without
+    /// `consul_panic`.
+    pub panic: Option<bool>,
 }
 
 /// Peers of equal standing.
@@ -56,7 +59,7 @@ impl Upstream {
     pub fn new(name: String, service: String, method: String, tiers: Vec<Tier>) -> Upstream {
         let in_use = tiers.iter().find(|tier| tier.usable != Some(0));
         let in_use = in_use.map(|tier| tier.name.clone());
-        Upstream { name, service, method, tiers, in_use }
+        Upstream { name, service, method, tiers, in_use, panic: None }
     }
 }
 

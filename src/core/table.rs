@@ -203,6 +203,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::model::{Health, Peer, PeerSet, identity};
     use crate::params::Params;
+    use crate::process::ProcessId;
     use std::num::NonZeroU16;
 
     pub(crate) fn zone(words: usize) -> &'static [AtomicU64] {
@@ -247,5 +248,29 @@ pub(crate) mod tests {
         let layout = Layout::new(10 * 1024 * 1024 / 8, lanes_for(8)).unwrap();
         assert_eq!(layout.entry_count, 1280);
         assert!(layout.slot_count > 10_000, "{layout:?}");
+    }
+
+    #[test]
+    fn an_instance_takes_at_most_800_bytes_while_its_set_is_replaced() {
+        let table = Table::create(zone(10 * 1024 * 1024 / 8), lanes_for(16)).unwrap();
+        let me = ProcessId::own();
+        table.lead(me);
+        let n: u16 = 5000;
+        let instance = |i: u16| Peer {
+            node: format!("ip-10-20-{}-{}.eu-central-1.compute.internal", i / 256, i % 256),
+            id: format!("payments-api-10-20-{}-{}-8080", i / 256, i % 256),
+            tags: ["v1.24.3", "http", "team=payments"].map(str::to_owned).to_vec(),
+            datacenter: "eu-central-1".into(),
+            ..peer(i, 1)
+        };
+        let empty = table.usage();
+        let entry = table.claim(1, me).unwrap();
+        let set = PeerSet::new((1..=n).map(instance).collect());
+        table.publish((entry, 1), &set, 1, me).unwrap();
+        let used = table.usage() - empty;
+        // The old block and the new one are both there until the generation moves.
+        let block = used - usize::from(n) * table.layout.slot_words * 8;
+        let each = (used + block) / usize::from(n);
+        assert!((500..=800).contains(&each), "{each} bytes");
     }
 }

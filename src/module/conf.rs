@@ -21,11 +21,13 @@ pub(crate) mod args;
 mod commands;
 pub(crate) mod dynamic;
 mod finish;
+mod inner;
 mod policy;
 mod settings;
 mod target;
 
 pub(crate) use commands::COMMANDS;
+pub(crate) use inner::Inner;
 
 /// What holds for the whole of `http`.
 pub(crate) struct HttpConf {
@@ -91,6 +93,8 @@ pub(crate) struct Dynamic {
     pub(crate) has_fallback: bool,
     /// nginx has called our `init_upstream`: no other method took the block away.
     pub(crate) initialized: bool,
+    /// The method that stands before, and picks.
+    pub(crate) inner: Option<Inner>,
     /// Where the directive stands.
     pub(crate) file: String,
     pub(crate) line: usize,

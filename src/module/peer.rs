@@ -11,7 +11,8 @@ use nginx_consul_core::table::{Lane, Record, Table};
 use nginx_sys::{
     NGX_LOG_WARN, NGX_PEER_FAILED, ngx_conf_t, ngx_current_msec, ngx_http_request_t,
     ngx_http_upstream_init_round_robin, ngx_http_upstream_init_round_robin_peer,
-    ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_log_t, ngx_peer_connection_t, ngx_uint_t,
+    ngx_http_upstream_rr_peers_t, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_log_t,
+    ngx_peer_connection_t, ngx_uint_t,
 };
 
 use crate::conf::{self, SrvConf, dynamic};
@@ -19,12 +20,15 @@ use crate::ffi::{DECLINED, ERROR, OK, fence, give_to_pool};
 use crate::session;
 
 mod block;
+mod counted;
 mod delegate;
+mod stock;
 mod view;
 
 use block::now;
 pub(crate) use block::{Block, Source, Worker};
 use delegate::Delegate;
+pub(crate) use stock::{InitUpstream, Stock, is_nginxs_own};
 use view::PeerView;
 
 /// A request to the block; `peer.data`.
@@ -42,7 +46,7 @@ struct Attempt {
     request: *mut ngx_http_request_t,
     upstream: *mut ngx_http_upstream_srv_conf_t,
     /// Once no instance can be used: nginx's round robin over the block's `server` lines.
-    servers: Option<Delegate>,
+    servers: Option<Box<Delegate>>,
 }
 
 /// `peer.init_upstream`. nginx's own round robin is made of the block's `server` lines, for when
@@ -62,10 +66,16 @@ pub(crate) extern "C" fn ngx_http_upstream_init_consul(
                 dynamic.initialized = true;
             }
             dynamic::drop_placeholder(&mut *us);
-            if ngx_http_upstream_init_round_robin(cf, us) != OK {
+            let inner = (*conf).dynamic.as_ref().and_then(|dynamic| dynamic.inner.as_ref());
+            if inner.is_some_and(|inner| stock::check(inner, cf, us) != OK)
+                || ngx_http_upstream_init_round_robin(cf, us) != OK
+            {
                 return ERROR;
             }
-            (*us).peer.init = Some(ngx_http_upstream_init_consul_peer);
+            (*us).peer.init = Some(match inner {
+                Some(_) => stock::ngx_http_upstream_init_stock_peer,
+                None => ngx_http_upstream_init_consul_peer,
+            });
         }
         OK
     })
@@ -87,7 +97,8 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
                 return ngx_http_upstream_init_round_robin_peer(r, us);
             }
             let Some(key) = block.key(r) else { return ERROR };
-            let tries = view.len().max(1) + usize::from(block.has_fallback);
+            let servers = if block.has_fallback { server_count(us) } else { 0 };
+            let tries = (view.len() + servers).max(1);
             let attempt = give_to_pool(
                 (*r).pool,
                 Attempt {
@@ -114,6 +125,24 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
         }
         OK
     })
+}
+
+/// How many addresses the block's `server` lines have: so often a request may try them.
+///
+/// # Safety
+///
+/// nginx's round robin has been made of them, and its peers are still the `data` of the block.
+unsafe fn server_count(us: *mut ngx_http_upstream_srv_conf_t) -> usize {
+    // SAFETY: the caller's promise; the backups are the next of the others.
+    unsafe {
+        let mut peers = (*us).peer.data.cast::<ngx_http_upstream_rr_peers_t>();
+        let mut count = 0;
+        while let Some(some) = peers.as_ref() {
+            count += some.number;
+            peers = some.next;
+        }
+        count
+    }
 }
 
 /// # Safety
@@ -210,9 +239,10 @@ impl Attempt {
         }
         let (r, us) = (self.request, self.upstream);
         // SAFETY: the request and block that peer.init got.
-        self.servers =
+        let servers =
             unsafe { Delegate::new(r, || ngx_http_upstream_init_round_robin_peer(r, us)) };
-        self.servers.as_ref()
+        self.servers = servers.map(Box::new);
+        self.servers.as_deref()
     }
 
     fn begin(&mut self, worker: Worker, peer: usize) {

@@ -203,14 +203,14 @@ fn peers(
     block: Option<&&&Block>,
 ) -> Vec<Peer> {
     let rules = block.map(|b| b.rules).unwrap_or_default();
+    let is_single = block.is_some_and(|b| b.is_single());
     let peer = |(record, detail): (&nginx_consul_core::table::Record, _)| {
         let nginx_consul_core::table::Detail { node, id, tags, health, .. } = detail;
         let slot = record.slot as usize;
         let counters = table.counters(slot);
         let rules = rules.of(&record.params);
         let (max_fails, timeout) = (rules.max_fails.into(), rules.fail_timeout.into());
-        let failed =
-            image.records.len() > 1 && table.is_failed(slot, max_fails, timeout, now_ms() / 1000);
+        let failed = !is_single && table.is_failed(slot, max_fails, timeout, now_ms() / 1000);
         Peer {
             server: record.addr.to_string(),
             node,

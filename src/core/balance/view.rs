@@ -1,5 +1,7 @@
 //! A worker's own copy of what a block may pick from, ready to pick.
 
+use std::cell::Cell;
+
 use rand::RngCore;
 
 use super::latency::{Latency, score};
@@ -29,6 +31,8 @@ pub struct Tier {
     /// Those with `backup`, which come after those without.
     pub backup: bool,
     first: usize,
+    /// The second in which all of them were seen to be out for their failures.
+    out: Cell<u64>,
     weights: Weighted,
     order: Order,
     keys: Keys,
@@ -117,22 +121,27 @@ impl View {
     /// `before`.
     pub fn new(images: Vec<Image>, rules: &Rules, method: Method, before: Option<&View>) -> View {
         let generations = images.iter().map(|image| image.generation).collect();
-        let mut records = Vec::with_capacity(images.iter().map(|i| i.records.len()).sum());
+        // The records of the first set, nearly always the only one, are not copied again.
+        let mut records: Vec<Record> = Vec::new();
         let mut tiers = Vec::with_capacity(images.len());
-        for (set, image) in images.into_iter().enumerate() {
-            let (backups, primaries): (Vec<_>, Vec<_>) =
-                image.records.into_iter().partition(|record| record.params.backup);
-            for (backup, members) in [(false, primaries), (true, backups)] {
+        for (set, mut image) in images.into_iter().enumerate() {
+            if image.records.iter().any(|record| record.params.backup) {
+                image.records.sort_by_key(|record| record.params.backup);
+            }
+            let first = records.len();
+            let backups = first + image.records.partition_point(|record| !record.params.backup);
+            if records.is_empty() {
+                records = image.records;
+            } else {
+                records.extend(image.records);
+            }
+            for (backup, members) in [(false, first..backups), (true, backups..records.len())] {
                 if !members.is_empty() {
                     let same = |tier: &&Tier| tier.set == set && tier.backup == backup;
                     let before = before.and_then(|view| view.tiers.iter().find(same));
-                    tiers.push(Tier {
-                        set,
-                        backup,
-                        first: records.len(),
-                        ..Tier::new(&members, method, before)
-                    });
-                    records.extend(members);
+                    let first = members.start;
+                    let tier = Tier::new(&records[members], method, before);
+                    tiers.push(Tier { set, backup, first, ..tier });
                 }
             }
         }
@@ -173,7 +182,8 @@ impl Tier {
         let weights = Weighted::new(members.iter().map(|record| record.weight));
         let order = Order::new(&weights);
         let keys = Keys::new(members, method, before.map(|tier| &tier.keys));
-        Tier { set: 0, backup: false, first: 0, weights, order, keys }
+        let out = Cell::new(u64::MAX);
+        Tier { set: 0, backup: false, first: 0, out, weights, order, keys }
     }
 
     /// Its peers.
@@ -222,9 +232,17 @@ pub fn pick<R: RngCore>(
     rng: &mut R,
 ) -> Option<usize> {
     for tier in &candidates.view.tiers {
-        if let Some(peer) = pick_from(method, &InTier { all: candidates, tier }, cursor, rng) {
+        if candidates.is_known_out(tier) {
+            continue;
+        }
+        // A tier that gives nobody does not move the cursor either: its moves and those of the tier
+        // in use could add up to whole rounds, and always end at the same peer.
+        let mut at = *cursor;
+        if let Some(peer) = pick_from(method, &InTier { all: candidates, tier }, &mut at, rng) {
+            *cursor = at;
             return Some(tier.first + peer);
         }
+        candidates.note_out(tier);
     }
     if !candidates.alone || candidates.tried.count() != 0 {
         return None;
@@ -247,11 +265,30 @@ impl Candidates<'_> {
         !self.view.known[peer].down && !self.is_full(peer) && !self.is_failed(peer)
     }
 
-    /// Share of the peers, in percent, that no failure keeps out.
+    /// Share of the peers, in percent, that no failure keeps out; those that say they are down are
+    /// not counted. 100 of none.
     pub fn healthy_percent(&self) -> usize {
-        let all = self.view.records.len();
-        let healthy = (0..all).filter(|&peer| !self.has_failed(peer)).count();
-        healthy * 100 / all.max(1)
+        let (mut all, mut healthy) = (0, 0);
+        for peer in (0..self.view.records.len()).filter(|&peer| !self.view.known[peer].down) {
+            all += 1;
+            healthy += usize::from(!self.has_failed(peer));
+        }
+        (healthy * 100usize).checked_div(all).unwrap_or(100)
+    }
+
+    /// Whether failures keep out every peer of the tier, as far as is known without a look at each.
+    fn is_known_out(&self, tier: &Tier) -> bool {
+        !self.panic && tier.out.get() == self.now.seconds
+    }
+
+    /// After a search in vain, so that the other requests of this second need none. One that recovers
+    /// in the same second waits for the next; not so the last resort, which is asked meanwhile.
+    fn note_out(&self, tier: &Tier) {
+        let is_last = tier.peers().end == self.view.records.len();
+        let is_out = |peer: usize| self.view.known[peer].down || self.is_failed(peer);
+        if self.tried.count() == 0 && !(self.alone && is_last) && tier.peers().all(is_out) {
+            tier.out.set(self.now.seconds);
+        }
     }
 
     fn slot(&self, peer: usize) -> usize {

@@ -58,6 +58,7 @@ fn tiers(upstream: &Upstream) -> Markup {
                 @else { (shown(&tier_text(tier))) }
             }
             @if upstream.in_use.is_none() { span.bad { " none usable" } }
+            @if upstream.panic == Some(true) { span.bad { " panic: failures keep nobody out" } }
         }
     }
 }

@@ -132,10 +132,11 @@ impl<'z> Table<'z> {
     #[inline]
     pub fn in_flight(&self, slot: usize) -> u64 {
         let lanes = self.layout.slot_words - WORDS;
-        (0..lanes)
-            .map(|i| self.slot_word(slot, WORDS + i).load(Relaxed))
-            .map(|pair| (pair & u64::from(u32::MAX)) + (pair >> 32))
-            .sum()
+        let first = self.layout.slots + slot * self.layout.slot_words + WORDS;
+        let pairs = self.words[first..first + lanes].iter();
+        // Two lanes to a word; the sum of either stays below 2³².
+        let sums = pairs.map(|pair| pair.load(Relaxed)).fold(0, u64::wrapping_add);
+        (sums & u64::from(u32::MAX)) + (sums >> 32)
     }
 
     /// Whether the instance is out after `max_fails` failures; the rule and the second try after

@@ -12,6 +12,7 @@ use nginx_sys::{
 };
 
 use super::args::{self, Parsed, text};
+use super::inner::Inner;
 use super::{Dynamic, SrvConf};
 use crate::ffi::{bytes, str_over};
 use crate::peer;
@@ -23,17 +24,19 @@ pub(super) fn set(cf: *mut ngx_conf_t, conf: &mut SrvConf, words: &[&[u8]]) -> P
     }
     // SAFETY: the directive is only allowed within `upstream`, whose configuration this is.
     let upstream = unsafe { upstream_of(cf) };
-    refuse_other_method(upstream)?;
     let (file, line) = position(cf);
-    conf.dynamic = Some(Dynamic { file, line, ..parse(words)? });
+    let inner = Inner::of(upstream, &file, line)?;
+    if inner.is_none() {
+        upstream.flags = (NGX_HTTP_UPSTREAM_CREATE
+            | NGX_HTTP_UPSTREAM_WEIGHT
+            | NGX_HTTP_UPSTREAM_MAX_CONNS
+            | NGX_HTTP_UPSTREAM_MAX_FAILS
+            | NGX_HTTP_UPSTREAM_FAIL_TIMEOUT
+            | NGX_HTTP_UPSTREAM_DOWN
+            | NGX_HTTP_UPSTREAM_BACKUP) as _;
+    }
+    conf.dynamic = Some(Dynamic { file, line, inner, ..parse(words)? });
     upstream.peer.init_upstream = Some(peer::ngx_http_upstream_init_consul);
-    upstream.flags = (NGX_HTTP_UPSTREAM_CREATE
-        | NGX_HTTP_UPSTREAM_WEIGHT
-        | NGX_HTTP_UPSTREAM_MAX_CONNS
-        | NGX_HTTP_UPSTREAM_MAX_FAILS
-        | NGX_HTTP_UPSTREAM_FAIL_TIMEOUT
-        | NGX_HTTP_UPSTREAM_DOWN
-        | NGX_HTTP_UPSTREAM_BACKUP) as _;
     add_placeholder(cf, upstream)
 }
 
@@ -47,35 +50,6 @@ unsafe fn upstream_of<'a>(cf: *mut ngx_conf_t) -> &'a mut ngx_http_upstream_srv_
     unsafe {
         let srv_conf = crate::ffi::http_context(cf).srv_conf;
         &mut *crate::ffi::conf_of(srv_conf, &raw const nginx_sys::ngx_http_upstream_module)
-    }
-}
-
-/// Another method, or keepalive, has already taken the block.
-fn refuse_other_method(upstream: &ngx_http_upstream_srv_conf_t) -> Parsed {
-    if upstream.peer.init_upstream.is_none() {
-        return Ok(());
-    }
-    if cfg!(not(nginx_keepalive_anywhere)) && has_keepalive(upstream) {
-        return Err("must stand before \"keepalive\"".into());
-    }
-    Err("can't be used together with another load balancing method in the same \"upstream\", \
-         use \"consul_balance\""
-        .into())
-}
-
-/// Whether `keepalive` stands in the block. Its module is static to nginx, so found by name; its
-/// configuration begins with the number of connections (`max_cached`, nginx 1.1.4 to 1.29.6).
-fn has_keepalive(upstream: &ngx_http_upstream_srv_conf_t) -> bool {
-    // SAFETY: the symbol, if there is one, is an ngx_module_t, and its element of `srv_conf` is
-    // the configuration that its create_srv_conf() made, never null.
-    unsafe {
-        let name = c"ngx_http_upstream_keepalive_module".as_ptr();
-        let module = libc::dlsym(libc::RTLD_DEFAULT, name).cast::<nginx_sys::ngx_module_t>();
-        if module.is_null() {
-            return false;
-        }
-        let conf = crate::ffi::conf_of::<nginx_sys::ngx_uint_t>(upstream.srv_conf, module);
-        !conf.is_null() && *conf != 0
     }
 }
 
@@ -125,6 +99,7 @@ fn parse(words: &[&[u8]]) -> Parsed<Dynamic> {
         rules: Rules::default(),
         has_fallback: false,
         initialized: false,
+        inner: None,
         file: String::new(),
         line: 0,
     };
@@ -163,7 +138,10 @@ fn set_parameter(name: &str, value: &str, dynamic: &mut Dynamic) -> Parsed {
         "consistency" => query.consistency = consistency(value).ok_or_else(invalid)?,
         "max_fails" => rules.max_fails = number()?,
         "max_conns" => rules.max_conns = number()?,
-        "fail_timeout" => rules.fail_timeout = time()?.as_secs().try_into().unwrap_or(u32::MAX),
+        "fail_timeout" => {
+            let time = Some(time()?).filter(|time| time.subsec_nanos() == 0).ok_or_else(invalid)?;
+            rules.fail_timeout = time.as_secs().try_into().unwrap_or(u32::MAX);
+        }
         "slow_start" => {
             rules.slow_start = time()?.as_millis().try_into().unwrap_or(u32::MAX);
         }

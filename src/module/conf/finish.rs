@@ -1,5 +1,6 @@
 //! When all is read: inheritance, the checks that need the whole, the plan and the zone.
 
+use std::ptr;
 use std::sync::Arc;
 
 use nginx_consul_core::sync::Plan;
@@ -10,9 +11,9 @@ use nginx_sys::{
 
 use super::args::Parsed;
 use super::target::TargetMaker;
-use super::{HttpConf, SrvConf, dynamic};
+use super::{HttpConf, Settings, SrvConf, dynamic, inner};
 use crate::ffi;
-use crate::peer::{Block, Source};
+use crate::peer::{Block, Source, Stock};
 use crate::zone;
 
 pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
@@ -41,6 +42,7 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
         // SAFETY: as above.
         let block = unsafe { &mut *upstream };
         check_block(block, dynamic)?;
+        check_method(block, dynamic, &conf.settings)?;
         dynamic.has_fallback = dynamic::has_fallback(block);
         let settings = conf.settings.or(defaults);
         let of_block = targets_of.targets(settings, dynamic)?;
@@ -66,7 +68,14 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
             conf.block = conf.dynamic.as_ref().map(|dynamic| {
                 // SAFETY: the block's name lives in the pool of the configuration.
                 let name = unsafe { ffi::bytes(&(*upstream).host) };
-                Box::new(Block::new(name, dynamic, sources, &settings))
+                let mut block = Block::new(name, dynamic, sources, &settings);
+                if let Some(inner) = &dynamic.inner {
+                    // SAFETY: both are of the configuration that is being read.
+                    block.pick_by(unsafe {
+                        Stock::new(inner.clone(), upstream, ptr::from_ref(context).cast_mut())
+                    });
+                }
+                Box::new(block)
             });
         }
     }
@@ -101,8 +110,32 @@ fn check_block(upstream: &ngx_http_upstream_srv_conf_t, dynamic: &super::Dynamic
     if !dynamic.initialized {
         return Err(format!(
             "\"consul_dynamic\" directive is without effect, another load balancing method \
-             takes the block away, {place}"
+             takes the block away: it must stand before \"consul_dynamic\", {place}"
         ));
     }
     Ok(())
+}
+
+/// The method that stands before, and others.
+fn check_method(
+    upstream: &ngx_http_upstream_srv_conf_t,
+    dynamic: &super::Dynamic,
+    settings: &Settings,
+) -> Parsed {
+    let place = format!("in {}:{}", dynamic.file, dynamic.line);
+    let after_sticky = dynamic.inner.as_ref().is_some_and(|inner| inner.is_sticky);
+    if inner::has_sticky(upstream) && !after_sticky {
+        return Err(format!("\"sticky\" directive must stand before \"consul_dynamic\", {place}"));
+    }
+    let Some(inner) = &dynamic.inner else { return Ok(()) };
+    let balance = settings.balance.is_some().then_some("consul_balance");
+    let panic = settings.panic.is_some().then_some("consul_panic");
+    match balance.or(panic) {
+        None => Ok(()),
+        Some(name) => Err(format!(
+            "\"{name}\" directive can't be used together with another load balancing method, \
+             \"{}\", in the same \"upstream\", {place}",
+            inner.name
+        )),
+    }
 }

@@ -14,6 +14,7 @@ use nginx_sys::{
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
 
+use super::stock::Stock;
 use super::view::PeerView;
 use crate::conf::{Balance, Dynamic, Settings};
 use crate::ffi::{OK, bytes, str_over};
@@ -54,6 +55,8 @@ pub(crate) struct Block {
     name_str: ngx_str_t,
     pub(crate) service: String,
     balance: Balance,
+    /// The method that picks in place of `balance`.
+    stock: Option<Stock>,
     pub(crate) rules: Rules,
     /// `consul_panic`, percent.
     panic: Option<u8>,
@@ -91,8 +94,9 @@ impl Source {
         self.entry.get().map(|entry| table.generation(entry))
     }
 
-    /// The present set; `None` if the caller has to stay with what it has.
-    fn read(&self, table: Table<'static>) -> Option<Image> {
+    /// The present set, which is that of `held` until the first answer; `None` if the caller has to
+    /// stay with what it has.
+    fn read(&self, table: Table<'static>, held: impl FnOnce() -> Image) -> Option<Image> {
         let entry = self.entry.get()?;
         if table.key(entry) != self.key {
             self.entry.set(None);
@@ -100,7 +104,9 @@ impl Source {
         }
         let generation = table.generation(entry);
         if !table.has_data(entry) {
-            return Some(Image::of_records(generation, Vec::new()));
+            let mut image = held();
+            image.generation = generation;
+            return Some(image);
         }
         table.read_records(entry, self.key)
     }
@@ -137,6 +143,7 @@ impl Block {
             name,
             service: dynamic.query.service.clone(),
             balance: settings.balance.unwrap_or_default(),
+            stock: None,
             rules: dynamic.rules,
             panic: settings.panic.flatten(),
             has_fallback: dynamic.has_fallback,
@@ -151,6 +158,16 @@ impl Block {
             looked: Interval::default(),
             asked_for_lane: Interval::default(),
         }
+    }
+
+    /// Has nginx's method, or another module's, pick.
+    pub(crate) fn pick_by(&mut self, stock: Stock) {
+        self.balance = Balance::default();
+        self.stock = Some(stock);
+    }
+
+    pub(super) fn stock(&self) -> Option<&Stock> {
+        self.stock.as_ref()
     }
 
     /// The block's name, for people.
@@ -172,14 +189,21 @@ impl Block {
     }
 
     /// What the worker has of the shared memory; `None` outside of workers.
+    #[inline]
     pub(super) fn worker(&self) -> Option<Worker> {
         let worker = self.worker.get()?;
-        if worker.lane.is_none() && self.asked_for_lane.is_due() {
-            if let Some(better) = watcher::try_lane() {
-                self.worker.set(Some(better));
-            }
+        if worker.lane.is_some() { Some(worker) } else { Some(self.worker_with_lane(worker)) }
+    }
+
+    /// The worker with a lane, if one is free by now.
+    #[cold]
+    fn worker_with_lane(&self, worker: Worker) -> Worker {
+        if !self.asked_for_lane.is_due() {
+            return worker;
         }
-        self.worker.get()
+        let better = watcher::try_lane().unwrap_or(worker);
+        self.worker.set(Some(better));
+        better
     }
 
     pub(super) fn method(&self) -> Method {
@@ -205,6 +229,22 @@ impl Block {
 
     /// This worker's copy of the present sets; one atomic load for each if nothing changed.
     pub(super) fn view(&self, worker: Worker) -> Option<Rc<PeerView>> {
+        let held = self.view.borrow();
+        let view = held.as_ref().filter(|view| {
+            let generations = view.peers().generations();
+            let mut sets = self.sources.iter().zip(generations);
+            sets.all(|(source, held)| source.generation(worker.table) == Some(*held))
+        });
+        if let Some(view) = view {
+            return Some(Rc::clone(view));
+        }
+        drop(held);
+        self.renewed_view(worker)
+    }
+
+    /// A copy of the present sets, unless that is what it has.
+    #[cold]
+    fn renewed_view(&self, worker: Worker) -> Option<Rc<PeerView>> {
         let mut held = self.view.borrow_mut();
         self.find_entries(worker.table);
         let is_current = |view: &Rc<PeerView>| {
@@ -234,9 +274,10 @@ impl Block {
         let images = self.sources.iter().enumerate().map(|(set, source)| {
             let held = held.map(PeerView::peers);
             let same = held.filter(|v| source.generation(table) == Some(v.generations()[set]));
-            let read = if same.is_none() { source.read(table) } else { None };
+            let held = || held.map(|view| view.image(set)).unwrap_or_default();
+            let read = if same.is_none() { source.read(table, held) } else { None };
             any |= read.is_some();
-            read.or_else(|| held.map(|view| view.image(set))).unwrap_or_default()
+            read.unwrap_or_else(held)
         });
         let images = images.collect();
         any.then_some(images)
@@ -283,25 +324,42 @@ impl Block {
         let view = self.worker().and_then(|worker| Some((worker, self.view(worker)?)));
         let tried = Tried::default();
         let mut tiers = Vec::new();
+        let mut panic = None;
         if let Some((worker, view)) = &view {
-            let candidates = self.candidates(worker.table, view.peers(), &tried);
-            tiers.extend(view.peers().tiers().iter().map(|tier| status::Tier {
-                name: self.tier_name(tier),
-                peers: Some(tier.peers().len()),
-                usable: Some(tier.peers().filter(|&peer| candidates.is_usable(peer)).count()),
-            }));
+            let mut candidates = self.candidates(worker.table, view.peers(), &tried);
+            candidates.panic = self.is_in_panic(&candidates);
+            panic = self.panic.map(|_| candidates.panic);
+            tiers = self.tiers(&candidates);
         }
         if self.has_fallback {
             let name = "servers".to_owned();
             tiers.push(status::Tier { name, peers: None, usable: None });
         }
-        let method = self.method().name().to_owned();
-        status::Upstream::new(self.name().into_owned(), self.service.clone(), method, tiers)
+        let (name, service) = (self.name().into_owned(), self.service.clone());
+        let method = self.stock().map_or(self.method().name(), Stock::name).to_owned();
+        status::Upstream { panic, ..status::Upstream::new(name, service, method, tiers) }
     }
 
-    fn tier_name(&self, tier: &Tier) -> String {
-        let datacenter = self.sources[tier.set].datacenter.as_deref().unwrap_or("instances");
-        format!("{datacenter}{}", if tier.backup { " backup" } else { "" })
+    /// The tiers of instances, those that have none among them; but not every set has backups.
+    fn tiers(&self, candidates: &Candidates<'_>) -> Vec<status::Tier> {
+        let all = (0..self.sources.len()).flat_map(|set| [(set, false), (set, true)]);
+        let tier = |(set, backup)| {
+            let found = candidates.view.tiers().iter().find(|t| (t.set, t.backup) == (set, backup));
+            let peers = found.map_or(0..0, Tier::peers);
+            let datacenter = self.sources[set].datacenter.as_deref().unwrap_or("instances");
+            (!backup || found.is_some()).then(|| status::Tier {
+                name: format!("{datacenter}{}", if backup { " backup" } else { "" }),
+                peers: Some(peers.len()),
+                usable: Some(peers.filter(|&peer| candidates.is_usable(peer)).count()),
+            })
+        };
+        all.filter_map(tier).collect()
+    }
+
+    /// Whether it has one peer and nobody else to ask, so that no failure keeps that one out.
+    pub(crate) fn is_single(&self) -> bool {
+        let view = self.view.borrow();
+        !self.has_fallback && view.as_ref().is_some_and(|view| view.len() == 1)
     }
 
     /// Whether so many peers have failed that failures are not to count. Looked at once a second,

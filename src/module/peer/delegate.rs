@@ -1,25 +1,54 @@
 //! Another balancer that does the picking for a request, behind callbacks of ours.
 
+use std::ffi::c_void;
 use std::ptr;
 
-use nginx_sys::{ngx_http_request_t, ngx_int_t, ngx_peer_connection_t, ngx_uint_t};
+use nginx_sys::{
+    ngx_event_free_peer_pt, ngx_event_get_peer_pt, ngx_event_notify_peer_pt,
+    ngx_event_save_peer_session_pt, ngx_event_set_peer_session_pt, ngx_http_request_t, ngx_int_t,
+    ngx_peer_connection_t, ngx_uint_t,
+};
 
 use crate::ffi::{ERROR, OK};
 
 /// What a balancer's `peer.init` sets for a request.
 pub(super) struct Delegate {
-    callbacks: ngx_peer_connection_t,
+    callbacks: Callbacks,
 }
 
-/// Copies what a `peer.init` sets from one connection to another.
-fn copy_callbacks(from: &ngx_peer_connection_t, to: &mut ngx_peer_connection_t) {
-    to.data = from.data;
-    to.get = from.get;
-    to.free = from.free;
-    to.notify = from.notify;
-    to.set_session = from.set_session;
-    to.save_session = from.save_session;
-    to.tries = from.tries;
+/// What a `peer.init` sets of a connection. Not all of that, since requests have one in their pool.
+struct Callbacks {
+    data: *mut c_void,
+    get: ngx_event_get_peer_pt,
+    free: ngx_event_free_peer_pt,
+    notify: ngx_event_notify_peer_pt,
+    set_session: ngx_event_set_peer_session_pt,
+    save_session: ngx_event_save_peer_session_pt,
+    tries: ngx_uint_t,
+}
+
+impl Callbacks {
+    fn of(pc: &ngx_peer_connection_t) -> Callbacks {
+        Callbacks {
+            data: pc.data,
+            get: pc.get,
+            free: pc.free,
+            notify: pc.notify,
+            set_session: pc.set_session,
+            save_session: pc.save_session,
+            tries: pc.tries,
+        }
+    }
+
+    fn put(self, pc: &mut ngx_peer_connection_t) {
+        pc.data = self.data;
+        pc.get = self.get;
+        pc.free = self.free;
+        pc.notify = self.notify;
+        pc.set_session = self.set_session;
+        pc.save_session = self.save_session;
+        pc.tries = self.tries;
+    }
 }
 
 impl Delegate {
@@ -36,14 +65,29 @@ impl Delegate {
         // SAFETY: the caller's promise. No reference is held while `init` writes the connection.
         unsafe {
             let peer = &raw mut (*(*r).upstream).peer;
-            let before = *peer;
+            let before = Callbacks::of(&*peer);
             // Round robin would take what it finds for its own.
             (*peer).data = ptr::null_mut();
             let done = init() == OK;
-            let callbacks = *peer;
-            copy_callbacks(&before, &mut *peer);
+            let callbacks = Callbacks::of(&*peer);
+            before.put(&mut *peer);
             done.then_some(Delegate { callbacks })
         }
+    }
+
+    /// Number of tries that the balancer gives the request.
+    pub(super) fn tries(&self) -> ngx_uint_t {
+        self.callbacks.tries
+    }
+
+    /// What the balancer knows of the request.
+    pub(super) fn data(&self) -> *mut c_void {
+        self.callbacks.data
+    }
+
+    /// Whether the balancer wants to be told how the request goes on.
+    pub(super) fn wants_notes(&self) -> bool {
+        self.callbacks.notify.is_some()
     }
 
     /// Each of these takes the connection that nginx passes to the callback of the same name.
@@ -68,6 +112,13 @@ impl Delegate {
         if let Some(save) = self.callbacks.save_session {
             // SAFETY: as in get().
             unsafe { save(pc, self.callbacks.data) };
+        }
+    }
+
+    pub(super) fn notify(&self, pc: *mut ngx_peer_connection_t, kind: ngx_uint_t) {
+        if let Some(notify) = self.callbacks.notify {
+            // SAFETY: as in get().
+            unsafe { notify(pc, self.callbacks.data, kind) };
         }
     }
 }

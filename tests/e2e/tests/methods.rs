@@ -10,12 +10,12 @@ use crate::support::{balanced, register, register_one, unique, until_peers};
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
 /// Who answers for each key.
-fn owners(nginx: &Nginx, keys: std::ops::Range<u32>) -> BTreeMap<u32, String> {
+pub(crate) fn owners(nginx: &Nginx, keys: std::ops::Range<u32>) -> BTreeMap<u32, String> {
     keys.map(|key| (key, nginx.outcome(&format!("/?key={key}")))).collect()
 }
 
 /// Registers backends under ids in the order of their names, with weights.
-fn register_weighted(consul: &Agent, service: &str, backends: &[Backend], weights: &[u16]) {
+pub(crate) fn register_weighted(consul: &Agent, service: &str, backends: &[Backend], weights: &[u16]) {
     for (backend, &weight) in backends.iter().zip(weights) {
         let id = format!("{service}-{}", backend.name());
         consul.register(&Instance::new(service, &id, backend.address()).weights(weight, 1));
@@ -23,7 +23,7 @@ fn register_weighted(consul: &Agent, service: &str, backends: &[Backend], weight
 }
 
 /// Stock nginx with the same servers.
-fn stock(backends: &[Backend], weights: &[u16], method: &str) -> Nginx {
+pub(crate) fn stock(backends: &[Backend], weights: &[u16], method: &str) -> Nginx {
     let servers: String = backends
         .iter()
         .zip(weights)

@@ -251,3 +251,61 @@ fn least_time_avoids_the_slow_and_least_conn_does_not_know_it() {
     let even = share_of_slow(Method::LeastConn);
     assert!((400..600).contains(&even), "{even} of 1000");
 }
+
+#[test]
+fn a_tier_that_is_out_does_not_disturb_the_round_robin_of_the_next() {
+    // Looking for a peer among those that are out takes 16 steps, so 17 of them make a round.
+    for n in [3u16, 16, 17] {
+        let out: Vec<_> = (1..=n).map(|port| (port, PLAIN)).collect();
+        let next: Vec<_> = (101..=100 + n).map(|port| (port, PLAIN)).collect();
+        let scene = Scene::new(&[&out, &next]);
+        (1..=n).for_each(|port| scene.fail(port));
+        let (tried, mut cursor, mut rng) = (Tried::default(), 0, SmallRng::seed_from_u64(1));
+        let candidates = scene.candidates(&tried);
+        let mut counts = vec![0; usize::from(n)];
+        for _ in 0..2 * n {
+            let picked = pick(scene.method, &candidates, &mut cursor, &mut rng).unwrap();
+            counts[picked - usize::from(n)] += 1;
+        }
+        assert_eq!(counts, vec![2; usize::from(n)], "{n} peers");
+    }
+}
+
+#[test]
+fn the_share_that_is_healthy_is_of_those_that_are_not_down() {
+    let down = Params { down: true, ..PLAIN };
+    let scene = Scene::new(&[&[(1, PLAIN), (2, PLAIN), (3, down)], &[(4, PLAIN), (5, BACKUP)]]);
+    let tried = Tried::default();
+    let percent = || scene.candidates(&tried).healthy_percent();
+    assert_eq!(percent(), 100);
+    scene.fail(1);
+    assert_eq!(percent(), 75);
+    [2, 4, 5].iter().for_each(|&port| scene.fail(port));
+    assert_eq!(percent(), 0);
+    let scene = Scene::new(&[&[(1, down)], &[]]);
+    assert_eq!(scene.candidates(&tried).healthy_percent(), 100, "nobody is no panic");
+}
+
+#[test]
+fn a_tier_that_is_out_is_looked_through_once_a_second() {
+    let scene = Scene::new(&[&[(1, PLAIN), (2, PLAIN)], &[(3, PLAIN), (4, PLAIN)]]);
+    let back = |port| {
+        let record = &scene.view.records()[scene.at(port)];
+        scene.table.forget_fails(record.slot as usize, record.identity);
+    };
+    let tried = Tried::default();
+    let now = scene.candidates(&tried);
+    let later = Candidates { now: Clock { seconds: 101, millis: 101_000 }, ..now };
+    [1, 2].iter().for_each(|&port| scene.fail(port));
+    assert_eq!(scene.ports(&now), [3, 4]);
+    back(2);
+    assert_eq!(scene.ports(&now), [3, 4], "within the second");
+    assert_eq!(scene.ports(&Candidates { panic: true, ..now }), [1, 2]);
+    assert_eq!(scene.ports(&later), [2]);
+    // The last resort is used as soon as it recovers.
+    [2, 3, 4].iter().for_each(|&port| scene.fail(port));
+    let later = Candidates { now: Clock { seconds: 102, millis: 102_000 }, ..now };
+    assert!(scene.ports(&later).len() > 1, "anyone, with all out");
+    back(4);
+    assert_eq!(scene.ports(&later), [4]);
+}
