@@ -17,7 +17,7 @@ scripts/bench [option]…
   --part NAME,…     instructions, memory, update, propagation, cpu (default: all)
   --keep FOLDER     callgrind's files go there, for callgrind_annotate
   --setup hot|distinct
-                    hot: N entries over 8 sockets, connections to them reused (default)
+                    hot: nearly all weight on 8 of N, connections to them reused (default)
                     distinct: N addresses, so nearly each request opens a connection";
 
 /// What is measured.
