@@ -25,13 +25,49 @@ pub enum Consistency {
     Cached,
 }
 
+/// Where in Consul the peers are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// `/v1/health/service`: the instances of a service with their health.
+    #[default]
+    Health,
+    /// `/v1/catalog/service`: every registered instance.
+    Catalog,
+    /// `/v1/kv`: servers that somebody wrote there.
+    Kv,
+    /// `/v1/query`: what a prepared query gives; it does not block.
+    Query,
+}
+
+impl Source {
+    /// Its name in the configuration and the status.
+    pub fn name(self) -> &'static str {
+        match self {
+            Source::Health => "health",
+            Source::Catalog => "catalog",
+            Source::Kv => "kv",
+            Source::Query => "query",
+        }
+    }
+
+    /// The source of that name.
+    pub fn from_name(name: &str) -> Option<Source> {
+        [Source::Health, Source::Catalog, Source::Kv, Source::Query]
+            .into_iter()
+            .find(|source| source.name() == name)
+    }
+}
+
 /// What one watch asks Consul: everything that makes a separate query necessary.
 ///
 /// Tags and health are not here: Consul wakes a blocking query for every change of the service,
 /// whatever the tag asked for, so one watch serves every [`Selection`] of the same service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Query {
-    /// Name of the service, as registered.
+    /// Where to look.
+    pub source: Source,
+    /// Name of the service as registered, of the prepared query, or the prefix of the keys, without
+    /// a slash at its end.
     pub service: String,
     /// `dc=`: datacenter, the agent's own if `None`.
     pub datacenter: Option<String>,

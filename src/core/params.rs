@@ -11,8 +11,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::text::quote;
-
 /// What every key begins with.
 pub const PREFIX: &str = "nginx_";
 
@@ -43,6 +41,15 @@ pub struct Params {
     pub down: bool,
 }
 
+/// What is wrong with a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadParam {
+    /// There is none of that name.
+    Name,
+    /// nginx would not take the value.
+    Value,
+}
+
 /// The largest number of a parameter: one less than fits, so that "none" can be told apart.
 const MAX: u32 = u32::MAX - 1;
 
@@ -52,15 +59,17 @@ impl Params {
         *self == Params::default()
     }
 
-    /// Takes one pair of `Service.Meta`; keys without [`PREFIX`] are none of ours.
+    /// Names of the parameters.
+    pub const NAMES: [&'static str; 7] =
+        ["weight", "max_fails", "fail_timeout", "max_conns", "slow_start", "backup", "down"];
+
+    /// Takes one parameter by its name, which is one of [`Params::NAMES`].
     ///
     /// # Errors
     ///
-    /// An unknown parameter or an invalid value, in words; nothing is changed then.
-    pub fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
-        let Some(name) = key.strip_prefix(PREFIX) else { return Ok(()) };
-        let invalid =
-            || format!("invalid value \"{}\" of \"{}\" in Service.Meta", quote(value), quote(key));
+    /// See [`BadParam`]; nothing is changed then.
+    pub fn set(&mut self, name: &str, value: &str) -> Result<(), BadParam> {
+        let invalid = || BadParam::Value;
         let number = || value.parse().ok().filter(|&n| n <= MAX && is_number(value));
         match name {
             "weight" => {
@@ -79,7 +88,7 @@ impl Params {
             }
             "backup" => self.backup = flag(value).ok_or_else(invalid)?,
             "down" => self.down = flag(value).ok_or_else(invalid)?,
-            _ => return Err(format!("unknown parameter \"{}\" in Service.Meta", quote(key))),
+            _ => return Err(BadParam::Name),
         }
         Ok(())
     }
@@ -152,14 +161,13 @@ mod tests {
     #[test]
     fn an_instance_says_what_nginx_s_server_line_would() {
         let all = params(&[
-            ("nginx_weight", "5"),
-            ("nginx_max_fails", "0"),
-            ("nginx_fail_timeout", "1m30s"),
-            ("nginx_max_conns", "100"),
-            ("nginx_slow_start", "1500ms"),
-            ("nginx_backup", "true"),
-            ("nginx_down", "false"),
-            ("team", "payments"),
+            ("weight", "5"),
+            ("max_fails", "0"),
+            ("fail_timeout", "1m30s"),
+            ("max_conns", "100"),
+            ("slow_start", "1500ms"),
+            ("backup", "true"),
+            ("down", "false"),
         ]);
         let expected = Params {
             weight: NonZeroU16::new(5),
@@ -174,25 +182,23 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_value_is_named_and_changes_nothing() {
+    fn a_bad_value_changes_nothing() {
         for (key, value) in [
-            ("nginx_weight", "0"),
-            ("nginx_weight", "65536"),
-            ("nginx_weight", "+5"),
-            ("nginx_max_fails", "-1"),
-            ("nginx_max_conns", "4294967295"),
-            ("nginx_fail_timeout", "10 parsecs"),
-            ("nginx_fail_timeout", "1s500ms"),
-            ("nginx_slow_start", ""),
-            ("nginx_backup", "yes"),
+            ("weight", "0"),
+            ("weight", "65536"),
+            ("weight", "+5"),
+            ("max_fails", "-1"),
+            ("max_conns", "4294967295"),
+            ("fail_timeout", "10 parsecs"),
+            ("fail_timeout", "1s500ms"),
+            ("slow_start", ""),
+            ("backup", "yes"),
         ] {
             let mut params = Params::default();
-            let error = params.set(key, value).unwrap_err();
-            assert_eq!(error, format!("invalid value \"{value}\" of \"{key}\" in Service.Meta"));
+            assert_eq!(params.set(key, value), Err(BadParam::Value), "{key}={value}");
             assert_eq!(params, Params::default());
         }
-        let error = Params::default().set("nginx_wieght", "5").unwrap_err();
-        assert_eq!(error, "unknown parameter \"nginx_wieght\" in Service.Meta");
+        assert_eq!(Params::default().set("wieght", "5"), Err(BadParam::Name));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 
-use crate::consul::health::Skipped;
+use crate::consul::instances::Skipped;
 use crate::model::{Admit, Health, Instance, Peer, PeerSet, Selection, identity};
 use crate::params::Params;
 use crate::resolve::Names;

@@ -108,6 +108,8 @@ pub struct StateFile {
 pub struct Service {
     /// Name in Consul.
     pub service: String,
+    /// Where in Consul it is looked for: `health`, `catalog`, `kv` or `query`.
+    pub from: &'static str,
     /// Datacenter asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub datacenter: Option<String>,
@@ -227,6 +229,7 @@ mod tests {
             )],
             services: vec![Service {
                 service: "web".into(),
+                from: "health",
                 datacenter: None,
                 upstreams: vec!["api".into()],
                 tags: vec![],

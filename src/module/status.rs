@@ -161,6 +161,7 @@ fn service(plan: &Plan, target: usize, table: Table<'_>, blocks: &[&Block]) -> S
     });
     Service {
         service: query.service.clone(),
+        from: query.source.name(),
         datacenter: query.datacenter.clone(),
         upstreams: users.iter().map(|b| b.name().into_owned()).collect(),
         tags: selection.tags.clone(),

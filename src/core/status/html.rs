@@ -75,6 +75,7 @@ fn section(service: &Service) -> Markup {
         h2 { (shown(&service.service)) }
         p {
             "upstream " (shown(&service.upstreams.join(", "))) " · " (service.status)
+            @if service.from != "health" { " · source " (service.from) }
             @for tag in &service.tags { " · tag " code { (shown(tag)) } }
             @if let Some(dc) = &service.datacenter { " · datacenter " (shown(dc)) }
             @if let Some(filter) = &service.filter { " · filter " code { (shown(filter)) } }

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::runner::{query_name, target_name};
 use super::{Level, Pending, Plan, Published, Sink, Target, WatchPlan};
-use crate::consul::health::{Instances, Skipped};
+use crate::consul::instances::{Instances, Skipped};
 use crate::consul::policy::{Guard, OnEmpty, Policy, Verdict};
-use crate::model::{Consistency, PeerSet};
+use crate::model::{Consistency, PeerSet, Source};
 use crate::resolve::{Names, Resolve};
 use crate::snapshot;
 use crate::text::quote;
@@ -225,7 +225,11 @@ impl Publisher {
             }
             let (id, node) = (quote(&skipped.id), quote(&skipped.node));
             let reason = &skipped.reason;
-            let line = format!("{name}: instance \"{id}\" on node \"{node}\" {verb}: {reason}");
+            let who = match watch.query.source {
+                Source::Kv => format!("key \"{id}\""),
+                _ => format!("instance \"{id}\" on node \"{node}\""),
+            };
+            let line = format!("{name}: {who} {verb}: {reason}");
             sink.log(Level::Warn, line);
         }
         if more > 0 {

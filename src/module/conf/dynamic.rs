@@ -3,7 +3,7 @@
 use std::ptr;
 
 use nginx_consul_core::balance::Rules;
-use nginx_consul_core::model::{Admit, Consistency, Query, Selection};
+use nginx_consul_core::model::{Admit, Consistency, Query, Selection, Source};
 use nginx_sys::{
     NGX_HTTP_UPSTREAM_BACKUP, NGX_HTTP_UPSTREAM_CREATE, NGX_HTTP_UPSTREAM_DOWN,
     NGX_HTTP_UPSTREAM_FAIL_TIMEOUT, NGX_HTTP_UPSTREAM_MAX_CONNS, NGX_HTTP_UPSTREAM_MAX_FAILS,
@@ -115,6 +115,18 @@ fn parse(words: &[&[u8]]) -> Parsed<Dynamic> {
         seen.push(name);
         set_parameter(name, value, &mut dynamic)?;
     }
+    let source = dynamic.query.source;
+    let senseless = senseless_with(source);
+    if let Some(name) = seen.iter().find(|name| senseless.contains(name)) {
+        return Err(format!("can't have \"{name}\" with \"source={}\"", source.name()));
+    }
+    if source == Source::Kv {
+        let prefix = dynamic.query.service.trim_matches('/');
+        if prefix.is_empty() {
+            return Err("needs a prefix of keys".into());
+        }
+        dynamic.query.service = prefix.to_owned();
+    }
     Ok(dynamic)
 }
 
@@ -129,6 +141,7 @@ fn set_parameter(name: &str, value: &str, dynamic: &mut Dynamic) -> Parsed {
     let time = || args::time("", value.as_bytes()).map_err(|_| invalid());
     match name {
         "tag" => selection.tags.push(value.to_owned()),
+        "source" => query.source = Source::from_name(value).ok_or_else(invalid)?,
         "filter" => query.filter = owned(),
         "dc" => *datacenters = self::datacenters(value).ok_or_else(invalid)?,
         "ns" => query.namespace = owned(),
@@ -155,6 +168,16 @@ fn datacenters(value: &str) -> Option<Vec<String>> {
     let names: Vec<String> = value.split(',').map(str::to_owned).collect();
     let is_new = |(at, name): (usize, &String)| !name.is_empty() && !names[..at].contains(name);
     names.iter().enumerate().all(is_new).then_some(names)
+}
+
+/// Parameters that mean nothing to a source.
+fn senseless_with(source: Source) -> &'static [&'static str] {
+    match source {
+        Source::Health => &[],
+        Source::Catalog => &["status"],
+        Source::Kv => &["tag", "status", "filter", "near"],
+        Source::Query => &["filter"],
+    }
 }
 
 fn admit(value: &str) -> Option<Admit> {

@@ -59,6 +59,7 @@ impl Settings {
                 once(name, &mut self.connect_timeout, args::positive_time(name, word)?)
             }
             "consul_retry" => once(name, &mut self.retry, retry(name, words)?),
+            "consul_poll" => once(name, &mut self.poll, poll(name, word)?),
             "consul_max_body_size" => {
                 once(name, &mut self.max_body, args::size(name, word)? as u64)
             }
@@ -93,6 +94,7 @@ impl Settings {
             wait: a.wait.or(b.wait),
             connect_timeout: a.connect_timeout.or(b.connect_timeout),
             retry: a.retry.or(b.retry),
+            poll: a.poll.or(b.poll),
             max_body: a.max_body.or(b.max_body),
             max_stale: a.max_stale.or(b.max_stale),
             on_empty: a.on_empty.or(b.on_empty),
@@ -132,6 +134,15 @@ fn wait(directive: &str, word: &[u8]) -> Parsed<Duration> {
         return Err(format!("{}, it must be from 1s to 10m", invalid(directive, word)));
     }
     Ok(wait)
+}
+
+/// Not more often than a watch may ask in vain.
+fn poll(directive: &str, word: &[u8]) -> Parsed<Duration> {
+    let poll = args::positive_time(directive, word)?;
+    if poll < Duration::from_millis(500) {
+        return Err(format!("{}, it must be at least 500ms", invalid(directive, word)));
+    }
+    Ok(poll)
 }
 
 fn retry(directive: &str, words: &[&[u8]]) -> Parsed<(Duration, Duration)> {

@@ -290,6 +290,21 @@ fn a_state_file_that_can_never_be_written_is_refused() {
 }
 
 #[test]
+fn a_source_has_the_parameters_that_mean_something_to_it() {
+    for (line, named) in [
+        ("consul_dynamic web source=zookeeper;", "zookeeper"),
+        ("consul_dynamic web source=catalog status=any;", "status"),
+        ("consul_dynamic up/web tag=v1 source=kv;", "tag"),
+        ("consul_dynamic up/web source=kv filter=x;", "filter"),
+        ("consul_dynamic web source=query filter=x;", "filter"),
+        ("consul_dynamic / source=kv;", "prefix"),
+    ] {
+        refused_in_upstream(line, &["\"consul_dynamic\"", named]);
+    }
+    refused_in_http("consul_poll 100ms;", &["\"consul_poll\"", "100ms", "at least 500ms"]);
+}
+
+#[test]
 fn an_unknown_method_is_refused() {
     refused_in_http("consul_balance fastest;", &["\"consul_balance\"", "\"fastest\""]);
     refused_in_http("consul_balance random two;", &["\"consul_balance\"", "\"two\""]);

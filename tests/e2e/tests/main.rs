@@ -23,6 +23,7 @@ mod policy;
 mod regressions;
 mod retries;
 mod secured;
+mod sources;
 mod state;
 mod status;
 mod stock_churn;

@@ -1,6 +1,9 @@
 use proptest::prelude::*;
 
+use std::num::NonZeroU16;
+
 use super::*;
+use crate::model::Instance;
 use crate::params::Params;
 
 const WEB: &[u8] = include_bytes!("../../testdata/health_service_web.json");

@@ -4,16 +4,17 @@ use std::fmt;
 
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use crate::params::{PREFIX, Params};
+use crate::params::{BadParam, PREFIX, Params};
+use crate::text::quote;
 
 /// Most flaws that are told of one instance.
 const MAX_FLAWS: usize = 4;
 
 /// The parameters, and what is wrong with others.
-pub(super) type Own = (Params, Vec<String>);
+pub(crate) type Own = (Params, Vec<String>);
 
 /// Reads the pairs that concern nginx; the others cost nothing. Also `null`, as Consul writes it.
-pub(super) fn parse<'de, D: Deserializer<'de>>(json: D) -> Result<Own, D::Error> {
+pub(crate) fn parse<'de, D: Deserializer<'de>>(json: D) -> Result<Own, D::Error> {
     json.deserialize_option(MetaVisitor)
 }
 
@@ -37,15 +38,20 @@ impl<'de> Visitor<'de> for MetaVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Own, A::Error> {
         let (mut params, mut flaws) = Own::default();
         while let Some(key) = map.next_key::<String>()? {
-            if !key.starts_with(PREFIX) {
+            let Some(name) = key.strip_prefix(PREFIX) else {
                 map.next_value::<IgnoredAny>()?;
                 continue;
-            }
+            };
             let value: String = map.next_value()?;
-            if let Err(flaw) = params.set(&key, &value) {
-                if flaws.len() < MAX_FLAWS {
-                    flaws.push(flaw);
+            let flaw = match params.set(name, &value) {
+                Ok(()) => continue,
+                Err(BadParam::Name) => format!("unknown parameter \"{}\"", quote(&key)),
+                Err(BadParam::Value) => {
+                    format!("invalid value \"{}\" of \"{}\"", quote(&value), quote(&key))
                 }
+            };
+            if flaws.len() < MAX_FLAWS {
+                flaws.push(format!("{flaw} in Service.Meta"));
             }
         }
         Ok((params, flaws))
