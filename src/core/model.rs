@@ -81,6 +81,8 @@ pub struct Query {
     pub filter: Option<String>,
     /// How fresh the answer has to be.
     pub consistency: Consistency,
+    /// `address=`: which of the tagged addresses (`lan`, `wan`, `lan_ipv4`, …) to connect to.
+    pub address: Option<String>,
 }
 
 impl Query {

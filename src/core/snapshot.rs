@@ -102,11 +102,9 @@ fn same_tag(a: &str, b: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::address::{AddressFilter, network};
-    use crate::resolve::tests::{Script, instance};
+    use crate::resolve::tests::{Script, TIMES, instance};
 
     fn of(health: Health, weight_warning: u16) -> Instance {
         let weight_passing = NonZeroU16::new(9).unwrap();
@@ -183,7 +181,7 @@ mod tests {
         script.answers.borrow_mut().insert("b", vec!["10.0.0.3"]);
         let instances = [instance("1", "a"), instance("2", "b"), instance("3", "c")];
         let mut names = Names::default();
-        assert_eq!(names.refresh(&instances, &script, Duration::from_secs(1)).len(), 1);
+        assert_eq!(names.refresh(&instances, &script, TIMES).len(), 1);
         let set = peers(&instances, &Selection::default(), &names).0;
         let addresses: Vec<_> = set.peers().iter().map(|p| p.addr.to_string()).collect();
         assert_eq!(addresses, ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"]);
@@ -209,7 +207,7 @@ mod tests {
         script.answers.borrow_mut().insert("a", vec!["10.0.0.2", "127.0.0.1"]);
         let instances = [instance("1", "a"), instance("2", "127.0.0.9"), instance("3", "10.0.0.3")];
         let mut names = Names::default();
-        names.refresh(&instances, &script, Duration::from_secs(1));
+        names.refresh(&instances, &script, TIMES);
         let deny = vec![network("127.0.0.0/8").unwrap()];
         let addresses = AddressFilter { allow: Vec::new(), deny };
         let selection = Selection { addresses, ..Selection::default() };

@@ -60,6 +60,7 @@ pub(crate) struct Settings {
     pub(crate) wait: Option<Duration>,
     pub(crate) connect_timeout: Option<Duration>,
     pub(crate) retry: Option<(Duration, Duration)>,
+    pub(crate) resolve: Option<Duration>,
     pub(crate) poll: Option<Duration>,
     pub(crate) max_body: Option<u64>,
     /// `Some(None)`: off.

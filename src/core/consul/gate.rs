@@ -181,11 +181,12 @@ pub fn believe(
 }
 
 fn parse(body: &[u8], query: &Query) -> Result<Instances, ParseError> {
+    let tag = query.address.as_deref();
     match query.source {
-        Source::Health => health::parse(body),
-        Source::Catalog => catalog::parse(body),
+        Source::Health => health::parse(body, tag),
+        Source::Catalog => catalog::parse(body, tag),
         Source::Kv => kv::parse(body, &query.service),
-        Source::Query => prepared::parse(body),
+        Source::Query => prepared::parse(body, tag),
     }
 }
 

@@ -2,9 +2,12 @@
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Visitor};
+use std::collections::HashMap;
 use std::fmt;
 
-use super::instances::{Draft, Element, Instances, ParseError, Skipped, Weights, list, meta};
+use super::instances::{
+    Draft, Element, Instances, ParseError, Skipped, Tagged, Weights, list, meta,
+};
 use crate::model::Health;
 use crate::text::quote;
 
@@ -13,11 +16,13 @@ use crate::text::quote;
 /// An element that breaks a rule, even one of a wrong JSON type, is skipped; it never costs the
 /// list.
 ///
+/// `tag`: which of an instance's tagged addresses to take, if it has that one.
+///
 /// # Errors
 ///
 /// The body is not a JSON array, or ends early.
-pub fn parse(body: &[u8]) -> Result<Instances, ParseError> {
-    list(body, instance)
+pub fn parse(body: &[u8], tag: Option<&str>) -> Result<Instances, ParseError> {
+    list(body, |json| instance(json, tag))
 }
 
 #[derive(Deserialize)]
@@ -34,6 +39,7 @@ struct Node {
     node: Option<String>,
     address: Option<String>,
     datacenter: Option<String>,
+    tagged_addresses: Option<HashMap<String, String>>,
 }
 
 #[derive(Deserialize)]
@@ -44,6 +50,7 @@ struct Service {
     tags: Option<Vec<String>>,
     address: Option<String>,
     port: Option<i64>,
+    tagged_addresses: Option<HashMap<String, Tagged>>,
     weights: Option<Weights>,
     #[serde(default, deserialize_with = "meta::parse")]
     meta: meta::Own,
@@ -81,7 +88,7 @@ impl<'de> Deserialize<'de> for Status {
 }
 
 /// One element; those of a prepared query's answer are the same.
-pub(super) fn instance(json: &str) -> Element {
+pub(super) fn instance(json: &str, tag: Option<&str>) -> Element {
     let entry: Entry = serde_json::from_str(json).map_err(|error| {
         let (node, id) = name_of(json);
         Skipped { node, id, reason: quote(&error.to_string()) }
@@ -99,11 +106,13 @@ pub(super) fn instance(json: &str) -> Element {
         id: service.id,
         address: service.address,
         port: service.port,
+        tagged: service.tagged_addresses,
+        node_tagged: node.tagged_addresses,
         tags: service.tags,
         weights: service.weights,
         meta: service.meta,
     };
-    draft.finish(health)
+    draft.finish(health, tag)
 }
 
 /// The worst of all checks, those of the node included.

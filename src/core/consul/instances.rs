@@ -1,5 +1,6 @@
 //! What every source's answer becomes: a list of instances.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
@@ -52,7 +53,10 @@ pub(super) type Element = Result<(Instance, Vec<String>), Skipped>;
 /// # Errors
 ///
 /// The body is not a JSON array, or ends early.
-pub(super) fn list(body: &[u8], instance: fn(&str) -> Element) -> Result<Instances, ParseError> {
+pub(super) fn list(
+    body: &[u8],
+    instance: impl Fn(&str) -> Element,
+) -> Result<Instances, ParseError> {
     let mut instances = Instances::default();
     elements(body, |json| instances.add(instance(json)))?;
     instances.sort();
@@ -115,6 +119,8 @@ pub(super) struct Draft {
     pub(super) id: Option<String>,
     pub(super) address: Option<String>,
     pub(super) port: Option<i64>,
+    pub(super) tagged: Option<HashMap<String, Tagged>>,
+    pub(super) node_tagged: Option<HashMap<String, String>>,
     pub(super) tags: Option<Vec<String>>,
     pub(super) weights: Option<Weights>,
     pub(super) meta: meta::Own,
@@ -127,9 +133,36 @@ pub(super) struct Weights {
     warning: Option<i64>,
 }
 
+/// An address of `Service.TaggedAddresses`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Tagged {
+    address: Option<String>,
+    port: Option<i64>,
+}
+
 impl Draft {
-    /// The instance, if it has all that one needs.
-    pub(super) fn finish(self, health: Health) -> Element {
+    /// Takes the tagged address in place of the plain one, in the order of Consul's own DNS
+    /// interface (`translate_wan_addrs`): of the service, the service's only one, of the node.
+    fn choose(&mut self, tag: &str) {
+        let is_there = |address: &Option<String>| address.as_ref().is_some_and(|a| !a.is_empty());
+        let of_service = self.tagged.as_mut().and_then(|tagged| tagged.remove(tag));
+        if let Some(tagged) = of_service.filter(|tagged| is_there(&tagged.address)) {
+            self.address = tagged.address;
+            self.port = tagged.port.filter(|port| *port != 0).or(self.port);
+        } else if !is_there(&self.address) {
+            let of_node = self.node_tagged.as_mut().and_then(|tagged| tagged.remove(tag));
+            if is_there(&of_node) {
+                self.node_address = of_node;
+            }
+        }
+    }
+
+    /// The instance, if it has all that one needs. `tag`: which of its addresses to take.
+    pub(super) fn finish(mut self, health: Health, tag: Option<&str>) -> Element {
+        if let Some(tag) = tag {
+            self.choose(tag);
+        }
         let node = shortened(self.node.unwrap_or_default(), MAX_NAME);
         let id = shortened(self.id.unwrap_or_default(), MAX_NAME);
         let skip = |reason: String| Err(Skipped { node: node.clone(), id: id.clone(), reason });

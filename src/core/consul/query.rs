@@ -124,6 +124,7 @@ mod tests {
             near: Some("_agent".to_owned()),
             filter: Some("\"v2\" in Service.Tags and Node.Meta.ä != \"+\"".to_owned()),
             consistency: Consistency::Stale,
+            address: Some("wan".to_owned()),
         };
         assert_eq!(
             path(&full, None, Duration::ZERO),

@@ -13,8 +13,6 @@ use crate::resolve::{Names, Resolve};
 use crate::snapshot;
 use crate::text::quote;
 
-/// Longest `wait` while a service has host names: their addresses change without Consul.
-const WAIT_WITH_NAMES: Duration = Duration::from_secs(30);
 /// Longest `wait` while a host name has no address.
 const WAIT_UNRESOLVED: Duration = Duration::from_secs(5);
 /// How many warnings about skipped instances one watch ever logs, and at most per answer.
@@ -171,7 +169,8 @@ impl Publisher {
         sink: &dyn Sink,
     ) -> Option<Duration> {
         let budget = watch.endpoint.connect_timeout;
-        let unresolved = self.names.refresh(&instances.good, resolver, budget);
+        let unresolved =
+            self.names.refresh(&instances.good, resolver, (budget, watch.timing.resolve));
         for name in &unresolved {
             let of = instances.good.iter().filter(|instance| instance.host == name.host);
             let skipped: Vec<_> = of
@@ -185,7 +184,8 @@ impl Publisher {
         }
         match (unresolved.is_empty(), self.names.is_empty()) {
             (false, _) => Some(WAIT_UNRESOLVED),
-            (true, false) => Some(WAIT_WITH_NAMES),
+            // The addresses change without Consul.
+            (true, false) => Some(watch.timing.resolve),
             (true, true) => None,
         }
     }

@@ -273,6 +273,9 @@ pub(super) fn query_name(query: &Query) -> String {
     for (key, value) in query.parameters() {
         name += &format!(" {key}={}", value.escape_debug());
     }
+    if let Some(tag) = &query.address {
+        name += &format!(" address={}", tag.escape_debug());
+    }
     name += match query.consistency {
         Consistency::Default => "",
         Consistency::Stale => " consistency=stale",

@@ -19,7 +19,7 @@ type Handler = extern "C" fn(*mut ngx_conf_t, *mut ngx_command_t, *mut c_void) -
 
 /// The directives, ended by an empty one.
 #[repr(transparent)]
-pub(crate) struct Commands([ngx_command_t; 27]);
+pub(crate) struct Commands([ngx_command_t; 28]);
 
 // SAFETY: nginx reads the table, in the master's main thread; nothing writes it.
 unsafe impl Sync for Commands {}
@@ -38,6 +38,7 @@ pub(crate) static COMMANDS: Commands = Commands([
     default_or_override(c"consul_connect_timeout", NGX_CONF_TAKE1),
     default_or_override(c"consul_retry", NGX_CONF_TAKE2),
     default_or_override(c"consul_poll", NGX_CONF_TAKE1),
+    default_or_override(c"consul_resolve", NGX_CONF_TAKE1),
     default_or_override(c"consul_max_body_size", NGX_CONF_TAKE1),
     default_or_override(c"consul_max_stale", NGX_CONF_TAKE1),
     default_or_override(c"consul_empty", NGX_CONF_TAKE1 | NGX_CONF_TAKE2),

@@ -147,6 +147,7 @@ fn set_parameter(name: &str, value: &str, dynamic: &mut Dynamic) -> Parsed {
         "ns" => query.namespace = owned(),
         "partition" => query.partition = owned(),
         "near" => query.near = owned(),
+        "address" => query.address = owned(),
         "status" => selection.admit = admit(value).ok_or_else(invalid)?,
         "consistency" => query.consistency = consistency(value).ok_or_else(invalid)?,
         "max_fails" => rules.max_fails = number()?,
@@ -175,7 +176,7 @@ fn senseless_with(source: Source) -> &'static [&'static str] {
     match source {
         Source::Health => &[],
         Source::Catalog => &["status"],
-        Source::Kv => &["tag", "status", "filter", "near"],
+        Source::Kv => &["tag", "status", "filter", "near", "address"],
         Source::Query => &["filter"],
     }
 }

@@ -59,6 +59,7 @@ impl Settings {
                 once(name, &mut self.connect_timeout, args::positive_time(name, word)?)
             }
             "consul_retry" => once(name, &mut self.retry, retry(name, words)?),
+            "consul_resolve" => once(name, &mut self.resolve, resolve(name, word)?),
             "consul_poll" => once(name, &mut self.poll, poll(name, word)?),
             "consul_max_body_size" => {
                 once(name, &mut self.max_body, args::size(name, word)? as u64)
@@ -94,6 +95,7 @@ impl Settings {
             wait: a.wait.or(b.wait),
             connect_timeout: a.connect_timeout.or(b.connect_timeout),
             retry: a.retry.or(b.retry),
+            resolve: a.resolve.or(b.resolve),
             poll: a.poll.or(b.poll),
             max_body: a.max_body.or(b.max_body),
             max_stale: a.max_stale.or(b.max_stale),
@@ -134,6 +136,11 @@ fn wait(directive: &str, word: &[u8]) -> Parsed<Duration> {
         return Err(format!("{}, it must be from 1s to 10m", invalid(directive, word)));
     }
     Ok(wait)
+}
+
+/// A watch blocks for that long, so Consul's limits of `wait` hold.
+fn resolve(directive: &str, word: &[u8]) -> Parsed<Duration> {
+    wait(directive, word)
 }
 
 /// Not more often than a watch may ask in vain.

@@ -53,6 +53,7 @@ impl TargetMaker {
         let (retry_min, retry_max) =
             settings.retry.unwrap_or((Duration::from_millis(250), Duration::from_secs(30)));
         let wait = settings.wait.unwrap_or(Duration::from_secs(60));
+        let resolve = settings.resolve.unwrap_or(Duration::from_secs(30));
         let poll = settings.poll.unwrap_or(Duration::from_secs(5));
         let max_stale = settings.max_stale.unwrap_or(Some(MAX_STALE));
         let policy = Policy {
@@ -67,7 +68,7 @@ impl TargetMaker {
             query: dynamic.query.clone(),
             selection: Selection { addresses, ..dynamic.selection.clone() },
             endpoint: self.endpoint(settings).map_err(at)?,
-            timing: Timing { wait, retry_min, retry_max, max_stale, poll },
+            timing: Timing { wait, retry_min, retry_max, max_stale, resolve, poll },
             policy,
         })
     }

@@ -151,3 +151,31 @@ fn an_unknown_query_is_an_error_and_served_once_it_exists() {
     prepare(&consul, &service);
     wait::until_eq("who answers", SOON, "a", || nginx.outcome("/"));
 }
+
+#[test]
+fn address_chooses_among_the_tagged_addresses() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["lan", "wan"]);
+    let tagged = |backend: &Backend| {
+        let address = backend.address();
+        json!({"Address": address.ip().to_string(), "Port": address.port()})
+    };
+    let registration = json!({
+        "Name": service,
+        "ID": service,
+        "Address": backends[0].address().ip().to_string(),
+        "Port": backends[0].address().port(),
+        "TaggedAddresses": {"wan": tagged(&backends[1])},
+    });
+    consul.put("/v1/agent/service/register", &registration);
+    for (parameters, answers) in [
+        ("", "lan"),
+        ("address=lan", "lan"),
+        ("address=wan", "wan"),
+        ("address=wan source=catalog", "wan"),
+    ] {
+        let upstream = format!("consul_dynamic %%SERVICE%% {parameters};");
+        let nginx = gateway(&consul.url(), &service, &upstream).start();
+        until_served_by(&nginx, "/", answers);
+    }
+}
