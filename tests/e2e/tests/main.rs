@@ -15,6 +15,7 @@ mod invariants;
 mod lifecycle;
 mod logs;
 mod methods;
+mod migrating;
 mod names;
 mod none_usable;
 mod outages;
