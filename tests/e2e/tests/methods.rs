@@ -15,7 +15,12 @@ pub(crate) fn owners(nginx: &Nginx, keys: std::ops::Range<u32>) -> BTreeMap<u32,
 }
 
 /// Registers backends under ids in the order of their names, with weights.
-pub(crate) fn register_weighted(consul: &Agent, service: &str, backends: &[Backend], weights: &[u16]) {
+pub(crate) fn register_weighted(
+    consul: &Agent,
+    service: &str,
+    backends: &[Backend],
+    weights: &[u16],
+) {
     for (backend, &weight) in backends.iter().zip(weights) {
         let id = format!("{service}-{}", backend.name());
         consul.register(&Instance::new(service, &id, backend.address()).weights(weight, 1));
