@@ -18,9 +18,10 @@ mod tried;
 mod view;
 mod weighted;
 
+pub use latency::Latency;
 pub use order::Order;
 pub use tried::Tried;
-pub use view::{Candidates, Clock, Rules, View};
+pub use view::{Candidates, Clock, Rules, Tier, View, pick};
 pub use weighted::Weighted;
 
 /// A balancing method, by the names of `consul_balance`.
@@ -33,15 +34,23 @@ pub enum Method {
     Random,
     /// Of two weighted random peers the one with fewer requests in flight for its weight.
     LeastConn,
+    /// Of two weighted random peers the one that answers sooner for what it has in flight.
+    LeastTime,
+    /// The peer that a key belongs to, as stock nginx's `hash`.
+    Hash {
+        /// A peer that comes or goes moves its own keys only.
+        consistent: bool,
+    },
 }
 
 impl Method {
-    /// The method of that name.
+    /// The method of that name, if it needs no key.
     pub fn from_name(name: &str) -> Option<Method> {
         match name {
             "round_robin" => Some(Method::RoundRobin),
             "random" => Some(Method::Random),
             "least_conn" => Some(Method::LeastConn),
+            "least_time" => Some(Method::LeastTime),
             _ => None,
         }
     }
@@ -52,6 +61,9 @@ impl Method {
             Method::RoundRobin => "round_robin",
             Method::Random => "random",
             Method::LeastConn => "least_conn",
+            Method::LeastTime => "least_time",
+            Method::Hash { consistent: false } => "hash",
+            Method::Hash { consistent: true } => "hash consistent",
         }
     }
 }
@@ -73,21 +85,24 @@ pub trait Peers {
     fn weights(&self) -> &Weighted;
     /// Their round robin order.
     fn order(&self) -> &Order;
-    /// Whether the peer is free to be tried: not tried yet, not full.
+    /// Whether the peer is free to be tried: not tried yet, not full, not down.
     fn is_free(&self, peer: usize) -> bool;
     /// Whether it is out for its failures.
     fn is_failed(&self, peer: usize) -> bool;
     /// The share of its weight that it gets during slow start, of [`FULL_SHARE`].
     fn share(&self, peer: usize) -> u32;
-    /// Whether the request has tried a peer before.
-    fn has_tried(&self) -> bool;
     /// Requests in flight.
     fn load(&self, peer: usize) -> u64;
+    /// What one more request costs, as [`latency::score`] has it.
+    fn cost(&self, peer: usize) -> f32;
+    /// The first peer that suits of those that the request's key belongs to, in turn. `None` if it
+    /// has no key, or after as many looks as nginx takes.
+    fn keyed(&self, suits: impl Fn(usize) -> bool) -> Option<usize>;
 }
 
-/// Picks a peer, or `None` if none can be used. A peer that is out for its failures is only picked
-/// if there is no other and the request has tried none. `cursor` is the worker's place in the round robin order.
-pub fn pick<P: Peers, R: RngCore>(
+/// Picks a peer that can be used, or `None` if there is none. `cursor` is the worker's place in the
+/// round robin order.
+fn pick_from<P: Peers, R: RngCore>(
     method: Method,
     peers: &P,
     cursor: &mut u64,
@@ -97,14 +112,32 @@ pub fn pick<P: Peers, R: RngCore>(
         return None;
     }
     let candidate = match method {
-        Method::RoundRobin => probe(peers, rng, |_| peers.order().next(cursor, peers.weights())),
+        Method::RoundRobin => next(peers, cursor, rng),
         Method::Random => draw(peers, rng),
-        Method::LeastConn => draw(peers, rng).map(|one| match draw_other(peers, rng, one) {
-            Some(other) if is_busier(peers, one, other) => other,
-            _ => one,
-        }),
+        Method::LeastConn => better_of_two(peers, rng, |one, other| is_busier(peers, one, other)),
+        Method::LeastTime => {
+            better_of_two(peers, rng, |one, other| peers.cost(one) > peers.cost(other))
+        }
+        Method::Hash { .. } => peers
+            .keyed(|peer| peers.is_free(peer) && !peers.is_failed(peer))
+            .or_else(|| next(peers, cursor, rng)),
     };
-    candidate.or_else(|| search(peers, rng))
+    candidate.or_else(|| search(peers, rng, |peer| !peers.is_failed(peer)))
+}
+
+fn next<P: Peers, R: RngCore>(peers: &P, cursor: &mut u64, rng: &mut R) -> Option<usize> {
+    probe(peers, rng, |_| peers.order().next(cursor, peers.weights()))
+}
+
+/// Draws two; the other one if the first is worse.
+fn better_of_two<P: Peers, R: RngCore>(
+    peers: &P,
+    rng: &mut R,
+    is_worse: impl Fn(usize, usize) -> bool,
+) -> Option<usize> {
+    let one = draw(peers, rng)?;
+    let other = draw_other(peers, rng, one).filter(|&other| is_worse(one, other));
+    Some(other.unwrap_or(one))
 }
 
 fn draw<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<usize> {
@@ -151,20 +184,15 @@ fn is_usable<P: Peers, R: RngCore>(peers: &P, rng: &mut R, peer: usize) -> bool 
     share >= FULL_SHARE || rng.next_u32() % FULL_SHARE < share
 }
 
-/// Looks through all peers from a random one on for a free one, at first without those that failed.
-fn search<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<usize> {
+/// Looks through all peers, from a random one on, for a free one that `suits`.
+fn search<P: Peers, R: RngCore>(
+    peers: &P,
+    rng: &mut R,
+    suits: impl Fn(usize) -> bool,
+) -> Option<usize> {
     let count = peers.len();
-    let start = rng.next_u32() as usize % count;
-    let mut failed = None;
-    for peer in (start..count).chain(0..start) {
-        if peers.is_free(peer) {
-            if !peers.is_failed(peer) {
-                return Some(peer);
-            }
-            failed = failed.or(Some(peer));
-        }
-    }
-    failed.filter(|_| !peers.has_tried())
+    let start = rng.next_u32() as usize % count.max(1);
+    (start..count).chain(0..start).find(|&peer| peers.is_free(peer) && suits(peer))
 }
 
 #[cfg(test)]

@@ -1,9 +1,13 @@
 //! How Consul is asked, and which of its answers are believed.
 
+pub mod catalog;
 pub mod client;
 pub mod gate;
 pub mod health;
+pub mod instances;
+pub mod kv;
 pub mod policy;
+pub mod prepared;
 pub mod query;
 pub mod server;
 pub mod tls;

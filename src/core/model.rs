@@ -8,6 +8,7 @@ use std::num::NonZeroU16;
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use crate::address::AddressFilter;
+use crate::params::Params;
 
 /// Consistency mode of a Consul query
 /// (<https://developer.hashicorp.com/consul/api-docs/features/consistency>).
@@ -24,13 +25,49 @@ pub enum Consistency {
     Cached,
 }
 
+/// Where in Consul the peers are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// `/v1/health/service`: the instances of a service with their health.
+    #[default]
+    Health,
+    /// `/v1/catalog/service`: every registered instance.
+    Catalog,
+    /// `/v1/kv`: servers that somebody wrote there.
+    Kv,
+    /// `/v1/query`: what a prepared query gives; it does not block.
+    Query,
+}
+
+impl Source {
+    /// Its name in the configuration and the status.
+    pub fn name(self) -> &'static str {
+        match self {
+            Source::Health => "health",
+            Source::Catalog => "catalog",
+            Source::Kv => "kv",
+            Source::Query => "query",
+        }
+    }
+
+    /// The source of that name.
+    pub fn from_name(name: &str) -> Option<Source> {
+        [Source::Health, Source::Catalog, Source::Kv, Source::Query]
+            .into_iter()
+            .find(|source| source.name() == name)
+    }
+}
+
 /// What one watch asks Consul: everything that makes a separate query necessary.
 ///
 /// Tags and health are not here: Consul wakes a blocking query for every change of the service,
 /// whatever the tag asked for, so one watch serves every [`Selection`] of the same service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Query {
-    /// Name of the service, as registered.
+    /// Where to look.
+    pub source: Source,
+    /// Name of the service as registered, of the prepared query, or the prefix of the keys, without
+    /// a slash at its end.
     pub service: String,
     /// `dc=`: datacenter, the agent's own if `None`.
     pub datacenter: Option<String>,
@@ -44,6 +81,8 @@ pub struct Query {
     pub filter: Option<String>,
     /// How fresh the answer has to be.
     pub consistency: Consistency,
+    /// `address=`: which of the tagged addresses (`lan`, `wan`, `lan_ipv4`, …) to connect to.
+    pub address: Option<String>,
 }
 
 impl Query {
@@ -128,6 +167,8 @@ pub struct Instance {
     pub weight_warning: u16,
     /// Datacenter of the node, empty where Consul does not say.
     pub datacenter: String,
+    /// What its `Service.Meta` says.
+    pub params: Params,
 }
 
 /// One address that requests can go to.
@@ -149,6 +190,8 @@ pub struct Peer {
     pub health: Health,
     /// Datacenter of the node.
     pub datacenter: String,
+    /// Its own parameters, but for the weight.
+    pub params: Params,
 }
 
 /// Identity of a peer: the instance (node and service id) and, for a host name with several

@@ -116,12 +116,12 @@ pub struct Unresolved {
 impl Names {
     /// Looks up the names of `instances` and forgets all others; IP addresses are not names.
     ///
-    /// Takes at most `budget`. A name that cannot be looked up keeps its last addresses.
+    /// Takes at most `budget`, and looks a name up again after `every`. A name that cannot be looked up keeps its last addresses.
     pub fn refresh(
         &mut self,
         instances: &[Instance],
         resolver: &dyn Resolve,
-        budget: Duration,
+        (budget, every): (Duration, Duration),
     ) -> Vec<Unresolved> {
         let hosts: HashSet<&str> =
             instances.iter().map(|i| i.host.as_str()).filter(|h| is_name(h)).collect();
@@ -134,7 +134,7 @@ impl Names {
         for host in hosts {
             let now = Instant::now();
             let last = self.known.get(host);
-            if last.is_some_and(|name| now.duration_since(name.looked_up) < FRESH) {
+            if last.is_some_and(|name| now.duration_since(name.looked_up) < FRESH.min(every / 2)) {
                 continue;
             }
             let found = if now < deadline {
@@ -186,6 +186,11 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::model::Health;
+    use crate::params::Params;
+
+    /// Time for a lookup, and between lookups.
+    pub(crate) const TIMES: (Duration, Duration) =
+        (Duration::from_secs(1), Duration::from_secs(30));
 
     /// Answers from a list and notes what was asked.
     #[derive(Default)]
@@ -214,6 +219,7 @@ pub(crate) mod tests {
             weight_passing: NonZeroU16::MIN,
             weight_warning: 1,
             datacenter: String::new(),
+            params: Params::default(),
         }
     }
 
@@ -222,7 +228,7 @@ pub(crate) mod tests {
         for name in names.known.values_mut() {
             name.looked_up -= FRESH;
         }
-        let unresolved = names.refresh(&instances, script, Duration::from_secs(1));
+        let unresolved = names.refresh(&instances, script, TIMES);
         unresolved.into_iter().map(|u| format!("{}: {}", u.host, u.error)).collect()
     }
 
@@ -262,8 +268,8 @@ pub(crate) mod tests {
     fn names_that_are_gone_are_forgotten_and_fresh_ones_left_alone() {
         let (mut names, script) = (Names::default(), Script::default());
         script.answers.borrow_mut().insert("a", vec!["10.0.0.1"]);
-        names.refresh(&[instance("i", "a")], &script, Duration::from_secs(1));
-        names.refresh(&[instance("i", "a")], &script, Duration::from_secs(1));
+        names.refresh(&[instance("i", "a")], &script, TIMES);
+        names.refresh(&[instance("i", "a")], &script, TIMES);
         assert_eq!(script.asked.borrow().len(), 1);
         refresh(&mut names, &script, &[]);
         assert!(names.is_empty());
@@ -272,7 +278,7 @@ pub(crate) mod tests {
     #[test]
     fn the_budget_bounds_the_lookups() {
         let (mut names, script) = (Names::default(), Script::default());
-        let unresolved = names.refresh(&[instance("i", "a")], &script, Duration::ZERO);
+        let unresolved = names.refresh(&[instance("i", "a")], &script, (Duration::ZERO, TIMES.1));
         assert_eq!(unresolved[0].error, "no time left for name lookups");
         assert!(script.asked.borrow().is_empty());
     }

@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 
-use crate::consul::health::Skipped;
+use crate::consul::instances::Skipped;
 use crate::model::{Admit, Health, Instance, Peer, PeerSet, Selection, identity};
+use crate::params::Params;
 use crate::resolve::Names;
 use crate::text::shortened;
 
@@ -51,6 +52,8 @@ pub fn peers(
                 tags: kept(&instance.tags),
                 health: instance.health,
                 datacenter: instance.datacenter.clone(),
+                // Its weight is in effect already.
+                params: Params { weight: None, ..instance.params },
             });
         }
     }
@@ -78,9 +81,11 @@ fn kept(tags: &[String]) -> Vec<String> {
 /// Weight of an instance, `None` if it is not admitted.
 fn weight(instance: &Instance, admit: Admit) -> Option<NonZeroU16> {
     match (instance.health, admit) {
-        (Health::Passing, _) => Some(instance.weight_passing),
+        (Health::Passing, _) => Some(instance.params.weight.unwrap_or(instance.weight_passing)),
         (Health::Warning, Admit::Warning | Admit::Any) => NonZeroU16::new(instance.weight_warning),
-        (Health::Critical, Admit::Any) => Some(instance.weight_passing),
+        (Health::Critical, Admit::Any) => {
+            Some(instance.params.weight.unwrap_or(instance.weight_passing))
+        }
         _ => None,
     }
 }
@@ -97,11 +102,9 @@ fn same_tag(a: &str, b: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::address::{AddressFilter, network};
-    use crate::resolve::tests::{Script, instance};
+    use crate::resolve::tests::{Script, TIMES, instance};
 
     fn of(health: Health, weight_warning: u16) -> Instance {
         let weight_passing = NonZeroU16::new(9).unwrap();
@@ -178,7 +181,7 @@ mod tests {
         script.answers.borrow_mut().insert("b", vec!["10.0.0.3"]);
         let instances = [instance("1", "a"), instance("2", "b"), instance("3", "c")];
         let mut names = Names::default();
-        assert_eq!(names.refresh(&instances, &script, Duration::from_secs(1)).len(), 1);
+        assert_eq!(names.refresh(&instances, &script, TIMES).len(), 1);
         let set = peers(&instances, &Selection::default(), &names).0;
         let addresses: Vec<_> = set.peers().iter().map(|p| p.addr.to_string()).collect();
         assert_eq!(addresses, ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"]);
@@ -204,7 +207,7 @@ mod tests {
         script.answers.borrow_mut().insert("a", vec!["10.0.0.2", "127.0.0.1"]);
         let instances = [instance("1", "a"), instance("2", "127.0.0.9"), instance("3", "10.0.0.3")];
         let mut names = Names::default();
-        names.refresh(&instances, &script, Duration::from_secs(1));
+        names.refresh(&instances, &script, TIMES);
         let deny = vec![network("127.0.0.0/8").unwrap()];
         let addresses = AddressFilter { allow: Vec::new(), deny };
         let selection = Selection { addresses, ..Selection::default() };

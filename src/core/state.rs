@@ -184,6 +184,7 @@ pub fn peers_of(image: &Image) -> Option<PeerSet> {
             tags: detail.tags,
             health: health(&detail.health)?,
             datacenter: detail.datacenter,
+            params: record.params,
         })
     };
     let peers: Option<Vec<Peer>> = image.records.iter().zip(details).map(peer).collect();

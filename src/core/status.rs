@@ -18,8 +18,49 @@ pub struct Status {
     /// The state file, with `consul_state`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<StateFile>,
+    /// The blocks, and where their requests go.
+    pub upstreams: Vec<Upstream>,
     /// Every service that a block follows.
     pub services: Vec<Service>,
+}
+
+/// A block.
+#[derive(Clone, Debug, Serialize)]
+pub struct Upstream {
+    /// Its name.
+    pub name: String,
+    /// The service it follows.
+    pub service: String,
+    /// How it balances.
+    pub method: String,
+    /// Where requests may go, first choice first.
+    pub tiers: Vec<Tier>,
+    /// The tier that requests go to now; `null` if none has a usable peer.
+    pub in_use: Option<String>,
+    /// Whether so many peers have failed that failures keep nobody out; `null` without
+    /// `consul_panic`.
+    pub panic: Option<bool>,
+}
+
+/// Peers of equal standing.
+#[derive(Clone, Debug, Serialize)]
+pub struct Tier {
+    /// The datacenter or `instances`, with ` backup` for those with `nginx_backup`; `servers` for
+    /// the block's `server` lines.
+    pub name: String,
+    /// How many there are; `null` for `servers`, which nginx looks after.
+    pub peers: Option<usize>,
+    /// How many of them could take a request now; `null` for `servers`.
+    pub usable: Option<usize>,
+}
+
+impl Upstream {
+    /// Says which tier is in use: the first with a usable peer.
+    pub fn new(name: String, service: String, method: String, tiers: Vec<Tier>) -> Upstream {
+        let in_use = tiers.iter().find(|tier| tier.usable != Some(0));
+        let in_use = in_use.map(|tier| tier.name.clone());
+        Upstream { name, service, method, tiers, in_use, panic: None }
+    }
 }
 
 /// A version.
@@ -67,6 +108,8 @@ pub struct StateFile {
 pub struct Service {
     /// Name in Consul.
     pub service: String,
+    /// Where in Consul it is looked for: `health`, `catalog`, `kv` or `query`.
+    pub from: &'static str,
     /// Datacenter asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub datacenter: Option<String>,
@@ -136,13 +179,15 @@ pub struct Peer {
     pub health: String,
     /// Weight in effect.
     pub weight: u32,
+    /// Whether it is only used when those without are not usable.
+    pub backup: bool,
     /// Requests with it now, over all workers.
     pub in_flight: u64,
     /// Times it was picked.
     pub picks: u64,
     /// Failed attempts.
     pub fails: u64,
-    /// `up`, or `unavail` while `max_fails` keeps it out.
+    /// `up`, `unavail` while `max_fails` keeps it out, or `down` by `nginx_down`.
     pub state: &'static str,
 }
 
@@ -172,8 +217,19 @@ mod tests {
                 age_seconds: Some(7.5),
                 error: Some("disk <full>".into()),
             }),
+            upstreams: vec![Upstream::new(
+                "api".into(),
+                "web".into(),
+                "round_robin".into(),
+                vec![
+                    Tier { name: "dc1".into(), peers: Some(3), usable: Some(0) },
+                    Tier { name: "dc<2>".into(), peers: Some(2), usable: Some(1) },
+                    Tier { name: "servers".into(), peers: None, usable: None },
+                ],
+            )],
             services: vec![Service {
                 service: "web".into(),
+                from: "health",
                 datacenter: None,
                 upstreams: vec!["api".into()],
                 tags: vec![],
@@ -199,6 +255,7 @@ mod tests {
                     tags: vec![tag.into()],
                     health: "passing".into(),
                     weight: 1,
+                    backup: false,
                     in_flight: 0,
                     picks: 9,
                     fails: 0,
@@ -236,6 +293,16 @@ mod tests {
         ] {
             assert!(html.contains(part), "{part} in {html}");
         }
+    }
+
+    #[test]
+    fn the_tier_in_use_is_the_first_with_a_usable_peer() {
+        let json: serde_json::Value = serde_json::from_slice(&status("v1").to_json()).unwrap();
+        assert_eq!(json["upstreams"][0]["in_use"], "dc<2>");
+        let html = String::from_utf8(status("v1").to_html()).unwrap();
+        assert!(html.contains("<strong>dc&lt;2&gt; (1 of 2)</strong>"), "{html}");
+        let none = vec![Tier { name: "dc1".into(), peers: Some(0), usable: Some(0) }];
+        assert_eq!(Upstream::new("a".into(), "b".into(), "random".into(), none).in_use, None);
     }
 
     #[test]

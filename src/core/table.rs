@@ -41,7 +41,7 @@ pub use read::{Detail, Image, Record};
 pub use slots::{Counters, Lane};
 
 /// Says that the zone holds a table of this layout.
-const MAGIC: u64 = 0x6e67_782d_636e_0002;
+const MAGIC: u64 = 0x6e67_782d_636e_0003;
 
 /// Words of the header; the rest of them is spare.
 const HEADER: usize = 16;
@@ -202,6 +202,8 @@ impl<'z> Table<'z> {
 pub(crate) mod tests {
     use super::*;
     use crate::model::{Health, Peer, PeerSet, identity};
+    use crate::params::Params;
+    use crate::process::ProcessId;
     use std::num::NonZeroU16;
 
     pub(crate) fn zone(words: usize) -> &'static [AtomicU64] {
@@ -219,6 +221,7 @@ pub(crate) mod tests {
             tags: vec!["v1".into()],
             health: Health::Passing,
             datacenter: "dc1".into(),
+            params: Params::default(),
         }
     }
 
@@ -245,5 +248,29 @@ pub(crate) mod tests {
         let layout = Layout::new(10 * 1024 * 1024 / 8, lanes_for(8)).unwrap();
         assert_eq!(layout.entry_count, 1280);
         assert!(layout.slot_count > 10_000, "{layout:?}");
+    }
+
+    #[test]
+    fn an_instance_takes_at_most_800_bytes_while_its_set_is_replaced() {
+        let table = Table::create(zone(10 * 1024 * 1024 / 8), lanes_for(16)).unwrap();
+        let me = ProcessId::own();
+        table.lead(me);
+        let n: u16 = 5000;
+        let instance = |i: u16| Peer {
+            node: format!("ip-10-20-{}-{}.eu-central-1.compute.internal", i / 256, i % 256),
+            id: format!("payments-api-10-20-{}-{}-8080", i / 256, i % 256),
+            tags: ["v1.24.3", "http", "team=payments"].map(str::to_owned).to_vec(),
+            datacenter: "eu-central-1".into(),
+            ..peer(i, 1)
+        };
+        let empty = table.usage();
+        let entry = table.claim(1, me).unwrap();
+        let set = PeerSet::new((1..=n).map(instance).collect());
+        table.publish((entry, 1), &set, 1, me).unwrap();
+        let used = table.usage() - empty;
+        // The old block and the new one are both there until the generation moves.
+        let block = used - usize::from(n) * table.layout.slot_words * 8;
+        let each = (used + block) / usize::from(n);
+        assert!((500..=800).contains(&each), "{each} bytes");
     }
 }

@@ -1,7 +1,7 @@
 //! The configuration: what the directives fill, and what is made of it when all is read.
 
 use std::ffi::{c_char, c_void};
-use std::ptr;
+use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,9 @@ use nginx_consul_core::address::IpNet;
 use nginx_consul_core::balance::{Method, Rules};
 use nginx_consul_core::model::{Query, Selection};
 use nginx_consul_core::sync::{OnEmpty, Plan, Server, Token};
-use nginx_sys::{ngx_conf_t, ngx_http_upstream_srv_conf_t, ngx_shm_zone_t, ngx_str_t};
+use nginx_sys::{
+    ngx_conf_t, ngx_http_complex_value_t, ngx_http_upstream_srv_conf_t, ngx_shm_zone_t, ngx_str_t,
+};
 
 use crate::ffi::{self, CONF_ERROR, CONF_OK, fence, give_to_pool};
 use crate::peer::Block;
@@ -19,11 +21,13 @@ pub(crate) mod args;
 mod commands;
 pub(crate) mod dynamic;
 mod finish;
+mod inner;
 mod policy;
 mod settings;
 mod target;
 
 pub(crate) use commands::COMMANDS;
+pub(crate) use inner::Inner;
 
 /// What holds for the whole of `http`.
 pub(crate) struct HttpConf {
@@ -56,6 +60,8 @@ pub(crate) struct Settings {
     pub(crate) wait: Option<Duration>,
     pub(crate) connect_timeout: Option<Duration>,
     pub(crate) retry: Option<(Duration, Duration)>,
+    pub(crate) resolve: Option<Duration>,
+    pub(crate) poll: Option<Duration>,
     pub(crate) max_body: Option<u64>,
     /// `Some(None)`: off.
     pub(crate) max_stale: Option<Option<Duration>>,
@@ -64,18 +70,33 @@ pub(crate) struct Settings {
     pub(crate) max_removal: Option<Option<u8>>,
     pub(crate) allow: Option<Vec<IpNet>>,
     pub(crate) deny: Option<Vec<IpNet>>,
-    pub(crate) balance: Option<Method>,
+    pub(crate) balance: Option<Balance>,
+    /// Percent; `Some(None)`: off.
+    pub(crate) panic: Option<Option<u8>>,
+}
+
+/// `consul_balance`.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Balance {
+    pub(crate) method: Method,
+    /// Of `hash`: in the pool of the configuration.
+    pub(crate) key: Option<NonNull<ngx_http_complex_value_t>>,
 }
 
 /// `consul_dynamic` of a block.
 pub(crate) struct Dynamic {
+    /// What to ask, but for the datacenter.
     pub(crate) query: Query,
+    /// `dc=`, in the order of use; none: the agent's own.
+    pub(crate) datacenters: Vec<String>,
     pub(crate) selection: Selection,
     pub(crate) rules: Rules,
     /// The block has `server` lines to fall back on.
     pub(crate) has_fallback: bool,
     /// nginx has called our `init_upstream`: no other method took the block away.
     pub(crate) initialized: bool,
+    /// The method that stands before, and picks.
+    pub(crate) inner: Option<Inner>,
     /// Where the directive stands.
     pub(crate) file: String,
     pub(crate) line: usize,

@@ -6,12 +6,13 @@
 use std::ffi::c_void;
 use std::rc::Rc;
 
-use nginx_consul_core::balance::{Rules, Tried};
+use nginx_consul_core::balance::{Latency, Method, Tried};
 use nginx_consul_core::table::{Lane, Record, Table};
 use nginx_sys::{
-    NGX_LOG_WARN, NGX_PEER_FAILED, ngx_conf_t, ngx_http_request_t,
+    NGX_LOG_WARN, NGX_PEER_FAILED, ngx_conf_t, ngx_current_msec, ngx_http_request_t,
     ngx_http_upstream_init_round_robin, ngx_http_upstream_init_round_robin_peer,
-    ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_log_t, ngx_peer_connection_t, ngx_uint_t,
+    ngx_http_upstream_rr_peers_t, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_log_t,
+    ngx_peer_connection_t, ngx_uint_t,
 };
 
 use crate::conf::{self, SrvConf, dynamic};
@@ -19,10 +20,15 @@ use crate::ffi::{DECLINED, ERROR, OK, fence, give_to_pool};
 use crate::session;
 
 mod block;
+mod counted;
+mod delegate;
+mod stock;
 mod view;
 
 use block::now;
-pub(crate) use block::{Block, Worker};
+pub(crate) use block::{Block, Source, Worker};
+use delegate::Delegate;
+pub(crate) use stock::{InitUpstream, Stock, is_nginxs_own};
 use view::PeerView;
 
 /// A request to the block; `peer.data`.
@@ -35,6 +41,12 @@ struct Attempt {
     counted: Option<(usize, Lane)>,
     /// Lives in the configuration, which outlives the request.
     block: *const Block,
+    /// What the request is hashed by; lives as long as the request.
+    key: &'static [u8],
+    request: *mut ngx_http_request_t,
+    upstream: *mut ngx_http_upstream_srv_conf_t,
+    /// Once no instance can be used: nginx's round robin over the block's `server` lines.
+    servers: Option<Box<Delegate>>,
 }
 
 /// `peer.init_upstream`. nginx's own round robin is made of the block's `server` lines, for when
@@ -54,10 +66,16 @@ pub(crate) extern "C" fn ngx_http_upstream_init_consul(
                 dynamic.initialized = true;
             }
             dynamic::drop_placeholder(&mut *us);
-            if ngx_http_upstream_init_round_robin(cf, us) != OK {
+            let inner = (*conf).dynamic.as_ref().and_then(|dynamic| dynamic.inner.as_ref());
+            if inner.is_some_and(|inner| stock::check(inner, cf, us) != OK)
+                || ngx_http_upstream_init_round_robin(cf, us) != OK
+            {
                 return ERROR;
             }
-            (*us).peer.init = Some(ngx_http_upstream_init_consul_peer);
+            (*us).peer.init = Some(match inner {
+                Some(_) => stock::ngx_http_upstream_init_stock_peer,
+                None => ngx_http_upstream_init_consul_peer,
+            });
         }
         OK
     })
@@ -78,7 +96,9 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
             if view.is_empty() && block.has_fallback {
                 return ngx_http_upstream_init_round_robin_peer(r, us);
             }
-            let tries = view.len().max(1);
+            let Some(key) = block.key(r) else { return ERROR };
+            let servers = if block.has_fallback { server_count(us) } else { 0 };
+            let tries = (view.len() + servers).max(1);
             let attempt = give_to_pool(
                 (*r).pool,
                 Attempt {
@@ -87,6 +107,10 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
                     current: None,
                     counted: None,
                     block: &raw const **block,
+                    key,
+                    request: r,
+                    upstream: us,
+                    servers: None,
                 },
             );
             if attempt.is_null() {
@@ -103,6 +127,24 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
     })
 }
 
+/// How many addresses the block's `server` lines have: so often a request may try them.
+///
+/// # Safety
+///
+/// nginx's round robin has been made of them, and its peers are still the `data` of the block.
+unsafe fn server_count(us: *mut ngx_http_upstream_srv_conf_t) -> usize {
+    // SAFETY: the caller's promise; the backups are the next of the others.
+    unsafe {
+        let mut peers = (*us).peer.data.cast::<ngx_http_upstream_rr_peers_t>();
+        let mut count = 0;
+        while let Some(some) = peers.as_ref() {
+            count += some.number;
+            peers = some.next;
+        }
+        count
+    }
+}
+
 /// # Safety
 ///
 /// `data` is the `peer.data` of a request that [`ngx_http_upstream_init_consul_peer`] set; nginx
@@ -117,19 +159,27 @@ extern "C" fn ngx_http_upstream_get_consul_peer(
     data: *mut c_void,
 ) -> ngx_int_t {
     fence(ERROR, || {
-        // SAFETY: nginx passes the request's connection and our data.
-        let (pc, attempt) = unsafe { (&mut *pc, attempt(data)) };
-        // SAFETY: the configuration outlives the request.
-        let block = unsafe { &*attempt.block };
-        pc.set_cached(0);
-        pc.connection = std::ptr::null_mut();
+        // SAFETY: nginx passes our data; the configuration outlives the request.
+        let (attempt, block) = unsafe {
+            let attempt = attempt(data);
+            let block = &*attempt.block;
+            (attempt, block)
+        };
         attempt.end();
+        if let Some(servers) = &attempt.servers {
+            return servers.get(pc);
+        }
         let picked = block.worker().and_then(|worker| {
-            let peer = block.pick(worker, attempt.view.peers(), &attempt.tried)?;
-            attempt.begin(worker, peer, &block.rules);
+            let peer = block.pick(worker, attempt.view.peers(), &attempt.tried, attempt.key)?;
+            attempt.begin(worker, peer);
             Some(peer)
         });
         let Some(peer) = picked else {
+            if let Some(servers) = attempt.turn_to_servers() {
+                return servers.get(pc);
+            }
+            // SAFETY: nginx passes the request's connection.
+            let pc = unsafe { &mut *pc };
             if attempt.tried.count() == 0 {
                 block.complain(pc.log);
             }
@@ -138,6 +188,10 @@ extern "C" fn ngx_http_upstream_get_consul_peer(
             pc.tries = 0;
             return DECLINED;
         };
+        // SAFETY: as above.
+        let pc = unsafe { &mut *pc };
+        pc.set_cached(0);
+        pc.connection = std::ptr::null_mut();
         attempt.view.point(pc, peer);
         OK
     })
@@ -149,28 +203,56 @@ extern "C" fn ngx_http_upstream_free_consul_peer(
     state: ngx_uint_t,
 ) {
     fence((), || {
-        // SAFETY: nginx passes the request's connection and our data.
-        let (pc, attempt) = unsafe { (&mut *pc, attempt(data)) };
+        // SAFETY: nginx passes our data.
+        let attempt = unsafe { attempt(data) };
+        if let Some(servers) = &attempt.servers {
+            servers.free(pc, state);
+            return;
+        }
+        // SAFETY: nginx passes the request's connection.
+        let pc = unsafe { &mut *pc };
         if let Some(peer) = attempt.current {
-            // SAFETY: the configuration outlives the request.
-            let block = unsafe { &*attempt.block };
-            if let Some(worker) = block.worker() {
-                attempt.judge(worker.table, peer, &block.rules, state, pc.log);
+            if let Some(worker) = attempt.block().worker() {
+                attempt.judge(worker.table, peer, state, pc.log);
             }
         }
         attempt.end();
-        pc.tries = if attempt.view.len() == 1 { 0 } else { pc.tries.saturating_sub(1) };
+        pc.tries = if attempt.is_single() { 0 } else { pc.tries.saturating_sub(1) };
     });
 }
 
 impl Attempt {
-    fn begin(&mut self, worker: Worker, peer: usize, rules: &Rules) {
+    fn block(&self) -> &Block {
+        // SAFETY: the configuration outlives the request.
+        unsafe { &*self.block }
+    }
+
+    /// Whether there is one instance and nobody else.
+    fn is_single(&self) -> bool {
+        self.view.len() == 1 && !self.block().has_fallback
+    }
+
+    /// From here on the block's `server` lines are asked, if it has some.
+    fn turn_to_servers(&mut self) -> Option<&Delegate> {
+        if !self.block().has_fallback {
+            return None;
+        }
+        let (r, us) = (self.request, self.upstream);
+        // SAFETY: the request and block that peer.init got.
+        let servers =
+            unsafe { Delegate::new(r, || ngx_http_upstream_init_round_robin_peer(r, us)) };
+        self.servers = servers.map(Box::new);
+        self.servers.as_deref()
+    }
+
+    fn begin(&mut self, worker: Worker, peer: usize) {
         let Record { slot, identity, .. } = self.view.peers().records()[peer];
         let slot = slot as usize;
         self.tried.insert(peer);
         self.current = Some(peer);
         let counted = worker.table.enter(slot, identity, worker.lane);
         self.counted = worker.lane.filter(|_| counted).map(|lane| (slot, lane));
+        let rules = self.view.peers().rules(peer);
         if rules.max_fails != 0 {
             let timeout = u64::from(rules.fail_timeout);
             worker.table.note_checked(slot, identity, timeout, now().seconds);
@@ -178,33 +260,57 @@ impl Attempt {
     }
 
     /// Counts the outcome, as `ngx_http_upstream_free_round_robin_peer()` does.
-    fn judge(
-        &self,
-        table: Table<'static>,
-        peer: usize,
-        rules: &Rules,
-        state: ngx_uint_t,
-        log: *mut ngx_log_t,
-    ) {
+    fn judge(&self, table: Table<'static>, peer: usize, state: ngx_uint_t, log: *mut ngx_log_t) {
         let Record { slot, identity, .. } = self.view.peers().records()[peer];
         let slot = slot as usize;
-        if state & NGX_PEER_FAILED as ngx_uint_t == 0 {
-            table.note_passed(slot, identity);
+        let max_fails = u64::from(self.view.peers().rules(peer).max_fails);
+        let failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;
+        self.note_time(table, slot, identity, failed);
+        if !failed {
+            table.note_passed(slot, identity, max_fails, now().millis);
             return;
         }
         let fails = table.note_failed(slot, identity, now().seconds);
-        let max_fails = u64::from(rules.max_fails);
-        if self.view.len() == 1 {
+        if self.is_single() {
             table.forget_fails(slot, identity);
         } else if max_fails != 0 && fails >= max_fails {
             ngx::ngx_log_error!(NGX_LOG_WARN, log, "upstream server temporarily disabled");
         }
     }
 
+    /// Notes how long the peer took, where the method wants to know.
+    fn note_time(&self, table: Table<'static>, slot: usize, identity: u64, failed: bool) {
+        if self.block().method() != Method::LeastTime {
+            return;
+        }
+        // SAFETY: the request's upstream, whose state nginx makes before it connects.
+        let (header_time, elapsed) = unsafe {
+            let upstream = &*(*self.request).upstream;
+            let Some(state) = upstream.state.as_ref() else { return };
+            let elapsed = ngx_current_msec.wrapping_sub(upstream.start_time);
+            (state.header_time, elapsed as u64)
+        };
+        let now = now().millis;
+        table.update_latency(slot, identity, |raw| {
+            let latency = Latency::from_raw(raw);
+            // nginx's value of a time that never came.
+            let has_header = header_time != usize::MAX;
+            if failed {
+                latency.after_failure(elapsed, now).raw()
+            } else if has_header {
+                latency.after(header_time as u64, now).raw()
+            } else if elapsed as f32 > latency.at(now) {
+                // The client gave up; the answer would have taken longer still.
+                latency.after(elapsed, now).raw()
+            } else {
+                raw
+            }
+        });
+    }
+
     fn end(&mut self) {
         self.current = None;
-        // SAFETY: the configuration outlives the request.
-        let worker = unsafe { (*self.block).worker() };
+        let worker = self.block().worker();
         if let (Some(worker), Some((slot, lane))) = (worker, self.counted.take()) {
             worker.table.leave(slot, lane);
         }
@@ -220,18 +326,26 @@ impl Drop for Attempt {
 
 extern "C" fn set_session(pc: *mut ngx_peer_connection_t, data: *mut c_void) -> ngx_int_t {
     fence(ERROR, || {
-        // SAFETY: nginx passes the request's connection and our data.
-        let (pc, attempt) = unsafe { (&mut *pc, attempt(data)) };
-        attempt.current.map_or(OK, |peer| attempt.view.sessions().resume(pc, peer))
+        // SAFETY: nginx passes our data.
+        let attempt = unsafe { attempt(data) };
+        match (&attempt.servers, attempt.current) {
+            (Some(servers), _) => servers.set_session(pc),
+            // SAFETY: nginx passes the request's connection.
+            (None, Some(peer)) => attempt.view.sessions().resume(unsafe { &*pc }, peer),
+            (None, None) => OK,
+        }
     })
 }
 
 extern "C" fn save_session(pc: *mut ngx_peer_connection_t, data: *mut c_void) {
     fence((), || {
-        // SAFETY: nginx passes the request's connection and our data.
-        let (pc, attempt) = unsafe { (&mut *pc, attempt(data)) };
-        if let Some(peer) = attempt.current {
-            attempt.view.sessions().save(pc, peer);
+        // SAFETY: nginx passes our data.
+        let attempt = unsafe { attempt(data) };
+        match (&attempt.servers, attempt.current) {
+            (Some(servers), _) => servers.save_session(pc),
+            // SAFETY: nginx passes the request's connection.
+            (None, Some(peer)) => attempt.view.sessions().save(unsafe { &*pc }, peer),
+            (None, None) => {}
         }
     });
 }

@@ -133,6 +133,7 @@ fn collect(http: &HttpConf) -> Status {
             used,
         },
         state: table.and_then(|t| Some(http.state_file()?.status(t, now_ms()))),
+        upstreams: blocks.iter().map(|block| block.status()).collect(),
         services,
     }
 }
@@ -146,7 +147,8 @@ fn nginx_version() -> String {
 fn service(plan: &Plan, target: usize, table: Table<'_>, blocks: &[&Block]) -> Service {
     let Target { query, selection, endpoint, .. } = &plan.targets[target];
     let key = plan.key(target);
-    let users: Vec<&&Block> = blocks.iter().filter(|b| b.target == target).collect();
+    let follows = |b: &&&Block| b.sources().iter().any(|source| source.target == target);
+    let users: Vec<&&Block> = blocks.iter().filter(follows).collect();
     let entry = table.find(key);
     let fresh = entry.map(|e| table.freshness(e));
     let servers: Vec<String> = endpoint.servers.iter().map(ToString::to_string).collect();
@@ -159,6 +161,7 @@ fn service(plan: &Plan, target: usize, table: Table<'_>, blocks: &[&Block]) -> S
     });
     Service {
         service: query.service.clone(),
+        from: query.source.name(),
         datacenter: query.datacenter.clone(),
         upstreams: users.iter().map(|b| b.name().into_owned()).collect(),
         tags: selection.tags.clone(),
@@ -201,13 +204,14 @@ fn peers(
     block: Option<&&&Block>,
 ) -> Vec<Peer> {
     let rules = block.map(|b| b.rules).unwrap_or_default();
+    let is_single = block.is_some_and(|b| b.is_single());
     let peer = |(record, detail): (&nginx_consul_core::table::Record, _)| {
         let nginx_consul_core::table::Detail { node, id, tags, health, .. } = detail;
         let slot = record.slot as usize;
         let counters = table.counters(slot);
+        let rules = rules.of(&record.params);
         let (max_fails, timeout) = (rules.max_fails.into(), rules.fail_timeout.into());
-        let failed =
-            image.records.len() > 1 && table.is_failed(slot, max_fails, timeout, now_ms() / 1000);
+        let failed = !is_single && table.is_failed(slot, max_fails, timeout, now_ms() / 1000);
         Peer {
             server: record.addr.to_string(),
             node,
@@ -218,7 +222,12 @@ fn peers(
             in_flight: counters.in_flight,
             picks: counters.picks,
             fails: counters.failed,
-            state: if failed { "unavail" } else { "up" },
+            backup: record.params.backup,
+            state: match (record.params.down, failed) {
+                (true, _) => "down",
+                (false, true) => "unavail",
+                (false, false) => "up",
+            },
         }
     };
     image.records.iter().zip(image.details()).map(peer).collect()

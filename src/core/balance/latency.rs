@@ -10,6 +10,8 @@ const DECAY: f32 = 10_000.0;
 const FLOOR: f32 = 0.001;
 /// What an instance without data counts as once it has a request in flight, ms.
 const PENALTY: f32 = 1e6;
+/// Up to where failures raise the mean, ms.
+const MAX_DOUBLED: f32 = 60_000.0;
 /// By how much one worker's clock may be ahead of another's, ms.
 const SKEW: u32 = 60_000;
 
@@ -57,6 +59,14 @@ impl Latency {
         Latency { mean, at }
     }
 
+    /// The mean after an attempt that failed after `elapsed` ms: twice what it was, so that an
+    /// instance that refuses quickly, and has no answers that could raise it, is left alone for
+    /// longer each time. At most a minute.
+    pub fn after_failure(self, elapsed: u64, now: u64) -> Latency {
+        let doubled = (2.0 * self.at(now)).clamp(1.0, MAX_DOUBLED) as u64;
+        self.after(doubled.max(elapsed), now)
+    }
+
     /// What is left of the mean at `now`, in ms, as if nothing but answers in no time had come since;
     /// 0 without data.
     #[inline]
@@ -84,8 +94,7 @@ impl Latency {
 ///
 /// An instance without data that has a request in flight counts as very slow, so a newcomer gets one
 /// request at a time until its first answer; where nobody has data, the least busy one for its weight
-/// comes first. Only answers of the instance itself must be given to [`Latency::after`]: one that
-/// refuses connections fails quickly.
+/// comes first.
 #[inline]
 pub fn score(latency: Latency, in_flight: u64, weight: u64, now: u64) -> f32 {
     let ms = if latency.is_none() && in_flight > 0 { PENALTY } else { latency.at(now) };
@@ -101,6 +110,22 @@ mod tests {
     use rand::{Rng, SeedableRng};
 
     use super::*;
+
+    #[test]
+    fn failures_make_an_instance_dearer_each_time_however_quick_they_are() {
+        let good = Latency::default().after(30, 1000);
+        let mut mean = vec![good.at(1000)];
+        let mut latency = good;
+        for _ in 0..3 {
+            latency = latency.after_failure(0, 1000);
+            mean.push(latency.at(1000));
+        }
+        assert_eq!(mean, [30.0, 60.0, 120.0, 240.0]);
+        assert_eq!(Latency::default().after_failure(0, 1000).at(1000), 1.0);
+        assert_eq!(good.after_failure(5000, 1000).at(1000), 5000.0);
+        let worst = (0..40).fold(good, |latency, _| latency.after_failure(0, 1000));
+        assert_eq!(worst.at(1000), 60_000.0);
+    }
 
     fn near(a: f32, b: f32) -> bool {
         (a - b).abs() <= 0.001 * b.abs().max(1.0)

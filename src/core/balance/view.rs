@@ -1,19 +1,61 @@
-//! A worker's own copy of a set, ready to pick from.
+//! A worker's own copy of what a block may pick from, ready to pick.
 
-use super::{FULL_SHARE, Order, Peers, Tried, Weighted};
+use std::cell::Cell;
+
+use rand::RngCore;
+
+use super::latency::{Latency, score};
+use super::modulo::Modulo;
+use super::ring::{LOOKS, Member, Ring};
+use super::{FULL_SHARE, Method, Order, Peers, Tried, Weighted, pick_from, search};
+use crate::params::Params;
 use crate::table::{Image, Record, Table};
 
-/// One set of peers as a worker uses it: never changed, so a request that holds it sees one
-/// generation from beginning to end.
+/// The sets of a block as a worker uses them: never changed, so a request that holds it sees one
+/// generation of each from beginning to end.
+///
+/// Its peers are numbered from 0 over all [`Tier`]s.
 #[derive(Debug)]
 pub struct View {
-    generation: u64,
+    generations: Vec<u64>,
     records: Vec<Record>,
-    weights: Weighted,
-    order: Order,
+    known: Vec<Known>,
+    tiers: Vec<Tier>,
 }
 
-/// nginx's parameters of a `server`, for all peers of a block.
+/// Peers of equal standing: a tier is used while none before it has a usable peer.
+#[derive(Debug)]
+pub struct Tier {
+    /// Which of the block's sets (datacenters) it is from.
+    pub set: usize,
+    /// Those with `backup`, which come after those without.
+    pub backup: bool,
+    first: usize,
+    /// The second in which all of them were seen to be out for their failures.
+    out: Cell<u64>,
+    weights: Weighted,
+    order: Order,
+    keys: Keys,
+}
+
+/// Whom a key belongs to.
+#[derive(Debug)]
+enum Keys {
+    /// Nobody asks.
+    None,
+    Consistent(Ring),
+    Modulo(Modulo),
+}
+
+/// What a pick has to know of a peer, close together.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    slot: u32,
+    down: bool,
+    rules: Rules,
+}
+
+/// nginx's parameters of a `server`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
     /// Failures within `fail_timeout` that take a peer out; 0 never does.
@@ -23,13 +65,25 @@ pub struct Rules {
     /// Most requests in flight to a peer over all workers; 0 is no limit.
     pub max_conns: u32,
     /// Milliseconds over which a new peer's share grows; 0 is at once.
-    pub slow_start: u64,
+    pub slow_start: u32,
 }
 
 impl Default for Rules {
     /// nginx's defaults.
     fn default() -> Rules {
         Rules { max_fails: 1, fail_timeout: 10, max_conns: 0, slow_start: 0 }
+    }
+}
+
+impl Rules {
+    /// These, but for what the instance says itself.
+    pub fn of(&self, params: &Params) -> Rules {
+        Rules {
+            max_fails: params.max_fails.unwrap_or(self.max_fails),
+            fail_timeout: params.fail_timeout.unwrap_or(self.fail_timeout),
+            max_conns: params.max_conns.unwrap_or(self.max_conns),
+            slow_start: params.slow_start.unwrap_or(self.slow_start),
+        }
     }
 }
 
@@ -43,78 +97,221 @@ pub struct Clock {
 }
 
 /// A view together with what decides whether a peer can be used just now.
+#[derive(Clone, Copy)]
 pub struct Candidates<'a> {
-    /// The set.
+    /// The sets.
     pub view: &'a View,
     /// The shared counters.
     pub table: Table<'a>,
-    /// The block's parameters.
-    pub rules: &'a Rules,
     /// The peers this request has tried.
     pub tried: &'a Tried,
     /// The time.
     pub now: Clock,
+    /// What the request is hashed by; empty unless the method wants it.
+    pub key: &'a [u8],
+    /// Failures keep nobody out.
+    pub panic: bool,
+    /// There is nobody else to ask if these can't be used.
+    pub alone: bool,
 }
 
 impl View {
-    /// Prepares a set for picking.
-    pub fn new(image: Image) -> View {
-        let weights = Weighted::new(image.records.iter().map(|r| r.weight));
-        let order = Order::new(&weights);
-        View { generation: image.generation, records: image.records, weights, order }
+    /// Prepares sets for picking by `method`, the first to be used first. `rules` hold for the
+    /// instances that have none of their own. What did not change is taken over from the view
+    /// `before`.
+    pub fn new(images: Vec<Image>, rules: &Rules, method: Method, before: Option<&View>) -> View {
+        let generations = images.iter().map(|image| image.generation).collect();
+        // The records of the first set, nearly always the only one, are not copied again.
+        let mut records: Vec<Record> = Vec::new();
+        let mut tiers = Vec::with_capacity(images.len());
+        for (set, mut image) in images.into_iter().enumerate() {
+            if image.records.iter().any(|record| record.params.backup) {
+                image.records.sort_by_key(|record| record.params.backup);
+            }
+            let first = records.len();
+            let backups = first + image.records.partition_point(|record| !record.params.backup);
+            if records.is_empty() {
+                records = image.records;
+            } else {
+                records.extend(image.records);
+            }
+            for (backup, members) in [(false, first..backups), (true, backups..records.len())] {
+                if !members.is_empty() {
+                    let same = |tier: &&Tier| tier.set == set && tier.backup == backup;
+                    let before = before.and_then(|view| view.tiers.iter().find(same));
+                    let first = members.start;
+                    let tier = Tier::new(&records[members], method, before);
+                    tiers.push(Tier { set, backup, first, ..tier });
+                }
+            }
+        }
+        let known = records.iter().map(|record| Known::new(record, rules)).collect();
+        View { generations, records, known, tiers }
     }
 
-    /// Generation of the set.
-    pub fn generation(&self) -> u64 {
-        self.generation
+    /// Generations of the sets.
+    pub fn generations(&self) -> &[u64] {
+        &self.generations
+    }
+
+    /// A copy of one of the sets, for the next view.
+    pub fn image(&self, set: usize) -> Image {
+        let tiers = self.tiers.iter().filter(|tier| tier.set == set);
+        let records = tiers.flat_map(|tier| &self.records[tier.peers()]).copied().collect();
+        Image::of_records(self.generations[set], records)
     }
 
     /// The peers.
     pub fn records(&self) -> &[Record] {
         &self.records
     }
+
+    /// The parameters in effect of a peer.
+    pub fn rules(&self, peer: usize) -> &Rules {
+        &self.known[peer].rules
+    }
+
+    /// The tiers in their order; none is empty.
+    pub fn tiers(&self) -> &[Tier] {
+        &self.tiers
+    }
+}
+
+impl Tier {
+    fn new(members: &[Record], method: Method, before: Option<&Tier>) -> Tier {
+        let weights = Weighted::new(members.iter().map(|record| record.weight));
+        let order = Order::new(&weights);
+        let keys = Keys::new(members, method, before.map(|tier| &tier.keys));
+        let out = Cell::new(u64::MAX);
+        Tier { set: 0, backup: false, first: 0, out, weights, order, keys }
+    }
+
+    /// Its peers.
+    pub fn peers(&self) -> std::ops::Range<usize> {
+        self.first..self.first + self.weights.count()
+    }
+}
+
+impl Keys {
+    fn new(members: &[Record], method: Method, before: Option<&Keys>) -> Keys {
+        match method {
+            Method::Hash { consistent: true } => {
+                let before = match before {
+                    Some(Keys::Consistent(ring)) => Some(ring),
+                    _ => None,
+                };
+                let member = |r| {
+                    let r: &Record = r;
+                    Member { slot: r.slot, weight: r.weight, name: r.text() }
+                };
+                Keys::Consistent(Ring::new(members.iter().map(member), before))
+            }
+            Method::Hash { consistent: false } => {
+                Keys::Modulo(Modulo::new(members.iter().map(|record| record.weight)))
+            }
+            _ => Keys::None,
+        }
+    }
+}
+
+impl Known {
+    fn new(record: &Record, rules: &Rules) -> Known {
+        let params = &record.params;
+        Known { slot: record.slot, down: params.down, rules: rules.of(params) }
+    }
+}
+
+/// Picks a peer of the first tier that has a usable one.
+///
+/// If none has and there is nobody else to ask, one that is out for its failures is tried, unless
+/// the request has tried another before. `cursor` is the worker's place in the round robin order.
+pub fn pick<R: RngCore>(
+    method: Method,
+    candidates: &Candidates<'_>,
+    cursor: &mut u64,
+    rng: &mut R,
+) -> Option<usize> {
+    for tier in &candidates.view.tiers {
+        if candidates.is_known_out(tier) {
+            continue;
+        }
+        // A tier that gives nobody does not move the cursor either: its moves and those of the tier
+        // in use could add up to whole rounds, and always end at the same peer.
+        let mut at = *cursor;
+        if let Some(peer) = pick_from(method, &InTier { all: candidates, tier }, &mut at, rng) {
+            *cursor = at;
+            return Some(tier.first + peer);
+        }
+        candidates.note_out(tier);
+    }
+    if !candidates.alone || candidates.tried.count() != 0 {
+        return None;
+    }
+    candidates.view.tiers.iter().find_map(|tier| {
+        let peer = search(&InTier { all: candidates, tier }, rng, |_| true)?;
+        Some(tier.first + peer)
+    })
 }
 
 impl Candidates<'_> {
+    /// Whether there is only one peer: it may be tried again, since nginx asks for it when a kept
+    /// connection turned out stale, and it is never out, as in nginx.
+    fn is_single(&self) -> bool {
+        self.alone && self.view.records.len() == 1
+    }
+
+    /// Whether the peer could be tried by a request that has tried none.
+    pub fn is_usable(&self, peer: usize) -> bool {
+        !self.view.known[peer].down && !self.is_full(peer) && !self.is_failed(peer)
+    }
+
+    /// Share of the peers, in percent, that no failure keeps out; those that say they are down are
+    /// not counted. 100 of none.
+    pub fn healthy_percent(&self) -> usize {
+        let (mut all, mut healthy) = (0, 0);
+        for peer in (0..self.view.records.len()).filter(|&peer| !self.view.known[peer].down) {
+            all += 1;
+            healthy += usize::from(!self.has_failed(peer));
+        }
+        (healthy * 100usize).checked_div(all).unwrap_or(100)
+    }
+
+    /// Whether failures keep out every peer of the tier, as far as is known without a look at each.
+    fn is_known_out(&self, tier: &Tier) -> bool {
+        !self.panic && tier.out.get() == self.now.seconds
+    }
+
+    /// After a search in vain, so that the other requests of this second need none. One that recovers
+    /// in the same second waits for the next; not so the last resort, which is asked meanwhile.
+    fn note_out(&self, tier: &Tier) {
+        let is_last = tier.peers().end == self.view.records.len();
+        let is_out = |peer: usize| self.view.known[peer].down || self.is_failed(peer);
+        if self.tried.count() == 0 && !(self.alone && is_last) && tier.peers().all(is_out) {
+            tier.out.set(self.now.seconds);
+        }
+    }
+
     fn slot(&self, peer: usize) -> usize {
-        self.view.records[peer].slot as usize
-    }
-}
-
-impl Peers for Candidates<'_> {
-    fn len(&self) -> usize {
-        self.view.records.len()
+        self.view.known[peer].slot as usize
     }
 
-    fn weights(&self) -> &Weighted {
-        &self.view.weights
+    fn is_full(&self, peer: usize) -> bool {
+        let max_conns = u64::from(self.view.known[peer].rules.max_conns);
+        max_conns != 0 && self.table.in_flight(self.slot(peer)) >= max_conns
     }
 
-    fn order(&self) -> &Order {
-        &self.view.order
+    fn has_failed(&self, peer: usize) -> bool {
+        let Rules { max_fails, fail_timeout, .. } = self.view.known[peer].rules;
+        let (max_fails, timeout) = (u64::from(max_fails), u64::from(fail_timeout));
+        self.table.is_failed(self.slot(peer), max_fails, timeout, self.now.seconds)
     }
 
-    /// A single peer may be tried again: nginx asks for it when a kept connection turned out stale.
-    fn is_free(&self, peer: usize) -> bool {
-        let max_conns = u64::from(self.rules.max_conns);
-        (self.view.records.len() == 1 || !self.tried.contains(peer))
-            && (max_conns == 0 || self.table.in_flight(self.slot(peer)) < max_conns)
-    }
-
-    /// A single peer is never out, as in nginx.
     fn is_failed(&self, peer: usize) -> bool {
-        let Rules { max_fails, fail_timeout, .. } = *self.rules;
-        self.view.records.len() > 1
-            && self.table.is_failed(
-                self.slot(peer),
-                u64::from(max_fails),
-                u64::from(fail_timeout),
-                self.now.seconds,
-            )
+        !self.panic && !self.is_single() && self.has_failed(peer)
     }
 
     fn share(&self, peer: usize) -> u32 {
-        let slow_start = self.rules.slow_start;
+        let slow_start = u64::from(self.view.known[peer].rules.slow_start);
         if slow_start == 0 {
             return FULL_SHARE;
         }
@@ -125,12 +322,71 @@ impl Peers for Candidates<'_> {
         let share = u128::from(FULL_SHARE) * u128::from(age) / u128::from(slow_start);
         (share as u32).max(FULL_SHARE / 100)
     }
+}
 
-    fn has_tried(&self) -> bool {
-        self.tried.count() != 0
+/// The peers of one tier, numbered from 0.
+struct InTier<'a> {
+    all: &'a Candidates<'a>,
+    tier: &'a Tier,
+}
+
+impl InTier<'_> {
+    fn peer(&self, peer: usize) -> usize {
+        self.tier.first + peer
+    }
+}
+
+impl Peers for InTier<'_> {
+    fn len(&self) -> usize {
+        self.tier.weights.count()
+    }
+
+    fn weights(&self) -> &Weighted {
+        &self.tier.weights
+    }
+
+    fn order(&self) -> &Order {
+        &self.tier.order
+    }
+
+    fn is_free(&self, peer: usize) -> bool {
+        let (all, peer) = (self.all, self.peer(peer));
+        (all.is_single() || !all.tried.contains(peer))
+            && !all.view.known[peer].down
+            && !all.is_full(peer)
+    }
+
+    fn is_failed(&self, peer: usize) -> bool {
+        self.all.is_failed(self.peer(peer))
+    }
+
+    fn share(&self, peer: usize) -> u32 {
+        self.all.share(self.peer(peer))
     }
 
     fn load(&self, peer: usize) -> u64 {
-        self.table.in_flight(self.slot(peer))
+        self.all.table.in_flight(self.all.slot(self.peer(peer)))
+    }
+
+    fn cost(&self, peer: usize) -> f32 {
+        let slot = self.all.slot(self.peer(peer));
+        let latency = Latency::from_raw(self.all.table.latency(slot));
+        score(latency, self.load(peer), self.tier.weights.of(peer), self.all.now.millis)
+    }
+
+    fn keyed(&self, suits: impl Fn(usize) -> bool) -> Option<usize> {
+        let key = self.all.key;
+        match &self.tier.keys {
+            Keys::Consistent(ring) if !key.is_empty() => {
+                ring.walk(Ring::hash(key)).take(LOOKS).find(|&peer| suits(peer))
+            }
+            Keys::Modulo(modulo) => {
+                modulo.walk(key, self.all.tried.count()).find(|&peer| suits(peer))
+            }
+            Keys::Consistent(_) | Keys::None => None,
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

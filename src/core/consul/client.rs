@@ -10,7 +10,7 @@ use ureq::{Agent, Body, Timeout};
 use crate::consul::query;
 use crate::consul::token::CurrentToken;
 use crate::consul::transport::{ConnectError, Dial, DialConnector, NoResolver};
-use crate::model::Query;
+use crate::model::{Query, Source};
 use crate::stop::Stop;
 use crate::sync::Endpoint;
 use crate::text;
@@ -194,7 +194,7 @@ impl Client {
     ) -> Result<TokenState, Error> {
         let line = self.line(endpoint, server);
         line.dial.allowed.store(true, Ordering::Relaxed);
-        let answer = line.fetch(&query::token_self(query), SLACK, BODY);
+        let answer = line.fetch(&query::token_self(query), false, SLACK, BODY);
         if self.stop.is_raised() {
             return Err(Error::Stopped);
         }
@@ -266,10 +266,18 @@ impl Line {
             deadline = deadline.min(patience);
         }
         self.dial.allowed.store(request.index.is_none(), Ordering::Relaxed);
-        self.fetch(&path, deadline, request.patience.unwrap_or(BODY))
+        let missing = request.query.source == Source::Kv;
+        self.fetch(&path, missing, deadline, request.patience.unwrap_or(BODY))
     }
 
-    fn fetch(&mut self, path: &str, deadline: Duration, body: Duration) -> Result<Answer, Error> {
+    /// `missing`: what is not there (404) is an empty list, as Consul has it for keys alone.
+    fn fetch(
+        &mut self,
+        path: &str,
+        missing: bool,
+        deadline: Duration,
+        body: Duration,
+    ) -> Result<Answer, Error> {
         let mut call = self.agent.get(format!("{}{path}", self.origin));
         if let Some(token) = self.token.get() {
             call = call.header("X-Consul-Token", token.expose());
@@ -281,7 +289,8 @@ impl Line {
             .build();
         let response = call.call().map_err(|error| failure(error, deadline))?;
         let (head, content) = response.into_parts();
-        if head.status != 200 {
+        let is_missing = missing && head.status == 404;
+        if head.status != 200 && !is_missing {
             let status = head.status.as_u16();
             return Err(Error::Status { status, message: first_line(content) });
         }
@@ -295,8 +304,15 @@ impl Line {
             age: header("age").and_then(decimal).map(Duration::from_secs),
             filtered: header("x-consul-results-filtered-by-acls") == Some("true"),
             default_allow: header("x-consul-default-acl-policy") == Some("allow"),
-            content_type: header("content-type").map(str::to_owned),
-            body: self.read(content, body)?,
+            content_type: if is_missing {
+                Some("application/json".to_owned())
+            } else {
+                header("content-type").map(str::to_owned)
+            },
+            body: match self.read(content, body)? {
+                _ if is_missing => b"[]".to_vec(),
+                body => body,
+            },
         })
     }
 

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use crate::consul::client::{Answer, Error};
-use crate::consul::health::{Instances, ParseError, parse};
+use crate::consul::instances::{Instances, ParseError};
+use crate::consul::{catalog, health, kv, prepared};
+use crate::model::{Query, Source};
 use crate::text::quote;
 
 /// Consul's indices count writes; one in the upper half of the range is somebody's mistake, and
@@ -149,9 +151,12 @@ pub fn reason_of(error: &Error) -> Option<Reason> {
 /// See [`Disbelief`].
 pub fn believe(
     answer: &Answer,
+    query: &Query,
     max_stale: Option<Duration>,
 ) -> Result<(u64, Instances), Disbelief> {
-    let index = answer.index.ok_or(Disbelief::NoIndex)?.max(1);
+    // A prepared query never blocks, so its index means nothing.
+    let index = answer.index.or((query.source == Source::Query).then_some(1));
+    let index = index.ok_or(Disbelief::NoIndex)?.max(1);
     if index > MAX_INDEX {
         return Err(Disbelief::Index(index));
     }
@@ -172,7 +177,17 @@ pub fn believe(
     if answer.filtered {
         return Err(Disbelief::Filtered);
     }
-    Ok((index, parse(&answer.body)?))
+    Ok((index, parse(&answer.body, query)?))
+}
+
+fn parse(body: &[u8], query: &Query) -> Result<Instances, ParseError> {
+    let tag = query.address.as_deref();
+    match query.source {
+        Source::Health => health::parse(body, tag),
+        Source::Catalog => catalog::parse(body, tag),
+        Source::Kv => kv::parse(body, &query.service),
+        Source::Query => prepared::parse(body, tag),
+    }
 }
 
 #[cfg(test)]
@@ -194,22 +209,31 @@ mod tests {
 
     fn refused(answer: &Answer) -> (Reason, String) {
         let bound = Some(Duration::from_secs(5));
-        let disbelief = believe(answer, bound).unwrap_err();
+        let disbelief = believe(answer, &Query::default(), bound).unwrap_err();
         (disbelief.reason(), disbelief.to_string())
     }
 
     #[test]
     fn believes_json_with_an_index() {
         for content_type in ["application/json", "Application/JSON; charset=utf-8"] {
-            assert_eq!(believe(&answer(Some(7), content_type, "[]"), None).unwrap().0, 7);
+            assert_eq!(
+                believe(&answer(Some(7), content_type, "[]"), &Query::default(), None).unwrap().0,
+                7
+            );
         }
     }
 
     #[test]
     fn the_index_is_at_least_1_and_within_reason() {
-        assert_eq!(believe(&Answer { index: Some(0), ..good() }, None).unwrap().0, 1);
+        assert_eq!(
+            believe(&Answer { index: Some(0), ..good() }, &Query::default(), None).unwrap().0,
+            1
+        );
         let most = i64::MAX as u64;
-        assert_eq!(believe(&Answer { index: Some(most), ..good() }, None).unwrap().0, most);
+        assert_eq!(
+            believe(&Answer { index: Some(most), ..good() }, &Query::default(), None).unwrap().0,
+            most
+        );
         assert_eq!(refused(&Answer { index: Some(most + 1), ..good() }).0, Reason::Index);
     }
 
@@ -232,7 +256,7 @@ mod tests {
     #[test]
     fn an_answer_without_a_leader_or_with_instances_left_out_is_refused() {
         let led = Answer { known_leader: Some(true), ..good() };
-        assert!(believe(&led, None).is_ok());
+        assert!(believe(&led, &Query::default(), None).is_ok());
         assert_eq!(refused(&Answer { known_leader: Some(false), ..good() }).0, Reason::NoLeader);
         assert_eq!(refused(&Answer { filtered: true, ..good() }).0, Reason::Filtered);
     }
@@ -246,11 +270,11 @@ mod tests {
         };
         let bound = Some(Duration::from_secs(5));
         for fresh in [of(None, None), of(Some(5000), None), of(Some(0), Some(5))] {
-            assert!(believe(&fresh, bound).is_ok(), "{fresh:?}");
+            assert!(believe(&fresh, &Query::default(), bound).is_ok(), "{fresh:?}");
         }
         for stale in [of(Some(5001), None), of(Some(0), Some(6)), of(None, Some(6))] {
             assert_eq!(refused(&stale).0, Reason::Stale, "{stale:?}");
-            assert!(believe(&stale, None).is_ok(), "off");
+            assert!(believe(&stale, &Query::default(), None).is_ok(), "off");
         }
         let text = refused(&of(Some(5001), None)).1;
         assert_eq!(text, "the answer is 5001ms old, consul_max_stale is 5000ms");

@@ -5,20 +5,30 @@ use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::model::{Consistency, Query};
+use crate::model::{Consistency, Query, Source};
 
 /// Everything but RFC 3986's unreserved characters.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// Path and query string of a request to `/v1/health/service`.
+/// As [`ESCAPED`], but slashes part the folders of a key.
+const KEY: &AsciiSet = &ESCAPED.remove(b'/');
+
+/// Path and query string of a request.
 ///
 /// With an `index` it blocks for up to `wait`, without one Consul answers at once. Empty parameters
 /// are left out: to Consul, `tag=` is a tag that nothing has. Neither `passing` nor `tag` is ever
 /// sent, since one answer serves every selection.
 pub fn path(query: &Query, index: Option<u64>, wait: Duration) -> String {
     let mut path = String::with_capacity(96);
-    path.push_str("/v1/health/service/");
-    path.extend(utf8_percent_encode(&query.service, ESCAPED));
+    let (before, escaped, after) = match query.source {
+        Source::Health => ("/v1/health/service/", ESCAPED, ""),
+        Source::Catalog => ("/v1/catalog/service/", ESCAPED, ""),
+        Source::Kv => ("/v1/kv/", KEY, ""),
+        Source::Query => ("/v1/query/", ESCAPED, "/execute"),
+    };
+    path.push_str(before);
+    path.extend(utf8_percent_encode(&query.service, escaped));
+    path.push_str(after);
     let mut separator = '?';
     let mut parameter = |name: &str, value: Option<&str>| {
         path.push(separator);
@@ -29,6 +39,9 @@ pub fn path(query: &Query, index: Option<u64>, wait: Duration) -> String {
             path.extend(utf8_percent_encode(value, ESCAPED));
         }
     };
+    if query.source == Source::Kv {
+        parameter("recurse", None);
+    }
     for (name, value) in query.parameters() {
         parameter(name, Some(value));
     }
@@ -103,6 +116,7 @@ mod tests {
     #[test]
     fn every_parameter_is_escaped_and_empty_ones_are_left_out() {
         let full = Query {
+            source: Source::Health,
             service: "a/b c?".to_owned(),
             datacenter: Some("dc 1".to_owned()),
             namespace: Some(String::new()),
@@ -110,6 +124,7 @@ mod tests {
             near: Some("_agent".to_owned()),
             filter: Some("\"v2\" in Service.Tags and Node.Meta.ä != \"+\"".to_owned()),
             consistency: Consistency::Stale,
+            address: Some("wan".to_owned()),
         };
         assert_eq!(
             path(&full, None, Duration::ZERO),
@@ -117,6 +132,17 @@ mod tests {
              &filter=%22v2%22%20in%20Service.Tags%20and%20Node.Meta.%C3%A4%20%21%3D%20%22%2B%22\
              &stale"
         );
+    }
+
+    #[test]
+    fn each_source_has_its_path() {
+        let path = |source, index| {
+            let query = Query { source, ..query("a/b c") };
+            path(&query, index, Duration::from_secs(9))
+        };
+        assert_eq!(path(Source::Catalog, Some(7)), "/v1/catalog/service/a%2Fb%20c?index=7&wait=9s");
+        assert_eq!(path(Source::Kv, Some(7)), "/v1/kv/a/b%20c?recurse&index=7&wait=9s");
+        assert_eq!(path(Source::Query, None), "/v1/query/a%2Fb%20c/execute");
     }
 
     #[test]

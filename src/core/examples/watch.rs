@@ -100,6 +100,8 @@ fn main() -> ExitCode {
             retry_min: Duration::from_millis(250),
             retry_max: Duration::from_secs(30),
             max_stale: None,
+            resolve: Duration::from_secs(30),
+            poll: Duration::from_secs(5),
         },
         policy: Policy::default(),
     });

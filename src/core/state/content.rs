@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Damage, Saved, State, distinct, health, is_one_of_several};
 use crate::model::{Peer, identity};
+use crate::params::Params;
 
 #[derive(Serialize, Deserialize)]
 struct Content {
@@ -39,6 +40,8 @@ struct PeerEntry {
     /// One of several addresses of a host name.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     one_of_several: bool,
+    #[serde(default, skip_serializing_if = "Params::is_default")]
+    params: Params,
 }
 
 pub(super) fn write(state: &State) -> Vec<u8> {
@@ -101,6 +104,7 @@ impl PeerEntry {
             health: peer.health.as_str().to_owned(),
             datacenter: peer.datacenter.clone(),
             one_of_several: is_one_of_several(peer),
+            params: peer.params,
         }
     }
 
@@ -119,6 +123,7 @@ impl PeerEntry {
             id: self.id,
             tags: self.tags,
             datacenter: self.datacenter,
+            params: self.params,
         })
     }
 }

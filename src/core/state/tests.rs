@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::file::{load, save, set_aside};
 use super::*;
+use crate::params::Params;
 use crate::process::ProcessId;
 use crate::table::Table;
 use crate::table::tests::{peer, set, zone};
@@ -157,6 +158,7 @@ fn any_peer() -> impl Strategy<Value = Peer> {
                 tags,
                 health,
                 datacenter,
+                params: Params { max_conns: Some(3), backup: several, ..Params::default() },
             }
         })
 }

@@ -2,7 +2,7 @@
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::{Peer, Service, StateFile, Status};
+use super::{Peer, Service, StateFile, Status, Tier, Upstream};
 use crate::text::printable as shown;
 
 const STYLE: &str = "\
@@ -33,6 +33,7 @@ pub(super) fn page(status: &Status) -> Markup {
                     a href="?format=json" { "JSON" }
                 }
                 @if let Some(state) = &status.state { (state_file(state)) }
+                @for upstream in &status.upstreams { (tiers(upstream)) }
                 @for service in &status.services { (section(service)) }
             }
         }
@@ -46,11 +47,35 @@ fn state_file(state: &StateFile) -> Markup {
     }
 }
 
+/// The way of a block's requests, the tier in use in bold.
+fn tiers(upstream: &Upstream) -> Markup {
+    html! {
+        p {
+            "upstream " strong { (shown(&upstream.name)) } ", " (upstream.method) " over "
+            @for (at, tier) in upstream.tiers.iter().enumerate() {
+                @if at > 0 { " → " }
+                @if upstream.in_use.as_ref() == Some(&tier.name) { strong { (shown(&tier_text(tier))) } }
+                @else { (shown(&tier_text(tier))) }
+            }
+            @if upstream.in_use.is_none() { span.bad { " none usable" } }
+            @if upstream.panic == Some(true) { span.bad { " panic: failures keep nobody out" } }
+        }
+    }
+}
+
+fn tier_text(tier: &Tier) -> String {
+    match (tier.usable, tier.peers) {
+        (Some(usable), Some(peers)) => format!("{} ({usable} of {peers})", tier.name),
+        _ => tier.name.clone(),
+    }
+}
+
 fn section(service: &Service) -> Markup {
     html! {
         h2 { (shown(&service.service)) }
         p {
             "upstream " (shown(&service.upstreams.join(", "))) " · " (service.status)
+            @if service.from != "health" { " · source " (service.from) }
             @for tag in &service.tags { " · tag " code { (shown(tag)) } }
             @if let Some(dc) = &service.datacenter { " · datacenter " (shown(dc)) }
             @if let Some(filter) = &service.filter { " · filter " code { (shown(filter)) } }
@@ -101,7 +126,7 @@ fn row(peer: &Peer) -> Markup {
             td { (peer.server) } td { (shown(&peer.node)) } td { (shown(&peer.service_id)) }
             td { (shown(&peer.tags.join(", "))) } td { (shown(&peer.health)) }
             td.bad[peer.state != "up"] { (peer.state) }
-            td.n { (peer.weight) } td.n { (peer.in_flight) } td.n { (peer.picks) }
+            td.n { (peer.weight) @if peer.backup { " backup" } } td.n { (peer.in_flight) } td.n { (peer.picks) }
             td.n { (peer.fails) }
         }
     }

@@ -39,6 +39,10 @@ pub struct Timing {
     pub retry_max: Duration,
     /// Oldest data to believe; `None`: any.
     pub max_stale: Option<Duration>,
+    /// How often host names are looked up again.
+    pub resolve: Duration,
+    /// How often a prepared query is executed.
+    pub poll: Duration,
 }
 
 /// What one `upstream` block asks for.

@@ -6,15 +6,13 @@ use std::time::{Duration, Instant};
 
 use super::runner::{query_name, target_name};
 use super::{Level, Pending, Plan, Published, Sink, Target, WatchPlan};
-use crate::consul::health::{Instances, Skipped};
+use crate::consul::instances::{Instances, Skipped};
 use crate::consul::policy::{Guard, OnEmpty, Policy, Verdict};
-use crate::model::{Consistency, PeerSet};
+use crate::model::{Consistency, PeerSet, Source};
 use crate::resolve::{Names, Resolve};
 use crate::snapshot;
 use crate::text::quote;
 
-/// Longest `wait` while a service has host names: their addresses change without Consul.
-const WAIT_WITH_NAMES: Duration = Duration::from_secs(30);
 /// Longest `wait` while a host name has no address.
 const WAIT_UNRESOLVED: Duration = Duration::from_secs(5);
 /// How many warnings about skipped instances one watch ever logs, and at most per answer.
@@ -101,13 +99,14 @@ impl Publisher {
         resolver: &dyn Resolve,
         sink: &dyn Sink,
     ) -> Prepared {
-        self.warn(watch, &instances.skipped, sink);
+        self.warn(watch, &instances.skipped, "skipped", sink);
+        self.warn(watch, &instances.flawed, "ignored", sink);
         let limit = self.resolve(watch, instances, resolver, sink);
         let mut sets = Vec::with_capacity(watch.targets.len());
         for &number in &watch.targets {
             let target = &plan.targets[number];
             let (set, excluded) = snapshot::peers(&instances.good, &target.selection, &self.names);
-            self.warn(watch, &excluded, sink);
+            self.warn(watch, &excluded, "skipped", sink);
             let verdict = self.judge(number, target, &set, sink);
             sets.push((number, set, verdict));
         }
@@ -170,7 +169,8 @@ impl Publisher {
         sink: &dyn Sink,
     ) -> Option<Duration> {
         let budget = watch.endpoint.connect_timeout;
-        let unresolved = self.names.refresh(&instances.good, resolver, budget);
+        let unresolved =
+            self.names.refresh(&instances.good, resolver, (budget, watch.timing.resolve));
         for name in &unresolved {
             let of = instances.good.iter().filter(|instance| instance.host == name.host);
             let skipped: Vec<_> = of
@@ -180,11 +180,12 @@ impl Publisher {
                     reason: format!("cannot resolve \"{}\" ({})", name.host, name.error),
                 })
                 .collect();
-            self.warn(watch, &skipped, sink);
+            self.warn(watch, &skipped, "skipped", sink);
         }
         match (unresolved.is_empty(), self.names.is_empty()) {
             (false, _) => Some(WAIT_UNRESOLVED),
-            (true, false) => Some(WAIT_WITH_NAMES),
+            // The addresses change without Consul.
+            (true, false) => Some(watch.timing.resolve),
             (true, true) => None,
         }
     }
@@ -205,7 +206,8 @@ impl Publisher {
         verdict
     }
 
-    fn warn(&mut self, watch: &WatchPlan, skipped: &[Skipped], sink: &dyn Sink) {
+    /// `verb`: what becomes of the instances, or of the parts that can't be used.
+    fn warn(&mut self, watch: &WatchPlan, skipped: &[Skipped], verb: &str, sink: &dyn Sink) {
         if self.quiet {
             return;
         }
@@ -223,11 +225,15 @@ impl Publisher {
             }
             let (id, node) = (quote(&skipped.id), quote(&skipped.node));
             let reason = &skipped.reason;
-            let line = format!("{name}: instance \"{id}\" on node \"{node}\" skipped: {reason}");
+            let who = match watch.query.source {
+                Source::Kv => format!("key \"{id}\""),
+                _ => format!("instance \"{id}\" on node \"{node}\""),
+            };
+            let line = format!("{name}: {who} {verb}: {reason}");
             sink.log(Level::Warn, line);
         }
         if more > 0 {
-            sink.log(Level::Warn, format!("{name}: {more} more instances skipped"));
+            sink.log(Level::Warn, format!("{name}: {more} more instances {verb}"));
         }
     }
 }

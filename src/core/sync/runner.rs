@@ -12,9 +12,9 @@ use super::publisher::Publisher;
 use super::{Level, Mode, Plan, Report, Sink, WatchPlan};
 use crate::consul::client::{self, Client, Request, TokenState};
 use crate::consul::gate::{Reason, believe, reason_of};
-use crate::consul::health::Instances;
+use crate::consul::instances::Instances;
 use crate::consul::watch::{Answer, Fetch, Outcome, Settings, Step, Watch};
-use crate::model::{Admit, Consistency, Instance, Query, Selection};
+use crate::model::{Admit, Consistency, Instance, Query, Selection, Source};
 use crate::resolve::Resolve;
 
 /// Pause before what found no room is asked for again; others may have made room meanwhile.
@@ -132,7 +132,7 @@ impl Job {
         } else if !published {
             self.watch.read_again(Instant::now() + REFUSED);
         }
-        let mode = self.sweep.map_or(Mode::Blocking, |delay| Mode::Sweep { delay });
+        let mode = self.sweep.or(poll(watch)).map_or(Mode::Blocking, |delay| Mode::Sweep { delay });
         for &target in &watch.targets {
             let pending = prepared.pending(target);
             sink.report(target, &Report::Good { index, server: fetch.server, mode, pending });
@@ -177,8 +177,13 @@ fn new_watch(watch: &WatchPlan, sweep: Option<Duration>) -> Watch {
         wait: watch.timing.wait,
         retry_min: watch.timing.retry_min,
         retry_max: watch.timing.retry_max,
-        sweep,
+        sweep: sweep.or(poll(watch)),
     })
+}
+
+/// How often to ask what can't be blocked on.
+fn poll(watch: &WatchPlan) -> Option<Duration> {
+    (watch.query.source == Source::Query).then_some(watch.timing.poll)
 }
 
 /// Why a request has no believable answer.
@@ -209,7 +214,7 @@ pub(super) fn ask(
     };
     let answer = if fetch.probe { client.probe(request) } else { client.get(request) };
     match answer {
-        Ok(answer) => match believe(&answer, watch.timing.max_stale) {
+        Ok(answer) => match believe(&answer, &watch.query, watch.timing.max_stale) {
             Ok((index, instances)) => Ok(Some((index, answer.body.len() as u64, instances))),
             Err(disbelief) => Err(Failure::Refused(disbelief.reason(), disbelief.to_string())),
         },
@@ -256,9 +261,20 @@ fn digest(instances: &[Instance]) -> u128 {
 
 /// `service "web"` and whatever makes the query special.
 pub(super) fn query_name(query: &Query) -> String {
-    let mut name = format!("service \"{}\"", query.service.escape_debug());
+    let what = match query.source {
+        Source::Health | Source::Catalog => "service",
+        Source::Kv => "kv",
+        Source::Query => "query",
+    };
+    let mut name = format!("{what} \"{}\"", query.service.escape_debug());
+    if query.source == Source::Catalog {
+        name += " source=catalog";
+    }
     for (key, value) in query.parameters() {
         name += &format!(" {key}={}", value.escape_debug());
+    }
+    if let Some(tag) = &query.address {
+        name += &format!(" address={}", tag.escape_debug());
     }
     name += match query.consistency {
         Consistency::Default => "",

@@ -33,6 +33,8 @@ pub(super) fn target(endpoint: &Arc<Endpoint>, service: &str) -> Target {
             retry_min: Duration::from_millis(50),
             retry_max: Duration::from_secs(30),
             max_stale: None,
+            resolve: Duration::from_secs(30),
+            poll: Duration::from_secs(5),
         },
         policy: Policy { on_empty: OnEmpty::Drop, max_removal: None },
     }

@@ -13,9 +13,10 @@ use super::machine::atomic::{
 };
 use super::publish::Held;
 use crate::model::{Peer, PeerSet};
+use crate::params::Params;
 
 /// Words of a peer's record.
-pub(super) const RECORD: usize = 12;
+pub(super) const RECORD: usize = 13;
 /// Longest text of an address: `[` 39 digits and colons `]:65535`, within six words.
 const TEXT: usize = 48;
 /// How often a reader starts over before it stays with what it has.
@@ -32,6 +33,8 @@ pub struct Record {
     pub slot: u32,
     /// Whose slot that is.
     pub identity: u64,
+    /// The instance's own parameters, but for the weight.
+    pub params: Params,
     text: [u8; TEXT],
     text_len: u8,
 }
@@ -85,11 +88,16 @@ impl Record {
         words[1] = peer.identity;
         words[2] = u64::from(scope) << 32
             | u64::from(peer.addr.port()) << 16
+            | u64::from(peer.params.down) << 10
+            | u64::from(peer.params.backup) << 9
             | u64::from(peer.addr.is_ipv6()) << 8
             | text.len() as u64;
         words[3] = ip as u64;
         words[4] = (ip >> 64) as u64;
-        for (word, chunk) in words[5..].iter_mut().zip(text.chunks(8)) {
+        let pair = |a, b| u64::from(optional(a)) << 32 | u64::from(optional(b));
+        words[11] = pair(peer.params.max_fails, peer.params.fail_timeout);
+        words[12] = pair(peer.params.max_conns, peer.params.slow_start);
+        for (word, chunk) in words[5..11].iter_mut().zip(text.chunks(8)) {
             let mut bytes = [0; 8];
             bytes[..chunk.len()].copy_from_slice(chunk);
             *word = u64::from_le_bytes(bytes);
@@ -107,7 +115,7 @@ impl Record {
             SocketAddr::V6(SocketAddrV6::new(ip, port, 0, (words[2] >> 32) as u32))
         };
         let mut text = [0; TEXT];
-        for (bytes, word) in text.chunks_mut(8).zip(&words[5..]) {
+        for (bytes, word) in text.chunks_mut(8).zip(&words[5..11]) {
             bytes.copy_from_slice(&word.to_le_bytes());
         }
         Record {
@@ -115,10 +123,29 @@ impl Record {
             weight: (words[0] as u32).max(1),
             slot: (words[0] >> 32) as u32,
             identity: words[1],
+            params: Params {
+                weight: None,
+                max_fails: number(words[11] >> 32),
+                fail_timeout: number(words[11]),
+                max_conns: number(words[12] >> 32),
+                slow_start: number(words[12]),
+                backup: words[2] >> 9 & 1 != 0,
+                down: words[2] >> 10 & 1 != 0,
+            },
             text,
             text_len: words[2] as u8,
         }
     }
+}
+
+/// A parameter in half a word.
+fn optional(number: Option<u32>) -> u32 {
+    number.unwrap_or(u32::MAX)
+}
+
+/// The parameter in the lower half of a word.
+fn number(word: u64) -> Option<u32> {
+    Some(word as u32).filter(|&number| number != u32::MAX)
 }
 
 impl Detail {
@@ -139,6 +166,11 @@ impl Detail {
 }
 
 impl Image {
+    /// A set without details, as [`Table::read_records`] gives it.
+    pub fn of_records(generation: u64, records: Vec<Record>) -> Image {
+        Image { generation, records, details: Vec::new() }
+    }
+
     /// What the status page shows of each peer, in their order.
     pub fn details(&self) -> Vec<Detail> {
         serde_json::from_slice(&self.details).unwrap_or_default()

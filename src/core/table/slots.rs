@@ -16,10 +16,14 @@ pub(super) const PICKS: usize = 1;
 pub(super) const FAILS: usize = 2;
 pub(super) const ACCESSED: usize = 3;
 pub(super) const CHECKED: usize = 4;
-/// When the instance appeared, milliseconds since the epoch; 0: it was there from the first answer.
+/// When the instance appeared or recovered, milliseconds since the epoch; 0: it was there from the
+/// first answer.
 pub(super) const STARTED: usize = 5;
 /// All failures, never reset.
 pub(super) const FAILED: usize = 6;
+
+/// Mean of the time to the response header, as [`crate::balance::Latency::raw`] has it.
+pub(super) const LATENCY: usize = 7;
 
 /// A worker's column of in-flight counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,10 +132,11 @@ impl<'z> Table<'z> {
     #[inline]
     pub fn in_flight(&self, slot: usize) -> u64 {
         let lanes = self.layout.slot_words - WORDS;
-        (0..lanes)
-            .map(|i| self.slot_word(slot, WORDS + i).load(Relaxed))
-            .map(|pair| (pair & u64::from(u32::MAX)) + (pair >> 32))
-            .sum()
+        let first = self.layout.slots + slot * self.layout.slot_words + WORDS;
+        let pairs = self.words[first..first + lanes].iter();
+        // Two lanes to a word; the sum of either stays below 2³².
+        let sums = pairs.map(|pair| pair.load(Relaxed)).fold(0, u64::wrapping_add);
+        (sums & u64::from(u32::MAX)) + (sums >> 32)
     }
 
     /// Whether the instance is out after `max_fails` failures; the rule and the second try after
@@ -166,15 +171,20 @@ impl<'z> Table<'z> {
         self.slot_word(slot, FAILS).fetch_add(1, Relaxed).saturating_add(1)
     }
 
-    /// Notes an attempt that did not fail: the failures are forgotten if it began after them.
+    /// Notes an attempt that did not fail: the failures are forgotten if it began after them. An
+    /// instance that they kept out, because there were `max_fails`, starts anew (slow start) at
+    /// `now_ms`, milliseconds since the epoch.
     #[inline]
-    pub fn note_passed(&self, slot: usize, identity: u64) {
-        let fails = self.slot_word(slot, FAILS);
-        if fails.load(Relaxed) != 0
+    pub fn note_passed(&self, slot: usize, identity: u64, max_fails: u64, now_ms: u64) {
+        let fails = self.slot_word(slot, FAILS).load(Relaxed);
+        if fails != 0
             && self.load_slot(slot, ACCESSED) < self.load_slot(slot, CHECKED)
             && self.belongs_to(slot, identity)
         {
-            fails.store(0, Relaxed);
+            if max_fails != 0 && fails >= max_fails {
+                self.slot_word(slot, STARTED).store(now_ms, Relaxed);
+            }
+            self.slot_word(slot, FAILS).store(0, Relaxed);
         }
     }
 
@@ -189,7 +199,24 @@ impl<'z> Table<'z> {
         self.slot_word(slot, word).load(Relaxed)
     }
 
-    /// When the instance appeared, milliseconds since the epoch; 0: with the first answer.
+    /// The mean time to the response header, as [`crate::balance::Latency`] reads it.
+    #[inline]
+    pub fn latency(&self, slot: usize) -> u64 {
+        self.slot_word(slot, LATENCY).load(Relaxed)
+    }
+
+    /// Replaces the mean, unless another worker was quicker: what it saw is as good.
+    #[inline]
+    pub fn update_latency(&self, slot: usize, identity: u64, update: impl Fn(u64) -> u64) {
+        if self.belongs_to(slot, identity) {
+            let word = self.slot_word(slot, LATENCY);
+            let before = word.load(Relaxed);
+            let _ = word.compare_exchange(before, update(before), Relaxed, Relaxed);
+        }
+    }
+
+    /// When the instance appeared, or recovered from its failures, milliseconds since the epoch; 0:
+    /// with the first answer.
     #[inline]
     pub fn started(&self, slot: usize) -> u64 {
         self.slot_word(slot, STARTED).load(Relaxed)

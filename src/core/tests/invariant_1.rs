@@ -24,6 +24,7 @@ fn set(peers: u16) -> PeerSet {
             tags: Vec::new(),
             health: Health::Passing,
             datacenter: String::new(),
+            params: Default::default(),
         }
     };
     PeerSet::new((0..peers).map(peer).collect())
@@ -38,20 +39,36 @@ fn invariant_1_a_pick_allocates_nothing() {
         let entry = table.claim(KEY, me).expect("room for an entry");
         table.publish((entry, KEY), &set(peers), 1, me).expect("room for the peers");
         let lane = table.take_lane(me);
-        let view = View::new(table.read_records(entry, KEY).expect("a set"));
         let rules = Rules { max_conns: 1000, slow_start: 1000, ..Rules::default() };
         let mut rng = SmallRng::seed_from_u64(7);
-        for method in [Method::RoundRobin, Method::Random, Method::LeastConn] {
+        let methods = [
+            Method::RoundRobin,
+            Method::Random,
+            Method::LeastConn,
+            Method::LeastTime,
+            Method::Hash { consistent: false },
+            Method::Hash { consistent: true },
+        ];
+        for method in methods {
+            let image = table.read_records(entry, KEY).expect("a set");
+            let view = View::new(vec![image], &rules, method, None);
             let mut cursor = 0;
             let info = allocation_counter::measure(|| {
                 for _ in 0..1000 {
-                    assert_eq!(table.generation(entry), view.generation());
+                    assert_eq!(table.generation(entry), view.generations()[0]);
                     // Three tries of one request.
                     let mut tried = Tried::default();
                     for _ in 0..3 {
                         let now = Clock { seconds: 1, millis: 1000 };
-                        let candidates =
-                            Candidates { view: &view, table, rules: &rules, tried: &tried, now };
+                        let candidates = Candidates {
+                            view: &view,
+                            table,
+                            tried: &tried,
+                            now,
+                            key: b"a key",
+                            panic: false,
+                            alone: true,
+                        };
                         let peer = pick(method, &candidates, &mut cursor, &mut rng);
                         let peer = peer.expect("a peer that was not tried");
                         tried.insert(peer);

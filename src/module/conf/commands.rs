@@ -3,10 +3,10 @@
 use std::ffi::{CStr, c_char, c_void};
 
 use nginx_sys::{
-    NGX_CONF_1MORE, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_CONF_TAKE2, NGX_CONF_TAKE12,
-    NGX_HTTP_LOC_CONF, NGX_HTTP_LOC_CONF_OFFSET, NGX_HTTP_MAIN_CONF, NGX_HTTP_MAIN_CONF_OFFSET,
-    NGX_HTTP_SRV_CONF_OFFSET, NGX_HTTP_UPS_CONF, NGX_LOG_EMERG, ngx_command_t, ngx_conf_t,
-    ngx_str_t, ngx_uint_t,
+    NGX_CONF_1MORE, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_CONF_TAKE2, NGX_CONF_TAKE3,
+    NGX_CONF_TAKE12, NGX_HTTP_LOC_CONF, NGX_HTTP_LOC_CONF_OFFSET, NGX_HTTP_MAIN_CONF,
+    NGX_HTTP_MAIN_CONF_OFFSET, NGX_HTTP_SRV_CONF_OFFSET, NGX_HTTP_UPS_CONF, NGX_LOG_EMERG,
+    ngx_command_t, ngx_conf_t, ngx_str_t, ngx_uint_t,
 };
 
 use super::args::{self, Parsed, text};
@@ -19,7 +19,7 @@ type Handler = extern "C" fn(*mut ngx_conf_t, *mut ngx_command_t, *mut c_void) -
 
 /// The directives, ended by an empty one.
 #[repr(transparent)]
-pub(crate) struct Commands([ngx_command_t; 25]);
+pub(crate) struct Commands([ngx_command_t; 28]);
 
 // SAFETY: nginx reads the table, in the master's main thread; nothing writes it.
 unsafe impl Sync for Commands {}
@@ -37,13 +37,16 @@ pub(crate) static COMMANDS: Commands = Commands([
     default_or_override(c"consul_wait", NGX_CONF_TAKE1),
     default_or_override(c"consul_connect_timeout", NGX_CONF_TAKE1),
     default_or_override(c"consul_retry", NGX_CONF_TAKE2),
+    default_or_override(c"consul_poll", NGX_CONF_TAKE1),
+    default_or_override(c"consul_resolve", NGX_CONF_TAKE1),
     default_or_override(c"consul_max_body_size", NGX_CONF_TAKE1),
     default_or_override(c"consul_max_stale", NGX_CONF_TAKE1),
     default_or_override(c"consul_empty", NGX_CONF_TAKE1 | NGX_CONF_TAKE2),
     default_or_override(c"consul_max_removal", NGX_CONF_TAKE1),
     default_or_override(c"consul_allow", NGX_CONF_1MORE),
     default_or_override(c"consul_deny", NGX_CONF_1MORE),
-    default_or_override(c"consul_balance", NGX_CONF_TAKE1),
+    default_or_override(c"consul_balance", NGX_CONF_TAKE1 | NGX_CONF_TAKE2 | NGX_CONF_TAKE3),
+    default_or_override(c"consul_panic", NGX_CONF_TAKE1),
     http_only(c"consul_zone", NGX_CONF_TAKE2),
     http_only(c"consul_init_timeout", NGX_CONF_TAKE1),
     http_only(c"consul_connections", NGX_CONF_TAKE1),

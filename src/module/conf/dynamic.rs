@@ -3,7 +3,7 @@
 use std::ptr;
 
 use nginx_consul_core::balance::Rules;
-use nginx_consul_core::model::{Admit, Consistency, Query, Selection};
+use nginx_consul_core::model::{Admit, Consistency, Query, Selection, Source};
 use nginx_sys::{
     NGX_HTTP_UPSTREAM_BACKUP, NGX_HTTP_UPSTREAM_CREATE, NGX_HTTP_UPSTREAM_DOWN,
     NGX_HTTP_UPSTREAM_FAIL_TIMEOUT, NGX_HTTP_UPSTREAM_MAX_CONNS, NGX_HTTP_UPSTREAM_MAX_FAILS,
@@ -12,6 +12,7 @@ use nginx_sys::{
 };
 
 use super::args::{self, Parsed, text};
+use super::inner::Inner;
 use super::{Dynamic, SrvConf};
 use crate::ffi::{bytes, str_over};
 use crate::peer;
@@ -23,26 +24,19 @@ pub(super) fn set(cf: *mut ngx_conf_t, conf: &mut SrvConf, words: &[&[u8]]) -> P
     }
     // SAFETY: the directive is only allowed within `upstream`, whose configuration this is.
     let upstream = unsafe { upstream_of(cf) };
-    refuse_other_method(upstream)?;
-    let (query, selection, rules) = parse(words)?;
     let (file, line) = position(cf);
-    conf.dynamic = Some(Dynamic {
-        query,
-        selection,
-        rules,
-        has_fallback: false,
-        initialized: false,
-        file,
-        line,
-    });
+    let inner = Inner::of(upstream, &file, line)?;
+    if inner.is_none() {
+        upstream.flags = (NGX_HTTP_UPSTREAM_CREATE
+            | NGX_HTTP_UPSTREAM_WEIGHT
+            | NGX_HTTP_UPSTREAM_MAX_CONNS
+            | NGX_HTTP_UPSTREAM_MAX_FAILS
+            | NGX_HTTP_UPSTREAM_FAIL_TIMEOUT
+            | NGX_HTTP_UPSTREAM_DOWN
+            | NGX_HTTP_UPSTREAM_BACKUP) as _;
+    }
+    conf.dynamic = Some(Dynamic { file, line, inner, ..parse(words)? });
     upstream.peer.init_upstream = Some(peer::ngx_http_upstream_init_consul);
-    upstream.flags = (NGX_HTTP_UPSTREAM_CREATE
-        | NGX_HTTP_UPSTREAM_WEIGHT
-        | NGX_HTTP_UPSTREAM_MAX_CONNS
-        | NGX_HTTP_UPSTREAM_MAX_FAILS
-        | NGX_HTTP_UPSTREAM_FAIL_TIMEOUT
-        | NGX_HTTP_UPSTREAM_DOWN
-        | NGX_HTTP_UPSTREAM_BACKUP) as _;
     add_placeholder(cf, upstream)
 }
 
@@ -56,35 +50,6 @@ unsafe fn upstream_of<'a>(cf: *mut ngx_conf_t) -> &'a mut ngx_http_upstream_srv_
     unsafe {
         let srv_conf = crate::ffi::http_context(cf).srv_conf;
         &mut *crate::ffi::conf_of(srv_conf, &raw const nginx_sys::ngx_http_upstream_module)
-    }
-}
-
-/// Another method, or keepalive, has already taken the block.
-fn refuse_other_method(upstream: &ngx_http_upstream_srv_conf_t) -> Parsed {
-    if upstream.peer.init_upstream.is_none() {
-        return Ok(());
-    }
-    if cfg!(not(nginx_keepalive_anywhere)) && has_keepalive(upstream) {
-        return Err("must stand before \"keepalive\"".into());
-    }
-    Err("can't be used together with another load balancing method in the same \"upstream\", \
-         use \"consul_balance\""
-        .into())
-}
-
-/// Whether `keepalive` stands in the block. Its module is static to nginx, so found by name; its
-/// configuration begins with the number of connections (`max_cached`, nginx 1.1.4 to 1.29.6).
-fn has_keepalive(upstream: &ngx_http_upstream_srv_conf_t) -> bool {
-    // SAFETY: the symbol, if there is one, is an ngx_module_t, and its element of `srv_conf` is
-    // the configuration that its create_srv_conf() made, never null.
-    unsafe {
-        let name = c"ngx_http_upstream_keepalive_module".as_ptr();
-        let module = libc::dlsym(libc::RTLD_DEFAULT, name).cast::<nginx_sys::ngx_module_t>();
-        if module.is_null() {
-            return false;
-        }
-        let conf = crate::ffi::conf_of::<nginx_sys::ngx_uint_t>(upstream.srv_conf, module);
-        !conf.is_null() && *conf != 0
     }
 }
 
@@ -119,7 +84,7 @@ fn add_placeholder(cf: *mut ngx_conf_t, upstream: &mut ngx_http_upstream_srv_con
 /// Name of the `server` that stands for the service.
 static PLACEHOLDER: [u8; 6] = *b"consul";
 
-fn parse(words: &[&[u8]]) -> Parsed<(Query, Selection, Rules)> {
+fn parse(words: &[&[u8]]) -> Parsed<Dynamic> {
     let service = text(words[1])?;
     if service.is_empty() {
         return Err("has an empty service name".into());
@@ -127,9 +92,17 @@ fn parse(words: &[&[u8]]) -> Parsed<(Query, Selection, Rules)> {
     if service.contains('=') {
         return Err(format!("needs a service name before \"{service}\""));
     }
-    let mut query = Query { service: service.to_owned(), ..Query::default() };
-    let mut selection = Selection::default();
-    let mut rules = Rules::default();
+    let mut dynamic = Dynamic {
+        query: Query { service: service.to_owned(), ..Query::default() },
+        datacenters: Vec::new(),
+        selection: Selection::default(),
+        rules: Rules::default(),
+        has_fallback: false,
+        initialized: false,
+        inner: None,
+        file: String::new(),
+        line: 0,
+    };
     let mut seen = Vec::new();
     for word in &words[2..] {
         let parameter = text(word)?;
@@ -140,18 +113,25 @@ fn parse(words: &[&[u8]]) -> Parsed<(Query, Selection, Rules)> {
             return Err(format!("has a duplicate parameter \"{name}\""));
         }
         seen.push(name);
-        parameter_into(name, value, &mut query, &mut selection, &mut rules)?;
+        set_parameter(name, value, &mut dynamic)?;
     }
-    Ok((query, selection, rules))
+    let source = dynamic.query.source;
+    let senseless = senseless_with(source);
+    if let Some(name) = seen.iter().find(|name| senseless.contains(name)) {
+        return Err(format!("can't have \"{name}\" with \"source={}\"", source.name()));
+    }
+    if source == Source::Kv {
+        let prefix = dynamic.query.service.trim_matches('/');
+        if prefix.is_empty() {
+            return Err("needs a prefix of keys".into());
+        }
+        dynamic.query.service = prefix.to_owned();
+    }
+    Ok(dynamic)
 }
 
-fn parameter_into(
-    name: &str,
-    value: &str,
-    query: &mut Query,
-    selection: &mut Selection,
-    rules: &mut Rules,
-) -> Parsed {
+fn set_parameter(name: &str, value: &str, dynamic: &mut Dynamic) -> Parsed {
+    let Dynamic { query, datacenters, selection, rules, .. } = dynamic;
     if value.is_empty() {
         return Err(format!("has an empty value of \"{name}\""));
     }
@@ -161,20 +141,44 @@ fn parameter_into(
     let time = || args::time("", value.as_bytes()).map_err(|_| invalid());
     match name {
         "tag" => selection.tags.push(value.to_owned()),
+        "source" => query.source = Source::from_name(value).ok_or_else(invalid)?,
         "filter" => query.filter = owned(),
-        "dc" => query.datacenter = owned(),
+        "dc" => *datacenters = self::datacenters(value).ok_or_else(invalid)?,
         "ns" => query.namespace = owned(),
         "partition" => query.partition = owned(),
         "near" => query.near = owned(),
+        "address" => query.address = owned(),
         "status" => selection.admit = admit(value).ok_or_else(invalid)?,
         "consistency" => query.consistency = consistency(value).ok_or_else(invalid)?,
         "max_fails" => rules.max_fails = number()?,
         "max_conns" => rules.max_conns = number()?,
-        "fail_timeout" => rules.fail_timeout = time()?.as_secs().try_into().unwrap_or(u32::MAX),
-        "slow_start" => rules.slow_start = time()?.as_millis() as u64,
+        "fail_timeout" => {
+            let time = Some(time()?).filter(|time| time.subsec_nanos() == 0).ok_or_else(invalid)?;
+            rules.fail_timeout = time.as_secs().try_into().unwrap_or(u32::MAX);
+        }
+        "slow_start" => {
+            rules.slow_start = time()?.as_millis().try_into().unwrap_or(u32::MAX);
+        }
         _ => return Err(format!("has an unknown parameter \"{name}={value}\"")),
     }
     Ok(())
+}
+
+/// Names separated by commas, none twice.
+fn datacenters(value: &str) -> Option<Vec<String>> {
+    let names: Vec<String> = value.split(',').map(str::to_owned).collect();
+    let is_new = |(at, name): (usize, &String)| !name.is_empty() && !names[..at].contains(name);
+    names.iter().enumerate().all(is_new).then_some(names)
+}
+
+/// Parameters that mean nothing to a source.
+fn senseless_with(source: Source) -> &'static [&'static str] {
+    match source {
+        Source::Health => &[],
+        Source::Catalog => &["status"],
+        Source::Kv => &["tag", "status", "filter", "near", "address"],
+        Source::Query => &["filter"],
+    }
 }
 
 fn admit(value: &str) -> Option<Admit> {

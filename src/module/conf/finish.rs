@@ -1,5 +1,6 @@
 //! When all is read: inheritance, the checks that need the whole, the plan and the zone.
 
+use std::ptr;
 use std::sync::Arc;
 
 use nginx_consul_core::sync::Plan;
@@ -10,9 +11,9 @@ use nginx_sys::{
 
 use super::args::Parsed;
 use super::target::TargetMaker;
-use super::{HttpConf, SrvConf, dynamic};
+use super::{HttpConf, Settings, SrvConf, dynamic, inner};
 use crate::ffi;
-use crate::peer::Block;
+use crate::peer::{Block, Source, Stock};
 use crate::zone;
 
 pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
@@ -32,6 +33,7 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
     };
     let mut targets_of = TargetMaker::default();
     let mut targets = Vec::new();
+    let mut counts = Vec::new();
     for &upstream in upstreams {
         // SAFETY: an element of the list is a block of this configuration; one made for a plain
         // `proxy_pass http://host` has no configurations of modules.
@@ -40,9 +42,12 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
         // SAFETY: as above.
         let block = unsafe { &mut *upstream };
         check_block(block, dynamic)?;
+        check_method(block, dynamic, &conf.settings)?;
         dynamic.has_fallback = dynamic::has_fallback(block);
         let settings = conf.settings.or(defaults);
-        targets.push(targets_of.target(settings, dynamic)?);
+        let of_block = targets_of.targets(settings, dynamic)?;
+        counts.push(of_block.len());
+        targets.extend(of_block);
         http.blocks.push(upstream);
     }
     if http.blocks.is_empty() {
@@ -50,14 +55,27 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
     }
     let (plan, target_of) = Plan::new(targets, http.connections.unwrap_or(64));
     let plan = Arc::new(plan);
-    for (&upstream, target) in http.blocks.iter().zip(target_of) {
+    let mut target_of = target_of.into_iter();
+    for (&upstream, count) in http.blocks.iter().zip(counts) {
+        let source = |target: usize| {
+            let datacenter = plan.targets[target].query.datacenter.clone();
+            Source::new(plan.key(target), target, datacenter)
+        };
+        let sources = target_of.by_ref().take(count).map(source).collect();
         // SAFETY: as above.
         if let Some(conf) = unsafe { block_conf(upstream) } {
-            let method = conf.settings.or(defaults).balance.unwrap_or_default();
+            let settings = conf.settings.or(defaults);
             conf.block = conf.dynamic.as_ref().map(|dynamic| {
                 // SAFETY: the block's name lives in the pool of the configuration.
                 let name = unsafe { ffi::bytes(&(*upstream).host) };
-                Box::new(Block::new(name, dynamic, plan.key(target), target, method))
+                let mut block = Block::new(name, dynamic, sources, &settings);
+                if let Some(inner) = &dynamic.inner {
+                    // SAFETY: both are of the configuration that is being read.
+                    block.pick_by(unsafe {
+                        Stock::new(inner.clone(), upstream, ptr::from_ref(context).cast_mut())
+                    });
+                }
+                Box::new(block)
             });
         }
     }
@@ -92,8 +110,32 @@ fn check_block(upstream: &ngx_http_upstream_srv_conf_t, dynamic: &super::Dynamic
     if !dynamic.initialized {
         return Err(format!(
             "\"consul_dynamic\" directive is without effect, another load balancing method \
-             takes the block away, {place}"
+             takes the block away: it must stand before \"consul_dynamic\", {place}"
         ));
     }
     Ok(())
+}
+
+/// The method that stands before, and others.
+fn check_method(
+    upstream: &ngx_http_upstream_srv_conf_t,
+    dynamic: &super::Dynamic,
+    settings: &Settings,
+) -> Parsed {
+    let place = format!("in {}:{}", dynamic.file, dynamic.line);
+    let after_sticky = dynamic.inner.as_ref().is_some_and(|inner| inner.is_sticky);
+    if inner::has_sticky(upstream) && !after_sticky {
+        return Err(format!("\"sticky\" directive must stand before \"consul_dynamic\", {place}"));
+    }
+    let Some(inner) = &dynamic.inner else { return Ok(()) };
+    let balance = settings.balance.is_some().then_some("consul_balance");
+    let panic = settings.panic.is_some().then_some("consul_panic");
+    match balance.or(panic) {
+        None => Ok(()),
+        Some(name) => Err(format!(
+            "\"{name}\" directive can't be used together with another load balancing method, \
+             \"{}\", in the same \"upstream\", {place}",
+            inner.name
+        )),
+    }
 }

@@ -42,8 +42,8 @@ fn confirm(directive: &str, (word, number): (&[u8], &str), over: Option<&[u8]>) 
     Ok(OnEmpty::Confirm(Confirm { reads, over }))
 }
 
-/// `consul_max_removal 50% | off`.
-pub(super) fn max_removal(directive: &str, word: &[u8]) -> Parsed<Option<u8>> {
+/// `50% | off`, of `consul_max_removal` and `consul_panic`.
+pub(super) fn percent(directive: &str, word: &[u8]) -> Parsed<Option<u8>> {
     if word == b"off" {
         return Ok(None);
     }

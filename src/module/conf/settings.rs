@@ -1,15 +1,21 @@
 //! The directives that `http` gives as defaults and an `upstream` overrides.
 
 use std::fmt::Display;
+use std::mem::MaybeUninit;
+use std::ptr::NonNull;
 use std::time::Duration;
 
 use nginx_consul_core::balance::Method;
 use nginx_consul_core::sync::{Server, ServerError, Token};
-use nginx_sys::ngx_conf_t;
+use nginx_sys::{
+    ngx_conf_t, ngx_http_compile_complex_value, ngx_http_compile_complex_value_t,
+    ngx_http_complex_value_t, ngx_pcalloc,
+};
 
-use super::Settings;
 use super::args::{self, Parsed, invalid, text};
 use super::policy;
+use super::{Balance, Settings};
+use crate::ffi::{OK, str_over};
 
 /// Stores the value of a directive that may stand once in its block.
 pub(super) fn once<T>(directive: &str, place: &mut Option<T>, value: T) -> Parsed {
@@ -53,17 +59,18 @@ impl Settings {
                 once(name, &mut self.connect_timeout, args::positive_time(name, word)?)
             }
             "consul_retry" => once(name, &mut self.retry, retry(name, words)?),
+            "consul_resolve" => once(name, &mut self.resolve, resolve(name, word)?),
+            "consul_poll" => once(name, &mut self.poll, poll(name, word)?),
             "consul_max_body_size" => {
                 once(name, &mut self.max_body, args::size(name, word)? as u64)
             }
             "consul_max_stale" => once(name, &mut self.max_stale, policy::max_stale(name, word)?),
             "consul_empty" => once(name, &mut self.on_empty, policy::on_empty(name, words)?),
-            "consul_max_removal" => {
-                once(name, &mut self.max_removal, policy::max_removal(name, word)?)
-            }
+            "consul_max_removal" => once(name, &mut self.max_removal, policy::percent(name, word)?),
             "consul_allow" => add(&mut self.allow, policy::networks(name, &words[1..])?),
             "consul_deny" => add(&mut self.deny, policy::networks(name, &words[1..])?),
-            "consul_balance" => once(name, &mut self.balance, balance(name, word)?),
+            "consul_panic" => once(name, &mut self.panic, policy::percent(name, word)?),
+            "consul_balance" => once(name, &mut self.balance, balance(cf, words)?),
             _ => Err(format!("unknown directive \"{name}\"")),
         }
     }
@@ -88,6 +95,8 @@ impl Settings {
             wait: a.wait.or(b.wait),
             connect_timeout: a.connect_timeout.or(b.connect_timeout),
             retry: a.retry.or(b.retry),
+            resolve: a.resolve.or(b.resolve),
+            poll: a.poll.or(b.poll),
             max_body: a.max_body.or(b.max_body),
             max_stale: a.max_stale.or(b.max_stale),
             on_empty: a.on_empty.or(b.on_empty),
@@ -95,6 +104,7 @@ impl Settings {
             allow: a.allow.or(b.allow),
             deny: a.deny.or(b.deny),
             balance: a.balance.or(b.balance),
+            panic: a.panic.or(b.panic),
         }
     }
 }
@@ -128,6 +138,20 @@ fn wait(directive: &str, word: &[u8]) -> Parsed<Duration> {
     Ok(wait)
 }
 
+/// A watch blocks for that long, so Consul's limits of `wait` hold.
+fn resolve(directive: &str, word: &[u8]) -> Parsed<Duration> {
+    wait(directive, word)
+}
+
+/// Not more often than a watch may ask in vain.
+fn poll(directive: &str, word: &[u8]) -> Parsed<Duration> {
+    let poll = args::positive_time(directive, word)?;
+    if poll < Duration::from_millis(500) {
+        return Err(format!("{}, it must be at least 500ms", invalid(directive, word)));
+    }
+    Ok(poll)
+}
+
 fn retry(directive: &str, words: &[&[u8]]) -> Parsed<(Duration, Duration)> {
     let min = args::positive_time(directive, words[1])?;
     let max = args::positive_time(directive, words[2])?;
@@ -138,12 +162,47 @@ fn retry(directive: &str, words: &[&[u8]]) -> Parsed<(Duration, Duration)> {
     Ok((min, max))
 }
 
-fn balance(directive: &str, word: &[u8]) -> Parsed<Method> {
-    Method::from_name(text(word)?).ok_or_else(|| {
-        format!(
-            "unknown method \"{}\" in \"{directive}\" directive, it must be \
-             \"round_robin\", \"random\" or \"least_conn\"",
-            String::from_utf8_lossy(word)
-        )
-    })
+/// `consul_balance method` or `consul_balance hash key [consistent]`.
+fn balance(cf: *mut ngx_conf_t, words: &[&[u8]]) -> Parsed<Balance> {
+    let directive = "consul_balance";
+    let consistent = match words[1..] {
+        [b"hash"] => return Err(format!("no key of \"hash\" in \"{directive}\" directive")),
+        [b"hash", _] => false,
+        [b"hash", _, b"consistent"] => true,
+        [_, word, ..] if words[1] != b"hash" => return Err(invalid(directive, word)),
+        [_, _, word] => return Err(invalid(directive, word)),
+        _ => {
+            let name = text(words[1])?;
+            let method = Method::from_name(name).ok_or_else(|| {
+                format!(
+                    "unknown method \"{name}\" in \"{directive}\" directive, it must be \
+                     \"round_robin\", \"random\", \"least_conn\", \"least_time\" or \"hash\""
+                )
+            })?;
+            return Ok(Balance { method, key: None });
+        }
+    };
+    let key = complex_value(cf, words[2])?;
+    Ok(Balance { method: Method::Hash { consistent }, key: Some(key) })
+}
+
+/// A value with variables; what is wrong with it nginx has said.
+fn complex_value(cf: *mut ngx_conf_t, word: &[u8]) -> Parsed<NonNull<ngx_http_complex_value_t>> {
+    let failed = || invalid("consul_balance", word);
+    let mut value = str_over(word);
+    // SAFETY: `cf` is that of the running handler; the compiled value and the word live in its
+    // pool. All zeros are an empty ngx_http_compile_complex_value_t, as in nginx's own modules.
+    unsafe {
+        let size = size_of::<ngx_http_complex_value_t>();
+        let compiled = ngx_pcalloc((*cf).pool, size).cast::<ngx_http_complex_value_t>();
+        let mut compile: ngx_http_compile_complex_value_t = MaybeUninit::zeroed().assume_init();
+        compile.cf = cf;
+        compile.value = &mut value;
+        compile.complex_value = compiled;
+        let compiled = NonNull::new(compiled).ok_or_else(|| "ran out of memory".to_owned())?;
+        if ngx_http_compile_complex_value(&mut compile) != OK {
+            return Err(failed());
+        }
+        Ok(compiled)
+    }
 }

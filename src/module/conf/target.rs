@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nginx_consul_core::address::AddressFilter;
-use nginx_consul_core::model::Selection;
+use nginx_consul_core::model::{Query, Selection};
 use nginx_consul_core::sync::{Endpoint, Policy, Server, Target, Timing, Tls, TlsOptions, Token};
 
 use super::args::Parsed;
@@ -34,13 +34,27 @@ struct Environment {
 }
 
 impl TargetMaker {
-    /// What a block asks for. The error names the block's directive.
-    pub(super) fn target(&mut self, mut settings: Settings, dynamic: &Dynamic) -> Parsed<Target> {
+    /// What a block asks for, a target for each datacenter. The error names the block's directive.
+    pub(super) fn targets(&mut self, settings: Settings, dynamic: &Dynamic) -> Parsed<Vec<Target>> {
+        let target = self.target(settings, dynamic)?;
+        if dynamic.datacenters.is_empty() {
+            return Ok(vec![target]);
+        }
+        let of = |datacenter: &String| {
+            let query = Query { datacenter: Some(datacenter.clone()), ..target.query.clone() };
+            Target { query, ..target.clone() }
+        };
+        Ok(dynamic.datacenters.iter().map(of).collect())
+    }
+
+    fn target(&mut self, mut settings: Settings, dynamic: &Dynamic) -> Parsed<Target> {
         let (file, line) = (&dynamic.file, dynamic.line);
         let at = |e: String| format!("{e} for \"consul_dynamic\" in {file}:{line}");
         let (retry_min, retry_max) =
             settings.retry.unwrap_or((Duration::from_millis(250), Duration::from_secs(30)));
         let wait = settings.wait.unwrap_or(Duration::from_secs(60));
+        let resolve = settings.resolve.unwrap_or(Duration::from_secs(30));
+        let poll = settings.poll.unwrap_or(Duration::from_secs(5));
         let max_stale = settings.max_stale.unwrap_or(Some(MAX_STALE));
         let policy = Policy {
             on_empty: settings.on_empty.unwrap_or(Policy::default().on_empty),
@@ -54,7 +68,7 @@ impl TargetMaker {
             query: dynamic.query.clone(),
             selection: Selection { addresses, ..dynamic.selection.clone() },
             endpoint: self.endpoint(settings).map_err(at)?,
-            timing: Timing { wait, retry_min, retry_max, max_stale },
+            timing: Timing { wait, retry_min, retry_max, max_stale, resolve, poll },
             policy,
         })
     }

@@ -4,15 +4,20 @@ use std::cell::{Cell, RefCell};
 use std::ops::Deref;
 use std::rc::Rc;
 
-use nginx_consul_core::balance::{self, Candidates, Clock, Method, Rules, Tried, View};
-use nginx_consul_core::table::{Lane, Table};
-use nginx_sys::{NGX_LOG_ERR, ngx_current_msec, ngx_log_t, ngx_str_t, time_t};
+use nginx_consul_core::balance::{self, Candidates, Clock, Method, Rules, Tier, Tried, View};
+use nginx_consul_core::status;
+use nginx_consul_core::table::{Image, Lane, Table};
+use nginx_sys::{
+    NGX_LOG_ERR, ngx_current_msec, ngx_http_complex_value, ngx_http_request_t, ngx_log_t,
+    ngx_str_t, time_t,
+};
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
 
+use super::stock::Stock;
 use super::view::PeerView;
-use crate::conf::Dynamic;
-use crate::ffi::str_over;
+use crate::conf::{Balance, Dynamic, Settings};
+use crate::ffi::{OK, bytes, str_over};
 use crate::watcher;
 
 /// What a block does not do for each request, it does at most so often, in milliseconds: saying
@@ -49,19 +54,62 @@ pub(crate) struct Block {
     name: Box<[u8]>,
     name_str: ngx_str_t,
     pub(crate) service: String,
-    pub(crate) key: u128,
-    pub(crate) target: usize,
-    pub(crate) method: Method,
+    balance: Balance,
+    /// The method that picks in place of `balance`.
+    stock: Option<Stock>,
     pub(crate) rules: Rules,
-    pub(super) has_fallback: bool,
+    /// `consul_panic`, percent.
+    panic: Option<u8>,
+    pub(crate) has_fallback: bool,
+    /// One for each datacenter, the first to be used first.
+    sources: Box<[Source]>,
     worker: Cell<Option<Worker>>,
-    entry: Cell<Option<usize>>,
     view: RefCell<Option<Rc<PeerView>>>,
     cursor: Cell<u64>,
     rng: RefCell<SmallRng>,
+    in_panic: Cell<bool>,
+    counted: Interval,
     complained: Interval,
     looked: Interval,
     asked_for_lane: Interval,
+}
+
+/// A set that a block's peers come from.
+pub(crate) struct Source {
+    key: u128,
+    /// Its number in the plan.
+    pub(crate) target: usize,
+    pub(crate) datacenter: Option<String>,
+    /// Where it is in the table, once found.
+    entry: Cell<Option<usize>>,
+}
+
+impl Source {
+    pub(crate) fn new(key: u128, target: usize, datacenter: Option<String>) -> Source {
+        Source { key, target, datacenter, entry: Cell::new(None) }
+    }
+
+    /// The generation in force; `None` if the set has no place in the table.
+    fn generation(&self, table: Table<'static>) -> Option<u64> {
+        self.entry.get().map(|entry| table.generation(entry))
+    }
+
+    /// The present set, which is that of `held` until the first answer; `None` if the caller has to
+    /// stay with what it has.
+    fn read(&self, table: Table<'static>, held: impl FnOnce() -> Image) -> Option<Image> {
+        let entry = self.entry.get()?;
+        if table.key(entry) != self.key {
+            self.entry.set(None);
+            return None;
+        }
+        let generation = table.generation(entry);
+        if !table.has_data(entry) {
+            let mut image = held();
+            image.generation = generation;
+            return Some(image);
+        }
+        table.read_records(entry, self.key)
+    }
 }
 
 /// When something was last done, on the event loop's clock.
@@ -86,29 +134,40 @@ impl Block {
     pub(crate) fn new(
         name: &[u8],
         dynamic: &Dynamic,
-        key: u128,
-        target: usize,
-        method: Method,
+        sources: Box<[Source]>,
+        settings: &Settings,
     ) -> Block {
         let name: Box<[u8]> = name.into();
         Block {
             name_str: str_over(&name),
             name,
             service: dynamic.query.service.clone(),
-            key,
-            target,
-            method,
+            balance: settings.balance.unwrap_or_default(),
+            stock: None,
             rules: dynamic.rules,
+            panic: settings.panic.flatten(),
             has_fallback: dynamic.has_fallback,
+            sources,
             worker: Cell::new(None),
-            entry: Cell::new(None),
             view: RefCell::new(None),
             cursor: Cell::new(0),
             rng: RefCell::new(SmallRng::seed_from_u64(0)),
+            in_panic: Cell::new(false),
+            counted: Interval::default(),
             complained: Interval::default(),
             looked: Interval::default(),
             asked_for_lane: Interval::default(),
         }
+    }
+
+    /// Has nginx's method, or another module's, pick.
+    pub(crate) fn pick_by(&mut self, stock: Stock) {
+        self.balance = Balance::default();
+        self.stock = Some(stock);
+    }
+
+    pub(super) fn stock(&self) -> Option<&Stock> {
+        self.stock.as_ref()
     }
 
     /// The block's name, for people.
@@ -130,53 +189,187 @@ impl Block {
     }
 
     /// What the worker has of the shared memory; `None` outside of workers.
+    #[inline]
     pub(super) fn worker(&self) -> Option<Worker> {
         let worker = self.worker.get()?;
-        if worker.lane.is_none() && self.asked_for_lane.is_due() {
-            if let Some(better) = watcher::try_lane() {
-                self.worker.set(Some(better));
-            }
-        }
-        self.worker.get()
+        if worker.lane.is_some() { Some(worker) } else { Some(self.worker_with_lane(worker)) }
     }
 
-    /// This worker's copy of the present set; one atomic load if nothing changed.
+    /// The worker with a lane, if one is free by now.
+    #[cold]
+    fn worker_with_lane(&self, worker: Worker) -> Worker {
+        if !self.asked_for_lane.is_due() {
+            return worker;
+        }
+        let better = watcher::try_lane().unwrap_or(worker);
+        self.worker.set(Some(better));
+        better
+    }
+
+    pub(super) fn method(&self) -> Method {
+        self.balance.method
+    }
+
+    /// What the request is hashed by, in the request's pool; empty if the method wants nothing.
+    ///
+    /// # Safety
+    ///
+    /// `r` is a valid request; the key lives as long as it.
+    pub(super) unsafe fn key<'a>(&self, r: *mut ngx_http_request_t) -> Option<&'a [u8]> {
+        let Some(value) = self.balance.key else { return Some(b"") };
+        let mut key = str_over(b"");
+        // SAFETY: the value was compiled for this configuration, which outlives the request.
+        unsafe { (ngx_http_complex_value(r, value.as_ptr(), &mut key) == OK).then(|| bytes(&key)) }
+    }
+
+    /// Where its peers come from.
+    pub(crate) fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
+    /// This worker's copy of the present sets; one atomic load for each if nothing changed.
     pub(super) fn view(&self, worker: Worker) -> Option<Rc<PeerView>> {
-        let mut held = self.view.borrow_mut();
-        let Some(entry) = self.entry(worker.table) else { return held.clone() };
-        let generation = worker.table.generation(entry);
-        if let Some(view) = held.as_ref().filter(|v| v.generation() == generation) {
+        let held = self.view.borrow();
+        let view = held.as_ref().filter(|view| {
+            let generations = view.peers().generations();
+            let mut sets = self.sources.iter().zip(generations);
+            sets.all(|(source, held)| source.generation(worker.table) == Some(*held))
+        });
+        if let Some(view) = view {
             return Some(Rc::clone(view));
         }
-        if let Some(image) = worker.table.read_records(entry, self.key) {
+        drop(held);
+        self.renewed_view(worker)
+    }
+
+    /// A copy of the present sets, unless that is what it has.
+    #[cold]
+    fn renewed_view(&self, worker: Worker) -> Option<Rc<PeerView>> {
+        let mut held = self.view.borrow_mut();
+        self.find_entries(worker.table);
+        let is_current = |view: &Rc<PeerView>| {
+            let generations = view.peers().generations();
+            self.sources.iter().zip(generations).all(|(source, held)| {
+                source.generation(worker.table).is_none_or(|present| present == *held)
+            })
+        };
+        if let Some(view) = held.as_ref().filter(|view| is_current(view)) {
+            return Some(Rc::clone(view));
+        }
+        if let Some(images) = self.read(worker.table, held.as_deref()) {
             // Worker by worker and change by change another peer is the first, or the first ones
             // would get more than their share of a set that changes often.
             if held.is_some() {
                 self.cursor.set(self.rng.borrow_mut().next_u64());
             }
-            *held = Some(Rc::new(PeerView::new(image, held.as_deref())));
-        } else if worker.table.key(entry) != self.key {
-            self.entry.set(None);
+            *held =
+                Some(Rc::new(PeerView::new(images, &self.rules, self.method(), held.as_deref())));
         }
         held.clone()
     }
 
-    fn entry(&self, table: Table<'static>) -> Option<usize> {
-        if self.entry.get().is_none() && self.looked.is_due() {
-            self.entry.set(table.find(self.key));
+    /// The present sets, those that did not change from the view before; `None` if there is none.
+    fn read(&self, table: Table<'static>, held: Option<&PeerView>) -> Option<Vec<Image>> {
+        let mut any = false;
+        let images = self.sources.iter().enumerate().map(|(set, source)| {
+            let held = held.map(PeerView::peers);
+            let same = held.filter(|v| source.generation(table) == Some(v.generations()[set]));
+            let held = || held.map(|view| view.image(set)).unwrap_or_default();
+            let read = if same.is_none() { source.read(table, held) } else { None };
+            any |= read.is_some();
+            read.unwrap_or_else(held)
+        });
+        let images = images.collect();
+        any.then_some(images)
+    }
+
+    fn find_entries(&self, table: Table<'static>) {
+        let is_missing = |source: &Source| source.entry.get().is_none();
+        if self.sources.iter().any(is_missing) && self.looked.is_due() {
+            for source in self.sources.iter().filter(|source| is_missing(source)) {
+                source.entry.set(table.find(source.key));
+            }
         }
-        self.entry.get()
     }
 
     /// The next peer of a request that holds `view`.
-    pub(super) fn pick(&self, worker: Worker, view: &View, tried: &Tried) -> Option<usize> {
-        let candidates =
-            Candidates { view, table: worker.table, rules: &self.rules, tried, now: now() };
+    pub(super) fn pick(
+        &self,
+        worker: Worker,
+        view: &View,
+        tried: &Tried,
+        key: &[u8],
+    ) -> Option<usize> {
+        let mut candidates = Candidates { key, ..self.candidates(worker.table, view, tried) };
+        candidates.panic = self.is_in_panic(&candidates);
         let mut cursor = self.cursor.get();
         let picked =
-            balance::pick(self.method, &candidates, &mut cursor, &mut *self.rng.borrow_mut());
+            balance::pick(self.method(), &candidates, &mut cursor, &mut *self.rng.borrow_mut());
         self.cursor.set(cursor);
         picked
+    }
+
+    fn candidates<'a>(
+        &self,
+        table: Table<'static>,
+        view: &'a View,
+        tried: &'a Tried,
+    ) -> Candidates<'a> {
+        let alone = !self.has_fallback;
+        Candidates { view, table, tried, now: now(), key: b"", panic: false, alone }
+    }
+
+    /// Where its requests go, for the status page.
+    pub(crate) fn status(&self) -> status::Upstream {
+        let view = self.worker().and_then(|worker| Some((worker, self.view(worker)?)));
+        let tried = Tried::default();
+        let mut tiers = Vec::new();
+        let mut panic = None;
+        if let Some((worker, view)) = &view {
+            let mut candidates = self.candidates(worker.table, view.peers(), &tried);
+            candidates.panic = self.is_in_panic(&candidates);
+            panic = self.panic.map(|_| candidates.panic);
+            tiers = self.tiers(&candidates);
+        }
+        if self.has_fallback {
+            let name = "servers".to_owned();
+            tiers.push(status::Tier { name, peers: None, usable: None });
+        }
+        let (name, service) = (self.name().into_owned(), self.service.clone());
+        let method = self.stock().map_or(self.method().name(), Stock::name).to_owned();
+        status::Upstream { panic, ..status::Upstream::new(name, service, method, tiers) }
+    }
+
+    /// The tiers of instances, those that have none among them; but not every set has backups.
+    fn tiers(&self, candidates: &Candidates<'_>) -> Vec<status::Tier> {
+        let all = (0..self.sources.len()).flat_map(|set| [(set, false), (set, true)]);
+        let tier = |(set, backup)| {
+            let found = candidates.view.tiers().iter().find(|t| (t.set, t.backup) == (set, backup));
+            let peers = found.map_or(0..0, Tier::peers);
+            let datacenter = self.sources[set].datacenter.as_deref().unwrap_or("instances");
+            (!backup || found.is_some()).then(|| status::Tier {
+                name: format!("{datacenter}{}", if backup { " backup" } else { "" }),
+                peers: Some(peers.len()),
+                usable: Some(peers.filter(|&peer| candidates.is_usable(peer)).count()),
+            })
+        };
+        all.filter_map(tier).collect()
+    }
+
+    /// Whether it has one peer and nobody else to ask, so that no failure keeps that one out.
+    pub(crate) fn is_single(&self) -> bool {
+        let view = self.view.borrow();
+        !self.has_fallback && view.as_ref().is_some_and(|view| view.len() == 1)
+    }
+
+    /// Whether so many peers have failed that failures are not to count. Looked at once a second,
+    /// because that takes a look at each peer.
+    fn is_in_panic(&self, candidates: &Candidates<'_>) -> bool {
+        let Some(percent) = self.panic else { return false };
+        if self.counted.is_due() {
+            self.in_panic.set(candidates.healthy_percent() < usize::from(percent));
+        }
+        self.in_panic.get()
     }
 
     /// Says, once a second at most, that there is nobody to ask.

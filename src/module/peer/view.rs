@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 
-use nginx_consul_core::balance::View;
-use nginx_consul_core::table::Image;
+use nginx_consul_core::balance::{Method, Rules, View};
+use nginx_consul_core::table::{Image, Record};
 use nginx_sys::{ngx_peer_connection_t, ngx_str_t, sockaddr};
 
 use crate::ffi::str_over;
@@ -22,6 +22,7 @@ pub(crate) struct PeerView {
 }
 
 /// A socket address and its length.
+#[repr(C)]
 struct Address {
     storage: MaybeUninit<libc::sockaddr_in6>,
     len: libc::socklen_t,
@@ -29,16 +30,23 @@ struct Address {
 
 impl PeerView {
     /// Takes TLS sessions over from the set before, instance by instance.
-    pub(crate) fn new(image: Image, before: Option<&PeerView>) -> PeerView {
-        let view = View::new(image);
+    pub(crate) fn new(
+        images: Vec<Image>,
+        rules: &Rules,
+        method: Method,
+        before: Option<&PeerView>,
+    ) -> PeerView {
+        let view = View::new(images, rules, method, before.map(|before| &before.view));
         let addresses = view.records().iter().map(|r| Address::new(r.addr)).collect();
         let names = view.records().iter().map(|r| str_over(r.text())).collect();
         let sessions = Sessions::new(view.records().len());
         if let Some(before) = before.filter(|b| b.sessions.any()) {
-            let old: HashMap<u64, usize> =
-                before.view.records().iter().enumerate().map(|(i, r)| (r.identity, i)).collect();
+            // Two datacenters may have an instance of the same name, but not in the same slot.
+            let name = |record: &Record| (record.slot, record.identity);
+            let old: HashMap<(u32, u64), usize> =
+                before.view.records().iter().enumerate().map(|(i, r)| (name(r), i)).collect();
             for (new, record) in view.records().iter().enumerate() {
-                if let Some(&old) = old.get(&record.identity) {
+                if let Some(&old) = old.get(&name(record)) {
                     sessions.take_over(new, &before.sessions, old);
                 }
             }
@@ -48,10 +56,6 @@ impl PeerView {
 
     pub(crate) fn peers(&self) -> &View {
         &self.view
-    }
-
-    pub(crate) fn generation(&self) -> u64 {
-        self.view.generation()
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -66,18 +70,35 @@ impl PeerView {
         &self.sessions
     }
 
+    /// Address of a peer, for nginx's own lists; lives as long as the view.
+    pub(crate) fn address(&self, peer: usize) -> (*mut sockaddr, libc::socklen_t) {
+        let address = &self.addresses[peer];
+        (address.storage.as_ptr().cast::<sockaddr>().cast_mut(), address.len)
+    }
+
+    /// Name of a peer, likewise.
+    pub(crate) fn name(&self, peer: usize) -> ngx_str_t {
+        self.names[peer]
+    }
+
+    /// The peer that has this very address of [`PeerView::address`].
+    pub(crate) fn number_at(&self, address: *const sockaddr) -> Option<usize> {
+        let first = self.addresses.as_ptr().addr();
+        let offset = address.addr().checked_sub(first)?;
+        let number = offset / size_of::<Address>();
+        (offset % size_of::<Address>() == 0 && number < self.len()).then_some(number)
+    }
+
     /// Points the connection at a peer. The request holds this view, so what it points at stays.
     pub(crate) fn point(&self, pc: &mut ngx_peer_connection_t, peer: usize) {
-        let address = &self.addresses[peer];
-        pc.sockaddr = address.storage.as_ptr().cast::<sockaddr>().cast_mut();
-        pc.socklen = address.len;
+        (pc.sockaddr, pc.socklen) = self.address(peer);
         pc.name = (&raw const self.names[peer]).cast_mut();
     }
 }
 
 impl Default for PeerView {
     fn default() -> PeerView {
-        PeerView::new(Image::default(), None)
+        PeerView::new(Vec::new(), &Rules::default(), Method::default(), None)
     }
 }
 

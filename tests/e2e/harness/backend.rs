@@ -24,6 +24,8 @@ pub enum Manner {
     Status(u16),
     /// The connection is reset instead of an answer.
     Reset,
+    /// The same, but later.
+    ResetAfter(Duration),
     /// The answer comes later.
     Slow(Duration),
     /// The answer waits until [`Backend::release`], or another manner.
@@ -228,9 +230,13 @@ fn answer<S: Write>(
     stream: &mut S,
 ) -> io::Result<bool> {
     let mut status = 200;
-    match behave(shared) {
+    let manner = behave(shared);
+    match manner {
         Manner::Status(other) => status = other,
-        Manner::Reset => {
+        Manner::Reset | Manner::ResetAfter(_) => {
+            if let Manner::ResetAfter(delay) = manner {
+                thread::sleep(delay);
+            }
             SockRef::from(socket).set_linger(Some(Duration::ZERO))?;
             return Ok(false);
         }

@@ -1,5 +1,5 @@
-//! The recipe's cluster: one server, two agents that joined it, and a client agent that says
-//! goodbye when it is terminated.
+//! Several agents: the recipe's cluster (one server, two agents that joined it, and a client agent
+//! that says goodbye when it is terminated), and two datacenters.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::consul::{Agent, Options};
-use crate::wait;
+use crate::{ports, wait};
 
 /// Four agents on 127.0.0.1 to 127.0.0.4.
 #[derive(Debug)]
@@ -68,4 +68,42 @@ impl Cluster {
         let servers = peers["Servers"].as_array().cloned().unwrap_or_default();
         servers.iter().filter(|server| server["Voter"] == true).count()
     }
+}
+
+/// Two datacenters of one server each, joined over the WAN.
+#[derive(Debug)]
+pub struct Datacenters {
+    /// The server of `dc1`.
+    pub dc1: Agent,
+    /// The server of `dc2`.
+    pub dc2: Agent,
+}
+
+impl Datacenters {
+    /// Starts both, and waits until each answers for the other.
+    ///
+    /// # Panics
+    /// If that takes too long.
+    pub fn start() -> Datacenters {
+        let wan = ports::free();
+        let server = |name: &str, wan: u16| {
+            Options::dev()
+                .node(&format!("server-of-{name}"))
+                .argument(&format!("-datacenter={name}"))
+                .argument(&format!("-serf-wan-port={wan}"))
+        };
+        let dc1 = server("dc1", wan).start();
+        let join = format!("-retry-join-wan=127.0.0.1:{wan}");
+        let dc2 = server("dc2", ports::free()).argument(&join).start();
+        let both = Datacenters { dc1, dc2 };
+        wait::until("the datacenters know of each other", Duration::from_secs(30), || {
+            knows(&both.dc1, "dc2") && knows(&both.dc2, "dc1")
+        });
+        both
+    }
+}
+
+fn knows(agent: &Agent, datacenter: &str) -> bool {
+    let path = format!("/v1/catalog/nodes?dc={datacenter}");
+    agent.request("GET", &path, &Value::Null).is_ok_and(|answer| answer.status == 200)
 }

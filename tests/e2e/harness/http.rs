@@ -44,7 +44,14 @@ impl Connection {
     /// # Errors
     /// As `TcpStream::connect_timeout`.
     pub fn open(address: SocketAddr) -> io::Result<Connection> {
-        let stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+        Connection::over(TcpStream::connect_timeout(&address, TIMEOUT)?)
+    }
+
+    /// Takes a connection.
+    ///
+    /// # Errors
+    /// Whatever the socket reports.
+    pub fn over(stream: TcpStream) -> io::Result<Connection> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
         stream.set_write_timeout(Some(TIMEOUT))?;

@@ -4,7 +4,7 @@ use nginx_consul_e2e::Config;
 
 /// Has `nginx -t` refuse an `http` block, with these words and the place of the line marked `# here`.
 #[track_caller]
-fn refused(http: &str, words: &[&str]) {
+pub(crate) fn refused(http: &str, words: &[&str]) {
     let checked = Config::http(http).check();
     assert!(!checked.passed, "accepted:\n{http}");
     let place = format!("in {}", checked.place("# here"));
@@ -85,6 +85,12 @@ fn a_bad_value_of_a_parameter_is_refused() {
         "fail_timeout=soon",
         "max_conns=x",
         "slow_start=-3s",
+        "fail_timeout=500ms",
+        "dc=",
+        "dc=dc1,",
+        "dc=,dc1",
+        "dc=dc1,,dc2",
+        "dc=dc1,dc2,dc1",
     ] {
         let (name, value) = bad.split_once('=').expect("a parameter");
         refused_in_upstream(
@@ -117,6 +123,7 @@ fn a_doubled_directive_is_refused() {
         "consul_max_stale 5s;",
         "consul_empty keep;",
         "consul_max_removal 50%;",
+        "consul_panic 30%;",
     ] {
         let name = line.split(' ').next().expect("a name");
         refused(
@@ -229,6 +236,9 @@ fn a_bad_policy_is_refused() {
         "consul_max_removal 50;",
         "consul_max_removal -1%;",
         "consul_max_removal none;",
+        "consul_panic 101%;",
+        "consul_panic 30;",
+        "consul_panic on;",
         "consul_max_stale never;",
         "consul_max_stale 0;",
     ] {
@@ -280,8 +290,30 @@ fn a_state_file_that_can_never_be_written_is_refused() {
 }
 
 #[test]
+fn a_source_has_the_parameters_that_mean_something_to_it() {
+    for (line, named) in [
+        ("consul_dynamic web source=zookeeper;", "zookeeper"),
+        ("consul_dynamic web source=catalog status=any;", "status"),
+        ("consul_dynamic up/web tag=v1 source=kv;", "tag"),
+        ("consul_dynamic up/web source=kv filter=x;", "filter"),
+        ("consul_dynamic web source=query filter=x;", "filter"),
+        ("consul_dynamic / source=kv;", "prefix"),
+    ] {
+        refused_in_upstream(line, &["\"consul_dynamic\"", named]);
+    }
+    refused_in_http("consul_poll 100ms;", &["\"consul_poll\"", "100ms", "at least 500ms"]);
+}
+
+#[test]
 fn an_unknown_method_is_refused() {
     refused_in_http("consul_balance fastest;", &["\"consul_balance\"", "\"fastest\""]);
+    refused_in_http("consul_balance random two;", &["\"consul_balance\"", "\"two\""]);
+}
+
+#[test]
+fn hash_needs_a_key_that_nginx_knows() {
+    refused_in_http("consul_balance hash;", &["no key of \"hash\"", "\"consul_balance\""]);
+    refused_in_http("consul_balance hash $uri evenly;", &["\"consul_balance\"", "\"evenly\""]);
 }
 
 #[test]
@@ -344,17 +376,12 @@ fn a_balancing_method_after_it_is_refused() {
     for method in ["least_conn;", "ip_hash;", "hash $uri consistent;", "random;"] {
         refused(
             &format!("upstream api {{\nconsul_dynamic web; # here\n{method}\n}}"),
-            &["consul_dynamic"],
+            &["consul_dynamic", "must stand before"],
         );
-    }
-}
-
-#[test]
-fn a_balancing_method_before_it_is_refused() {
-    for method in ["least_conn;", "ip_hash;", "hash $uri consistent;", "random two;"] {
+        // One before it doesn't help.
         refused(
-            &format!("upstream api {{\n{method}\nconsul_dynamic web; # here\n}}"),
-            &["consul_dynamic"],
+            &format!("upstream api {{\nleast_conn;\nconsul_dynamic web; # here\n{method}\n}}"),
+            &["consul_dynamic", "must stand before"],
         );
     }
 }
@@ -374,7 +401,8 @@ fn directives_outside_their_block_are_refused() {
     refused_in_upstream("consul_state state;", &["\"consul_state\" directive is not allowed here"]);
 }
 
-fn nginx_version() -> (u32, u32, u32) {
+/// Version of the nginx under test.
+pub(crate) fn nginx_version() -> (u32, u32, u32) {
     let output = std::process::Command::new(nginx_consul_e2e::nginx::binary())
         .arg("-v")
         .output()

@@ -36,6 +36,9 @@ fn the_forms_of_the_policies_are_accepted() {
         "consul_max_removal off;",
         "consul_max_removal 0%;",
         "consul_max_removal 100%;",
+        "consul_panic off;",
+        "consul_panic 0%;",
+        "consul_panic 100%;",
         "consul_max_stale off;",
         "consul_max_stale 500ms;",
         "consul_allow 10.0.0.0/8 fd00::/8 192.0.2.1;\nconsul_allow ::1;",
@@ -49,6 +52,15 @@ fn the_forms_of_the_policies_are_accepted() {
 #[test]
 fn keepalive_may_follow() {
     accepted("upstream api { consul_dynamic web; keepalive 32; keepalive_requests 100; }");
+}
+
+#[test]
+fn several_datacenters_and_servers_of_every_kind_are_accepted() {
+    accepted(
+        "upstream api { consul_dynamic web dc=dc1,dc2,dc-3; server 127.0.0.1:1 weight=2 backup;
+                        server 127.0.0.1:2 max_fails=3; consul_panic 30%; }
+         upstream other { consul_dynamic web dc=dc2,dc1; }",
+    );
 }
 
 #[test]

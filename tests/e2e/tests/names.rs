@@ -1,10 +1,9 @@
 //! The host name of a Consul agent, as the resolver knows it or not.
 
 use std::fs;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nginx_consul_e2e::{Agent, Backend, Load, Proxy, load, wait};
+use nginx_consul_e2e::{Agent, Backend, Instance, Load, Proxy, load, wait};
 use tempfile::TempDir;
 
 use crate::support::{SOON, gateway, register_one, unique, until_served_by};
@@ -48,24 +47,16 @@ impl Hosts {
             self.path("hosts"),
             self.path("nsswitch.conf"),
         );
-        let words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", &script, "sh"];
-        words.map(str::to_owned).to_vec()
+        // The right to mount, where this is not root.
+        let map = if rustix::process::getuid().is_root() { "" } else { "--map-root-user" };
+        let words = ["unshare", map, "--mount", "--propagation", "private", "sh", "-c", &script];
+        let words = words.into_iter().chain(["sh"]).filter(|word| !word.is_empty());
+        words.map(str::to_owned).collect()
     }
-}
-
-/// Whether this process may have a mount namespace.
-fn may_mount() -> bool {
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "mount", "--bind", "/etc/hosts", "/etc/hosts"]);
-    command.status().is_ok_and(|status| status.success())
 }
 
 #[test]
 fn a_name_that_is_no_more_and_is_again() {
-    if !may_mount() {
-        eprintln!("NOT TESTED: no right to mount, so this nginx can't have /etc/hosts of its own");
-        return;
-    }
     let (consul, service) = (Agent::shared(), unique("web"));
     let backends = Backend::start_all(&["a", "b", "c"]);
     register_one(&consul, &service, &backends[0]);
@@ -118,4 +109,30 @@ fn a_name_that_is_no_more_and_is_again() {
     let shown = nginx.service(&service)["last_error"].clone();
     assert!(shown.is_null(), "{shown}");
     assert_eq!(load::failures(&load.finish(), &["a", "b", "c"]), "");
+}
+
+#[test]
+fn an_instance_s_name_that_moves_is_followed_within_consul_resolve() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let first = Backend::start_on("first", [127, 0, 0, 1]);
+    let port = first.address().port();
+    let second = Backend::start_at("second", ([127, 0, 0, 2], port), None);
+    let instance = Instance::new(&service, &service, first.address()).address("app.test");
+    consul.register(&instance);
+    let hosts = Hosts::new();
+    hosts.say("127.0.0.1 app.test\n");
+    let starter = hosts.starter();
+    let nginx = gateway(&consul.url(), &service, "consul_dynamic %%SERVICE%%; consul_resolve 1s;")
+        .started_by(&starter.iter().map(String::as_str).collect::<Vec<_>>())
+        .start();
+    until_served_by(&nginx, "/", "first");
+    hosts.say("127.0.0.2 app.test\n");
+    until_served_by(&nginx, "/", "second");
+    hosts.say("");
+    // Two lookups later it still has the last addresses.
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_millis(2500) {
+        assert_eq!(nginx.outcome("/"), "second");
+    }
+    drop(second);
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nginx_consul_e2e::nginx::module;
 use nginx_consul_e2e::process;
 use nginx_consul_e2e::{Agent, Backend, Config, Instance, Load, Manner, Nginx, load, wait};
 use rustix::process::Signal;
@@ -267,4 +268,27 @@ fn logs_are_reopened_also_for_the_watch_threads() {
     assert!(line.contains("(+1 -0)"), "{line}");
     let old = fs::read_to_string(&aside).expect("the old log");
     assert!(!old.contains("2 peers"), "written to the old log");
+}
+
+/// As after an update of its package under another name: the zone, whose layout may be another, is
+/// made anew, and the old workers keep theirs.
+#[test]
+fn a_reload_that_loads_another_file_of_the_module_costs_no_request() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b"]);
+    register_one(&consul, &service, &backends[0]);
+    let upstream = "consul_dynamic %%SERVICE%%;";
+    let mut nginx = gateway(&consul.url(), &service, upstream).workers(2).start();
+    let (file, copy) = (module(), nginx.prefix().join("another.so"));
+    fs::copy(&file, &copy).expect("a copy of the module");
+    let load = Load::start(nginx.address(), "/", 2, true);
+    for (old, new) in [(&file, &copy), (&copy, &file)] {
+        let (old, new) = (old.display().to_string(), new.display().to_string());
+        nginx.rewrite(|text| text.replace(&old, &new));
+        nginx.reload_and_wait();
+        let maps = fs::read_to_string(format!("/proc/{}/maps", nginx.workers()[0]));
+        assert!(maps.expect("a worker's maps").contains(&new), "{new} is not loaded");
+        until_followed(&consul, &nginx, &service, &backends[1]);
+    }
+    assert_eq!(load::failures(&load.finish(), &["a", "b"]), "");
 }

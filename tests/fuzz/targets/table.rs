@@ -38,6 +38,7 @@ fn peers(count: u16, tag: &str) -> PeerSet {
         tags: vec![tag.to_owned()],
         health: Health::Passing,
         datacenter: String::new(),
+        params: Default::default(),
     };
     PeerSet::new((1..=count).map(peer).collect())
 }

@@ -263,7 +263,10 @@ fn recorded_answers_are_understood() {
         once(endpoint(&url))
     };
     let web = first(include_bytes!("../../testdata/health_service_web_chunked.http")).unwrap();
-    assert_eq!(crate::consul::gate::believe(&web, None).unwrap().1.good.len(), 5);
+    assert_eq!(
+        crate::consul::gate::believe(&web, &Query::default(), None).unwrap().1.good.len(),
+        5
+    );
     assert_eq!((web.known_leader, web.last_contact), (Some(true), Some(Duration::ZERO)));
     let empty = first(include_bytes!("../../testdata/health_service_empty.http")).unwrap();
     assert_eq!((empty.index, &empty.body[..]), (Some(17), &b"[]"[..]));

@@ -1,19 +1,23 @@
 use proptest::prelude::*;
 
+use std::num::NonZeroU16;
+
 use super::*;
+use crate::model::Instance;
+use crate::params::Params;
 
 const WEB: &[u8] = include_bytes!("../../testdata/health_service_web.json");
 const MAINTENANCE: &[u8] = include_bytes!("../../testdata/health_service_api_maintenance.json");
 
 fn good(json: &str) -> Instance {
-    let Instances { mut good, skipped } = parse(format!("[{json}]").as_bytes()).unwrap();
+    let Instances { mut good, skipped, .. } = parse(format!("[{json}]").as_bytes(), None).unwrap();
     assert_eq!((good.len(), &skipped[..]), (1, &[][..]), "{json}");
     good.remove(0)
 }
 
 /// "node id reason" of the only element.
 fn skipped(json: &str) -> String {
-    let Instances { good, skipped } = parse(format!("[{json}]").as_bytes()).unwrap();
+    let Instances { good, skipped, .. } = parse(format!("[{json}]").as_bytes(), None).unwrap();
     assert_eq!((good.len(), skipped.len()), (0, 1), "{json}");
     format!("{} {} {}", skipped[0].node, skipped[0].id, skipped[0].reason)
 }
@@ -24,7 +28,7 @@ fn with_service(fields: &str) -> String {
 
 #[test]
 fn reads_a_recorded_answer() {
-    let Instances { good, skipped } = parse(WEB).unwrap();
+    let Instances { good, skipped, .. } = parse(WEB, None).unwrap();
     let lines: Vec<_> = good
         .iter()
         .map(|i| {
@@ -51,7 +55,7 @@ fn reads_a_recorded_answer() {
 
 #[test]
 fn maintenance_mode_is_critical() {
-    assert_eq!(parse(MAINTENANCE).unwrap().good[0].health, Health::Critical);
+    assert_eq!(parse(MAINTENANCE, None).unwrap().good[0].health, Health::Critical);
 }
 
 #[test]
@@ -156,7 +160,7 @@ fn an_element_of_any_other_shape_costs_only_itself() {
         r#"{"Node":{"Node":"n","Address":"::1"},"Service":{"ID":"i","Port":1,"Tags":[null]}}"#,
         r#"{"Node":{"Node":"\ud800","Address":"::1"},"Service":{"ID":"i","Port":1}}"#,
     ] {
-        let both = parse(format!("[{web},{bad},{web}]").as_bytes()).unwrap();
+        let both = parse(format!("[{web},{bad},{web}]").as_bytes(), None).unwrap();
         assert_eq!((both.good.len(), both.skipped.len()), (2, 1), "{bad}");
     }
 }
@@ -164,10 +168,10 @@ fn an_element_of_any_other_shape_costs_only_itself() {
 #[test]
 fn what_is_not_a_list_is_an_error() {
     for body in ["", "null", "{}", "\"x\"", "[", "[{}", "[{},]", "[]x", "<html>", "[1 2]"] {
-        let error = parse(body.as_bytes()).expect_err(body).to_string();
+        let error = parse(body.as_bytes(), None).expect_err(body).to_string();
         assert!(error.starts_with("the answer is not a list of instances ("), "{error}");
     }
-    assert_eq!(parse(b" [ ] \n").unwrap(), Instances::default());
+    assert_eq!(parse(b" [ ] \n", None).unwrap(), Instances::default());
 }
 
 #[test]
@@ -188,14 +192,14 @@ fn twenty_thousand_instances_in_16_mib() {
     }
     body += "]";
     assert!(body.len() > 16 << 20, "{}", body.len());
-    let instances = parse(body.as_bytes()).unwrap();
+    let instances = parse(body.as_bytes(), None).unwrap();
     assert_eq!((instances.good.len(), instances.skipped.len()), (20_000, 0));
 }
 
 proptest! {
     #[test]
     fn no_bytes_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
-        let _ = parse(&body);
+        let _ = parse(&body, None);
     }
 
     #[test]
@@ -205,7 +209,7 @@ proptest! {
             r#"[{{"Node":{{"Node":{}}},"Service":{{"ID":{},"Address":{},"Port":{port}}}}}]"#,
             text(&node), text(&id), text(&host)
         );
-        let found = parse(json.as_bytes()).unwrap();
+        let found = parse(json.as_bytes(), None).unwrap();
         prop_assert_eq!(found.good.len() + found.skipped.len(), 1);
         for instance in found.good {
             prop_assert!(instance.host.bytes().all(|b| b.is_ascii_graphic()));
@@ -216,4 +220,43 @@ proptest! {
             prop_assert!(!skipped.reason.contains(char::is_control));
         }
     }
+}
+
+#[test]
+fn an_instance_brings_nginx_s_parameters_in_its_meta() {
+    let meta =
+        r#""Port":80,"Meta":{"team":"a","nginx_weight":"7","nginx_backup":"true","x":"\u0000"}"#;
+    let params = good(&with_service(meta)).params;
+    assert_eq!((params.weight, params.backup), (NonZeroU16::new(7), true));
+    assert_eq!(good(&with_service(r#""Port":80,"Meta":null"#)).params, Params::default());
+}
+
+#[test]
+fn a_bad_parameter_is_named_and_the_instance_stays() {
+    let json = with_service(r#""Port":80,"Meta":{"nginx_weight":"much","nginx_max_fails":"3"}"#);
+    let found = parse(format!("[{json}]").as_bytes(), None).unwrap();
+    assert_eq!(found.good[0].params, Params { max_fails: Some(3), ..Params::default() });
+    let flaw = "invalid value \"much\" of \"nginx_weight\" in Service.Meta";
+    let expected = Skipped { node: "n".into(), id: "i".into(), reason: flaw.into() };
+    assert_eq!(found.flawed, [expected]);
+}
+
+#[test]
+fn a_tagged_address_is_chosen_as_consul_s_dns_does() {
+    let of = |service: &str, tag| {
+        let json = format!(
+            r#"{{"Node":{{"Node":"n","Address":"10.0.0.1","TaggedAddresses":{{"wan":"1.0.0.1"}}}},
+                "Service":{{"ID":"i","Port":80,{service}}}}}"#
+        );
+        let found = parse(format!("[{json}]").as_bytes(), tag).unwrap();
+        format!("{}:{}", found.good[0].host, found.good[0].port)
+    };
+    let tagged =
+        r#""Address":"10.0.0.2","TaggedAddresses":{"wan":{"Address":"1.0.0.2","Port":81}}"#;
+    assert_eq!(of(tagged, Some("wan")), "1.0.0.2:81");
+    assert_eq!(of(tagged, Some("lan")), "10.0.0.2:80", "the service's only one");
+    assert_eq!(of(tagged, None), "10.0.0.2:80");
+    assert_eq!(of(r#""Address":"10.0.0.2""#, Some("wan")), "10.0.0.2:80");
+    assert_eq!(of(r#""Address":"""#, Some("wan")), "1.0.0.1:80", "the node's");
+    assert_eq!(of(r#""TaggedAddresses":null"#, Some("lan")), "10.0.0.1:80");
 }

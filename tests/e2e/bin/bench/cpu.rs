@@ -17,14 +17,14 @@ const TICKS: f64 = 100.0;
 /// disturbs the machine disturbs them all. Ratios are taken within a round.
 pub(crate) fn measure(stage: &Stage, options: &Options) -> [Table; 2] {
     let head = table::columns(&options.lengths);
-    let caption = "CPU per request of the nginx worker, as a ratio to static in the same round \
+    let caption = "CPU per request of the nginx worker, as a ratio to static round robin in the same round \
                    (static itself: µs); least–**median**–most";
     let mut costs = Table::new(caption, head.clone());
-    let caption = "Requests per second, as a ratio to static in the same round (static itself: k)";
+    let caption = "Requests per second, as a ratio to static round robin in the same round (static itself: k)";
     let mut rates = Table::new(caption, head);
     let columns: Vec<Vec<Vec<Sample>>> =
         options.lengths.iter().map(|&length| rounds(stage, options, length)).collect();
-    for (row, variant) in options.variants.iter().enumerate() {
+    for (row, variant) in options.on_cpu.iter().enumerate() {
         let cell = |column: &Vec<Vec<Sample>>, of: fn(&Sample) -> f64, unit: f64| {
             let of_static = |round: &Vec<Sample>| if row == 0 { unit } else { of(&round[0]) };
             let values: Vec<f64> =
@@ -51,11 +51,11 @@ struct Sample {
 fn rounds(stage: &Stage, options: &Options, length: usize) -> Vec<Vec<Sample>> {
     (0..options.rounds)
         .map(|round| {
-            let count = options.variants.len();
+            let count = options.on_cpu.len();
             let mut samples = vec![Sample::default(); count];
             for step in 0..count {
                 let at = (round + step) % count;
-                let variant = options.variants[at];
+                let variant = options.on_cpu[at];
                 samples[at] = run(stage, options, variant, length);
                 eprintln!(
                     "cpu: N = {length}, round {}, {}: {:.1} µs, {:.0}/s",
@@ -73,7 +73,7 @@ fn rounds(stage: &Stage, options: &Options, length: usize) -> Vec<Vec<Sample>> {
 fn run(stage: &Stage, options: &Options, variant: Variant, length: usize) -> Sample {
     let text = variant.configuration(stage, options.setup, length, 5);
     let nginx = Config::whole(&(stage::affinity("01") + &text)).start();
-    let url = format!("http://{}/", nginx.address());
+    let url = format!("http://{}/?key=1", nginx.address());
     // Connections to the backends are opened, and what is compiled at run time is.
     wrk(&url, 1);
     let worker = nginx.workers()[0];

@@ -1,94 +1,98 @@
 //! User-space instructions per request, counted by callgrind: the one figure that a busy machine
 //! leaves alone.
 
-use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::process::{Command, Stdio};
-use std::thread;
-use std::time::Duration;
-
 use nginx_consul_e2e::http::Connection;
-use nginx_consul_e2e::nginx;
-use nginx_consul_e2e::process::Process;
-use nginx_consul_e2e::{ports, wait};
-use rustix::process::Signal;
 
+use crate::callgrind::Counted;
 use crate::options::Options;
 use crate::stage::Stage;
 use crate::table::{self, Table};
 use crate::variants::Variant;
 
-/// nginx under valgrind takes its time to start and to end.
-const PATIENCE: Duration = Duration::from_secs(120);
 /// No poll of the recipe shall fall into a run.
 const NEVER: u32 = 36_000;
+/// Clients, each with its own key where one is needed.
+const CLIENTS: usize = 8;
+
+/// Instructions per request.
+#[derive(Clone, Copy, Debug)]
+struct Cost {
+    /// Of the event loop.
+    all: f64,
+    /// From nginx into our module, until it returns.
+    picking: f64,
+}
 
 /// Measures each variant at each length.
-pub(crate) fn measure(stage: &Stage, options: &Options) -> Table {
-    let caption = "User-space instructions per request (callgrind), in thousands";
-    let mut table = Table::new(caption, table::columns(&options.lengths));
+pub(crate) fn measure(stage: &Stage, options: &Options) -> [Table; 2] {
+    let caption = "User-space instructions per request (callgrind), in thousands; in brackets the \
+                   difference to the same method over `server` lines";
+    let mut all = Table::new(caption, table::columns(&options.lengths));
+    let caption = "Of these in the module, for picking: its `init`, `get`, `free` and what the end \
+                   of the request runs, including what they call, in instructions";
+    let mut picking = Table::new(caption, table::columns(&options.lengths));
+    let mut measured: Vec<(Variant, Vec<Cost>)> = Vec::new();
     for &variant in &options.variants {
-        let cells = options.lengths.iter().map(|&length| {
-            let count = per_request(stage, options, variant, length);
-            eprintln!("instructions: N = {length}, {}: {count:.0}", variant.name());
-            format!("{:.1}", count / 1000.0)
+        let costs: Vec<Cost> = options
+            .lengths
+            .iter()
+            .map(|&length| per_request(stage, options, variant, length))
+            .collect();
+        let twin = variant.static_twin();
+        let twin = measured.iter().find(|(other, _)| Some(*other) == twin);
+        let cells = costs.iter().enumerate().map(|(i, cost)| {
+            let versus = twin.map(|(_, twin)| cost.all / twin[i].all * 100.0 - 100.0);
+            let versus = versus.map_or_else(String::new, |percent| format!(" ({percent:+.1} %)"));
+            format!("{:.1}{versus}", cost.all / 1000.0)
         });
-        table.row(std::iter::once(variant.title()).chain(cells.collect::<Vec<_>>()));
+        let title = || std::iter::once(variant.title());
+        all.row(title().chain(cells));
+        if variant.is_dynamic() {
+            picking.row(title().chain(costs.iter().map(|cost| format!("{:.0}", cost.picking))));
+        }
+        measured.push((variant, costs));
     }
-    table
+    [all, picking]
 }
 
-/// The difference between a short and a long run: start and end are the same in both.
-fn per_request(stage: &Stage, options: &Options, variant: Variant, length: usize) -> f64 {
-    let (few, many) = match (variant.is_slow(), options.quick) {
-        (true, _) if length >= 1000 => (50, 150),
-        (true, _) => (200, 700),
-        (false, true) => (500, 2500),
-        (false, false) => (1000, 5000),
+fn per_request(stage: &Stage, options: &Options, variant: Variant, length: usize) -> Cost {
+    let requests = match (variant.is_slow(), options.quick) {
+        (true, _) if length >= 1000 => 80,
+        (true, _) => 400,
+        (false, true) => 800,
+        (false, false) => 2400,
     };
-    let run = |requests| count(stage, options, variant, length, requests);
-    let (short, long) = thread::scope(|scope| {
-        let short = scope.spawn(|| run(few));
-        let long = run(many);
-        (short.join().expect("the short run"), long)
-    });
-    (long - short) / f64::from(many - few)
-}
-
-/// Instructions of a whole run with so many requests.
-fn count(stage: &Stage, options: &Options, variant: Variant, length: usize, requests: u32) -> f64 {
-    let folder = tempfile::tempdir().expect("a folder");
-    let port = ports::free();
     let text = variant.configuration(stage, options.setup, length, NEVER);
-    let text = text.replace("%%PORT%%", &port.to_string());
-    let file = folder.path().join("nginx.conf");
-    fs::write(&file, format!("{text}\nmaster_process off;\n")).expect("nginx.conf");
-    let out = folder.path().join("callgrind.out");
-    let mut command = Command::new("valgrind");
-    command.arg("--tool=callgrind").arg(format!("--callgrind-out-file={}", out.display()));
-    command.arg(nginx::binary()).arg("-p").arg(folder.path()).arg("-c").arg(&file);
-    command.args(["-e", "error.log"]).stdin(Stdio::null());
-    let log = fs::File::create(folder.path().join("valgrind.log")).expect("valgrind.log");
-    let mut process = Process::spawn(command.stdout(Stdio::null()).stderr(log));
-    let told = || {
-        let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap_or_default();
-        format!("{}\n{}", read("error.log"), read("valgrind.log"))
+    let nginx = Counted::start(&text);
+    let mut clients: Vec<Connection> =
+        (0..CLIENTS).map(|_| Connection::open(nginx.address()).expect("a connection")).collect();
+    let mut ask = |n: usize| {
+        let answer = clients[n % CLIENTS].get(&format!("/?key={}", n % CLIENTS));
+        let answer = answer.unwrap_or_else(|error| panic!("{error}\n{}", nginx.told()));
+        assert_eq!(answer.status, 200, "{}", nginx.told());
     };
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    wait::until("nginx listens under valgrind", PATIENCE, || {
-        assert!(process.exited().is_none(), "nginx ended under valgrind:\n{}", told());
-        TcpStream::connect(address).is_ok()
-    });
-    let mut connection = Connection::open(address).expect("a connection");
-    for _ in 0..requests {
-        let answer = connection.get("/").unwrap_or_else(|error| panic!("{error}\n{}", told()));
-        assert_eq!(answer.status, 200, "{}", told());
+    // Opens the connections to the backends, and has Lua compile what it compiles.
+    (0..20 * CLIENTS).for_each(&mut ask);
+    nginx.switch(true);
+    (0..requests).for_each(&mut ask);
+    nginx.switch(false);
+    drop(clients);
+    let name = variant.name();
+    let keep = options.keep.as_ref().map(|folder| folder.join(format!("{name}-{length}")));
+    let counts = nginx.end(keep.as_deref());
+    // What is called once for each request; timers are not.
+    let picking: u64 = counts
+        .into_module
+        .values()
+        .filter(|(calls, _)| *calls * 2 > requests as u64)
+        .map(|(_, cost)| cost)
+        .sum();
+    let per = |count: u64| count as f64 / requests as f64;
+    let cost = Cost { all: per(counts.total), picking: per(picking) };
+    let Cost { all, picking } = cost;
+    eprintln!("instructions: N = {length}, {name}: {all:.0}, of which {picking:.0} in the module");
+    if variant.is_dynamic() {
+        assert!(picking > 0.0, "nothing was picked by the module: {:?}", counts.into_module);
     }
-    drop(connection);
-    process.signal(Signal::TERM);
-    let status = process.wait(PATIENCE);
-    assert!(status.is_some_and(|s| s.success()), "nginx under valgrind: {status:?}\n{}", told());
-    let text = fs::read_to_string(&out).expect("callgrind.out");
-    let total = text.lines().find_map(|line| line.strip_prefix("totals: "));
-    total.and_then(|n| n.trim().parse().ok()).expect("totals in callgrind.out")
+    cost
 }

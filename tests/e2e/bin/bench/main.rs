@@ -1,12 +1,15 @@
-//! What a request costs with static upstreams, with the Lua recipe and with ours, and how fast a
-//! new instance is served. Everything is measured in one run, interleaved, on stock nginx.
+//! What a request costs with static upstreams, with the Lua recipe and with ours, what a change
+//! costs, and how fast a new instance is served. Everything is measured in one run, interleaved, on stock nginx.
 
+mod callgrind;
 mod cpu;
 mod instructions;
+mod memory;
 mod options;
 mod propagation;
 mod stage;
 mod table;
+mod update;
 mod variants;
 
 use nginx_consul_e2e::nginx;
@@ -31,13 +34,19 @@ fn main() {
     println!("module {}\n", nginx::module().display());
     let mut tables = Vec::new();
     if options.has(Part::Instructions) {
-        tables.push(instructions::measure(&stage, &options));
+        tables.extend(instructions::measure(&stage, &options));
     }
-    if options.has(Part::Cpu) {
-        tables.extend(cpu::measure(&stage, &options));
+    if options.has(Part::Memory) {
+        tables.push(memory::measure(&stage));
+    }
+    if options.has(Part::Update) {
+        tables.push(update::measure(&stage, &options));
     }
     if options.has(Part::Propagation) {
         tables.push(propagation::measure(&stage, &options));
+    }
+    if options.has(Part::Cpu) {
+        tables.extend(cpu::measure(&stage, &options));
     }
     tables.iter().for_each(Table::print);
 }

@@ -1,18 +1,23 @@
 //! The command line.
 
+use std::path::PathBuf;
+
 use crate::variants::{Setup, Variant};
 
 /// What the command takes.
 pub(crate) const USAGE: &str = "\
 scripts/bench [option]…
   --quick           two short rounds at N = 3 and 1000: a look, no figures to quote
-  --rounds R        rounds of the CPU measurement (default 5)
-  --seconds S       length of one of its runs (default 3)
+  --rounds R        rounds of the CPU measurement (default 3)
+  --seconds S       length of one of its runs (default 2)
   --n N,N           list lengths (default 3,100,1000,5000)
-  --only NAME,…     variants: static random lua-seed lua-cached round_robin consul-random least_conn
-  --part NAME,…     instructions, cpu, propagation (default: all)
+  --only NAME,…     of the variants static:, lua:, ours: and over: (nginx's methods over Consul) those
+                    with that method, group or whole name: least_conn, ours, over:hash_consistent …
+                    (default: all; cpu takes only static:round_robin, static:random, lua and ours)
+  --part NAME,…     instructions, memory, update, propagation, cpu (default: all)
+  --keep FOLDER     callgrind's files go there, for callgrind_annotate
   --setup hot|distinct
-                    hot: N entries over 8 sockets, connections to them reused (default)
+                    hot: nearly all weight on 8 of N, connections to them reused (default)
                     distinct: N addresses, so nearly each request opens a connection";
 
 /// What is measured.
@@ -24,6 +29,21 @@ pub(crate) enum Part {
     Cpu,
     /// Registration to first request.
     Propagation,
+    /// What a change takes from the event loop.
+    Update,
+    /// Shared memory.
+    Memory,
+}
+
+impl Part {
+    /// All, by name.
+    pub(crate) const ALL: [(&str, Part); 5] = [
+        ("instructions", Part::Instructions),
+        ("memory", Part::Memory),
+        ("update", Part::Update),
+        ("propagation", Part::Propagation),
+        ("cpu", Part::Cpu),
+    ];
 }
 
 /// The options, with their defaults.
@@ -34,8 +54,12 @@ pub(crate) struct Options {
     pub(crate) seconds: u32,
     pub(crate) lengths: Vec<usize>,
     pub(crate) variants: Vec<Variant>,
+    /// Those whose CPU time is measured.
+    pub(crate) on_cpu: Vec<Variant>,
     pub(crate) parts: Vec<Part>,
     pub(crate) setup: Setup,
+    /// Where callgrind's files go.
+    pub(crate) keep: Option<PathBuf>,
 }
 
 impl Options {
@@ -45,14 +69,16 @@ impl Options {
         let quick = arguments.iter().any(|a| a == "--quick");
         let mut options = Options {
             quick,
-            rounds: if quick { 2 } else { 5 },
-            seconds: if quick { 1 } else { 3 },
+            rounds: if quick { 2 } else { 3 },
+            seconds: if quick { 1 } else { 2 },
             lengths: if quick { vec![3, 1000] } else { vec![3, 100, 1000, 5000] },
             variants: Vec::new(),
-            parts: vec![Part::Instructions, Part::Cpu, Part::Propagation],
+            on_cpu: Vec::new(),
+            parts: Part::ALL.map(|(_, part)| part).to_vec(),
             setup: Setup::Hot,
+            keep: None,
         };
-        let mut only: Option<Vec<Variant>> = None;
+        let mut only: Option<Vec<String>> = None;
         let mut rest = arguments.iter();
         while let Some(name) = rest.next() {
             if name == "--quick" {
@@ -63,18 +89,25 @@ impl Options {
                 "--rounds" => options.rounds = number(name, value)?,
                 "--seconds" => options.seconds = number(name, value)?,
                 "--n" => options.lengths = list(value, |item| number(name, item))?,
-                "--only" => only = Some(list(value, variant)?),
+                "--only" => only = Some(list(value, named)?),
                 "--part" => options.parts = list(value, part)?,
+                "--keep" => options.keep = Some(value.into()),
                 "--setup" => options.setup = setup(value)?,
                 _ => return Err(format!("unknown option {name}")),
             }
         }
+        // The base is what the others are compared with.
         let wanted = |v: &Variant| {
-            v.has(options.setup)
-                // Static is what the others are compared with.
-                && (*v == Variant::Static || only.as_ref().is_none_or(|only| only.contains(v)))
+            let named = only.as_ref().is_none_or(|only| only.iter().any(|n| v.is_named(n)));
+            v.has(options.setup) && (*v == Variant::BASE || named)
         };
-        options.variants = Variant::ALL.into_iter().filter(wanted).collect();
+        options.variants = Variant::all().into_iter().filter(wanted).collect();
+        let mut on_cpu = options.variants.clone();
+        on_cpu.retain(|v| {
+            let others = matches!(v, Variant::Static("round_robin" | "random") | Variant::Ours(_));
+            only.is_some() || others || v.is_lua()
+        });
+        options.on_cpu = on_cpu;
         Ok(options)
     }
 
@@ -96,18 +129,14 @@ fn number<T: std::str::FromStr + PartialOrd + From<u8>>(
     number.ok_or_else(|| format!("{name} takes a number from 1 on, not {value:?}"))
 }
 
-fn variant(name: &str) -> Result<Variant, String> {
-    let found = Variant::ALL.into_iter().find(|v| v.name() == name);
-    found.ok_or_else(|| format!("no variant {name:?}"))
+fn named(name: &str) -> Result<String, String> {
+    let known = Variant::all().iter().any(|v| v.is_named(name));
+    if known { Ok(name.to_owned()) } else { Err(format!("no variant {name:?}")) }
 }
 
 fn part(name: &str) -> Result<Part, String> {
-    match name {
-        "instructions" => Ok(Part::Instructions),
-        "cpu" => Ok(Part::Cpu),
-        "propagation" => Ok(Part::Propagation),
-        _ => Err(format!("no part {name:?}")),
-    }
+    let found = Part::ALL.into_iter().find(|(known, _)| *known == name);
+    found.map(|(_, part)| part).ok_or_else(|| format!("no part {name:?}"))
 }
 
 fn setup(name: &str) -> Result<Setup, String> {

@@ -5,6 +5,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nginx_consul_e2e::consul::{self, Agent};
 use nginx_consul_e2e::nginx::{self, Config, Nginx};
@@ -31,6 +32,8 @@ pub(crate) struct Stage {
     ports: Vec<u16>,
     /// A port that serves on every loopback address.
     wide: u16,
+    /// How often an instance was moved.
+    moves: AtomicUsize,
     /// Dropped last: the others talk to it until they end.
     _backend: Nginx,
 }
@@ -52,15 +55,29 @@ impl Stage {
             _backend: Config::whole(&backend(&ports, wide)).without_module().start(),
             ports,
             wide,
+            moves: AtomicUsize::new(0),
         };
         for &length in &options.lengths {
             stage.register_list(&stage.lua_service(length), &stage.shared(length), |_| 1);
-            let weight = |entry| if entry < SOCKETS && length > SOCKETS { HEAVY } else { 1 };
-            stage.register_list(&stage.service(Setup::Hot, length), &stage.mixed(length), weight);
-            let distinct = stage.service(Setup::Distinct, length);
-            stage.register_list(&distinct, &stage.distinct(length), |_| 1);
+            stage.register(Setup::Hot, length);
+            stage.register(Setup::Distinct, length);
         }
         stage
+    }
+
+    /// Registers the instances of a service, which may be there.
+    pub(crate) fn register(&self, setup: Setup, length: usize) {
+        let list = match setup {
+            Setup::Hot => self.mixed(length),
+            Setup::Distinct => self.distinct(length),
+        };
+        self.register_list(&self.service(setup, length), &list, |n| weight(setup, length, n));
+    }
+
+    /// Gives an instance of a service an address that none had.
+    pub(crate) fn move_instance(&self, service: &str, entry: usize) {
+        let address = self.address(1_000_000 + self.moves.fetch_add(1, Ordering::Relaxed));
+        self.register_operations(vec![operation(service, entry, address, 1)]);
     }
 
     /// The agent.
@@ -91,11 +108,12 @@ impl Stage {
     /// `server` lines with the same addresses.
     pub(crate) fn server_lines(&self, setup: Setup, length: usize) -> String {
         let addresses = match setup {
-            Setup::Hot => self.shared(length),
+            Setup::Hot => self.mixed(length),
             Setup::Distinct => self.distinct(length),
         };
-        addresses.iter().fold(String::new(), |mut lines, address| {
-            let _ = writeln!(lines, "server {address};");
+        addresses.iter().enumerate().fold(String::new(), |mut lines, (entry, address)| {
+            let weight = weight(setup, length, entry);
+            let _ = writeln!(lines, "server {address} weight={weight};");
             lines
         })
     }
@@ -123,18 +141,31 @@ impl Stage {
     fn register_list(&self, service: &str, list: &[SocketAddr], weight: impl Fn(usize) -> u16) {
         let numbered: Vec<(usize, &SocketAddr)> = list.iter().enumerate().collect();
         for part in numbered.chunks(OPERATIONS) {
-            let node = json!({ "Node": { "Verb": "set",
-                "Node": { "Node": "bench", "Address": "127.0.0.1" } } });
-            let services = part.iter().map(|&(n, address)| {
-                json!({ "Service": { "Verb": "set", "Node": "bench", "Service": {
-                    "ID": format!("{service}-{n:05}"), "Service": service,
-                    "Address": address.ip().to_string(), "Port": address.port(),
-                    "Weights": { "Passing": weight(n), "Warning": 1 } } } })
-            });
-            let operations: Vec<Value> = std::iter::once(node).chain(services).collect();
-            self.consul.put("/v1/txn", &operations.into());
+            let services =
+                part.iter().map(|&(n, &address)| operation(service, n, address, weight(n)));
+            self.register_operations(services.collect());
         }
     }
+
+    fn register_operations(&self, services: Vec<Value>) {
+        let node = json!({ "Node": { "Verb": "set",
+            "Node": { "Node": "bench", "Address": "127.0.0.1" } } });
+        let operations: Vec<Value> = std::iter::once(node).chain(services).collect();
+        self.consul.put("/v1/txn", &operations.into());
+    }
+}
+
+/// The operation that registers the instance.
+fn operation(service: &str, entry: usize, address: SocketAddr, weight: u16) -> Value {
+    json!({ "Service": { "Verb": "set", "Node": "bench", "Service": {
+        "ID": format!("{service}-{entry:05}"), "Service": service,
+        "Address": address.ip().to_string(), "Port": address.port(),
+        "Weights": { "Passing": weight, "Warning": 1 } } } })
+}
+
+/// Weight of an entry of a list.
+fn weight(setup: Setup, length: usize, entry: usize) -> u16 {
+    if setup == Setup::Hot && entry < SOCKETS && length > SOCKETS { HEAVY } else { 1 }
 }
 
 /// "1.22.1".

@@ -28,61 +28,112 @@ impl Setup {
 /// A way to balance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Variant {
-    /// Stock round robin over `server` lines.
-    Static,
-    /// Stock `random` over `server` lines.
-    Random,
+    /// A method of nginx over `server` lines; "round_robin" is the one without a directive.
+    Static(&'static str),
     /// The recipe: Lua decodes the list, and picks, for each request.
-    LuaSeed,
+    LuaDecoding,
     /// The recipe with the decoded list kept by each worker.
     LuaCached,
     /// Ours, with this `consul_balance`.
     Ours(&'static str),
+    /// A method of nginx over Consul's instances.
+    Over(&'static str),
 }
 
-impl Variant {
-    /// All, the one to compare with first.
-    pub(crate) const ALL: [Variant; 7] = [
-        Variant::Static,
-        Variant::Random,
-        Variant::LuaSeed,
-        Variant::LuaCached,
-        Variant::Ours("round_robin"),
-        Variant::Ours("random"),
-        Variant::Ours("least_conn"),
-    ];
+/// Clients have few keys, so that few of N servers are asked and connections to them are kept.
+const HASH: &str = "hash $arg_key";
+const CONSISTENT: &str = "hash $arg_key consistent";
+/// As each group of variants has them.
+const STOCK_METHODS: [&str; 6] =
+    ["least_conn", "random", "random two least_conn", "ip_hash", HASH, CONSISTENT];
+const OUR_METHODS: [&str; 6] =
+    ["round_robin", "random", "least_conn", "least_time", HASH, CONSISTENT];
 
-    /// Its name on the command line.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Variant::Static => "static",
-            Variant::Random => "random",
-            Variant::LuaSeed => "lua-seed",
-            Variant::LuaCached => "lua-cached",
-            Variant::Ours("random") => "consul-random",
-            Variant::Ours(method) => method,
-        }
+impl Variant {
+    /// What the others are compared with.
+    pub(crate) const BASE: Variant = Variant::Static("round_robin");
+
+    /// All, the base first.
+    pub(crate) fn all() -> Vec<Variant> {
+        let mut all = vec![Variant::BASE];
+        all.extend(STOCK_METHODS.map(Variant::Static));
+        all.extend([Variant::LuaDecoding, Variant::LuaCached]);
+        all.extend(OUR_METHODS.map(Variant::Ours));
+        all.extend(STOCK_METHODS.map(Variant::Over));
+        all
+    }
+
+    /// Its name on the command line, "group:method".
+    pub(crate) fn name(self) -> String {
+        let (group, method) = match self {
+            Variant::Static(method) => ("static", method),
+            Variant::LuaDecoding => ("lua", "decoding"),
+            Variant::LuaCached => ("lua", "cached"),
+            Variant::Ours(method) => ("ours", method),
+            Variant::Over(method) => ("over", method),
+        };
+        format!("{group}:{}", method.replace(" $arg_key", "").replace(' ', "_"))
+    }
+
+    /// Whether `name` means it: its whole name, its group or its method.
+    pub(crate) fn is_named(self, name: &str) -> bool {
+        let own = self.name();
+        own == name || own.split(':').any(|part| part == name)
     }
 
     /// Its name in the tables.
     pub(crate) fn title(self) -> String {
         match self {
-            Variant::Static => "static, stock round robin".to_owned(),
-            Variant::Random => "static, stock `random`".to_owned(),
-            Variant::LuaSeed => "Lua recipe".to_owned(),
+            Variant::Static("round_robin") => "static, round robin".to_owned(),
+            Variant::Static(method) => format!("static, `{}`", shown(method)),
+            Variant::LuaDecoding => "Lua recipe".to_owned(),
             Variant::LuaCached => "Lua recipe, decoded list kept".to_owned(),
-            Variant::Ours(method) => format!("**ours, `{method}`**"),
+            Variant::Ours(method) => format!("**ours, `{}`**", shown(method)),
+            Variant::Over(method) => format!("nginx's `{}` over Consul", shown(method)),
         }
+    }
+
+    /// The same method over `server` lines.
+    pub(crate) fn static_twin(self) -> Option<Variant> {
+        match self {
+            Variant::Over(method) => Some(Variant::Static(method)),
+            _ => None,
+        }
+    }
+
+    /// Whether it is the recipe.
+    pub(crate) fn is_lua(self) -> bool {
+        matches!(self, Variant::LuaDecoding | Variant::LuaCached)
+    }
+
+    /// Whether our module is in it.
+    pub(crate) fn is_dynamic(self) -> bool {
+        matches!(self, Variant::Ours(_) | Variant::Over(_))
     }
 
     /// Whether it is measured in this setup.
     pub(crate) fn has(self, setup: Setup) -> bool {
-        setup == Setup::Hot || !matches!(self, Variant::LuaSeed | Variant::LuaCached)
+        setup == Setup::Hot || !self.is_lua()
     }
 
     /// Whether the cost of a request grows with the list so much that few are enough.
     pub(crate) fn is_slow(self) -> bool {
-        self == Variant::LuaSeed
+        self == Variant::LuaDecoding
+    }
+
+    /// Which addresses it has: where keys name the server, few are used of however many.
+    fn setup(self, wanted: Setup) -> Setup {
+        match self {
+            Variant::Static(m) | Variant::Ours(m) | Variant::Over(m) if m.contains("hash") => {
+                Setup::Distinct
+            }
+            _ => wanted,
+        }
+    }
+
+    /// The service that its instances are of.
+    pub(crate) fn service(self, stage: &Stage, setup: Setup, length: usize) -> String {
+        stage.service(self.setup(setup), length)
     }
 
     /// The configuration, without what differs between runs under valgrind and others.
@@ -93,44 +144,61 @@ impl Variant {
         length: usize,
         poll_seconds: u32,
     ) -> String {
+        let service = self.service(stage, setup, length);
         let (modules, http) = match self {
-            Variant::Static => (String::new(), upstream(&stage.server_lines(setup, length))),
-            Variant::Random => {
-                let lines = stage.server_lines(setup, length);
-                (String::new(), upstream(&format!("random;\n{lines}")))
+            Variant::Static(method) => {
+                let lines = stage.server_lines(self.setup(setup), length);
+                let method = match method {
+                    "round_robin" => String::new(),
+                    method => format!("{method};\n"),
+                };
+                (String::new(), upstream(&(method + &lines)))
             }
-            Variant::LuaSeed | Variant::LuaCached => {
+            Variant::LuaDecoding | Variant::LuaCached => {
                 let cached = self == Variant::LuaCached;
                 (lua_modules(), lua(stage, length, poll_seconds, cached))
             }
-            Variant::Ours(method) => ours(stage, &stage.service(setup, length), method),
+            Variant::Ours(method) => {
+                ours(stage, &format!("consul_dynamic {service};\nconsul_balance {method};\n"))
+            }
+            Variant::Over(method) => {
+                ours(stage, &format!("{method};\nconsul_dynamic {service};\n"))
+            }
         };
         whole(&modules, &http)
     }
 }
 
+/// A method's directive without the key.
+fn shown(method: &str) -> String {
+    method.replace("$arg_key", "key")
+}
+
 /// A configuration in which our module follows `service`.
 pub(crate) fn following(stage: &Stage, service: &str) -> String {
-    let (modules, http) = ours(stage, service, "round_robin");
+    let (modules, http) = ours(stage, &format!("consul_dynamic {service};\n"));
     whole(&modules, &http)
 }
 
 fn whole(modules: &str, http: &str) -> String {
+    let dynamic = http.contains("consul_server");
+    let status = if dynamic { "location = /consul { consul_status; }" } else { "" };
     format!(
         "{modules}daemon off;\nworker_processes 1;\npid nginx.pid;\nerror_log error.log notice;\n\
              worker_rlimit_nofile 16384;\nevents {{ worker_connections 8192; }}\n\
              http {{\naccess_log off;\nkeepalive_requests 100000000;\n\
              client_body_temp_path body;\nproxy_temp_path proxy;\nfastcgi_temp_path fastcgi;\n\
              uwsgi_temp_path uwsgi;\nscgi_temp_path scgi;\n{http}\n\
-             server {{ listen 127.0.0.1:%%PORT%%; location / {{ proxy_pass http://peers; \
+             server {{ listen 127.0.0.1:%%PORT%%; {status} \
+             location / {{ proxy_pass http://peers; \
              proxy_http_version 1.1; proxy_set_header Connection \"\"; }} }}\n}}\n"
     )
 }
 
 /// What to load, and what to put into `http`.
-fn ours(stage: &Stage, service: &str, method: &str) -> (String, String) {
-    let block = format!("consul_dynamic {service};\nconsul_balance {method};\n");
-    let http = format!("consul_server {};\n{}", stage.consul_url(), upstream(&block));
+fn ours(stage: &Stage, block: &str) -> (String, String) {
+    let server = stage.consul_url();
+    let http = format!("consul_server {server};\nconsul_zone consul 64m;\n{}", upstream(block));
     (format!("load_module {};\n", nginx::module().display()), http)
 }
 

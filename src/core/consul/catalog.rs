@@ -1,0 +1,113 @@
+//! An answer of `/v1/catalog/service` as instances: every registered one, whatever its health.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+
+use super::instances::{
+    Draft, Element, Instances, ParseError, Skipped, Tagged, Weights, list, meta,
+};
+use crate::model::Health;
+use crate::text::quote;
+
+/// Reads the body of an answer; an element that breaks a rule is skipped.
+///
+/// `tag` is as in [`super::health::parse`].
+///
+/// # Errors
+///
+/// The body is not a JSON array, or ends early.
+pub fn parse(body: &[u8], tag: Option<&str>) -> Result<Instances, ParseError> {
+    list(body, |json| instance(json, tag))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Entry {
+    node: Option<String>,
+    address: Option<String>,
+    datacenter: Option<String>,
+    tagged_addresses: Option<HashMap<String, String>>,
+    service_tagged_addresses: Option<HashMap<String, Tagged>>,
+    #[serde(rename = "ServiceID")]
+    service_id: Option<String>,
+    service_tags: Option<Vec<String>>,
+    service_address: Option<String>,
+    service_port: Option<i64>,
+    service_weights: Option<Weights>,
+    #[serde(default, deserialize_with = "meta::parse")]
+    service_meta: meta::Own,
+}
+
+fn instance(json: &str, tag: Option<&str>) -> Element {
+    let entry: Entry = serde_json::from_str(json).map_err(|error| {
+        let json: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
+        let text = |name: &str| json[name].as_str().unwrap_or_default().to_owned();
+        Skipped { node: text("Node"), id: text("ServiceID"), reason: quote(&error.to_string()) }
+    })?;
+    let draft = Draft {
+        node: entry.node,
+        node_address: entry.address,
+        datacenter: entry.datacenter,
+        id: entry.service_id,
+        address: entry.service_address,
+        port: entry.service_port,
+        tagged: entry.service_tagged_addresses,
+        node_tagged: entry.tagged_addresses,
+        tags: entry.service_tags,
+        weights: entry.service_weights,
+        meta: entry.service_meta,
+    };
+    draft.finish(Health::Passing, tag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WEB: &[u8] = include_bytes!("../testdata/catalog_service_web.json");
+
+    #[test]
+    fn reads_a_recorded_answer() {
+        let Instances { good, skipped, .. } = parse(WEB, None).unwrap();
+        let lines: Vec<_> = good
+            .iter()
+            .map(|i| format!("{} {} {}:{} {}", i.node, i.id, i.host, i.port, i.weight_passing))
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                "app1 web-1 10.0.0.11:8080 5",
+                "app2 web-2 web2.example.internal:8443 10",
+                "app3 web-3 2001:db8::13:8080 1",
+                "app5 web-5 fd00::15:8080 1",
+                "app6 web-6 node6.example.internal:8080 1",
+                "app7 web-7 10.0.0.17:8080 1",
+            ]
+        );
+        let told: Vec<_> = skipped.iter().map(|s| format!("{} {}", s.id, s.reason)).collect();
+        assert_eq!(told, ["web-4 port 0 is not in 1-65535"]);
+    }
+
+    #[test]
+    fn a_tagged_address_is_taken_where_there_is_one() {
+        let hosts: Vec<_> = parse(WEB, Some("wan"))
+            .unwrap()
+            .good
+            .into_iter()
+            .map(|i| format!("{} {}:{}", i.id, i.host, i.port))
+            .collect();
+        let expected = ["web-1 198.51.100.11:8080", "web-2 198.51.100.12:443"];
+        assert_eq!(hosts[..2], expected);
+        assert_eq!(hosts[2], "web-3 2001:db8::13:8080", "it has no other");
+    }
+
+    #[test]
+    fn an_element_that_breaks_a_rule_is_skipped_and_named() {
+        let body = br#"[{"Node":"n","ServiceID":"i","ServicePort":"x"},
+                        {"Node":"n","Address":"10.0.0.1","ServiceID":"j","ServicePort":0}]"#;
+        let found = parse(body, None).unwrap();
+        let told: Vec<_> = found.skipped.iter().map(|s| format!("{} {}", s.node, s.id)).collect();
+        assert_eq!((found.good.len(), told), (0, vec!["n i".to_owned(), "n j".to_owned()]));
+    }
+}

@@ -1,0 +1,323 @@
+//! A request to a block whose method is nginx's or another module's.
+
+use std::ffi::c_void;
+use std::rc::Rc;
+
+use nginx_sys::{
+    NGX_BUSY, NGX_DONE, NGX_PEER_FAILED, NGX_PEER_NEXT, ngx_http_request_t,
+    ngx_http_upstream_init_round_robin_peer, ngx_http_upstream_srv_conf_t, ngx_int_t,
+    ngx_peer_connection_t, ngx_uint_t,
+};
+
+use super::super::block::Block;
+use super::super::counted::Counted;
+use super::super::delegate::Delegate;
+use super::carry::Key;
+use super::snapshot::Snapshot;
+use super::{Instant, Stock};
+use crate::conf;
+use crate::ffi::{DECLINED, ERROR, OK, fence, give_to_pool};
+use crate::session;
+
+const BUSY: ngx_int_t = NGX_BUSY as ngx_int_t;
+const DONE: ngx_int_t = NGX_DONE as ngx_int_t;
+
+/// `peer.data`.
+struct StockAttempt {
+    /// Lives in the configuration, which outlives the request.
+    block: *const Block,
+    stock: *const Stock,
+    request: *mut ngx_http_request_t,
+    upstream: *mut ngx_http_upstream_srv_conf_t,
+    /// What the request is bound to; `None` once the service has no instance.
+    snapshot: Option<Rc<Snapshot>>,
+    /// What it was bound to: before nginx 1.27.3 `$upstream_addr` points at a peer's name until
+    /// the access log is written.
+    older: Vec<Rc<Snapshot>>,
+    /// The tier in use; after the last one come the block's `server` lines. It never falls, so
+    /// that the request ends even if the set changes all the time.
+    tier: usize,
+    /// There is nobody left to try in this tier.
+    exhausted: bool,
+    /// Who picks from it, once asked.
+    delegate: Option<Delegate>,
+    /// The `server` lines are in use.
+    on_servers: bool,
+    /// Instances that have failed the request.
+    tried: Vec<Key>,
+    /// Nobody was asked yet.
+    fresh: bool,
+    counted: Counted,
+}
+
+/// `peer.init`.
+pub(in super::super) extern "C" fn ngx_http_upstream_init_stock_peer(
+    r: *mut ngx_http_request_t,
+    us: *mut ngx_http_upstream_srv_conf_t,
+) -> ngx_int_t {
+    fence(ERROR, || {
+        // SAFETY: nginx passes a request with an upstream, and a block of the running
+        // configuration, which lives as long as the worker.
+        unsafe {
+            let Some(block) = &conf::srv_conf(us).block else { return ERROR };
+            let Some(stock) = block.stock() else { return ERROR };
+            let snapshot = stock.current(block);
+            if snapshot.is_none() && block.has_fallback {
+                return ngx_http_upstream_init_round_robin_peer(r, us);
+            }
+            let attempt = give_to_pool(
+                (*r).pool,
+                StockAttempt {
+                    block: &raw const **block,
+                    stock,
+                    request: r,
+                    upstream: us,
+                    snapshot,
+                    older: Vec::new(),
+                    tier: 0,
+                    exhausted: false,
+                    delegate: None,
+                    on_servers: false,
+                    tried: Vec::new(),
+                    fresh: true,
+                    counted: Counted::default(),
+                },
+            );
+            let Some(attempt) = attempt.as_mut() else { return ERROR };
+            if attempt.snapshot.is_some() && !attempt.bind() {
+                return ERROR;
+            }
+            let delegate = attempt.delegate.as_ref();
+            let peer = &raw mut (*(*r).upstream).peer;
+            (*peer).tries = delegate.map_or(1, |delegate| delegate.tries().max(1));
+            if delegate.is_some_and(Delegate::wants_notes) {
+                (*peer).notify = Some(notify);
+            }
+            (*peer).data = (&raw mut *attempt).cast();
+            (*peer).get = Some(ngx_http_upstream_get_stock_peer);
+            (*peer).free = Some(ngx_http_upstream_free_stock_peer);
+            session::install(&mut *peer, set_session, save_session);
+        }
+        OK
+    })
+}
+
+/// # Safety
+///
+/// `data` is the `peer.data` of a request that [`ngx_http_upstream_init_stock_peer`] set; nginx
+/// runs one callback of a request at a time.
+unsafe fn attempt<'a>(data: *mut c_void) -> &'a mut StockAttempt {
+    // SAFETY: the caller's promise; the request's pool has the attempt.
+    unsafe { &mut *data.cast::<StockAttempt>() }
+}
+
+extern "C" fn ngx_http_upstream_get_stock_peer(
+    pc: *mut ngx_peer_connection_t,
+    data: *mut c_void,
+) -> ngx_int_t {
+    fence(ERROR, || {
+        // SAFETY: nginx passes our data.
+        let attempt = unsafe { attempt(data) };
+        attempt.counted.end(attempt.block().worker());
+        attempt.renew();
+        attempt.pick(pc)
+    })
+}
+
+extern "C" fn ngx_http_upstream_free_stock_peer(
+    pc: *mut ngx_peer_connection_t,
+    data: *mut c_void,
+    state: ngx_uint_t,
+) {
+    fence((), || {
+        // SAFETY: nginx passes our data.
+        let attempt = unsafe { attempt(data) };
+        if let Some(delegate) = &attempt.delegate {
+            delegate.free(pc, state);
+        }
+        if attempt.on_servers {
+            return;
+        }
+        attempt.note_outcome(state);
+        // SAFETY: nginx passes the request's connection.
+        let pc = unsafe { &mut *pc };
+        if pc.tries == 0 && attempt.has_more() {
+            attempt.exhausted = true;
+            pc.tries = 1;
+        }
+    });
+}
+
+impl StockAttempt {
+    fn block(&self) -> &'static Block {
+        // SAFETY: the configuration outlives the request.
+        unsafe { &*self.block }
+    }
+
+    fn stock(&self) -> &'static Stock {
+        // SAFETY: the block has it.
+        unsafe { &*self.stock }
+    }
+
+    /// Whether there is something after the tier in use.
+    fn has_more(&self) -> bool {
+        self.block().has_fallback
+            || self.snapshot.as_ref().is_some_and(|snapshot| self.tier + 1 < snapshot.tiers())
+    }
+
+    /// Goes over to newer peers, if there are some.
+    fn renew(&mut self) {
+        if std::mem::take(&mut self.fresh) || self.on_servers {
+            return;
+        }
+        let present = self.stock().current(self.block());
+        let is_same = match (&self.snapshot, &present) {
+            (Some(held), Some(present)) => Rc::ptr_eq(held, present),
+            (None, None) => true,
+            _ => false,
+        };
+        if !is_same {
+            self.delegate = None;
+            self.older.extend(self.snapshot.take());
+            self.snapshot = present;
+        }
+    }
+
+    /// Prepares for picks from the tier.
+    fn bind(&mut self) -> bool {
+        let Some(snapshot) = &self.snapshot else { return false };
+        let first_use = snapshot.is_first_use().then(Instant::now);
+        // SAFETY: the request that peer.init got; it holds the snapshot.
+        self.delegate = unsafe { snapshot.bind(self.request, self.tier) };
+        if let Some(delegate) = self.delegate.as_ref().filter(|_| !self.tried.is_empty()) {
+            // SAFETY: it was just bound to this tier.
+            unsafe { snapshot.pass_over(delegate, self.tier, &self.tried) };
+        }
+        // Methods may leave work to the first request.
+        if let Some(start) = first_use {
+            let work = format_args!("first request prepared");
+            self.stock().note_cost(self.block(), start.elapsed(), work);
+        }
+        self.delegate.is_some()
+    }
+
+    fn pick(&mut self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
+        let mut moved = false;
+        while let Some(tiers) = self.snapshot.as_ref().map(|snapshot| snapshot.tiers()) {
+            if self.exhausted {
+                (self.exhausted, self.delegate, moved) = (false, None, true);
+                self.tier += 1;
+            }
+            if self.on_servers || self.tier >= tiers {
+                break;
+            }
+            if self.delegate.is_none() && !self.bind() {
+                return ERROR;
+            }
+            let Some(delegate) = &self.delegate else { return ERROR };
+            if std::mem::take(&mut moved) {
+                // SAFETY: nginx passes the request's connection.
+                unsafe { (*pc).tries = delegate.tries().max(1) };
+            }
+            let picked = delegate.get(pc);
+            if picked == OK || picked == DONE {
+                self.begin(pc);
+            }
+            if picked != BUSY || !self.has_more() {
+                return picked;
+            }
+            self.exhausted = true;
+        }
+        self.pick_server(pc)
+    }
+
+    /// Asks the block's `server` lines, the last ones to be asked.
+    fn pick_server(&mut self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
+        let block = self.block();
+        if !block.has_fallback {
+            // SAFETY: nginx passes the request's connection.
+            let pc = unsafe { &mut *pc };
+            block.complain(pc.log);
+            // Not NGX_BUSY: nginx would log a line for each request.
+            pc.name = block.name_ptr();
+            pc.tries = 0;
+            return DECLINED;
+        }
+        if !self.on_servers {
+            let (r, us) = (self.request, self.upstream);
+            // SAFETY: the request and block that peer.init got.
+            self.delegate =
+                unsafe { Delegate::new(r, || ngx_http_upstream_init_round_robin_peer(r, us)) };
+            self.on_servers = true;
+            if let Some(delegate) = &self.delegate {
+                // SAFETY: nginx passes the request's connection.
+                unsafe { (*pc).tries = delegate.tries().max(1) };
+            }
+        }
+        self.delegate.as_ref().map_or(ERROR, |delegate| delegate.get(pc))
+    }
+
+    fn begin(&mut self, pc: *mut ngx_peer_connection_t) {
+        // SAFETY: nginx passes the request's connection.
+        let address = unsafe { (*pc).sockaddr };
+        let (Some(snapshot), Some(worker)) = (&self.snapshot, self.block().worker()) else {
+            return;
+        };
+        // Another module's method may have addresses of its own.
+        if let Some(peer) = snapshot.view().number_at(address) {
+            self.counted.begin(worker, snapshot.view(), peer);
+        }
+    }
+
+    /// The method has been told that the attempt is over; the rest is ours to do.
+    fn note_outcome(&mut self, state: ngx_uint_t) {
+        let (block, stock) = (self.block(), self.stock());
+        let worker = block.worker();
+        if let (Some(snapshot), Some(peer)) = (&self.snapshot, self.counted.peer()) {
+            let single = snapshot.view().len() == 1 && !block.has_fallback;
+            if let Some(worker) = worker {
+                self.counted.judge(worker, snapshot.view(), state, single);
+            }
+            if snapshot.peer(peer).is_some() && !stock.is_current(snapshot) {
+                stock.note_end(snapshot.key(peer));
+            }
+            if state & (NGX_PEER_FAILED | NGX_PEER_NEXT) as ngx_uint_t != 0 {
+                self.tried.push(snapshot.key(peer));
+            }
+        }
+        self.counted.end(worker);
+    }
+}
+
+impl Drop for StockAttempt {
+    /// With the request's pool; nginx has freed the peer before, so this is for what it forgets.
+    fn drop(&mut self) {
+        self.counted.end(self.block().worker());
+    }
+}
+
+extern "C" fn set_session(pc: *mut ngx_peer_connection_t, data: *mut c_void) -> ngx_int_t {
+    fence(ERROR, || {
+        // SAFETY: nginx passes our data.
+        let attempt = unsafe { attempt(data) };
+        attempt.delegate.as_ref().map_or(OK, |delegate| delegate.set_session(pc))
+    })
+}
+
+extern "C" fn save_session(pc: *mut ngx_peer_connection_t, data: *mut c_void) {
+    fence((), || {
+        // SAFETY: nginx passes our data.
+        if let Some(delegate) = &unsafe { attempt(data) }.delegate {
+            delegate.save_session(pc);
+        }
+    });
+}
+
+unsafe extern "C" fn notify(pc: *mut ngx_peer_connection_t, data: *mut c_void, kind: ngx_uint_t) {
+    fence((), || {
+        // SAFETY: nginx passes our data.
+        if let Some(delegate) = &unsafe { attempt(data) }.delegate {
+            delegate.notify(pc, kind);
+        }
+    });
+}

@@ -1,0 +1,164 @@
+//! nginx under callgrind, which counts only while it is told to, and only the event loop's thread.
+
+use std::collections::HashMap;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nginx_consul_e2e::nginx;
+use nginx_consul_e2e::process::Process;
+use nginx_consul_e2e::{ports, wait};
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+/// nginx under valgrind takes its time to start and to end.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A running one.
+pub(crate) struct Counted {
+    folder: TempDir,
+    process: Process,
+    address: SocketAddr,
+}
+
+/// What was counted.
+#[derive(Debug)]
+pub(crate) struct Counts {
+    /// Instructions of the thread.
+    pub(crate) total: u64,
+    /// Calls from nginx into our module, each function's number of calls and their instructions, of
+    /// everything called from there included.
+    pub(crate) into_module: HashMap<String, (u64, u64)>,
+}
+
+impl Counted {
+    /// Starts nginx with this configuration and waits until it listens. Nothing is counted yet.
+    pub(crate) fn start(text: &str) -> Counted {
+        let folder = tempfile::tempdir().expect("a folder");
+        let port = ports::free();
+        let file = folder.path().join("nginx.conf");
+        let text = text.replace("%%PORT%%", &port.to_string());
+        fs::write(&file, format!("{text}\nmaster_process off;\n")).expect("nginx.conf");
+        let out = folder.path().join("callgrind.out");
+        let mut command = Command::new("valgrind");
+        command.args(["--tool=callgrind", "--instr-atstart=no", "--separate-threads=yes"]);
+        command.arg(format!("--callgrind-out-file={}", out.display()));
+        command.arg(nginx::binary()).arg("-p").arg(folder.path()).arg("-c").arg(&file);
+        command.args(["-e", "error.log"]).stdin(Stdio::null());
+        let log = fs::File::create(folder.path().join("valgrind.log")).expect("valgrind.log");
+        let process = Process::spawn(command.stdout(Stdio::null()).stderr(log));
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let mut counted = Counted { folder, process, address };
+        wait::until("nginx listens under valgrind", PATIENCE, || {
+            let ended = counted.process.exited().is_some();
+            assert!(!ended, "nginx ended under valgrind:\n{}", counted.told());
+            TcpStream::connect(address).is_ok()
+        });
+        counted
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What it and valgrind said.
+    pub(crate) fn told(&self) -> String {
+        let read =
+            |name: &str| fs::read_to_string(self.folder.path().join(name)).unwrap_or_default();
+        format!("{}\n{}", read("error.log"), read("valgrind.log"))
+    }
+
+    /// Counts from here on, or no more.
+    pub(crate) fn switch(&self, on: bool) {
+        let mut command = Command::new("callgrind_control");
+        command.args(["-i", if on { "on" } else { "off" }]).arg(self.process.pid().to_string());
+        let output = command.output().expect("callgrind_control: scripts/deps bench");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("OK"), "{command:?}: {text}");
+    }
+
+    /// Ends it. What callgrind wrote is left in the file `keep`.
+    pub(crate) fn end(mut self, keep: Option<&Path>) -> Counts {
+        // Without a master, a signal that comes just before epoll_wait() is seen after the next event.
+        let status = (0..30).find_map(|_| {
+            self.process.signal(Signal::TERM);
+            self.process.wait(Duration::from_secs(1))
+        });
+        assert!(status.is_some_and(|s| s.success()), "{status:?}\n{}", self.told());
+        let out = self.folder.path().join("callgrind.out-01");
+        if let Some(keep) = keep {
+            fs::copy(&out, keep).expect("a place to keep callgrind.out");
+        }
+        Counts::parse(&fs::read_to_string(out).expect("callgrind.out-01"))
+    }
+}
+
+impl Counts {
+    /// Reads callgrind's own format, see "Callgrind Format Specification" in valgrind's manual.
+    fn parse(text: &str) -> Counts {
+        let mut names = Names::default();
+        let (nginx, module) = (path(nginx::binary()), path(nginx::module()));
+        let (mut total, mut from, mut into) = (0, String::new(), String::new());
+        let (mut callee, mut calls) = (String::new(), None);
+        let mut into_module: HashMap<String, (u64, u64)> = HashMap::new();
+        for line in text.lines() {
+            if let Some(count) = calls.take() {
+                let cost = line.split(' ').nth(1).and_then(|n| n.parse().ok()).unwrap_or(0);
+                if from == nginx && into == module {
+                    let sum = into_module.entry(callee.clone()).or_default();
+                    *sum = (sum.0 + count, sum.1 + cost);
+                }
+                into.clone_from(&from);
+                continue;
+            }
+            let Some((key, value)) = line.split_once('=') else {
+                if let Some(n) = line.strip_prefix("totals: ") {
+                    total = n.trim().parse().expect("totals of callgrind.out");
+                }
+                continue;
+            };
+            match key {
+                "ob" => {
+                    from = names.objects.resolve(value);
+                    into.clone_from(&from);
+                }
+                "cob" => into = names.objects.resolve(value),
+                "fn" => drop(names.functions.resolve(value)),
+                "cfn" => callee = names.functions.resolve(value),
+                "calls" => calls = value.split(' ').next().and_then(|n| n.parse::<u64>().ok()),
+                _ => {}
+            }
+        }
+        assert!(total > 0, "no totals in callgrind.out");
+        Counts { total, into_module }
+    }
+}
+
+/// The path of an object as callgrind writes it.
+fn path(file: PathBuf) -> String {
+    fs::canonicalize(&file).unwrap_or(file).to_string_lossy().into_owned()
+}
+
+#[derive(Default)]
+struct Names {
+    objects: Compressed,
+    functions: Compressed,
+}
+
+/// Names are given once, as "(7) name", and then as "(7)".
+#[derive(Default)]
+struct Compressed(HashMap<String, String>);
+
+impl Compressed {
+    fn resolve(&mut self, value: &str) -> String {
+        let (number, name) = value.split_once(' ').unwrap_or((value, ""));
+        if name.is_empty() {
+            return self.0.get(number).cloned().unwrap_or_default();
+        }
+        self.0.insert(number.to_owned(), name.to_owned());
+        name.to_owned()
+    }
+}
