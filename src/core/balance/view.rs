@@ -388,5 +388,5 @@ impl Peers for InTier<'_> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;

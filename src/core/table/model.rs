@@ -16,6 +16,7 @@ use super::machine::{killed_after, process};
 use super::read::RECORD;
 use super::*;
 use crate::model::{Health, Peer, PeerSet};
+use crate::params::Params;
 use crate::process::ProcessId;
 
 /// Two lanes, so that they share a word.
@@ -70,6 +71,7 @@ fn peer(n: u16) -> Peer {
         tags: Vec::new(),
         health: Health::Passing,
         datacenter: String::new(),
+        params: Params::default(),
     }
 }
 

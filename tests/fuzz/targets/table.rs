@@ -93,7 +93,7 @@ fn count(table: Table<'_>, image: &Image, lane: Option<Lane>) {
         let owed = table.enter(slot, identity, lane);
         table.note_checked(slot, identity, 10, 1_000);
         table.note_failed(slot, identity, 1_000);
-        table.note_passed(slot, identity);
+        table.note_passed(slot, identity, 1, 1_000);
         table.forget_fails(slot, identity);
         if let Some(lane) = lane.filter(|_| owed) {
             table.leave(slot, lane);
