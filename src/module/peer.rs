@@ -7,7 +7,7 @@ use std::ffi::c_void;
 use std::rc::Rc;
 
 use nginx_consul_core::balance::{Latency, Method, Tried};
-use nginx_consul_core::table::{Lane, Record, Table};
+use nginx_consul_core::table::{Record, Table};
 use nginx_sys::{
     NGX_LOG_WARN, NGX_PEER_FAILED, ngx_conf_t, ngx_current_msec, ngx_http_request_t,
     ngx_http_upstream_init_round_robin, ngx_http_upstream_init_round_robin_peer,
@@ -27,6 +27,7 @@ mod view;
 
 use block::now;
 pub(crate) use block::{Block, Source, Worker};
+use counted::Counted;
 use delegate::Delegate;
 pub(crate) use stock::{InitUpstream, Stock, is_nginxs_own};
 use view::PeerView;
@@ -35,10 +36,7 @@ use view::PeerView;
 struct Attempt {
     view: Rc<PeerView>,
     tried: Tried,
-    /// The peer that has the request.
-    current: Option<usize>,
-    /// Where it counts as in flight.
-    counted: Option<(usize, Lane)>,
+    counted: Counted,
     /// Lives in the configuration, which outlives the request.
     block: *const Block,
     /// What the request is hashed by; lives as long as the request.
@@ -104,8 +102,7 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
                 Attempt {
                     view,
                     tried: Tried::default(),
-                    current: None,
-                    counted: None,
+                    counted: Counted::default(),
                     block: &raw const **block,
                     key,
                     request: r,
@@ -211,11 +208,7 @@ extern "C" fn ngx_http_upstream_free_consul_peer(
         }
         // SAFETY: nginx passes the request's connection.
         let pc = unsafe { &mut *pc };
-        if let Some(peer) = attempt.current {
-            if let Some(worker) = attempt.block().worker() {
-                attempt.judge(worker.table, peer, state, pc.log);
-            }
-        }
+        attempt.judge(state, pc.log);
         attempt.end();
         pc.tries = if attempt.is_single() { 0 } else { pc.tries.saturating_sub(1) };
     });
@@ -246,43 +239,26 @@ impl Attempt {
     }
 
     fn begin(&mut self, worker: Worker, peer: usize) {
-        let Record { slot, identity, .. } = self.view.peers().records()[peer];
-        let slot = slot as usize;
         self.tried.insert(peer);
-        self.current = Some(peer);
-        let counted = worker.table.enter(slot, identity, worker.lane);
-        self.counted = worker.lane.filter(|_| counted).map(|lane| (slot, lane));
-        let rules = self.view.peers().rules(peer);
-        if rules.max_fails != 0 {
-            let timeout = u64::from(rules.fail_timeout);
-            worker.table.note_checked(slot, identity, timeout, now().seconds);
-        }
+        self.counted.begin(worker, &self.view, peer);
     }
 
-    /// Counts the outcome, as `ngx_http_upstream_free_round_robin_peer()` does.
-    fn judge(&self, table: Table<'static>, peer: usize, state: ngx_uint_t, log: *mut ngx_log_t) {
-        let Record { slot, identity, .. } = self.view.peers().records()[peer];
-        let slot = slot as usize;
-        let max_fails = u64::from(self.view.peers().rules(peer).max_fails);
-        let failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;
-        self.note_time(table, slot, identity, failed);
-        if !failed {
-            table.note_passed(slot, identity, max_fails, now().millis);
+    fn judge(&self, state: ngx_uint_t, log: *mut ngx_log_t) {
+        let (Some(peer), Some(worker)) = (self.counted.peer(), self.block().worker()) else {
             return;
-        }
-        let fails = table.note_failed(slot, identity, now().seconds);
-        if self.is_single() {
-            table.forget_fails(slot, identity);
-        } else if max_fails != 0 && fails >= max_fails {
+        };
+        self.note_time(worker.table, peer, state & NGX_PEER_FAILED as ngx_uint_t != 0);
+        if self.counted.judge(worker, &self.view, state, self.is_single()) {
             ngx::ngx_log_error!(NGX_LOG_WARN, log, "upstream server temporarily disabled");
         }
     }
 
     /// Notes how long the peer took, where the method wants to know.
-    fn note_time(&self, table: Table<'static>, slot: usize, identity: u64, failed: bool) {
+    fn note_time(&self, table: Table<'static>, peer: usize, failed: bool) {
         if self.block().method() != Method::LeastTime {
             return;
         }
+        let Record { slot, identity, .. } = self.view.peers().records()[peer];
         // SAFETY: the request's upstream, whose state nginx makes before it connects.
         let (header_time, elapsed) = unsafe {
             let upstream = &*(*self.request).upstream;
@@ -291,7 +267,7 @@ impl Attempt {
             (state.header_time, elapsed as u64)
         };
         let now = now().millis;
-        table.update_latency(slot, identity, |raw| {
+        table.update_latency(slot as usize, identity, |raw| {
             let latency = Latency::from_raw(raw);
             // nginx's value of a time that never came.
             let has_header = header_time != usize::MAX;
@@ -309,11 +285,7 @@ impl Attempt {
     }
 
     fn end(&mut self) {
-        self.current = None;
-        let worker = self.block().worker();
-        if let (Some(worker), Some((slot, lane))) = (worker, self.counted.take()) {
-            worker.table.leave(slot, lane);
-        }
+        self.counted.end(self.block().worker());
     }
 }
 
@@ -328,7 +300,7 @@ extern "C" fn set_session(pc: *mut ngx_peer_connection_t, data: *mut c_void) -> 
     fence(ERROR, || {
         // SAFETY: nginx passes our data.
         let attempt = unsafe { attempt(data) };
-        match (&attempt.servers, attempt.current) {
+        match (&attempt.servers, attempt.counted.peer()) {
             (Some(servers), _) => servers.set_session(pc),
             // SAFETY: nginx passes the request's connection.
             (None, Some(peer)) => attempt.view.sessions().resume(unsafe { &*pc }, peer),
@@ -341,7 +313,7 @@ extern "C" fn save_session(pc: *mut ngx_peer_connection_t, data: *mut c_void) {
     fence((), || {
         // SAFETY: nginx passes our data.
         let attempt = unsafe { attempt(data) };
-        match (&attempt.servers, attempt.current) {
+        match (&attempt.servers, attempt.counted.peer()) {
             (Some(servers), _) => servers.save_session(pc),
             // SAFETY: nginx passes the request's connection.
             (None, Some(peer)) => attempt.view.sessions().save(unsafe { &*pc }, peer),

@@ -33,20 +33,28 @@ impl Counted {
         }
     }
 
-    /// Counts the outcome; failures of a peer that is the only one never count.
-    pub(super) fn judge(&self, worker: Worker, view: &PeerView, state: ngx_uint_t, single: bool) {
-        let Some(peer) = self.peer else { return };
+    /// Counts the outcome, as `ngx_http_upstream_free_round_robin_peer()` does. `true` if failures
+    /// keep the peer out by now; those of a peer that is the only one never count.
+    pub(super) fn judge(
+        &self,
+        worker: Worker,
+        view: &PeerView,
+        state: ngx_uint_t,
+        single: bool,
+    ) -> bool {
+        let Some(peer) = self.peer else { return false };
         let Record { slot, identity, .. } = view.peers().records()[peer];
         let slot = slot as usize;
+        let max_fails = u64::from(view.peers().rules(peer).max_fails);
         if state & NGX_PEER_FAILED as ngx_uint_t == 0 {
-            let max_fails = u64::from(view.peers().rules(peer).max_fails);
             worker.table.note_passed(slot, identity, max_fails, now().millis);
-            return;
+            return false;
         }
-        worker.table.note_failed(slot, identity, now().seconds);
+        let fails = worker.table.note_failed(slot, identity, now().seconds);
         if single {
             worker.table.forget_fails(slot, identity);
         }
+        !single && max_fails != 0 && fails >= max_fails
     }
 
     pub(super) fn end(&mut self, worker: Option<Worker>) {

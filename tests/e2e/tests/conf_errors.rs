@@ -2,6 +2,8 @@
 
 use nginx_consul_e2e::Config;
 
+mod parameters;
+
 /// Has `nginx -t` refuse an `http` block, with these words and the place of the line marked `# here`.
 #[track_caller]
 pub(crate) fn refused(http: &str, words: &[&str]) {
@@ -30,74 +32,6 @@ fn refused_in_upstream(line: &str, words: &[&str]) {
 #[track_caller]
 fn refused_in_http(line: &str, words: &[&str]) {
     refused(&format!("{line} # here\nupstream api {{ consul_dynamic web; }}"), words);
-}
-
-#[test]
-fn no_service_name_is_refused() {
-    refused_in_upstream(
-        "consul_dynamic;",
-        &["invalid number of arguments in \"consul_dynamic\" directive"],
-    );
-}
-
-#[test]
-fn an_empty_service_name_is_refused() {
-    refused_in_upstream("consul_dynamic \"\";", &["consul_dynamic", "empty"]);
-}
-
-#[test]
-fn an_unknown_parameter_is_refused() {
-    refused_in_upstream("consul_dynamic web colour=red;", &["consul_dynamic", "\"colour=red\""]);
-    refused_in_upstream("consul_dynamic web passing;", &["consul_dynamic", "\"passing\""]);
-}
-
-#[test]
-fn a_doubled_parameter_is_refused() {
-    for double in [
-        "filter=a filter=b",
-        "dc=a dc=b",
-        "ns=a ns=b",
-        "partition=a partition=b",
-        "near=a near=b",
-        "status=any status=any",
-        "consistency=stale consistency=default",
-        "max_fails=1 max_fails=2",
-        "fail_timeout=1s fail_timeout=2s",
-        "max_conns=1 max_conns=2",
-        "slow_start=1s slow_start=2s",
-    ] {
-        let name = double.split('=').next().expect("a name");
-        refused_in_upstream(
-            &format!("consul_dynamic web {double};"),
-            &["consul_dynamic", "duplicate", name],
-        );
-    }
-}
-
-#[test]
-fn a_bad_value_of_a_parameter_is_refused() {
-    for bad in [
-        "status=healthy",
-        "status=",
-        "consistency=eventual",
-        "max_fails=many",
-        "max_fails=-1",
-        "fail_timeout=soon",
-        "max_conns=x",
-        "slow_start=-3s",
-        "fail_timeout=500ms",
-        "dc=",
-        "dc=dc1,",
-        "dc=,dc1",
-        "dc=dc1,,dc2",
-        "dc=dc1,dc2,dc1",
-    ] {
-        let (name, value) = bad.split_once('=').expect("a parameter");
-        refused_in_upstream(
-            &format!("consul_dynamic web {bad};"),
-            &["consul_dynamic", name, value],
-        );
-    }
 }
 
 #[test]
@@ -287,21 +221,6 @@ fn a_state_file_that_can_never_be_written_is_refused() {
         "consul_state /etc/passwd/state;",
         &["\"consul_state\"", "\"/etc/passwd\" is no directory"],
     );
-}
-
-#[test]
-fn a_source_has_the_parameters_that_mean_something_to_it() {
-    for (line, named) in [
-        ("consul_dynamic web source=zookeeper;", "zookeeper"),
-        ("consul_dynamic web source=catalog status=any;", "status"),
-        ("consul_dynamic up/web tag=v1 source=kv;", "tag"),
-        ("consul_dynamic up/web source=kv filter=x;", "filter"),
-        ("consul_dynamic web source=query filter=x;", "filter"),
-        ("consul_dynamic / source=kv;", "prefix"),
-    ] {
-        refused_in_upstream(line, &["\"consul_dynamic\"", named]);
-    }
-    refused_in_http("consul_poll 100ms;", &["\"consul_poll\"", "100ms", "at least 500ms"]);
 }
 
 #[test]
