@@ -12,6 +12,7 @@ pub mod address;
 pub mod balance;
 pub mod consul;
 pub mod model;
+pub mod named;
 pub mod params;
 pub mod process;
 pub mod resolve;

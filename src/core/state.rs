@@ -49,6 +49,8 @@ pub struct Saved {
     pub key: u128,
     /// Name of the service, for people.
     pub service: String,
+    /// If a request has named the service: [`Template::key`](crate::named::Template::key).
+    pub template: Option<u128>,
     /// `X-Consul-Index` of the answer.
     pub index: u64,
     /// When the answer came, milliseconds since the epoch.

@@ -22,6 +22,28 @@ pub struct Status {
     pub upstreams: Vec<Upstream>,
     /// Every service that a block follows.
     pub services: Vec<Service>,
+    /// Those that requests have named, if they can.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub named: Option<Named>,
+}
+
+/// The services that requests have named.
+#[derive(Clone, Debug, Serialize)]
+pub struct Named {
+    /// `consul_max_services`.
+    pub max: usize,
+    /// Followed now.
+    pub services: Vec<NamedService>,
+}
+
+/// A service that a request has named.
+#[derive(Clone, Debug, Serialize)]
+pub struct NamedService {
+    /// Seconds since a request named it last; good to a second.
+    pub last_used_seconds: f64,
+    /// As of the others.
+    #[serde(flatten)]
+    pub service: Service,
 }
 
 /// A block.
@@ -262,6 +284,7 @@ mod tests {
                     state: "up",
                 }],
             }],
+            named: None,
         }
     }
 
@@ -303,6 +326,20 @@ mod tests {
         assert!(html.contains("<strong>dc&lt;2&gt; (1 of 2)</strong>"), "{html}");
         let none = vec![Tier { name: "dc1".into(), peers: Some(0), usable: Some(0) }];
         assert_eq!(Upstream::new("a".into(), "b".into(), "random".into(), none).in_use, None);
+    }
+
+    #[test]
+    fn services_that_requests_have_named_stand_apart() {
+        let mut status = status("v1");
+        let service = Service { service: "shop".into(), ..status.services[0].clone() };
+        let services = vec![NamedService { last_used_seconds: 2.5, service }];
+        status.named = Some(Named { max: 5000, services });
+        let json: serde_json::Value = serde_json::from_slice(&status.to_json()).unwrap();
+        assert_eq!(json["services"].as_array().unwrap().len(), 1);
+        let named = &json["named"]["services"][0];
+        assert_eq!((&named["service"], &named["last_used_seconds"]), (&"shop".into(), &2.5.into()));
+        let html = String::from_utf8(status.to_html()).unwrap();
+        assert!(html.contains("1 of at most 5000") && html.contains("named 2.5 s ago"), "{html}");
     }
 
     #[test]

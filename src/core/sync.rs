@@ -6,6 +6,7 @@
 
 mod engine;
 mod first;
+mod once;
 mod plan;
 mod publisher;
 mod runner;
@@ -23,7 +24,9 @@ pub use crate::consul::server::{Server, ServerError};
 pub use crate::consul::tls::{Tls, TlsError, TlsOptions};
 pub use crate::consul::token::{Token, TokenError};
 pub use engine::Engine;
+pub(crate) use engine::spawn;
 pub use first::first_answers;
+pub(crate) use once::Once;
 pub use plan::{Endpoint, Plan, Target, Timing, WatchPlan};
 
 /// Who takes what the engine finds out. Called from several threads at a time.

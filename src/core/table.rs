@@ -1,7 +1,7 @@
 //! The table of peers that all processes share: a slice of words in nginx's shared zone.
 //!
 //! ```text
-//! header │ lanes │ entries │ slots │ arena
+//! header │ lanes │ verdicts │ entries │ slots │ arena
 //! ```
 //!
 //! * An **entry** is one target (a selection of a service's instances): its generation and where
@@ -13,6 +13,7 @@
 //!   and stays with it from set to set ([`slots`]).
 //! * A **lane** is one worker's column of in-flight counts in every slot. Only its worker writes
 //!   it, so when a worker is killed its column is all there is to clear.
+//! * A **verdict** says what became of a name that a request asked for ([`verdicts`]).
 //!
 //! Which parts of the arena and which slots are free is not stored anywhere: it follows from the
 //! entries. So a publisher may be killed at any instruction, and the next one has nothing to
@@ -34,14 +35,16 @@ mod model;
 pub mod publish;
 pub mod read;
 pub mod slots;
+pub mod verdicts;
 
-pub use entry::{Freshness, Mode};
+pub use entry::{Freshness, Mode, Named};
 pub use publish::{Change, Full};
 pub use read::{Detail, Image, Record};
 pub use slots::{Counters, Lane};
+pub use verdicts::Verdict;
 
 /// Says that the zone holds a table of this layout.
-const MAGIC: u64 = 0x6e67_782d_636e_0003;
+const MAGIC: u64 = 0x6e67_782d_636e_0004;
 
 /// Words of the header; the rest of them is spare.
 const HEADER: usize = 16;
@@ -75,6 +78,7 @@ pub struct Table<'z> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Layout {
     lanes: usize,
+    verdicts: usize,
     entries: usize,
     entry_count: usize,
     slots: usize,
@@ -88,14 +92,17 @@ impl Layout {
     fn new(words: usize, lanes: usize) -> Option<Layout> {
         let entry_count = entries_in(words * 8);
         let slot_words = slots::WORDS + lanes / 2;
-        let slots = HEADER + lanes + entry_count * entry::WORDS;
+        let verdicts = HEADER + lanes;
+        let entries = verdicts + entry_count * verdicts::WORDS_PER_ENTRY;
+        let slots = entries + entry_count * entry::WORDS;
         // A quarter of what is left for slots: a slot is about a third of what an instance takes,
         // and an update needs room for a second block.
         let slot_count = words.checked_sub(slots)? / 4 / slot_words;
         let arena = slots + slot_count * slot_words;
         (slot_count > 0 && words > arena && words <= u32::MAX as usize).then_some(Layout {
             lanes: HEADER,
-            entries: HEADER + lanes,
+            verdicts,
+            entries,
             entry_count,
             slots,
             slot_count,

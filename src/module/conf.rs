@@ -8,13 +8,15 @@ use std::time::Duration;
 use nginx_consul_core::address::IpNet;
 use nginx_consul_core::balance::{Method, Rules};
 use nginx_consul_core::model::{Query, Selection};
+use nginx_consul_core::named::Templates;
 use nginx_consul_core::sync::{OnEmpty, Plan, Server, Token};
 use nginx_sys::{
-    ngx_conf_t, ngx_http_complex_value_t, ngx_http_upstream_srv_conf_t, ngx_shm_zone_t, ngx_str_t,
+    ngx_conf_t, ngx_http_complex_value_t, ngx_http_upstream_srv_conf_t, ngx_module_t,
+    ngx_shm_zone_t, ngx_str_t,
 };
 
 use crate::ffi::{self, CONF_ERROR, CONF_OK, fence, give_to_pool};
-use crate::peer::Block;
+use crate::peer::{Block, NamedBlock};
 use crate::state::StateFile;
 
 pub(crate) mod args;
@@ -22,12 +24,14 @@ mod commands;
 pub(crate) mod dynamic;
 mod finish;
 mod inner;
+mod named;
 mod policy;
 mod settings;
 mod target;
 
 pub(crate) use commands::COMMANDS;
 pub(crate) use inner::Inner;
+pub(crate) use named::{ByRequest, UnknownService};
 
 /// What holds for the whole of `http`.
 pub(crate) struct HttpConf {
@@ -37,14 +41,22 @@ pub(crate) struct HttpConf {
     pub(crate) init_timeout: Option<Duration>,
     /// `consul_connections`.
     pub(crate) connections: Option<usize>,
+    /// `consul_max_services`.
+    pub(crate) max_services: Option<usize>,
     /// `consul_state`; `Some(None)` is `off`.
     pub(crate) state: Option<Option<StateFile>>,
     /// The zone asked for; null while no block follows Consul.
     pub(crate) shm_zone: *mut ngx_shm_zone_t,
     /// The blocks that follow Consul.
     pub(crate) blocks: Vec<*mut ngx_http_upstream_srv_conf_t>,
+    /// The blocks whose service requests name, in the order of their templates.
+    pub(crate) named_blocks: Vec<*mut ngx_http_upstream_srv_conf_t>,
+    /// The modules that may send requests to them.
+    pub(crate) proxies: Vec<*const ngx_module_t>,
     /// What the watch threads do.
     pub(crate) plan: Option<Arc<Plan>>,
+    /// What they do for names, if a request can name a service.
+    pub(crate) templates: Option<Arc<Templates>>,
 }
 
 /// What `http` gives as default and an `upstream` overrides. `None`: not set here.
@@ -73,6 +85,10 @@ pub(crate) struct Settings {
     pub(crate) balance: Option<Balance>,
     /// Percent; `Some(None)`: off.
     pub(crate) panic: Option<Option<u8>>,
+    pub(crate) allow_service: Option<named::AllowService>,
+    pub(crate) first_wait: Option<Duration>,
+    pub(crate) idle: Option<Duration>,
+    pub(crate) unknown_service: Option<UnknownService>,
 }
 
 /// `consul_balance`.
@@ -87,6 +103,8 @@ pub(crate) struct Balance {
 pub(crate) struct Dynamic {
     /// What to ask, but for the datacenter.
     pub(crate) query: Query,
+    /// The service's name, if it has variables; then the query has none.
+    pub(crate) by_request: Option<ByRequest>,
     /// `dc=`, in the order of use; none: the agent's own.
     pub(crate) datacenters: Vec<String>,
     pub(crate) selection: Selection,
@@ -109,6 +127,8 @@ pub(crate) struct SrvConf {
     pub(crate) dynamic: Option<Dynamic>,
     /// What requests use; set when the configuration is read.
     pub(crate) block: Option<Box<Block>>,
+    /// The same of a block whose service requests name.
+    pub(crate) named: Option<Box<NamedBlock>>,
 }
 
 impl HttpConf {
@@ -122,10 +142,14 @@ impl HttpConf {
             zone: None,
             init_timeout: None,
             connections: None,
+            max_services: None,
             state: None,
             shm_zone: ptr::null_mut(),
             blocks: Vec::new(),
+            named_blocks: Vec::new(),
+            proxies: Vec::new(),
             plan: None,
+            templates: None,
         }
     }
 }

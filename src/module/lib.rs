@@ -6,6 +6,7 @@
 //! | directive handlers     | [`conf`]          | fill the configuration                      |
 //! | `init_main_conf`       | [`conf`]          | merges, checks, makes the plan, asks for the zone |
 //! | zone init              | [`zone`]          | lays out or finds the shared table          |
+//! | precontent phase       | [`first_wait`]    | waits for a service that a request names    |
 //! | `init_module`          | [`watcher`]       | master: first answers                       |
 //! | `init_process`         | [`watcher`]       | worker 0: starts the watch threads          |
 //! | `peer.init`, get, free | [`peer`]          | pick                                        |
@@ -19,6 +20,7 @@ use nginx_sys::{NGX_HTTP_MODULE, ngx_http_module_t, ngx_module_t};
 
 mod conf;
 mod ffi;
+mod first_wait;
 mod log;
 mod peer;
 mod reach;
@@ -32,7 +34,7 @@ mod zone;
 
 static MODULE_CONTEXT: ngx_http_module_t = ngx_http_module_t {
     preconfiguration: None,
-    postconfiguration: None,
+    postconfiguration: Some(first_wait::ngx_http_consul_postconfiguration),
     create_main_conf: Some(conf::ngx_http_consul_create_main_conf),
     init_main_conf: Some(conf::ngx_http_consul_init_main_conf),
     create_srv_conf: Some(conf::ngx_http_consul_create_srv_conf),

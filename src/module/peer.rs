@@ -22,6 +22,7 @@ use crate::session;
 mod block;
 mod counted;
 mod delegate;
+mod named;
 mod stock;
 mod view;
 
@@ -29,6 +30,7 @@ use block::now;
 pub(crate) use block::{Block, Source, Worker};
 use counted::Counted;
 use delegate::Delegate;
+pub(crate) use named::{Lookup, NamedBlock, Why};
 pub(crate) use stock::{InitUpstream, Stock, is_nginxs_own};
 use view::PeerView;
 
@@ -37,8 +39,10 @@ struct Attempt {
     view: Rc<PeerView>,
     tried: Tried,
     counted: Counted,
-    /// Lives in the configuration, which outlives the request.
+    /// Lives in the configuration, which outlives the request, or in `named`.
     block: *const Block,
+    /// Keeps the block of a service that the request has named.
+    _named: Option<Rc<Block>>,
     /// What the request is hashed by; lives as long as the request.
     key: &'static [u8],
     request: *mut ngx_http_request_t,
@@ -88,7 +92,8 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
         // SAFETY: nginx passes a request with an upstream, and a block of the running
         // configuration, which lives as long as the worker.
         unsafe {
-            let Some(block) = &conf::srv_conf(us).block else { return ERROR };
+            let Some((block, named)) = block_of(r, us) else { return ERROR };
+            let block = &*block;
             let view = block.worker().and_then(|worker| block.view(worker));
             let view = view.unwrap_or_default();
             if view.is_empty() && block.has_fallback {
@@ -103,7 +108,8 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
                     view,
                     tried: Tried::default(),
                     counted: Counted::default(),
-                    block: &raw const **block,
+                    block,
+                    _named: named,
                     key,
                     request: r,
                     upstream: us,
@@ -122,6 +128,25 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
         }
         OK
     })
+}
+
+/// The block that a request to `us` goes to, and what keeps it if that is not the configuration.
+///
+/// # Safety
+///
+/// `r` is a valid request, and `us` a block of the running configuration.
+unsafe fn block_of(
+    r: *mut ngx_http_request_t,
+    us: *mut ngx_http_upstream_srv_conf_t,
+) -> Option<(*const Block, Option<Rc<Block>>)> {
+    // SAFETY: the caller's promise.
+    let conf = unsafe { conf::srv_conf(us) };
+    if let Some(block) = &conf.block {
+        return Some((&raw const **block, None));
+    }
+    // SAFETY: as above.
+    let block = unsafe { conf.named.as_ref()?.block_of(r)? };
+    Some((Rc::as_ptr(&block), Some(block)))
 }
 
 /// How many addresses the block's `server` lines have: so often a request may try them.

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nginx_consul_core::model::PeerSet;
+use nginx_consul_core::named::Book;
 use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::state::{Mark, Saved};
 use nginx_consul_core::sync::{Level, Mode, Plan, Published, Report, Sink};
-use nginx_consul_core::table::{self, Image, Table};
+use nginx_consul_core::table::{self, Image, Named, Table, Verdict};
 use parking_lot::{Mutex, RwLock};
 
 use crate::log::Line;
@@ -23,6 +24,9 @@ pub(crate) struct TableSink {
     table: RwLock<Option<Table<'static>>>,
     /// Of each target: its entry, unless the table had no room, and its key.
     entries: Vec<(Option<usize>, u128)>,
+    /// The keys of services that requests have named, by the numbers of their targets: those of the
+    /// plan come first, then the entry of the table.
+    named: RwLock<HashMap<usize, u128>>,
     me: ProcessId,
     /// Targets whose last set found no room, and the error.
     refused: Mutex<HashMap<usize, String>>,
@@ -42,6 +46,7 @@ impl TableSink {
         let sink = TableSink {
             table: RwLock::new(Some(table)),
             entries: Vec::new(),
+            named: RwLock::default(),
             me,
             refused: Mutex::default(),
             lines: Mutex::default(),
@@ -138,8 +143,11 @@ impl TableSink {
         f: impl FnOnce(Table<'static>, usize, u128) -> T,
     ) -> Option<T> {
         let table = self.table.read();
-        let &(entry, key) = self.entries.get(target)?;
-        let (table, entry) = ((*table)?, entry?);
+        let (entry, key) = match self.entries.get(target) {
+            Some(&(entry, key)) => (entry?, key),
+            None => (target - self.entries.len(), *self.named.read().get(&target)?),
+        };
+        let table = (*table)?;
         (table.key(entry) == key).then(|| f(table, entry, key))
     }
 }
@@ -216,5 +224,47 @@ impl Sink for TableSink {
 
     fn has_data(&self, target: usize) -> bool {
         self.with(target, |table, entry, _| table.has_data(entry)).unwrap_or(false)
+    }
+}
+
+impl Book for TableSink {
+    fn open(&self, service: &Named, key: u128) -> Result<usize, String> {
+        let claimed = self.with_table(|table| table.claim_named(key, (service, now_ms()), self.me));
+        let entry = claimed.ok_or_else(|| "nginx ends".to_owned())?.map_err(full)?;
+        let number = self.entries.len() + entry;
+        self.named.write().insert(number, key);
+        Ok(number)
+    }
+
+    fn close(&self, target: usize) {
+        self.with(target, |table, entry, key| table.release(entry, key, self.me));
+        self.refused.lock().remove(&target);
+        self.named.write().remove(&target);
+    }
+
+    fn last_used(&self, target: usize) -> u64 {
+        self.with(target, |table, entry, _| table.last_used(entry)).unwrap_or(0)
+    }
+
+    fn rule(&self, key: u128, verdict: Verdict, until_ms: u64) {
+        self.with_table(|table| table.note_verdict(key, verdict, until_ms));
+    }
+
+    fn named(&self) -> Vec<(usize, u128, Named)> {
+        let held = self.with_table(|table| {
+            let entry = |entry| Some((entry, table.key(entry), table.named(entry)?));
+            (0..table.entry_capacity()).filter_map(entry).collect::<Vec<_>>()
+        });
+        let mut held = held.unwrap_or_default();
+        let mut named = self.named.write();
+        for (number, key, _) in &mut held {
+            *number += self.entries.len();
+            named.insert(*number, *key);
+        }
+        held
+    }
+
+    fn now_ms(&self) -> u64 {
+        now_ms()
     }
 }

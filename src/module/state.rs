@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nginx_consul_core::named::{Answerer, Book, Templates};
 use nginx_consul_core::state::saver::name;
 use nginx_consul_core::state::{LoadError, Mark, Saved, Source, State, file, peers_of};
 use nginx_consul_core::status;
 use nginx_consul_core::sync::{Level, Plan, Sink, Target};
-use nginx_consul_core::table::Table;
+use nginx_consul_core::table::{Table, Verdict};
 use nginx_sys::ngx_conf_t;
 
 use crate::conf::args::{self, Parsed, text};
@@ -62,18 +63,29 @@ impl StateFile {
 
     /// Publishes what the file knows of the targets that have no data. Gives what it knows of them
     /// but is too old, for the file's next version.
-    pub(crate) fn restore(&self, plan: &Plan, sink: &TableSink) -> Vec<Saved> {
+    pub(crate) fn restore(
+        &self,
+        plan: &Plan,
+        templates: Option<&Templates>,
+        sink: &TableSink,
+    ) -> Vec<Saved> {
         let missing: HashMap<u128, usize> = (0..plan.targets.len())
             .filter(|&target| !sink.has_data(target))
             .map(|target| (plan.key(target), target))
             .collect();
-        if missing.is_empty() {
+        if missing.is_empty() && templates.is_none() {
             return Vec::new();
         }
         let Some(state) = self.load(sink) else { return Vec::new() };
         sink.with_table(|table| table.note_state_written(state.written_ms));
         let (mut kept, now) = (Vec::new(), now_ms());
         for saved in state.targets {
+            if saved.template.is_some() {
+                if self.refuse(&saved, now).is_none() {
+                    self.restore_named(&saved, now, (plan, templates), sink);
+                }
+                continue;
+            }
             let Some(&target) = missing.get(&saved.key) else { continue };
             match self.refuse(&saved, now) {
                 None => self.publish((target, &plan.targets[target]), &saved, now, sink),
@@ -87,6 +99,32 @@ impl StateFile {
             }
         }
         kept
+    }
+
+    /// A service that a request had named, if requests still can.
+    fn restore_named(
+        &self,
+        saved: &Saved,
+        now: u64,
+        (plan, templates): (&Plan, Option<&Templates>),
+        sink: &TableSink,
+    ) {
+        let Some(template) = templates.zip(saved.template).and_then(|(t, key)| t.find(key)) else {
+            return;
+        };
+        let name = &saved.service;
+        if template.allowed.check(name.as_bytes()).as_ref() != Ok(name) {
+            return;
+        }
+        let places = template.places(name, plan);
+        let Some(place) = places.iter().find(|place| place.key == saved.key) else { return };
+        match sink.open(&template.named(name), place.key) {
+            Ok(number) => {
+                self.publish((number, &place.target), saved, now, sink);
+                sink.rule(place.key, Verdict::Followed, Answerer::FOR_EVER_MS);
+            }
+            Err(why) => sink.log(Level::Error, format!("service \"{name}\": {why}")),
+        }
     }
 
     /// The file's content. A damaged file is moved out of the way, so that the next start doesn't
@@ -167,11 +205,34 @@ pub(crate) struct TableSource {
     pub(crate) kept: Vec<Saved>,
 }
 
+impl TableSource {
+    /// `None` if publishers were faster than the reader: then the next attempt succeeds.
+    fn saved_target(
+        &self,
+        (number, key): (usize, u128),
+        service: &str,
+        template: Option<u128>,
+    ) -> Option<Saved> {
+        let mark = self.sink.mark(number)?;
+        let (image, index) = self.sink.image(number)?;
+        Some(Saved {
+            key,
+            service: service.to_owned(),
+            template,
+            index,
+            last_good_ms: mark.last_good_ms,
+            peers: peers_of(&image)?,
+        })
+    }
+}
+
 impl Source for TableSource {
     fn marks(&self) -> Option<Vec<Mark>> {
         let leads = self.sink.with_table(|table| table.is_led_by(self.sink.me()));
         let mark = |target| self.sink.mark(target).unwrap_or_default();
-        (leads == Some(true)).then(|| (0..self.plan.targets.len()).map(mark).collect())
+        let named = self.sink.named().into_iter().map(|(number, ..)| number);
+        let all = (0..self.plan.targets.len()).chain(named);
+        (leads == Some(true)).then(|| all.map(mark).collect())
     }
 
     fn state(&self) -> Option<State> {
@@ -183,15 +244,17 @@ impl Source for TableSource {
                 targets.extend(self.kept.iter().find(|saved| saved.key == key).cloned());
                 continue;
             }
-            // Publishers may be faster than the reader: then the next attempt succeeds.
-            let (image, index) = self.sink.image(number)?;
-            targets.push(Saved {
-                key,
-                service: target.query.service.clone(),
-                index,
-                last_good_ms: mark.last_good_ms,
-                peers: peers_of(&image)?,
-            });
+            targets.push(self.saved_target((number, key), &target.query.service, None)?);
+        }
+        for (number, key, named) in self.sink.named() {
+            // Dropped meanwhile, or without an answer yet.
+            if self.sink.mark(number).is_some() {
+                targets.push(self.saved_target(
+                    (number, key),
+                    &named.name,
+                    Some(named.template),
+                )?);
+            }
         }
         Some(State { written_ms: now_ms(), targets })
     }

@@ -4,8 +4,12 @@ use std::collections::BTreeMap;
 use std::ffi::{c_char, c_void};
 use std::ptr;
 
+use nginx_consul_core::balance::Rules;
 use nginx_consul_core::model::Admit;
-use nginx_consul_core::status::{Nginx, Peer, Pending, Service, Status, Version, Zone};
+use nginx_consul_core::named::Template;
+use nginx_consul_core::status::{
+    Named, NamedService, Nginx, Peer, Pending, Service, Status, Version, Zone,
+};
 use nginx_consul_core::sync::{Plan, Target};
 use nginx_consul_core::table::{Mode, Table};
 use nginx_sys::{
@@ -17,7 +21,7 @@ use nginx_sys::{
 
 use crate::conf::{self, HttpConf};
 use crate::ffi::{self, CONF_ERROR, CONF_OK, ERROR, OK, fence};
-use crate::peer::Block;
+use crate::peer::{Block, NamedBlock};
 use crate::zone;
 
 /// The directive: makes the page the location's content.
@@ -115,7 +119,7 @@ fn collect(http: &HttpConf) -> Status {
         .collect();
     let services = match (&http.plan, table) {
         (Some(plan), Some(table)) => {
-            (0..plan.targets.len()).map(|t| service(plan, t, table, &blocks)).collect()
+            (0..plan.targets.len()).map(|t| planned(plan, t, table, &blocks)).collect()
         }
         _ => Vec::new(),
     };
@@ -135,6 +139,7 @@ fn collect(http: &HttpConf) -> Status {
         state: table.and_then(|t| Some(http.state_file()?.status(t, now_ms()))),
         upstreams: blocks.iter().map(|block| block.status()).collect(),
         services,
+        named: table.and_then(|table| named(http, table)),
     }
 }
 
@@ -144,11 +149,59 @@ fn nginx_version() -> String {
     format!("{}.{}.{}", n / 1_000_000, n / 1000 % 1000, n % 1000)
 }
 
-fn service(plan: &Plan, target: usize, table: Table<'_>, blocks: &[&Block]) -> Service {
-    let Target { query, selection, endpoint, .. } = &plan.targets[target];
-    let key = plan.key(target);
+/// Who uses a service, and how.
+#[derive(Default)]
+struct Users {
+    upstreams: Vec<String>,
+    rules: Rules,
+    is_single: bool,
+}
+
+fn planned(plan: &Plan, target: usize, table: Table<'_>, blocks: &[&Block]) -> Service {
     let follows = |b: &&&Block| b.sources().iter().any(|source| source.target == target);
     let users: Vec<&&Block> = blocks.iter().filter(follows).collect();
+    let first = users.first();
+    let users = Users {
+        upstreams: users.iter().map(|b| b.name().into_owned()).collect(),
+        rules: first.map(|b| b.rules).unwrap_or_default(),
+        is_single: first.is_some_and(|b| b.is_single()),
+    };
+    service(&plan.targets[target], plan.key(target), table, users)
+}
+
+/// The services that requests have named.
+fn named(http: &HttpConf, table: Table<'_>) -> Option<Named> {
+    let (templates, plan) = (http.templates.as_ref()?, http.plan.as_ref()?);
+    // SAFETY: blocks of the running configuration.
+    let blocks: Vec<&NamedBlock> = http
+        .named_blocks
+        .iter()
+        .filter_map(|&upstream| unsafe { conf::srv_conf(upstream).named.as_deref() })
+        .collect();
+    let now = now_ms();
+    let of_entry = |entry| {
+        let named = table.named(entry)?;
+        let template = templates.find(named.template)?;
+        let places = template.places(&named.name, plan);
+        let place = places.into_iter().find(|place| place.key == table.key(entry))?;
+        let asks =
+            |block: &&&NamedBlock| block.template().map(Template::key) == Some(named.template);
+        let users: Vec<_> = blocks.iter().filter(asks).collect();
+        let users = Users {
+            upstreams: users.iter().map(|block| block.pattern().name().into_owned()).collect(),
+            rules: users.first().map(|block| block.pattern().rules).unwrap_or_default(),
+            is_single: users.iter().any(|block| block.is_single(&named.name)),
+        };
+        let last_used_seconds = now.saturating_sub(table.last_used(entry)) as f64 / 1000.0;
+        let service = service(&place.target, place.key, table, users);
+        Some(NamedService { last_used_seconds, service })
+    };
+    let services = (0..table.entry_capacity()).filter_map(of_entry).collect();
+    Some(Named { max: templates.max, services })
+}
+
+fn service(target: &Target, key: u128, table: Table<'_>, users: Users) -> Service {
+    let Target { query, selection, endpoint, .. } = target;
     let entry = table.find(key);
     let fresh = entry.map(|e| table.freshness(e));
     let servers: Vec<String> = endpoint.servers.iter().map(ToString::to_string).collect();
@@ -163,7 +216,6 @@ fn service(plan: &Plan, target: usize, table: Table<'_>, blocks: &[&Block]) -> S
         service: query.service.clone(),
         from: query.source.name(),
         datacenter: query.datacenter.clone(),
-        upstreams: users.iter().map(|b| b.name().into_owned()).collect(),
         tags: selection.tags.clone(),
         status: match selection.admit {
             Admit::Passing => "passing",
@@ -194,17 +246,13 @@ fn service(plan: &Plan, target: usize, table: Table<'_>, blocks: &[&Block]) -> S
             of: p.of,
         }),
         last_error: fresh.and_then(|f| (!f.error.is_empty()).then_some(f.error)),
-        peers: image.map_or_else(Vec::new, |image| peers(table, &image, users.first())),
+        peers: image.map_or_else(Vec::new, |image| peers(table, &image, &users)),
+        upstreams: users.upstreams,
     }
 }
 
-fn peers(
-    table: Table<'_>,
-    image: &nginx_consul_core::table::Image,
-    block: Option<&&&Block>,
-) -> Vec<Peer> {
-    let rules = block.map(|b| b.rules).unwrap_or_default();
-    let is_single = block.is_some_and(|b| b.is_single());
+fn peers(table: Table<'_>, image: &nginx_consul_core::table::Image, users: &Users) -> Vec<Peer> {
+    let Users { rules, is_single, .. } = *users;
     let peer = |(record, detail): (&nginx_consul_core::table::Record, _)| {
         let nginx_consul_core::table::Detail { node, id, tags, health, .. } = detail;
         let slot = record.slot as usize;

@@ -7,9 +7,10 @@ use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::path::PathBuf;
 use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use nginx_consul_core::named::{Answerer, Channel, Templates};
 use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::state::{Saved, Saver};
 use nginx_consul_core::sync::{Engine, Plan, Sink, first_answers};
@@ -46,14 +47,42 @@ struct Running {
 
 struct Watch {
     plan: Arc<Plan>,
+    templates: Option<Arc<Templates>>,
     keys: Vec<u128>,
     engine: Option<Engine>,
+    /// Only with services that requests name.
+    answerer: Option<Answerer>,
     /// With `consul_state`: where, and the thread that writes it.
     state: Option<(PathBuf, Arc<TableSource>)>,
     saver: Option<Saver>,
     sink: Arc<TableSink>,
     timer: Box<ngx_event_t>,
     ticks: u32,
+}
+
+/// From the workers to worker 0: the same for all configurations of a master, so that a worker
+/// that ends is still heard.
+static CHANNEL: OnceLock<Channel> = OnceLock::new();
+
+/// Where a worker asks for services that requests name.
+pub(crate) fn channel() -> Option<&'static Channel> {
+    CHANNEL.get()
+}
+
+/// Before the first fork that needs it.
+fn open_channel(log: *mut ngx_log_t) {
+    if CHANNEL.get().is_none() {
+        match Channel::new() {
+            Ok(channel) => drop(CHANNEL.set(channel)),
+            Err(e) => {
+                ngx::ngx_log_error!(
+                    NGX_LOG_ALERT,
+                    log,
+                    "consul: requests can't name services: no socket pair ({e})"
+                );
+            }
+        }
+    }
 }
 
 thread_local! {
@@ -121,6 +150,10 @@ pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) ->
         if is_test {
             return OK;
         }
+        if http.templates.is_some() {
+            // SAFETY: the cycle's log.
+            open_channel(unsafe { (*cycle).log });
+        }
         let sink = TableSink::new(table, plan);
         let needed: Vec<usize> =
             (0..plan.targets.len()).filter(|&target| !sink.has_data(target)).collect();
@@ -130,7 +163,8 @@ pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) ->
             let sink: Arc<dyn Sink> = sink.clone();
             first_answers(plan, &sink, &needed, timeout);
         }
-        let kept = http.state_file().map(|state| state.restore(plan, &sink));
+        let kept =
+            http.state_file().map(|state| state.restore(plan, http.templates.as_deref(), &sink));
         KEPT.set(kept.unwrap_or_default());
         // A thread that is stuck in a name lookup may outlast this zone.
         sink.close();
@@ -180,6 +214,12 @@ pub(crate) extern "C" fn ngx_http_consul_init_process(cycle: *mut ngx_cycle_t) -
                 block.start(worker);
             }
         }
+        for &upstream in &http.named_blocks {
+            // SAFETY: a block of the configuration.
+            if let Some(block) = unsafe { &conf::srv_conf(upstream).named } {
+                block.start(worker);
+            }
+        }
         RUNNING.set(Some(Running { worker, watch }));
         OK
     })
@@ -220,6 +260,12 @@ fn release(table: Table<'static>, lane: Lane) {
     table.release_lane(lane);
 }
 
+/// Frees what no block asks for any more.
+fn retain(table: Table<'static>, keys: &[u128], templates: Option<&Templates>) {
+    let templates = templates.map_or_else(Vec::new, Templates::keys);
+    table.retain(keys, &templates, ProcessId::own());
+}
+
 impl Watch {
     fn start(
         cycle: *mut ngx_cycle_t,
@@ -230,7 +276,7 @@ impl Watch {
         let keys: Vec<u128> = (0..plan.targets.len()).map(|target| plan.key(target)).collect();
         let missing = keys.iter().filter(|&&key| table.find(key).is_none()).count();
         if missing > table.free_entries() {
-            table.retain(&keys, ProcessId::own());
+            retain(table, &keys, http.templates.as_deref());
         }
         // SAFETY: all zeros are an event that is not set.
         let mut timer: Box<ngx_event_t> = Box::new(unsafe { MaybeUninit::zeroed().assume_init() });
@@ -248,9 +294,21 @@ impl Watch {
             (file.path.clone(), Arc::new(source))
         });
         let plan = Arc::clone(plan);
-        let mut watch =
-            Watch { plan, keys, engine: None, state, saver: None, sink, timer, ticks: 0 };
+        let templates = http.templates.clone();
+        let mut watch = Watch {
+            plan,
+            templates,
+            keys,
+            engine: None,
+            answerer: None,
+            state,
+            saver: None,
+            sink,
+            timer,
+            ticks: 0,
+        };
         watch.start_engine(table);
+        watch.start_answerer();
         watch.start_saver();
         watch
     }
@@ -267,6 +325,27 @@ impl Watch {
                     NGX_LOG_ALERT,
                     log,
                     "consul: can't start the watch threads ({e})"
+                );
+            })
+            .ok();
+    }
+
+    /// Starts to look up the names that requests ask for.
+    fn start_answerer(&mut self) {
+        self.answerer = None;
+        let (Some(templates), Some(channel)) = (&self.templates, channel()) else { return };
+        let _blocked = SignalsBlocked::new();
+        let follow = Arc::new(Nobody);
+        let plan = Arc::clone(&self.plan);
+        let started =
+            Answerer::start(Arc::clone(templates), plan, channel, self.sink.clone(), follow);
+        self.answerer = started
+            .map_err(|e| {
+                let log = self.timer.log;
+                ngx::ngx_log_error!(
+                    NGX_LOG_ALERT,
+                    log,
+                    "consul: can't start the threads that look names up ({e})"
                 );
             })
             .ok();
@@ -298,11 +377,12 @@ impl Watch {
                 engine.stop();
             }
             self.start_engine(table);
+            self.start_answerer();
         }
         self.start_saver();
         if self.ticks == RETAIN_TICKS || (self.ticks < RETAIN_TICKS && self.sink.is_short_of_room())
         {
-            table.retain(&self.keys, ProcessId::own());
+            retain(table, &self.keys, self.templates.as_deref());
         }
     }
 
@@ -311,6 +391,7 @@ impl Watch {
             // SAFETY: set by ngx_add_timer(), in this process.
             unsafe { nginx_sys::ngx_del_timer(&mut *self.timer) };
         }
+        self.answerer = None;
         if let Some(engine) = self.engine.take() {
             engine.stop();
             engine.join(JOIN);
@@ -335,6 +416,7 @@ extern "C" fn tick(event: *mut ngx_event_t) {
                 if let Some(engine) = &watch.engine {
                     engine.stop();
                 }
+                watch.answerer = None;
                 if let Some(saver) = &watch.saver {
                     saver.stop();
                 }
@@ -348,4 +430,10 @@ extern "C" fn tick(event: *mut ngx_event_t) {
             unsafe { ngx_add_timer(&mut *watch.timer, TICK) };
         });
     });
+}
+
+struct Nobody;
+impl nginx_consul_core::named::Follow for Nobody {
+    fn follow(&self, _: usize, _: nginx_consul_core::sync::Target) {}
+    fn forget(&self, _: usize) {}
 }

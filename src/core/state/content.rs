@@ -21,6 +21,9 @@ struct Entry {
     /// 32 hex digits.
     key: String,
     service: String,
+    /// Of a service that a request has named: 32 hex digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    template: Option<String>,
     index: u64,
     last_good_ms: u64,
     peers: Vec<PeerEntry>,
@@ -72,6 +75,7 @@ impl Entry {
         Entry {
             key: format!("{:032x}", saved.key),
             service: saved.service.clone(),
+            template: saved.template.map(|template| format!("{template:032x}")),
             index: saved.index,
             last_good_ms: saved.last_good_ms,
             peers: saved.peers.peers().iter().map(PeerEntry::of).collect(),
@@ -79,18 +83,24 @@ impl Entry {
     }
 
     fn check(self) -> Result<Saved, String> {
-        let digits = self.key.len() == 32 && self.key.bytes().all(|b| b.is_ascii_hexdigit());
-        let key = u128::from_str_radix(&self.key, 16).ok().filter(|&key| digits && key != 0);
+        let template = self.template.map(|t| key(&t).ok_or("its template is none")).transpose()?;
         let peers: Result<Vec<Peer>, String> =
             self.peers.into_iter().map(PeerEntry::check).collect();
         Ok(Saved {
-            key: key.ok_or("its key is not one")?,
+            key: key(&self.key).ok_or("its key is not one")?,
             service: self.service,
+            template,
             index: self.index,
             last_good_ms: self.last_good_ms,
             peers: distinct(peers?),
         })
     }
+}
+
+/// What 32 hex digits say, unless that is 0.
+fn key(text: &str) -> Option<u128> {
+    let is_hex = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    u128::from_str_radix(text, 16).ok().filter(|&key| is_hex && key != 0)
 }
 
 impl PeerEntry {

@@ -12,7 +12,14 @@ use crate::table::tests::{peer, set, zone};
 
 fn saved(key: u128, ports: std::ops::Range<u16>) -> Saved {
     let peers = set(ports);
-    Saved { key, service: "web".to_owned(), index: 4711, last_good_ms: 41_000, peers }
+    Saved {
+        key,
+        service: "web".to_owned(),
+        template: None,
+        index: 4711,
+        last_good_ms: 41_000,
+        peers,
+    }
 }
 
 fn state() -> State {
@@ -164,11 +171,12 @@ fn any_peer() -> impl Strategy<Value = Peer> {
 }
 
 fn any_state() -> impl Strategy<Value = State> {
-    let numbers = (any::<u64>(), any::<u64>());
+    let numbers = (any::<u64>(), any::<u64>(), prop::option::of(1..=u128::MAX));
     let target = (1..=u128::MAX, ".*", numbers, prop::collection::vec(any_peer(), 0..6)).prop_map(
-        |(key, service, (index, last_good_ms), peers)| Saved {
+        |(key, service, (index, last_good_ms, template), peers)| Saved {
             key,
             service,
+            template,
             index,
             last_good_ms,
             peers: distinct(peers),

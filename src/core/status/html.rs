@@ -34,7 +34,13 @@ pub(super) fn page(status: &Status) -> Markup {
                 }
                 @if let Some(state) = &status.state { (state_file(state)) }
                 @for upstream in &status.upstreams { (tiers(upstream)) }
-                @for service in &status.services { (section(service)) }
+                @for service in &status.services { (section(service, None)) }
+                @if let Some(named) = &status.named {
+                    h2 { "Named by requests: " (named.services.len()) " of at most " (named.max) }
+                    @for named in &named.services {
+                        (section(&named.service, Some(named.last_used_seconds)))
+                    }
+                }
             }
         }
     }
@@ -70,12 +76,13 @@ fn tier_text(tier: &Tier) -> String {
     }
 }
 
-fn section(service: &Service) -> Markup {
+fn section(service: &Service, last_used: Option<f64>) -> Markup {
     html! {
         h2 { (shown(&service.service)) }
         p {
             "upstream " (shown(&service.upstreams.join(", "))) " · " (service.status)
             @if service.from != "health" { " · source " (service.from) }
+            @if last_used.is_some() { " · named " (ago(last_used)) }
             @for tag in &service.tags { " · tag " code { (shown(tag)) } }
             @if let Some(dc) = &service.datacenter { " · datacenter " (shown(dc)) }
             @if let Some(filter) = &service.filter { " · filter " code { (shown(filter)) } }

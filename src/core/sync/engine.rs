@@ -127,7 +127,7 @@ impl Drop for Engine {
 }
 
 /// A thread of the engine.
-pub(super) fn spawn(body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+pub(crate) fn spawn(body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name("consul-watch".to_owned()).stack_size(STACK).spawn(body)
 }
 

@@ -100,6 +100,8 @@ pub struct Plan {
     /// Most threads and connections at a time, at least 1.
     pub connections: usize,
     keys: Vec<u128>,
+    /// By [`Target::key`].
+    numbers: HashMap<u128, Vec<usize>>,
 }
 
 impl Plan {
@@ -114,6 +116,7 @@ impl Plan {
             watches: Vec::new(),
             connections: connections.max(1),
             keys: Vec::new(),
+            numbers: HashMap::new(),
         };
         let mut of_block = Vec::with_capacity(blocks.len());
         let mut targets = HashMap::new();
@@ -128,6 +131,7 @@ impl Plan {
             let variant = variants.entry(block.key()).or_insert(0u32);
             plan.keys.push(block.key_of_variant(*variant));
             *variant += 1;
+            plan.numbers.entry(block.key()).or_default().push(target);
             let what = (Arc::clone(&block.endpoint), block.query.clone(), block.timing);
             let watch = *watches.entry(what).or_insert_with(|| {
                 plan.watches.push(WatchPlan {
@@ -144,6 +148,12 @@ impl Plan {
             of_block.push(target);
         }
         (plan, of_block)
+    }
+
+    /// The number of a target, if it is of the plan.
+    pub fn number_of(&self, target: &Target) -> Option<usize> {
+        let alike = self.numbers.get(&target.key())?;
+        alike.iter().copied().find(|&number| self.targets[number] == *target)
     }
 
     /// Name of a target in the shared table, distinct within the plan. It is [`Target::key`]

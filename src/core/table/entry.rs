@@ -7,8 +7,9 @@ use super::machine::atomic::{
 };
 use crate::consul::gate::Reason;
 use crate::consul::policy::Pending;
+use crate::named::MAX_NAME;
 
-pub(super) const WORDS: usize = 64;
+pub(super) const WORDS: usize = 88;
 pub(super) const KEY_LO: usize = 0;
 pub(super) const KEY_HI: usize = 1;
 /// Generation; its lowest bit says which of the two descriptors is in force. 0: no data yet.
@@ -33,7 +34,14 @@ const PENDING: usize = 19;
 const ERROR_LEN: usize = 20;
 /// A counter for each [`Reason`].
 const REFUSALS: usize = 21;
-const ERROR: usize = REFUSALS + Reason::ALL.len();
+/// When a request last asked for the target, milliseconds since the epoch.
+const USED: usize = REFUSALS + Reason::ALL.len();
+/// Of a service that a request named: what else there is to its key, and its name. 0: none.
+const TEMPLATE_LO: usize = USED + 1;
+const TEMPLATE_HI: usize = USED + 2;
+const NAME_LEN: usize = USED + 3;
+const NAME: usize = USED + 4;
+const ERROR: usize = NAME + MAX_NAME / 8;
 const ERROR_BYTES: usize = (WORDS - ERROR) * 8;
 
 /// How a target's answers come.
@@ -43,6 +51,15 @@ pub enum Mode {
     Blocking,
     /// By a read every so many milliseconds, together with others.
     Sweep(u32),
+}
+
+/// A service that a request named.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Named {
+    /// [`Template::key`](crate::named::Template::key) of what is asked for it.
+    pub template: u128,
+    /// Its name, at most [`MAX_NAME`] bytes.
+    pub name: String,
 }
 
 /// How good the data of a target is, for the status page. Times are milliseconds since the epoch;
@@ -157,6 +174,47 @@ impl<'z> Table<'z> {
         self.entry_word(entry, SERVER).store(server as u64, Relaxed);
         self.entry_word(entry, FAILURES).store(failures, Relaxed);
         self.entry_word(entry, ERROR_LEN).store(len as u64, Release);
+    }
+
+    /// The request's name for the service, if one named it.
+    pub fn named(&self, entry: usize) -> Option<Named> {
+        let get = |word| self.entry_word(entry, word).load(Relaxed);
+        let len = get(NAME_LEN) as usize;
+        if self.key(entry) == 0 || !(1..=MAX_NAME).contains(&len) {
+            return None;
+        }
+        let mut bytes: Vec<u8> =
+            (0..len.div_ceil(8)).flat_map(|i| get(NAME + i).to_le_bytes()).collect();
+        bytes.truncate(len);
+        let template = u128::from(get(TEMPLATE_HI)) << 64 | u128::from(get(TEMPLATE_LO));
+        Some(Named { template, name: String::from_utf8(bytes).ok()? })
+    }
+
+    /// Only under the publishers' lock, while the entry has no key.
+    pub(super) fn set_named(&self, entry: usize, named: &Named, now_ms: u64) {
+        let set = |word, value| self.entry_word(entry, word).store(value, Relaxed);
+        set(USED, now_ms);
+        set(TEMPLATE_LO, named.template as u64);
+        set(TEMPLATE_HI, (named.template >> 64) as u64);
+        let (words, len) = super::publish::pack(named.name.as_bytes());
+        for (at, word) in words.iter().take(MAX_NAME / 8).enumerate() {
+            set(NAME + at, *word);
+        }
+        set(NAME_LEN, len as u64);
+    }
+
+    /// When a request last asked for the target, milliseconds since the epoch.
+    pub fn last_used(&self, entry: usize) -> u64 {
+        self.entry_word(entry, USED).load(Relaxed)
+    }
+
+    /// Notes that a request asks for the target; a store every second at most.
+    #[inline]
+    pub fn note_used(&self, entry: usize, now_ms: u64) {
+        let word = self.entry_word(entry, USED);
+        if now_ms.wrapping_sub(word.load(Relaxed)) >= 1000 {
+            word.store(now_ms, Relaxed);
+        }
     }
 
     pub(super) fn note_change(&self, entry: usize, now_ms: u64) {

@@ -160,7 +160,7 @@ fn a_reader_never_sees_the_set_of_the_target_that_its_entry_passed_to() {
         let me = process(1);
         let zone = published(me);
         let publisher = start(&zone, move |table| {
-            table.retain(&[], me);
+            table.retain(&[], &[], me);
             assert_eq!(table.claim(OTHER, me), Ok(0), "the entry is used again");
             publish(table, OTHER, &[2], me);
         });
@@ -234,13 +234,13 @@ fn a_publisher_killed_while_targets_come_and_go_loses_no_entry() {
         |table, old| {
             assert_eq!(table.claim(OTHER, old), Ok(1));
             publish(table, OTHER, &[3], old);
-            table.retain(&[KEY], old);
+            table.retain(&[KEY], &[], old);
         },
         |table, new| {
             table.lead(new);
             // Worker 0 frees what its configuration doesn't name only when it is the last one.
             if table.find(OTHER).is_some() {
-                table.retain(&[KEY], new);
+                table.retain(&[KEY], &[], new);
             }
             publish(table, KEY, &[2, 4], new);
             assert_nothing_leaked(table, &[2, 4]);

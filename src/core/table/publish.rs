@@ -11,7 +11,7 @@ use super::entry::{D_COUNT, D_DIGEST_HI, D_DIGEST_LO, D_PLACE, GENERATION, KEY_H
 use super::lock::Guard;
 use super::machine::atomic::Ordering::{Relaxed, Release};
 use super::read::{Detail, RECORD, Record};
-use super::{H_LEADER, H_SLOT_CURSOR, Table, slots};
+use super::{H_LEADER, H_SLOT_CURSOR, Named, Table, slots};
 use crate::model::PeerSet;
 use crate::process::ProcessId;
 
@@ -61,6 +61,25 @@ pub(super) fn pack(bytes: &[u8]) -> (Vec<u64>, usize) {
 impl<'z> Table<'z> {
     /// The entry of a target, made if there is none. Waits for other publishers.
     pub fn claim(&self, key: u128, me: ProcessId) -> Result<usize, Full> {
+        self.claim_as(key, None, me)
+    }
+
+    /// As [`Table::claim`], for a service that a request named just now.
+    pub fn claim_named(
+        &self,
+        key: u128,
+        (named, now_ms): (&Named, u64),
+        me: ProcessId,
+    ) -> Result<usize, Full> {
+        self.claim_as(key, Some((named, now_ms)), me)
+    }
+
+    fn claim_as(
+        &self,
+        key: u128,
+        named: Option<(&Named, u64)>,
+        me: ProcessId,
+    ) -> Result<usize, Full> {
         if let Some(entry) = self.find(key) {
             return Ok(entry);
         }
@@ -73,9 +92,35 @@ impl<'z> Table<'z> {
         for word in GENERATION + 1..super::entry::WORDS {
             self.entry_word(entry, word).store(0, Relaxed);
         }
+        if let Some((named, now_ms)) = named {
+            self.set_named(entry, named, now_ms);
+        }
         self.entry_word(entry, KEY_HI).store((key >> 64) as u64, Relaxed);
         self.entry_word(entry, KEY_LO).store(key as u64, Release);
         Ok(entry)
+    }
+
+    /// Frees the entry of a target that nobody asks for any more, if it still has it.
+    pub fn release(&self, entry: usize, key: u128, me: ProcessId) {
+        let _guard = self.lock(me);
+        if self.key(entry) != key || !self.is_led_by(me) {
+            return;
+        }
+        let held = self.identities(entry, self.generation(entry));
+        self.vacate(entry);
+        for held in held.into_values() {
+            self.slot_word(held.slot as usize, slots::OWNER).store(0, Release);
+        }
+    }
+
+    /// Takes the entry from its target. The generation goes on, so that nobody takes the next
+    /// user's set for this one's.
+    fn vacate(&self, entry: usize) {
+        let next = self.generation(entry).wrapping_add(1);
+        self.descriptor(entry, next, D_PLACE).store(0, Relaxed);
+        self.entry_word(entry, GENERATION).store(next, Release);
+        self.entry_word(entry, KEY_LO).store(0, Relaxed);
+        self.entry_word(entry, KEY_HI).store(0, Relaxed);
     }
 
     /// From here on only this process replaces sets: an old worker 0 that still has an answer in
@@ -118,19 +163,17 @@ impl<'z> Table<'z> {
         (0..self.layout.entry_count).filter(|&e| self.key(e) == 0).count()
     }
 
-    /// Frees the entries of all targets that are not among `keys`. For worker 0, once the
+    /// Frees the entries of all targets that are not among `keys`, nor of services that requests have
+    /// named for one of `templates`. For worker 0, once the
     /// configuration that had them is gone.
-    pub fn retain(&self, keys: &[u128], me: ProcessId) {
+    pub fn retain(&self, keys: &[u128], templates: &[u128], me: ProcessId) {
         let guard = self.lock(me);
         for entry in 0..self.layout.entry_count {
             let key = self.key(entry);
-            if key != 0 && !keys.contains(&key) {
-                // The generation goes on, so that nobody takes the next user's set for this one's.
-                let next = self.generation(entry).wrapping_add(1);
-                self.descriptor(entry, next, D_PLACE).store(0, Relaxed);
-                self.entry_word(entry, GENERATION).store(next, Release);
-                self.entry_word(entry, KEY_LO).store(0, Relaxed);
-                self.entry_word(entry, KEY_HI).store(0, Relaxed);
+            let is_named =
+                || self.named(entry).is_some_and(|named| templates.contains(&named.template));
+            if key != 0 && !keys.contains(&key) && !is_named() {
+                self.vacate(entry);
             }
         }
         guard.recover();

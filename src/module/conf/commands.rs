@@ -19,7 +19,7 @@ type Handler = extern "C" fn(*mut ngx_conf_t, *mut ngx_command_t, *mut c_void) -
 
 /// The directives, ended by an empty one.
 #[repr(transparent)]
-pub(crate) struct Commands([ngx_command_t; 28]);
+pub(crate) struct Commands([ngx_command_t; 33]);
 
 // SAFETY: nginx reads the table, in the master's main thread; nothing writes it.
 unsafe impl Sync for Commands {}
@@ -47,9 +47,14 @@ pub(crate) static COMMANDS: Commands = Commands([
     default_or_override(c"consul_deny", NGX_CONF_1MORE),
     default_or_override(c"consul_balance", NGX_CONF_TAKE1 | NGX_CONF_TAKE2 | NGX_CONF_TAKE3),
     default_or_override(c"consul_panic", NGX_CONF_TAKE1),
+    default_or_override(c"consul_allow_service", NGX_CONF_1MORE),
+    default_or_override(c"consul_first_wait", NGX_CONF_TAKE1),
+    default_or_override(c"consul_idle", NGX_CONF_TAKE1),
+    default_or_override(c"consul_unknown_service", NGX_CONF_TAKE12),
     http_only(c"consul_zone", NGX_CONF_TAKE2),
     http_only(c"consul_init_timeout", NGX_CONF_TAKE1),
     http_only(c"consul_connections", NGX_CONF_TAKE1),
+    http_only(c"consul_max_services", NGX_CONF_TAKE1),
     http_only(c"consul_state", NGX_CONF_TAKE12),
     command(
         c"consul_status",
@@ -156,6 +161,10 @@ fn set_http(cf: *mut ngx_conf_t, conf: &mut HttpConf, words: &[&[u8]]) -> Parsed
         "consul_connections" => {
             let n = args::number(name, words[1], 1)?;
             once(name, &mut conf.connections, n as usize)
+        }
+        "consul_max_services" => {
+            let n = args::number(name, words[1], 1)?;
+            once(name, &mut conf.max_services, n as usize)
         }
         "consul_state" => once(name, &mut conf.state, StateFile::parse(cf, words)?),
         _ => Err(format!("unknown directive \"{name}\"")),

@@ -13,6 +13,8 @@ use nginx_sys::{
 
 use super::args::{self, Parsed, text};
 use super::inner::Inner;
+use super::named::ByRequest;
+use super::settings::complex_value;
 use super::{Dynamic, SrvConf};
 use crate::ffi::{bytes, str_over};
 use crate::peer;
@@ -35,9 +37,28 @@ pub(super) fn set(cf: *mut ngx_conf_t, conf: &mut SrvConf, words: &[&[u8]]) -> P
             | NGX_HTTP_UPSTREAM_DOWN
             | NGX_HTTP_UPSTREAM_BACKUP) as _;
     }
-    conf.dynamic = Some(Dynamic { file, line, inner, ..parse(words)? });
+    let mut dynamic = Dynamic { file, line, inner, ..parse(words)? };
+    if words[1].contains(&b'$') {
+        dynamic.by_request = Some(by_request(cf, words[1], &mut dynamic.query)?);
+    }
+    conf.dynamic = Some(dynamic);
     upstream.peer.init_upstream = Some(peer::ngx_http_upstream_init_consul);
     add_placeholder(cf, upstream)
+}
+
+/// A service that requests name; the query is left without one.
+fn by_request(cf: *mut ngx_conf_t, word: &[u8], query: &mut Query) -> Parsed<ByRequest> {
+    let source = query.source;
+    if !matches!(source, Source::Health | Source::Catalog) {
+        return Err(format!(
+            "can't have a service from a variable with \"source={}\"",
+            source.name()
+        ));
+    }
+    let value = complex_value(cf, "consul_dynamic", word)
+        .map_err(|_| format!("has an invalid service \"{}\"", String::from_utf8_lossy(word)))?;
+    query.service.clear();
+    Ok(ByRequest { value })
 }
 
 /// The `upstream` block that is being read.
@@ -94,6 +115,7 @@ fn parse(words: &[&[u8]]) -> Parsed<Dynamic> {
     }
     let mut dynamic = Dynamic {
         query: Query { service: service.to_owned(), ..Query::default() },
+        by_request: None,
         datacenters: Vec::new(),
         selection: Selection::default(),
         rules: Rules::default(),

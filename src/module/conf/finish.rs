@@ -3,18 +3,22 @@
 use std::ptr;
 use std::sync::Arc;
 
-use nginx_consul_core::sync::Plan;
+use nginx_consul_core::named::{LOOKUPS, Template, Templates};
+use nginx_consul_core::sync::{Plan, Target};
 use nginx_sys::{
-    ngx_conf_t, ngx_http_upstream_main_conf_t, ngx_http_upstream_module,
+    ngx_conf_t, ngx_http_conf_ctx_t, ngx_http_upstream_main_conf_t, ngx_http_upstream_module,
     ngx_http_upstream_srv_conf_t,
 };
 
 use super::args::Parsed;
 use super::target::TargetMaker;
-use super::{HttpConf, Settings, SrvConf, dynamic, inner};
+use super::{HttpConf, Settings, SrvConf, dynamic, inner, named};
 use crate::ffi;
-use crate::peer::{Block, Source, Stock};
+use crate::peer::{Block, NamedBlock, Source, Stock};
 use crate::zone;
+
+/// `consul_max_services`.
+const MAX_SERVICES: usize = 5000;
 
 pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
     // SAFETY: `cf` is that of init_main_conf(), whose context is that of `http`.
@@ -31,9 +35,67 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
             ffi::conf_of::<SrvConf>(context.srv_conf, &raw const crate::ngx_http_consul_module);
         &(*conf).settings
     };
+    let gathered = gather(upstreams, defaults, http)?;
+    if http.blocks.is_empty() && http.named_blocks.is_empty() {
+        return Ok(());
+    }
+    let mut connections = http.connections.unwrap_or(64);
+    if !gathered.templates.is_empty() {
+        // Names are looked up over connections of their own.
+        connections = connections.saturating_sub(LOOKUPS).max(1);
+    }
+    let (plan, target_of) = Plan::new(gathered.targets, connections);
+    let plan = Arc::new(plan);
+    let mut target_of = target_of.into_iter();
+    for (&upstream, count) in http.blocks.iter().zip(gathered.counts) {
+        let source = |target: usize| {
+            let datacenter = plan.targets[target].query.datacenter.clone();
+            Source::new(plan.key(target), target, datacenter)
+        };
+        let sources = target_of.by_ref().take(count).map(source).collect();
+        // SAFETY: as in gather().
+        if let Some(conf) = unsafe { block_conf(upstream) } {
+            conf.block = make_block(upstream, conf, defaults, sources, context).map(Box::new);
+        }
+    }
+    if !gathered.templates.is_empty() {
+        let max = http.max_services.unwrap_or(MAX_SERVICES);
+        let templates = Arc::new(Templates::new(gathered.templates, max));
+        for (number, &upstream) in http.named_blocks.iter().enumerate() {
+            // SAFETY: as in gather().
+            let Some(conf) = (unsafe { block_conf(upstream) }) else { continue };
+            let pattern = make_block(upstream, conf, defaults, Box::new([]), context);
+            let by_request = conf.dynamic.as_ref().and_then(|d| d.by_request.as_ref());
+            let settings = conf.settings.or(defaults);
+            conf.named = pattern.zip(by_request).map(|(pattern, by_request)| {
+                let parts = (Arc::clone(&templates), number, Arc::clone(&plan));
+                Box::new(NamedBlock::new(pattern, by_request, parts, &settings))
+            });
+        }
+        http.templates = Some(templates);
+    }
+    http.shm_zone = zone::request(cf, http.zone, plan.targets.len())?;
+    http.plan = Some(plan);
+    Ok(())
+}
+
+/// What the blocks ask for.
+#[derive(Default)]
+struct Gathered {
+    targets: Vec<Target>,
+    /// Targets of each block.
+    counts: Vec<usize>,
+    /// Of the blocks whose service requests name.
+    templates: Vec<Template>,
+}
+
+fn gather(
+    upstreams: &[*mut ngx_http_upstream_srv_conf_t],
+    defaults: &Settings,
+    http: &mut HttpConf,
+) -> Parsed<Gathered> {
     let mut targets_of = TargetMaker::default();
-    let mut targets = Vec::new();
-    let mut counts = Vec::new();
+    let mut gathered = Gathered::default();
     for &upstream in upstreams {
         // SAFETY: an element of the list is a block of this configuration; one made for a plain
         // `proxy_pass http://host` has no configurations of modules.
@@ -45,43 +107,38 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
         check_method(block, dynamic, &conf.settings)?;
         dynamic.has_fallback = dynamic::has_fallback(block);
         let settings = conf.settings.or(defaults);
-        let of_block = targets_of.targets(settings, dynamic)?;
-        counts.push(of_block.len());
-        targets.extend(of_block);
-        http.blocks.push(upstream);
-    }
-    if http.blocks.is_empty() {
-        return Ok(());
-    }
-    let (plan, target_of) = Plan::new(targets, http.connections.unwrap_or(64));
-    let plan = Arc::new(plan);
-    let mut target_of = target_of.into_iter();
-    for (&upstream, count) in http.blocks.iter().zip(counts) {
-        let source = |target: usize| {
-            let datacenter = plan.targets[target].query.datacenter.clone();
-            Source::new(plan.key(target), target, datacenter)
-        };
-        let sources = target_of.by_ref().take(count).map(source).collect();
-        // SAFETY: as above.
-        if let Some(conf) = unsafe { block_conf(upstream) } {
-            let settings = conf.settings.or(defaults);
-            conf.block = conf.dynamic.as_ref().map(|dynamic| {
-                // SAFETY: the block's name lives in the pool of the configuration.
-                let name = unsafe { ffi::bytes(&(*upstream).host) };
-                let mut block = Block::new(name, dynamic, sources, &settings);
-                if let Some(inner) = &dynamic.inner {
-                    // SAFETY: both are of the configuration that is being read.
-                    block.pick_by(unsafe {
-                        Stock::new(inner.clone(), upstream, ptr::from_ref(context).cast_mut())
-                    });
-                }
-                Box::new(block)
-            });
+        let of_block = targets_of.targets(settings.clone(), dynamic)?;
+        if dynamic.by_request.is_some() {
+            gathered.templates.push(named::template(of_block, &settings));
+            http.named_blocks.push(upstream);
+        } else {
+            named::check_fixed(&conf.settings, dynamic)?;
+            gathered.counts.push(of_block.len());
+            gathered.targets.extend(of_block);
+            http.blocks.push(upstream);
         }
     }
-    http.shm_zone = zone::request(cf, http.zone, plan.targets.len())?;
-    http.plan = Some(plan);
-    Ok(())
+    Ok(gathered)
+}
+
+fn make_block(
+    upstream: *mut ngx_http_upstream_srv_conf_t,
+    conf: &SrvConf,
+    defaults: &Settings,
+    sources: Box<[Source]>,
+    context: &ngx_http_conf_ctx_t,
+) -> Option<Block> {
+    let dynamic = conf.dynamic.as_ref()?;
+    // SAFETY: the block's name lives in the pool of the configuration.
+    let name = unsafe { ffi::bytes(&(*upstream).host) };
+    let mut block = Block::new(name, dynamic, sources, &conf.settings.or(defaults));
+    if let Some(inner) = &dynamic.inner {
+        // SAFETY: both are of the configuration that is being read.
+        block.pick_by(unsafe {
+            Stock::new(inner.clone(), upstream, ptr::from_ref(context).cast_mut())
+        });
+    }
+    Some(block)
 }
 
 /// # Safety

@@ -13,6 +13,7 @@ use nginx_sys::{
 };
 
 use super::args::{self, Parsed, invalid, text};
+use super::named::{AllowService, UnknownService};
 use super::policy;
 use super::{Balance, Settings};
 use crate::ffi::{OK, str_over};
@@ -71,6 +72,14 @@ impl Settings {
             "consul_deny" => add(&mut self.deny, policy::networks(name, &words[1..])?),
             "consul_panic" => once(name, &mut self.panic, policy::percent(name, word)?),
             "consul_balance" => once(name, &mut self.balance, balance(cf, words)?),
+            "consul_allow_service" => {
+                once(name, &mut self.allow_service, AllowService::parse(&words[1..])?)
+            }
+            "consul_first_wait" => once(name, &mut self.first_wait, args::time(name, word)?),
+            "consul_idle" => once(name, &mut self.idle, args::positive_time(name, word)?),
+            "consul_unknown_service" => {
+                once(name, &mut self.unknown_service, UnknownService::parse(&words[1..])?)
+            }
             _ => Err(format!("unknown directive \"{name}\"")),
         }
     }
@@ -105,6 +114,10 @@ impl Settings {
             deny: a.deny.or(b.deny),
             balance: a.balance.or(b.balance),
             panic: a.panic.or(b.panic),
+            allow_service: a.allow_service.or(b.allow_service),
+            first_wait: a.first_wait.or(b.first_wait),
+            idle: a.idle.or(b.idle),
+            unknown_service: a.unknown_service.or(b.unknown_service),
         }
     }
 }
@@ -182,13 +195,17 @@ fn balance(cf: *mut ngx_conf_t, words: &[&[u8]]) -> Parsed<Balance> {
             return Ok(Balance { method, key: None });
         }
     };
-    let key = complex_value(cf, words[2])?;
+    let key = complex_value(cf, directive, words[2])?;
     Ok(Balance { method: Method::Hash { consistent }, key: Some(key) })
 }
 
 /// A value with variables; what is wrong with it nginx has said.
-fn complex_value(cf: *mut ngx_conf_t, word: &[u8]) -> Parsed<NonNull<ngx_http_complex_value_t>> {
-    let failed = || invalid("consul_balance", word);
+pub(super) fn complex_value(
+    cf: *mut ngx_conf_t,
+    directive: &str,
+    word: &[u8],
+) -> Parsed<NonNull<ngx_http_complex_value_t>> {
+    let failed = || invalid(directive, word);
     let mut value = str_over(word);
     // SAFETY: `cf` is that of the running handler; the compiled value and the word live in its
     // pool. All zeros are an empty ngx_http_compile_complex_value_t, as in nginx's own modules.

@@ -77,7 +77,7 @@ pub(crate) struct Block {
 /// A set that a block's peers come from.
 pub(crate) struct Source {
     key: u128,
-    /// Its number in the plan.
+    /// Its number in the plan; of a service that only requests name, `usize::MAX`.
     pub(crate) target: usize,
     pub(crate) datacenter: Option<String>,
     /// Where it is in the table, once found.
@@ -87,6 +87,16 @@ pub(crate) struct Source {
 impl Source {
     pub(crate) fn new(key: u128, target: usize, datacenter: Option<String>) -> Source {
         Source { key, target, datacenter, entry: Cell::new(None) }
+    }
+
+    /// Whether a block of the configuration names its service.
+    fn is_fixed(&self) -> bool {
+        self.target != usize::MAX
+    }
+
+    /// Its place in the table, if it still has it.
+    fn present(&self, table: Table<'static>) -> Option<usize> {
+        self.entry.get().filter(|&entry| table.key(entry) == self.key)
     }
 
     /// The generation in force; `None` if the set has no place in the table.
@@ -114,11 +124,11 @@ impl Source {
 
 /// When something was last done, on the event loop's clock.
 #[derive(Default)]
-struct Interval(Cell<u64>);
+pub(super) struct Interval(Cell<u64>);
 
 impl Interval {
     /// Whether it is time to do it again; then it counts as done.
-    fn is_due(&self) -> bool {
+    pub(super) fn is_due(&self) -> bool {
         // SAFETY: the event loop's clock, read in the event loop.
         let now = unsafe { ngx_current_msec } as u64;
         let last = self.0.get();
@@ -147,6 +157,36 @@ impl Block {
             rules: dynamic.rules,
             panic: settings.panic.flatten(),
             has_fallback: dynamic.has_fallback,
+            sources,
+            worker: Cell::new(None),
+            view: RefCell::new(None),
+            cursor: Cell::new(0),
+            rng: RefCell::new(SmallRng::seed_from_u64(0)),
+            in_panic: Cell::new(false),
+            counted: Interval::default(),
+            complained: Interval::default(),
+            looked: Interval::default(),
+            asked_for_lane: Interval::default(),
+        }
+    }
+
+    /// One like it for requests that name nobody: they are not even for its `server` lines.
+    pub(super) fn for_nobody(&self) -> Block {
+        Block { has_fallback: false, ..self.for_service("", Box::new([])) }
+    }
+
+    /// One like it, for a service that a request has named.
+    pub(super) fn for_service(&self, service: &str, sources: Box<[Source]>) -> Block {
+        let name = self.name.clone();
+        Block {
+            name_str: str_over(&name),
+            name,
+            service: service.to_owned(),
+            balance: self.balance,
+            stock: self.stock.as_ref().map(Stock::another),
+            rules: self.rules,
+            panic: self.panic,
+            has_fallback: self.has_fallback,
             sources,
             worker: Cell::new(None),
             view: RefCell::new(None),
@@ -292,6 +332,26 @@ impl Block {
         }
     }
 
+    /// Notes that a request has named the service; `false` if it was dropped since it was found.
+    pub(super) fn note_used(&self, worker: Worker) -> bool {
+        let now = now().millis;
+        let mut is_current = true;
+        for source in self.sources.iter().filter(|source| !source.is_fixed()) {
+            match source.present(worker.table) {
+                Some(entry) => worker.table.note_used(entry, now),
+                None => is_current = false,
+            }
+        }
+        is_current
+    }
+
+    /// Whether the service was not dropped since it was found.
+    pub(super) fn is_current(&self, worker: Worker) -> bool {
+        self.sources
+            .iter()
+            .all(|source| source.is_fixed() || source.present(worker.table).is_some())
+    }
+
     /// The next peer of a request that holds `view`.
     pub(super) fn pick(
         &self,
@@ -374,7 +434,8 @@ impl Block {
 
     /// Says, once a second at most, that there is nobody to ask.
     pub(super) fn complain(&self, log: *mut ngx_log_t) {
-        if !self.complained.is_due() {
+        // Where nobody's name led here, the log knows why.
+        if self.service.is_empty() || !self.complained.is_due() {
             return;
         }
         ngx::ngx_log_error!(

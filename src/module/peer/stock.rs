@@ -78,6 +78,12 @@ impl Stock {
         }
     }
 
+    /// The same for another service.
+    pub(super) fn another(&self) -> Stock {
+        // SAFETY: both are of the configuration that `self` is part of.
+        unsafe { Stock::new(self.method.clone(), self.upstream, self.context) }
+    }
+
     /// The method, for people.
     pub(super) fn name(&self) -> &str {
         &self.method.name

@@ -2,6 +2,7 @@
 
 use nginx_consul_e2e::Config;
 
+mod named;
 mod parameters;
 
 /// Has `nginx -t` refuse an `http` block, with these words and the place of the line marked `# here`.
@@ -58,6 +59,11 @@ fn a_doubled_directive_is_refused() {
         "consul_empty keep;",
         "consul_max_removal 50%;",
         "consul_panic 30%;",
+        "consul_allow_service web-*;",
+        "consul_first_wait 2s;",
+        "consul_idle 1m;",
+        "consul_max_services 10;",
+        "consul_unknown_service status=404;",
     ] {
         let name = line.split(' ').next().expect("a name");
         refused(

@@ -41,6 +41,11 @@ fn the_gateway_example_is_accepted() {
 }
 
 #[test]
+fn the_example_for_any_service_is_accepted() {
+    accepted("any-service.conf");
+}
+
+#[test]
 fn the_example_of_every_directive_is_accepted_and_has_them_all() {
     accepted("every-directive.conf");
     let path = nginx::workspace().join("nginx-conf/every-directive.conf");

@@ -16,6 +16,7 @@ mod lifecycle;
 mod logs;
 mod methods;
 mod migrating;
+mod named;
 mod names;
 mod none_usable;
 mod outages;

@@ -156,7 +156,7 @@ fn targets_that_left_the_configuration_are_freed_and_never_mistaken_for_others()
     let (table, e) = table(1 << 17);
     publish(&table, e, &set(1..4)).unwrap();
     let generation = table.generation(e);
-    table.retain(&[], ProcessId::own());
+    table.retain(&[], &[], ProcessId::own());
     assert_eq!((table.find(KEY), slots_in_use(&table)), (None, 0));
     let other = table.claim(KEY + 1, ProcessId::own()).unwrap();
     assert_eq!(other, e, "the entry is used again");

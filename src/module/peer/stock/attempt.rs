@@ -10,12 +10,12 @@ use nginx_sys::{
 };
 
 use super::super::block::Block;
+use super::super::block_of;
 use super::super::counted::Counted;
 use super::super::delegate::Delegate;
 use super::carry::Key;
 use super::snapshot::Snapshot;
 use super::{Instant, Stock};
-use crate::conf;
 use crate::ffi::{DECLINED, ERROR, OK, fence, give_to_pool};
 use crate::session;
 
@@ -24,8 +24,10 @@ const DONE: ngx_int_t = NGX_DONE as ngx_int_t;
 
 /// `peer.data`.
 struct StockAttempt {
-    /// Lives in the configuration, which outlives the request.
+    /// Lives in the configuration, which outlives the request, or in `named`.
     block: *const Block,
+    /// Keeps the block of a service that the request has named.
+    _named: Option<Rc<Block>>,
     stock: *const Stock,
     request: *mut ngx_http_request_t,
     upstream: *mut ngx_http_upstream_srv_conf_t,
@@ -59,7 +61,8 @@ pub(in super::super) extern "C" fn ngx_http_upstream_init_stock_peer(
         // SAFETY: nginx passes a request with an upstream, and a block of the running
         // configuration, which lives as long as the worker.
         unsafe {
-            let Some(block) = &conf::srv_conf(us).block else { return ERROR };
+            let Some((block, named)) = block_of(r, us) else { return ERROR };
+            let block = &*block;
             let Some(stock) = block.stock() else { return ERROR };
             let snapshot = stock.current(block);
             if snapshot.is_none() && block.has_fallback {
@@ -68,7 +71,8 @@ pub(in super::super) extern "C" fn ngx_http_upstream_init_stock_peer(
             let attempt = give_to_pool(
                 (*r).pool,
                 StockAttempt {
-                    block: &raw const **block,
+                    block,
+                    _named: named,
                     stock,
                     request: r,
                     upstream: us,

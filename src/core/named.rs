@@ -1,0 +1,168 @@
+//! Services that requests name: `consul_dynamic $service`.
+//!
+//! ```text
+//! worker ── Channel ──▶ Answerer (threads of worker 0) ─▶ Consul
+//!   ▲                        │ a service              │ none
+//!   └── table: entry ◀───────┴─▶ Engine follows it    └─▶ table: verdict
+//! ```
+//!
+//! Names come from outside. What a worker lets through ([`Allowed`]) is asked for once; what there
+//! is takes an entry of the table until nobody asks for it any more ([`roster`]), what there is not
+//! takes a cell of the verdicts for a moment.
+
+use std::hash::Hash;
+use std::time::Duration;
+
+use siphasher::sip128::{Hasher128, SipHasher13};
+
+use crate::consul::instances::Instances;
+use crate::model::Instance;
+use crate::sync::{Plan, Target};
+use crate::table::Named;
+
+mod answerer;
+mod channel;
+mod name;
+pub mod roster;
+
+pub use answerer::{Answerer, Book, Follow, LOOKUPS};
+pub use channel::{Asked, Channel};
+pub use name::{Allowed, MAX_NAME, Refusal};
+
+/// What a block with a service named by requests asks for, whatever the name.
+#[derive(Debug)]
+pub struct Template {
+    /// One for each datacenter, the first to be used first; without a service.
+    pub targets: Vec<Target>,
+    /// `consul_allow_service`.
+    pub allowed: Allowed,
+    /// Who asks last before it is dropped has asked this long ago (`consul_idle`).
+    pub idle: Duration,
+    /// How long it holds that there is no such service.
+    pub absent: Duration,
+    key: u128,
+}
+
+/// The templates of a configuration, and how many services they may have at a time.
+#[derive(Debug, Default)]
+pub struct Templates {
+    all: Vec<Template>,
+    /// `consul_max_services`.
+    pub max: usize,
+}
+
+/// Where the peers of a named service come from.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Name in the table.
+    pub key: u128,
+    /// The target of the plan that it is, if a block names the service too.
+    pub fixed: Option<usize>,
+    /// What to ask.
+    pub target: Target,
+}
+
+impl Templates {
+    /// Of the blocks of a configuration, in their order.
+    pub fn new(mut all: Vec<Template>, max: usize) -> Templates {
+        for at in 0..all.len() {
+            // Blocks that ask the same of the same servers share their services; those that differ
+            // only in token or times must not.
+            let (before, rest) = all.split_at_mut(at);
+            let this = &mut rest[0];
+            let twin = before.iter().find(|other| other.is_twin_of(this));
+            this.key = match twin {
+                Some(twin) => twin.key,
+                None => {
+                    let first = this.key_of_variant(0);
+                    let variant = before.iter().filter(|b| b.key_of_variant(0) == first).count();
+                    this.key_of_variant(variant)
+                }
+            };
+        }
+        Templates { all, max }
+    }
+
+    /// That of a block, by its number among them.
+    pub fn of_block(&self, number: usize) -> Option<&Template> {
+        self.all.get(number)
+    }
+
+    /// The one with this key.
+    pub fn find(&self, key: u128) -> Option<&Template> {
+        self.all.iter().find(|template| template.key == key)
+    }
+
+    /// Their keys.
+    pub fn keys(&self) -> Vec<u128> {
+        self.all.iter().map(|template| template.key).collect()
+    }
+}
+
+impl Template {
+    /// Settings of a block.
+    pub fn new(
+        targets: Vec<Target>,
+        allowed: Allowed,
+        (idle, absent): (Duration, Duration),
+    ) -> Template {
+        Template { targets, allowed, idle, absent, key: 0 }
+    }
+
+    /// Tells the services of different blocks apart, the same over reloads; never from the token.
+    pub fn key(&self) -> u128 {
+        self.key
+    }
+
+    fn is_twin_of(&self, other: &Template) -> bool {
+        self.targets == other.targets && self.allowed.tags == other.allowed.tags
+    }
+
+    fn key_of_variant(&self, variant: usize) -> u128 {
+        let mut h = SipHasher13::new();
+        for target in &self.targets {
+            target.key().hash(&mut h);
+        }
+        (&self.allowed.tags, variant).hash(&mut h);
+        h.finish128().as_u128()
+    }
+
+    /// Where the peers of a service come from, in the order of use.
+    #[allow(clippy::mutable_key_type, reason = "Tls is compared by its options, which are fixed")]
+    pub fn places(&self, name: &str, plan: &Plan) -> Vec<Place> {
+        let place = |target: &Target| {
+            let mut target = target.clone();
+            target.query.service = name.to_owned();
+            target.selection.tags.extend(self.allowed.tags.iter().cloned());
+            let fixed = plan.number_of(&target);
+            let key = match fixed {
+                Some(number) => plan.key(number),
+                None => {
+                    let mut h = SipHasher13::new();
+                    (self.key, target.key()).hash(&mut h);
+                    h.finish128().as_u128()
+                }
+            };
+            Place { key, fixed, target }
+        };
+        self.targets.iter().map(place).collect()
+    }
+
+    /// What the table calls a service.
+    pub fn named(&self, name: &str) -> Named {
+        Named { template: self.key, name: name.to_owned() }
+    }
+
+    /// Whether an answer shows a service that requests may ask for.
+    fn has(&self, instances: &Instances) -> bool {
+        let tagged = |instance: &Instance| {
+            let has = |tag: &String| instance.tags.iter().any(|t| t.eq_ignore_ascii_case(tag));
+            self.allowed.tags.iter().all(has)
+        };
+        let skipped = self.allowed.tags.is_empty() && !instances.skipped.is_empty();
+        skipped || instances.good.iter().any(tagged)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,389 @@
+//! The threads that find out what is behind a name.
+
+use std::collections::HashMap;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustix::event::PollFlags;
+
+use super::roster::{Roster, Step};
+use super::{Asked, Channel, Place, Template, Templates};
+use crate::consul::client::Client;
+use crate::consul::instances::Instances;
+use crate::resolve::SystemResolver;
+use crate::stop::{Stop, Woken};
+use crate::sync::{Level, Once, Plan, Sink, Target, spawn};
+use crate::table::{Named, Verdict};
+
+/// Threads that look names up, each with a connection: a slow datacenter must not hold up all.
+pub const LOOKUPS: usize = 4;
+/// How often what is followed is compared with what is asked for.
+const TIDY: Duration = Duration::from_secs(1);
+/// How long it holds that nobody could tell.
+const FAILED_MS: u64 = 1000;
+
+/// The table, as these threads see it.
+pub trait Book: Sink {
+    /// The number of the target of a key, made if there is none.
+    ///
+    /// # Errors
+    ///
+    /// There is no room; the text is for the log.
+    fn open(&self, service: &Named, key: u128) -> Result<usize, String>;
+
+    /// Nobody asks for the target any more.
+    fn close(&self, target: usize);
+
+    /// When a request last asked for the target, milliseconds since the epoch.
+    fn last_used(&self, target: usize) -> u64;
+
+    /// What became of a key.
+    fn rule(&self, key: u128, verdict: Verdict, until_ms: u64);
+
+    /// The targets of services that requests have named: number, key and service.
+    fn named(&self) -> Vec<(usize, u128, Named)>;
+
+    /// Milliseconds since the epoch.
+    fn now_ms(&self) -> u64;
+}
+
+/// Who follows what was found.
+pub trait Follow: Send + Sync {
+    /// Follows a target from here on.
+    fn follow(&self, number: usize, target: Target);
+
+    /// Follows it no more.
+    fn forget(&self, number: usize);
+}
+
+/// The running threads. Dropping it stops them, without waiting.
+#[derive(Debug)]
+pub struct Answerer(Arc<Stop>);
+
+/// What the threads share.
+struct Desk {
+    templates: Arc<Templates>,
+    plan: Arc<Plan>,
+    channel: &'static Channel,
+    book: Arc<dyn Book>,
+    follow: Arc<dyn Follow>,
+    stop: Arc<Stop>,
+    roster: Mutex<Roster>,
+    tidied: Mutex<Option<Instant>>,
+    /// Dropped for newer ones since the log said so last.
+    dropped: AtomicUsize,
+}
+
+/// What Consul says of a name in one datacenter.
+enum Found {
+    Instances(u64, usize, Instances),
+    None(u64, usize, Instances),
+    Unknown(String),
+}
+
+impl Answerer {
+    /// `Followed` has no end: the entry is looked at anyway.
+    pub const FOR_EVER_MS: u64 = 1 << 60;
+
+    /// Starts the threads; those followed by an earlier configuration are taken over. See
+    /// [`Engine`](crate::sync::Engine) for the signals to block.
+    ///
+    /// # Errors
+    ///
+    /// No thread or descriptor is left.
+    pub fn start(
+        templates: Arc<Templates>,
+        plan: Arc<Plan>,
+        channel: &'static Channel,
+        book: Arc<dyn Book>,
+        follow: Arc<dyn Follow>,
+    ) -> io::Result<Answerer> {
+        let stop = Arc::new(Stop::new()?);
+        let answerer = Answerer(Arc::clone(&stop));
+        let roster = Mutex::new(Roster::new(templates.max, Instant::now()));
+        let desk = Desk {
+            templates,
+            plan,
+            channel,
+            book,
+            follow,
+            stop,
+            roster,
+            tidied: Mutex::new(None),
+            dropped: AtomicUsize::new(0),
+        };
+        let desk = Arc::new(desk);
+        for _ in 0..LOOKUPS {
+            let desk = Arc::clone(&desk);
+            spawn(move || desk.work())?;
+        }
+        Ok(answerer)
+    }
+
+    /// Tells the threads to end, whatever they wait for.
+    pub fn stop(&self) {
+        self.0.raise();
+    }
+}
+
+impl Drop for Answerer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Desk {
+    fn work(&self) {
+        let mut client = Client::new(Arc::clone(&self.stop));
+        let resolver = SystemResolver::new(Arc::clone(&self.stop));
+        while !self.stop.is_raised() {
+            let step = AssertUnwindSafe(|| self.step(&mut client, &resolver));
+            if catch_unwind(step).is_err() {
+                client = Client::new(Arc::clone(&self.stop));
+                let line = "panic while asking for a service, going on".to_owned();
+                let _ = catch_unwind(AssertUnwindSafe(|| self.book.log(Level::Error, line)));
+            }
+        }
+    }
+
+    fn step(&self, client: &mut Client, resolver: &SystemResolver) {
+        if let Some(mut tidied) = self.tidied.try_lock() {
+            if tidied.is_none_or(|last| last.elapsed() >= TIDY) {
+                *tidied = Some(Instant::now());
+                self.tidy();
+            }
+        }
+        if let Some(asked) = self.channel.take() {
+            self.answer(&asked, client, resolver);
+            return;
+        }
+        let deadline = Some(Instant::now() + TIDY);
+        match self.stop.wait(self.channel.as_fd(), PollFlags::IN, deadline) {
+            Ok(Woken::Timeout | Woken::Ready | Woken::Stopped) => {}
+            Err(_) => drop(self.stop.sleep(TIDY)),
+        }
+    }
+
+    fn answer(&self, asked: &Asked, client: &mut Client, resolver: &SystemResolver) {
+        let service = &asked.service;
+        // One of another configuration: who takes its place asks again.
+        let Some(template) = self.templates.find(service.template) else { return };
+        // The worker has checked it; but the channel is older than this configuration.
+        let Ok(name) = template.allowed.check(service.name.as_bytes()) else { return };
+        let places = template.places(&name, &self.plan);
+        let Some(first) = places.first() else { return };
+        loop {
+            let step = self.roster.lock().ask(service, Instant::now());
+            match step {
+                Step::Ask => break,
+                Step::Asking => return,
+                Step::Followed => {
+                    return self.book.rule(first.key, Verdict::Followed, Answerer::FOR_EVER_MS);
+                }
+                Step::Wait(time) => {
+                    let over = self.book.now_ms() + time.as_millis() as u64 >= asked.until_ms;
+                    if over || !self.stop.sleep(time) {
+                        return;
+                    }
+                }
+            }
+        }
+        let verdict = self.look_up(service, template, &places, client, resolver);
+        let now_ms = self.book.now_ms();
+        let until_ms = match verdict {
+            Verdict::Followed => Answerer::FOR_EVER_MS,
+            Verdict::Absent => now_ms + template.absent.as_millis() as u64,
+            Verdict::Failed => now_ms + FAILED_MS,
+        };
+        if verdict != Verdict::Followed {
+            self.roster.lock().not_found(service, Instant::now());
+        }
+        self.book.rule(first.key, verdict, until_ms);
+    }
+
+    /// Asks the datacenters in their order until one has the service.
+    fn look_up(
+        &self,
+        service: &Named,
+        template: &Template,
+        places: &[Place],
+        client: &mut Client,
+        resolver: &SystemResolver,
+    ) -> Verdict {
+        let mut answers = HashMap::new();
+        let mut failure = None;
+        for (at, place) in places.iter().enumerate() {
+            // A block follows it already.
+            if place.fixed.is_some_and(|number| self.book.has_data(number)) {
+                return self.found(service, places, answers, resolver);
+            }
+            match self.ask(template, place, client) {
+                Found::Instances(index, server, instances) => {
+                    answers.insert(at, (index, server, instances));
+                    return self.found(service, places, answers, resolver);
+                }
+                Found::None(index, server, instances) => {
+                    answers.insert(at, (index, server, instances));
+                }
+                Found::Unknown(error) => failure = Some(error),
+            }
+            if self.stop.is_raised() {
+                return Verdict::Failed;
+            }
+        }
+        match failure {
+            None => Verdict::Absent,
+            Some(error) => {
+                let name = service.name.escape_debug();
+                self.book.log(Level::Error, format!("service \"{name}\": {error}"));
+                Verdict::Failed
+            }
+        }
+    }
+
+    fn ask(&self, template: &Template, place: &Place, client: &mut Client) -> Found {
+        let mut failure = String::new();
+        for server in 0..place.target.endpoint.servers.len() {
+            match Once::ask(client, &place.target, server) {
+                Ok((index, instances)) if template.has(&instances) => {
+                    return Found::Instances(index, server, instances);
+                }
+                Ok((index, instances)) => return Found::None(index, server, instances),
+                Err(error) => {
+                    let server = &place.target.endpoint.servers[server];
+                    failure = format!("{error}, server \"{server}\"");
+                }
+            }
+        }
+        Found::Unknown(failure)
+    }
+
+    /// Makes room for the service, puts in force what is known of it, and has it followed.
+    fn found(
+        &self,
+        service: &Named,
+        places: &[Place],
+        mut answers: HashMap<usize, (u64, usize, Instances)>,
+        resolver: &SystemResolver,
+    ) -> Verdict {
+        let victim = self.roster.lock().surplus(|t| self.book.last_used(t), Instant::now());
+        if let Some(victim) = victim {
+            self.drop_for_newer(&victim);
+        }
+        let mut numbers = Vec::new();
+        for (at, place) in places.iter().enumerate().filter(|(_, place)| place.fixed.is_none()) {
+            let number = match self.open(service, place.key) {
+                Ok(number) => number,
+                Err(error) => {
+                    let name = service.name.escape_debug();
+                    self.book.log(Level::Error, format!("service \"{name}\": {error}"));
+                    numbers.into_iter().for_each(|number| self.book.close(number));
+                    return Verdict::Failed;
+                }
+            };
+            numbers.push(number);
+            if let Some((index, server, instances)) = answers.remove(&at) {
+                let answer = (index, server, &instances);
+                Once::publish(number, &place.target, answer, resolver, &*self.book);
+            }
+        }
+        self.roster.lock().found(service.clone(), numbers.clone());
+        let targets = places.iter().filter(|place| place.fixed.is_none());
+        for (number, place) in numbers.into_iter().zip(targets) {
+            self.follow.follow(number, place.target.clone());
+        }
+        Verdict::Followed
+    }
+
+    /// An entry for the service, if need be that of another one.
+    fn open(&self, service: &Named, key: u128) -> Result<usize, String> {
+        self.book.open(service, key).or_else(|error| {
+            let used = |target| self.book.last_used(target);
+            let victim = self.roster.lock().least_recent(used, Instant::now());
+            self.drop_for_newer(&victim.ok_or(error)?);
+            self.book.open(service, key)
+        })
+    }
+
+    fn drop_for_newer(&self, victim: &Named) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+        self.drop_service(victim);
+    }
+
+    fn drop_service(&self, service: &Named) {
+        let numbers = self.roster.lock().drop_service(service);
+        for number in numbers {
+            self.follow.forget(number);
+            self.book.close(number);
+        }
+        if let Some(template) = self.templates.find(service.template) {
+            for place in template.places(&service.name, &self.plan).iter().take(1) {
+                self.book.rule(place.key, Verdict::Failed, 0);
+            }
+        }
+    }
+
+    /// Takes over what other processes have found, and drops what nobody asks for.
+    fn tidy(&self) {
+        self.adopt();
+        let now_ms = self.book.now_ms();
+        let since = |template| {
+            let idle = self.templates.find(template).map_or(0, |t| t.idle.as_millis() as u64);
+            now_ms.saturating_sub(idle)
+        };
+        let idle = self.roster.lock().idle(since, |target| self.book.last_used(target));
+        for service in idle {
+            self.drop_service(&service);
+            let name = service.name.escape_debug();
+            let line = format!("service \"{name}\": no request has named it for long, dropped");
+            self.book.log(Level::Info, line);
+        }
+        let dropped = self.dropped.swap(0, Ordering::Relaxed);
+        if dropped > 0 {
+            let s = if dropped == 1 { "" } else { "s" };
+            let line = format!(
+                "{dropped} service{s} named by requests dropped for newer ones, increase \
+                 \"consul_max_services\" or the size in \"consul_zone\""
+            );
+            self.book.log(Level::Warn, line);
+        }
+    }
+
+    /// Follows the services in the table that this process does not follow: of the configuration
+    /// before, or found by its worker 0 in its last moments.
+    fn adopt(&self) {
+        let mut of: HashMap<Named, HashMap<u128, usize>> = HashMap::new();
+        for (number, key, service) in self.book.named() {
+            of.entry(service).or_default().insert(key, number);
+        }
+        for (service, numbers) in of {
+            let Some(template) = self.templates.find(service.template) else { continue };
+            if template.allowed.check(service.name.as_bytes()).as_ref() != Ok(&service.name) {
+                numbers.into_values().for_each(|number| self.book.close(number));
+                continue;
+            }
+            if self.roster.lock().ask(&service, Instant::now()) != Step::Ask {
+                continue;
+            }
+            let places = template.places(&service.name, &self.plan);
+            let number = |place: &Place| match numbers.get(&place.key) {
+                Some(number) => Some(*number),
+                None => self.book.open(&service, place.key).ok(),
+            };
+            let own = places.iter().filter(|place| place.fixed.is_none());
+            let held: Vec<_> = own.filter_map(|place| Some((number(place)?, place))).collect();
+            let targets = held.iter().map(|(number, _)| *number).collect();
+            self.roster.lock().found(service.clone(), targets);
+            for (number, place) in held {
+                self.follow.follow(number, place.target.clone());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,289 @@
+//! The first request for a service waits for Consul's answer, without holding up its worker.
+//!
+//! A balancer can't: its `peer.init` has to know the peers at once. So the request waits before, in
+//! nginx's precontent phase, where access was granted already.
+
+use std::ffi::CStr;
+use std::mem::MaybeUninit;
+use std::ptr;
+
+use nginx_sys::{
+    NGX_HTTP_INTERNAL_SERVER_ERROR, ngx_add_timer, ngx_array_push, ngx_conf_t, ngx_current_msec,
+    ngx_del_timer, ngx_event_t, ngx_handle_read_event, ngx_http_block_reading,
+    ngx_http_core_loc_conf_t, ngx_http_core_main_conf_t, ngx_http_core_module,
+    ngx_http_core_run_phases, ngx_http_finalize_request, ngx_http_handler_pt,
+    ngx_http_phases_NGX_HTTP_PRECONTENT_PHASE, ngx_http_request_empty_handler, ngx_http_request_t,
+    ngx_http_run_posted_requests, ngx_http_test_reading, ngx_http_upstream_conf_t,
+    ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_module_t,
+};
+
+use crate::conf::{self, HttpConf};
+use crate::ffi::{self, AGAIN, DECLINED, ERROR, OK, conf_of, fence, give_to_pool};
+use crate::peer::{Lookup, NamedBlock, Why};
+
+/// How often a waiting request looks whether there is an answer, milliseconds. Only while one
+/// waits.
+const LOOK: usize = 4;
+
+/// `NGX_MODULE_UNSET_INDEX`: of a module that is not in use.
+const UNSET: usize = usize::MAX;
+
+/// The modules that send requests to an `upstream`. The configuration of each, for a location,
+/// begins with nginx's `ngx_http_upstream_conf_t`.
+const PROXIES: [&CStr; 6] = [
+    c"ngx_http_proxy_module",
+    c"ngx_http_grpc_module",
+    c"ngx_http_fastcgi_module",
+    c"ngx_http_uwsgi_module",
+    c"ngx_http_scgi_module",
+    c"ngx_http_memcached_module",
+];
+
+/// A request that waits, or has waited.
+struct Waiting {
+    request: *mut ngx_http_request_t,
+    block: *const NamedBlock,
+    /// For whom; `None` once it is over.
+    key: Option<u128>,
+    until: usize,
+    /// It has waited in vain.
+    is_late: bool,
+    timer: ngx_event_t,
+}
+
+pub(crate) extern "C" fn ngx_http_consul_postconfiguration(cf: *mut ngx_conf_t) -> ngx_int_t {
+    fence(ERROR, || {
+        // SAFETY: `cf` is that of `http`, whose main configurations are complete.
+        unsafe {
+            let context = ffi::http_context(cf);
+            let http: *mut HttpConf =
+                conf_of(context.main_conf, &raw const crate::ngx_http_consul_module);
+            if (*http).named_blocks.is_empty() {
+                return OK;
+            }
+            (*http).proxies = proxies();
+            let core: *mut ngx_http_core_main_conf_t =
+                conf_of(context.main_conf, &raw const ngx_http_core_module);
+            let phase = ngx_http_phases_NGX_HTTP_PRECONTENT_PHASE as usize;
+            let handlers = &raw mut (*core).phases[phase].handlers;
+            let place = ngx_array_push(handlers).cast::<ngx_http_handler_pt>();
+            if place.is_null() {
+                return ERROR;
+            }
+            place.write(Some(ngx_http_consul_precontent_handler));
+        }
+        OK
+    })
+}
+
+/// Those of [`PROXIES`] that this nginx has.
+fn proxies() -> Vec<*const ngx_module_t> {
+    let find = |name: &&CStr| {
+        // SAFETY: the symbol, if there is one, is an ngx_module_t.
+        unsafe {
+            let module = libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()).cast::<ngx_module_t>();
+            let is_used = !module.is_null() && (*module).ctx_index != UNSET;
+            is_used.then_some(module.cast_const())
+        }
+    };
+    PROXIES.iter().filter_map(find).collect()
+}
+
+extern "C" fn ngx_http_consul_precontent_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
+    fence(DECLINED, || {
+        // SAFETY: nginx passes a request of the running configuration.
+        unsafe {
+            let http: *mut HttpConf =
+                conf_of((*r).main_conf, &raw const crate::ngx_http_consul_module);
+            match upstream_of(r, &*http) {
+                Some(upstream) => match named_block(upstream) {
+                    Some(block) => decide(r, block, true),
+                    None => DECLINED,
+                },
+                None if has_content(r) => {
+                    // The block is named by variables too, which only the content handler knows.
+                    for &upstream in &(*http).named_blocks {
+                        let Some(block) = named_block(upstream) else { continue };
+                        if decide(r, block, false) == AGAIN {
+                            return AGAIN;
+                        }
+                    }
+                    DECLINED
+                }
+                None => DECLINED,
+            }
+        }
+    })
+}
+
+/// The `upstream` that the request's location names, if it does without variables.
+///
+/// # Safety
+///
+/// `r` is a valid request of the configuration.
+unsafe fn upstream_of(
+    r: *mut ngx_http_request_t,
+    http: &HttpConf,
+) -> Option<*mut ngx_http_upstream_srv_conf_t> {
+    http.proxies.iter().find_map(|&module| {
+        // SAFETY: the module's configuration of the location begins with that of its upstream.
+        let conf = unsafe { conf_of::<ngx_http_upstream_conf_t>((*r).loc_conf, module).as_ref()? };
+        Some(conf.upstream).filter(|upstream| !upstream.is_null())
+    })
+}
+
+/// # Safety
+///
+/// `r` is a valid request.
+unsafe fn has_content(r: *mut ngx_http_request_t) -> bool {
+    // SAFETY: the core module has a configuration for each location.
+    unsafe {
+        let core: *mut ngx_http_core_loc_conf_t =
+            conf_of((*r).loc_conf, &raw const ngx_http_core_module);
+        (*core).handler.is_some()
+    }
+}
+
+/// # Safety
+///
+/// `upstream` is of the running configuration.
+unsafe fn named_block<'a>(upstream: *mut ngx_http_upstream_srv_conf_t) -> Option<&'a NamedBlock> {
+    // SAFETY: an implicit block has no configurations of modules.
+    unsafe {
+        if (*upstream).srv_conf.is_null() {
+            return None;
+        }
+        conf::srv_conf(upstream).named.as_deref()
+    }
+}
+
+/// Lets the request go on, wait or end. `is_certain`: it goes to this very block.
+///
+/// # Safety
+///
+/// `r` is a valid request; the block lives as long as it.
+unsafe fn decide(r: *mut ngx_http_request_t, block: &NamedBlock, is_certain: bool) -> ngx_int_t {
+    // SAFETY: the caller's promise.
+    let name = unsafe { block.name(r) };
+    let Some(name) = name else { return NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t };
+    let refused = match block.look_up(name) {
+        Lookup::Known(_) => return DECLINED,
+        Lookup::Refused(why) => why,
+        // SAFETY: as above.
+        Lookup::New(place) => match unsafe { waiting(r) } {
+            Some(waiting) if waiting.is_late => Why::Late,
+            _ if !block.ask(&place) => Why::Busy,
+            // SAFETY: as above.
+            known => match unsafe { wait(r, known, block, place.key) } {
+                OK => return AGAIN,
+                _ => return NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t,
+            },
+        },
+    };
+    if !is_certain {
+        return DECLINED;
+    }
+    // SAFETY: the request's connection has a log.
+    block.complain(name, refused, unsafe { (*(*r).connection).log });
+    ngx_int_t::from(block.status as i16)
+}
+
+/// # Safety
+///
+/// `r` is a valid request.
+unsafe fn waiting<'a>(r: *mut ngx_http_request_t) -> Option<&'a mut Waiting> {
+    // SAFETY: our element of the contexts is null or what wait() set for this request.
+    unsafe { conf_of::<Waiting>((*r).ctx, &raw const crate::ngx_http_consul_module).as_mut() }
+}
+
+/// Has the request wait, as `limit_req` does.
+///
+/// # Safety
+///
+/// `r` is a valid request in a phase; `known` is its own.
+unsafe fn wait(
+    r: *mut ngx_http_request_t,
+    known: Option<&mut Waiting>,
+    block: &NamedBlock,
+    key: u128,
+) -> ngx_int_t {
+    // SAFETY: the value lives in the request's pool, which the request's end destroys; the timer
+    // is taken out of the event loop then at the latest.
+    unsafe {
+        let now = ngx_current_msec;
+        let waiting = match known {
+            Some(waiting) => waiting,
+            None => {
+                let timer = MaybeUninit::zeroed().assume_init();
+                let until = now + block.first_wait.as_millis() as usize;
+                let (key, is_late) = (None, false);
+                let new = Box::new(Waiting { request: r, block, key, until, is_late, timer });
+                let Some(new) = give_to_pool((*r).pool, new).as_mut() else { return ERROR };
+                let new = &mut **new;
+                new.timer.handler = Some(look);
+                new.timer.log = (*(*r).connection).log;
+                new.timer.data = ptr::from_mut(new).cast();
+                let index = (*(&raw const crate::ngx_http_consul_module)).ctx_index;
+                *(*r).ctx.add(index) = ptr::from_mut(new).cast();
+                new
+            }
+        };
+        if ngx_handle_read_event((*(*r).connection).read, 0) != OK {
+            return ERROR;
+        }
+        waiting.block = block;
+        waiting.key = Some(key);
+        block.begin_wait(key);
+        (*r).read_event_handler = Some(ngx_http_test_reading);
+        (*r).write_event_handler = Some(ngx_http_request_empty_handler);
+        ngx_add_timer(&mut waiting.timer, LOOK);
+    }
+    OK
+}
+
+/// The timer of a waiting request.
+extern "C" fn look(event: *mut ngx_event_t) {
+    fence((), || {
+        // SAFETY: set in wait(); the request has not ended, or the timer would be gone.
+        unsafe {
+            let waiting = &mut *(*event).data.cast::<Waiting>();
+            let Some(key) = waiting.key else { return };
+            let is_late = ngx_current_msec as isize - waiting.until as isize >= 0;
+            if !is_late && !(*waiting.block).is_answered(key) {
+                ngx_add_timer(&mut waiting.timer, LOOK);
+                return;
+            }
+            waiting.end();
+            waiting.is_late = is_late;
+            let r = waiting.request;
+            let connection = (*r).connection;
+            if ngx_handle_read_event((*connection).read, 0) == OK {
+                (*r).read_event_handler = Some(ngx_http_block_reading);
+                (*r).write_event_handler = Some(ngx_http_core_run_phases);
+                ngx_http_core_run_phases(r);
+            } else {
+                ngx_http_finalize_request(r, NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t);
+            }
+            ngx_http_run_posted_requests(connection);
+        }
+    });
+}
+
+impl Waiting {
+    fn end(&mut self) {
+        if let Some(key) = self.key.take() {
+            // SAFETY: the configuration outlives the request.
+            unsafe { (*self.block).end_wait(key) };
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.end();
+        if self.timer.timer_set() != 0 {
+            // SAFETY: set by ngx_add_timer(), in this process.
+            unsafe { ngx_del_timer(&mut self.timer) };
+        }
+    }
+}

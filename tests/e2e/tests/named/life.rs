@@ -1,0 +1,78 @@
+//! How long a service that requests name stays.
+
+use super::*;
+
+#[test]
+fn the_least_recently_used_service_makes_room() {
+    let consul = Agent::shared();
+    let text = format!(
+        "consul_server %%CONSUL%%;\nconsul_max_services 2;\n\
+         upstream api {{ consul_dynamic $arg_s; }}\n{SERVER}"
+    );
+    let nginx = Config::http(&text).set("CONSUL", consul.url()).start();
+    let services: Vec<_> = (0..3).map(|_| new_service(&consul, "lru")).collect();
+    let name = |n: usize| services[n].0.clone();
+    let last_used = |nginx: &Nginx, service: &str| {
+        let status = nginx.status();
+        let all = status["named"]["services"].as_array().expect("services").clone();
+        let of = all.into_iter().find(|s| s["service"] == service).expect("it is followed");
+        of["last_used_seconds"].as_f64().expect("a time")
+    };
+    for n in [0, 1] {
+        assert_eq!(nginx.outcome(&path(&name(n))), name(n));
+    }
+    // The time of use is good to a second.
+    wait::until("0 is used later than 1", SOON, || {
+        nginx.outcome(&path(&name(0)));
+        last_used(&nginx, &name(0)) + 1.0 < last_used(&nginx, &name(1))
+    });
+    assert_eq!(nginx.outcome(&path(&name(2))), name(2));
+    assert_eq!(named(&nginx), [name(0), name(2)]);
+    nginx.wait_for_log("1 service named by requests dropped for newer ones");
+    assert_eq!(nginx.outcome(&path(&name(1))), name(1), "it may come again");
+}
+
+#[test]
+fn a_service_that_nobody_names_any_more_is_dropped() {
+    let consul = Agent::shared();
+    let nginx = by_argument(&consul.url(), "consul_idle 1s;").log_level("info").start();
+    let (idle, _a) = new_service(&consul, "idle");
+    let (busy, _b) = new_service(&consul, "busy");
+    assert_eq!(nginx.outcome(&path(&idle)), idle);
+    assert_eq!(nginx.outcome(&path(&busy)), busy);
+    let load = Load::start_paced(nginx.address(), &path(&busy), 1, true, Duration::from_millis(50));
+    wait::until_eq("who is followed", SOON, &busy, || named(&nginx).join(" "));
+    nginx.wait_for_log(&format!("service \"{idle}\": no request has named it for long, dropped"));
+    assert_eq!(nginx.outcome(&path(&idle)), idle, "it may come again");
+    let tally = load.finish();
+    assert_eq!(tally.outcomes(), busy, "{tally}");
+}
+
+#[test]
+fn named_services_are_served_from_the_state_file_while_consul_is_down() {
+    let consul = Agent::shared();
+    let proxy = Proxy::start(consul.address());
+    let (service, _backend) = new_service(&consul, "saved");
+    let config = |folder: &std::path::Path| {
+        let text = format!(
+            "consul_server %%CONSUL%%;\nconsul_init_timeout 100ms;\nconsul_state %%STATE%%;\n\
+             upstream api {{ consul_dynamic $arg_s; consul_first_wait 50ms; }}\n{SERVER}"
+        );
+        let state = folder.join("state");
+        Config::http(&text).set("CONSUL", proxy.url()).set("STATE", state.display())
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777))
+        .expect("an open folder");
+    let nginx = config(folder.path()).start();
+    wait::until_eq("the service is served", SOON, &service, || nginx.outcome(&path(&service)));
+    wait::until("it is saved", SOON, || {
+        let text = std::fs::read_to_string(folder.path().join("state")).unwrap_or_default();
+        text.contains(&service)
+    });
+    drop(nginx);
+    proxy.set(Fault::Refuse);
+    let nginx = config(folder.path()).start();
+    assert_eq!(nginx.outcome(&path(&service)), service);
+    assert_eq!(nginx.outcome(&path(&unique("unknown"))), "502");
+}
