@@ -6,6 +6,7 @@ pub mod gate;
 pub mod health;
 pub mod instances;
 pub mod kv;
+pub mod overview;
 pub mod policy;
 pub mod prepared;
 pub mod query;

@@ -4,8 +4,11 @@
 //! blocks ─▶ Plan (watches, targets) ─▶ Engine (threads) ─▶ Sink (table, reports, log)
 //! ```
 
+mod asking;
 mod engine;
 mod first;
+mod lookout;
+mod names;
 mod once;
 mod plan;
 mod publisher;
@@ -26,8 +29,8 @@ pub use crate::consul::token::{Token, TokenError};
 pub use engine::Engine;
 pub(crate) use engine::spawn;
 pub use first::first_answers;
-pub(crate) use once::Once;
-pub use plan::{Endpoint, Plan, Target, Timing, WatchPlan};
+pub(crate) use once::{ask_once, publish_once};
+pub use plan::{Endpoint, Plan, Subject, Target, Timing, WatchPlan};
 
 /// Who takes what the engine finds out. Called from several threads at a time.
 pub trait Sink: Send + Sync {
@@ -45,6 +48,35 @@ pub trait Sink: Send + Sync {
 
     /// Identities of the target's peers in force, perhaps from an earlier engine.
     fn held(&self, target: usize) -> HashSet<u64>;
+
+    /// Requests that the target's peers were picked for so far. Services with much traffic come
+    /// first where not all can have a blocking query.
+    fn traffic(&self, _target: usize) -> u64 {
+        0
+    }
+
+    /// An engine begins: the connections noted so far are another one's, which ends soon. Consul
+    /// counts those of its blocking queries until their `wait` is over.
+    fn engine_starts(&self) {}
+
+    /// The engine that began last has this many connections now. Must be quick.
+    fn note_connections(&self, _connections: Connections) {}
+
+    /// Connections that engines before this one still have, as Consul counts.
+    fn foreign_connections(&self) -> usize {
+        0
+    }
+}
+
+/// Connections of an engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Connections {
+    /// In a blocking query.
+    pub blocking: usize,
+    /// Others: Consul forgets these as soon as they are closed.
+    pub others: usize,
+    /// Longest time that the blocking queries last.
+    pub wait: Duration,
 }
 
 /// What became of a published set.
@@ -101,6 +133,12 @@ pub enum Report<'a> {
 pub enum Mode {
     /// By blocking queries: changes are seen at once.
     Blocking,
+    /// By queries about all services, which say which of them to ask: a change of health is seen
+    /// at once, another one (a registration, a weight) within a sweep of all.
+    Gated {
+        /// Longest expected time between a change of the second kind and its being seen.
+        delay: Duration,
+    },
     /// By asking again and again.
     Sweep {
         /// Longest expected time between a change and its being seen.

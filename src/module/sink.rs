@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nginx_consul_core::model::PeerSet;
 use nginx_consul_core::named::Book;
@@ -186,11 +186,11 @@ impl Sink for TableSink {
     fn report(&self, target: usize, report: &Report<'_>) {
         self.with(target, |table, entry, _| match *report {
             Report::Good { index, server, mode, pending } => {
+                let ms = |delay: Duration| u32::try_from(delay.as_millis()).unwrap_or(u32::MAX);
                 let mode = match mode {
                     Mode::Blocking => table::Mode::Blocking,
-                    Mode::Sweep { delay } => {
-                        table::Mode::Sweep(u32::try_from(delay.as_millis()).unwrap_or(u32::MAX))
-                    }
+                    Mode::Gated { delay } => table::Mode::Gated(ms(delay)),
+                    Mode::Sweep { delay } => table::Mode::Sweep(ms(delay)),
                 };
                 table.note_good(entry, index, server, mode, now_ms());
                 table.note_pending(entry, pending);

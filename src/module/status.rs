@@ -208,10 +208,11 @@ fn service(target: &Target, key: u128, table: Table<'_>, users: Users) -> Servic
     let now = now_ms();
     let ago = |at: u64| (at != 0).then(|| now.saturating_sub(at) as f64 / 1000.0);
     let image = entry.and_then(|e| table.read(e, key));
-    let delay_ms = fresh.as_ref().and_then(|f| match f.mode {
-        Mode::Blocking => None,
-        Mode::Sweep(ms) => Some(ms),
-    });
+    let (mode, delay_ms) = match fresh.as_ref().map_or(Mode::Blocking, |f| f.mode) {
+        Mode::Blocking => ("blocking", None),
+        Mode::Gated(ms) => ("gated", Some(ms)),
+        Mode::Sweep(ms) => ("sweep", Some(ms)),
+    };
     Service {
         service: query.service.clone(),
         from: query.source.name(),
@@ -225,7 +226,7 @@ fn service(target: &Target, key: u128, table: Table<'_>, users: Users) -> Servic
         filter: query.filter.clone(),
         server: fresh.as_ref().and_then(|f| servers.get(f.server).cloned()),
         servers,
-        mode: if delay_ms.is_some() { "sweep" } else { "blocking" },
+        mode,
         delay_ms,
         index: fresh.as_ref().map_or(0, |f| f.index),
         generation: image.as_ref().map_or(0, |i| i.generation),

@@ -49,7 +49,7 @@ struct Watch {
     plan: Arc<Plan>,
     templates: Option<Arc<Templates>>,
     keys: Vec<u128>,
-    engine: Option<Engine>,
+    engine: Option<Arc<Engine>>,
     /// Only with services that requests name.
     answerer: Option<Answerer>,
     /// With `consul_state`: where, and the thread that writes it.
@@ -319,6 +319,7 @@ impl Watch {
         table.lead(ProcessId::own());
         let _blocked = SignalsBlocked::new();
         self.engine = Engine::start(Arc::clone(&self.plan), self.sink.clone())
+            .map(Arc::new)
             .map_err(|e| {
                 let log = self.timer.log;
                 ngx::ngx_log_error!(
@@ -333,12 +334,14 @@ impl Watch {
     /// Starts to look up the names that requests ask for.
     fn start_answerer(&mut self) {
         self.answerer = None;
-        let (Some(templates), Some(channel)) = (&self.templates, channel()) else { return };
+        let Some(((templates, engine), channel)) =
+            self.templates.clone().zip(self.engine.clone()).zip(channel())
+        else {
+            return;
+        };
         let _blocked = SignalsBlocked::new();
-        let follow = Arc::new(Nobody);
         let plan = Arc::clone(&self.plan);
-        let started =
-            Answerer::start(Arc::clone(templates), plan, channel, self.sink.clone(), follow);
+        let started = Answerer::start(templates, plan, channel, self.sink.clone(), engine);
         self.answerer = started
             .map_err(|e| {
                 let log = self.timer.log;
@@ -430,10 +433,4 @@ extern "C" fn tick(event: *mut ngx_event_t) {
             unsafe { ngx_add_timer(&mut *watch.timer, TICK) };
         });
     });
-}
-
-struct Nobody;
-impl nginx_consul_core::named::Follow for Nobody {
-    fn follow(&self, _: usize, _: nginx_consul_core::sync::Target) {}
-    fn forget(&self, _: usize) {}
 }

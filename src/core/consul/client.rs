@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ureq::{Agent, Body, Timeout};
 
-use crate::consul::query;
+use crate::consul::query::{self, View};
 use crate::consul::token::CurrentToken;
 use crate::consul::transport::{ConnectError, Dial, DialConnector, NoResolver};
 use crate::model::{Query, Source};
@@ -34,6 +34,8 @@ pub struct Request<'a> {
     pub server: usize,
     /// What.
     pub query: &'a Query,
+    /// How much of it.
+    pub view: View,
     /// Blocks until the state is newer than this, or `wait` is over; `None` answers at once.
     pub index: Option<u64>,
     /// Longest time to block.
@@ -115,7 +117,7 @@ pub enum Error {
     Other(String),
 }
 
-/// Asks servers, over one connection that is kept open. For one thread.
+/// Asks servers, over one connection. For one thread.
 #[derive(Debug)]
 pub struct Client {
     stop: Arc<Stop>,
@@ -260,7 +262,7 @@ impl Line {
     }
 
     fn get(&mut self, request: Request<'_>) -> Result<Answer, Error> {
-        let path = query::path(request.query, request.index, request.wait);
+        let path = query::path(request.query, request.view, request.index, request.wait);
         let mut deadline = read_deadline(request.index.map(|_| request.wait));
         if let Some(patience) = request.patience {
             deadline = deadline.min(patience);
@@ -371,10 +373,8 @@ fn failure(error: ureq::Error, deadline: Duration) -> Error {
 
 /// ureq's text without its "io: ".
 fn plain(error: &ureq::Error) -> String {
-    match error {
-        ureq::Error::Io(error) => printable(&error.to_string()),
-        error => printable(&error.to_string()),
-    }
+    let text = error.to_string();
+    printable(text.strip_prefix("io: ").unwrap_or(&text))
 }
 
 fn decimal(text: &str) -> Option<u64> {

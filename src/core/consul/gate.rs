@@ -142,10 +142,6 @@ pub fn reason_of(error: &Error) -> Option<Reason> {
 /// The index and the instances of a believable answer. The index is at least 1, as
 /// <https://developer.hashicorp.com/consul/api-docs/features/blocking> demands.
 ///
-/// A header that is absent says nothing: agents from 1.10 on leave `KnownLeader` and `LastContact`
-/// out of what they stream. Data that is older than `max_stale` is refused, whether a follower
-/// (`LastContact`) or the agent's cache (`Age`) says so.
-///
 /// # Errors
 ///
 /// See [`Disbelief`].
@@ -156,6 +152,27 @@ pub fn believe(
 ) -> Result<(u64, Instances), Disbelief> {
     // A prepared query never blocks, so its index means nothing.
     let index = answer.index.or((query.source == Source::Query).then_some(1));
+    let index = vet(answer, index, max_stale)?;
+    if answer.filtered {
+        return Err(Disbelief::Filtered);
+    }
+    Ok((index, parse(&answer.body, query)?))
+}
+
+/// The index of an answer whose head is believable.
+///
+/// A header that is absent says nothing: agents from 1.10 on leave `KnownLeader` and `LastContact`
+/// out of what they stream. Data that is older than `max_stale` is refused, whether a follower
+/// (`LastContact`) or the agent's cache (`Age`) says so.
+///
+/// # Errors
+///
+/// See [`Disbelief`].
+pub fn vet(
+    answer: &Answer,
+    index: Option<u64>,
+    max_stale: Option<Duration>,
+) -> Result<u64, Disbelief> {
     let index = index.ok_or(Disbelief::NoIndex)?.max(1);
     if index > MAX_INDEX {
         return Err(Disbelief::Index(index));
@@ -174,10 +191,7 @@ pub fn believe(
             return Err(Disbelief::Stale(age, bound));
         }
     }
-    if answer.filtered {
-        return Err(Disbelief::Filtered);
-    }
-    Ok((index, parse(&answer.body, query)?))
+    Ok(index)
 }
 
 fn parse(body: &[u8], query: &Query) -> Result<Instances, ParseError> {

@@ -13,22 +13,34 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 /// As [`ESCAPED`], but slashes part the folders of a key.
 const KEY: &AsciiSet = &ESCAPED.remove(b'/');
 
+/// What of a service, or of all of them, is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum View {
+    /// Everything that the query's source has.
+    #[default]
+    Full,
+    /// Only the index, which every change of the service moves: no instance has the tag that is
+    /// asked for. For services and catalog entries; others are given in full.
+    Index,
+    /// The checks of all services, and of nodes, that are critical.
+    Critical,
+    /// The checks that warn.
+    Warning,
+    /// The names of all services, with their tags.
+    Names,
+}
+
+/// Consul takes any tag; nobody means this one.
+const NO_TAG: &str = "nginx-consul:none";
+
 /// Path and query string of a request.
 ///
 /// With an `index` it blocks for up to `wait`, without one Consul answers at once. Empty parameters
 /// are left out: to Consul, `tag=` is a tag that nothing has. Neither `passing` nor `tag` is ever
 /// sent, since one answer serves every selection.
-pub fn path(query: &Query, index: Option<u64>, wait: Duration) -> String {
+pub fn path(query: &Query, view: View, index: Option<u64>, wait: Duration) -> String {
     let mut path = String::with_capacity(96);
-    let (before, escaped, after) = match query.source {
-        Source::Health => ("/v1/health/service/", ESCAPED, ""),
-        Source::Catalog => ("/v1/catalog/service/", ESCAPED, ""),
-        Source::Kv => ("/v1/kv/", KEY, ""),
-        Source::Query => ("/v1/query/", ESCAPED, "/execute"),
-    };
-    path.push_str(before);
-    path.extend(utf8_percent_encode(&query.service, escaped));
-    path.push_str(after);
+    push_subject(&mut path, query, view);
     let mut separator = '?';
     let mut parameter = |name: &str, value: Option<&str>| {
         path.push(separator);
@@ -41,6 +53,9 @@ pub fn path(query: &Query, index: Option<u64>, wait: Duration) -> String {
     };
     if query.source == Source::Kv {
         parameter("recurse", None);
+    }
+    if view == View::Index && has_tags(query.source) {
+        parameter("tag", Some(NO_TAG));
     }
     for (name, value) in query.parameters() {
         parameter(name, Some(value));
@@ -56,6 +71,26 @@ pub fn path(query: &Query, index: Option<u64>, wait: Duration) -> String {
         parameter("wait", Some(&go_duration(wait)));
     }
     path
+}
+
+/// Whether [`View::Index`] saves anything.
+pub fn has_tags(source: Source) -> bool {
+    matches!(source, Source::Health | Source::Catalog)
+}
+
+fn push_subject(path: &mut String, query: &Query, view: View) {
+    let (before, escaped, after) = match (view, query.source) {
+        (View::Critical, _) => return path.push_str("/v1/health/state/critical"),
+        (View::Warning, _) => return path.push_str("/v1/health/state/warning"),
+        (View::Names, _) => return path.push_str("/v1/catalog/services"),
+        (_, Source::Health) => ("/v1/health/service/", ESCAPED, ""),
+        (_, Source::Catalog) => ("/v1/catalog/service/", ESCAPED, ""),
+        (_, Source::Kv) => ("/v1/kv/", KEY, ""),
+        (_, Source::Query) => ("/v1/query/", ESCAPED, "/execute"),
+    };
+    path.push_str(before);
+    path.extend(utf8_percent_encode(&query.service, escaped));
+    path.push_str(after);
 }
 
 /// Path and query string of a request for the token itself, where the query goes to.
@@ -100,12 +135,12 @@ mod tests {
 
     #[test]
     fn a_plain_query_has_no_parameters() {
-        assert_eq!(path(&query("web"), None, Duration::ZERO), "/v1/health/service/web");
+        assert_eq!(path(&query("web"), View::Full, None, Duration::ZERO), "/v1/health/service/web");
     }
 
     #[test]
     fn index_and_wait_go_together_and_wait_has_a_unit() {
-        let path = |wait| path(&query("web"), Some(42), wait);
+        let path = |wait| path(&query("web"), View::Full, Some(42), wait);
         assert_eq!(path(Duration::from_secs(60)), "/v1/health/service/web?index=42&wait=60s");
         assert_eq!(
             path(Duration::from_millis(1500)),
@@ -127,7 +162,7 @@ mod tests {
             address: Some("wan".to_owned()),
         };
         assert_eq!(
-            path(&full, None, Duration::ZERO),
+            path(&full, View::Full, None, Duration::ZERO),
             "/v1/health/service/a%2Fb%20c%3F?dc=dc%201&partition=p%26q%3Dr&near=_agent\
              &filter=%22v2%22%20in%20Service.Tags%20and%20Node.Meta.%C3%A4%20%21%3D%20%22%2B%22\
              &stale"
@@ -135,10 +170,27 @@ mod tests {
     }
 
     #[test]
+    fn an_index_alone_is_asked_for_by_a_tag_that_nobody_has() {
+        let of = |source, view| {
+            let query = Query { source, datacenter: Some("dc2".to_owned()), ..query("web") };
+            path(&query, view, None, Duration::ZERO)
+        };
+        let (health, catalog) = (Source::Health, Source::Catalog);
+        let end = "/service/web?tag=nginx-consul%3Anone&dc=dc2";
+        assert_eq!(of(health, View::Index), format!("/v1/health{end}"));
+        assert_eq!(of(catalog, View::Index), format!("/v1/catalog{end}"));
+        assert_eq!(of(Source::Kv, View::Index), of(Source::Kv, View::Full));
+        assert_eq!(of(Source::Query, View::Index), of(Source::Query, View::Full));
+        assert_eq!(of(health, View::Critical), "/v1/health/state/critical?dc=dc2");
+        assert_eq!(of(catalog, View::Warning), "/v1/health/state/warning?dc=dc2");
+        assert_eq!(of(health, View::Names), "/v1/catalog/services?dc=dc2");
+    }
+
+    #[test]
     fn each_source_has_its_path() {
         let path = |source, index| {
             let query = Query { source, ..query("a/b c") };
-            path(&query, index, Duration::from_secs(9))
+            path(&query, View::Full, index, Duration::from_secs(9))
         };
         assert_eq!(path(Source::Catalog, Some(7)), "/v1/catalog/service/a%2Fb%20c?index=7&wait=9s");
         assert_eq!(path(Source::Kv, Some(7)), "/v1/kv/a/b%20c?recurse&index=7&wait=9s");
@@ -161,7 +213,8 @@ mod tests {
             (Consistency::Consistent, "web?consistent"),
             (Consistency::Cached, "web?cached"),
         ] {
-            let path = path(&Query { consistency, ..query("web") }, None, Duration::ZERO);
+            let path =
+                path(&Query { consistency, ..query("web") }, View::Full, None, Duration::ZERO);
             assert!(path.ends_with(end), "{path}");
         }
     }
@@ -170,7 +223,7 @@ mod tests {
         #[test]
         fn any_service_and_filter_make_a_valid_target(service in ".*", filter in ".*") {
             let query = Query { filter: Some(filter), ..query(&service) };
-            let path = path(&query, Some(1), Duration::from_secs(60));
+            let path = path(&query, View::Full, Some(1), Duration::from_secs(60));
             prop_assert!(path.bytes().all(|b| b.is_ascii_graphic()));
             prop_assert_eq!(path.matches('?').count(), 1);
             prop_assert!(path.parse::<http::uri::PathAndQuery>().is_ok());

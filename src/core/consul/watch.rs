@@ -117,6 +117,8 @@ pub struct Watch {
     digest: Option<u128>,
     fetch: Option<(Fetch, Instant)>,
     not_before: Option<Instant>,
+    /// When the sweep comes round again.
+    paced: Option<Instant>,
     wait_limit: Duration,
     /// When the first server is asked next; only while another one is in use.
     return_at: Option<Instant>,
@@ -148,6 +150,7 @@ impl Watch {
             digest: None,
             fetch: None,
             not_before: None,
+            paced: None,
             wait_limit: MAX_WAIT,
             return_at: None,
             failures: 0,
@@ -164,14 +167,49 @@ impl Watch {
         self.wait_limit = limit.unwrap_or(MAX_WAIT).max(MIN_WAIT);
     }
 
+    /// Asks at this interval from here on, or blocks. The pause that has begun stays.
+    pub fn set_sweep(&mut self, sweep: Option<Duration>) {
+        self.settings.sweep = sweep;
+        match sweep {
+            Some(_) => self.index = None,
+            None => self.paced = None,
+        }
+    }
+
+    /// The next request of the sweep comes at `at`, if it would come later.
+    pub fn advance(&mut self, at: Instant) {
+        self.paced = self.paced.map(|paced| paced.min(at));
+    }
+
+    /// Before this time it only sleeps; `None`: it has something to ask.
+    pub fn due(&self) -> Option<Instant> {
+        self.not_before.max(self.paced)
+    }
+
+    /// Whether the next request blocks.
+    pub fn will_block(&self) -> bool {
+        self.index.is_some()
+    }
+
+    /// Digest of the last good answer.
+    pub fn digest(&self) -> Option<u128> {
+        self.digest
+    }
+
+    /// Asks nothing before `at`; the index stays.
+    pub fn pause_until(&mut self, at: Instant) {
+        self.wait_until(at);
+    }
+
     /// What to do now. A fetch must be followed by [`answer`](Self::answer).
     pub fn next(&mut self, now: Instant) -> Step {
-        if let Some(at) = self.not_before {
+        if let Some(at) = self.due() {
             if at > now {
                 return Step::Sleep(at - now);
             }
         }
         self.not_before = None;
+        self.paced = None;
         let wait = self.settings.wait.min(self.wait_limit);
         let mut fetch = Fetch { server: self.server, index: self.index, wait, probe: false };
         if let Some(at) = self.return_at.filter(|_| self.failing_since.is_none()) {
@@ -188,6 +226,7 @@ impl Watch {
     /// Has the next request come at `at`, and without an index; later if requests came too often.
     pub fn read_again(&mut self, at: Instant) {
         self.index = None;
+        self.paced = None;
         self.not_before = Some(at);
         if let (true, Some(since)) = (self.tokens < 0.0, self.refilled) {
             self.wait_until(since + Duration::from_secs_f64(-self.tokens / REFILL));
@@ -279,7 +318,7 @@ impl Watch {
         if let Some(interval) = self.settings.sweep {
             // Jitter spreads watches that started together.
             let jitter = interval.mul_f64(rng.random_range(0.0..=0.2));
-            self.wait_until((sent + interval - jitter).max(now));
+            self.paced = Some((sent + interval - jitter).max(now));
         }
     }
 

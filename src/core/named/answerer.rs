@@ -16,7 +16,7 @@ use crate::consul::client::Client;
 use crate::consul::instances::Instances;
 use crate::resolve::SystemResolver;
 use crate::stop::{Stop, Woken};
-use crate::sync::{Level, Once, Plan, Sink, Target, spawn};
+use crate::sync::{Engine, Level, Plan, Sink, Target, ask_once, publish_once, spawn};
 use crate::table::{Named, Verdict};
 
 /// Threads that look names up, each with a connection: a slow datacenter must not hold up all.
@@ -58,6 +58,16 @@ pub trait Follow: Send + Sync {
 
     /// Follows it no more.
     fn forget(&self, number: usize);
+}
+
+impl Follow for Engine {
+    fn follow(&self, number: usize, target: Target) {
+        Engine::follow(self, number, target);
+    }
+
+    fn forget(&self, number: usize) {
+        Engine::forget(self, number);
+    }
 }
 
 /// The running threads. Dropping it stops them, without waiting.
@@ -247,8 +257,9 @@ impl Desk {
 
     fn ask(&self, template: &Template, place: &Place, client: &mut Client) -> Found {
         let mut failure = String::new();
-        for server in 0..place.target.endpoint.servers.len() {
-            match Once::ask(client, &place.target, server) {
+        let subject = place.target.subject();
+        for server in 0..subject.endpoint.servers.len() {
+            match ask_once(client, &subject, server) {
                 Ok((index, instances)) if template.has(&instances) => {
                     return Found::Instances(index, server, instances);
                 }
@@ -288,7 +299,7 @@ impl Desk {
             numbers.push(number);
             if let Some((index, server, instances)) = answers.remove(&at) {
                 let answer = (index, server, &instances);
-                Once::publish(number, &place.target, answer, resolver, &*self.book);
+                publish_once(number, &place.target, answer, resolver, &*self.book);
             }
         }
         self.roster.lock().found(service.clone(), numbers.clone());

@@ -1,24 +1,33 @@
 //! Threads of the watches.
+//!
+//! ```text
+//! follow, forget ─▶ keeper ─▶ board (what is due) ◀─▶ workers (a connection each) ─▶ Sink
+//! ```
 
+mod board;
+mod entry;
+mod gated;
+mod keeper;
+mod share;
+mod worker;
+
+use std::fmt;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::runner::Job;
-use super::{Level, Plan, Sink};
-use crate::consul::client::Client;
-use crate::resolve::SystemResolver;
+use parking_lot::{Condvar, Mutex};
+
+use self::board::Board;
+use self::keeper::{Command, Keeper};
+use super::plan::Followed;
+use super::{Connections, Plan, Sink, Target};
 use crate::stop::Stop;
 
 /// A TLS handshake needs most of it; the pages of an idle thread are few.
 const STACK: usize = 256 * 1024;
-/// How often a service is asked for in sweep mode, at least.
-const SWEEP: Duration = Duration::from_secs(5);
-/// What one request of a sweep is expected to take at most, on average.
-const SWEEP_REQUEST: Duration = Duration::from_millis(20);
 
 /// The running threads of a plan, all named `consul-watch`.
 ///
@@ -27,96 +36,142 @@ const SWEEP_REQUEST: Duration = Duration::from_millis(20);
 /// threads would otherwise run nginx's signal handlers.
 ///
 /// Dropping it stops the threads without waiting for them.
-#[derive(Debug)]
 pub struct Engine {
+    shared: Arc<Shared>,
+    keeper: Mutex<Option<JoinHandle<()>>>,
+    /// Targets that were followed later.
+    followed: Mutex<std::collections::HashMap<usize, Followed>>,
+    fixed: usize,
+}
+
+/// What the threads share.
+struct Shared {
     stop: Arc<Stop>,
-    running: Arc<Running>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-/// Counts running threads.
-#[derive(Debug, Default)]
-struct Running {
-    count: Mutex<usize>,
+    sink: Arc<dyn Sink>,
+    board: Mutex<Board>,
+    /// There is work, or a change of who waits for it.
+    work: Condvar,
+    /// A thread has ended.
     ended: Condvar,
+    keeper: Keeper,
+    noted: Mutex<Connections>,
 }
 
-/// Ends a thread's count however it ends.
-struct Present(Arc<Running>);
+impl Shared {
+    /// Tells the sink of the connections, if they have changed.
+    fn note(&self, board: &mut Board) {
+        let connections = board.connections();
+        let mut noted = self.noted.lock();
+        if *noted != connections {
+            *noted = connections;
+            self.sink.note_connections(connections);
+        }
+    }
 
-impl Present {
-    fn new(running: &Arc<Running>) -> Self {
-        *running.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        Present(Arc::clone(running))
+    /// How many more threads the work needs; they count from now on.
+    fn missing(&self, board: &mut Board, now: Instant) -> usize {
+        let room = board.share.budget.saturating_sub(board.threads);
+        let due = board.count_due(now, room + board.idle);
+        let missing = due.saturating_sub(board.idle).min(room);
+        if due > 0 && board.idle > 0 {
+            self.work.notify_one();
+        }
+        board.threads += missing;
+        missing
     }
 }
 
-impl Drop for Present {
-    fn drop(&mut self) {
-        *self.0.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        self.0.ended.notify_all();
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Engine")
     }
 }
 
 impl Engine {
-    /// Starts the threads, at most [`Plan::connections`], each with one connection.
+    /// Starts the threads: at most [`Plan::connections`], each with one connection, and one that
+    /// has none. The connections that an earlier engine still has at Consul count too.
     ///
-    /// While there are no more watches than that, each has its own thread and blocks. Otherwise
-    /// the last quarter of the threads shares the watches that are left over, in a sweep: every
-    /// service about once in 5 s.
+    /// While there are connections enough, each service has a blocking query of its own. Otherwise
+    /// the services that are used or changed most have one; the others are read when queries about
+    /// all services say that something has changed, and now and then.
     ///
     /// # Errors
     ///
     /// No thread or descriptor is left; what was started is stopped again.
     pub fn start(plan: Arc<Plan>, sink: Arc<dyn Sink>) -> io::Result<Engine> {
-        let mut engine =
-            Engine { stop: Arc::new(Stop::new()?), running: Arc::default(), threads: Vec::new() };
-        let queues = share(&plan);
-        if let Some(notice) = queues.notice() {
-            sink.log(Level::Notice, notice);
+        sink.engine_starts();
+        let (now, foreign) = (Instant::now(), sink.foreign_connections());
+        let mut board = Board::new(plan.connections, foreign, now);
+        for watch in &plan.watches {
+            let followed = |(number, target): &(usize, Arc<Target>)| {
+                Followed::new(*number, Arc::clone(target))
+            };
+            board.add(&watch.subject, watch.targets.iter().map(followed).collect(), now);
         }
-        for (watches, sweep) in queues.0 {
-            let jobs = watches.iter().map(|&watch| Job::new(&plan, watch, sweep)).collect();
-            engine.spawn(jobs, Arc::clone(&sink))?;
+        let shared = Arc::new(Shared {
+            stop: Arc::new(Stop::new()?),
+            sink,
+            board: Mutex::new(board),
+            work: Condvar::new(),
+            ended: Condvar::new(),
+            keeper: Keeper::default(),
+            noted: Mutex::default(),
+        });
+        let kept = Arc::clone(&shared);
+        let keeper = Mutex::new(Some(spawn(move || keeper::keep(&kept))?));
+        Ok(Engine { shared, keeper, followed: Mutex::default(), fixed: plan.targets.len() })
+    }
+
+    /// Follows one more target until [`forget`](Self::forget). Its number must not be one of the
+    /// plan's, nor of another target that is followed.
+    ///
+    /// Never waits. The service is asked anew, without an index, as soon as a connection is free for
+    /// that, which is at once but for a `consul_connections` of 1; so whatever changed before the
+    /// call is seen. What is published comes from answers to requests of before the call at most if
+    /// the service was followed already.
+    pub fn follow(&self, target: usize, what: impl Into<Arc<Target>>) {
+        debug_assert!(target >= self.fixed, "numbers of the plan are taken");
+        let followed = Followed::new(target, what.into());
+        self.followed.lock().insert(target, followed.clone());
+        self.shared.keeper.tell(Command::Follow(followed));
+    }
+
+    /// Stops following a target. Never waits: a publication or report that another thread is just
+    /// handing to the sink may still come, none that begins later.
+    ///
+    /// The watch ends with its last target. A blocking query that is under way runs to its end:
+    /// Consul would count a connection that is closed before until then too.
+    pub fn forget(&self, target: usize) {
+        if let Some(followed) = self.followed.lock().remove(&target) {
+            followed.forget();
+            self.shared.keeper.tell(Command::Forget(target));
         }
-        Ok(engine)
     }
 
     /// Tells the threads to end: at once, whatever they wait for. Needs no waiting itself.
     pub fn stop(&self) {
-        self.stop.raise();
+        self.shared.stop.raise();
+        self.shared.keeper.end();
+        self.shared.board.lock().ended = true;
+        self.shared.work.notify_all();
     }
 
     /// Waits until all threads have ended; `false` if that takes longer than `timeout`, and then
     /// they are left to end by themselves. Stops them first.
-    pub fn join(mut self, timeout: Duration) -> bool {
+    pub fn join(&self, timeout: Duration) -> bool {
         self.stop();
-        let count = self.running.count.lock().unwrap_or_else(PoisonError::into_inner);
-        let (count, _) = self
-            .running
-            .ended
-            .wait_timeout_while(count, timeout, |count| *count > 0)
-            .unwrap_or_else(PoisonError::into_inner);
-        let all = *count == 0;
-        drop(count);
-        if all {
-            for thread in self.threads.drain(..) {
-                // Each has left its loop, and panics are caught there.
-                let _ = thread.join();
+        let deadline = Instant::now() + timeout;
+        if let Some(keeper) = self.keeper.lock().take() {
+            // It never does anything that takes long.
+            let _ = keeper.join();
+        }
+        let mut board = self.shared.board.lock();
+        while board.threads > 0 {
+            if self.shared.ended.wait_until(&mut board, deadline).timed_out() {
+                break;
             }
         }
-        all
-    }
-
-    fn spawn(&mut self, jobs: Vec<Job>, sink: Arc<dyn Sink>) -> io::Result<()> {
-        let present = Present::new(&self.running);
-        let stop = Arc::clone(&self.stop);
-        let thread = spawn(move || {
-            let _present = present;
-            follow(jobs, &stop, &*sink);
-        })?;
-        self.threads.push(thread);
-        Ok(())
+        board.threads == 0
     }
 }
 
@@ -129,71 +184,6 @@ impl Drop for Engine {
 /// A thread of the engine.
 pub(crate) fn spawn(body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name("consul-watch".to_owned()).stack_size(STACK).spawn(body)
-}
-
-/// Runs the jobs of one thread, always the one that is due first, until the engine stops.
-fn follow(mut jobs: Vec<Job>, stop: &Arc<Stop>, sink: &dyn Sink) {
-    let mut client = Client::new(Arc::clone(stop));
-    let resolver = SystemResolver::new(Arc::clone(stop));
-    loop {
-        let Some(job) = jobs.iter_mut().min_by_key(|job| job.due) else { return };
-        let pause = job.due.saturating_duration_since(Instant::now());
-        if !stop.sleep(pause) {
-            return;
-        }
-        let run = AssertUnwindSafe(|| job.run(&mut client, &resolver, sink));
-        match catch_unwind(run) {
-            Ok(true) => {}
-            Ok(false) => return,
-            Err(_) => {
-                client.close();
-                job.restart();
-                let name = job.name();
-                // The sink itself may be what panics.
-                let _ = catch_unwind(AssertUnwindSafe(|| {
-                    sink.log(Level::Error, format!("{name}: panic in its watch, which restarts"));
-                }));
-            }
-        }
-    }
-}
-
-/// The watches of each thread, with the interval of a sweep.
-#[derive(Debug, PartialEq, Eq)]
-struct Queues(Vec<(Vec<usize>, Option<Duration>)>);
-
-fn share(plan: &Plan) -> Queues {
-    let (watches, connections) = (plan.watches.len(), plan.connections);
-    if watches <= connections {
-        return Queues((0..watches).map(|watch| (vec![watch], None)).collect());
-    }
-    let sweepers = (connections / 4).max(1);
-    let blocking = connections - sweepers;
-    let mut queues: Vec<_> = (0..blocking).map(|watch| (vec![watch], None)).collect();
-    let mut swept: Vec<usize> = (blocking..watches).collect();
-    // A thread keeps its connection from one watch to the next if they have the same endpoint.
-    swept.sort_by_key(|&watch| Arc::as_ptr(&plan.watches[watch].endpoint));
-    let share = swept.len().div_ceil(sweepers);
-    let interval = SWEEP.max(SWEEP_REQUEST * u32::try_from(share).unwrap_or(u32::MAX));
-    queues.extend(swept.chunks(share).map(|watches| (watches.to_vec(), Some(interval))));
-    Queues(queues)
-}
-
-impl Queues {
-    /// What the operator should know if not every service is followed by blocking queries.
-    fn notice(&self) -> Option<String> {
-        let swept = self.0.iter().filter_map(|(watches, sweep)| Some((watches.len(), (*sweep)?)));
-        let (services, threads) =
-            swept.clone().fold((0, 0), |(sum, threads), (share, _)| (sum + share, threads + 1));
-        let delay = swept.map(|(_, interval)| interval).max()?;
-        let blocking = self.0.len() - threads;
-        Some(format!(
-            "more services than consul_connections: {blocking} are watched, {services} share \
-             {threads} connection{} in a sweep and see changes within {}s",
-            if threads == 1 { "" } else { "s" },
-            delay.as_secs_f64().ceil()
-        ))
-    }
 }
 
 /// Hands out numbers to threads that share work.

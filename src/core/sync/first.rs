@@ -5,11 +5,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::asking::{Failure, ask};
 use super::engine::{Counter, spawn};
+use super::names::query_name;
+use super::plan::{Followed, Subject};
 use super::publisher::Publisher;
-use super::runner::{Failure, ask, query_name};
-use super::{Level, Mode, Plan, Report, Sink};
+use super::{Level, Mode, Plan, Report, Sink, Target};
 use crate::consul::client::Client;
+use crate::consul::query::View;
 use crate::consul::watch::Fetch;
 use crate::resolve::SystemResolver;
 use crate::stop::Stop;
@@ -46,9 +49,9 @@ pub fn first_answers(
 ) -> usize {
     let deadline = Instant::now() + timeout;
     let needed: BTreeSet<usize> = targets_needed.iter().copied().collect();
-    let wanted = |targets: &[usize]| targets.iter().any(|target| needed.contains(target));
-    let watches: Vec<usize> =
-        (0..plan.watches.len()).filter(|&watch| wanted(&plan.watches[watch].targets)).collect();
+    let wanted =
+        |watch: &usize| plan.watches[*watch].targets.iter().any(|(t, _)| needed.contains(t));
+    let watches: Vec<usize> = (0..plan.watches.len()).filter(wanted).collect();
     if watches.is_empty() {
         return 0;
     }
@@ -128,18 +131,21 @@ impl Round {
 
     fn ask_once(&self, number: usize, client: &mut Client, resolver: &SystemResolver) {
         let watch = &self.plan.watches[number];
-        for server in 0..watch.endpoint.servers.len() {
-            let fetch = Fetch { server, index: None, wait: watch.timing.wait, probe: false };
-            match ask(client, watch, fetch) {
+        let subject: &Subject = &watch.subject;
+        let followed = |(n, target): &(usize, Arc<Target>)| Followed::new(*n, Arc::clone(target));
+        let targets: Vec<Followed> = watch.targets.iter().map(followed).collect();
+        for server in 0..subject.endpoint.servers.len() {
+            let fetch = Fetch { server, index: None, wait: subject.timing.wait, probe: false };
+            match ask(client, subject, fetch, View::Full) {
                 Ok(Some((index, _, instances))) => {
                     let answer = (index, &instances);
                     let sink = &*self.sink;
                     // The engine that starts next warns of skipped instances. It also has the time
                     // to see removals confirmed, if another target of the watch has peers.
                     let mut publisher = Publisher::quiet();
-                    let prepared = publisher.prepare(&self.plan, watch, answer, resolver, sink);
-                    publisher.publish(&self.plan, &prepared, sink);
-                    for &target in &watch.targets {
+                    let prepared = publisher.prepare(subject, &targets, answer, resolver, sink);
+                    publisher.publish(&prepared, sink);
+                    for &(target, _) in &watch.targets {
                         let (mode, pending) = (Mode::Blocking, prepared.pending(target));
                         sink.report(target, &Report::Good { index, server, mode, pending });
                     }
@@ -149,11 +155,9 @@ impl Round {
                 Ok(None) => return,
                 Err(Failure::Reconnected) => {}
                 Err(Failure::Refused(_, error)) => {
-                    let server = &watch.endpoint.servers[server];
-                    self.fail(format!(
-                        "{}: {error}, server \"{server}\"",
-                        query_name(&watch.query)
-                    ));
+                    let server = &subject.endpoint.servers[server];
+                    let name = query_name(&subject.query);
+                    self.fail(format!("{name}: {error}, server \"{server}\""));
                 }
             }
         }

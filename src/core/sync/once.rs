@@ -1,72 +1,55 @@
-//! One answer for one target, outside of any watch.
+//! One answer for one target, outside of any watch: for a service that is new.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::runner::{Failure, ask, target_name};
-use super::{Level, Mode, Published, Report, Sink, Target, WatchPlan};
+use super::asking::{Failure, ask};
+use super::plan::{Followed, Subject, Target};
+use super::publisher::Publisher;
+use super::{Mode, Report, Sink};
 use crate::consul::client::Client;
 use crate::consul::instances::Instances;
+use crate::consul::query::View;
 use crate::consul::watch::Fetch;
-use crate::resolve::{Names, Resolve};
-use crate::snapshot;
+use crate::resolve::Resolve;
 
-/// Asking once, and putting the answer in force: for a service that is new.
-pub(crate) struct Once;
-
-impl Once {
-    /// Asks a server of the target's; gives the index and the instances.
-    ///
-    /// # Errors
-    ///
-    /// There is no answer, or none to believe; the text says why.
-    pub(crate) fn ask(
-        client: &mut Client,
-        target: &Target,
-        server: usize,
-    ) -> Result<(u64, Instances), String> {
-        let watch = WatchPlan {
-            query: target.query.clone(),
-            endpoint: target.endpoint.clone(),
-            timing: target.timing,
-            targets: Vec::new(),
-        };
-        let fetch = Fetch { server, index: None, wait: Duration::ZERO, probe: false };
-        // A kept connection that broke is worth a second try.
-        for _ in 0..2 {
-            match ask(client, &watch, fetch) {
-                Ok(Some((index, _, instances))) => return Ok((index, instances)),
-                Ok(None) => return Err("nginx ends".to_owned()),
-                Err(Failure::Reconnected) => {}
-                Err(Failure::Refused(_, error)) => return Err(error),
-            }
+/// Asks a server about a target's subject; gives the index and the instances.
+///
+/// # Errors
+///
+/// There is no answer, or none to believe; the text says why.
+pub(crate) fn ask_once(
+    client: &mut Client,
+    subject: &Subject,
+    server: usize,
+) -> Result<(u64, Instances), String> {
+    let fetch = Fetch { server, index: None, wait: Duration::ZERO, probe: false };
+    // A kept connection that broke is worth a second try.
+    for _ in 0..2 {
+        match ask(client, subject, fetch, View::Full) {
+            Ok(Some((index, _, instances))) => return Ok((index, instances)),
+            Ok(None) => return Err("nginx ends".to_owned()),
+            Err(Failure::Reconnected) => {}
+            Err(Failure::Refused(_, error)) => return Err(error),
         }
-        Err("the connection is closed again and again".to_owned())
     }
+    Err("the connection is closed again and again".to_owned())
+}
 
-    /// Puts the answer of a server in force.
-    pub(crate) fn publish(
-        number: usize,
-        target: &Target,
-        (index, server, instances): (u64, usize, &Instances),
-        resolver: &dyn Resolve,
-        sink: &dyn Sink,
-    ) {
-        let mut names = Names::default();
-        let budget = target.endpoint.connect_timeout;
-        names.refresh(&instances.good, resolver, (budget, target.timing.resolve));
-        let (set, _) = snapshot::peers(&instances.good, &target.selection, &names);
-        let name = || target_name(&target.query, &target.selection);
-        match sink.publish(number, &set, index) {
-            Published::Unchanged => {}
-            Published::Changed { peers, .. } => {
-                let s = if peers == 1 { "" } else { "s" };
-                let line =
-                    format!("{}: named by a request, {peers} peer{s}, index {index}", name());
-                sink.log(Level::Notice, line);
-            }
-            Published::Refused(reason) => sink.log(Level::Error, format!("{}: {reason}", name())),
-        }
-        let report = Report::Good { index, server, mode: Mode::Blocking, pending: None };
-        sink.report(number, &report);
-    }
+/// Puts the answer of a server in force for a target.
+pub(crate) fn publish_once(
+    number: usize,
+    target: &Target,
+    (index, server, instances): (u64, usize, &Instances),
+    resolver: &dyn Resolve,
+    sink: &dyn Sink,
+) {
+    let followed = [Followed::new(number, Arc::new(target.clone()))];
+    // The engine that follows it next warns of skipped instances.
+    let mut publisher = Publisher::quiet();
+    let answer = (index, instances);
+    let prepared = publisher.prepare(&target.subject(), &followed, answer, resolver, sink);
+    publisher.publish(&prepared, sink);
+    let pending = prepared.pending(number);
+    sink.report(number, &Report::Good { index, server, mode: Mode::Blocking, pending });
 }

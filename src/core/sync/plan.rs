@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use siphasher::sip128::{Hasher128, SipHasher13};
@@ -60,7 +61,27 @@ pub struct Target {
     pub policy: Policy,
 }
 
+/// What one watch follows: targets that differ only in the rest share it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Subject {
+    /// What to ask.
+    pub query: Query,
+    /// Whom.
+    pub endpoint: Arc<Endpoint>,
+    /// How often.
+    pub timing: Timing,
+}
+
 impl Target {
+    /// What has to be watched for it.
+    pub fn subject(&self) -> Subject {
+        Subject {
+            query: self.query.clone(),
+            endpoint: Arc::clone(&self.endpoint),
+            timing: self.timing,
+        }
+    }
+
     /// Name of the target in the shared table, the same over reloads: from servers, query and
     /// selection, never from the token.
     ///
@@ -80,21 +101,40 @@ impl Target {
 /// One query that is followed, and the targets that its answers serve.
 #[derive(Clone, Debug)]
 pub struct WatchPlan {
-    /// What to ask.
-    pub query: Query,
-    /// Whom.
-    pub endpoint: Arc<Endpoint>,
-    /// How often.
-    pub timing: Timing,
-    /// Indices of [`Plan::targets`].
-    pub targets: Vec<usize>,
+    /// What is watched.
+    pub subject: Arc<Subject>,
+    /// The targets, with their numbers.
+    pub targets: Vec<(usize, Arc<Target>)>,
+}
+
+/// A target of a running watch.
+#[derive(Clone, Debug)]
+pub(super) struct Followed {
+    pub(super) number: usize,
+    pub(super) target: Arc<Target>,
+    gone: Arc<AtomicBool>,
+}
+
+impl Followed {
+    pub(super) fn new(number: usize, target: Arc<Target>) -> Self {
+        Followed { number, target, gone: Arc::default() }
+    }
+
+    /// From here on nobody wants to hear of it.
+    pub(super) fn forget(&self) {
+        self.gone.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::SeqCst)
+    }
 }
 
 /// Everything an engine does.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Distinct targets, in the order of the blocks.
-    pub targets: Vec<Target>,
+    pub targets: Vec<Arc<Target>>,
     /// Distinct queries, in the order of the blocks.
     pub watches: Vec<WatchPlan>,
     /// Most threads and connections at a time, at least 1.
@@ -132,18 +172,14 @@ impl Plan {
             plan.keys.push(block.key_of_variant(*variant));
             *variant += 1;
             plan.numbers.entry(block.key()).or_default().push(target);
-            let what = (Arc::clone(&block.endpoint), block.query.clone(), block.timing);
-            let watch = *watches.entry(what).or_insert_with(|| {
-                plan.watches.push(WatchPlan {
-                    query: block.query.clone(),
-                    endpoint: Arc::clone(&block.endpoint),
-                    timing: block.timing,
-                    targets: Vec::new(),
-                });
+            let subject = Arc::new(block.subject());
+            let watch = *watches.entry(Arc::clone(&subject)).or_insert_with(|| {
+                plan.watches.push(WatchPlan { subject, targets: Vec::new() });
                 plan.watches.len() - 1
             });
-            plan.watches[watch].targets.push(target);
-            plan.targets.push(block.clone());
+            let shared = Arc::new(block.clone());
+            plan.watches[watch].targets.push((target, Arc::clone(&shared)));
+            plan.targets.push(shared);
             targets.insert(block, target);
             of_block.push(target);
         }
@@ -153,7 +189,7 @@ impl Plan {
     /// The number of a target, if it is of the plan.
     pub fn number_of(&self, target: &Target) -> Option<usize> {
         let alike = self.numbers.get(&target.key())?;
-        alike.iter().copied().find(|&number| self.targets[number] == *target)
+        alike.iter().copied().find(|&number| *self.targets[number] == *target)
     }
 
     /// Name of a target in the shared table, distinct within the plan. It is [`Target::key`]
@@ -180,7 +216,8 @@ mod tests {
         let same = Target { endpoint: Arc::new((*endpoint).clone()), ..web.clone() };
         let (plan, blocks) = Plan::new(vec![web, web_warning, api, same], 0);
         assert_eq!(blocks, [0, 1, 2, 0]);
-        let targets: Vec<_> = plan.watches.iter().map(|w| w.targets.clone()).collect();
+        let numbers = |watch: &WatchPlan| watch.targets.iter().map(|(n, _)| *n).collect();
+        let targets: Vec<Vec<usize>> = plan.watches.iter().map(numbers).collect();
         assert_eq!(targets, [vec![0, 1], vec![2]]);
         assert_eq!(plan.connections, 1);
     }

@@ -4,8 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
-use super::runner::{query_name, target_name};
-use super::{Level, Pending, Plan, Published, Sink, Target, WatchPlan};
+use super::names::{query_name, target_name};
+use super::plan::{Followed, Subject};
+use super::{Level, Pending, Published, Sink, Target};
 use crate::consul::instances::{Instances, Skipped};
 use crate::consul::policy::{Guard, OnEmpty, Policy, Verdict};
 use crate::model::{Consistency, PeerSet, Source};
@@ -32,7 +33,7 @@ pub(super) struct Publisher {
 /// An answer with what is to become of it.
 pub(super) struct Prepared {
     index: u64,
-    sets: Vec<(usize, PeerSet, Verdict)>,
+    sets: Vec<(Followed, PeerSet, Verdict)>,
     limit: Option<Duration>,
 }
 
@@ -71,7 +72,7 @@ impl Prepared {
 
     /// What the answer would remove from a target, but does not yet.
     pub(super) fn pending(&self, target: usize) -> Option<Pending> {
-        let (.., verdict) = self.sets.iter().find(|(number, ..)| *number == target)?;
+        let (.., verdict) = self.sets.iter().find(|(followed, ..)| followed.number == target)?;
         match verdict {
             Verdict::Hold { pending, .. } => Some(*pending),
             _ => None,
@@ -93,32 +94,38 @@ impl Publisher {
     /// Makes the sets of the targets of a watch and judges them.
     pub(super) fn prepare(
         &mut self,
-        plan: &Plan,
-        watch: &WatchPlan,
+        subject: &Subject,
+        targets: &[Followed],
         (index, instances): (u64, &Instances),
         resolver: &dyn Resolve,
         sink: &dyn Sink,
     ) -> Prepared {
-        self.warn(watch, &instances.skipped, "skipped", sink);
-        self.warn(watch, &instances.flawed, "ignored", sink);
-        let limit = self.resolve(watch, instances, resolver, sink);
-        let mut sets = Vec::with_capacity(watch.targets.len());
-        for &number in &watch.targets {
-            let target = &plan.targets[number];
+        self.warn(subject, &instances.skipped, "skipped", sink);
+        self.warn(subject, &instances.flawed, "ignored", sink);
+        let limit = self.resolve(subject, instances, resolver, sink);
+        if self.guards.len() > targets.len() {
+            self.guards.retain(|number, _| targets.iter().any(|t| t.number == *number));
+        }
+        let mut sets = Vec::with_capacity(targets.len());
+        for followed in targets {
+            let Followed { number, target, .. } = followed;
             let (set, excluded) = snapshot::peers(&instances.good, &target.selection, &self.names);
-            self.warn(watch, &excluded, "skipped", sink);
-            let verdict = self.judge(number, target, &set, sink);
-            sets.push((number, set, verdict));
+            self.warn(subject, &excluded, "skipped", sink);
+            let verdict = self.judge(*number, target, &set, sink);
+            sets.push((followed.clone(), set, verdict));
         }
         Prepared { index, sets, limit }
     }
 
     /// Puts in force what is to be; `false` if a set was refused.
-    pub(super) fn publish(&mut self, plan: &Plan, prepared: &Prepared, sink: &dyn Sink) -> bool {
+    pub(super) fn publish(&mut self, prepared: &Prepared, sink: &dyn Sink) -> bool {
         let index = prepared.index;
         let mut all = true;
-        for (number, set, verdict) in &prepared.sets {
-            let target = &plan.targets[*number];
+        for (followed, set, verdict) in &prepared.sets {
+            let Followed { number, target, .. } = followed;
+            if followed.is_gone() {
+                continue;
+            }
             let name = || target_name(&target.query, &target.selection);
             match verdict {
                 Verdict::Hold { .. } => continue,
@@ -163,14 +170,14 @@ impl Publisher {
 
     fn resolve(
         &mut self,
-        watch: &WatchPlan,
+        subject: &Subject,
         instances: &Instances,
         resolver: &dyn Resolve,
         sink: &dyn Sink,
     ) -> Option<Duration> {
-        let budget = watch.endpoint.connect_timeout;
+        let budget = subject.endpoint.connect_timeout;
         let unresolved =
-            self.names.refresh(&instances.good, resolver, (budget, watch.timing.resolve));
+            self.names.refresh(&instances.good, resolver, (budget, subject.timing.resolve));
         for name in &unresolved {
             let of = instances.good.iter().filter(|instance| instance.host == name.host);
             let skipped: Vec<_> = of
@@ -180,12 +187,12 @@ impl Publisher {
                     reason: format!("cannot resolve \"{}\" ({})", name.host, name.error),
                 })
                 .collect();
-            self.warn(watch, &skipped, "skipped", sink);
+            self.warn(subject, &skipped, "skipped", sink);
         }
         match (unresolved.is_empty(), self.names.is_empty()) {
             (false, _) => Some(WAIT_UNRESOLVED),
             // The addresses change without Consul.
-            (true, false) => Some(watch.timing.resolve),
+            (true, false) => Some(subject.timing.resolve),
             (true, true) => None,
         }
     }
@@ -207,11 +214,11 @@ impl Publisher {
     }
 
     /// `verb`: what becomes of the instances, or of the parts that can't be used.
-    fn warn(&mut self, watch: &WatchPlan, skipped: &[Skipped], verb: &str, sink: &dyn Sink) {
+    fn warn(&mut self, subject: &Subject, skipped: &[Skipped], verb: &str, sink: &dyn Sink) {
         if self.quiet {
             return;
         }
-        let name = query_name(&watch.query);
+        let name = query_name(&subject.query);
         let mut lines = 0;
         let mut more = 0;
         for skipped in skipped {
@@ -225,7 +232,7 @@ impl Publisher {
             }
             let (id, node) = (quote(&skipped.id), quote(&skipped.node));
             let reason = &skipped.reason;
-            let who = match watch.query.source {
+            let who = match subject.query.source {
                 Source::Kv => format!("key \"{id}\""),
                 _ => format!("instance \"{id}\" on node \"{node}\""),
             };

@@ -51,6 +51,9 @@ pub enum Mode {
     Blocking,
     /// By a read every so many milliseconds, together with others.
     Sweep(u32),
+    /// By a read whenever queries about all services say that it may have changed; what they don't
+    /// say shows after so many milliseconds.
+    Gated(u32),
 }
 
 /// A service that a request named.
@@ -253,11 +256,16 @@ impl Mode {
         match self {
             Mode::Blocking => 0,
             Mode::Sweep(ms) => 1 << 32 | u64::from(ms),
+            Mode::Gated(ms) => 2 << 32 | u64::from(ms),
         }
     }
 
     fn decode(raw: u64) -> Mode {
-        if raw >> 32 == 0 { Mode::Blocking } else { Mode::Sweep(raw as u32) }
+        match raw >> 32 {
+            0 => Mode::Blocking,
+            1 => Mode::Sweep(raw as u32),
+            _ => Mode::Gated(raw as u32),
+        }
     }
 }
 
@@ -284,6 +292,8 @@ mod tests {
         let seen = table.freshness(e);
         assert_eq!((seen.error.as_str(), seen.failures, seen.index), ("", 0, 42));
         assert_eq!((seen.last_good, seen.mode), (1_000, Mode::Sweep(5000)));
+        table.note_good(e, 42, 0, Mode::Gated(u32::MAX), 1_000);
+        assert_eq!(table.freshness(e).mode, Mode::Gated(u32::MAX));
         assert!(!seen.restored);
     }
     #[test]

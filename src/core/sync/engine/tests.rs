@@ -1,4 +1,5 @@
 use std::net::TcpListener;
+use std::thread;
 
 use super::*;
 use crate::sync::Target;
@@ -115,24 +116,19 @@ fn the_next_server_takes_over() {
 
 #[test]
 fn more_services_than_connections_share_them_in_a_sweep() {
+    // This one knows nothing of all services.
     let consul = FakeConsul::new(&[element("a", 1)]);
     let endpoint = Arc::new(endpoint(&consul.url));
     let blocks: Vec<_> = (0..40).map(|i| target(&endpoint, &format!("s{i}"))).collect();
     let (engine, sink) = start(blocks, 8);
     sink.until(|told| told.sets.len() == 40);
+    sink.until(|told| told.reports.join(" ").contains("Sweep { delay: 5s }"));
+    sink.until(|told| told.lines.iter().any(|line| line.contains("is not to be had")));
     end(engine);
-    assert_eq!(consul.connections(), 8);
-    assert_eq!(
-        sink.lines()[0],
-        "Notice more services than consul_connections: 6 are watched, 34 share 2 connections in \
-         a sweep and see changes within 5s"
-    );
-    let reports = sink.state.lock().unwrap().reports.join("\n");
-    assert!(
-        reports
-            .contains("39 Good { index: 10, server: 0, mode: Sweep { delay: 5s }, pending: None }")
-    );
-    assert!(reports.contains("0 Good { index: 10, server: 0, mode: Blocking, pending: None }"));
+    assert!(consul.connections() <= 8, "{}", consul.connections());
+    let notice = "Notice more services than consul_connections: 40 services, 8 connections, ";
+    let lines = sink.lines();
+    assert!(lines.iter().any(|line| line.starts_with(notice)), "{lines:#?}");
 }
 
 #[test]
@@ -170,31 +166,4 @@ fn a_full_zone_is_told_once_and_skipped_instances_too() {
             "Error service \"web\": zone is full, the old peers stay",
         ]
     );
-}
-
-#[test]
-fn watches_are_shared_out_within_the_connections() {
-    let endpoint = Arc::new(endpoint("http://127.0.0.1:1"));
-    for (watches, connections) in [(0, 1), (1, 1), (5, 1), (3, 2), (64, 64), (65, 64), (5000, 64)] {
-        let blocks = (0..watches).map(|i| target(&endpoint, &i.to_string())).collect();
-        let Queues(queues) = share(&Plan::new(blocks, connections).0);
-        assert!(queues.len() <= connections, "{watches} {connections}");
-        let mut all: Vec<usize> = queues.iter().flat_map(|(watches, _)| watches.clone()).collect();
-        all.sort_unstable();
-        assert_eq!(all, (0..watches).collect::<Vec<_>>());
-        for (watches, sweep) in queues {
-            assert!(!watches.is_empty());
-            assert!(sweep.is_some() || watches.len() == 1);
-        }
-    }
-}
-
-#[test]
-fn a_sweep_of_thousands_takes_the_time_it_needs() {
-    let endpoint = Arc::new(endpoint("http://127.0.0.1:1"));
-    let blocks = (0..8048).map(|i| target(&endpoint, &i.to_string())).collect();
-    let queues = share(&Plan::new(blocks, 64).0);
-    let text = queues.notice().unwrap();
-    assert!(text.contains("48 are watched, 8000 share 16 connections"), "{text}");
-    assert!(text.ends_with("within 10s"), "{text}");
 }

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::sync::testing::{FakeConsul, Memory, element, endpoint, target};
-use crate::sync::{Confirm, Engine, OnEmpty, Policy, Token, first_answers};
+use crate::sync::{Confirm, Engine, OnEmpty, Plan, Policy, Token, first_answers};
 
 const OVER: Duration = Duration::from_millis(300);
 

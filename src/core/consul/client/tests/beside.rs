@@ -4,7 +4,8 @@ use super::*;
 
 fn request<'a>(endpoint: &'a Arc<Endpoint>, query: &'a Query, server: usize) -> Request<'a> {
     let patience = (server == 0).then_some(Duration::from_millis(200));
-    Request { endpoint, server, query, index: None, wait: Duration::from_secs(60), patience }
+    let (view, wait) = (View::Full, Duration::from_secs(60));
+    Request { endpoint, server, query, view, index: None, wait, patience }
 }
 
 #[test]

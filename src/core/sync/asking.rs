@@ -1,0 +1,100 @@
+//! One question about a watch, and whether its answer is one.
+
+use std::hash::Hash;
+
+use siphasher::sip128::{Hasher128, SipHasher13};
+
+use super::plan::Subject;
+use crate::consul::client::{self, Client, Request, TokenState};
+use crate::consul::gate::{Disbelief, Reason, believe, reason_of};
+use crate::consul::instances::Instances;
+use crate::consul::query::View;
+use crate::consul::watch::Fetch;
+use crate::model::Instance;
+
+/// Why a request has no believable answer.
+pub(super) enum Failure {
+    Reconnected,
+    Refused(Reason, String),
+}
+
+impl From<client::Error> for Failure {
+    fn from(error: client::Error) -> Failure {
+        reason_of(&error).map_or(Failure::Reconnected, |r| Failure::Refused(r, error.to_string()))
+    }
+}
+
+impl From<Disbelief> for Failure {
+    fn from(disbelief: Disbelief) -> Failure {
+        Failure::Refused(disbelief.reason(), disbelief.to_string())
+    }
+}
+
+impl From<serde_json::Error> for Failure {
+    fn from(error: serde_json::Error) -> Failure {
+        Failure::Refused(Reason::Json, format!("the answer is not what was asked for: {error}"))
+    }
+}
+
+/// Asks and judges; `None` if the engine ends. Gives index, length of the body and instances.
+pub(super) fn ask(
+    client: &mut Client,
+    subject: &Subject,
+    fetch: Fetch,
+    view: View,
+) -> Result<Option<(u64, u64, Instances)>, Failure> {
+    let request = Request {
+        endpoint: &subject.endpoint,
+        server: fetch.server,
+        query: &subject.query,
+        view,
+        index: fetch.index,
+        wait: fetch.wait,
+        patience: fetch.probe.then_some(subject.endpoint.connect_timeout),
+    };
+    let answer = if fetch.probe { client.probe(request) } else { client.get(request) };
+    match answer {
+        Ok(answer) => {
+            let (index, instances) = believe(&answer, &subject.query, subject.timing.max_stale)?;
+            Ok(Some((index, answer.body.len() as u64, instances)))
+        }
+        Err(client::Error::Stopped) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Before peers leave that could be hidden from the token: asks whether it is one that could see
+/// them. `false` if the engine ends.
+///
+/// A token without any right is one to suspect only if Consul shows nothing at all (`is_nothing`):
+/// it may be that all may read.
+pub(super) fn vouch(
+    client: &mut Client,
+    subject: &Subject,
+    server: usize,
+    is_nothing: bool,
+) -> Result<bool, Failure> {
+    if subject.endpoint.token.is_none() {
+        return Ok(true);
+    }
+    let refuse = |why: &str| {
+        Err(Failure::Refused(
+            Reason::Token,
+            format!("instances are gone, and so is the token: {why}"),
+        ))
+    };
+    match client.token_state(&subject.endpoint, server, &subject.query) {
+        Ok(TokenState::Powerless) if is_nothing => refuse("it has no policy"),
+        Ok(_) => Ok(true),
+        Err(client::Error::Stopped) => Ok(false),
+        Err(error @ client::Error::Status { status: 403 | 404, .. }) => refuse(&error.to_string()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Digest of an answer. It is sorted already.
+pub(super) fn digest(instances: &[Instance]) -> u128 {
+    let mut h = SipHasher13::new();
+    instances.hash(&mut h);
+    h.finish128().as_u128()
+}

@@ -1,0 +1,186 @@
+//! The thread that keeps the others: it starts them, takes what is to be followed and forgotten,
+//! and shares the connections out. It has no connection itself.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Shared;
+use super::board::Board;
+use super::worker;
+use crate::sync::Level;
+use crate::sync::plan::Followed;
+
+/// How often it looks around.
+const TICK: Duration = Duration::from_secs(1);
+/// Ticks between two measurements of traffic, and between two looks for idle threads.
+const HEAT_TICKS: u64 = 5;
+const IDLE_TICKS: u64 = 15;
+/// Shortest time between two notices of how services are followed.
+const NOTICE: Duration = Duration::from_secs(5);
+/// Pause after the system had no thread to give.
+const NO_THREAD: Duration = Duration::from_secs(1);
+
+/// What the keeper is told.
+pub(super) enum Command {
+    Follow(Followed),
+    Forget(usize),
+}
+
+#[derive(Default)]
+struct Inbox {
+    commands: Vec<Command>,
+    poked: bool,
+    ended: bool,
+}
+
+/// How the keeper is told.
+#[derive(Default)]
+pub(super) struct Keeper {
+    inbox: Mutex<Inbox>,
+    called: Condvar,
+}
+
+impl Keeper {
+    /// Never waits for anything that takes long.
+    pub(super) fn tell(&self, command: Command) {
+        self.inbox.lock().commands.push(command);
+        self.called.notify_one();
+    }
+
+    /// Has it look whether there are threads enough.
+    pub(super) fn poke(&self) {
+        self.inbox.lock().poked = true;
+        self.called.notify_one();
+    }
+
+    pub(super) fn end(&self) {
+        self.inbox.lock().ended = true;
+        self.called.notify_one();
+    }
+
+    /// Waits until it is called or until then; `None` if it is to end.
+    fn wait(&self, until: Instant) -> Option<Vec<Command>> {
+        let mut inbox = self.inbox.lock();
+        while !inbox.ended && !inbox.poked && inbox.commands.is_empty() {
+            if self.called.wait_until(&mut inbox, until).timed_out() {
+                break;
+            }
+        }
+        inbox.poked = false;
+        (!inbox.ended).then(|| std::mem::take(&mut inbox.commands))
+    }
+}
+
+/// What was last said of how services are followed.
+#[derive(Default)]
+struct Said {
+    /// Whether each has a query of its own, and the budget.
+    regime: Option<(bool, usize)>,
+    at: Option<Instant>,
+}
+
+/// Runs until the engine stops.
+pub(super) fn keep(shared: &Arc<Shared>) {
+    let mut said = Said::default();
+    let mut ticks = 0;
+    let mut tick_at = Instant::now();
+    let mut until = tick_at;
+    while let Some(commands) = shared.keeper.wait(until) {
+        let now = Instant::now();
+        let is_tick = tick_at <= now;
+        if is_tick {
+            tick_at = now + TICK;
+            ticks += 1;
+            if ticks % HEAT_TICKS == 0 {
+                measure(shared, HEAT_TICKS as u32 * TICK);
+            }
+        }
+        let foreign = shared.sink.foreign_connections();
+        let mut board = shared.board.lock();
+        obey(&mut board, commands, now);
+        let is_full = board.share.all_block && board.entries.len() > board.share.polls;
+        if is_tick || is_full {
+            board.plan(foreign, now);
+            board.settle_doubts(now);
+        }
+        if is_tick && ticks % IDLE_TICKS == 0 {
+            board.surplus = board.least_idle.saturating_sub(1);
+            board.least_idle = board.idle;
+            shared.work.notify_one();
+        }
+        if is_tick || is_full {
+            tell(shared, &board, &mut said, now);
+        }
+        let missing = shared.missing(&mut board, now);
+        let is_short = board.idle == 0 && board.threads < board.share.budget;
+        let due = board.next_due().filter(|_| is_short);
+        drop(board);
+        until = due.map_or(tick_at, |due| due.max(now + Duration::from_millis(1)).min(tick_at));
+        if !spawn(shared, missing) {
+            until = now + NO_THREAD;
+        }
+    }
+}
+
+fn obey(board: &mut Board, commands: Vec<Command>, now: Instant) {
+    for command in commands {
+        match command {
+            Command::Follow(followed) => board.follow(followed, now),
+            Command::Forget(target) => board.forget(target),
+        }
+    }
+}
+
+/// Starts threads; `false` if there are none to be had.
+fn spawn(shared: &Arc<Shared>, missing: usize) -> bool {
+    for left in (1..=missing).rev() {
+        let body = Arc::clone(shared);
+        if super::spawn(move || worker::work(&body)).is_err() {
+            shared.board.lock().threads -= left;
+            return false;
+        }
+    }
+    true
+}
+
+/// Asks the sink how much each service is used, where that decides who has a blocking query.
+fn measure(shared: &Shared, over: Duration) {
+    let all: Vec<_> = {
+        let board = shared.board.lock();
+        if board.share.all_block {
+            return;
+        }
+        board.entries.iter().map(|(id, entry)| (*id, Arc::clone(&entry.common))).collect()
+    };
+    let picks = |common: &crate::sync::runner::Common| {
+        common.targets().iter().map(|target| shared.sink.traffic(target.number)).sum()
+    };
+    let all: Vec<(u64, u64)> = all.iter().map(|(id, common)| (*id, picks(common))).collect();
+    let mut board = shared.board.lock();
+    for (id, picks) in all {
+        if let Some(entry) = board.entries.get_mut(&id) {
+            entry.heat.measure(picks, over);
+        }
+    }
+}
+
+/// Says how services are followed, when that has changed.
+fn tell(shared: &Shared, board: &Board, said: &mut Said, now: Instant) {
+    let regime = (board.share.all_block, board.share.budget);
+    // That all is as it should be need not be said at the beginning, nor of how many then.
+    let is_news = match said.regime {
+        None => !regime.0,
+        Some((all_block, _)) if regime.0 => !all_block,
+        Some(before) => before != regime,
+    };
+    if said.at.is_some_and(|at| is_news && now < at + NOTICE) {
+        return;
+    }
+    if is_news {
+        said.at = Some(now);
+        shared.sink.log(Level::Notice, board.share.notice(board.count_polled()));
+    }
+    said.regime = Some(regime);
+}
