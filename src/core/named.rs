@@ -22,6 +22,7 @@ use crate::table::Named;
 
 mod answerer;
 mod channel;
+mod lists;
 mod name;
 pub mod roster;
 

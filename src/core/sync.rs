@@ -29,7 +29,7 @@ pub use crate::consul::token::{Token, TokenError};
 pub use engine::Engine;
 pub(crate) use engine::spawn;
 pub use first::first_answers;
-pub(crate) use once::{ask_once, publish_once};
+pub(crate) use once::{ask_once, names_of_all, publish_once};
 pub use plan::{Endpoint, Plan, Subject, Target, Timing, WatchPlan};
 
 /// Who takes what the engine finds out. Called from several threads at a time.

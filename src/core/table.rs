@@ -1,7 +1,7 @@
 //! The table of peers that all processes share: a slice of words in nginx's shared zone.
 //!
 //! ```text
-//! header │ lanes │ verdicts │ entries │ slots │ arena
+//! header │ verdicts │ lanes │ entries │ slots │ arena
 //! ```
 //!
 //! * An **entry** is one target (a selection of a service's instances): its generation and where
@@ -77,8 +77,9 @@ pub struct Table<'z> {
 /// Where the parts begin, in words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Layout {
-    lanes: usize,
     verdicts: usize,
+    /// Up to the entries.
+    lanes: usize,
     entries: usize,
     entry_count: usize,
     slots: usize,
@@ -92,16 +93,16 @@ impl Layout {
     fn new(words: usize, lanes: usize) -> Option<Layout> {
         let entry_count = entries_in(words * 8);
         let slot_words = slots::WORDS + lanes / 2;
-        let verdicts = HEADER + lanes;
-        let entries = verdicts + entry_count * verdicts::WORDS_PER_ENTRY;
+        let first_lane = HEADER + entry_count * verdicts::WORDS_PER_ENTRY;
+        let entries = first_lane + lanes;
         let slots = entries + entry_count * entry::WORDS;
         // A quarter of what is left for slots: a slot is about a third of what an instance takes,
         // and an update needs room for a second block.
         let slot_count = words.checked_sub(slots)? / 4 / slot_words;
         let arena = slots + slot_count * slot_words;
         (slot_count > 0 && words > arena && words <= u32::MAX as usize).then_some(Layout {
-            lanes: HEADER,
-            verdicts,
+            verdicts: HEADER,
+            lanes: first_lane,
             entries,
             entry_count,
             slots,

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rustix::event::PollFlags;
 
+use super::lists::Lists;
 use super::roster::{Roster, Step};
 use super::{Asked, Channel, Place, Template, Templates};
 use crate::consul::client::Client;
@@ -84,6 +85,7 @@ struct Desk {
     stop: Arc<Stop>,
     roster: Mutex<Roster>,
     tidied: Mutex<Option<Instant>>,
+    lists: Lists,
     /// Dropped for newer ones since the log said so last.
     dropped: AtomicUsize,
 }
@@ -124,6 +126,7 @@ impl Answerer {
             stop,
             roster,
             tidied: Mutex::new(None),
+            lists: Lists::default(),
             dropped: AtomicUsize::new(0),
         };
         let desk = Arc::new(desk);
@@ -186,8 +189,9 @@ impl Desk {
         let Ok(name) = template.allowed.check(service.name.as_bytes()) else { return };
         let places = template.places(&name, &self.plan);
         let Some(first) = places.first() else { return };
+        let mut is_listed = false;
         loop {
-            let step = self.roster.lock().ask(service, Instant::now());
+            let step = self.roster.lock().ask(service, is_listed, Instant::now());
             match step {
                 Step::Ask => break,
                 Step::Asking => return,
@@ -195,6 +199,17 @@ impl Desk {
                     return self.book.rule(first.key, Verdict::Followed, Answerer::FOR_EVER_MS);
                 }
                 Step::Wait(time) => {
+                    match self.lists.has(&places, &name, client) {
+                        Some(true) => {
+                            is_listed = true;
+                            continue;
+                        }
+                        Some(false) => {
+                            let until = self.book.now_ms() + template.absent.as_millis() as u64;
+                            return self.book.rule(first.key, Verdict::Absent, until);
+                        }
+                        None => {}
+                    }
                     let over = self.book.now_ms() + time.as_millis() as u64 >= asked.until_ms;
                     if over || !self.stop.sleep(time) {
                         return;
@@ -377,7 +392,7 @@ impl Desk {
                 numbers.into_values().for_each(|number| self.book.close(number));
                 continue;
             }
-            if self.roster.lock().ask(&service, Instant::now()) != Step::Ask {
+            if self.roster.lock().ask(&service, true, Instant::now()) != Step::Ask {
                 continue;
             }
             let places = template.places(&service.name, &self.plan);

@@ -31,7 +31,7 @@ pub enum Step {
     Followed,
     /// Somebody asks already.
     Asking,
-    /// Too many names were none: try again after this long.
+    /// Too many names were none: look whether it is listed, or try again after this long.
     Wait(Duration),
 }
 
@@ -47,8 +47,8 @@ impl Roster {
         }
     }
 
-    /// A request asks for a service.
-    pub fn ask(&mut self, service: &Named, now: Instant) -> Step {
+    /// A request asks for a service; `is_listed` if it is among the names of all services.
+    pub fn ask(&mut self, service: &Named, is_listed: bool, now: Instant) -> Step {
         if self.followed.contains_key(service) {
             return Step::Followed;
         }
@@ -56,7 +56,7 @@ impl Roster {
             return Step::Asking;
         }
         self.refill(now);
-        if self.tokens < 1.0 {
+        if !is_listed && self.tokens < 1.0 {
             return Step::Wait(Duration::from_secs_f64((1.0 - self.tokens) / RATE));
         }
         self.asking.insert(service.clone());
@@ -148,14 +148,14 @@ mod tests {
         let now = Instant::now();
         let mut roster = Roster::new(10, now);
         let web = service("web");
-        assert_eq!(roster.ask(&web, now), Step::Ask);
-        assert_eq!(roster.ask(&web, now), Step::Asking);
+        assert_eq!(roster.ask(&web, false, now), Step::Ask);
+        assert_eq!(roster.ask(&web, false, now), Step::Asking);
         roster.not_found(&web, now);
-        assert_eq!(roster.ask(&web, now), Step::Ask);
+        assert_eq!(roster.ask(&web, false, now), Step::Ask);
         roster.found(web.clone(), vec![3]);
-        assert_eq!(roster.ask(&web, now), Step::Followed);
+        assert_eq!(roster.ask(&web, false, now), Step::Followed);
         assert_eq!(roster.drop_service(&web), [3]);
-        assert_eq!(roster.ask(&web, now), Step::Ask);
+        assert_eq!(roster.ask(&web, false, now), Step::Ask);
     }
 
     #[test]
@@ -166,19 +166,19 @@ mod tests {
         for n in 0..1_000_000 {
             now = start + Duration::from_micros(n * 10);
             let name = service(&format!("none-{n}"));
-            if roster.ask(&name, now) == Step::Ask {
+            if roster.ask(&name, false, now) == Step::Ask {
                 asked += 1;
                 roster.not_found(&name, now);
             }
         }
         assert!((1190..=1210).contains(&asked), "{asked} in ten seconds and a burst of 200");
-        let Step::Wait(wait) = roster.ask(&service("web"), now) else { panic!("no tokens") };
+        let Step::Wait(wait) = roster.ask(&service("web"), false, now) else { panic!("no tokens") };
         assert!(wait <= Duration::from_millis(10), "{wait:?}");
 
         now += Duration::from_secs(1);
         for n in 0..5000 {
             let name = service(&format!("real-{n}"));
-            assert_eq!(roster.ask(&name, now), Step::Ask);
+            assert_eq!(roster.ask(&name, false, now), Step::Ask);
             roster.found(name, vec![n]);
         }
     }
@@ -190,7 +190,7 @@ mod tests {
         let used = |target: usize| [50, 10, 90, 5][target];
         for (n, name) in ["a", "b", "c"].iter().enumerate() {
             assert_eq!(roster.surplus(used, now), None);
-            roster.ask(&service(name), now);
+            roster.ask(&service(name), false, now);
             roster.found(service(name), vec![n]);
         }
         assert_eq!(roster.surplus(used, now), Some(service("b")));

@@ -10,7 +10,7 @@ use super::asking::Failure;
 use super::plan::Subject;
 use super::runner::Tools;
 use super::{Level, Sink};
-use crate::consul::client::{self, Request};
+use crate::consul::client::{self, Client, Request};
 use crate::consul::gate::vet;
 use crate::consul::overview::{Difference, Overview};
 use crate::consul::query::View;
@@ -35,6 +35,11 @@ pub(super) struct Scope {
 }
 
 impl Scope {
+    /// What to ask about.
+    pub(super) fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
     /// The scope of a watch; `None` if no lookout could speak for it.
     pub(super) fn of(subject: &Subject) -> Option<Scope> {
         let query = &subject.query;
@@ -110,6 +115,30 @@ pub(super) enum Looked {
     Failed,
 }
 
+/// Asks about all services of a scope; `None` if the engine ends. Gives index, length of the body and
+/// what it says.
+pub(super) fn look_over(
+    client: &mut Client,
+    subject: &Subject,
+    view: View,
+    fetch: Fetch,
+) -> Result<Option<(u64, u64, Overview)>, Failure> {
+    let Subject { query, endpoint, timing } = subject;
+    let patience = fetch.probe.then_some(endpoint.connect_timeout);
+    let Fetch { server, index, wait, probe } = fetch;
+    let request = Request { endpoint, server, query, view, index, wait, patience };
+    let answer = match if probe { client.probe(request) } else { client.get(request) } {
+        Ok(answer) => answer,
+        Err(client::Error::Stopped) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    // One that is filtered by the token's rights is as good: what the token can't see here it
+    // can't see of the services either.
+    let index = vet(&answer, answer.index, timing.max_stale)?;
+    let overview = Overview::parse(view, &answer.body)?;
+    Ok(Some((index, answer.body.len() as u64, overview)))
+}
+
 impl Lookout {
     pub(super) fn new(scope: &Scope, view: View) -> Self {
         let (endpoint, timing) = (&scope.subject.endpoint, &scope.subject.timing);
@@ -149,7 +178,7 @@ impl Lookout {
     pub(super) fn run(&mut self, tools: &mut Tools<'_>) -> Looked {
         let sent = Instant::now();
         let Step::Fetch(fetch) = self.watch.next(sent) else { return Looked::Idle };
-        let asked = self.ask(fetch, tools);
+        let asked = look_over(tools.client, &self.scope.subject, self.view, fetch);
         tools.client.end_probe(asked.is_ok());
         match asked {
             Ok(None) => Looked::Stopped,
@@ -179,28 +208,6 @@ impl Lookout {
                 Looked::Failed
             }
         }
-    }
-
-    fn ask(
-        &self,
-        fetch: Fetch,
-        tools: &mut Tools<'_>,
-    ) -> Result<Option<(u64, u64, Overview)>, Failure> {
-        let Subject { query, endpoint, timing } = &*self.scope.subject;
-        let patience = fetch.probe.then_some(endpoint.connect_timeout);
-        let Fetch { server, index, wait, probe } = fetch;
-        let request = Request { endpoint, server, query, view: self.view, index, wait, patience };
-        let answer =
-            match if probe { tools.client.probe(request) } else { tools.client.get(request) } {
-                Ok(answer) => answer,
-                Err(client::Error::Stopped) => return Ok(None),
-                Err(error) => return Err(error.into()),
-            };
-        // One that is filtered by the token's rights is as good: what the token can't see here it
-        // can't see of the services either.
-        let index = vet(&answer, answer.index, timing.max_stale)?;
-        let overview = Overview::parse(self.view, &answer.body)?;
-        Ok(Some((index, answer.body.len() as u64, overview)))
     }
 
     fn take(

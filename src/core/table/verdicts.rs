@@ -120,6 +120,29 @@ mod tests {
     }
 
     #[test]
+    fn verdicts_touch_nothing_else() {
+        let table = table();
+        let me = crate::process::ProcessId::own();
+        let lane = table.take_lane(me).unwrap();
+        for n in 0..100_000u128 {
+            table.note_verdict(n << 64 | (n + 1), Verdict::Absent, u64::MAX >> KIND_BITS);
+        }
+        let entry = table.claim(7, me).unwrap();
+        table.publish((entry, 7), &super::super::tests::set([1, 2]), 1, me).unwrap();
+        let before = table.read(entry, 7).unwrap();
+        table.clear_dead_lanes();
+        let mut others: Vec<_> = std::iter::from_fn(|| table.take_lane(me)).collect();
+        assert_eq!(others.len(), 15, "one is taken");
+        others.push(lane);
+        for lane in others {
+            table.clear_lane(lane);
+            table.release_lane(lane);
+        }
+        assert_eq!(table.read(entry, 7).unwrap().records, before.records);
+        assert_eq!(table.verdict(99_999 << 64 | 100_000, 0), Some(Verdict::Absent));
+    }
+
+    #[test]
     fn words_of_two_writers_are_no_verdict() {
         let table = table();
         table.note_verdict(7, Verdict::Followed, 1_000);

@@ -76,3 +76,82 @@ fn named_services_are_served_from_the_state_file_while_consul_is_down() {
     assert_eq!(nginx.outcome(&path(&service)), service);
     assert_eq!(nginx.outcome(&path(&unique("unknown"))), "502");
 }
+
+#[test]
+fn a_named_service_is_followed_over_reload_and_kill() {
+    let consul = Agent::shared();
+    let service = unique("kept");
+    let backends = Backend::start_all(&["a", "b"]);
+    register_one(&consul, &service, &backends[0]);
+    let config = by_argument(&consul.url(), "").workers(2).allow_kills();
+    let mut nginx = config.start();
+    until_served_by(&nginx, &path(&service), "a");
+    let came_and_went = |nginx: &Nginx| {
+        let id = register_one(&consul, &service, &backends[1]);
+        until_served_by(nginx, &path(&service), "a b");
+        consul.deregister(&id);
+        until_served_by(nginx, &path(&service), "a");
+    };
+    came_and_went(&nginx);
+    nginx.reload_and_wait();
+    came_and_went(&nginx);
+    let killed = nginx.worker_zero();
+    kill(killed);
+    nginx.until_replaced(killed);
+    came_and_went(&nginx);
+    assert_eq!(named(&nginx), [service]);
+}
+
+#[test]
+fn no_request_for_a_named_service_fails_over_reloads() {
+    let consul = Agent::shared();
+    let (service, _backend) = new_service(&consul, "steady");
+    let mut nginx = by_argument(&consul.url(), "").workers(2).start();
+    assert_eq!(nginx.outcome(&path(&service)), service);
+    let load = Load::start(nginx.address(), &path(&service), 4, false);
+    for _ in 0..5 {
+        nginx.reload_and_wait();
+        let (new, _b) = new_service(&consul, "meanwhile");
+        assert_eq!(nginx.outcome(&path(&new)), new);
+    }
+    let tally = load.finish();
+    assert_eq!(tally.outcomes(), service, "{tally}");
+}
+
+/// Blocks that name the service, whatever the tag, and requests that do share one watch.
+#[test]
+fn fixed_and_named_blocks_share_the_watch_of_a_service() {
+    let consul = Agent::shared();
+    let proxy = Proxy::start(consul.address());
+    let (service, _backend) = new_service(&consul, "shared");
+    let text = format!(
+        "consul_server %%CONSUL%%;\nconsul_empty drop;\n\
+         upstream fixed {{ consul_dynamic {service}; }}\n\
+         upstream tagged {{ consul_dynamic $arg_s; consul_allow_service tag=v1; }}\n\
+         upstream api {{ consul_dynamic $arg_s; }}\n{}",
+        SERVER.replace(
+            "location / {",
+            "location /tagged { proxy_pass http://tagged; }\nlocation / {"
+        )
+    );
+    let nginx = Config::http(&text).set("CONSUL", proxy.url()).start();
+    let tagged = Backend::start("tagged");
+    consul.register(&Instance::new(&service, "tagged", tagged.address()).tags(&["v1"]));
+    let tagged_path = format!("/tagged?s={service}");
+    wait::until_eq("the tagged one", SOON, "tagged", || nginx.outcome(&tagged_path));
+    until_served_by(&nginx, &path(&service), &format!("{service} tagged"));
+    let watching = || {
+        let all = proxy.requests(&format!("/v1/health/service/{service}"));
+        all.iter().filter(|request| request.line.contains("index=")).count()
+    };
+    let before = watching();
+    consul.deregister("tagged");
+    until_served_by(&nginx, &path(&service), &service);
+    wait::until_eq("the tagged one is gone", SOON, "502", || nginx.outcome(&tagged_path));
+    assert_eq!(watching(), before + 1, "one watch asks once more");
+}
+
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid as i32).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
+}
