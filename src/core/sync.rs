@@ -14,7 +14,7 @@ mod plan;
 mod publisher;
 mod runner;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 use std::collections::HashSet;
 use std::time::Duration;

@@ -1,1 +1,85 @@
+use std::collections::HashSet;
+use std::sync::Arc;
 
+use super::*;
+use crate::consul::instances::Skipped;
+use crate::sync::testing::{endpoint, target};
+use crate::sync::{Endpoint, Token};
+
+const TIMES: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(1));
+
+fn template(target: Target, tags: &[&str]) -> Template {
+    let tags = tags.iter().map(|&tag| tag.to_owned()).collect();
+    Template::new(vec![target], Allowed::new(&[], tags), TIMES)
+}
+
+fn nameless(url: &str) -> Target {
+    target(&Arc::new(endpoint(url)), "")
+}
+
+#[test]
+fn blocks_that_ask_the_same_share_their_services_and_others_do_not() {
+    let plain = nameless("http://127.0.0.1:1");
+    let token = Some(Token::value("s").unwrap());
+    let secret = Endpoint { token, ..(*plain.endpoint).clone() };
+    let secret = Target { endpoint: Arc::new(secret), ..plain.clone() };
+    let of = |target: &Target, tags: &[&str]| template(target.clone(), tags);
+    let all = vec![
+        of(&plain, &[]),
+        of(&secret, &[]),
+        of(&plain, &["public"]),
+        of(&plain, &[]),
+        of(&nameless("http://127.0.0.1:2"), &[]),
+        of(&secret, &[]),
+    ];
+    let templates = Templates::new(all, 10);
+    let keys = templates.keys();
+    assert_eq!((keys[0], keys[1]), (keys[3], keys[5]));
+    assert_eq!(HashSet::<u128>::from_iter(keys.iter().copied()).len(), 4);
+    assert!(!keys.contains(&0));
+    assert_eq!(
+        templates.find(keys[4]).unwrap().targets[0].endpoint.servers[0].to_string(),
+        "http://127.0.0.1:2"
+    );
+}
+
+#[test]
+fn a_service_that_a_block_follows_is_that_target_and_others_have_keys_of_their_own() {
+    let pattern = nameless("http://127.0.0.1:1");
+    let web = target(&pattern.endpoint, "web");
+    let (plan, _) = Plan::new(vec![web.clone()], 64);
+    let templates =
+        Templates::new(vec![template(pattern.clone(), &[]), template(pattern, &["v1"])], 10);
+    let place = |number: usize, name: &str| {
+        templates.of_block(number).unwrap().places(name, &plan).pop().unwrap()
+    };
+    assert_eq!((place(0, "web").fixed, place(0, "web").key), (Some(0), plan.key(0)));
+    assert_eq!(place(0, "web").target, web);
+    assert_eq!(place(1, "web").fixed, None, "it wants a tag");
+    assert_eq!(place(1, "web").target.selection.tags, ["v1"]);
+    let keys = [place(0, "web").key, place(1, "web").key, place(0, "api").key, place(1, "api").key];
+    assert_eq!(HashSet::<u128>::from_iter(keys).len(), 4);
+}
+
+#[test]
+fn an_answer_without_an_instance_or_without_the_tag_shows_no_service() {
+    let parse = |json: &str| crate::consul::health::parse(json.as_bytes(), None).unwrap();
+    let (any, tagged) = (
+        template(nameless("http://127.0.0.1:1"), &[]),
+        template(nameless("http://127.0.0.1:1"), &["public"]),
+    );
+    let instance = |tags: &str| {
+        parse(&format!(
+            r#"[{{"Node":{{"Node":"n","Address":"127.0.0.1"}},"Checks":[{{"Status":"critical"}}],
+            "Service":{{"ID":"a","Port":1,"Tags":[{tags}]}}}}]"#
+        ))
+    };
+    let none = parse("[]");
+    assert!(!any.has(&none) && !tagged.has(&none));
+    assert!(any.has(&instance("")), "a service that is critical is one");
+    assert!(!tagged.has(&instance("\"internal\"")));
+    assert!(tagged.has(&instance("\"a\",\"PUBLIC\"")));
+    let skipped = Skipped { node: String::new(), id: String::new(), reason: String::new() };
+    let unusable = Instances { skipped: vec![skipped], ..Instances::default() };
+    assert!(any.has(&unusable) && !tagged.has(&unusable));
+}

@@ -13,7 +13,7 @@ use crate::model::{Query, Selection};
 
 pub(super) const SOON: Duration = Duration::from_secs(5);
 
-pub(super) fn endpoint(url: &str) -> Endpoint {
+pub(crate) fn endpoint(url: &str) -> Endpoint {
     Endpoint {
         servers: vec![url.parse().unwrap()],
         token: None,
@@ -23,7 +23,7 @@ pub(super) fn endpoint(url: &str) -> Endpoint {
     }
 }
 
-pub(super) fn target(endpoint: &Arc<Endpoint>, service: &str) -> Target {
+pub(crate) fn target(endpoint: &Arc<Endpoint>, service: &str) -> Target {
     Target {
         query: Query { service: service.to_owned(), ..Query::default() },
         selection: Selection::default(),

@@ -249,6 +249,26 @@ fn a_publisher_killed_while_targets_come_and_go_loses_no_entry() {
 }
 
 #[test]
+fn a_publisher_killed_while_it_releases_a_service_loses_no_entry() {
+    kill_at_every_store(
+        1,
+        |table, old| {
+            assert_eq!(table.claim(OTHER, old), Ok(1));
+            publish(table, OTHER, &[3], old);
+            table.release(1, OTHER, old);
+        },
+        |table, new| {
+            table.lead(new);
+            if table.find(OTHER).is_some() {
+                table.release(1, OTHER, new);
+            }
+            publish(table, KEY, &[2, 4], new);
+            assert_nothing_leaked(table, &[2, 4]);
+        },
+    );
+}
+
+#[test]
 fn two_publishers_never_both_hold_the_lock_and_see_all_that_the_other_did() {
     check(3, || {
         let zone = Zone::new();

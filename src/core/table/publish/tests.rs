@@ -219,3 +219,43 @@ proptest! {
         prop_assert_eq!(slots_in_use(&table), in_use);
     }
 }
+
+fn named(name: &str) -> Named {
+    Named { template: 7 << 70, name: name.to_owned() }
+}
+
+#[test]
+fn a_named_service_is_known_by_its_name_until_it_is_released() {
+    let (table, fixed) = table(1 << 17);
+    let me = ProcessId::own();
+    let longest = "n".repeat(crate::named::MAX_NAME);
+    for name in ["web", "api-2", longest.as_str()] {
+        let key = u128::from(name.len() as u64) << 64 | 1;
+        let entry = table.claim_named(key, (&named(name), 41_000), me).unwrap();
+        assert_eq!(table.named(entry), Some(named(name)));
+        assert_eq!(table.last_used(entry), 41_000);
+        table.note_used(entry, 41_900);
+        assert_eq!(table.last_used(entry), 41_000, "good to a second");
+        table.note_used(entry, 42_000);
+        assert_eq!(table.last_used(entry), 42_000);
+        publish(&table, entry, &set([1, 2])).unwrap();
+        table.release(entry, key + 1, me);
+        assert_eq!(table.find(key), Some(entry), "that was another key");
+        table.release(entry, key, me);
+        assert_eq!((table.find(key), table.named(entry)), (None, None));
+        assert_eq!(slots_in_use(&table), 0);
+    }
+    assert_eq!(table.named(fixed), None, "a block names it");
+    assert_eq!(table.claim(9, me).map(|entry| table.named(entry)), Ok(None), "used again");
+}
+
+#[test]
+fn named_services_stay_as_long_as_their_template_does() {
+    let (table, fixed) = table(1 << 17);
+    let me = ProcessId::own();
+    table.claim_named(8, (&named("web"), 1), me).unwrap();
+    table.retain(&[KEY], &[7 << 70], me);
+    assert_eq!((table.find(KEY), table.find(8).is_some()), (Some(fixed), true));
+    table.retain(&[KEY], &[1], me);
+    assert_eq!((table.find(KEY), table.find(8)), (Some(fixed), None));
+}
