@@ -32,12 +32,13 @@ struct Zone(Vec<AtomicU64>);
 
 impl Zone {
     fn new() -> Arc<Zone> {
-        let entries = HEADER + LANES;
+        let lanes = HEADER + 4 * verdicts::WORDS_PER_ENTRY;
+        let entries = lanes + LANES;
         let slots = entries + 4 * entry::WORDS;
         let arena = slots + SLOTS * (slots::WORDS + LANES / 2);
         let word = |at: usize| {
             let watched = if at < entries {
-                true
+                at < HEADER || at >= lanes
             } else if at < slots {
                 // The first two entries, without what only the status page reads.
                 (at - entries) / entry::WORDS < 2 && (at - entries) % entry::WORDS < entry::RESTORED
