@@ -37,7 +37,7 @@ impl PeerView {
         before: Option<&PeerView>,
     ) -> PeerView {
         let view = View::new(images, rules, method, before.map(|before| &before.view));
-        let addresses = view.records().iter().map(|r| Address::new(r.addr)).collect();
+        let addresses = view.records().iter().map(|r| Address::new(r.addr())).collect();
         let names = view.records().iter().map(|r| str_over(r.text())).collect();
         let sessions = Sessions::new(view.records().len());
         if let Some(before) = before.filter(|b| b.sessions.any()) {

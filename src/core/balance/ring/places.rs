@@ -1,0 +1,138 @@
+//! The points in order, in a table that is edited in place.
+
+use super::points::Point;
+
+/// Places for a hundred points when the table is made, and when there are too many or too few.
+const BEST: usize = 133;
+const LEAST: usize = 115;
+const MOST: usize = 300;
+/// A table of that many is never too wide.
+const FEW: usize = 1024;
+const EMPTY: u64 = u64::MAX;
+
+/// A hash table with linear probing whose entries are in order (Amble and Knuth 1974): each hash has
+/// a home, homes go up with the hashes, and a point is at its home or in the stretch of taken places
+/// that begins there. So all that a look or a change reads or writes is a line or two of memory.
+#[derive(Debug)]
+pub(super) struct Places {
+    /// [`Point::key`], or [`EMPTY`]; the last ones are nobody's home, so that no stretch wraps.
+    places: Vec<u64>,
+    homes: u64,
+    len: usize,
+}
+
+impl Places {
+    /// A table of points, given as their keys.
+    pub(super) fn new<'a>(mut keys: Vec<u64>, name: impl Fn(Point) -> &'a [u8]) -> Places {
+        keys.sort_unstable();
+        let hash = |key: u64| Point::from_key(key).hash;
+        for same in keys.chunk_by_mut(|&a, &b| hash(a) == hash(b)) {
+            if same.len() > 1 {
+                same.sort_by_key(|&key| name(Point::from_key(key)));
+            }
+        }
+        let homes = (keys.len() * BEST / 100).max(1) as u64;
+        let mut this = Places { places: Vec::new(), homes, len: keys.len() };
+        // Some more than in the usual case are used at the end.
+        this.places.reserve_exact(homes as usize + FEW);
+        for key in keys {
+            let home = this.home(hash(key));
+            if this.places.len() < home {
+                this.places.resize(home, EMPTY);
+            }
+            this.places.push(key);
+        }
+        let used = this.places.len().max(homes as usize);
+        this.places.resize(used + 1, EMPTY);
+        this
+    }
+
+    /// Whether the table is good for that many points: not so full that stretches get long. Set so
+    /// wide that a set whose size goes to and fro doesn't need a new one each time.
+    pub(super) fn suits(&self, points: usize) -> bool {
+        let homes = self.homes as usize;
+        homes >= points * LEAST / 100 && homes <= (points * MOST / 100).max(FEW)
+    }
+
+    /// How many points there are.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    fn home(&self, hash: u32) -> usize {
+        ((u64::from(hash) * self.homes) >> 32) as usize
+    }
+
+    /// Where the first point is whose hash is not less, or an empty place before it.
+    #[inline]
+    pub(super) fn find(&self, hash: u32) -> usize {
+        let mut at = self.home(hash);
+        // Empty places have the largest of keys.
+        while self.places[at] < u64::from(hash) << 32 {
+            at += 1;
+        }
+        at
+    }
+
+    /// The point there; `None` if the place is empty.
+    #[inline]
+    pub(super) fn point(&self, at: usize) -> Option<Point> {
+        let key = self.places[at];
+        (key != EMPTY).then(|| Point::from_key(key))
+    }
+
+    /// The place after that one; the first after the last.
+    #[inline]
+    pub(super) fn after(&self, at: usize) -> usize {
+        if at + 1 < self.places.len() { at + 1 } else { 0 }
+    }
+
+    /// Puts a point in its place; among those with the same hash they are ordered by name.
+    pub(super) fn insert<'a>(&mut self, point: Point, name: impl Fn(Point) -> &'a [u8]) {
+        let mut at = self.find(point.hash);
+        let comes_first = |p: Point| p.hash == point.hash && name(p) <= name(point);
+        while self.point(at).is_some_and(comes_first) {
+            at += 1;
+        }
+        let mut carried = point.key();
+        while carried != EMPTY {
+            std::mem::swap(&mut self.places[at], &mut carried);
+            at += 1;
+            if at == self.places.len() {
+                self.places.push(EMPTY);
+            }
+        }
+        self.len += 1;
+    }
+
+    /// Takes a point out, if it is there.
+    pub(super) fn remove(&mut self, point: Point) {
+        let mut at = self.find(point.hash);
+        while self.places[at] != point.key() {
+            if self.point(at).is_none_or(|there| there.hash != point.hash) {
+                return;
+            }
+            at += 1;
+        }
+        // Those after it move up, until one is at home.
+        while let Some(next) = self.point(at + 1).filter(|next| self.home(next.hash) <= at) {
+            self.places[at] = next.key();
+            at += 1;
+        }
+        self.places[at] = EMPTY;
+        self.len -= 1;
+    }
+
+    #[cfg(test)]
+    pub(super) fn check(&self) {
+        let mut last = 0;
+        for (at, &key) in self.places.iter().enumerate().filter(|(_, key)| **key != EMPTY) {
+            let home = self.home(Point::from_key(key).hash);
+            assert!(home <= at && key >> 32 >= last, "out of order at {at}");
+            assert!(!self.places[home..at].contains(&EMPTY), "a gap between {home} and {at}");
+            last = key >> 32;
+        }
+        assert_eq!(self.places.last(), Some(&EMPTY));
+        assert_eq!(self.places.iter().filter(|key| **key != EMPTY).count(), self.len);
+    }
+}
