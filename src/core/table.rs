@@ -41,7 +41,7 @@ pub use read::{Detail, Image, Record};
 pub use slots::{Counters, Lane};
 
 /// Says that the zone holds a table of this layout.
-const MAGIC: u64 = 0x6e67_782d_636e_0003;
+const MAGIC: u64 = 0x6e67_782d_636e_0004;
 
 /// Words of the header; the rest of them is spare.
 const HEADER: usize = 16;

@@ -32,21 +32,16 @@ pub const MAX_POINTS: usize = 1 << 23;
 /// No member has this place, and no point this id.
 const NOBODY: u32 = u32::MAX;
 
-/// A peer, as a ring is told of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Member<'a> {
+/// A peer, as a ring sees it.
+pub trait Member {
     /// What the instance keeps over updates. No two of a set have the same.
-    pub identity: u64,
+    fn identity(&self) -> u64;
     /// Its weight; 0 counts as 1, more than [`MAX_WEIGHT`] as that.
-    pub weight: u32,
+    fn weight(&self) -> u32;
     /// Its name as in nginx's `server`, with the port. No two of a set have the same.
-    pub name: &'a [u8],
-}
-
-/// What a list of members is made of.
-pub trait Listed {
-    /// It, as a member.
-    fn member(&self) -> Member<'_>;
+    fn name(&self) -> impl AsRef<[u8]>;
+    /// Whether it has the name of another one.
+    fn is_named_as(&self, other: &Self) -> bool;
 }
 
 /// Who belongs to which keys.
@@ -93,20 +88,20 @@ impl Ring {
 
     /// The ring of these members. `before` is another one and its members, in their order; the
     /// newest one is changed into this one where that costs less than making it anew.
-    pub fn new<T: Listed>(members: &[T], before: Option<(&Ring, &[T])>) -> Ring {
+    pub fn new<T: Member>(members: &[T], before: Option<(&Ring, &[T])>) -> Ring {
         before
             .and_then(|(ring, old)| ring.changed(old, members))
             .unwrap_or_else(|| Ring::made(members))
     }
 
-    fn made<T: Listed>(members: &[T]) -> Ring {
+    fn made<T: Member>(members: &[T]) -> Ring {
         let halvings = halvings(members);
         let count = members.len() as u32;
         let mut points = Vec::with_capacity(point_count(members.iter(), halvings));
         for (member, id) in members.iter().zip(0..count) {
-            points.extend(member.member().hashes(halvings).map(|hash| Point { hash, id }.key()));
+            each_hash(member, halvings, |hash| points.push(Point { hash, id }.key()));
         }
-        let places = Places::new(points, |point| members[point.id as usize].member().name);
+        let places = Places::new(points, |point| members[point.id as usize].name());
         let resting = VecDeque::new();
         let shared = Shared { places, halvings, edition: 0, ids: count, resting };
         let ids: Vec<u32> = (0..count).collect();
@@ -115,7 +110,7 @@ impl Ring {
 
     /// The ring of `new`, over the same points; `None` if there is more to change than to keep, or
     /// another one came after this one.
-    fn changed<T: Listed>(&self, old: &[T], new: &[T]) -> Option<Ring> {
+    fn changed<T: Member>(&self, old: &[T], new: &[T]) -> Option<Ring> {
         let mut shared = self.shared.borrow_mut();
         if shared.edition != self.edition || self.ids.len() != old.len() {
             return None;
@@ -139,21 +134,22 @@ impl Ring {
         }
         let mut members = vec![NOBODY; shared.ids as usize];
         change.ids.iter().zip(0..).for_each(|(&id, member)| members[id as usize] = member);
-        shared.remove(change.gone.iter().map(|&i| (old[i].member(), self.ids[i])));
+        shared.remove(change.gone.iter().map(|&i| (&old[i], self.ids[i])));
         shared.resting.extend(change.left);
-        let name = |point: Point| new[members[point.id as usize] as usize].member().name;
-        shared.insert(change.come.iter().map(|&j| (new[j].member(), change.ids[j])), name);
+        let name = |point: Point| new[members[point.id as usize] as usize].name();
+        shared.insert(change.come.iter().map(|&j| (&new[j], change.ids[j])), name);
         shared.edition += 1;
         let (edition, shared) = (shared.edition, Rc::clone(&self.shared));
         Some(Ring { ids: change.ids, members, edition, shared })
     }
 
-    fn change<T: Listed>(&self, old: &[T], new: &[T]) -> Change {
+    fn change<T: Member>(&self, old: &[T], new: &[T]) -> Change {
         let mut change = Change { ids: vec![NOBODY; new.len()], ..Change::default() };
         pairs(old, new, |pair| match pair {
             Pair::Both { old: i, new: j } => {
                 change.ids[j] = self.ids[i];
-                if old[i].member() != new[j].member() {
+                let (old, new) = (&old[i], &new[j]);
+                if old.weight() != new.weight() || !old.is_named_as(new) {
                     change.gone.push(i);
                     change.come.push(j);
                 }
@@ -214,31 +210,26 @@ impl Shared {
         })
     }
 
-    fn remove<'a>(&mut self, members: impl Iterator<Item = (Member<'a>, u32)>) {
+    fn remove<'a, T: Member + 'a>(&mut self, members: impl Iterator<Item = (&'a T, u32)>) {
         for (member, id) in members {
-            for hash in member.hashes(self.halvings) {
-                self.places.remove(Point { hash, id });
-            }
+            each_hash(member, self.halvings, |hash| self.places.remove(Point { hash, id }));
         }
     }
 
-    fn insert<'a>(
+    fn insert<'a, T: Member + 'a, N: AsRef<[u8]>>(
         &mut self,
-        members: impl Iterator<Item = (Member<'a>, u32)>,
-        name: impl Fn(Point) -> &'a [u8],
+        members: impl Iterator<Item = (&'a T, u32)>,
+        name: impl Fn(Point) -> N,
     ) {
         for (member, id) in members {
-            for hash in member.hashes(self.halvings) {
-                self.places.insert(Point { hash, id }, &name);
-            }
+            each_hash(member, self.halvings, |hash| self.places.insert(Point { hash, id }, &name));
         }
     }
 }
 
-impl Member<'_> {
-    fn hashes(&self, halvings: u32) -> impl Iterator<Item = u32> {
-        hashes(self.name, effective(self.weight, halvings))
-    }
+fn each_hash(member: &impl Member, halvings: u32, each: impl FnMut(u32)) {
+    let weight = effective(member.weight(), halvings);
+    hashes(member.name().as_ref(), weight).for_each(each);
 }
 
 fn effective(weight: u32, halvings: u32) -> u32 {
@@ -246,12 +237,12 @@ fn effective(weight: u32, halvings: u32) -> u32 {
 }
 
 /// How many points they have.
-fn point_count<'a, T: Listed + 'a>(members: impl Iterator<Item = &'a T>, halvings: u32) -> usize {
-    members.map(|m| effective(m.member().weight, halvings) as usize * POINTS).sum()
+fn point_count<'a, T: Member + 'a>(members: impl Iterator<Item = &'a T>, halvings: u32) -> usize {
+    members.map(|m| effective(m.weight(), halvings) as usize * POINTS).sum()
 }
 
 /// See [`MAX_POINTS`].
-fn halvings<T: Listed>(members: &[T]) -> u32 {
+fn halvings<T: Member>(members: &[T]) -> u32 {
     let fits = |&n: &u32| point_count(members.iter(), n) <= MAX_POINTS;
     let most = MAX_WEIGHT.ilog2();
     (0..most).find(fits).unwrap_or(most)

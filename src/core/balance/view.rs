@@ -6,8 +6,9 @@ use rand::RngCore;
 
 use super::latency::{Latency, score};
 use super::modulo::Modulo;
-use super::ring::{LOOKS, Listed, Member, Ring};
+use super::ring::{LOOKS, Member, Ring};
 use super::{FULL_SHARE, Method, Order, Peers, Tried, Weighted, pick_from, search};
+use crate::address::AddressText;
 use crate::params::Params;
 use crate::table::{Image, Record, Table};
 
@@ -214,9 +215,21 @@ impl Keys {
     }
 }
 
-impl Listed for Record {
-    fn member(&self) -> Member<'_> {
-        Member { identity: self.identity, weight: self.weight, name: self.text() }
+impl Member for Record {
+    fn identity(&self) -> u64 {
+        self.identity
+    }
+
+    fn weight(&self) -> u32 {
+        self.weight
+    }
+
+    fn name(&self) -> impl AsRef<[u8]> {
+        AddressText::new(self.addr())
+    }
+
+    fn is_named_as(&self, other: &Record) -> bool {
+        self.has_address_of(other)
     }
 }
 

@@ -17,10 +17,8 @@ use crate::model::{Peer, PeerSet};
 use crate::params::Params;
 
 /// Words of a peer's record.
-pub(super) const RECORD: usize = 13;
-/// Longest text of an address: `[` 39 digits and colons `]:65535`, within six words.
-const TEXT: usize = 48;
-/// Flags, above the length of the text.
+pub(super) const RECORD: usize = 7;
+/// Flags, below the port.
 const IPV6: u64 = 1 << 8;
 const BACKUP: u64 = 1 << 9;
 const DOWN: u64 = 1 << 10;
@@ -37,10 +35,9 @@ pub struct Record {
     pub weight: u32,
     /// Slot of its counters.
     pub slot: u32,
-    /// Scope, port, flags and length of the text.
+    /// Scope, port and flags.
     mixed: u64,
     ip: [u64; 2],
-    text: [u8; TEXT],
     limits: [u64; 2],
 }
 
@@ -75,9 +72,10 @@ pub struct Image {
 }
 
 impl Record {
-    /// The address as nginx prints it.
-    pub fn text(&self) -> &[u8] {
-        &self.text[..usize::from(self.mixed as u8).min(TEXT)]
+    /// Whether another one has the same address.
+    pub fn has_address_of(&self, other: &Record) -> bool {
+        let own = |r: &Record| (r.ip, r.mixed & !(BACKUP | DOWN));
+        own(self) == own(other)
     }
 
     /// Where to connect.
@@ -118,36 +116,25 @@ impl Record {
             SocketAddr::V6(v6) => (*v6.ip(), v6.scope_id()),
         };
         let ip = u128::from(ip);
-        let text = peer.addr.to_string();
-        let text = &text.as_bytes()[..text.len().min(TEXT)];
+        let flag = |set, bit| if set { bit } else { 0 };
         let mut words = [0; RECORD];
         words[0] = u64::from(slot) << 32 | u64::from(peer.weight.get());
         words[1] = peer.identity;
         words[2] = u64::from(scope) << 32
             | u64::from(peer.addr.port()) << 16
-            | u64::from(peer.params.down) * DOWN
-            | u64::from(peer.params.backup) * BACKUP
-            | u64::from(peer.addr.is_ipv6()) * IPV6
-            | text.len() as u64;
+            | flag(peer.params.down, DOWN)
+            | flag(peer.params.backup, BACKUP)
+            | flag(peer.addr.is_ipv6(), IPV6);
         words[3] = ip as u64;
         words[4] = (ip >> 64) as u64;
         let pair = |a, b| u64::from(optional(a)) << 32 | u64::from(optional(b));
-        words[11] = pair(peer.params.max_fails, peer.params.fail_timeout);
-        words[12] = pair(peer.params.max_conns, peer.params.slow_start);
-        for (word, chunk) in words[5..11].iter_mut().zip(text.chunks(8)) {
-            let mut bytes = [0; 8];
-            bytes[..chunk.len()].copy_from_slice(chunk);
-            *word = u64::from_le_bytes(bytes);
-        }
+        words[5] = pair(peer.params.max_fails, peer.params.fail_timeout);
+        words[6] = pair(peer.params.max_conns, peer.params.slow_start);
         words
     }
 
     fn decode(words: &[AtomicU64; RECORD]) -> Record {
         let word = |at: usize| words[at].load(Relaxed);
-        let mut text = [0; TEXT];
-        for (bytes, at) in text.chunks_exact_mut(8).zip(5..11) {
-            bytes.copy_from_slice(&word(at).to_le_bytes());
-        }
         let first = word(0);
         Record {
             identity: word(1),
@@ -155,8 +142,7 @@ impl Record {
             slot: (first >> 32) as u32,
             mixed: word(2),
             ip: [word(3), word(4)],
-            text,
-            limits: [word(11), word(12)],
+            limits: [word(5), word(6)],
         }
     }
 }

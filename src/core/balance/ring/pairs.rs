@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::Listed;
+use super::Member;
 
 /// How many members to look ahead for the one that comes next.
 const AHEAD: usize = 64;
@@ -17,8 +17,8 @@ pub(super) enum Pair {
 
 /// Tells `each` every member of either set, once. Takes one look at each where the order of those
 /// that stay is the same, as it is for sets from Consul, and is right for any.
-pub(super) fn pairs<T: Listed>(old: &[T], new: &[T], mut each: impl FnMut(Pair)) {
-    let id = |list: &[T], at: usize| list[at].member().identity;
+pub(super) fn pairs<T: Member>(old: &[T], new: &[T], mut each: impl FnMut(Pair)) {
+    let id = |list: &[T], at: usize| list[at].identity();
     let (mut i, mut j) = (0, 0);
     // Not found nearby: most likely in one set only.
     let (mut alone, mut others) = (Vec::new(), Vec::new());
@@ -66,12 +66,23 @@ pub(super) fn pairs<T: Listed>(old: &[T], new: &[T], mut each: impl FnMut(Pair))
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::Member;
     use super::*;
 
-    impl Listed for u64 {
-        fn member(&self) -> Member<'_> {
-            Member { identity: *self, weight: 1, name: b"" }
+    impl Member for u64 {
+        fn identity(&self) -> u64 {
+            *self
+        }
+
+        fn weight(&self) -> u32 {
+            1
+        }
+
+        fn name(&self) -> impl AsRef<[u8]> {
+            ""
+        }
+
+        fn is_named_as(&self, _: &u64) -> bool {
+            true
         }
     }
 

@@ -23,12 +23,13 @@ pub(super) struct Places {
 
 impl Places {
     /// A table of points, given as their keys.
-    pub(super) fn new<'a>(mut keys: Vec<u64>, name: impl Fn(Point) -> &'a [u8]) -> Places {
+    pub(super) fn new<N: AsRef<[u8]>>(mut keys: Vec<u64>, name: impl Fn(Point) -> N) -> Places {
         keys.sort_unstable();
         let hash = |key: u64| Point::from_key(key).hash;
         for same in keys.chunk_by_mut(|&a, &b| hash(a) == hash(b)) {
             if same.len() > 1 {
-                same.sort_by_key(|&key| name(Point::from_key(key)));
+                let name = |key: u64| name(Point::from_key(key));
+                same.sort_by(|&a, &b| name(a).as_ref().cmp(name(b).as_ref()));
             }
         }
         let homes = (keys.len() * BEST / 100).max(1) as u64;
@@ -88,9 +89,10 @@ impl Places {
     }
 
     /// Puts a point in its place; among those with the same hash they are ordered by name.
-    pub(super) fn insert<'a>(&mut self, point: Point, name: impl Fn(Point) -> &'a [u8]) {
+    pub(super) fn insert<N: AsRef<[u8]>>(&mut self, point: Point, name: impl Fn(Point) -> N) {
         let mut at = self.find(point.hash);
-        let comes_first = |p: Point| p.hash == point.hash && name(p) <= name(point);
+        let comes_first =
+            |p: Point| p.hash == point.hash && name(p).as_ref() <= name(point).as_ref();
         while self.point(at).is_some_and(comes_first) {
             at += 1;
         }

@@ -13,9 +13,21 @@ struct Peer {
     name: String,
 }
 
-impl Listed for Peer {
-    fn member(&self) -> Member<'_> {
-        Member { identity: self.identity, weight: self.weight, name: self.name.as_bytes() }
+impl Member for Peer {
+    fn identity(&self) -> u64 {
+        self.identity
+    }
+
+    fn weight(&self) -> u32 {
+        self.weight
+    }
+
+    fn name(&self) -> impl AsRef<[u8]> {
+        &self.name
+    }
+
+    fn is_named_as(&self, other: &Peer) -> bool {
+        self.name == other.name
     }
 }
 
