@@ -8,6 +8,8 @@ const LEAST: usize = 115;
 const MOST: usize = 300;
 /// A table of that many is never too wide.
 const FEW: usize = 1024;
+/// While a table is made.
+const STRETCH: usize = 1024;
 const EMPTY: u64 = u64::MAX;
 
 /// A hash table with linear probing whose entries are in order (Amble and Knuth 1974): each hash has
@@ -22,7 +24,13 @@ pub(super) struct Places {
 }
 
 impl Places {
-    /// A table of points, given as their keys.
+    /// An empty list with room for the table of that many points, so that it becomes the table.
+    pub(super) fn list_for(points: usize) -> Vec<u64> {
+        // More are used at the end than points have homes, but few.
+        Vec::with_capacity(homes(points) + 256)
+    }
+
+    /// A table of points, given as their keys in any order.
     pub(super) fn new<N: AsRef<[u8]>>(mut keys: Vec<u64>, name: impl Fn(Point) -> N) -> Places {
         keys.sort_unstable();
         let hash = |key: u64| Point::from_key(key).hash;
@@ -32,20 +40,43 @@ impl Places {
                 same.sort_by(|&a, &b| name(a).as_ref().cmp(name(b).as_ref()));
             }
         }
-        let homes = (keys.len() * BEST / 100).max(1) as u64;
-        let mut this = Places { places: Vec::new(), homes, len: keys.len() };
-        // Some more than in the usual case are used at the end.
-        this.places.reserve_exact(homes as usize + FEW);
-        for key in keys {
-            let home = this.home(hash(key));
-            if this.places.len() < home {
-                this.places.resize(home, EMPTY);
-            }
-            this.places.push(key);
-        }
-        let used = this.places.len().max(homes as usize);
-        this.places.resize(used + 1, EMPTY);
+        let mut this = Places { homes: homes(keys.len()) as u64, len: keys.len(), places: keys };
+        this.spread();
         this
+    }
+
+    /// Moves the keys, all at the front and in order, to their places.
+    fn spread(&mut self) {
+        let mut places = std::mem::take(&mut self.places);
+        // How far the one at the front's `at` has to move, if the one before it moves so far.
+        let step = |before: usize, at: usize, key: u64| {
+            before.max(self.home(Point::from_key(key).hash).saturating_sub(at))
+        };
+        // The last ones have to move first, but that depends on those before them: so it is noted at
+        // the beginning of each stretch, and worked out again stretch by stretch.
+        let mut moved = 0;
+        let mut begins = Vec::with_capacity(self.len / STRETCH + 1);
+        for (at, &key) in places.iter().enumerate() {
+            if at % STRETCH == 0 {
+                begins.push(moved);
+            }
+            moved = step(moved, at, key);
+        }
+        places.resize((self.len + moved).max(self.homes as usize) + 1, EMPTY);
+        let mut moves = Vec::with_capacity(STRETCH);
+        for (stretch, mut moved) in begins.into_iter().enumerate().rev() {
+            let range = stretch * STRETCH..((stretch + 1) * STRETCH).min(self.len);
+            moves.clear();
+            moves.extend(range.clone().map(|at| {
+                moved = step(moved, at, places[at]);
+                moved
+            }));
+            for (at, &moved) in range.zip(&moves).rev() {
+                let key = std::mem::replace(&mut places[at], EMPTY);
+                places[at + moved] = key;
+            }
+        }
+        self.places = places;
     }
 
     /// Whether the table is good for that many points: not so full that stretches get long. Set so
@@ -136,5 +167,64 @@ impl Places {
         }
         assert_eq!(self.places.last(), Some(&EMPTY));
         assert_eq!(self.places.iter().filter(|key| **key != EMPTY).count(), self.len);
+    }
+}
+
+/// How many homes are best for that many points.
+fn homes(points: usize) -> usize {
+    (points * BEST / 100).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn name(point: Point) -> [u8; 4] {
+        point.id.to_be_bytes()
+    }
+
+    /// Many at the same homes, also at the last one.
+    fn point() -> impl Strategy<Value = Point> {
+        let hash =
+            prop_oneof![0u32..20, u32::MAX - 20..=u32::MAX, 1u32 << 20..1 << 27, any::<u32>()];
+        (hash, 0u32..5).prop_map(|(hash, id)| Point { hash, id })
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_a_sorted_set_whatever_comes_and_goes(
+            first in prop::collection::btree_set(point().prop_map(Point::key), 0..3000),
+            changes in prop::collection::vec((any::<bool>(), point()), 0..300),
+            looks in prop::collection::vec(any::<u32>(), 20),
+        ) {
+            let mut keys = Places::list_for(first.len());
+            keys.extend(first.iter().rev());
+            let mut places = Places::new(keys, name);
+            let mut expected: BTreeSet<u64> = first;
+            places.check();
+            for (comes, point) in changes {
+                if comes && expected.insert(point.key()) {
+                    places.insert(point, name);
+                } else if !comes {
+                    expected.remove(&point.key());
+                    places.remove(point);
+                }
+            }
+            places.check();
+            let all = || (0..places.places.len()).filter_map(|at| places.point(at));
+            prop_assert!(all().map(Point::key).eq(expected.iter().copied()));
+            for hash in looks {
+                let mut at = places.find(hash);
+                while places.point(at).is_none() && at + 1 < places.places.len() {
+                    at += 1;
+                }
+                let next = expected.range(u64::from(hash) << 32..).next().copied();
+                prop_assert_eq!(places.point(at).map(Point::key), next);
+            }
+        }
     }
 }

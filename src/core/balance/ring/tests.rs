@@ -398,6 +398,7 @@ proptest! {
             updated = Ring::new(&model.peers, Some((&updated, &old)));
             updated.shared.borrow().places.check();
             let fresh = ring(&model.peers);
+            fresh.shared.borrow().places.check();
             prop_assert_eq!(updated.len(), fresh.len(), "after {:?}", change);
             prop_assert!(points(&updated) == points(&fresh), "after {:?}", change);
         }
