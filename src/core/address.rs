@@ -1,6 +1,10 @@
 //! Which addresses of instances may be used: whoever can register one chooses its address.
 
+mod text;
+
 use std::net::IpAddr;
+
+pub use text::AddressText;
 
 pub use ipnet::IpNet;
 use ipnet::Ipv4Net;

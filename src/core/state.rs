@@ -178,7 +178,7 @@ pub fn peers_of(image: &Image) -> Option<PeerSet> {
     }
     let peer = |(record, detail): (&crate::table::Record, crate::table::Detail)| {
         Some(Peer {
-            addr: record.addr,
+            addr: record.addr(),
             weight: NonZeroU16::new(u16::try_from(record.weight).ok()?)?,
             identity: record.identity,
             node: detail.node,
@@ -186,7 +186,7 @@ pub fn peers_of(image: &Image) -> Option<PeerSet> {
             tags: detail.tags,
             health: health(&detail.health)?,
             datacenter: detail.datacenter,
-            params: record.params,
+            params: record.params(),
         })
     };
     let peers: Option<Vec<Peer>> = image.records.iter().zip(details).map(peer).collect();

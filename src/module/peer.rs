@@ -20,6 +20,7 @@ use crate::ffi::{DECLINED, ERROR, OK, fence, give_to_pool};
 use crate::session;
 
 mod block;
+mod contacts;
 mod counted;
 mod delegate;
 mod named;

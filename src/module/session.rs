@@ -80,8 +80,8 @@ mod with_ssl {
 
     impl Drop for Sessions {
         fn drop(&mut self) {
-            for peer in 0..self.0.len() {
-                self.put(peer, ptr::null_mut());
+            if self.any() {
+                (0..self.0.len()).for_each(|peer| self.put(peer, ptr::null_mut()));
             }
         }
     }

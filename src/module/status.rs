@@ -258,11 +258,12 @@ fn peers(table: Table<'_>, image: &nginx_consul_core::table::Image, users: &User
         let nginx_consul_core::table::Detail { node, id, tags, health, .. } = detail;
         let slot = record.slot as usize;
         let counters = table.counters(slot);
-        let rules = rules.of(&record.params);
+        let params = record.params();
+        let rules = rules.of(&params);
         let (max_fails, timeout) = (rules.max_fails.into(), rules.fail_timeout.into());
         let failed = !is_single && table.is_failed(slot, max_fails, timeout, now_ms() / 1000);
         Peer {
-            server: record.addr.to_string(),
+            server: record.addr().to_string(),
             node,
             service_id: id,
             tags,
@@ -271,8 +272,8 @@ fn peers(table: Table<'_>, image: &nginx_consul_core::table::Image, users: &User
             in_flight: counters.in_flight,
             picks: counters.picks,
             fails: counters.failed,
-            backup: record.params.backup,
-            state: match (record.params.down, failed) {
+            backup: params.backup,
+            state: match (params.down, failed) {
                 (true, _) => "down",
                 (false, true) => "unavail",
                 (false, false) => "up",

@@ -4,47 +4,79 @@
 //! peer that leaves moves only its own keys (Maglev moves some others too), and an update touches
 //! only the points of those who changed, where Maglev's table is computed anew.
 
-mod buckets;
-mod members;
+mod pairs;
+mod places;
 mod points;
 
-use buckets::Buckets;
-use members::Members;
+use std::cell::{Ref, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use pairs::{Pair, pairs};
+use places::Places;
+use points::{POINTS, Point, hashes};
 
 /// How many points `ngx_http_upstream_get_chash_peer()` looks at for a request, over all its tries,
 /// before it takes the next peer of the round robin.
 pub const LOOKS: usize = 21;
 
 /// Largest weight that has points of its own; larger ones count as this. It bounds the memory to
-/// 16,000 points, 128 kB, for an instance.
+/// 16,000 points, 170 kB, for an instance.
 pub const MAX_WEIGHT: u32 = 100;
 
-/// Most points of a ring: 64 MB, a sum of weights of 52,428. Above that all weights are halved
+/// Most points of a ring: 90 MB, a sum of weights of 52,428. Above that all weights are halved
 /// (rounded down, at least 1) until they fit or are all 1, which moves keys in proportion and
 /// is the same on all hosts.
 pub const MAX_POINTS: usize = 1 << 23;
 
-/// A peer, as a ring is told of it.
-#[derive(Clone, Copy, Debug)]
-pub struct Member<'a> {
+/// No member has this place, and no point this id.
+const NOBODY: u32 = u32::MAX;
+
+/// A peer, as a ring sees it.
+pub trait Member {
     /// What the instance keeps over updates. No two of a set have the same.
-    pub slot: u32,
+    fn identity(&self) -> u64;
     /// Its weight; 0 counts as 1, more than [`MAX_WEIGHT`] as that.
-    pub weight: u32,
+    fn weight(&self) -> u32;
     /// Its name as in nginx's `server`, with the port. No two of a set have the same.
-    pub name: &'a [u8],
+    fn name(&self) -> impl AsRef<[u8]>;
+    /// Whether it has the name of another one.
+    fn is_named_as(&self, other: &Self) -> bool;
 }
 
-/// The points of a set, never changed. The ring of the next set shares all but the stretches in
-/// which points came or went.
+/// Who belongs to which keys.
 ///
-/// Takes 8 bytes for a point. Points with the same hash (one in 5000 among the 1.6 million of
-/// 10,000 peers) are all kept, ordered by name, and only the first is used: nginx keeps the first in
-/// the order of its `server` lines, but our order must not depend on the host.
+/// The points themselves are shared with the rings before and after it and changed in place, so that
+/// an update costs what changed. A ring that has been followed by another one finds its own members
+/// only, at the points they have now; those who left have none. For a request that began before the
+/// update that is as good.
+///
+/// Takes 11 bytes for a point and 8 for a member. Points with the same hash (one in 5000 among the
+/// 1.6 million of 10,000 peers) are all kept, ordered by name, and only the first is used: nginx
+/// keeps the first in the order of its `server` lines, but our order must not depend on the host.
 #[derive(Debug)]
 pub struct Ring {
-    members: Members,
-    buckets: Buckets,
+    /// The id of each member.
+    ids: Vec<u32>,
+    /// The member with each id, or [`NOBODY`].
+    members: Vec<u32>,
+    /// The edition it was made with.
+    edition: u64,
+    shared: Rc<RefCell<Shared>>,
+}
+
+/// What all rings over the same points have.
+#[derive(Debug)]
+struct Shared {
+    places: Places,
+    /// How often all weights are halved to keep [`MAX_POINTS`].
+    halvings: u32,
+    /// Goes up with each change.
+    edition: u64,
+    /// Ids that were ever used.
+    ids: u32,
+    /// Those of members who left. They rest, since older rings still know them as the old member.
+    resting: VecDeque<u32>,
 }
 
 impl Ring {
@@ -54,55 +86,178 @@ impl Ring {
         crc32fast::hash(key)
     }
 
-    /// The ring of these members; the same with and without a ring before, but faster with.
-    pub fn new<'a>(members: impl Iterator<Item = Member<'a>>, before: Option<&Ring>) -> Ring {
-        let members = Members::new(members);
-        let buckets = before
-            .and_then(|before| before.updated(&members))
-            .unwrap_or_else(|| Buckets::new(&members));
-        Ring { members, buckets }
+    /// The ring of these members. `before` is another one and its members, in their order; the
+    /// newest one is changed into this one where that costs less than making it anew.
+    pub fn new<T: Member>(members: &[T], before: Option<(&Ring, &[T])>) -> Ring {
+        before
+            .and_then(|(ring, old)| ring.changed(old, members))
+            .unwrap_or_else(|| Ring::made(members))
     }
 
-    /// The members that the points from the first one not before `hash` on belong to, once around.
-    /// Indexes are those of the members in the order they were given; the same one comes many times.
+    fn made<T: Member>(members: &[T]) -> Ring {
+        let halvings = halvings(members);
+        let count = members.len() as u32;
+        let mut points = Places::list_for(point_count(members.iter(), halvings));
+        for (member, id) in members.iter().zip(0..count) {
+            each_hash(member, halvings, |hash| points.push(Point { hash, id }.key()));
+        }
+        let places = Places::new(points, |point| members[point.id as usize].name());
+        let resting = VecDeque::new();
+        let shared = Shared { places, halvings, edition: 0, ids: count, resting };
+        let ids: Vec<u32> = (0..count).collect();
+        Ring { members: ids.clone(), ids, edition: 0, shared: Rc::new(RefCell::new(shared)) }
+    }
+
+    /// The ring of `new`, over the same points; `None` if there is more to change than to keep, or
+    /// another one came after this one.
+    fn changed<T: Member>(&self, old: &[T], new: &[T]) -> Option<Ring> {
+        let mut shared = self.shared.borrow_mut();
+        if shared.edition != self.edition || self.ids.len() != old.len() {
+            return None;
+        }
+        let mut change = self.change(old, new);
+        let points = |list: &[T], of: &[usize]| {
+            point_count(of.iter().map(|&member| &list[member]), shared.halvings)
+        };
+        let (gone, come) = (points(old, &change.gone), points(new, &change.come));
+        let count = shared.places.len() + come - gone;
+        if gone + come > count / 4
+            || !shared.places.suits(count)
+            || shared.halvings != halvings(new)
+        {
+            return None;
+        }
+        for &member in &change.come {
+            if change.ids[member] == NOBODY {
+                change.ids[member] = shared.fresh_id(new.len());
+            }
+        }
+        let mut members = vec![NOBODY; shared.ids as usize];
+        change.ids.iter().zip(0..).for_each(|(&id, member)| members[id as usize] = member);
+        shared.remove(change.gone.iter().map(|&i| (&old[i], self.ids[i])));
+        shared.resting.extend(change.left);
+        let name = |point: Point| new[members[point.id as usize] as usize].name();
+        shared.insert(change.come.iter().map(|&j| (&new[j], change.ids[j])), name);
+        shared.edition += 1;
+        let (edition, shared) = (shared.edition, Rc::clone(&self.shared));
+        Some(Ring { ids: change.ids, members, edition, shared })
+    }
+
+    fn change<T: Member>(&self, old: &[T], new: &[T]) -> Change {
+        let mut change = Change { ids: vec![NOBODY; new.len()], ..Change::default() };
+        pairs(old, new, |pair| match pair {
+            Pair::Both { old: i, new: j } => {
+                change.ids[j] = self.ids[i];
+                let (old, new) = (&old[i], &new[j]);
+                if old.weight() != new.weight() || !old.is_named_as(new) {
+                    change.gone.push(i);
+                    change.come.push(j);
+                }
+            }
+            Pair::Gone(i) => {
+                change.gone.push(i);
+                change.left.push(self.ids[i]);
+            }
+            Pair::Come(j) => change.come.push(j),
+        });
+        change
+    }
+
+    /// The members that the points from the first one not before `hash` on belong to, once around
+    /// at most. Indexes are those of the members in the order they were given; the same one comes
+    /// many times.
     ///
     /// nginx's choice is the first usable one of the first [`LOOKS`], then round robin. An empty
     /// key goes to the round robin at once.
     #[inline]
     pub fn walk(&self, hash: u32) -> Walk<'_> {
-        let (bucket, at) = self.buckets.find(hash);
-        Walk { ring: self, bucket, at, left: self.buckets.len(), last: None }
+        let places = Ref::map(self.shared.borrow(), |shared| &shared.places);
+        let (at, left) = (places.find(hash), places.len());
+        Walk { members: &self.members, places, at, left, strangers: LOOKS, last: None }
     }
 
     /// How many points there are.
     pub fn len(&self) -> usize {
-        self.buckets.len()
+        self.shared.borrow().places.len()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
 
-    /// This ring's buckets changed into those of `members`; `None` if building them anew is better.
-    fn updated(&self, members: &Members) -> Option<Buckets> {
-        let gone: Vec<usize> = self.members.not_in(members).collect();
-        let come: Vec<usize> = members.not_in(&self.members).collect();
-        let changed = self.members.point_count(&gone) + members.point_count(&come);
-        if changed > members.len() / 4 || !self.buckets.suits(members.len()) {
-            return None;
-        }
-        Some(self.buckets.changed(self.members.points(&gone), members.points(&come), members))
+/// What makes a set of another.
+#[derive(Default)]
+struct Change {
+    /// The ids of the new members, [`NOBODY`] if they were not there.
+    ids: Vec<u32>,
+    /// Old members whose points go.
+    gone: Vec<usize>,
+    /// New members whose points are not there.
+    come: Vec<usize>,
+    /// The ids of those who left.
+    left: Vec<u32>,
+}
+
+impl Shared {
+    /// An id for a newcomer. One is used again after as many others as there are members.
+    fn fresh_id(&mut self, members: usize) -> u32 {
+        let rested = self.resting.len() > members;
+        rested.then(|| self.resting.pop_front()).flatten().unwrap_or_else(|| {
+            self.ids += 1;
+            self.ids - 1
+        })
     }
+
+    fn remove<'a, T: Member + 'a>(&mut self, members: impl Iterator<Item = (&'a T, u32)>) {
+        for (member, id) in members {
+            each_hash(member, self.halvings, |hash| self.places.remove(Point { hash, id }));
+        }
+    }
+
+    fn insert<'a, T: Member + 'a, N: AsRef<[u8]>>(
+        &mut self,
+        members: impl Iterator<Item = (&'a T, u32)>,
+        name: impl Fn(Point) -> N,
+    ) {
+        for (member, id) in members {
+            each_hash(member, self.halvings, |hash| self.places.insert(Point { hash, id }, &name));
+        }
+    }
+}
+
+fn each_hash(member: &impl Member, halvings: u32, each: impl FnMut(u32)) {
+    let weight = effective(member.weight(), halvings);
+    hashes(member.name().as_ref(), weight).for_each(each);
+}
+
+fn effective(weight: u32, halvings: u32) -> u32 {
+    (weight.clamp(1, MAX_WEIGHT) >> halvings).max(1)
+}
+
+/// How many points they have.
+fn point_count<'a, T: Member + 'a>(members: impl Iterator<Item = &'a T>, halvings: u32) -> usize {
+    members.map(|m| effective(m.weight(), halvings) as usize * POINTS).sum()
+}
+
+/// See [`MAX_POINTS`].
+fn halvings<T: Member>(members: &[T]) -> u32 {
+    let fits = |&n: &u32| point_count(members.iter(), n) <= MAX_POINTS;
+    let most = MAX_WEIGHT.ilog2();
+    (0..most).find(fits).unwrap_or(most)
 }
 
 /// See [`Ring::walk`].
 #[derive(Debug)]
 pub struct Walk<'a> {
-    ring: &'a Ring,
-    bucket: usize,
+    members: &'a [u32],
+    places: Ref<'a, Places>,
     at: usize,
+    /// Points that it has not come to.
     left: usize,
+    /// How many points of others it passes before it gives up.
+    strangers: usize,
     last: Option<u32>,
 }
 
@@ -111,19 +266,17 @@ impl Iterator for Walk<'_> {
 
     #[inline]
     fn next(&mut self) -> Option<usize> {
-        while self.left > 0 {
-            let Some(point) = self.ring.buckets.point(self.bucket, self.at) else {
-                self.bucket = self.ring.buckets.after(self.bucket);
-                self.at = 0;
-                continue;
-            };
-            self.at += 1;
+        while self.left > 0 && self.strangers > 0 {
+            let point = self.places.point(self.at);
+            self.at = self.places.after(self.at);
+            let Some(point) = point else { continue };
             self.left -= 1;
             if self.last.replace(point.hash) == Some(point.hash) {
                 continue;
             }
-            if let Some(member) = self.ring.members.index(point.slot) {
-                return Some(member);
+            match self.members.get(point.id as usize) {
+                Some(&member) if member != NOBODY => return Some(member as usize),
+                _ => self.strangers -= 1,
             }
         }
         None

@@ -8,6 +8,7 @@ use super::latency::{Latency, score};
 use super::modulo::Modulo;
 use super::ring::{LOOKS, Member, Ring};
 use super::{FULL_SHARE, Method, Order, Peers, Tried, Weighted, pick_from, search};
+use crate::address::AddressText;
 use crate::params::Params;
 use crate::table::{Image, Record, Table};
 
@@ -125,11 +126,11 @@ impl View {
         let mut records: Vec<Record> = Vec::new();
         let mut tiers = Vec::with_capacity(images.len());
         for (set, mut image) in images.into_iter().enumerate() {
-            if image.records.iter().any(|record| record.params.backup) {
-                image.records.sort_by_key(|record| record.params.backup);
+            if image.records.iter().any(Record::is_backup) {
+                image.records.sort_by_key(Record::is_backup);
             }
             let first = records.len();
-            let backups = first + image.records.partition_point(|record| !record.params.backup);
+            let backups = first + image.records.partition_point(|record| !record.is_backup());
             if records.is_empty() {
                 records = image.records;
             } else {
@@ -138,7 +139,10 @@ impl View {
             for (backup, members) in [(false, first..backups), (true, backups..records.len())] {
                 if !members.is_empty() {
                     let same = |tier: &&Tier| tier.set == set && tier.backup == backup;
-                    let before = before.and_then(|view| view.tiers.iter().find(same));
+                    let before = before.and_then(|view| {
+                        let tier = view.tiers.iter().find(same)?;
+                        Some((tier, &view.records[tier.peers()]))
+                    });
                     let first = members.start;
                     let tier = Tier::new(&records[members], method, before);
                     tiers.push(Tier { set, backup, first, ..tier });
@@ -178,10 +182,11 @@ impl View {
 }
 
 impl Tier {
-    fn new(members: &[Record], method: Method, before: Option<&Tier>) -> Tier {
+    /// `before` is the tier in the view before, and its peers.
+    fn new(members: &[Record], method: Method, before: Option<(&Tier, &[Record])>) -> Tier {
         let weights = Weighted::new(members.iter().map(|record| record.weight));
         let order = Order::new(&weights);
-        let keys = Keys::new(members, method, before.map(|tier| &tier.keys));
+        let keys = Keys::new(members, method, before.map(|(tier, peers)| (&tier.keys, peers)));
         let out = Cell::new(u64::MAX);
         Tier { set: 0, backup: false, first: 0, out, weights, order, keys }
     }
@@ -193,18 +198,14 @@ impl Tier {
 }
 
 impl Keys {
-    fn new(members: &[Record], method: Method, before: Option<&Keys>) -> Keys {
+    fn new(members: &[Record], method: Method, before: Option<(&Keys, &[Record])>) -> Keys {
         match method {
             Method::Hash { consistent: true } => {
-                let before = match before {
-                    Some(Keys::Consistent(ring)) => Some(ring),
+                let before = before.and_then(|(keys, peers)| match keys {
+                    Keys::Consistent(ring) => Some((ring, peers)),
                     _ => None,
-                };
-                let member = |r| {
-                    let r: &Record = r;
-                    Member { slot: r.slot, weight: r.weight, name: r.text() }
-                };
-                Keys::Consistent(Ring::new(members.iter().map(member), before))
+                });
+                Keys::Consistent(Ring::new(members, before))
             }
             Method::Hash { consistent: false } => {
                 Keys::Modulo(Modulo::new(members.iter().map(|record| record.weight)))
@@ -214,10 +215,28 @@ impl Keys {
     }
 }
 
+impl Member for Record {
+    fn identity(&self) -> u64 {
+        self.identity
+    }
+
+    fn weight(&self) -> u32 {
+        self.weight
+    }
+
+    fn name(&self) -> impl AsRef<[u8]> {
+        AddressText::new(self.addr())
+    }
+
+    fn is_named_as(&self, other: &Record) -> bool {
+        self.has_address_of(other)
+    }
+}
+
 impl Known {
     fn new(record: &Record, rules: &Rules) -> Known {
-        let params = &record.params;
-        Known { slot: record.slot, down: params.down, rules: rules.of(params) }
+        let params = record.params();
+        Known { slot: record.slot, down: params.down, rules: rules.of(&params) }
     }
 }
 

@@ -96,11 +96,11 @@ fn publish(table: Table<'_>, key: u128, peers: &[u16], me: ProcessId) {
 fn read(table: Table<'_>, entry: usize, key: u128) -> Option<(u64, Vec<u16>)> {
     let image = table.try_read(entry, key, false)?;
     let ports = image.records.iter().map(|record| {
-        let expected = peer(record.addr.port());
-        assert_eq!(record.addr, expected.addr, "a record of two peers");
+        let expected = peer(record.addr().port());
+        assert_eq!(record.addr(), expected.addr, "a record of two peers");
         assert_eq!(record.weight, u32::from(expected.weight.get()), "a record of two peers");
         assert_eq!(record.identity, expected.identity, "a record of two peers");
-        record.addr.port()
+        record.addr().port()
     });
     Some((image.generation, ports.collect()))
 }

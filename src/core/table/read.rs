@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::Table;
 use super::entry::D_COUNT;
 use super::machine::atomic::{
+    AtomicU64,
     Ordering::{Acquire, Relaxed},
     fence,
 };
@@ -16,27 +17,28 @@ use crate::model::{Peer, PeerSet};
 use crate::params::Params;
 
 /// Words of a peer's record.
-pub(super) const RECORD: usize = 13;
-/// Longest text of an address: `[` 39 digits and colons `]:65535`, within six words.
-const TEXT: usize = 48;
+pub(super) const RECORD: usize = 7;
+/// Flags, below the port.
+const IPV6: u64 = 1 << 8;
+const BACKUP: u64 = 1 << 9;
+const DOWN: u64 = 1 << 10;
 /// How often a reader starts over before it stays with what it has.
 const TRIES: usize = 8;
 
-/// What a request needs of a peer.
+/// What a request needs of a peer. As small as in the table, because a worker copies all of them for
+/// each change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Where to connect.
-    pub addr: SocketAddr,
+    /// Whose slot that is.
+    pub identity: u64,
     /// Weight in effect, at least 1.
     pub weight: u32,
     /// Slot of its counters.
     pub slot: u32,
-    /// Whose slot that is.
-    pub identity: u64,
-    /// The instance's own parameters, but for the weight.
-    pub params: Params,
-    text: [u8; TEXT],
-    text_len: u8,
+    /// Scope, port and flags.
+    mixed: u64,
+    ip: [u64; 2],
+    limits: [u64; 2],
 }
 
 /// What only the status page needs of a peer.
@@ -70,9 +72,42 @@ pub struct Image {
 }
 
 impl Record {
-    /// The address as nginx prints it.
-    pub fn text(&self) -> &[u8] {
-        &self.text[..usize::from(self.text_len).min(TEXT)]
+    /// Whether another one has the same address.
+    pub fn has_address_of(&self, other: &Record) -> bool {
+        let own = |r: &Record| (r.ip, r.mixed & !(BACKUP | DOWN));
+        own(self) == own(other)
+    }
+
+    /// Where to connect.
+    pub fn addr(&self) -> SocketAddr {
+        let ip = Ipv6Addr::from(u128::from(self.ip[1]) << 64 | u128::from(self.ip[0]));
+        let port = (self.mixed >> 16) as u16;
+        if self.mixed & IPV6 == 0 {
+            let v4 = ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), IpAddr::V4);
+            SocketAddr::new(v4, port)
+        } else {
+            SocketAddr::V6(SocketAddrV6::new(ip, port, 0, (self.mixed >> 32) as u32))
+        }
+    }
+
+    /// Whether other instances are to be used first.
+    #[inline]
+    pub fn is_backup(&self) -> bool {
+        self.mixed & BACKUP != 0
+    }
+
+    /// The instance's own parameters, but for the weight.
+    #[inline]
+    pub fn params(&self) -> Params {
+        Params {
+            weight: None,
+            max_fails: number(self.limits[0] >> 32),
+            fail_timeout: number(self.limits[0]),
+            max_conns: number(self.limits[1] >> 32),
+            slow_start: number(self.limits[1]),
+            backup: self.is_backup(),
+            down: self.mixed & DOWN != 0,
+        }
     }
 
     pub(super) fn encode(peer: &Peer, slot: u32) -> [u64; RECORD] {
@@ -81,59 +116,33 @@ impl Record {
             SocketAddr::V6(v6) => (*v6.ip(), v6.scope_id()),
         };
         let ip = u128::from(ip);
-        let text = peer.addr.to_string();
-        let text = &text.as_bytes()[..text.len().min(TEXT)];
+        let flag = |set, bit| if set { bit } else { 0 };
         let mut words = [0; RECORD];
         words[0] = u64::from(slot) << 32 | u64::from(peer.weight.get());
         words[1] = peer.identity;
         words[2] = u64::from(scope) << 32
             | u64::from(peer.addr.port()) << 16
-            | u64::from(peer.params.down) << 10
-            | u64::from(peer.params.backup) << 9
-            | u64::from(peer.addr.is_ipv6()) << 8
-            | text.len() as u64;
+            | flag(peer.params.down, DOWN)
+            | flag(peer.params.backup, BACKUP)
+            | flag(peer.addr.is_ipv6(), IPV6);
         words[3] = ip as u64;
         words[4] = (ip >> 64) as u64;
         let pair = |a, b| u64::from(optional(a)) << 32 | u64::from(optional(b));
-        words[11] = pair(peer.params.max_fails, peer.params.fail_timeout);
-        words[12] = pair(peer.params.max_conns, peer.params.slow_start);
-        for (word, chunk) in words[5..11].iter_mut().zip(text.chunks(8)) {
-            let mut bytes = [0; 8];
-            bytes[..chunk.len()].copy_from_slice(chunk);
-            *word = u64::from_le_bytes(bytes);
-        }
+        words[5] = pair(peer.params.max_fails, peer.params.fail_timeout);
+        words[6] = pair(peer.params.max_conns, peer.params.slow_start);
         words
     }
 
-    fn decode(words: &[u64; RECORD]) -> Record {
-        let ip = Ipv6Addr::from(u128::from(words[4]) << 64 | u128::from(words[3]));
-        let port = (words[2] >> 16) as u16;
-        let addr = if words[2] >> 8 & 1 == 0 {
-            let v4 = ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), IpAddr::V4);
-            SocketAddr::new(v4, port)
-        } else {
-            SocketAddr::V6(SocketAddrV6::new(ip, port, 0, (words[2] >> 32) as u32))
-        };
-        let mut text = [0; TEXT];
-        for (bytes, word) in text.chunks_mut(8).zip(&words[5..11]) {
-            bytes.copy_from_slice(&word.to_le_bytes());
-        }
+    fn decode(words: &[AtomicU64; RECORD]) -> Record {
+        let word = |at: usize| words[at].load(Relaxed);
+        let first = word(0);
         Record {
-            addr,
-            weight: (words[0] as u32).max(1),
-            slot: (words[0] >> 32) as u32,
-            identity: words[1],
-            params: Params {
-                weight: None,
-                max_fails: number(words[11] >> 32),
-                fail_timeout: number(words[11]),
-                max_conns: number(words[12] >> 32),
-                slow_start: number(words[12]),
-                backup: words[2] >> 9 & 1 != 0,
-                down: words[2] >> 10 & 1 != 0,
-            },
-            text,
-            text_len: words[2] as u8,
+            identity: word(1),
+            weight: (first as u32).max(1),
+            slot: (first >> 32) as u32,
+            mixed: word(2),
+            ip: [word(3), word(4)],
+            limits: [word(5), word(6)],
         }
     }
 }
@@ -203,9 +212,16 @@ impl<'z> Table<'z> {
         if details_at + detail_bytes.div_ceil(8) != len {
             return None;
         }
-        let record =
-            |i| Record::decode(&std::array::from_fn(|w| self.load(offset + i * RECORD + w)));
-        let records: Vec<Record> = (0..count).map(record).collect();
+        let slots = self.layout.slot_count;
+        let mut is_sound = true;
+        let words = self.words[offset..offset + details_at].chunks_exact(RECORD);
+        let decoded = words.filter_map(|words| {
+            let record = Record::decode(words.try_into().ok()?);
+            is_sound &= (record.slot as usize) < slots;
+            Some(record)
+        });
+        let mut records = Vec::with_capacity(count);
+        records.extend(decoded);
         let mut details = Vec::new();
         if with_details {
             details.extend((details_at..len).flat_map(|w| self.load(offset + w).to_le_bytes()));
@@ -214,10 +230,7 @@ impl<'z> Table<'z> {
         // Pairs with the publisher's fence: had one of the words above been of a later block, the
         // generation would have moved.
         fence(Acquire);
-        let slots = self.layout.slot_count;
-        let whole = self.generation(entry) == generation
-            && self.key(entry) == key
-            && records.iter().all(|r| (r.slot as usize) < slots);
+        let whole = is_sound && self.generation(entry) == generation && self.key(entry) == key;
         whole.then_some(Image { generation, records, details })
     }
 

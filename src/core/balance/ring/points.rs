@@ -9,14 +9,20 @@ pub(super) const POINTS: usize = 160;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Point {
     pub(super) hash: u32,
-    /// Whose it is.
-    pub(super) slot: u32,
+    /// Whose it is: what the ring calls the member; never `u32::MAX`.
+    pub(super) id: u32,
 }
 
 impl Point {
-    /// Orders points by hash and slot.
-    pub(super) fn key(&self) -> u64 {
-        u64::from(self.hash) << 32 | u64::from(self.slot)
+    /// Both in a word, ordered by hash first.
+    #[inline]
+    pub(super) fn key(self) -> u64 {
+        u64::from(self.hash) << 32 | u64::from(self.id)
+    }
+
+    #[inline]
+    pub(super) fn from_key(key: u64) -> Point {
+        Point { hash: (key >> 32) as u32, id: key as u32 }
     }
 }
 

@@ -8,15 +8,37 @@ use super::*;
 
 #[derive(Clone, Debug)]
 struct Peer {
-    slot: u32,
+    identity: u64,
     weight: u32,
     name: String,
+}
+
+impl Member for Peer {
+    fn identity(&self) -> u64 {
+        self.identity
+    }
+
+    fn weight(&self) -> u32 {
+        self.weight
+    }
+
+    fn name(&self) -> impl AsRef<[u8]> {
+        &self.name
+    }
+
+    fn is_named_as(&self, other: &Peer) -> bool {
+        self.name == other.name
+    }
 }
 
 fn peers(servers: &[(String, u32)]) -> Vec<Peer> {
     let numbered = servers.iter().enumerate();
     numbered
-        .map(|(i, (name, weight))| Peer { slot: i as u32 * 7, weight: *weight, name: name.clone() })
+        .map(|(i, (name, weight))| Peer {
+            identity: i as u64 * 7,
+            weight: *weight,
+            name: name.clone(),
+        })
         .collect()
 }
 
@@ -26,12 +48,8 @@ fn equal(n: usize) -> Vec<Peer> {
     peers(&servers)
 }
 
-fn ring(peers: &[Peer], before: Option<&Ring>) -> Ring {
-    let members = peers.iter();
-    Ring::new(
-        members.map(|p| Member { slot: p.slot, weight: p.weight, name: p.name.as_bytes() }),
-        before,
-    )
+fn ring(peers: &[Peer]) -> Ring {
+    Ring::new(peers, None)
 }
 
 /// The points as requests see them.
@@ -45,8 +63,16 @@ fn keys(n: usize) -> impl Iterator<Item = u32> {
 
 /// The name of the peer each key goes to.
 fn homes(peers: &[Peer], keys_asked: usize) -> Vec<&str> {
-    let ring = ring(peers, None);
+    let ring = ring(peers);
     keys(keys_asked).map(|hash| &*peers[ring.walk(hash).next().unwrap()].name).collect()
+}
+
+fn without(peers: &[Peer], name: &str) -> Vec<Peer> {
+    peers.iter().filter(|peer| peer.name != name).cloned().collect()
+}
+
+fn is_shared(one: &Ring, other: &Ring) -> bool {
+    Rc::ptr_eq(&one.shared, &other.shared)
 }
 
 /// nginx's `ngx_http_upstream_update_chash()`, said plainly, for servers in the order of their names.
@@ -88,7 +114,7 @@ fn nginx_find(points: &[(u32, usize)], hash: u32) -> usize {
 #[test]
 fn keys_go_where_stock_nginx_sends_them() {
     for set in SETS {
-        let ring = ring(&peers(&(set.servers)()), None);
+        let ring = ring(&peers(&(set.servers)()));
         for (k, hash) in keys(KEYS).enumerate() {
             let seen = ring.walk(hash).next();
             assert_eq!(seen, Some(set.consistent[k]), "key{k} of {}", set.name);
@@ -101,7 +127,7 @@ fn keys_of_servers_that_are_down_go_where_stock_nginx_sends_them() {
     let mut seen = 0;
     for set in SETS {
         let servers = (set.servers)();
-        let ring = ring(&peers(&servers), None);
+        let ring = ring(&peers(&servers));
         for (k, hash) in keys(KEYS).enumerate() {
             let mut walk = ring.walk(hash).take(LOOKS);
             // Else nginx too took to the round robin.
@@ -119,16 +145,13 @@ fn equal_hashes_go_to_the_first_by_name_on_every_host() {
     let mut peers = equal(3000);
     let expected = nginx_points(&peers);
     assert!(expected.len() < 3000 * 160, "no two hashes are equal: the test shows nothing");
-    let first = ring(&peers, None);
+    let first = ring(&peers);
     assert_eq!(points(&first), expected.iter().map(|point| point.1).collect::<Vec<_>>());
 
     let mut host = SmallRng::seed_from_u64(3);
     let names: Vec<_> = points(&first).into_iter().map(|i| peers[i].name.clone()).collect();
     peers.shuffle(&mut host);
-    let mut slots: Vec<u32> = (0..3000).collect();
-    slots.shuffle(&mut host);
-    peers.iter_mut().zip(slots).for_each(|(peer, slot)| peer.slot = slot);
-    let seen: Vec<_> = points(&ring(&peers, None)).into_iter().map(|i| &peers[i].name).collect();
+    let seen: Vec<_> = points(&ring(&peers)).into_iter().map(|i| &peers[i].name).collect();
     assert!(seen.into_iter().eq(&names), "another host has another ring");
 }
 
@@ -149,13 +172,13 @@ fn a_peer_that_leaves_a_shared_hash_leaves_it_to_the_other() {
             let mut set: Vec<Peer> = all.iter().step_by(100).cloned().collect();
             set.retain(|peer| peer.name != first.name && peer.name != second.name);
             set.extend([first.clone(), second.clone()]);
-            let both = ring(&set, None);
+            let (both, one) = (ring(&set), without(&set, &leaving.name));
             assert_eq!(home(&both, &set), first.name);
-            set.retain(|peer| peer.name != leaving.name);
-            let left = ring(&set, Some(&both));
-            assert_eq!(home(&left, &set), heir.name);
-            set.push(leaving.clone());
-            assert_eq!(home(&ring(&set, Some(&left)), &set), first.name);
+            let left = Ring::new(&one, Some((&both, &set)));
+            assert_eq!(home(&left, &one), heir.name);
+            let back = Ring::new(&set, Some((&left, &one)));
+            assert_eq!(home(&back, &set), first.name);
+            assert!(is_shared(&both, &back), "built anew: the test shows nothing");
             seen += 1;
         }
     }
@@ -164,14 +187,15 @@ fn a_peer_that_leaves_a_shared_hash_leaves_it_to_the_other() {
 
 #[test]
 fn a_hash_beyond_the_last_point_wraps_and_an_empty_ring_has_no_member() {
-    let one = ring(&equal(1), None);
+    let peers = equal(1);
+    let one = ring(&peers);
     assert_eq!(one.walk(u32::MAX).count(), 160);
     assert!(one.walk(u32::MAX).all(|peer| peer == 0));
-    let none = ring(&[], None);
+    let none = ring(&[]);
     assert!(none.is_empty());
     assert_eq!(none.walk(7).next(), None);
-    assert_eq!(ring(&[], Some(&one)).walk(7).next(), None);
-    assert_eq!(points(&ring(&equal(1), Some(&none))).len(), 160);
+    assert_eq!(Ring::new(&[], Some((&one, &peers))).walk(7).next(), None);
+    assert_eq!(points(&Ring::new(&peers, Some((&none, &[])))).len(), 160);
 }
 
 #[test]
@@ -198,7 +222,7 @@ fn one_of_n_peers_leaving_or_joining_moves_exactly_its_own_keys() {
 fn equal_weights_get_what_160_points_give_and_weights_count() {
     const KEYS: usize = 100_000;
     for n in [3, 20, 100] {
-        let ring = ring(&equal(n), None);
+        let ring = ring(&equal(n));
         let mut seen = vec![0.0; n];
         keys(KEYS).for_each(|hash| seen[ring.walk(hash).next().unwrap()] += 1.0);
         // Stretches of random points: a share has a deviation of 1/√160 = 8 % of itself, to which
@@ -223,25 +247,68 @@ fn equal_weights_get_what_160_points_give_and_weights_count() {
 fn weights_beyond_the_limit_count_as_the_limit() {
     let mut two = equal(2);
     two[0].weight = 65_535;
-    assert_eq!(ring(&two, None).len(), 101 * 160);
+    assert_eq!(ring(&two).len(), 101 * 160);
     let mut many = equal(600);
     many.iter_mut().for_each(|peer| peer.weight = 100);
     many[0].weight = 3;
-    let ring = ring(&many, None);
+    let ring = ring(&many);
     assert_eq!(ring.len(), (599 * 50 + 1) * 160, "all halved");
 }
 
 #[test]
-fn an_update_of_one_shares_all_stretches_it_does_not_touch() {
-    let mut peers = equal(2000);
-    let before = ring(&peers, None);
-    peers[77].name = "10.99.0.1:80".into();
-    let after = ring(&peers, Some(&before));
-    let (shared, all) = (after.buckets.shared_with(&before.buckets), after.buckets.count());
-    assert!(all >= 1024 && shared >= all - 320, "{shared} of {all}");
-    assert_eq!(points(&after), points(&ring(&peers, None)));
-    let same = ring(&peers, Some(&after));
-    assert_eq!(same.buckets.shared_with(&after.buckets), all);
+fn an_update_of_a_few_changes_the_points_in_place() {
+    let first = equal(2000);
+    let mut second = first.clone();
+    second[77].name = "10.99.0.1:80".into();
+    second[1977].weight = 3;
+    second.remove(500);
+    let before = ring(&first);
+    let after = Ring::new(&second, Some((&before, &first)));
+    assert!(is_shared(&before, &after));
+    assert_eq!(points(&after), points(&ring(&second)));
+    let many: Vec<Peer> = second.iter().take(1000).cloned().collect();
+    let anew = Ring::new(&many, Some((&after, &second)));
+    assert!(!is_shared(&anew, &after));
+    assert_eq!(points(&after), points(&ring(&second)));
+}
+
+#[test]
+fn a_ring_that_was_followed_finds_its_own_members_only() {
+    let mut sets = vec![equal(20)];
+    let mut rings = vec![ring(&sets[0])];
+    for n in 0..20 {
+        let mut set = sets[n].clone();
+        set.remove(0);
+        set.push(Peer { identity: 1000 + n as u64, weight: 1, name: format!("10.9.9.{n}:80") });
+        rings.push(Ring::new(&set, Some((&rings[n], &sets[n]))));
+        assert!(is_shared(&rings[n], &rings[n + 1]));
+        sets.push(set);
+        if n == 9 {
+            for hash in keys(1000) {
+                let name = |n: usize| {
+                    let set = &sets[n];
+                    move |peer: usize| &set[peer].name
+                };
+                let stays = |name: &&String| sets[0].iter().any(|peer| peer.name == **name);
+                let expected = rings[10].walk(hash).map(name(10)).filter(stays).take(3);
+                assert!(rings[0].walk(hash).map(name(0)).take(3).eq(expected), "{hash:#x}");
+            }
+        }
+    }
+    let mut walk = rings[0].walk(0);
+    assert_eq!(walk.next(), None, "all its members have left");
+    assert!(walk.left > 1000, "it goes on in vain");
+}
+
+#[test]
+fn two_rings_after_the_same_one_are_both_right() {
+    let set = equal(50);
+    let first = ring(&set);
+    let (fewer, others) = (without(&set, &set[3].name), without(&set, &set[9].name));
+    let one = Ring::new(&fewer, Some((&first, &set)));
+    let two = Ring::new(&others, Some((&first, &set)));
+    assert_eq!(points(&one), points(&ring(&fewer)));
+    assert_eq!(points(&two), points(&ring(&others)));
 }
 
 /// A change of a set; numbers mean a peer modulo how many there are.
@@ -252,9 +319,10 @@ enum Change {
     LeaveMany(usize),
     Weigh(usize, u32),
     Rename(usize),
-    /// Another instance gets the slot of one that leaves.
-    TakeSlot(usize),
+    /// One that left comes back elsewhere.
+    Replace(usize),
     Turn(usize),
+    Swap(usize, usize),
 }
 
 fn change() -> impl Strategy<Value = Change> {
@@ -265,8 +333,9 @@ fn change() -> impl Strategy<Value = Change> {
         1 => (1usize..50).prop_map(Change::LeaveMany),
         3 => (any::<usize>(), 1u32..12).prop_map(|(i, weight)| Change::Weigh(i, weight)),
         2 => any::<usize>().prop_map(Change::Rename),
-        1 => any::<usize>().prop_map(Change::TakeSlot),
+        1 => any::<usize>().prop_map(Change::Replace),
         1 => any::<usize>().prop_map(Change::Turn),
+        1 => any::<(usize, usize)>().prop_map(|(i, j)| Change::Swap(i, j)),
     ]
 }
 
@@ -274,7 +343,7 @@ fn change() -> impl Strategy<Value = Change> {
 struct Model {
     peers: Vec<Peer>,
     next: u32,
-    spare_slots: Vec<u32>,
+    spare_identities: Vec<u64>,
 }
 
 impl Model {
@@ -285,10 +354,10 @@ impl Model {
 
     fn join(&mut self) {
         let name = self.name();
-        let slot = self.spare_slots.pop().unwrap_or(self.next);
+        let identity = self.spare_identities.pop().unwrap_or(self.next.into());
         let weight = if self.next % 5 == 0 { 3 } else { 1 };
         let place = self.next as usize * 31 % (self.peers.len() + 1);
-        self.peers.insert(place, Peer { slot, weight, name });
+        self.peers.insert(place, Peer { identity, weight, name });
     }
 
     fn apply(&mut self, change: &Change) {
@@ -298,17 +367,18 @@ impl Model {
             _ if count == 0 => {}
             Change::Leave(i) => {
                 let gone = self.peers.remove(i % count);
-                self.spare_slots.push(gone.slot);
+                self.spare_identities.push(gone.identity);
             }
             Change::LeaveMany(n) => self.peers.truncate(count.saturating_sub(n)),
             Change::Weigh(i, weight) => self.peers[i % count].weight = weight,
             Change::Rename(i) => self.peers[i % count].name = self.name(),
-            Change::TakeSlot(i) => {
+            Change::Replace(i) => {
                 let gone = self.peers.remove(i % count);
-                self.spare_slots.push(gone.slot);
+                self.spare_identities.push(gone.identity);
                 self.join();
             }
             Change::Turn(i) => self.peers.rotate_left(i % count),
+            Change::Swap(i, j) => self.peers.swap(i % count, j % count),
         }
     }
 }
@@ -321,11 +391,14 @@ proptest! {
         changes in prop::collection::vec(change(), 1..25)
     ) {
         let mut model = Model::default();
-        let mut updated = ring(&[], None);
+        let mut updated = Ring::new::<Peer>(&[], None);
         for change in &changes {
+            let old = model.peers.clone();
             model.apply(change);
-            updated = ring(&model.peers, Some(&updated));
-            let fresh = ring(&model.peers, None);
+            updated = Ring::new(&model.peers, Some((&updated, &old)));
+            updated.shared.borrow().places.check();
+            let fresh = ring(&model.peers);
+            fresh.shared.borrow().places.check();
             prop_assert_eq!(updated.len(), fresh.len(), "after {:?}", change);
             prop_assert!(points(&updated) == points(&fresh), "after {:?}", change);
         }
@@ -342,7 +415,7 @@ proptest! {
             .map(|(i, &weight)| (format!("10.0.{i}.{}:{}", rng.random::<u8>(), rng.random::<u16>()), weight))
             .collect();
         let peers = peers(&servers);
-        let (ring, nginx) = (ring(&peers, None), nginx_points(&peers));
+        let (ring, nginx) = (ring(&peers), nginx_points(&peers));
         for hash in hashes.into_iter().chain([0, u32::MAX, nginx[5].0, nginx[5].0 + 1]) {
             let at = nginx_find(&nginx, hash);
             let expected = (at..at + LOOKS).map(|i| nginx[i % nginx.len()].1);

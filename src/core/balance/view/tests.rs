@@ -71,7 +71,7 @@ impl Scene {
     }
 
     fn at(&self, port: u16) -> usize {
-        self.view.records().iter().position(|r| r.addr.port() == port).unwrap()
+        self.view.records().iter().position(|r| r.addr().port() == port).unwrap()
     }
 
     /// Ports that requests go to, sorted.
@@ -79,7 +79,7 @@ impl Scene {
         let (mut cursor, mut rng) = (0, SmallRng::seed_from_u64(1));
         let picked = |_| pick(self.method, candidates, &mut cursor, &mut rng);
         let mut ports: Vec<u16> =
-            (0..20).map_while(picked).map(|p| self.view.records()[p].addr.port()).collect();
+            (0..20).map_while(picked).map(|p| self.view.records()[p].addr().port()).collect();
         ports.sort_unstable();
         ports.dedup();
         ports

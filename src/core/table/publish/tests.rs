@@ -31,8 +31,7 @@ fn what_was_published_is_read() {
     assert_eq!(change, Change { peers: 3, added: 3, removed: 0, changed: 0 });
     let image = table.read(e, KEY).unwrap();
     for ((record, detail), peer) in image.records.iter().zip(image.details()).zip(set.peers()) {
-        assert_eq!((record.addr, record.identity), (peer.addr, peer.identity));
-        assert_eq!(record.text(), peer.addr.to_string().as_bytes());
+        assert_eq!((record.addr(), record.identity), (peer.addr, peer.identity));
         assert_eq!(record.weight, u32::from(peer.weight.get()));
         assert_eq!((&detail.id, &detail.node, &detail.tags), (&peer.id, &peer.node, &peer.tags));
     }
@@ -73,7 +72,7 @@ fn invariant_3_counters_stay_with_the_instance_and_a_returning_one_starts_afresh
     publish(&table, e, &set([1, 2])).unwrap();
     let slot_of = |port: u16| {
         let image = table.read(e, KEY).unwrap();
-        let r = image.records.iter().find(|r| r.addr.port() == port).copied().unwrap();
+        let r = image.records.iter().find(|r| r.addr().port() == port).copied().unwrap();
         (r.slot as usize, r.identity)
     };
     let (kept, identity) = slot_of(2);
@@ -180,11 +179,11 @@ fn invariant_1_readers_get_whole_sets_while_publishers_never_rest() {
         let mut last = 0;
         while !writer.is_finished() {
             let Some(image) = table.read(e, KEY) else { continue };
-            let ports: Vec<u16> = image.records.iter().map(|r| r.addr.port()).collect();
+            let ports: Vec<u16> = image.records.iter().map(|r| r.addr().port()).collect();
             assert!(ports.windows(2).all(|p| p[0] != p[1]), "{ports:?}");
             assert_eq!(image.details().len(), ports.len());
             for (record, detail) in image.records.iter().zip(image.details()) {
-                assert_eq!(detail.id, format!("web-{}", record.addr.port()));
+                assert_eq!(detail.id, format!("web-{}", record.addr().port()));
             }
             assert!(image.generation >= last, "generations go up");
             generations += u32::from(image.generation != last);
@@ -212,7 +211,7 @@ proptest! {
         for (key, ports) in last {
             let entry = table.find(key).unwrap();
             let seen: std::collections::BTreeSet<u16> =
-                table.read(entry, key).unwrap().records.iter().map(|r| r.addr.port()).collect();
+                table.read(entry, key).unwrap().records.iter().map(|r| r.addr().port()).collect();
             in_use += ports.len();
             prop_assert_eq!(seen, ports);
         }

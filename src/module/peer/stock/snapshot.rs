@@ -297,7 +297,7 @@ fn servers(pool: &Pool, view: &PeerView, range: Range<usize>) -> Option<*mut ngx
             server.max_fails = rules.max_fails as _;
             server.fail_timeout = rules.fail_timeout.into();
             server.slow_start = rules.slow_start as _;
-            server.down = record.params.down.into();
+            server.down = record.params().down.into();
         }
     }
     // SAFETY: as above.

@@ -37,7 +37,7 @@ fn main() {
         tables.extend(instructions::measure(&stage, &options));
     }
     if options.has(Part::Memory) {
-        tables.push(memory::measure(&stage));
+        tables.push(memory::measure(&stage, &options));
     }
     if options.has(Part::Update) {
         tables.push(update::measure(&stage, &options));

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Requests after a change: the first one takes it up, the second one runs what it left undone.
 const REQUESTS: usize = 2;
 /// For what follows an answer to the client.
-const SETTLED: Duration = Duration::from_millis(5);
+pub(crate) const SETTLED: Duration = Duration::from_millis(5);
 /// nginx's own methods rest after a change, 20 times as long as it took: longer than that.
 const REST: f64 = 25.0;
 
@@ -85,7 +85,7 @@ fn changes(stage: &Stage, variant: Variant, length: usize, times: usize) -> Vec<
 }
 
 /// How many changes of the service are in the log.
-fn reports(nginx: &Nginx, service: &str) -> usize {
+pub(crate) fn reports(nginx: &Nginx, service: &str) -> usize {
     nginx.logged(&format!("service \"{service}\": ")).len()
 }
 
@@ -97,13 +97,13 @@ fn cost(worker: u32, client: &mut Connection) -> f64 {
     (event_loop(worker) - before) as f64 / 1e6
 }
 
-fn ask(client: &mut Connection) {
+pub(crate) fn ask(client: &mut Connection) {
     let answer = client.get("/?key=1").expect("an answer");
     assert_eq!(answer.status, 200, "{}", answer.body);
 }
 
 /// Nanoseconds that the worker's first thread, its event loop, has run.
-fn event_loop(worker: u32) -> u64 {
+pub(crate) fn event_loop(worker: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{worker}/task/{worker}/schedstat"));
     let text = text.expect("schedstat, which Linux has when CONFIG_SCHED_INFO is set");
     text.split(' ').next().and_then(|n| n.parse().ok()).expect("a time in schedstat")
