@@ -3,12 +3,12 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nginx_consul_core::model::PeerSet;
 use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::state::{Mark, Saved};
-use nginx_consul_core::sync::{Level, Mode, Plan, Published, Report, Sink};
+use nginx_consul_core::sync::{Connections, Level, Mode, Plan, Published, Report, Sink};
 use nginx_consul_core::table::{self, Image, Table};
 use parking_lot::{Mutex, RwLock};
 
@@ -178,11 +178,11 @@ impl Sink for TableSink {
     fn report(&self, target: usize, report: &Report<'_>) {
         self.with(target, |table, entry, _| match *report {
             Report::Good { index, server, mode, pending } => {
+                let ms = |delay: Duration| u32::try_from(delay.as_millis()).unwrap_or(u32::MAX);
                 let mode = match mode {
                     Mode::Blocking => table::Mode::Blocking,
-                    Mode::Sweep { delay } => {
-                        table::Mode::Sweep(u32::try_from(delay.as_millis()).unwrap_or(u32::MAX))
-                    }
+                    Mode::Gated { delay } => table::Mode::Gated(ms(delay)),
+                    Mode::Sweep { delay } => table::Mode::Sweep(ms(delay)),
                 };
                 table.note_good(entry, index, server, mode, now_ms());
                 table.note_pending(entry, pending);
@@ -216,5 +216,25 @@ impl Sink for TableSink {
 
     fn has_data(&self, target: usize) -> bool {
         self.with(target, |table, entry, _| table.has_data(entry)).unwrap_or(false)
+    }
+
+    fn traffic(&self, target: usize) -> u64 {
+        let picks = self.with(target, |table, entry, key| {
+            let image = table.read_records(entry, key)?;
+            Some(image.records.iter().map(|record| table.picks(record.slot as usize)).sum())
+        });
+        picks.flatten().unwrap_or(0)
+    }
+
+    fn engine_starts(&self) {
+        self.with_table(|table| table.take_over_connections(self.me, now_ms()));
+    }
+
+    fn note_connections(&self, connections: Connections) {
+        self.with_table(|table| table.note_connections(connections, self.me));
+    }
+
+    fn foreign_connections(&self) -> usize {
+        self.with_table(|table| table.foreign_connections(self.me, now_ms())).unwrap_or(0)
     }
 }

@@ -145,7 +145,7 @@ fn nginx_version() -> String {
 }
 
 fn service(plan: &Plan, target: usize, table: Table<'_>, blocks: &[&Block]) -> Service {
-    let Target { query, selection, endpoint, .. } = &plan.targets[target];
+    let Target { query, selection, endpoint, .. } = &*plan.targets[target];
     let key = plan.key(target);
     let follows = |b: &&&Block| b.sources().iter().any(|source| source.target == target);
     let users: Vec<&&Block> = blocks.iter().filter(follows).collect();
@@ -155,10 +155,11 @@ fn service(plan: &Plan, target: usize, table: Table<'_>, blocks: &[&Block]) -> S
     let now = now_ms();
     let ago = |at: u64| (at != 0).then(|| now.saturating_sub(at) as f64 / 1000.0);
     let image = entry.and_then(|e| table.read(e, key));
-    let delay_ms = fresh.as_ref().and_then(|f| match f.mode {
-        Mode::Blocking => None,
-        Mode::Sweep(ms) => Some(ms),
-    });
+    let (mode, delay_ms) = match fresh.as_ref().map_or(Mode::Blocking, |f| f.mode) {
+        Mode::Blocking => ("blocking", None),
+        Mode::Gated(ms) => ("gated", Some(ms)),
+        Mode::Sweep(ms) => ("sweep", Some(ms)),
+    };
     Service {
         service: query.service.clone(),
         from: query.source.name(),
@@ -173,7 +174,7 @@ fn service(plan: &Plan, target: usize, table: Table<'_>, blocks: &[&Block]) -> S
         filter: query.filter.clone(),
         server: fresh.as_ref().and_then(|f| servers.get(f.server).cloned()),
         servers,
-        mode: if delay_ms.is_some() { "sweep" } else { "blocking" },
+        mode,
         delay_ms,
         index: fresh.as_ref().map_or(0, |f| f.index),
         generation: image.as_ref().map_or(0, |i| i.generation),

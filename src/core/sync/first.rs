@@ -62,8 +62,10 @@ pub fn first_answers(
             return 0;
         }
     };
+    // Before a reload the engine of the running configuration has its share.
+    let foreign = sink.foreign_connections();
     let round = Arc::new(Round {
-        threads: watches.len().min(plan.connections),
+        threads: watches.len().min(plan.connections.saturating_sub(foreign).max(1)),
         plan: Arc::clone(plan),
         sink: Arc::clone(sink),
         watches,
