@@ -71,13 +71,22 @@ impl<'a> Changes<'a> {
         loop {
             let service = self.below(self.scene.services);
             let instance = self.below(INSTANCES);
-            let state = &mut self.state[service * INSTANCES + instance];
-            // Who fails is not to be seen elsewhere.
-            if (kind == Kind::Address && state[0])
+            let state = self.state[service * INSTANCES + instance];
+            let fails = state[0];
+            let of_service = &self.state[service * INSTANCES..][..INSTANCES];
+            let failing = of_service.iter().filter(|state| state[0]).count();
+            // Who fails is not to be seen elsewhere, and most stay: removals of more wait for
+            // confirmation.
+            let wanted = match kind {
+                Kind::Address => !fails,
+                Kind::Health => fails || failing < 2,
+            };
+            if !wanted
                 || !busy.lock().expect("services").insert(service)
             {
                 continue;
             }
+            let state = &mut self.state[service * INSTANCES + instance];
             let state = &mut state[usize::from(kind == Kind::Address)];
             *state = !*state;
             return Change { kind, service, instance, now: *state };
