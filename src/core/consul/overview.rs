@@ -126,7 +126,8 @@ mod tests {
     use super::*;
 
     fn check(node: &str, service: &str, modified: u64) -> String {
-        let id = if service.is_empty() { "serfHealth".into() } else { format!("service:{service}") };
+        let id =
+            if service.is_empty() { "serfHealth".into() } else { format!("service:{service}") };
         format!(
             r#"{{"Node":"{node}","CheckID":"{id}","Status":"critical","ServiceID":"{service}-1",
             "ServiceName":"{service}","ServiceTags":null,"ModifyIndex":{modified}}}"#

@@ -213,7 +213,8 @@ mod tests {
             (Consistency::Consistent, "web?consistent"),
             (Consistency::Cached, "web?cached"),
         ] {
-            let path = path(&Query { consistency, ..query("web") }, View::Full, None, Duration::ZERO);
+            let path =
+                path(&Query { consistency, ..query("web") }, View::Full, None, Duration::ZERO);
             assert!(path.ends_with(end), "{path}");
         }
     }

@@ -98,4 +98,3 @@ pub(super) fn digest(instances: &[Instance]) -> u128 {
     instances.hash(&mut h);
     h.finish128().as_u128()
 }
-

@@ -26,7 +26,7 @@ pub(super) const WAIT: Duration = Duration::from_secs(20);
 const PAUSE_CHECKS: Duration = Duration::from_millis(50);
 pub(super) const PAUSE_NAMES: Duration = Duration::from_millis(500);
 /// Bytes a second that one lookout may take for long.
-const BYTES: f64 = 1024.0 * 1024.0;
+const BYTES: f64 = 512.0 * 1024.0;
 
 /// What a lookout speaks for: the services of one datacenter, seen through one token.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -190,12 +190,12 @@ impl Lookout {
         let patience = fetch.probe.then_some(endpoint.connect_timeout);
         let Fetch { server, index, wait, probe } = fetch;
         let request = Request { endpoint, server, query, view: self.view, index, wait, patience };
-        let answer = match if probe { tools.client.probe(request) } else { tools.client.get(request) }
-        {
-            Ok(answer) => answer,
-            Err(client::Error::Stopped) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
+        let answer =
+            match if probe { tools.client.probe(request) } else { tools.client.get(request) } {
+                Ok(answer) => answer,
+                Err(client::Error::Stopped) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            };
         // One that is filtered by the token's rights is as good: what the token can't see here it
         // can't see of the services either.
         let index = vet(&answer, answer.index, timing.max_stale)?;

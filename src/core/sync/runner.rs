@@ -1,7 +1,7 @@
 //! Carries out what the rules of a watch say.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -273,13 +273,7 @@ impl Job {
         self.nodes.shrink_to_fit();
     }
 
-    fn failed(
-        &mut self,
-        common: &Common,
-        fetch: Fetch,
-        failure: Failure,
-        sink: &dyn Sink,
-    ) -> Ran {
+    fn failed(&mut self, common: &Common, fetch: Fetch, failure: Failure, sink: &dyn Sink) -> Ran {
         self.seen = None;
         let now = Instant::now();
         match failure {

@@ -86,7 +86,15 @@ fn client() -> Client {
 fn ask(client: &mut Client, endpoint: &Arc<Endpoint>, index: Option<u64>) -> Result<Answer, Error> {
     let query = Query { service: "web".to_owned(), ..Query::default() };
     let wait = Duration::from_secs(60);
-    client.get(Request { endpoint, server: 0, query: &query, view: View::Full, index, wait, patience: None })
+    client.get(Request {
+        endpoint,
+        server: 0,
+        query: &query,
+        view: View::Full,
+        index,
+        wait,
+        patience: None,
+    })
 }
 
 fn once(endpoint: Endpoint) -> Result<Answer, Error> {

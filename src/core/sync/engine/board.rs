@@ -270,9 +270,7 @@ impl Board {
         let mode = match (has_room, gated) {
             (true, _) => Mode::Blocking,
             (false, true) => Mode::Gated { delay: self.share.gated_delay() },
-            (false, false) if entry.can_block() => {
-                Mode::Sweep { delay: self.share.sweep_delay() }
-            }
+            (false, false) if entry.can_block() => Mode::Sweep { delay: self.share.sweep_delay() },
             (false, false) => Mode::Sweep { delay: interval },
         };
         let entry = self.entries.get_mut(&id)?;

@@ -54,7 +54,9 @@ impl Scopes {
 
     /// Whether lookouts speak for a scope.
     pub(super) fn is_vouched(&self, scope: usize) -> bool {
-        self.all.get(scope).is_some_and(|state| state.is_active && state.good == [true; VIEWS.len()])
+        self.all
+            .get(scope)
+            .is_some_and(|state| state.is_active && state.good == [true; VIEWS.len()])
     }
 
     /// Whether lookouts speak for a scope, or are about to for all that is known.

@@ -10,7 +10,7 @@ use crate::consul::client::Client;
 use crate::resolve::SystemResolver;
 use crate::sync::Level;
 use crate::sync::asking::Failure;
-use crate::sync::lookout::{Finding, Lookout, Looked};
+use crate::sync::lookout::{Finding, Looked, Lookout};
 use crate::sync::names::query_name;
 use crate::sync::runner::{Common, Job, Ran, Tools};
 
@@ -39,8 +39,7 @@ pub(super) fn work(shared: &Arc<Shared>) {
     let resolver = SystemResolver::new(Arc::clone(stop));
     let mut last = Last::default();
     while let Some(task) = next(shared, &last) {
-        let mut tools =
-            Tools { client: &mut client, resolver: &resolver, sink: &*shared.sink };
+        let mut tools = Tools { client: &mut client, resolver: &resolver, sink: &*shared.sink };
         let goes_on = match task {
             Task::Watch(id, job) => watch(shared, &mut tools, &mut last, id, job),
             Task::Beside(id, common) => beside(shared, &mut tools, id, &common),

@@ -24,7 +24,8 @@ fn main() {
         return;
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(("services", rest)) = arguments.split_first().map(|(first, rest)| (&**first, rest)) {
+    if let Some(("services", rest)) = arguments.split_first().map(|(first, rest)| (&**first, rest))
+    {
         match services::run(rest) {
             Ok(tables) => tables.iter().for_each(Table::print),
             Err(problem) => refuse(&problem, services::USAGE),

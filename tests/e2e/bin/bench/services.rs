@@ -17,12 +17,13 @@ pub(crate) const USAGE: &str = "\
 scripts/bench services [option]…
   --n N,N        numbers of services, of 5 instances each (default 50,500,2000)
   --seconds S    length of each measurement (default 30)
-  --only default|raised
-                 only with 64 connections, or only with one for each service";
+  --only few|default|raised
+                 only with 16 connections, with 64, or with one for each service";
 
 /// `consul_connections`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Limit {
+    Few,
     Default,
     Raised,
 }
@@ -43,7 +44,7 @@ fn parse(arguments: &[String]) -> Result<Options, String> {
     let mut options = Options {
         numbers: vec![50, 500, 2000],
         length: Duration::from_secs(30),
-        limits: vec![Limit::Default, Limit::Raised],
+        limits: vec![Limit::Few, Limit::Default, Limit::Raised],
     };
     for pair in arguments.chunks(2) {
         let [name, value] = pair else { return Err(format!("{}: without a value", pair[0])) };
@@ -51,6 +52,7 @@ fn parse(arguments: &[String]) -> Result<Options, String> {
         match name.as_str() {
             "--n" => options.numbers = value.split(',').map(number).collect::<Result<_, _>>()?,
             "--seconds" => options.length = Duration::from_secs(number(value)? as u64),
+            "--only" if value == "few" => options.limits = vec![Limit::Few],
             "--only" if value == "default" => options.limits = vec![Limit::Default],
             "--only" if value == "raised" => options.limits = vec![Limit::Raised],
             _ => return Err(format!("{name} {value}: unknown")),
@@ -90,7 +92,11 @@ pub(crate) fn run(arguments: &[String]) -> Result<Vec<Table>, String> {
     );
     for &services in &options.numbers {
         for &limit in &options.limits {
-            let connections = if limit == Limit::Default { 64 } else { services + 100 };
+            let connections = match limit {
+                Limit::Few => 16,
+                Limit::Default => 64,
+                Limit::Raised => services + 100,
+            };
             let name = format!("{services}, {connections}");
             eprintln!("services: {name}");
             let scene = Scene::start(services, connections);
@@ -108,7 +114,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<Vec<Table>, String> {
                 format!("{:.2}", scene.first_sync.as_secs_f64()),
             ]);
             costs.row(row_of_costs(&name, &scene, &busy, &idle));
-            let (quiet, stirred, made) = stall::measure(&scene, MANY, options.length / 2);
+            let (quiet, stirred, made) =
+                stall::measure(&scene, &mut changes, MANY, options.length / 2);
             stalls.row([name, quiet, stirred, format!("{made:.0}")]);
         }
     }

@@ -81,9 +81,7 @@ impl<'a> Changes<'a> {
                 Kind::Address => !fails,
                 Kind::Health => fails || failing < 2,
             };
-            if !wanted
-                || !busy.lock().expect("services").insert(service)
-            {
+            if !wanted || !busy.lock().expect("services").insert(service) {
                 continue;
             }
             let state = &mut self.state[service * INSTANCES + instance];
@@ -157,7 +155,8 @@ fn see(scene: &Scene, change: &Change) -> f64 {
 impl Delays {
     /// Median/p95/most.
     pub(super) fn spread(&self, kind: Kind) -> String {
-        let mut late: Vec<f64> = self.0.iter().filter(|(k, _)| *k == kind).map(|(_, l)| *l).collect();
+        let mut late: Vec<f64> =
+            self.0.iter().filter(|(k, _)| *k == kind).map(|(_, l)| *l).collect();
         late.sort_by(f64::total_cmp);
         let at = |share: f64| late[((late.len() - 1) as f64 * share).round() as usize];
         if late.is_empty() {

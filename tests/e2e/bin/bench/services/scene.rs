@@ -62,9 +62,8 @@ impl Scene {
         }
         let proxy = Proxy::start(consul.address());
         let start = Instant::now();
-        let nginx = Config::whole(&configuration(services, connections, &proxy.url()))
-            .workers(2)
-            .start();
+        let nginx =
+            Config::whole(&configuration(services, connections, &proxy.url())).workers(2).start();
         let first_sync = start.elapsed();
         assert!(nginx.logged("no first answer").is_empty(), "{}", nginx.tail());
         Scene { services, nginx, proxy, consul, first_sync, port, _backend: backend }
@@ -106,7 +105,8 @@ impl Scene {
         [zero, other].map(|pid| {
             let file = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("its memory");
             let line = file.lines().find(|line| line.starts_with("Pss:")).expect("Pss");
-            let kib: f64 = line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("KiB");
+            let kib: f64 =
+                line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("KiB");
             kib / 1024.0
         })
     }
@@ -124,7 +124,8 @@ impl Scene {
         let mut counts = std::collections::BTreeMap::<String, usize>::new();
         for service in services {
             let mode = service["mode"].as_str().unwrap_or("?");
-            let delay = service["delay_ms"].as_u64().map_or(String::new(), |ms| format!(" {ms} ms"));
+            let delay =
+                service["delay_ms"].as_u64().map_or(String::new(), |ms| format!(" {ms} ms"));
             *counts.entry(format!("{mode}{delay}")).or_default() += 1;
         }
         let mut text = String::new();

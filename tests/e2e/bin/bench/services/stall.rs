@@ -11,9 +11,13 @@ use super::scene::Scene;
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// Answers of a plain location, without changes and with them, and the changes made in a second.
-pub(super) fn measure(scene: &Scene, rate: u32, length: Duration) -> (String, String, f64) {
+pub(super) fn measure(
+    scene: &Scene,
+    changes: &mut Changes<'_>,
+    rate: u32,
+    length: Duration,
+) -> (String, String, f64) {
     let quiet = sample(scene, || thread::sleep(length)).0;
-    let mut changes = Changes::new(scene);
     let (stirred, made) = sample(scene, || changes.stir(rate, length));
     (quiet, stirred, made)
 }
