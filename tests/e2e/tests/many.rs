@@ -122,7 +122,8 @@ fn a_burst_of_changes_is_seen_within_the_promised_delay() {
 
 #[test]
 fn a_consul_that_shows_no_overview_is_read_in_turn() {
-    let blocked = "http_config { block_endpoints = [\"/v1/health/state\", \"/v1/catalog/services\"] }";
+    let blocked =
+        "http_config { block_endpoints = [\"/v1/health/state\", \"/v1/catalog/services\"] }";
     let consul = Options::dev().hcl(blocked).start();
     register(&consul, 40);
     let nginx = config(&consul, 40, "consul_connections 8;").start();

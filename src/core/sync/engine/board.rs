@@ -37,6 +37,17 @@ pub(super) enum Task {
     Look((usize, usize), Box<Lookout>),
 }
 
+impl Task {
+    /// Whether it may take long.
+    pub(super) fn blocks(&self) -> bool {
+        match self {
+            Task::Watch(_, job) => job.watch.will_block(),
+            Task::Beside(..) => false,
+            Task::Look(_, lookout) => lookout.blocks_for().is_some(),
+        }
+    }
+}
+
 /// What a thread did last.
 #[derive(Default)]
 pub(super) struct Last {
@@ -69,8 +80,8 @@ pub(super) struct Board {
     /// Fewest idle threads since the last look, and how many of them are to end.
     pub(super) least_idle: usize,
     pub(super) surplus: usize,
-    /// A thread waits for the next due time.
-    pub(super) is_timed: bool,
+    /// Until when an idle thread waits.
+    pub(super) timed: Option<Instant>,
     pub(super) ended: bool,
 }
 
@@ -94,7 +105,7 @@ impl Board {
             idle: 0,
             least_idle: 0,
             surplus: 0,
-            is_timed: false,
+            timed: None,
             ended: false,
         }
     }

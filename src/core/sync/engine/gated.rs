@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::board::{Board, NO_ROOM};
 use super::entry::Again;
 use super::share::{Demand, Share};
-use crate::sync::lookout::{Finding, Lookout, More, Scope, VIEWS};
+use crate::sync::lookout::{Finding, Looked, Lookout, More, Scope, VIEWS};
 
 /// Reads that a sweep may be ahead of its pace, after a time without any.
 const CREDIT: u32 = 2000;
@@ -126,19 +126,22 @@ impl Scopes {
 }
 
 impl Board {
-    /// Takes a lookout back, with what it has found, or `None` if it has failed.
+    /// Takes a lookout back, with what came of it.
     pub(super) fn put_lookout(
         &mut self,
         (scope, view): (usize, usize),
         lookout: Box<Lookout>,
-        found: Option<Finding>,
+        looked: Looked,
         now: Instant,
     ) {
         if !self.scopes.put((scope, view), lookout, now) {
             return;
         }
         let was_vouched = self.scopes.is_vouched(scope);
-        let Some(Finding { news, more }) = found else {
+        let Looked::Found(Finding { news, more }) = looked else {
+            if !matches!(looked, Looked::Failed) {
+                return;
+            }
             let state = &mut self.scopes.all[scope];
             state.good[view] = false;
             state.has_failed = true;
