@@ -148,9 +148,9 @@ pub struct Service {
     pub servers: Vec<String>,
     /// The one in use.
     pub server: Option<String>,
-    /// `blocking` or `sweep`.
+    /// `blocking`, `gated` or `sweep`.
     pub mode: &'static str,
-    /// With `sweep`: the longest expected time until a change is seen, milliseconds.
+    /// With `gated` and `sweep`: the longest expected time until a change is seen, milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delay_ms: Option<u32>,
     /// `X-Consul-Index` of the last good answer.

@@ -24,6 +24,7 @@ use std::io;
 use machine::atomic::{AtomicU64, Ordering::Relaxed};
 
 pub mod entry;
+pub mod ledger;
 mod lock;
 #[cfg(not(all(test, loom)))]
 mod machine;
@@ -60,6 +61,11 @@ const H_LEADER: usize = 7;
 const H_STATE_WRITTEN: usize = 8;
 /// Why it can't be written now: an error number of the system; 0 if it can.
 const H_STATE_ERROR: usize = 9;
+/// Connections to Consul: of who follows it now, and what is left of those before ([`ledger`]).
+const H_CONNECTIONS: usize = 10;
+const H_CONNECTIONS_LEFT: usize = 11;
+const H_CONNECTIONS_ENDING: usize = 12;
+const H_CONNECTIONS_OWNER: usize = 13;
 
 /// Most lanes, for 256 workers and their successors.
 const MAX_LANES: usize = 512;

@@ -9,7 +9,7 @@ use nginx_consul_core::model::PeerSet;
 use nginx_consul_core::named::Book;
 use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::state::{Mark, Saved};
-use nginx_consul_core::sync::{Level, Mode, Plan, Published, Report, Sink};
+use nginx_consul_core::sync::{Connections, Level, Mode, Plan, Published, Report, Sink};
 use nginx_consul_core::table::{self, Image, Named, Table, Verdict};
 use parking_lot::{Mutex, RwLock};
 
@@ -224,6 +224,26 @@ impl Sink for TableSink {
 
     fn has_data(&self, target: usize) -> bool {
         self.with(target, |table, entry, _| table.has_data(entry)).unwrap_or(false)
+    }
+
+    fn traffic(&self, target: usize) -> u64 {
+        let picks = self.with(target, |table, entry, key| {
+            let image = table.read_records(entry, key)?;
+            Some(image.records.iter().map(|record| table.picks(record.slot as usize)).sum())
+        });
+        picks.flatten().unwrap_or(0)
+    }
+
+    fn engine_starts(&self) {
+        self.with_table(|table| table.take_over_connections(self.me, now_ms()));
+    }
+
+    fn note_connections(&self, connections: Connections) {
+        self.with_table(|table| table.note_connections(connections, self.me));
+    }
+
+    fn foreign_connections(&self) -> usize {
+        self.with_table(|table| table.foreign_connections(self.me, now_ms())).unwrap_or(0)
     }
 }
 

@@ -93,7 +93,9 @@ fn section(service: &Service, last_used: Option<f64>) -> Markup {
             " · last change " (ago(service.last_change_seconds))
             @if service.source == Some("state file") { " · " strong { "from state file" } }
             " · from " (shown(service.server.as_deref().unwrap_or("-")))
-            @if let Some(ms) = service.delay_ms { " · swept, changes seen within " (ms) " ms" }
+            @if let Some(ms) = service.delay_ms {
+                " · " (service.mode) ", changes seen within " (ms) " ms"
+            }
         }
         @if let Some(error) = &service.last_error {
             p.bad { (service.failures) " failed in a row: " (shown(error)) }

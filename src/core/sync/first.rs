@@ -17,6 +17,9 @@ use crate::consul::watch::Fetch;
 use crate::resolve::SystemResolver;
 use crate::stop::Stop;
 
+/// More threads are no faster: Consul is busy, or we are.
+const THREADS: usize = 64;
+
 /// What the threads share.
 struct Round {
     plan: Arc<Plan>,
@@ -62,8 +65,10 @@ pub fn first_answers(
             return 0;
         }
     };
+    // Before a reload the engine of the running configuration has its share.
+    let foreign = sink.foreign_connections();
     let round = Arc::new(Round {
-        threads: watches.len().min(plan.connections),
+        threads: watches.len().min(plan.connections.saturating_sub(foreign).clamp(1, THREADS)),
         plan: Arc::clone(plan),
         sink: Arc::clone(sink),
         watches,

@@ -26,7 +26,7 @@ pub(super) const WAIT: Duration = Duration::from_secs(20);
 const PAUSE_CHECKS: Duration = Duration::from_millis(50);
 pub(super) const PAUSE_NAMES: Duration = Duration::from_millis(500);
 /// Bytes a second that one lookout may take for long.
-const BYTES: f64 = 1024.0 * 1024.0;
+const BYTES: f64 = 512.0 * 1024.0;
 
 /// What a lookout speaks for: the services of one datacenter, seen through one token.
 #[derive(Clone, Debug, PartialEq, Eq)]

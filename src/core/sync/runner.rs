@@ -128,6 +128,8 @@ pub(super) struct Job {
     pub(super) mode: Mode,
     /// Longest `wait` now.
     pub(super) patience: Option<Duration>,
+    /// The same because of the last answer: host names have to be looked up again.
+    limit: Option<Duration>,
 }
 
 /// How a run ended.
@@ -150,6 +152,7 @@ impl Job {
             must_read: false,
             mode: Mode::Blocking,
             patience: None,
+            limit: None,
         }
     }
 
@@ -174,7 +177,8 @@ impl Job {
     /// One request and what follows from it.
     pub(super) fn run(&mut self, tools: &mut Tools<'_>) -> Ran {
         let now = Instant::now();
-        self.watch.limit_wait(self.patience);
+        let limits = self.patience.into_iter().chain(self.limit);
+        self.watch.limit_wait(limits.min());
         let Step::Fetch(fetch) = self.watch.next(now) else { return Ran::Done { changed: false } };
         let common = Arc::clone(&self.common);
         match self.glance(&common.subject, fetch, now, tools) {
@@ -252,8 +256,8 @@ impl Job {
         self.seen = settled.then_some((server, index, sent));
         self.must_read = false;
         self.remember_nodes(&instances.good);
-        if let Some(limit) = prepared.limit() {
-            self.patience = Some(self.patience.map_or(limit, |patience| patience.min(limit)));
+        self.limit = prepared.limit();
+        if let Some(limit) = self.limit {
             self.watch.advance(sent + limit);
         }
         if let Some(at) = prepared.again() {

@@ -1,5 +1,7 @@
 //! A Consul of a few lines, and a sink that remembers.
 
+pub(super) mod registry;
+
 use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -150,10 +152,14 @@ pub(super) struct Told {
 impl Memory {
     /// Waits until `what` is so.
     pub(super) fn until(&self, what: impl Fn(&Told) -> bool) -> Duration {
+        self.until_within(SOON, what)
+    }
+
+    pub(super) fn until_within(&self, time: Duration, what: impl Fn(&Told) -> bool) -> Duration {
         let start = Instant::now();
         let state = self.state.lock().unwrap();
         let (state, timeout) =
-            self.told.wait_timeout_while(state, SOON, |state| !what(state)).unwrap();
+            self.told.wait_timeout_while(state, time, |state| !what(state)).unwrap();
         assert!(!timeout.timed_out(), "lines: {:#?}\n{:#?}", state.lines, state.reports);
         start.elapsed()
     }

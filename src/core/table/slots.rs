@@ -222,6 +222,11 @@ impl<'z> Table<'z> {
         self.slot_word(slot, STARTED).load(Relaxed)
     }
 
+    /// Times the instance was picked.
+    pub fn picks(&self, slot: usize) -> u64 {
+        self.load_slot(slot, PICKS)
+    }
+
     /// The counters, for the status page.
     pub fn counters(&self, slot: usize) -> Counters {
         let get = |word| self.slot_word(slot, word).load(Relaxed);

@@ -155,7 +155,12 @@ pub fn descriptors(pid: u32) -> Vec<String> {
 
 /// CPU time a process has used, with its threads, in clock ticks of 10 ms.
 pub fn cpu_ticks(pid: u32) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    cpu_ticks_of(&pid.to_string())
+}
+
+/// The same of a process or thread by its folder under `/proc`: `7`, or `7/task/9`.
+pub fn cpu_ticks_of(folder: &str) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{folder}/stat")).unwrap_or_default();
     let fields: Vec<&str> =
         stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     // utime and stime are fields 14 and 15 of the line; the first two are cut off here.

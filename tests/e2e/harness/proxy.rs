@@ -35,6 +35,7 @@ struct Shared {
     fault: Mutex<Fault>,
     accepted: AtomicUsize,
     most_open: AtomicUsize,
+    bytes: AtomicUsize,
     requests: Mutex<Vec<Passed>>,
     open: Mutex<HashMap<usize, [TcpStream; 2]>>,
 }
@@ -119,6 +120,11 @@ impl Proxy {
     /// Most connections that were open at a time.
     pub fn most_open(&self) -> usize {
         self.shared.most_open.load(Ordering::SeqCst)
+    }
+
+    /// Bytes of the answers so far.
+    pub fn bytes(&self) -> usize {
+        self.shared.bytes.load(Ordering::SeqCst)
     }
 
     /// Requests that came, those with `text` in their first line.
@@ -227,6 +233,7 @@ fn forward_answers(shared: &Shared, mut from: TcpStream, mut to: TcpStream) {
             thread::sleep(delay);
         }
         passed += part.len();
+        shared.bytes.fetch_add(part.len(), Ordering::SeqCst);
         let written = match fault {
             Fault::Trickle(pause) => trickle(&mut to, part, pause),
             _ => to.write_all(part),

@@ -14,6 +14,7 @@ mod instances;
 mod invariants;
 mod lifecycle;
 mod logs;
+mod many;
 mod methods;
 mod migrating;
 mod named;

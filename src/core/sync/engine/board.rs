@@ -15,7 +15,7 @@ use crate::sync::{Connections, Endpoint, Mode};
 /// A service that is followed later has a blocking query only after this time: whoever asked for it
 /// may not want it any more once the first answer is there.
 const SETTLE: Duration = Duration::from_secs(2);
-/// Pause of what has to wait for the end of another's blocking query.
+/// Pause of a lookout that has to wait for the end of another blocking query.
 pub(super) const NO_ROOM: Duration = Duration::from_secs(1);
 /// How many due watches are looked at for one of the server that a thread is connected to.
 const NEIGHBOURS: usize = 16;
@@ -35,6 +35,17 @@ pub(super) enum Task {
     Beside(u64, Arc<Common>),
     /// One request of a lookout: scope and view.
     Look((usize, usize), Box<Lookout>),
+}
+
+impl Task {
+    /// Whether it may take long.
+    pub(super) fn blocks(&self) -> bool {
+        match self {
+            Task::Watch(_, job) => job.watch.will_block(),
+            Task::Beside(..) => false,
+            Task::Look(_, lookout) => lookout.blocks_for().is_some(),
+        }
+    }
 }
 
 /// What a thread did last.
@@ -69,8 +80,8 @@ pub(super) struct Board {
     /// Fewest idle threads since the last look, and how many of them are to end.
     pub(super) least_idle: usize,
     pub(super) surplus: usize,
-    /// A thread waits for the next due time.
-    pub(super) is_timed: bool,
+    /// Until when an idle thread waits.
+    pub(super) timed: Option<Instant>,
     pub(super) ended: bool,
 }
 
@@ -94,7 +105,7 @@ impl Board {
             idle: 0,
             least_idle: 0,
             surplus: 0,
-            is_timed: false,
+            timed: None,
             ended: false,
         }
     }
@@ -172,7 +183,7 @@ impl Board {
             return;
         };
         job.must_read |= why == Again::Surely;
-        if entry.polled {
+        if job.watch.will_block() {
             job.watch.read_again(now);
         } else {
             job.watch.advance(now);
@@ -185,11 +196,6 @@ impl Board {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let Some(job) = &entry.job else { return };
         let due = job.watch.due().unwrap_or(now);
-        self.put_off(id, due);
-    }
-
-    fn put_off(&mut self, id: u64, due: Instant) {
-        let Some(entry) = self.entries.get_mut(&id) else { return };
         self.queue.remove(&(entry.due, Key::Watch(id)));
         entry.due = due;
         self.queue.insert((due, Key::Watch(id)));
@@ -209,7 +215,7 @@ impl Board {
             + self.scopes.count_due(now)
     }
 
-    fn free_polls(&self) -> usize {
+    pub(super) fn free_polls(&self) -> usize {
         self.share.polls.saturating_sub(self.polls)
     }
 
@@ -268,16 +274,8 @@ impl Board {
         }
         let gated = self.is_gated(entry);
         let interval = entry.interval(&self.share, gated);
-        let will_block = entry.job.as_ref().is_some_and(|job| job.watch.will_block());
+        // One that finds no room is read as the others are until there is some.
         let has_room = blocks || (entry.polled && self.free_polls() > 0);
-        if entry.polled
-            && will_block
-            && !blocks
-            && entry.asked.is_some_and(|at| at + interval > now)
-        {
-            self.put_off(id, now + NO_ROOM);
-            return None;
-        }
         let is_short = !self.share.all_block || self.share.budget < 2;
         let patience = is_short.then_some(HOT_WAIT);
         let mode = match (has_room, gated) {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::board::{Board, NO_ROOM};
 use super::entry::Again;
 use super::share::{Demand, Share};
-use crate::sync::lookout::{Finding, Lookout, More, Scope, VIEWS};
+use crate::sync::lookout::{Finding, Looked, Lookout, More, Scope, VIEWS};
 
 /// Reads that a sweep may be ahead of its pace, after a time without any.
 const CREDIT: u32 = 2000;
@@ -26,6 +26,8 @@ struct State {
     /// `None` while a thread has it.
     lookouts: [Option<Box<Lookout>>; VIEWS.len()],
     good: [bool; VIEWS.len()],
+    /// One of them has failed since all were good.
+    has_failed: bool,
     /// When the last sweep was asked for by a lookout that saw nothing.
     perhaps: Option<Instant>,
     /// A lookout that saw nothing waits for a sweep.
@@ -43,6 +45,7 @@ impl Scopes {
             is_active: false,
             lookouts: [const { None }; VIEWS.len()],
             good: [false; VIEWS.len()],
+            has_failed: false,
             perhaps: None,
             doubts: false,
         });
@@ -54,6 +57,11 @@ impl Scopes {
         self.all
             .get(scope)
             .is_some_and(|state| state.is_active && state.good == [true; VIEWS.len()])
+    }
+
+    /// Whether lookouts speak for a scope, or are about to for all that is known.
+    fn is_hopeful(&self, scope: usize) -> bool {
+        self.all.get(scope).is_some_and(|state| state.is_active && !state.has_failed)
     }
 
     pub(super) fn next_due(&self) -> Option<Instant> {
@@ -92,6 +100,7 @@ impl Scopes {
                 continue;
             }
             state.is_active = wanted;
+            state.has_failed = false;
             state.good = [false; VIEWS.len()];
             self.queue.retain(|(_, scope, _)| *scope != number);
             for (view, place) in state.lookouts.iter_mut().enumerate() {
@@ -117,20 +126,25 @@ impl Scopes {
 }
 
 impl Board {
-    /// Takes a lookout back, with what it has found, or `None` if it has failed.
+    /// Takes a lookout back, with what came of it.
     pub(super) fn put_lookout(
         &mut self,
         (scope, view): (usize, usize),
         lookout: Box<Lookout>,
-        found: Option<Finding>,
+        looked: Looked,
         now: Instant,
     ) {
         if !self.scopes.put((scope, view), lookout, now) {
             return;
         }
         let was_vouched = self.scopes.is_vouched(scope);
-        let Some(Finding { news, more }) = found else {
-            self.scopes.all[scope].good[view] = false;
+        let Looked::Found(Finding { news, more }) = looked else {
+            if !matches!(looked, Looked::Failed) {
+                return;
+            }
+            let state = &mut self.scopes.all[scope];
+            state.good[view] = false;
+            state.has_failed = true;
             if was_vouched {
                 self.spread(scope, now);
             }
@@ -138,6 +152,7 @@ impl Board {
         };
         let state = &mut self.scopes.all[scope];
         state.good[view] = true;
+        state.has_failed &= state.good.contains(&false);
         let read: Vec<u64> = if news.is_empty() {
             Vec::new()
         } else {
@@ -149,9 +164,7 @@ impl Board {
             of_scope.filter(|(_, entry)| concerns(entry)).map(|(id, _)| *id).collect()
         };
         for id in read {
-            if self.entries.get(&id).is_some_and(|entry| !entry.polled) {
-                self.read(id, Again::Surely, now);
-            }
+            self.read(id, Again::Surely, now);
         }
         match more {
             More::No => {}
@@ -176,7 +189,7 @@ impl Board {
         self.scopes.all[scope].doubts = false;
         let mut order: Vec<(f64, Option<Instant>, u64)> = Vec::new();
         for (&id, entry) in &mut self.entries {
-            if entry.scope != Some(scope) || entry.polled {
+            if entry.scope != Some(scope) {
                 continue;
             }
             if entry.job.is_none() {
@@ -203,7 +216,7 @@ impl Board {
 
     /// Nobody speaks for the services of a scope any more: they are read in turn.
     fn spread(&mut self, scope: usize, now: Instant) {
-        let swept = |entry: &super::entry::Entry| entry.scope == Some(scope) && !entry.polled;
+        let swept = |entry: &super::entry::Entry| entry.scope == Some(scope);
         let ids: Vec<u64> =
             self.entries.iter().filter(|(_, e)| swept(e)).map(|(id, _)| *id).collect();
         let interval = self.share.interval;
@@ -240,20 +253,28 @@ impl Board {
     fn assign(&mut self, now: Instant) {
         let mut claims: Vec<(f64, u64)> = Vec::new();
         for (&id, entry) in &self.entries {
-            let gated = !self.share.all_block && self.is_gated(entry);
-            claims.extend(entry.claim(gated, now).map(|heat| (heat, id)));
+            let hopes = entry.scope.is_some_and(|scope| self.scopes.is_hopeful(scope));
+            claims.extend(entry.claim(hopes, now).map(|heat| (heat, id)));
         }
         claims.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
         claims.truncate(self.share.polls);
-        let polled: BTreeSet<u64> = claims.into_iter().map(|(_, id)| id).collect();
-        let ids: Vec<u64> = self.entries.keys().copied().collect();
-        for id in ids {
+        let wanted: BTreeSet<u64> = claims.iter().map(|(_, id)| *id).collect();
+        // Queries of those who have lost theirs are under way until their end.
+        let lost = |(id, entry): (&u64, &mut super::entry::Entry)| {
+            entry.polled &= wanted.contains(id);
+            !entry.polled && entry.out.is_some()
+        };
+        let lingering = self.entries.iter_mut().map(lost).filter(|lost| *lost).count();
+        let mut room = self.share.polls.saturating_sub(lingering + self.count_polled());
+        let mut free = self.free_polls();
+        for (_, id) in claims {
             let Some(entry) = self.entries.get_mut(&id) else { continue };
-            let wanted = polled.contains(&id);
-            if std::mem::replace(&mut entry.polled, wanted) == wanted {
-                continue;
+            if !entry.polled && room > 0 {
+                room -= 1;
+                entry.polled = true;
             }
-            if let (true, Some(job)) = (wanted, &mut entry.job) {
+            if let (true, 1.., Some(job)) = (entry.polled, free, &mut entry.job) {
+                free -= 1;
                 job.watch.set_sweep(None);
                 self.requeue(id, now);
             }

@@ -1,6 +1,8 @@
 //! The thread that keeps the others: it starts them, takes what is to be followed and forgotten,
 //! and shares the connections out. It has no connection itself.
 
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +21,8 @@ const HEAT_TICKS: u64 = 5;
 const IDLE_TICKS: u64 = 15;
 /// Shortest time between two notices of how services are followed.
 const NOTICE: Duration = Duration::from_secs(5);
+/// Shortest time between two looks.
+const SHORTEST: Duration = Duration::from_millis(1);
 /// Pause after the system had no thread to give.
 const NO_THREAD: Duration = Duration::from_secs(1);
 
@@ -81,47 +85,64 @@ struct Said {
     at: Option<Instant>,
 }
 
+/// What the keeper remembers.
+struct Memory {
+    said: Said,
+    ticks: u64,
+    tick_at: Instant,
+    /// It has said that there are no threads to be had.
+    short: bool,
+}
+
 /// Runs until the engine stops.
 pub(super) fn keep(shared: &Arc<Shared>) {
-    let mut said = Said::default();
-    let mut ticks = 0;
-    let mut tick_at = Instant::now();
-    let mut until = tick_at;
+    let mut until = Instant::now();
+    let mut memory = Memory { said: Said::default(), ticks: 0, tick_at: until, short: false };
     while let Some(commands) = shared.keeper.wait(until) {
-        let now = Instant::now();
-        let is_tick = tick_at <= now;
-        if is_tick {
-            tick_at = now + TICK;
-            ticks += 1;
-            if ticks % HEAT_TICKS == 0 {
-                measure(shared, HEAT_TICKS as u32 * TICK);
-            }
-        }
-        let foreign = shared.sink.foreign_connections();
-        let mut board = shared.board.lock();
-        obey(&mut board, commands, now);
-        let is_full = board.share.all_block && board.entries.len() > board.share.polls;
-        if is_tick || is_full {
-            board.plan(foreign, now);
-            board.settle_doubts(now);
-        }
-        if is_tick && ticks % IDLE_TICKS == 0 {
-            board.surplus = board.least_idle.saturating_sub(1);
-            board.least_idle = board.idle;
-            shared.work.notify_one();
-        }
-        if is_tick || is_full {
-            tell(shared, &board, &mut said, now);
-        }
-        let missing = shared.missing(&mut board, now);
-        let is_short = board.idle == 0 && board.threads < board.share.budget;
-        let due = board.next_due().filter(|_| is_short);
-        drop(board);
-        until = due.map_or(tick_at, |due| due.max(now + Duration::from_millis(1)).min(tick_at));
-        if !spawn(shared, missing) {
-            until = now + NO_THREAD;
+        // The sink's is code of others.
+        let round = AssertUnwindSafe(|| round(shared, &mut memory, commands));
+        until = catch_unwind(round).unwrap_or_else(|_| Instant::now() + TICK);
+    }
+}
+
+/// Looks around once; says when to do so again.
+fn round(shared: &Arc<Shared>, memory: &mut Memory, commands: Vec<Command>) -> Instant {
+    let now = Instant::now();
+    let is_tick = memory.tick_at <= now;
+    obey(&mut shared.board.lock(), commands, now);
+    if is_tick {
+        memory.tick_at = now + TICK;
+        memory.ticks += 1;
+        if memory.ticks % HEAT_TICKS == 0 {
+            measure(shared, HEAT_TICKS as u32 * TICK);
         }
     }
+    let foreign = shared.sink.foreign_connections();
+    let mut board = shared.board.lock();
+    let is_full = board.share.all_block && board.entries.len() > board.share.polls;
+    if is_tick || is_full {
+        board.plan(foreign, now);
+        board.settle_doubts(now);
+        tell(shared, &board, &mut memory.said, now);
+    }
+    if is_tick && memory.ticks % IDLE_TICKS == 0 {
+        board.surplus = board.least_idle.saturating_sub(1);
+        board.least_idle = board.idle;
+        shared.work.notify_one();
+    }
+    let missing = shared.missing(&mut board, now);
+    let is_short = board.idle == 0 && board.threads < board.share.budget;
+    let due = board.next_due().filter(|_| is_short);
+    drop(board);
+    if let Err(error) = spawn(shared, missing) {
+        if !std::mem::replace(&mut memory.short, true) {
+            let line = format!("can't start another watch thread ({error}), going on");
+            shared.sink.log(Level::Error, line);
+        }
+        return now + NO_THREAD;
+    }
+    memory.short &= missing == 0;
+    due.map_or(memory.tick_at, |due| due.max(now + SHORTEST).min(memory.tick_at))
 }
 
 fn obey(board: &mut Board, commands: Vec<Command>, now: Instant) {
@@ -133,16 +154,15 @@ fn obey(board: &mut Board, commands: Vec<Command>, now: Instant) {
     }
 }
 
-/// Starts threads; `false` if there are none to be had.
-fn spawn(shared: &Arc<Shared>, missing: usize) -> bool {
+fn spawn(shared: &Arc<Shared>, missing: usize) -> io::Result<()> {
     for left in (1..=missing).rev() {
         let body = Arc::clone(shared);
-        if super::spawn(move || worker::work(&body)).is_err() {
+        if let Err(error) = super::spawn(move || worker::work(&body)) {
             shared.board.lock().threads -= left;
-            return false;
+            return Err(error);
         }
     }
-    true
+    Ok(())
 }
 
 /// Asks the sink how much each service is used, where that decides who has a blocking query.

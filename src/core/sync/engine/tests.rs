@@ -1,3 +1,5 @@
+mod many;
+
 use std::net::TcpListener;
 use std::thread;
 

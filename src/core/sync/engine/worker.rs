@@ -10,7 +10,7 @@ use crate::consul::client::Client;
 use crate::resolve::SystemResolver;
 use crate::sync::Level;
 use crate::sync::asking::Failure;
-use crate::sync::lookout::{Finding, Looked, Lookout};
+use crate::sync::lookout::{Looked, Lookout};
 use crate::sync::names::query_name;
 use crate::sync::runner::{Common, Job, Ran, Tools};
 
@@ -61,7 +61,7 @@ fn next(shared: &Shared, last: &Last) -> Option<Task> {
         let now = Instant::now();
         if let Some(task) = board.take(now, last) {
             shared.note(&mut board);
-            hand_on(shared, &board, now);
+            hand_on(shared, &board, &task, now);
             return Some(task);
         }
         if board.surplus > 0 {
@@ -70,33 +70,33 @@ fn next(shared: &Shared, last: &Last) -> Option<Task> {
             return None;
         }
         board.idle += 1;
-        if board.is_timed {
-            shared.work.wait(&mut board);
-        } else {
-            board.is_timed = true;
-            // What is due already waits for a thread that reads.
-            let due = board.next_due().map(|due| if due <= now { now + BUSY } else { due });
-            match due {
-                Some(due) => {
-                    shared.work.wait_until(&mut board, due);
-                }
-                None => shared.work.wait(&mut board),
+        // What is due already waits for a thread that reads.
+        let due = board.next_due().map(|due| if due <= now { now + BUSY } else { due });
+        // One of the idle threads is enough to wait for the time.
+        match due.filter(|due| board.timed.is_none_or(|timed| *due < timed)) {
+            Some(due) => {
+                board.timed = Some(due);
+                shared.work.wait_until(&mut board, due);
+                board.timed = board.timed.filter(|timed| *timed != due);
             }
-            board.is_timed = false;
+            None => shared.work.wait(&mut board),
         }
         board.idle -= 1;
         board.least_idle = board.least_idle.min(board.idle);
     }
 }
 
-/// Somebody else has to take what is left, or to wait for what comes next.
-fn hand_on(shared: &Shared, board: &Board, now: Instant) {
-    let is_due = board.next_due().is_some_and(|due| due <= now);
+/// Before a thread is busy, perhaps for long: somebody else has to take what is left, or to wait for
+/// what comes next.
+fn hand_on(shared: &Shared, board: &Board, task: &Task, now: Instant) {
+    let due = board.next_due();
+    let is_due = due.is_some_and(|due| due <= now);
     if board.idle > 0 {
-        if is_due || !board.is_timed {
+        let is_timed = due.is_none_or(|due| board.timed.is_some_and(|timed| timed <= due));
+        if is_due || !is_timed {
             shared.work.notify_one();
         }
-    } else if board.threads < board.share.budget {
+    } else if board.threads < board.share.budget && (is_due || task.blocks()) {
         shared.keeper.poke();
     }
 }
@@ -150,20 +150,18 @@ fn look(
 ) -> bool {
     let wait = lookout.blocks_for();
     let looked = catch_unwind(AssertUnwindSafe(|| lookout.run(tools)));
-    let found: Option<Finding> = match looked {
+    let looked = match looked {
         Ok(Looked::Stopped) => return false,
-        Ok(Looked::Idle) => Some(Finding::default()),
-        Ok(Looked::Found(finding)) => Some(finding),
-        Ok(Looked::Failed) => None,
+        Ok(looked) => looked,
         Err(_) => {
             lookout.restart();
             panicked(shared, tools, "a look at all services");
-            None
+            Looked::Failed
         }
     };
     let mut board = shared.board.lock();
     board.release_wait(wait);
-    board.put_lookout(place, lookout, found, Instant::now());
+    board.put_lookout(place, lookout, looked, Instant::now());
     shared.note(&mut board);
     true
 }

@@ -7,6 +7,7 @@ mod instructions;
 mod memory;
 mod options;
 mod propagation;
+mod services;
 mod stage;
 mod table;
 mod update;
@@ -19,15 +20,21 @@ use table::Table;
 
 fn main() {
     if std::env::args().any(|argument| argument == "--help") {
-        println!("{}", options::USAGE);
+        println!("{}\n\n{}", options::USAGE, services::USAGE);
+        return;
+    }
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(("services", rest)) = arguments.split_first().map(|(first, rest)| (&**first, rest))
+    {
+        match services::run(rest) {
+            Ok(tables) => tables.iter().for_each(Table::print),
+            Err(problem) => refuse(&problem, services::USAGE),
+        }
         return;
     }
     let options = match Options::parse(std::env::args().skip(1)) {
         Ok(options) => options,
-        Err(problem) => {
-            eprintln!("bench: {problem}\n\n{}", options::USAGE);
-            std::process::exit(2);
-        }
+        Err(problem) => refuse(&problem, options::USAGE),
     };
     let stage = Stage::start(&options);
     println!("nginx {}, {} setup", stage::nginx_version(), options.setup.name());
@@ -49,4 +56,9 @@ fn main() {
         tables.extend(cpu::measure(&stage, &options));
     }
     tables.iter().for_each(Table::print);
+}
+
+fn refuse(problem: &str, usage: &str) -> ! {
+    eprintln!("bench: {problem}\n\n{usage}");
+    std::process::exit(2);
 }

@@ -1,0 +1,198 @@
+//! More services than connections: how soon changes are seen, and how many connections that takes.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nginx_consul_e2e::acl;
+use nginx_consul_e2e::consul::Options;
+use nginx_consul_e2e::{Agent, Config, Instance, Nginx, wait};
+use serde_json::{Value, json};
+
+use crate::support::SOON;
+
+/// The instance `number` of a service; nobody connects to it.
+fn instance(service: &str, number: u16) -> Instance {
+    let id = format!("{service}-{number}");
+    Instance::new(service, &id, ([127, 9, 0, 1], 10_000 + number))
+}
+
+/// Registers `s0` and so on, with an instance each.
+fn register(consul: &Agent, services: usize) {
+    for service in 0..services {
+        consul.register(&instance(&format!("s{service}"), 0));
+    }
+}
+
+/// nginx that follows them, with these lines in `http`.
+fn config(consul: &Agent, services: usize, http: &str) -> Config {
+    let mut text = format!("consul_server {}; consul_zone consul 16m;\n{http}\n", consul.url());
+    for service in 0..services {
+        let _ = writeln!(text, "upstream s{service} {{ consul_dynamic s{service}; }}");
+    }
+    text.push_str("server { listen 127.0.0.1:%%PORT%%; location = /consul { consul_status; } }");
+    Config::http(&text)
+}
+
+/// Of each service: its mode, and the number of its peers.
+fn overview(nginx: &Nginx) -> Vec<(String, usize)> {
+    let status = nginx.status();
+    let services = status["services"].as_array().expect("services");
+    let of = |service: &Value| {
+        let peers = service["peers"].as_array().map_or(0, Vec::len);
+        (service["mode"].as_str().unwrap_or("?").to_owned(), peers)
+    };
+    services.iter().map(of).collect()
+}
+
+fn count(nginx: &Nginx, mode: &str) -> usize {
+    overview(nginx).iter().filter(|(of, _)| of == mode).count()
+}
+
+fn peers(nginx: &Nginx, service: usize) -> usize {
+    overview(nginx)[service].1
+}
+
+/// The longest delay that the status promises.
+fn promised(nginx: &Nginx) -> Duration {
+    let status = nginx.status();
+    let services = status["services"].as_array().expect("services");
+    let delays = services.iter().filter_map(|service| service["delay_ms"].as_u64());
+    Duration::from_millis(delays.max().expect("a delay"))
+}
+
+/// Connections that a Consul counts: those that clients have closed too, until it has noticed.
+fn connections(consul: &Agent) -> usize {
+    let port = format!(":{:04X}", consul.address().port());
+    let table = fs::read_to_string("/proc/net/tcp").expect("connections");
+    let is_counted = |line: &&str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        // ESTABLISHED and CLOSE_WAIT
+        fields.get(1).is_some_and(|local| local.ends_with(&port))
+            && fields.get(3).is_some_and(|state| ["01", "08"].contains(state))
+    };
+    table.lines().filter(is_counted).count()
+}
+
+#[test]
+fn three_hundred_services_on_eight_connections() {
+    let consul = Options::dev().start();
+    register(&consul, 300);
+    let nginx = config(&consul, 300, "consul_connections 8;").start();
+    let line = nginx.wait_for_log("more services than consul_connections");
+    assert!(line.contains("300 services, 8 connections"), "{line}");
+    wait::until("lookouts speak for the services", SOON * 2, || count(&nginx, "gated") >= 290);
+    let promise = promised(&nginx);
+    assert!(promise <= Duration::from_secs(5), "{promise:?}");
+    // A check is seen at once, whatever service it is of.
+    for service in [0, 77, 150, 299] {
+        let (name, second) = (format!("s{service}"), format!("s{service}-1"));
+        consul.register(&instance(&name, 1));
+        let took = wait::until("it is in", promise + SOON, || peers(&nginx, service) == 2);
+        assert!(took <= promise, "{took:?}, promised {promise:?}");
+        for (status, left) in [("critical", 1), ("passing", 2)] {
+            consul.set_check(&second, status);
+            let took = wait::until(status, SOON, || peers(&nginx, service) == left);
+            assert!(took < Duration::from_secs(1), "{status}: {took:?}");
+        }
+    }
+    assert!(connections(&consul) <= 8, "{}", connections(&consul));
+}
+
+#[test]
+fn a_burst_of_changes_is_seen_within_the_promised_delay() {
+    let consul = Options::dev().start();
+    register(&consul, 120);
+    let nginx = config(&consul, 120, "consul_connections 8;").start();
+    wait::until("lookouts speak for the services", SOON * 2, || count(&nginx, "gated") >= 110);
+    let promise = promised(&nginx);
+    (0..120).for_each(|service| consul.register(&instance(&format!("s{service}"), 1)));
+    let registered = wait::until("all are there", promise + SOON, || {
+        overview(&nginx).iter().all(|(_, peers)| *peers == 2)
+    });
+    assert!(registered <= promise, "{registered:?}, promised {promise:?}");
+    (0..120).for_each(|service| consul.set_check(&format!("s{service}-0"), "critical"));
+    let turned = wait::until("all are out", promise + SOON, || {
+        overview(&nginx).iter().all(|(_, peers)| *peers == 1)
+    });
+    assert!(turned <= promise, "{turned:?}, promised {promise:?}");
+}
+
+#[test]
+fn a_consul_that_shows_no_overview_is_read_in_turn() {
+    let blocked =
+        "http_config { block_endpoints = [\"/v1/health/state\", \"/v1/catalog/services\"] }";
+    let consul = Options::dev().hcl(blocked).start();
+    register(&consul, 40);
+    let nginx = config(&consul, 40, "consul_connections 8;").start();
+    let line = nginx.wait_for_log("is not to be had");
+    assert!(line.contains("HTTP 403") && line.contains("[warn]"), "{line}");
+    wait::until("the services are swept", SOON * 2, || count(&nginx, "sweep") >= 30);
+    let promise = promised(&nginx);
+    assert!(promise <= Duration::from_secs(5), "{promise:?}");
+    for service in [3, 39] {
+        consul.register(&instance(&format!("s{service}"), 1));
+        let took = wait::until("it is seen", promise + SOON, || peers(&nginx, service) == 2);
+        assert!(took <= promise, "{took:?}, promised {promise:?}");
+    }
+}
+
+#[test]
+fn a_token_that_sees_only_some_services_is_enough_for_these() {
+    let (consul, _) = acl::start(Options::dev());
+    let rules = "service_prefix \"s\" { policy = \"read\" } node_prefix \"\" { policy = \"read\" }";
+    consul.put("/v1/acl/policy", &json!({ "Name": "some", "Rules": rules }));
+    let token = consul.put("/v1/acl/token", &json!({ "Policies": [{ "Name": "some" }] }));
+    let token = token["SecretID"].as_str().expect("a token").to_owned();
+    register(&consul, 40);
+    consul.register(&instance("hidden", 0).status("critical"));
+    let http = format!("consul_connections 8; consul_token {token};");
+    let nginx = config(&consul, 40, &http).start();
+    wait::until("lookouts speak for the services", SOON * 2, || count(&nginx, "gated") >= 30);
+    consul.set_check("hidden-0", "passing");
+    consul.register(&instance("s20", 1).status("critical"));
+    consul.set_check("s20-1", "passing");
+    let took = wait::until("it is seen", SOON, || peers(&nginx, 20) == 2);
+    assert!(took <= promised(&nginx), "{took:?}");
+}
+
+#[test]
+fn reloads_keep_within_the_connections_and_lose_nothing() {
+    let consul = Options::dev().start();
+    register(&consul, 12);
+    // A closed query of this length is over after 8.5 s.
+    let mut nginx = config(&consul, 12, "consul_connections 16; consul_wait 8s;").start();
+    wait::until("all block", SOON, || count(&nginx, "blocking") == 12);
+    wait::until("all queries are under way", SOON, || connections(&consul) >= 12);
+    let (most, ended) = (AtomicUsize::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(Ordering::SeqCst) {
+                most.fetch_max(connections(&consul), Ordering::SeqCst);
+                thread::sleep(Duration::from_millis(2));
+            }
+        });
+        for round in 1..=3 {
+            nginx.reload_and_wait();
+            for service in 0..12 {
+                consul.register(&instance(&format!("s{service}"), round));
+            }
+            wait::until("nothing is lost", SOON * 2, || {
+                overview(&nginx).iter().all(|(_, peers)| *peers == 1 + usize::from(round))
+            });
+        }
+        let start = Instant::now();
+        wait::until("all block again", SOON * 4, || count(&nginx, "blocking") == 12);
+        println!("all block again after {:?}", start.elapsed());
+        ended.store(true, Ordering::SeqCst);
+    });
+    nginx.wait_for_log("12 services, each has a blocking query of its own");
+    // One more: the test's own, to register.
+    let most = most.load(Ordering::SeqCst);
+    assert!(most <= 17, "{most} connections at a time");
+    consul.register(&instance("s5", 9));
+    let took = wait::until("a change is seen", SOON, || peers(&nginx, 5) == 5);
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
