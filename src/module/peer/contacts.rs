@@ -38,19 +38,23 @@ impl Contacts {
     /// The contact of a peer, whose address that is.
     #[inline]
     pub(super) fn get(&self, peer: usize, address: impl FnOnce() -> SocketAddr) -> &Contact {
-        let place = self.places[peer].get();
-        let bit = 1 << (peer % 64);
-        let made = &self.made[peer / 64];
-        if made.get() & bit == 0 {
-            // SAFETY: nobody has a reference to what was not made. The text stays where it is.
-            unsafe {
-                let contact = (*place).write(Contact::new(address()));
-                contact.name = str_over(&contact.text);
-            }
-            made.set(made.get() | bit);
+        if self.made[peer / 64].get() & 1 << (peer % 64) == 0 {
+            self.make(peer, address);
         }
         // SAFETY: it was made, and is not written again.
-        unsafe { (*place).assume_init_ref() }
+        unsafe { (*self.places[peer].get()).assume_init_ref() }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn make(&self, peer: usize, address: impl FnOnce() -> SocketAddr) {
+        // SAFETY: nobody has a reference to what was not made. The text stays where it is.
+        unsafe {
+            let contact = (*self.places[peer].get()).write(Contact::new(address()));
+            contact.name = str_over(&contact.text);
+        }
+        let made = &self.made[peer / 64];
+        made.set(made.get() | 1 << (peer % 64));
     }
 
     /// The peer whose contact has its address at this very place.

@@ -58,6 +58,7 @@ impl PeerView {
         &self.sessions
     }
 
+    #[inline]
     fn contact(&self, peer: usize) -> &Contact {
         self.contacts.get(peer, || self.view.records()[peer].addr())
     }
