@@ -31,7 +31,7 @@ use block::now;
 pub(crate) use block::{Block, Source, Worker};
 use counted::Counted;
 use delegate::Delegate;
-pub(crate) use named::{Lookup, NamedBlock, Why};
+pub(crate) use named::{Lookup, NamedBlock, New, Why};
 pub(crate) use stock::{InitUpstream, Stock, is_nginxs_own};
 use view::PeerView;
 

@@ -47,7 +47,7 @@ pub(crate) extern "C" fn ngx_http_consul_status(
     })
 }
 
-extern "C" fn ngx_http_consul_status_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
+pub(crate) extern "C" fn ngx_http_consul_status_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
     fence(NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t, || {
         // SAFETY: nginx passes a request that is ours until it is finalized.
         unsafe {
@@ -166,7 +166,8 @@ fn planned(plan: &Plan, target: usize, table: Table<'_>, blocks: &[&Block]) -> S
         rules: first.map(|b| b.rules).unwrap_or_default(),
         is_single: first.is_some_and(|b| b.is_single()),
     };
-    service(&plan.targets[target], plan.key(target), table, users)
+    let key = plan.key(target);
+    service(&plan.targets[target], (table.find(key), key), table, users)
 }
 
 /// The services that requests have named.
@@ -193,16 +194,20 @@ fn named(http: &HttpConf, table: Table<'_>) -> Option<Named> {
             is_single: users.iter().any(|block| block.is_single(&named.name)),
         };
         let last_used_seconds = now.saturating_sub(table.last_used(entry)) as f64 / 1000.0;
-        let service = service(&place.target, place.key, table, users);
+        let service = service(&place.target, (Some(entry), place.key), table, users);
         Some(NamedService { last_used_seconds, service })
     };
     let services = (0..table.entry_capacity()).filter_map(of_entry).collect();
     Some(Named { max: templates.max, services })
 }
 
-fn service(target: &Target, key: u128, table: Table<'_>, users: Users) -> Service {
+fn service(
+    target: &Target,
+    (entry, key): (Option<usize>, u128),
+    table: Table<'_>,
+    users: Users,
+) -> Service {
     let Target { query, selection, endpoint, .. } = target;
-    let entry = table.find(key);
     let fresh = entry.map(|e| table.freshness(e));
     let servers: Vec<String> = endpoint.servers.iter().map(ToString::to_string).collect();
     let now = now_ms();
