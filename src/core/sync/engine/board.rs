@@ -74,6 +74,8 @@ pub(super) struct Board {
     reads: usize,
     /// The lengths of all blocking queries under way.
     waits: BTreeMap<Duration, usize>,
+    /// Which numbers threads have.
+    numbers: Vec<bool>,
     /// Threads, and those that have nothing to do.
     pub(super) threads: usize,
     pub(super) idle: usize,
@@ -101,6 +103,7 @@ impl Board {
             polls: 0,
             reads: 0,
             waits: BTreeMap::new(),
+            numbers: Vec::new(),
             threads: 0,
             idle: 0,
             least_idle: 0,
@@ -350,6 +353,19 @@ impl Board {
         if let Some(wait) = wait {
             release(&mut self.waits, wait);
         }
+    }
+
+    /// A number that no other thread has, the smallest.
+    pub(super) fn take_number(&mut self) -> usize {
+        let free = self.numbers.iter().position(|taken| !taken);
+        let number = free.unwrap_or(self.numbers.len());
+        self.numbers.resize(self.numbers.len().max(number + 1), false);
+        self.numbers[number] = true;
+        number
+    }
+
+    pub(super) fn give_number(&mut self, number: usize) {
+        self.numbers[number] = false;
     }
 
     /// What the next engine has to know.
