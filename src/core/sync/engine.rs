@@ -132,7 +132,12 @@ impl Engine {
     pub fn follow(&self, target: usize, what: impl Into<Arc<Target>>) {
         debug_assert!(target >= self.fixed, "numbers of the plan are taken");
         let followed = Followed::new(target, what.into());
-        self.followed.lock().insert(target, followed.clone());
+        let before = self.followed.lock().insert(target, followed.clone());
+        debug_assert!(before.is_none(), "the number is in use");
+        if let Some(before) = before {
+            before.forget();
+            self.shared.keeper.tell(Command::Forget(target));
+        }
         self.shared.keeper.tell(Command::Follow(followed));
     }
 
