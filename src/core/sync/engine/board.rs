@@ -210,12 +210,16 @@ impl Board {
         watch.into_iter().chain(self.scopes.next_due()).min()
     }
 
-    /// How many things are due, as far as that matters.
+    /// How many of the things that are due threads may begin now; about, and at most `most`.
     pub(super) fn count_due(&self, now: Instant, most: usize) -> usize {
-        let reads = self.share.readers.saturating_sub(self.reads);
-        let room = if self.share.all_block { most } else { most.min(reads + self.free_polls()) };
-        self.queue.range(..=(now, Key::Watch(u64::MAX))).take(room).count()
-            + self.scopes.count_due(now)
+        let due = self.queue.range(..=(now, Key::Watch(u64::MAX))).take(4 * most);
+        let queries = due.clone().filter(|(_, key)| match key {
+            Key::Watch(id) => self.entries.get(id).is_some_and(|entry| self.wants_query(entry)),
+            Key::Beside(_) => false,
+        });
+        let queries = queries.count();
+        let reads = (due.count() - queries).min(self.share.readers.saturating_sub(self.reads));
+        (queries.min(self.free_polls()) + reads + self.scopes.count_due(now)).min(most)
     }
 
     pub(super) fn free_polls(&self) -> usize {
