@@ -26,7 +26,7 @@ impl Drop for Present<'_> {
     fn drop(&mut self) {
         let mut board = self.0.board.lock();
         board.threads -= 1;
-        board.give_number(self.1);
+        board.numbers.give(self.1);
         self.0.note(&mut board);
         self.0.ended.notify_all();
     }
@@ -34,7 +34,11 @@ impl Drop for Present<'_> {
 
 /// Takes and does work until the engine stops or has too many threads.
 pub(super) fn work(shared: &Arc<Shared>) {
-    let number = shared.board.lock().take_number();
+    let number = {
+        let mut board = shared.board.lock();
+        board.starting -= 1;
+        board.numbers.take()
+    };
     let _present = Present(shared, number);
     let stop = &shared.stop;
     let mut client = Client::numbered(Arc::clone(stop), number);
