@@ -21,7 +21,7 @@ mod weighted;
 pub use latency::Latency;
 pub use order::Order;
 pub use tried::Tried;
-pub use view::{Candidates, Clock, Rules, Tier, View, pick};
+pub use view::{Candidates, Clock, Known, Rules, Tier, View, pick};
 pub use weighted::Weighted;
 
 /// A balancing method, by the names of `consul_balance`.
@@ -75,33 +75,43 @@ pub const FULL_SHARE: u32 = 1 << 16;
 
 /// What a method has to know of the peers it picks from. Peers are numbered from 0.
 pub trait Peers {
+    /// One of them, found once for all that is asked of it.
+    type Peer: Copy;
+
     /// How many there are.
     fn len(&self) -> usize;
     /// Whether there is none.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// Their weights.
+    /// The peer of that number.
+    fn peer(&self, number: usize) -> Self::Peer;
+    /// Its number.
+    fn number(&self, peer: Self::Peer) -> usize;
+    /// The weights of all.
     fn weights(&self) -> &Weighted;
     /// Their round robin order.
     fn order(&self) -> &Order;
     /// Whether the peer is free to be tried: not tried yet, not full, not down.
-    fn is_free(&self, peer: usize) -> bool;
+    fn is_free(&self, peer: Self::Peer) -> bool;
     /// Whether it is out for its failures.
-    fn is_failed(&self, peer: usize) -> bool;
+    fn is_failed(&self, peer: Self::Peer) -> bool;
     /// The share of its weight that it gets during slow start, of [`FULL_SHARE`].
-    fn share(&self, peer: usize) -> u32;
+    fn share(&self, peer: Self::Peer) -> u32;
+    /// Its weight.
+    fn weight(&self, peer: Self::Peer) -> u64;
     /// Requests in flight.
-    fn load(&self, peer: usize) -> u64;
+    fn load(&self, peer: Self::Peer) -> u64;
     /// What one more request costs, as [`latency::score`] has it.
-    fn cost(&self, peer: usize) -> f32;
+    fn cost(&self, peer: Self::Peer) -> f32;
     /// The first peer that suits of those that the request's key belongs to, in turn. `None` if it
     /// has no key, or after as many looks as nginx takes.
-    fn keyed(&self, suits: impl Fn(usize) -> bool) -> Option<usize>;
+    fn keyed(&self, suits: impl Fn(Self::Peer) -> bool) -> Option<Self::Peer>;
 }
 
 /// Picks a peer that can be used, or `None` if there is none. `cursor` is the worker's place in the
 /// round robin order.
+#[inline]
 fn pick_from<P: Peers, R: RngCore>(
     method: Method,
     peers: &P,
@@ -122,77 +132,94 @@ fn pick_from<P: Peers, R: RngCore>(
             .keyed(|peer| peers.is_free(peer) && !peers.is_failed(peer))
             .or_else(|| next(peers, cursor, rng)),
     };
-    candidate.or_else(|| search(peers, rng, |peer| !peers.is_failed(peer)))
+    match candidate {
+        Some(peer) => Some(peers.number(peer)),
+        None => search(peers, rng, |peer| !peers.is_failed(peer)),
+    }
 }
 
-fn next<P: Peers, R: RngCore>(peers: &P, cursor: &mut u64, rng: &mut R) -> Option<usize> {
+fn next<P: Peers, R: RngCore>(peers: &P, cursor: &mut u64, rng: &mut R) -> Option<P::Peer> {
     probe(peers, rng, |_| peers.order().next(cursor, peers.weights()))
 }
 
 /// Draws two; the other one if the first is worse.
+#[inline]
 fn better_of_two<P: Peers, R: RngCore>(
     peers: &P,
     rng: &mut R,
-    is_worse: impl Fn(usize, usize) -> bool,
-) -> Option<usize> {
+    is_worse: impl Fn(P::Peer, P::Peer) -> bool,
+) -> Option<P::Peer> {
     let one = draw(peers, rng)?;
-    let other = draw_other(peers, rng, one).filter(|&other| is_worse(one, other));
+    let other = draw_other(peers, rng, peers.number(one)).filter(|&other| is_worse(one, other));
     Some(other.unwrap_or(one))
 }
 
-fn draw<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<usize> {
+fn draw<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<P::Peer> {
     probe(peers, rng, |rng| peers.weights().at(rng.next_u64()))
 }
 
-fn draw_other<P: Peers, R: RngCore>(peers: &P, rng: &mut R, one: usize) -> Option<usize> {
+fn draw_other<P: Peers, R: RngCore>(peers: &P, rng: &mut R, one: usize) -> Option<P::Peer> {
     if peers.len() < 2 {
         return None;
     }
-    let drawn = (0..PROBES).find_map(|_| {
-        let other = peers.weights().at(rng.next_u64());
-        (other != one && is_usable(peers, rng, other)).then_some(other)
-    });
-    drawn.or_else(|| {
-        // One peer has nearly all of the weight: its neighbour will do.
-        let next = (one + 1) % peers.len();
-        is_usable(peers, rng, next).then_some(next)
-    })
+    for _ in 0..PROBES {
+        let number = peers.weights().at(rng.next_u64());
+        if number != one {
+            let other = peers.peer(number);
+            if is_usable(peers, rng, other) {
+                return Some(other);
+            }
+        }
+    }
+    // One peer has nearly all of the weight: its neighbour will do.
+    let next = peers.peer((one + 1) % peers.len());
+    is_usable(peers, rng, next).then_some(next)
 }
 
 /// Whether `one` has more in flight for its weight than `other`.
-fn is_busier<P: Peers>(peers: &P, one: usize, other: usize) -> bool {
-    let weights = peers.weights();
-    peers.load(one) * weights.of(other) > peers.load(other) * weights.of(one)
+#[inline]
+fn is_busier<P: Peers>(peers: &P, one: P::Peer, other: P::Peer) -> bool {
+    peers.load(one) * peers.weight(other) > peers.load(other) * peers.weight(one)
 }
 
+#[inline]
 fn probe<P: Peers, R: RngCore>(
     peers: &P,
     rng: &mut R,
     mut next: impl FnMut(&mut R) -> usize,
-) -> Option<usize> {
-    (0..PROBES).find_map(|_| {
-        let peer = next(rng);
-        is_usable(peers, rng, peer).then_some(peer)
-    })
+) -> Option<P::Peer> {
+    for _ in 0..PROBES {
+        let peer = peers.peer(next(rng));
+        if is_usable(peers, rng, peer) {
+            return Some(peer);
+        }
+    }
+    None
 }
 
-fn is_usable<P: Peers, R: RngCore>(peers: &P, rng: &mut R, peer: usize) -> bool {
-    if !peers.is_free(peer) || peers.is_failed(peer) {
-        return false;
-    }
-    let share = peers.share(peer);
+#[inline]
+fn is_usable<P: Peers, R: RngCore>(peers: &P, rng: &mut R, peer: P::Peer) -> bool {
+    peers.is_free(peer) && !peers.is_failed(peer) && has_share(peers.share(peer), rng)
+}
+
+#[inline]
+fn has_share(share: u32, rng: &mut impl RngCore) -> bool {
     share >= FULL_SHARE || rng.next_u32() % FULL_SHARE < share
 }
 
 /// Looks through all peers, from a random one on, for a free one that `suits`.
+#[cold]
 fn search<P: Peers, R: RngCore>(
     peers: &P,
     rng: &mut R,
-    suits: impl Fn(usize) -> bool,
+    suits: impl Fn(P::Peer) -> bool,
 ) -> Option<usize> {
     let count = peers.len();
     let start = rng.next_u32() as usize % count.max(1);
-    (start..count).chain(0..start).find(|&peer| peers.is_free(peer) && suits(peer))
+    (start..count).chain(0..start).find(|&number| {
+        let peer = peers.peer(number);
+        peers.is_free(peer) && suits(peer)
+    })
 }
 
 #[cfg(test)]

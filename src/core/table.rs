@@ -38,10 +38,10 @@ pub mod slots;
 pub use entry::{Freshness, Mode};
 pub use publish::{Change, Full};
 pub use read::{Detail, Image, Record};
-pub use slots::{Counters, Lane};
+pub use slots::{Counters, InFlight, Lane, Slot};
 
 /// Says that the zone holds a table of this layout.
-const MAGIC: u64 = 0x6e67_782d_636e_0003;
+const MAGIC: u64 = 0x6e67_782d_636e_0004;
 
 /// Words of the header; the rest of them is spare.
 const HEADER: usize = 16;
@@ -57,6 +57,8 @@ const H_LEADER: usize = 7;
 const H_STATE_WRITTEN: usize = 8;
 /// Why it can't be written now: an error number of the system; 0 if it can.
 const H_STATE_ERROR: usize = 9;
+/// How many words of a slot's lanes, from the first one on, belong to lanes that somebody ever took.
+const H_LANE_WORDS_USED: usize = 10;
 
 /// Most lanes, for 256 workers and their successors.
 const MAX_LANES: usize = 512;
@@ -181,18 +183,22 @@ impl<'z> Table<'z> {
         (self.load(H_STATE_WRITTEN), error)
     }
 
+    #[inline]
     fn word(&self, at: usize) -> &'z AtomicU64 {
         &self.words[at]
     }
 
+    #[inline]
     fn load(&self, at: usize) -> u64 {
         self.word(at).load(Relaxed)
     }
 
+    #[inline]
     fn entry_word(&self, entry: usize, word: usize) -> &'z AtomicU64 {
         self.word(self.layout.entries + entry * entry::WORDS + word)
     }
 
+    #[inline]
     fn slot_word(&self, slot: usize, word: usize) -> &'z AtomicU64 {
         self.word(self.layout.slots + slot * self.layout.slot_words + word)
     }

@@ -7,7 +7,6 @@ use std::ffi::c_void;
 use std::rc::Rc;
 
 use nginx_consul_core::balance::{Latency, Method, Tried};
-use nginx_consul_core::table::{Record, Table};
 use nginx_sys::{
     NGX_LOG_WARN, NGX_PEER_FAILED, ngx_conf_t, ngx_current_msec, ngx_http_request_t,
     ngx_http_upstream_init_round_robin, ngx_http_upstream_init_round_robin_peer,
@@ -16,7 +15,7 @@ use nginx_sys::{
 };
 
 use crate::conf::{self, SrvConf, dynamic};
-use crate::ffi::{DECLINED, ERROR, OK, fence, give_to_pool};
+use crate::ffi::{DECLINED, ERROR, OK, fence, make_in_pool};
 use crate::session;
 
 mod block;
@@ -97,9 +96,9 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
             let Some(key) = block.key(r) else { return ERROR };
             let servers = if block.has_fallback { server_count(us) } else { 0 };
             let tries = (view.len() + servers).max(1);
-            let attempt = give_to_pool(
+            let attempt = make_in_pool(
                 (*r).pool,
-                Attempt {
+                || Attempt {
                     view,
                     tried: Tried::default(),
                     counted: Counted::default(),
@@ -162,13 +161,14 @@ extern "C" fn ngx_http_upstream_get_consul_peer(
             let block = &*attempt.block;
             (attempt, block)
         };
-        attempt.end();
+        attempt.counted.end();
         if let Some(servers) = &attempt.servers {
             return servers.get(pc);
         }
         let picked = block.worker().and_then(|worker| {
             let peer = block.pick(worker, attempt.view.peers(), &attempt.tried, attempt.key)?;
-            attempt.begin(worker, peer);
+            attempt.tried.insert(peer);
+            attempt.counted.begin(worker, &attempt.view, peer, now().seconds);
             Some(peer)
         });
         let Some(peer) = picked else {
@@ -209,7 +209,7 @@ extern "C" fn ngx_http_upstream_free_consul_peer(
         // SAFETY: nginx passes the request's connection.
         let pc = unsafe { &mut *pc };
         attempt.judge(state, pc.log);
-        attempt.end();
+        attempt.counted.end();
         pc.tries = if attempt.is_single() { 0 } else { pc.tries.saturating_sub(1) };
     });
 }
@@ -238,27 +238,19 @@ impl Attempt {
         self.servers.as_deref()
     }
 
-    fn begin(&mut self, worker: Worker, peer: usize) {
-        self.tried.insert(peer);
-        self.counted.begin(worker, &self.view, peer);
-    }
-
+    #[inline]
     fn judge(&self, state: ngx_uint_t, log: *mut ngx_log_t) {
-        let (Some(peer), Some(worker)) = (self.counted.peer(), self.block().worker()) else {
-            return;
-        };
-        self.note_time(worker.table, peer, state & NGX_PEER_FAILED as ngx_uint_t != 0);
-        if self.counted.judge(worker, &self.view, state, self.is_single()) {
+        if self.block().method() == Method::LeastTime {
+            self.note_time(state & NGX_PEER_FAILED as ngx_uint_t != 0);
+        }
+        if self.counted.judge(&self.view, state, self.is_single()) {
             ngx::ngx_log_error!(NGX_LOG_WARN, log, "upstream server temporarily disabled");
         }
     }
 
-    /// Notes how long the peer took, where the method wants to know.
-    fn note_time(&self, table: Table<'static>, peer: usize, failed: bool) {
-        if self.block().method() != Method::LeastTime {
-            return;
-        }
-        let Record { slot, identity, .. } = self.view.peers().records()[peer];
+    /// Notes how long the peer took.
+    fn note_time(&self, failed: bool) {
+        let Some((slot, known)) = self.counted.known(&self.view) else { return };
         // SAFETY: the request's upstream, whose state nginx makes before it connects.
         let (header_time, elapsed) = unsafe {
             let upstream = &*(*self.request).upstream;
@@ -267,7 +259,7 @@ impl Attempt {
             (state.header_time, elapsed as u64)
         };
         let now = now().millis;
-        table.update_latency(slot as usize, identity, |raw| {
+        slot.update_latency(known.identity, |raw| {
             let latency = Latency::from_raw(raw);
             // nginx's value of a time that never came.
             let has_header = header_time != usize::MAX;
@@ -283,16 +275,12 @@ impl Attempt {
             }
         });
     }
-
-    fn end(&mut self) {
-        self.counted.end(self.block().worker());
-    }
 }
 
 impl Drop for Attempt {
     /// With the request's pool; nginx has freed the peer before, so this is for what it forgets.
     fn drop(&mut self) {
-        self.end();
+        self.counted.end();
     }
 }
 

@@ -28,8 +28,19 @@ impl Fake {
 }
 
 impl Peers for Fake {
+    type Peer = usize;
+
     fn len(&self) -> usize {
         self.weights.count()
+    }
+    fn peer(&self, number: usize) -> usize {
+        number
+    }
+    fn number(&self, peer: usize) -> usize {
+        peer
+    }
+    fn weight(&self, peer: usize) -> u64 {
+        self.weights.of(peer)
     }
     fn weights(&self) -> &Weighted {
         &self.weights
@@ -162,8 +173,19 @@ fn a_pick_looks_at_as_few_peers_among_10_000_as_among_3() {
     use std::cell::Cell;
     struct Counting(Fake, Cell<usize>);
     impl Peers for Counting {
+        type Peer = usize;
+
         fn len(&self) -> usize {
             self.0.len()
+        }
+        fn peer(&self, number: usize) -> usize {
+            number
+        }
+        fn number(&self, peer: usize) -> usize {
+            peer
+        }
+        fn weight(&self, peer: usize) -> u64 {
+            self.0.weight(peer)
         }
         fn weights(&self) -> &Weighted {
             self.0.weights()

@@ -9,7 +9,7 @@ use super::modulo::Modulo;
 use super::ring::{LOOKS, Member, Ring};
 use super::{FULL_SHARE, Method, Order, Peers, Tried, Weighted, pick_from, search};
 use crate::params::Params;
-use crate::table::{Image, Record, Table};
+use crate::table::{Image, Record, Slot, Table};
 
 /// The sets of a block as a worker uses them: never changed, so a request that holds it sees one
 /// generation of each from beginning to end.
@@ -47,12 +47,20 @@ enum Keys {
     Modulo(Modulo),
 }
 
-/// What a pick has to know of a peer, close together.
+/// What a request has to know of a peer, close together.
 #[derive(Clone, Copy, Debug)]
-struct Known {
-    slot: u32,
+pub struct Known {
+    /// Whose slot it is.
+    pub identity: u64,
+    /// Slot of its counters.
+    pub slot: u32,
+    /// Weight in effect, at least 1.
+    pub weight: u32,
+    /// Its parameters in effect.
+    pub rules: Rules,
     down: bool,
-    rules: Rules,
+    /// It is not down, has no limit of requests, and no slow start.
+    plain: bool,
 }
 
 /// nginx's parameters of a `server`.
@@ -102,7 +110,7 @@ pub struct Candidates<'a> {
     /// The sets.
     pub view: &'a View,
     /// The shared counters.
-    pub table: Table<'a>,
+    pub table: &'a Table<'a>,
     /// The peers this request has tried.
     pub tried: &'a Tried,
     /// The time.
@@ -166,9 +174,10 @@ impl View {
         &self.records
     }
 
-    /// The parameters in effect of a peer.
-    pub fn rules(&self, peer: usize) -> &Rules {
-        &self.known[peer].rules
+    /// What a request has to know of a peer.
+    #[inline]
+    pub fn known(&self, peer: usize) -> &Known {
+        &self.known[peer]
     }
 
     /// The tiers in their order; none is empty.
@@ -216,8 +225,21 @@ impl Keys {
 
 impl Known {
     fn new(record: &Record, rules: &Rules) -> Known {
-        let params = &record.params;
-        Known { slot: record.slot, down: params.down, rules: rules.of(params) }
+        let (down, rules) = (record.params.down, rules.of(&record.params));
+        let plain = !down && rules.max_conns == 0 && rules.slow_start == 0;
+        Known {
+            identity: record.identity,
+            slot: record.slot,
+            weight: record.weight,
+            rules,
+            down,
+            plain,
+        }
+    }
+
+    #[inline]
+    fn has_failed(&self, counters: Slot<'_>, now: u64) -> bool {
+        counters.is_failed(self.rules.max_fails.into(), self.rules.fail_timeout.into(), now)
     }
 }
 
@@ -253,7 +275,7 @@ pub fn pick<R: RngCore>(
     })
 }
 
-impl Candidates<'_> {
+impl<'a> Candidates<'a> {
     /// Whether there is only one peer: it may be tried again, since nginx asks for it when a kept
     /// connection turned out stale, and it is never out, as in nginx.
     fn is_single(&self) -> bool {
@@ -262,16 +284,17 @@ impl Candidates<'_> {
 
     /// Whether the peer could be tried by a request that has tried none.
     pub fn is_usable(&self, peer: usize) -> bool {
-        !self.view.known[peer].down && !self.is_full(peer) && !self.is_failed(peer)
+        let known = self.view.known(peer);
+        !known.down && !self.is_full(known) && !self.is_failed(known)
     }
 
     /// Share of the peers, in percent, that no failure keeps out; those that say they are down are
     /// not counted. 100 of none.
     pub fn healthy_percent(&self) -> usize {
         let (mut all, mut healthy) = (0, 0);
-        for peer in (0..self.view.records.len()).filter(|&peer| !self.view.known[peer].down) {
+        for known in self.view.known.iter().filter(|known| !known.down) {
             all += 1;
-            healthy += usize::from(!self.has_failed(peer));
+            healthy += usize::from(!self.has_failed(known));
         }
         (healthy * 100usize).checked_div(all).unwrap_or(100)
     }
@@ -283,39 +306,51 @@ impl Candidates<'_> {
 
     /// After a search in vain, so that the other requests of this second need none. One that recovers
     /// in the same second waits for the next; not so the last resort, which is asked meanwhile.
+    #[cold]
     fn note_out(&self, tier: &Tier) {
         let is_last = tier.peers().end == self.view.records.len();
-        let is_out = |peer: usize| self.view.known[peer].down || self.is_failed(peer);
-        if self.tried.count() == 0 && !(self.alone && is_last) && tier.peers().all(is_out) {
+        let is_out = |known: &Known| known.down || self.is_failed(known);
+        let mut peers = self.view.known[tier.peers()].iter();
+        if self.tried.count() == 0 && !(self.alone && is_last) && peers.all(is_out) {
             tier.out.set(self.now.seconds);
         }
     }
 
-    fn slot(&self, peer: usize) -> usize {
-        self.view.known[peer].slot as usize
+    #[inline]
+    fn slot(&self, known: &Known) -> Slot<'a> {
+        self.table.slot(known.slot as usize)
     }
 
-    fn is_full(&self, peer: usize) -> bool {
-        let max_conns = u64::from(self.view.known[peer].rules.max_conns);
-        max_conns != 0 && self.table.in_flight(self.slot(peer)) >= max_conns
+    #[inline]
+    fn in_flight(&self, known: &Known) -> u64 {
+        self.table.in_flight(known.slot as usize)
     }
 
-    fn has_failed(&self, peer: usize) -> bool {
-        let Rules { max_fails, fail_timeout, .. } = self.view.known[peer].rules;
-        let (max_fails, timeout) = (u64::from(max_fails), u64::from(fail_timeout));
-        self.table.is_failed(self.slot(peer), max_fails, timeout, self.now.seconds)
+    #[inline]
+    fn is_full(&self, known: &Known) -> bool {
+        let max_conns = u64::from(known.rules.max_conns);
+        max_conns != 0 && self.in_flight(known) >= max_conns
     }
 
-    fn is_failed(&self, peer: usize) -> bool {
-        !self.panic && !self.is_single() && self.has_failed(peer)
+    fn has_failed(&self, known: &Known) -> bool {
+        known.has_failed(self.slot(known), self.now.seconds)
     }
 
-    fn share(&self, peer: usize) -> u32 {
-        let slow_start = u64::from(self.view.known[peer].rules.slow_start);
+    /// Whether failures count.
+    fn mind_failures(&self) -> bool {
+        !self.panic && !self.is_single()
+    }
+
+    fn is_failed(&self, known: &Known) -> bool {
+        self.has_failed(known) && self.mind_failures()
+    }
+
+    fn share(&self, known: &Known) -> u32 {
+        let slow_start = u64::from(known.rules.slow_start);
         if slow_start == 0 {
             return FULL_SHARE;
         }
-        let age = self.now.millis.saturating_sub(self.table.started(self.slot(peer)));
+        let age = self.now.millis.saturating_sub(self.slot(known).started());
         if age >= slow_start {
             return FULL_SHARE;
         }
@@ -330,59 +365,85 @@ struct InTier<'a> {
     tier: &'a Tier,
 }
 
-impl InTier<'_> {
-    fn peer(&self, peer: usize) -> usize {
-        self.tier.first + peer
-    }
+/// One of them.
+#[derive(Clone, Copy)]
+struct PeerInTier<'a> {
+    number: usize,
+    known: &'a Known,
+    counters: Slot<'a>,
 }
 
-impl Peers for InTier<'_> {
+impl<'a> Peers for InTier<'a> {
+    type Peer = PeerInTier<'a>;
+
+    #[inline]
     fn len(&self) -> usize {
         self.tier.weights.count()
     }
 
+    #[inline]
+    fn peer(&self, number: usize) -> PeerInTier<'a> {
+        let known = self.all.view.known(self.tier.first + number);
+        PeerInTier { number, known, counters: self.all.slot(known) }
+    }
+
+    #[inline]
+    fn number(&self, peer: PeerInTier<'a>) -> usize {
+        peer.number
+    }
+
+    #[inline]
     fn weights(&self) -> &Weighted {
         &self.tier.weights
     }
 
+    #[inline]
     fn order(&self) -> &Order {
         &self.tier.order
     }
 
-    fn is_free(&self, peer: usize) -> bool {
-        let (all, peer) = (self.all, self.peer(peer));
-        (all.is_single() || !all.tried.contains(peer))
-            && !all.view.known[peer].down
-            && !all.is_full(peer)
+    #[inline]
+    fn is_free(&self, peer: PeerInTier<'a>) -> bool {
+        let (all, known) = (self.all, peer.known);
+        (!all.tried.contains(self.tier.first + peer.number) || all.is_single())
+            && (known.plain || !(known.down || all.is_full(known)))
     }
 
-    fn is_failed(&self, peer: usize) -> bool {
-        self.all.is_failed(self.peer(peer))
+    #[inline]
+    fn is_failed(&self, peer: PeerInTier<'a>) -> bool {
+        peer.known.has_failed(peer.counters, self.all.now.seconds) && self.all.mind_failures()
     }
 
-    fn share(&self, peer: usize) -> u32 {
-        self.all.share(self.peer(peer))
+    #[inline]
+    fn share(&self, peer: PeerInTier<'a>) -> u32 {
+        if peer.known.plain { FULL_SHARE } else { self.all.share(peer.known) }
     }
 
-    fn load(&self, peer: usize) -> u64 {
-        self.all.table.in_flight(self.all.slot(self.peer(peer)))
+    #[inline]
+    fn weight(&self, peer: PeerInTier<'a>) -> u64 {
+        peer.known.weight.into()
     }
 
-    fn cost(&self, peer: usize) -> f32 {
-        let slot = self.all.slot(self.peer(peer));
-        let latency = Latency::from_raw(self.all.table.latency(slot));
-        score(latency, self.load(peer), self.tier.weights.of(peer), self.all.now.millis)
+    #[inline]
+    fn load(&self, peer: PeerInTier<'a>) -> u64 {
+        self.all.in_flight(peer.known)
     }
 
-    fn keyed(&self, suits: impl Fn(usize) -> bool) -> Option<usize> {
+    #[inline]
+    fn cost(&self, peer: PeerInTier<'a>) -> f32 {
+        let latency = Latency::from_raw(peer.counters.latency());
+        score(latency, self.load(peer), peer.known.weight, self.all.now.millis)
+    }
+
+    #[inline]
+    fn keyed(&self, suits: impl Fn(PeerInTier<'a>) -> bool) -> Option<PeerInTier<'a>> {
         let key = self.all.key;
+        let suiting = |number| Some(self.peer(number)).filter(|&peer| suits(peer));
         match &self.tier.keys {
             Keys::Consistent(ring) if !key.is_empty() => {
-                ring.walk(Ring::hash(key)).take(LOOKS).find(|&peer| suits(peer))
+                ring.walk(Ring::hash(key)).take(LOOKS).find_map(suiting)
             }
-            Keys::Modulo(modulo) => {
-                modulo.walk(key, self.all.tried.count()).find(|&peer| suits(peer))
-            }
+            Keys::Modulo(modulo) => modulo.walk(key, self.all.tried.count()).find_map(suiting),
             Keys::Consistent(_) | Keys::None => None,
         }
     }

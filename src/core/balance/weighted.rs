@@ -49,7 +49,11 @@ impl Weighted {
     pub fn at(&self, u: u64) -> usize {
         let Some(&sum) = self.upto.last() else { return scale(u, self.count as u64) as usize };
         let bucket = (u >> self.shift) as usize;
-        let (low, high) = (self.guide[bucket] as usize, self.guide[bucket + 1] as usize);
+        let guide = &self.guide[bucket..bucket + 2];
+        let (low, high) = (guide[0] as usize, guide[1] as usize);
+        if low == high {
+            return low;
+        }
         let target = scale(u, sum);
         low + self.upto[low..high].partition_point(|&upto| upto <= target)
     }
@@ -67,6 +71,7 @@ impl Weighted {
     }
 
     /// How many peers there are.
+    #[inline]
     pub fn count(&self) -> usize {
         self.count
     }

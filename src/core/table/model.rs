@@ -306,8 +306,7 @@ fn an_old_leader_never_replaces_the_set_of_the_new_one() {
 
 /// One request, from its beginning to its end.
 fn request(table: Table<'_>, lane: Lane) {
-    assert!(table.enter(0, 1, Some(lane)));
-    table.leave(0, lane);
+    table.enter(0, 1, Some(lane)).expect("a lane").end();
 }
 
 #[test]
@@ -318,9 +317,9 @@ fn what_two_workers_have_in_flight_adds_up_and_ends_at_zero() {
             move |table: Table<'_>| {
                 let lane = table.take_lane(process(number)).expect("a lane");
                 request(table, lane);
-                table.enter(0, 1, Some(lane));
+                let one = table.enter(0, 1, Some(lane)).expect("a lane");
                 assert!((1..=2).contains(&table.in_flight(0)));
-                table.leave(0, lane);
+                one.end();
                 table.release_lane(lane);
             }
         };
@@ -344,9 +343,9 @@ fn a_killed_workers_requests_are_taken_out_and_nobody_elses() {
                 killed_after(stores, process(2), || {
                     let lane = table.take_lane(process(2)).expect("a lane");
                     request(table, lane);
-                    table.enter(0, 1, Some(lane));
+                    let one = table.enter(0, 1, Some(lane)).expect("a lane");
                     request(table, lane);
-                    table.leave(0, lane);
+                    one.end();
                     table.release_lane(lane);
                 }),
                 Relaxed,
@@ -358,7 +357,7 @@ fn a_killed_workers_requests_are_taken_out_and_nobody_elses() {
                 }
             });
             request(table, mine);
-            table.enter(0, 1, Some(mine));
+            let _stays = table.enter(0, 1, Some(mine));
             for thread in [cleaner, successor] {
                 thread.join().expect("done");
             }

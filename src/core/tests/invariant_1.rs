@@ -62,7 +62,7 @@ fn invariant_1_a_pick_allocates_nothing() {
                         let now = Clock { seconds: 1, millis: 1000 };
                         let candidates = Candidates {
                             view: &view,
-                            table,
+                            table: &table,
                             tried: &tried,
                             now,
                             key: b"a key",
@@ -74,9 +74,7 @@ fn invariant_1_a_pick_allocates_nothing() {
                         tried.insert(peer);
                         let record = &view.records()[peer];
                         let slot = record.slot as usize;
-                        if table.enter(slot, record.identity, lane) {
-                            table.leave(slot, lane.expect("a lane"));
-                        }
+                        table.enter(slot, record.identity, lane).expect("a lane").end();
                     }
                 }
             });

@@ -90,7 +90,7 @@ impl Source {
     }
 
     /// The generation in force; `None` if the set has no place in the table.
-    fn generation(&self, table: Table<'static>) -> Option<u64> {
+    fn generation(&self, table: &Table<'static>) -> Option<u64> {
         self.entry.get().map(|entry| table.generation(entry))
     }
 
@@ -233,7 +233,7 @@ impl Block {
         let view = held.as_ref().filter(|view| {
             let generations = view.peers().generations();
             let mut sets = self.sources.iter().zip(generations);
-            sets.all(|(source, held)| source.generation(worker.table) == Some(*held))
+            sets.all(|(source, held)| source.generation(&worker.table) == Some(*held))
         });
         if let Some(view) = view {
             return Some(Rc::clone(view));
@@ -250,7 +250,7 @@ impl Block {
         let is_current = |view: &Rc<PeerView>| {
             let generations = view.peers().generations();
             self.sources.iter().zip(generations).all(|(source, held)| {
-                source.generation(worker.table).is_none_or(|present| present == *held)
+                source.generation(&worker.table).is_none_or(|present| present == *held)
             })
         };
         if let Some(view) = held.as_ref().filter(|view| is_current(view)) {
@@ -273,7 +273,7 @@ impl Block {
         let mut any = false;
         let images = self.sources.iter().enumerate().map(|(set, source)| {
             let held = held.map(PeerView::peers);
-            let same = held.filter(|v| source.generation(table) == Some(v.generations()[set]));
+            let same = held.filter(|v| source.generation(&table) == Some(v.generations()[set]));
             let held = || held.map(|view| view.image(set)).unwrap_or_default();
             let read = if same.is_none() { source.read(table, held) } else { None };
             any |= read.is_some();
@@ -300,7 +300,7 @@ impl Block {
         tried: &Tried,
         key: &[u8],
     ) -> Option<usize> {
-        let mut candidates = Candidates { key, ..self.candidates(worker.table, view, tried) };
+        let mut candidates = Candidates { key, ..self.candidates(&worker.table, view, tried) };
         candidates.panic = self.is_in_panic(&candidates);
         let mut cursor = self.cursor.get();
         let picked =
@@ -311,7 +311,7 @@ impl Block {
 
     fn candidates<'a>(
         &self,
-        table: Table<'static>,
+        table: &'a Table<'static>,
         view: &'a View,
         tried: &'a Tried,
     ) -> Candidates<'a> {
@@ -326,7 +326,7 @@ impl Block {
         let mut tiers = Vec::new();
         let mut panic = None;
         if let Some((worker, view)) = &view {
-            let mut candidates = self.candidates(worker.table, view.peers(), &tried);
+            let mut candidates = self.candidates(&worker.table, view.peers(), &tried);
             candidates.panic = self.is_in_panic(&candidates);
             panic = self.panic.map(|_| candidates.panic);
             tiers = self.tiers(&candidates);

@@ -16,16 +16,16 @@ use crate::session::Sessions;
 pub(crate) struct PeerView {
     view: View,
     addresses: Vec<Address>,
-    /// Point into the records of `view`, which never move.
-    names: Vec<ngx_str_t>,
     sessions: Sessions,
 }
 
-/// A socket address and its length.
+/// A socket address and its name.
 #[repr(C)]
 struct Address {
     storage: MaybeUninit<libc::sockaddr_in6>,
     len: libc::socklen_t,
+    /// Points into the record of the view, which never moves.
+    name: ngx_str_t,
 }
 
 impl PeerView {
@@ -37,8 +37,7 @@ impl PeerView {
         before: Option<&PeerView>,
     ) -> PeerView {
         let view = View::new(images, rules, method, before.map(|before| &before.view));
-        let addresses = view.records().iter().map(|r| Address::new(r.addr)).collect();
-        let names = view.records().iter().map(|r| str_over(r.text())).collect();
+        let addresses = view.records().iter().map(Address::new).collect();
         let sessions = Sessions::new(view.records().len());
         if let Some(before) = before.filter(|b| b.sessions.any()) {
             // Two datacenters may have an instance of the same name, but not in the same slot.
@@ -51,7 +50,7 @@ impl PeerView {
                 }
             }
         }
-        PeerView { view, addresses, names, sessions }
+        PeerView { view, addresses, sessions }
     }
 
     pub(crate) fn peers(&self) -> &View {
@@ -59,11 +58,11 @@ impl PeerView {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.names.len()
+        self.addresses.len()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.names.is_empty()
+        self.addresses.is_empty()
     }
 
     pub(crate) fn sessions(&self) -> &Sessions {
@@ -78,7 +77,7 @@ impl PeerView {
 
     /// Name of a peer, likewise.
     pub(crate) fn name(&self, peer: usize) -> ngx_str_t {
-        self.names[peer]
+        self.addresses[peer].name
     }
 
     /// The peer that has this very address of [`PeerView::address`].
@@ -91,8 +90,10 @@ impl PeerView {
 
     /// Points the connection at a peer. The request holds this view, so what it points at stays.
     pub(crate) fn point(&self, pc: &mut ngx_peer_connection_t, peer: usize) {
-        (pc.sockaddr, pc.socklen) = self.address(peer);
-        pc.name = (&raw const self.names[peer]).cast_mut();
+        let address = &self.addresses[peer];
+        pc.sockaddr = address.storage.as_ptr().cast::<sockaddr>().cast_mut();
+        pc.socklen = address.len;
+        pc.name = (&raw const address.name).cast_mut();
     }
 }
 
@@ -103,9 +104,9 @@ impl Default for PeerView {
 }
 
 impl Address {
-    fn new(addr: SocketAddr) -> Address {
+    fn new(record: &Record) -> Address {
         let mut storage = MaybeUninit::<libc::sockaddr_in6>::zeroed();
-        let len = match addr {
+        let len = match record.addr {
             SocketAddr::V4(v4) => {
                 let sin = libc::sockaddr_in {
                     sin_family: libc::AF_INET as _,
@@ -132,6 +133,6 @@ impl Address {
                 size_of::<libc::sockaddr_in6>()
             }
         };
-        Address { storage, len: len as libc::socklen_t }
+        Address { storage, len: len as libc::socklen_t, name: str_over(record.text()) }
     }
 }

@@ -80,8 +80,8 @@ fn look(table: Table<'_>, image: &Image) {
     for record in &image.records {
         let slot = record.slot as usize;
         assert!(record.text().len() <= 48 && record.weight > 0);
-        let _ = (table.counters(slot), table.in_flight(slot), table.started(slot));
-        let _ = table.is_failed(slot, 1, 10_000, 20_000);
+        let _ = (table.counters(slot), table.in_flight(slot), table.slot(slot).started());
+        let _ = table.slot(slot).is_failed(1, 10_000, 20_000);
     }
     let _ = image.details();
 }
@@ -91,12 +91,13 @@ fn count(table: Table<'_>, image: &Image, lane: Option<Lane>) {
     for record in &image.records {
         let (slot, identity) = (record.slot as usize, record.identity);
         let owed = table.enter(slot, identity, lane);
-        table.note_checked(slot, identity, 10, 1_000);
-        table.note_failed(slot, identity, 1_000);
-        table.note_passed(slot, identity, 1, 1_000);
-        table.forget_fails(slot, identity);
-        if let Some(lane) = lane.filter(|_| owed) {
-            table.leave(slot, lane);
+        let counters = table.slot(slot);
+        counters.note_checked(identity, 10, 1_000);
+        counters.note_failed(identity, 1_000);
+        counters.note_passed(identity, 1, 1_000);
+        counters.forget_fails(identity);
+        if let Some(request) = owed {
+            request.end();
         }
     }
 }

@@ -56,7 +56,7 @@ impl Scene {
     fn candidates<'a>(&'a self, tried: &'a Tried) -> Candidates<'a> {
         Candidates {
             view: &self.view,
-            table: self.table,
+            table: &self.table,
             tried,
             now: NOW,
             key: b"",
@@ -67,7 +67,7 @@ impl Scene {
 
     fn fail(&self, port: u16) {
         let record = &self.view.records()[self.at(port)];
-        self.table.note_failed(record.slot as usize, record.identity, NOW.seconds);
+        self.table.slot(record.slot as usize).note_failed(record.identity, NOW.seconds);
     }
 
     fn at(&self, port: u16) -> usize {
@@ -157,7 +157,7 @@ fn an_instance_s_own_parameters_win_over_the_block_s() {
     scene.fail(2);
     assert_eq!(scene.ports(&scene.candidates(&tried)), [1, 4]);
     let full = &scene.view.records()[scene.at(4)];
-    assert!(scene.table.enter(full.slot as usize, full.identity, Some(scene.lane)));
+    let _stays = scene.table.enter(full.slot as usize, full.identity, Some(scene.lane));
     assert_eq!(scene.ports(&scene.candidates(&tried)), [1]);
     scene.fail(1);
     assert_eq!(scene.ports(&scene.candidates(&tried)), [1, 2], "down is down, full is full");
@@ -181,11 +181,12 @@ fn an_instance_that_recovers_from_its_failures_starts_slowly() {
     let record = &scene.view.records()[scene.at(1)];
     let (slot, identity) = (record.slot as usize, record.identity);
     let tried = Tried::default();
-    let share = |now| Candidates { now, ..scene.candidates(&tried) }.share(scene.at(1));
+    let share = |now| Candidates { now, ..scene.candidates(&tried) }.share(scene.view.known(scene.at(1)));
     assert_eq!(share(NOW), FULL_SHARE, "it was there from the first answer");
-    scene.table.note_failed(slot, identity, 50);
-    scene.table.note_checked(slot, identity, 10, 100);
-    scene.table.note_passed(slot, identity, 1, NOW.millis);
+    let counters = scene.table.slot(slot);
+    counters.note_failed(identity, 50);
+    counters.note_checked(identity, 10, 100);
+    counters.note_passed(identity, 1, NOW.millis);
     assert_eq!(share(NOW), FULL_SHARE / 100);
     assert_eq!(share(Clock { seconds: 105, millis: 105_000 }), FULL_SHARE / 2);
     assert_eq!(share(Clock { seconds: 110, millis: 110_000 }), FULL_SHARE);
@@ -237,7 +238,7 @@ fn least_time_avoids_the_slow_and_least_conn_does_not_know_it() {
         let scene = Scene::balanced(method, &[&[(1, PLAIN), (2, PLAIN)]]);
         for (port, ms) in [(1, 200), (2, 10)] {
             let record = &scene.view.records()[scene.at(port)];
-            scene.table.update_latency(record.slot as usize, record.identity, |raw| {
+            scene.table.slot(record.slot as usize).update_latency(record.identity, |raw| {
                 Latency::from_raw(raw).after(ms, NOW.millis).raw()
             });
         }
@@ -291,7 +292,7 @@ fn a_tier_that_is_out_is_looked_through_once_a_second() {
     let scene = Scene::new(&[&[(1, PLAIN), (2, PLAIN)], &[(3, PLAIN), (4, PLAIN)]]);
     let back = |port| {
         let record = &scene.view.records()[scene.at(port)];
-        scene.table.forget_fails(record.slot as usize, record.identity);
+        scene.table.slot(record.slot as usize).forget_fails(record.identity);
     };
     let tried = Tried::default();
     let now = scene.candidates(&tried);

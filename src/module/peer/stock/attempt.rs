@@ -9,14 +9,14 @@ use nginx_sys::{
     ngx_peer_connection_t, ngx_uint_t,
 };
 
-use super::super::block::Block;
+use super::super::block::{Block, now};
 use super::super::counted::Counted;
 use super::super::delegate::Delegate;
 use super::carry::Key;
 use super::snapshot::Snapshot;
 use super::{Instant, Stock};
 use crate::conf;
-use crate::ffi::{DECLINED, ERROR, OK, fence, give_to_pool};
+use crate::ffi::{DECLINED, ERROR, OK, fence, make_in_pool};
 use crate::session;
 
 const BUSY: ngx_int_t = NGX_BUSY as ngx_int_t;
@@ -65,9 +65,9 @@ pub(in super::super) extern "C" fn ngx_http_upstream_init_stock_peer(
             if snapshot.is_none() && block.has_fallback {
                 return ngx_http_upstream_init_round_robin_peer(r, us);
             }
-            let attempt = give_to_pool(
+            let attempt = make_in_pool(
                 (*r).pool,
-                StockAttempt {
+                || StockAttempt {
                     block: &raw const **block,
                     stock,
                     request: r,
@@ -118,7 +118,7 @@ extern "C" fn ngx_http_upstream_get_stock_peer(
     fence(ERROR, || {
         // SAFETY: nginx passes our data.
         let attempt = unsafe { attempt(data) };
-        attempt.counted.end(attempt.block().worker());
+        attempt.counted.end();
         attempt.renew();
         attempt.pick(pc)
     })
@@ -265,19 +265,16 @@ impl StockAttempt {
         };
         // Another module's method may have addresses of its own.
         if let Some(peer) = snapshot.view().number_at(address) {
-            self.counted.begin(worker, snapshot.view(), peer);
+            self.counted.begin(worker, snapshot.view(), peer, now().seconds);
         }
     }
 
     /// The method has been told that the attempt is over; the rest is ours to do.
     fn note_outcome(&mut self, state: ngx_uint_t) {
         let (block, stock) = (self.block(), self.stock());
-        let worker = block.worker();
         if let (Some(snapshot), Some(peer)) = (&self.snapshot, self.counted.peer()) {
             let single = snapshot.view().len() == 1 && !block.has_fallback;
-            if let Some(worker) = worker {
-                self.counted.judge(worker, snapshot.view(), state, single);
-            }
+            self.counted.judge(snapshot.view(), state, single);
             if snapshot.peer(peer).is_some() && !stock.is_current(snapshot) {
                 stock.note_end(snapshot.key(peer));
             }
@@ -285,14 +282,14 @@ impl StockAttempt {
                 self.tried.push(snapshot.key(peer));
             }
         }
-        self.counted.end(worker);
+        self.counted.end();
     }
 }
 
 impl Drop for StockAttempt {
     /// With the request's pool; nginx has freed the peer before, so this is for what it forgets.
     fn drop(&mut self) {
-        self.counted.end(self.block().worker());
+        self.counted.end();
     }
 }
 

@@ -280,7 +280,7 @@ fn servers(pool: &Pool, view: &PeerView, range: Range<usize>) -> Option<*mut ngx
         return None;
     }
     for (n, number) in range.clone().enumerate() {
-        let (record, rules) = (&view.peers().records()[number], view.peers().rules(number));
+        let (record, rules) = (&view.peers().records()[number], &view.peers().known(number).rules);
         let (sockaddr, socklen) = view.address(number);
         // SAFETY: the arrays have an element for each of the range; names and addresses live in
         // the view, which the snapshot holds.
