@@ -92,6 +92,8 @@ pub trait Peers {
     fn weights(&self) -> &Weighted;
     /// Their round robin order.
     fn order(&self) -> &Order;
+    /// Whether there is no need to ask the following of the peer; most never need it.
+    fn is_sound(&self, peer: Self::Peer) -> bool;
     /// Whether the peer is free to be tried: not tried yet, not full, not down.
     fn is_free(&self, peer: Self::Peer) -> bool;
     /// Whether it is out for its failures.
@@ -129,7 +131,9 @@ fn pick_from<P: Peers, R: RngCore>(
             better_of_two(peers, rng, |one, other| peers.cost(one) > peers.cost(other))
         }
         Method::Hash { .. } => peers
-            .keyed(|peer| peers.is_free(peer) && !peers.is_failed(peer))
+            .keyed(|peer| {
+                peers.is_sound(peer) || peers.is_free(peer) && !peers.is_failed(peer)
+            })
             .or_else(|| next(peers, cursor, rng)),
     };
     match candidate {
@@ -138,6 +142,7 @@ fn pick_from<P: Peers, R: RngCore>(
     }
 }
 
+#[inline]
 fn next<P: Peers, R: RngCore>(peers: &P, cursor: &mut u64, rng: &mut R) -> Option<P::Peer> {
     probe(peers, rng, |_| peers.order().next(cursor, peers.weights()))
 }
@@ -154,22 +159,42 @@ fn better_of_two<P: Peers, R: RngCore>(
     Some(other.unwrap_or(one))
 }
 
+#[inline]
 fn draw<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<P::Peer> {
     probe(peers, rng, |rng| peers.weights().at(rng.next_u64()))
 }
 
+#[inline]
 fn draw_other<P: Peers, R: RngCore>(peers: &P, rng: &mut R, one: usize) -> Option<P::Peer> {
+    let number = peers.weights().at(rng.next_u64());
+    let other = peers.peer(number);
+    if number != one && peers.is_sound(other) {
+        return Some(other);
+    }
+    draw_another(peers, rng, one, number)
+}
+
+/// Goes on when `drawn` is `one` again, or has to be asked whether it can be used.
+#[cold]
+#[inline(never)]
+fn draw_another<P: Peers, R: RngCore>(
+    peers: &P,
+    rng: &mut R,
+    one: usize,
+    drawn: usize,
+) -> Option<P::Peer> {
     if peers.len() < 2 {
         return None;
     }
+    let mut number = drawn;
     for _ in 0..PROBES {
-        let number = peers.weights().at(rng.next_u64());
         if number != one {
             let other = peers.peer(number);
             if is_usable(peers, rng, other) {
                 return Some(other);
             }
         }
+        number = peers.weights().at(rng.next_u64());
     }
     // One peer has nearly all of the weight: its neighbour will do.
     let next = peers.peer((one + 1) % peers.len());
@@ -188,22 +213,33 @@ fn probe<P: Peers, R: RngCore>(
     rng: &mut R,
     mut next: impl FnMut(&mut R) -> usize,
 ) -> Option<P::Peer> {
-    for _ in 0..PROBES {
-        let peer = peers.peer(next(rng));
+    let peer = peers.peer(next(rng));
+    if peers.is_sound(peer) { Some(peer) } else { probe_more(peers, rng, peer, next) }
+}
+
+#[cold]
+#[inline(never)]
+fn probe_more<P: Peers, R: RngCore>(
+    peers: &P,
+    rng: &mut R,
+    first: P::Peer,
+    mut next: impl FnMut(&mut R) -> usize,
+) -> Option<P::Peer> {
+    let mut peer = first;
+    for _ in 1..PROBES {
         if is_usable(peers, rng, peer) {
             return Some(peer);
         }
+        peer = peers.peer(next(rng));
     }
-    None
+    is_usable(peers, rng, peer).then_some(peer)
 }
 
-#[inline]
 fn is_usable<P: Peers, R: RngCore>(peers: &P, rng: &mut R, peer: P::Peer) -> bool {
-    peers.is_free(peer) && !peers.is_failed(peer) && has_share(peers.share(peer), rng)
-}
-
-#[inline]
-fn has_share(share: u32, rng: &mut impl RngCore) -> bool {
+    if !peers.is_free(peer) || peers.is_failed(peer) {
+        return false;
+    }
+    let share = peers.share(peer);
     share >= FULL_SHARE || rng.next_u32() % FULL_SHARE < share
 }
 

@@ -12,8 +12,8 @@ const FLOOR: f32 = 0.001;
 const PENALTY: f32 = 1e6;
 /// Up to where failures raise the mean, ms.
 const MAX_DOUBLED: f32 = 60_000.0;
-/// Up to where 1 - x + x²/2 differs from e⁻ˣ by less than 4e-7: an eighth of a second.
-const NEAR: f32 = 0.0125;
+/// Up to where, in ms, 1 - x + x²/2 differs from e⁻ˣ by less than 4e-7.
+const NEAR: u32 = 128;
 /// By how much one worker's clock may be ahead of another's, ms.
 const SKEW: u32 = 60_000;
 
@@ -44,7 +44,7 @@ impl Latency {
     /// Whether there was no answer yet.
     #[inline]
     pub fn is_none(self) -> bool {
-        self.mean == 0.0
+        self.mean.to_bits() == 0
     }
 
     /// The mean after one more answer, which took `sample` ms and came at `now`, ms since the epoch.
@@ -80,9 +80,10 @@ impl Latency {
     /// The share that the old value still has.
     #[inline]
     fn left_at(self, now: u64) -> f32 {
-        let past = self.age(now) as f32 / DECAY;
+        let age = self.age(now);
+        let past = i64::from(age) as f32 * (1.0 / DECAY);
         // Peers that get requests have young values, for which the series' first terms will do.
-        if past < NEAR { 1.0 - past + past * past / 2.0 } else { (-past).exp() }
+        if age < NEAR { 1.0 - past * (1.0 - 0.5 * past) } else { (-past).exp() }
     }
 
     /// Milliseconds since the mean was computed. Wraps after 49 days, when an instance that had no

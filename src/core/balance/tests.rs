@@ -48,6 +48,9 @@ impl Peers for Fake {
     fn order(&self) -> &Order {
         &self.order
     }
+    fn is_sound(&self, _: usize) -> bool {
+        false
+    }
     fn is_free(&self, peer: usize) -> bool {
         !self.tried.contains(&peer)
     }
@@ -192,6 +195,9 @@ fn a_pick_looks_at_as_few_peers_among_10_000_as_among_3() {
         }
         fn order(&self) -> &Order {
             self.0.order()
+        }
+        fn is_sound(&self, peer: usize) -> bool {
+            self.0.is_sound(peer)
         }
         fn is_free(&self, peer: usize) -> bool {
             self.1.set(self.1.get() + 1);

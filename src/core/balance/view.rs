@@ -321,15 +321,9 @@ impl<'a> Candidates<'a> {
         self.table.slot(known.slot as usize)
     }
 
-    #[inline]
-    fn in_flight(&self, known: &Known) -> u64 {
-        self.table.in_flight(known.slot as usize)
-    }
-
-    #[inline]
     fn is_full(&self, known: &Known) -> bool {
         let max_conns = u64::from(known.rules.max_conns);
-        max_conns != 0 && self.in_flight(known) >= max_conns
+        max_conns != 0 && self.table.in_flight(known.slot as usize) >= max_conns
     }
 
     fn has_failed(&self, known: &Known) -> bool {
@@ -403,20 +397,23 @@ impl<'a> Peers for InTier<'a> {
     }
 
     #[inline]
+    fn is_sound(&self, peer: PeerInTier<'a>) -> bool {
+        peer.known.plain && !peer.counters.has_fails() && self.all.tried.count() == 0
+    }
+
     fn is_free(&self, peer: PeerInTier<'a>) -> bool {
         let (all, known) = (self.all, peer.known);
         (!all.tried.contains(self.tier.first + peer.number) || all.is_single())
-            && (known.plain || !(known.down || all.is_full(known)))
+            && !known.down
+            && !all.is_full(known)
     }
 
-    #[inline]
     fn is_failed(&self, peer: PeerInTier<'a>) -> bool {
         peer.known.has_failed(peer.counters, self.all.now.seconds) && self.all.mind_failures()
     }
 
-    #[inline]
     fn share(&self, peer: PeerInTier<'a>) -> u32 {
-        if peer.known.plain { FULL_SHARE } else { self.all.share(peer.known) }
+        self.all.share(peer.known)
     }
 
     #[inline]
@@ -426,7 +423,7 @@ impl<'a> Peers for InTier<'a> {
 
     #[inline]
     fn load(&self, peer: PeerInTier<'a>) -> u64 {
-        self.all.in_flight(peer.known)
+        self.all.table.in_flight_of(peer.known.slot as usize, peer.counters)
     }
 
     #[inline]

@@ -101,7 +101,7 @@ impl<'z> Table<'z> {
         (self.slot_word(slot, WORDS + lane.0 as usize / 2), lane.0 % 2 * 32)
     }
 
-    /// The counters of a slot but for its lanes.
+    /// The counters of a slot but for its lanes, of which it has the first two.
     ///
     /// # Panics
     ///
@@ -109,8 +109,12 @@ impl<'z> Table<'z> {
     #[inline]
     pub fn slot(&self, slot: usize) -> Slot<'z> {
         let first = self.layout.slots + slot * self.layout.slot_words;
-        let words = self.words.get(first..).and_then(|rest| rest.first_chunk());
-        Slot { words: words.expect("slots of the table") }
+        if let Some(rest) = self.words.get(first..) {
+            if let Some(words) = rest.first_chunk() {
+                return Slot { words };
+            }
+        }
+        no_such_slot(slot)
     }
 
     /// Counts a request to the instance, in flight if the worker has a lane: then it has to be told
@@ -132,20 +136,28 @@ impl<'z> Table<'z> {
     /// Requests that are with the instance, over all workers.
     #[inline]
     pub fn in_flight(&self, slot: usize) -> u64 {
-        let first = self.layout.slots + slot * self.layout.slot_words + WORDS;
-        let used = self.load(H_LANE_WORDS_USED);
+        self.in_flight_of(slot, self.slot(slot))
+    }
+
+    /// As [`Table::in_flight`], of a slot that was found before.
+    #[inline]
+    pub fn in_flight_of(&self, slot: usize, counters: Slot<'z>) -> u64 {
         // Two lanes to a word; the sum of either stays below 2³².
-        let mut sums = self.load(first);
+        let mut sums = counters.words[WORDS].load(Relaxed);
+        let used = self.load(H_LANE_WORDS_USED);
         if used > 1 {
-            sums = sums.wrapping_add(self.sum_of_lanes(first + 1, used - 1));
+            sums = sums.wrapping_add(self.sum_of_lanes(slot, used));
         }
         (sums & u64::from(u32::MAX)) + (sums >> 32)
     }
 
-    /// Sum of the lanes from a word on. In those that nobody ever took there is nothing.
-    fn sum_of_lanes(&self, first: usize, used: u64) -> u64 {
-        let lanes = self.layout.slot_words - WORDS - 1;
-        let pairs = self.words[first..first + lanes.min(used as usize)].iter();
+    /// Sum of all words of lanes but the first. In lanes that nobody ever took there is nothing.
+    #[inline(never)]
+    fn sum_of_lanes(&self, slot: usize, used: u64) -> u64 {
+        let layout = &self.layout;
+        let used = (layout.slot_words - WORDS).min(used as usize);
+        let first = layout.slots + slot * layout.slot_words + WORDS;
+        let pairs = self.words[first + 1..first + used].iter();
         pairs.map(|pair| pair.load(Relaxed)).fold(0, u64::wrapping_add)
     }
 
@@ -162,11 +174,16 @@ impl<'z> Table<'z> {
     }
 }
 
-/// The counters of an instance but for its requests in flight. They are found once for all that a
+/// The counters of an instance but for most of its lanes. They are found once for all that a
 /// request wants of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Slot<'z> {
-    words: &'z [AtomicU64; WORDS],
+    words: &'z [AtomicU64; WORDS + 1],
+}
+
+#[cold]
+fn no_such_slot(slot: usize) -> ! {
+    panic!("no slot {slot} in the table")
 }
 
 impl Slot<'_> {

@@ -27,7 +27,7 @@ impl Counted {
         self.at.map(|(slot, peer)| (slot, view.peers().known(peer as usize)))
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn begin(&mut self, worker: Worker, view: &PeerView, peer: usize, seconds: u64) {
         let Known { slot, identity, rules, .. } = view.peers().known(peer);
         self.in_flight = worker.table.enter(*slot as usize, *identity, worker.lane);
