@@ -21,7 +21,7 @@ mod weighted;
 pub use latency::Latency;
 pub use order::Order;
 pub use tried::Tried;
-pub use view::{Candidates, Clock, Known, Rules, Tier, View, pick};
+pub use view::{Candidates, Clock, Known, Picked, Rules, Tier, View, pick};
 pub use weighted::Weighted;
 
 /// A balancing method, by the names of `consul_balance`.
@@ -113,42 +113,49 @@ pub trait Peers {
 
 /// Picks a peer that can be used, or `None` if there is none. `cursor` is the worker's place in the
 /// round robin order.
-#[inline]
+#[inline(always)]
 fn pick_from<P: Peers, R: RngCore>(
     method: Method,
     peers: &P,
     cursor: &mut u64,
     rng: &mut R,
-) -> Option<usize> {
+) -> Option<P::Peer> {
     if peers.is_empty() {
         return None;
     }
     let candidate = match method {
         Method::RoundRobin => next(peers, cursor, rng),
         Method::Random => draw(peers, rng),
-        Method::LeastConn => better_of_two(peers, rng, |one, other| is_busier(peers, one, other)),
-        Method::LeastTime => {
-            better_of_two(peers, rng, |one, other| peers.cost(one) > peers.cost(other))
-        }
-        Method::Hash { .. } => peers
-            .keyed(|peer| {
-                peers.is_sound(peer) || peers.is_free(peer) && !peers.is_failed(peer)
-            })
-            .or_else(|| next(peers, cursor, rng)),
+        Method::LeastConn => less_busy(peers, rng),
+        Method::LeastTime => less_costly(peers, rng),
+        Method::Hash { .. } => of_key(peers).or_else(|| next(peers, cursor, rng)),
     };
-    match candidate {
-        Some(peer) => Some(peers.number(peer)),
-        None => search(peers, rng, |peer| !peers.is_failed(peer)),
-    }
+    candidate.or_else(|| search(peers, rng, |peer| !peers.is_failed(peer)))
 }
 
-#[inline]
+// Functions of their own have the registers to themselves.
+#[inline(never)]
+fn less_busy<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<P::Peer> {
+    better_of_two(peers, rng, |one, other| is_busier(peers, one, other))
+}
+
+#[inline(never)]
+fn less_costly<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<P::Peer> {
+    better_of_two(peers, rng, |one, other| peers.cost(one) > peers.cost(other))
+}
+
+#[inline(never)]
+fn of_key<P: Peers>(peers: &P) -> Option<P::Peer> {
+    peers.keyed(|peer| peers.is_sound(peer) || peers.is_free(peer) && !peers.is_failed(peer))
+}
+
+#[inline(always)]
 fn next<P: Peers, R: RngCore>(peers: &P, cursor: &mut u64, rng: &mut R) -> Option<P::Peer> {
     probe(peers, rng, |_| peers.order().next(cursor, peers.weights()))
 }
 
 /// Draws two; the other one if the first is worse.
-#[inline]
+#[inline(always)]
 fn better_of_two<P: Peers, R: RngCore>(
     peers: &P,
     rng: &mut R,
@@ -159,12 +166,12 @@ fn better_of_two<P: Peers, R: RngCore>(
     Some(other.unwrap_or(one))
 }
 
-#[inline]
+#[inline(always)]
 fn draw<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<P::Peer> {
     probe(peers, rng, |rng| peers.weights().at(rng.next_u64()))
 }
 
-#[inline]
+#[inline(always)]
 fn draw_other<P: Peers, R: RngCore>(peers: &P, rng: &mut R, one: usize) -> Option<P::Peer> {
     let number = peers.weights().at(rng.next_u64());
     let other = peers.peer(number);
@@ -202,12 +209,12 @@ fn draw_another<P: Peers, R: RngCore>(
 }
 
 /// Whether `one` has more in flight for its weight than `other`.
-#[inline]
+#[inline(always)]
 fn is_busier<P: Peers>(peers: &P, one: P::Peer, other: P::Peer) -> bool {
     peers.load(one) * peers.weight(other) > peers.load(other) * peers.weight(one)
 }
 
-#[inline]
+#[inline(always)]
 fn probe<P: Peers, R: RngCore>(
     peers: &P,
     rng: &mut R,
@@ -249,13 +256,11 @@ fn search<P: Peers, R: RngCore>(
     peers: &P,
     rng: &mut R,
     suits: impl Fn(P::Peer) -> bool,
-) -> Option<usize> {
+) -> Option<P::Peer> {
     let count = peers.len();
     let start = rng.next_u32() as usize % count.max(1);
-    (start..count).chain(0..start).find(|&number| {
-        let peer = peers.peer(number);
-        peers.is_free(peer) && suits(peer)
-    })
+    let mut all = (start..count).chain(0..start).map(|number| peers.peer(number));
+    all.find(|&peer| peers.is_free(peer) && suits(peer))
 }
 
 #[cfg(test)]

@@ -57,8 +57,8 @@ const H_LEADER: usize = 7;
 const H_STATE_WRITTEN: usize = 8;
 /// Why it can't be written now: an error number of the system; 0 if it can.
 const H_STATE_ERROR: usize = 9;
-/// How many words of a slot's lanes, from the first one on, belong to lanes that somebody ever took.
-const H_LANE_WORDS_USED: usize = 10;
+/// See [`Table`].
+const H_LANE_WORDS: usize = 10;
 
 /// Most lanes, for 256 workers and their successors.
 const MAX_LANES: usize = 512;
@@ -71,6 +71,9 @@ const BYTES_PER_ENTRY: usize = 8192;
 pub struct Table<'z> {
     words: &'z [AtomicU64],
     layout: Layout,
+    /// How many words of a slot's lanes, from the first one on, belong to lanes that somebody ever
+    /// took.
+    lane_words: &'z AtomicU64,
 }
 
 /// Where the parts begin, in words.
@@ -124,7 +127,7 @@ impl<'z> Table<'z> {
     /// `None` if the zone is too small.
     pub fn create(words: &'z [AtomicU64], lanes: usize) -> Option<Table<'z>> {
         let layout = Layout::new(words.len(), lanes)?;
-        let table = Table { words, layout };
+        let table = Table { words, layout, lane_words: &words[H_LANE_WORDS] };
         table.word(H_LANES).store(lanes as u64, Relaxed);
         table.word(H_ENTRIES).store(layout.entry_count as u64, Relaxed);
         table.word(H_SLOTS).store(layout.slot_count as u64, Relaxed);
@@ -145,7 +148,7 @@ impl<'z> Table<'z> {
         let layout = Layout::new(words.len(), lanes)?;
         (words[H_ENTRIES].load(Relaxed) == layout.entry_count as u64
             && words[H_SLOTS].load(Relaxed) == layout.slot_count as u64)
-            .then_some(Table { words, layout })
+            .then_some(Table { words, layout, lane_words: &words[H_LANE_WORDS] })
     }
 
     /// How many targets fit.

@@ -165,11 +165,14 @@ extern "C" fn ngx_http_upstream_get_consul_peer(
         if let Some(servers) = &attempt.servers {
             return servers.get(pc);
         }
+        let now = now();
         let picked = block.worker().and_then(|worker| {
-            let peer = block.pick(worker, attempt.view.peers(), &attempt.tried, attempt.key)?;
-            attempt.tried.insert(peer);
-            attempt.counted.begin(worker, &attempt.view, peer, now().seconds);
-            Some(peer)
+            let view = attempt.view.peers();
+            let picked = block.pick(worker, view, &attempt.tried, attempt.key, now)?;
+            let number = picked.number;
+            attempt.counted.begin(worker, picked, now.seconds);
+            attempt.tried.insert(number);
+            Some(number)
         });
         let Some(peer) = picked else {
             if let Some(servers) = attempt.turn_to_servers() {

@@ -96,7 +96,7 @@ impl Latency {
 }
 
 /// What one more request costs an instance, to be compared with the others' cost at the same time:
-/// `(latency + 1 ms) × (in flight + 1) / weight`.
+/// `(latency + 1 ms) × (in flight + 1) / weight`, with a weight of at least 1.
 ///
 /// An instance without data that has a request in flight counts as very slow, so a newcomer gets one
 /// request at a time until its first answer; where nobody has data, the least busy one for its weight
@@ -105,7 +105,7 @@ impl Latency {
 pub fn score(latency: Latency, in_flight: u64, weight: u32, now: u64) -> f32 {
     let ms = if latency.is_none() && in_flight > 0 { PENALTY } else { latency.at(now) };
     // Signed numbers are quicker to convert.
-    (ms + 1.0) * (in_flight as i64 as f32 + 1.0) / i64::from(weight.max(1)) as f32
+    (ms + 1.0) * (in_flight as i64 as f32 + 1.0) / i64::from(weight) as f32
 }
 
 #[cfg(test)]

@@ -106,11 +106,11 @@ pub struct Clock {
 
 /// A view together with what decides whether a peer can be used just now.
 #[derive(Clone, Copy)]
-pub struct Candidates<'a> {
+pub struct Candidates<'a, 'z> {
     /// The sets.
     pub view: &'a View,
     /// The shared counters.
-    pub table: &'a Table<'a>,
+    pub table: &'a Table<'z>,
     /// The peers this request has tried.
     pub tried: &'a Tried,
     /// The time.
@@ -243,39 +243,73 @@ impl Known {
     }
 }
 
+/// A peer, and where to find what a request wants of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Picked<'a, 'z> {
+    /// Its number in the view.
+    pub number: usize,
+    /// What the view knows.
+    pub known: &'a Known,
+    /// Its counters.
+    pub counters: Slot<'z>,
+}
+
 /// Picks a peer of the first tier that has a usable one.
 ///
 /// If none has and there is nobody else to ask, one that is out for its failures is tried, unless
 /// the request has tried another before. `cursor` is the worker's place in the round robin order.
-pub fn pick<R: RngCore>(
+#[inline(always)]
+pub fn pick<'a, 'z, R: RngCore>(
     method: Method,
-    candidates: &Candidates<'_>,
+    candidates: &Candidates<'a, 'z>,
     cursor: &mut u64,
     rng: &mut R,
-) -> Option<usize> {
-    for tier in &candidates.view.tiers {
-        if candidates.is_known_out(tier) {
-            continue;
-        }
-        // A tier that gives nobody does not move the cursor either: its moves and those of the tier
-        // in use could add up to whole rounds, and always end at the same peer.
-        let mut at = *cursor;
-        if let Some(peer) = pick_from(method, &InTier { all: candidates, tier }, &mut at, rng) {
-            *cursor = at;
-            return Some(tier.first + peer);
-        }
-        candidates.note_out(tier);
-    }
-    if !candidates.alone || candidates.tried.count() != 0 {
-        return None;
-    }
-    candidates.view.tiers.iter().find_map(|tier| {
-        let peer = search(&InTier { all: candidates, tier }, rng, |_| true)?;
-        Some(tier.first + peer)
-    })
+) -> Option<Picked<'a, 'z>> {
+    let (first, others) = candidates.view.tiers.split_first()?;
+    let picked = pick_in(first, method, candidates, cursor, rng);
+    picked.or_else(|| pick_beyond(others, method, candidates, cursor, rng))
 }
 
-impl<'a> Candidates<'a> {
+#[cold]
+#[inline(never)]
+fn pick_beyond<'a, 'z, R: RngCore>(
+    tiers: &'a [Tier],
+    method: Method,
+    candidates: &Candidates<'a, 'z>,
+    cursor: &mut u64,
+    rng: &mut R,
+) -> Option<Picked<'a, 'z>> {
+    let picked = tiers.iter().find_map(|tier| pick_in(tier, method, candidates, cursor, rng));
+    if picked.is_some() || !candidates.alone || candidates.tried.count() != 0 {
+        return picked;
+    }
+    let mut tiers = candidates.view.tiers.iter();
+    tiers.find_map(|tier| search(&InTier { all: candidates, tier }, rng, |_| true))
+}
+
+#[inline(always)]
+fn pick_in<'a, 'z, R: RngCore>(
+    tier: &'a Tier,
+    method: Method,
+    candidates: &Candidates<'a, 'z>,
+    cursor: &mut u64,
+    rng: &mut R,
+) -> Option<Picked<'a, 'z>> {
+    if candidates.is_known_out(tier) {
+        return None;
+    }
+    // A tier that gives nobody does not move the cursor either: its moves and those of the tier
+    // in use could add up to whole rounds, and always end at the same peer.
+    let mut at = *cursor;
+    let picked = pick_from(method, &InTier { all: candidates, tier }, &mut at, rng);
+    match picked {
+        Some(_) => *cursor = at,
+        None => candidates.note_out(tier),
+    }
+    picked
+}
+
+impl<'z> Candidates<'_, 'z> {
     /// Whether there is only one peer: it may be tried again, since nginx asks for it when a kept
     /// connection turned out stale, and it is never out, as in nginx.
     fn is_single(&self) -> bool {
@@ -317,7 +351,7 @@ impl<'a> Candidates<'a> {
     }
 
     #[inline]
-    fn slot(&self, known: &Known) -> Slot<'a> {
+    fn slot(&self, known: &Known) -> Slot<'z> {
         self.table.slot(known.slot as usize)
     }
 
@@ -354,21 +388,13 @@ impl<'a> Candidates<'a> {
 }
 
 /// The peers of one tier, numbered from 0.
-struct InTier<'a> {
-    all: &'a Candidates<'a>,
+struct InTier<'c, 'a, 'z> {
+    all: &'c Candidates<'a, 'z>,
     tier: &'a Tier,
 }
 
-/// One of them.
-#[derive(Clone, Copy)]
-struct PeerInTier<'a> {
-    number: usize,
-    known: &'a Known,
-    counters: Slot<'a>,
-}
-
-impl<'a> Peers for InTier<'a> {
-    type Peer = PeerInTier<'a>;
+impl<'a, 'z> Peers for InTier<'_, 'a, 'z> {
+    type Peer = Picked<'a, 'z>;
 
     #[inline]
     fn len(&self) -> usize {
@@ -376,14 +402,15 @@ impl<'a> Peers for InTier<'a> {
     }
 
     #[inline]
-    fn peer(&self, number: usize) -> PeerInTier<'a> {
-        let known = self.all.view.known(self.tier.first + number);
-        PeerInTier { number, known, counters: self.all.slot(known) }
+    fn peer(&self, number: usize) -> Picked<'a, 'z> {
+        let number = self.tier.first + number;
+        let known = self.all.view.known(number);
+        Picked { number, known, counters: self.all.slot(known) }
     }
 
     #[inline]
-    fn number(&self, peer: PeerInTier<'a>) -> usize {
-        peer.number
+    fn number(&self, peer: Picked<'a, 'z>) -> usize {
+        peer.number - self.tier.first
     }
 
     #[inline]
@@ -397,43 +424,43 @@ impl<'a> Peers for InTier<'a> {
     }
 
     #[inline]
-    fn is_sound(&self, peer: PeerInTier<'a>) -> bool {
+    fn is_sound(&self, peer: Picked<'a, 'z>) -> bool {
         peer.known.plain && !peer.counters.has_fails() && self.all.tried.count() == 0
     }
 
-    fn is_free(&self, peer: PeerInTier<'a>) -> bool {
+    fn is_free(&self, peer: Picked<'a, 'z>) -> bool {
         let (all, known) = (self.all, peer.known);
-        (!all.tried.contains(self.tier.first + peer.number) || all.is_single())
+        (!all.tried.contains(peer.number) || all.is_single())
             && !known.down
             && !all.is_full(known)
     }
 
-    fn is_failed(&self, peer: PeerInTier<'a>) -> bool {
+    fn is_failed(&self, peer: Picked<'a, 'z>) -> bool {
         peer.known.has_failed(peer.counters, self.all.now.seconds) && self.all.mind_failures()
     }
 
-    fn share(&self, peer: PeerInTier<'a>) -> u32 {
+    fn share(&self, peer: Picked<'a, 'z>) -> u32 {
         self.all.share(peer.known)
     }
 
     #[inline]
-    fn weight(&self, peer: PeerInTier<'a>) -> u64 {
+    fn weight(&self, peer: Picked<'a, 'z>) -> u64 {
         peer.known.weight.into()
     }
 
     #[inline]
-    fn load(&self, peer: PeerInTier<'a>) -> u64 {
-        self.all.table.in_flight_of(peer.known.slot as usize, peer.counters)
+    fn load(&self, peer: Picked<'a, 'z>) -> u64 {
+        self.all.table.in_flight_found(peer.known.slot as usize, peer.counters)
     }
 
     #[inline]
-    fn cost(&self, peer: PeerInTier<'a>) -> f32 {
+    fn cost(&self, peer: Picked<'a, 'z>) -> f32 {
         let latency = Latency::from_raw(peer.counters.latency());
         score(latency, self.load(peer), peer.known.weight, self.all.now.millis)
     }
 
     #[inline]
-    fn keyed(&self, suits: impl Fn(PeerInTier<'a>) -> bool) -> Option<PeerInTier<'a>> {
+    fn keyed(&self, suits: impl Fn(Picked<'a, 'z>) -> bool) -> Option<Picked<'a, 'z>> {
         let key = self.all.key;
         let suiting = |number| Some(self.peer(number)).filter(|&peer| suits(peer));
         match &self.tier.keys {

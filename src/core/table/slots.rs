@@ -1,6 +1,6 @@
 //! Slots: the counters of an instance, shared by all workers and kept over updates.
 
-use super::{H_LANE_WORDS_USED, Table};
+use super::Table;
 use super::machine::atomic::AtomicU64;
 use super::machine::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use super::machine::is_alive;
@@ -56,7 +56,7 @@ impl<'z> Table<'z> {
                 continue;
             }
             if word.compare_exchange(holder, me.get(), AcqRel, Acquire).is_ok() {
-                self.word(H_LANE_WORDS_USED).fetch_max(lane as u64 / 2 + 1, AcqRel);
+                self.lane_words.fetch_max(lane as u64 / 2 + 1, AcqRel);
                 let lane = Lane(lane as u32);
                 self.clear_lane(lane);
                 return Some(lane);
@@ -109,23 +109,32 @@ impl<'z> Table<'z> {
     #[inline]
     pub fn slot(&self, slot: usize) -> Slot<'z> {
         let first = self.layout.slots + slot * self.layout.slot_words;
-        if let Some(rest) = self.words.get(first..) {
-            if let Some(words) = rest.first_chunk() {
-                return Slot { words };
-            }
+        let words = self.words.get(first..first + WORDS + 1);
+        match words.and_then(|words| words.try_into().ok()) {
+            Some(words) => Slot { words },
+            None => no_such_slot(slot),
         }
-        no_such_slot(slot)
     }
 
     /// Counts a request to the instance, in flight if the worker has a lane: then it has to be told
     /// when it ends.
     #[inline]
     pub fn enter(&self, slot: usize, identity: u64, lane: Option<Lane>) -> Option<InFlight<'z>> {
-        let counters = self.slot(slot);
-        let place = lane.map(|lane| self.lane_of(slot, lane));
+        self.enter_found((slot, self.slot(slot)), identity, lane)
+    }
+
+    /// As [`Table::enter`], of a slot that was found before.
+    #[inline]
+    pub fn enter_found(
+        &self,
+        (slot, counters): (usize, Slot<'z>),
+        identity: u64,
+        lane: Option<Lane>,
+    ) -> Option<InFlight<'z>> {
         if !counters.belongs_to(identity) {
             return None;
         }
+        let place = lane.map(|lane| self.lane_of(slot, lane));
         counters.words[PICKS].fetch_add(1, Relaxed);
         let (word, shift) = place?;
         let one = 1 << shift;
@@ -136,15 +145,15 @@ impl<'z> Table<'z> {
     /// Requests that are with the instance, over all workers.
     #[inline]
     pub fn in_flight(&self, slot: usize) -> u64 {
-        self.in_flight_of(slot, self.slot(slot))
+        self.in_flight_found(slot, self.slot(slot))
     }
 
     /// As [`Table::in_flight`], of a slot that was found before.
     #[inline]
-    pub fn in_flight_of(&self, slot: usize, counters: Slot<'z>) -> u64 {
+    pub fn in_flight_found(&self, slot: usize, counters: Slot<'z>) -> u64 {
         // Two lanes to a word; the sum of either stays below 2³².
         let mut sums = counters.words[WORDS].load(Relaxed);
-        let used = self.load(H_LANE_WORDS_USED);
+        let used = self.lane_words.load(Relaxed);
         if used > 1 {
             sums = sums.wrapping_add(self.sum_of_lanes(slot, used));
         }

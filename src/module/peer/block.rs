@@ -4,7 +4,9 @@ use std::cell::{Cell, RefCell};
 use std::ops::Deref;
 use std::rc::Rc;
 
-use nginx_consul_core::balance::{self, Candidates, Clock, Method, Rules, Tier, Tried, View};
+use nginx_consul_core::balance::{
+    self, Candidates, Clock, Method, Picked, Rules, Tier, Tried, View,
+};
 use nginx_consul_core::status;
 use nginx_consul_core::table::{Image, Lane, Table};
 use nginx_sys::{
@@ -35,6 +37,10 @@ pub(crate) struct Share {
 }
 
 impl Worker {
+    fn share(self) -> &'static Share {
+        self.0
+    }
+
     /// For as long as the process runs; made once, or again when it gets a lane after all.
     pub(crate) fn new(table: Table<'static>, lane: Option<Lane>) -> Worker {
         Worker(Box::leak(Box::new(Share { table, lane })))
@@ -293,14 +299,17 @@ impl Block {
     }
 
     /// The next peer of a request that holds `view`.
-    pub(super) fn pick(
+    #[inline(always)]
+    pub(super) fn pick<'a>(
         &self,
         worker: Worker,
-        view: &View,
-        tried: &Tried,
-        key: &[u8],
-    ) -> Option<usize> {
-        let mut candidates = Candidates { key, ..self.candidates(&worker.table, view, tried) };
+        view: &'a View,
+        tried: &'a Tried,
+        key: &'a [u8],
+        now: Clock,
+    ) -> Option<Picked<'a, 'static>> {
+        let table = &worker.share().table;
+        let mut candidates = Candidates { key, now, ..self.candidates(table, view, tried) };
         candidates.panic = self.is_in_panic(&candidates);
         let mut cursor = self.cursor.get();
         let picked =
@@ -314,7 +323,7 @@ impl Block {
         table: &'a Table<'static>,
         view: &'a View,
         tried: &'a Tried,
-    ) -> Candidates<'a> {
+    ) -> Candidates<'a, 'static> {
         let alone = !self.has_fallback;
         Candidates { view, table, tried, now: now(), key: b"", panic: false, alone }
     }
@@ -341,7 +350,7 @@ impl Block {
     }
 
     /// The tiers of instances, those that have none among them; but not every set has backups.
-    fn tiers(&self, candidates: &Candidates<'_>) -> Vec<status::Tier> {
+    fn tiers(&self, candidates: &Candidates<'_, '_>) -> Vec<status::Tier> {
         let all = (0..self.sources.len()).flat_map(|set| [(set, false), (set, true)]);
         let tier = |(set, backup)| {
             let found = candidates.view.tiers().iter().find(|t| (t.set, t.backup) == (set, backup));
@@ -364,7 +373,7 @@ impl Block {
 
     /// Whether so many peers have failed that failures are not to count. Looked at once a second,
     /// because that takes a look at each peer.
-    fn is_in_panic(&self, candidates: &Candidates<'_>) -> bool {
+    fn is_in_panic(&self, candidates: &Candidates<'_, '_>) -> bool {
         let Some(percent) = self.panic else { return false };
         if self.counted.is_due() {
             self.in_panic.set(candidates.healthy_percent() < usize::from(percent));

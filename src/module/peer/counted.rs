@@ -1,6 +1,6 @@
 //! What the shared counters learn of a request's attempts.
 
-use nginx_consul_core::balance::Known;
+use nginx_consul_core::balance::{Known, Picked};
 use nginx_consul_core::table::{InFlight, Slot};
 use nginx_sys::{NGX_PEER_FAILED, ngx_uint_t};
 
@@ -28,14 +28,14 @@ impl Counted {
     }
 
     #[inline(always)]
-    pub(super) fn begin(&mut self, worker: Worker, view: &PeerView, peer: usize, seconds: u64) {
-        let Known { slot, identity, rules, .. } = view.peers().known(peer);
-        self.in_flight = worker.table.enter(*slot as usize, *identity, worker.lane);
-        let slot = worker.table.slot(*slot as usize);
-        self.at = Some((slot, peer as u32));
+    pub(super) fn begin(&mut self, worker: Worker, picked: Picked<'_, 'static>, seconds: u64) {
+        let Picked { number, known, counters } = picked;
+        let Known { identity, slot, rules, .. } = known;
         if rules.max_fails != 0 {
-            slot.note_checked(*identity, rules.fail_timeout.into(), seconds);
+            counters.note_checked(*identity, rules.fail_timeout.into(), seconds);
         }
+        self.at = Some((counters, number as u32));
+        self.in_flight = worker.table.enter_found((*slot as usize, counters), *identity, worker.lane);
     }
 
     /// Counts the outcome, as `ngx_http_upstream_free_round_robin_peer()` does. `true` if failures

@@ -53,7 +53,7 @@ impl Scene {
         Scene { lane: table.take_lane(me).unwrap(), table, view, method }
     }
 
-    fn candidates<'a>(&'a self, tried: &'a Tried) -> Candidates<'a> {
+    fn candidates<'a>(&'a self, tried: &'a Tried) -> Candidates<'a, 'static> {
         Candidates {
             view: &self.view,
             table: &self.table,
@@ -75,11 +75,11 @@ impl Scene {
     }
 
     /// Ports that requests go to, sorted.
-    fn ports(&self, candidates: &Candidates<'_>) -> Vec<u16> {
+    fn ports(&self, candidates: &Candidates<'_, '_>) -> Vec<u16> {
         let (mut cursor, mut rng) = (0, SmallRng::seed_from_u64(1));
         let picked = |_| pick(self.method, candidates, &mut cursor, &mut rng);
         let mut ports: Vec<u16> =
-            (0..20).map_while(picked).map(|p| self.view.records()[p].addr.port()).collect();
+            (0..20).map_while(picked).map(|p| self.view.records()[p.number].addr.port()).collect();
         ports.sort_unstable();
         ports.dedup();
         ports
@@ -245,7 +245,10 @@ fn least_time_avoids_the_slow_and_least_conn_does_not_know_it() {
         let tried = Tried::default();
         let (mut cursor, mut rng) = (0, SmallRng::seed_from_u64(3));
         let slow = scene.at(1);
-        let mut pick = || pick(method, &scene.candidates(&tried), &mut cursor, &mut rng);
+        let mut pick = || {
+            let picked = pick(method, &scene.candidates(&tried), &mut cursor, &mut rng);
+            picked.map(|picked| picked.number)
+        };
         (0..1000).filter(|_| pick() == Some(slow)).count()
     };
     assert_eq!(share_of_slow(Method::LeastTime), 0);
@@ -266,7 +269,7 @@ fn a_tier_that_is_out_does_not_disturb_the_round_robin_of_the_next() {
         let mut counts = vec![0; usize::from(n)];
         for _ in 0..2 * n {
             let picked = pick(scene.method, &candidates, &mut cursor, &mut rng).unwrap();
-            counts[picked - usize::from(n)] += 1;
+            counts[picked.number - usize::from(n)] += 1;
         }
         assert_eq!(counts, vec![2; usize::from(n)], "{n} peers");
     }

@@ -3,6 +3,7 @@
 use std::ffi::c_void;
 use std::rc::Rc;
 
+use nginx_consul_core::balance::Picked;
 use nginx_sys::{
     NGX_BUSY, NGX_DONE, NGX_PEER_FAILED, NGX_PEER_NEXT, ngx_http_request_t,
     ngx_http_upstream_init_round_robin_peer, ngx_http_upstream_srv_conf_t, ngx_int_t,
@@ -265,7 +266,10 @@ impl StockAttempt {
         };
         // Another module's method may have addresses of its own.
         if let Some(peer) = snapshot.view().number_at(address) {
-            self.counted.begin(worker, snapshot.view(), peer, now().seconds);
+            let known = snapshot.view().peers().known(peer);
+            let counters = worker.table.slot(known.slot as usize);
+            let picked = Picked { number: peer, known, counters };
+            self.counted.begin(worker, picked, now().seconds);
         }
     }
 
