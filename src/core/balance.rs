@@ -128,9 +128,15 @@ fn pick_from<P: Peers, R: RngCore>(
         Method::Random => draw(peers, rng),
         Method::LeastConn => less_busy(peers, rng),
         Method::LeastTime => less_costly(peers, rng),
-        Method::Hash { .. } => of_key(peers).or_else(|| next(peers, cursor, rng)),
+        Method::Hash { .. } => match of_key(peers) {
+            Some(peer) => Some(peer),
+            None => next(peers, cursor, rng),
+        },
     };
-    candidate.or_else(|| search(peers, rng, |peer| !peers.is_failed(peer)))
+    match candidate {
+        Some(peer) => Some(peer),
+        None => search(peers, rng, |peer| !peers.is_failed(peer)),
+    }
 }
 
 // Functions of their own have the registers to themselves.
@@ -151,7 +157,12 @@ fn of_key<P: Peers>(peers: &P) -> Option<P::Peer> {
 
 #[inline(always)]
 fn next<P: Peers, R: RngCore>(peers: &P, cursor: &mut u64, rng: &mut R) -> Option<P::Peer> {
-    probe(peers, rng, |_| peers.order().next(cursor, peers.weights()))
+    let (order, weights) = (peers.order(), peers.weights());
+    let peer = peers.peer(order.next(cursor, weights));
+    if peers.is_sound(peer) {
+        return Some(peer);
+    }
+    probe_more(peers, rng, peer, |_| order.next(cursor, weights))
 }
 
 /// Draws two; the other one if the first is worse.
@@ -162,13 +173,20 @@ fn better_of_two<P: Peers, R: RngCore>(
     is_worse: impl Fn(P::Peer, P::Peer) -> bool,
 ) -> Option<P::Peer> {
     let one = draw(peers, rng)?;
-    let other = draw_other(peers, rng, peers.number(one)).filter(|&other| is_worse(one, other));
-    Some(other.unwrap_or(one))
+    match draw_other(peers, rng, peers.number(one)) {
+        Some(other) if is_worse(one, other) => Some(other),
+        _ => Some(one),
+    }
 }
 
 #[inline(always)]
 fn draw<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<P::Peer> {
-    probe(peers, rng, |rng| peers.weights().at(rng.next_u64()))
+    let weights = peers.weights();
+    let peer = peers.peer(weights.at(rng.next_u64()));
+    if peers.is_sound(peer) {
+        return Some(peer);
+    }
+    probe_more(peers, rng, peer, |rng| weights.at(rng.next_u64()))
 }
 
 #[inline(always)]
@@ -214,16 +232,7 @@ fn is_busier<P: Peers>(peers: &P, one: P::Peer, other: P::Peer) -> bool {
     peers.load(one) * peers.weight(other) > peers.load(other) * peers.weight(one)
 }
 
-#[inline(always)]
-fn probe<P: Peers, R: RngCore>(
-    peers: &P,
-    rng: &mut R,
-    mut next: impl FnMut(&mut R) -> usize,
-) -> Option<P::Peer> {
-    let peer = peers.peer(next(rng));
-    if peers.is_sound(peer) { Some(peer) } else { probe_more(peers, rng, peer, next) }
-}
-
+/// Goes on when the first one that `next` gave has to be asked whether it can be used.
 #[cold]
 #[inline(never)]
 fn probe_more<P: Peers, R: RngCore>(

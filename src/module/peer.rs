@@ -6,7 +6,8 @@
 use std::ffi::c_void;
 use std::rc::Rc;
 
-use nginx_consul_core::balance::{Latency, Method, Tried};
+use nginx_consul_core::balance::{Known, Latency, Method, Tried};
+use nginx_consul_core::table::Slot;
 use nginx_sys::{
     NGX_LOG_WARN, NGX_PEER_FAILED, ngx_conf_t, ngx_current_msec, ngx_http_request_t,
     ngx_http_upstream_init_round_robin, ngx_http_upstream_init_round_robin_peer,
@@ -161,7 +162,10 @@ extern "C" fn ngx_http_upstream_get_consul_peer(
             let block = &*attempt.block;
             (attempt, block)
         };
-        attempt.counted.end();
+        // nginx has freed the peer before; this is for what it forgets.
+        if attempt.counted.is_in_flight() {
+            attempt.counted.end();
+        }
         if let Some(servers) = &attempt.servers {
             return servers.get(pc);
         }
@@ -169,26 +173,13 @@ extern "C" fn ngx_http_upstream_get_consul_peer(
         let picked = block.worker().and_then(|worker| {
             let view = attempt.view.peers();
             let picked = block.pick(worker, view, &attempt.tried, attempt.key, now)?;
-            let number = picked.number;
+            let number = picked.known.number as usize;
             attempt.counted.begin(worker, picked, now.seconds);
             attempt.tried.insert(number);
             Some(number)
         });
-        let Some(peer) = picked else {
-            if let Some(servers) = attempt.turn_to_servers() {
-                return servers.get(pc);
-            }
-            // SAFETY: nginx passes the request's connection.
-            let pc = unsafe { &mut *pc };
-            if attempt.tried.count() == 0 {
-                block.complain(pc.log);
-            }
-            // Not NGX_BUSY: nginx would log a line for each request.
-            pc.name = block.name_ptr();
-            pc.tries = 0;
-            return DECLINED;
-        };
-        // SAFETY: as above.
+        let Some(peer) = picked else { return attempt.get_none(pc) };
+        // SAFETY: nginx passes the request's connection.
         let pc = unsafe { &mut *pc };
         pc.set_cached(0);
         pc.connection = std::ptr::null_mut();
@@ -211,9 +202,10 @@ extern "C" fn ngx_http_upstream_free_consul_peer(
         }
         // SAFETY: nginx passes the request's connection.
         let pc = unsafe { &mut *pc };
-        attempt.judge(state, pc.log);
+        let single = attempt.is_single();
+        attempt.judge(state, single, pc.log);
         attempt.counted.end();
-        pc.tries = if attempt.is_single() { 0 } else { pc.tries.saturating_sub(1) };
+        pc.tries = if single { 0 } else { pc.tries.saturating_sub(1) };
     });
 }
 
@@ -226,6 +218,24 @@ impl Attempt {
     /// Whether there is one instance and nobody else.
     fn is_single(&self) -> bool {
         self.view.len() == 1 && !self.block().has_fallback
+    }
+
+    /// No instance can be used.
+    #[cold]
+    fn get_none(&mut self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
+        self.counted.end();
+        if let Some(servers) = self.turn_to_servers() {
+            return servers.get(pc);
+        }
+        // SAFETY: nginx passes the request's connection.
+        let pc = unsafe { &mut *pc };
+        if self.tried.count() == 0 {
+            self.block().complain(pc.log);
+        }
+        // Not NGX_BUSY: nginx would log a line for each request.
+        pc.name = self.block().name_ptr();
+        pc.tries = 0;
+        DECLINED
     }
 
     /// From here on the block's `server` lines are asked, if it has some.
@@ -242,42 +252,56 @@ impl Attempt {
     }
 
     #[inline]
-    fn judge(&self, state: ngx_uint_t, log: *mut ngx_log_t) {
+    fn judge(&self, state: ngx_uint_t, single: bool, log: *mut ngx_log_t) {
         if self.block().method() == Method::LeastTime {
             self.note_time(state & NGX_PEER_FAILED as ngx_uint_t != 0);
         }
-        if self.counted.judge(&self.view, state, self.is_single()) {
-            ngx::ngx_log_error!(NGX_LOG_WARN, log, "upstream server temporarily disabled");
+        if self.counted.judge(&self.view, state, single) {
+            warn_of_failures(log);
         }
     }
 
     /// Notes how long the peer took.
+    #[inline]
     fn note_time(&self, failed: bool) {
-        let Some((slot, known)) = self.counted.known(&self.view) else { return };
+        let Some((counters, known)) = self.counted.known(&self.view) else { return };
         // SAFETY: the request's upstream, whose state nginx makes before it connects.
-        let (header_time, elapsed) = unsafe {
-            let upstream = &*(*self.request).upstream;
-            let Some(state) = upstream.state.as_ref() else { return };
-            let elapsed = ngx_current_msec.wrapping_sub(upstream.start_time);
-            (state.header_time, elapsed as u64)
-        };
+        let upstream = unsafe { &*(*self.request).upstream };
+        // SAFETY: as above.
+        let Some(state) = (unsafe { upstream.state.as_ref() }) else { return };
         let now = now().millis;
-        slot.update_latency(known.identity, |raw| {
-            let latency = Latency::from_raw(raw);
-            // nginx's value of a time that never came.
-            let has_header = header_time != usize::MAX;
-            if failed {
-                latency.after_failure(elapsed, now).raw()
-            } else if has_header {
-                latency.after(header_time as u64, now).raw()
-            } else if elapsed as f32 > latency.at(now) {
-                // The client gave up; the answer would have taken longer still.
-                latency.after(elapsed, now).raw()
-            } else {
-                raw
-            }
+        // nginx's value of a time that never came.
+        if failed || state.header_time == usize::MAX {
+            // SAFETY: the event loop's clock, read in the event loop.
+            let elapsed = unsafe { ngx_current_msec }.wrapping_sub(upstream.start_time) as u64;
+            note_unanswered(counters, known, failed, elapsed, now);
+            return;
+        }
+        counters.update_latency(known.identity, |raw| {
+            Latency::from_raw(raw).after(state.header_time as u64, now).raw()
         });
     }
+}
+
+/// Notes an attempt that failed, or that the client gave up.
+#[cold]
+fn note_unanswered(counters: Slot<'_>, known: &Known, failed: bool, elapsed: u64, now: u64) {
+    counters.update_latency(known.identity, |raw| {
+        let latency = Latency::from_raw(raw);
+        if failed {
+            latency.after_failure(elapsed, now).raw()
+        } else if elapsed as f32 > latency.at(now) {
+            // The answer would have taken longer still.
+            latency.after(elapsed, now).raw()
+        } else {
+            raw
+        }
+    });
+}
+
+#[cold]
+fn warn_of_failures(log: *mut ngx_log_t) {
+    ngx::ngx_log_error!(NGX_LOG_WARN, log, "upstream server temporarily disabled");
 }
 
 impl Drop for Attempt {

@@ -50,7 +50,8 @@ impl Latency {
     /// The mean after one more answer, which took `sample` ms and came at `now`, ms since the epoch.
     #[inline]
     pub fn after(self, sample: u64, now: u64) -> Latency {
-        let sample = (sample as f32).max(FLOOR);
+        // Signed numbers are quicker to convert.
+        let sample = (sample as i64 as f32).max(FLOOR);
         let mean = if sample >= self.mean {
             sample
         } else {
@@ -104,7 +105,6 @@ impl Latency {
 #[inline]
 pub fn score(latency: Latency, in_flight: u64, weight: u32, now: u64) -> f32 {
     let ms = if latency.is_none() && in_flight > 0 { PENALTY } else { latency.at(now) };
-    // Signed numbers are quicker to convert.
     (ms + 1.0) * (in_flight as i64 as f32 + 1.0) / i64::from(weight) as f32
 }
 

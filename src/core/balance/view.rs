@@ -56,6 +56,8 @@ pub struct Known {
     pub slot: u32,
     /// Weight in effect, at least 1.
     pub weight: u32,
+    /// Its number in the view.
+    pub number: u32,
     /// Its parameters in effect.
     pub rules: Rules,
     down: bool,
@@ -153,7 +155,7 @@ impl View {
                 }
             }
         }
-        let known = records.iter().map(|record| Known::new(record, rules)).collect();
+        let known = records.iter().zip(0..).map(|(record, n)| Known::new(record, n, rules)).collect();
         View { generations, records, known, tiers }
     }
 
@@ -224,13 +226,14 @@ impl Keys {
 }
 
 impl Known {
-    fn new(record: &Record, rules: &Rules) -> Known {
+    fn new(record: &Record, number: u32, rules: &Rules) -> Known {
         let (down, rules) = (record.params.down, rules.of(&record.params));
         let plain = !down && rules.max_conns == 0 && rules.slow_start == 0;
         Known {
             identity: record.identity,
             slot: record.slot,
             weight: record.weight,
+            number,
             rules,
             down,
             plain,
@@ -246,9 +249,7 @@ impl Known {
 /// A peer, and where to find what a request wants of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Picked<'a, 'z> {
-    /// Its number in the view.
-    pub number: usize,
-    /// What the view knows.
+    /// What the view knows of it.
     pub known: &'a Known,
     /// Its counters.
     pub counters: Slot<'z>,
@@ -266,8 +267,10 @@ pub fn pick<'a, 'z, R: RngCore>(
     rng: &mut R,
 ) -> Option<Picked<'a, 'z>> {
     let (first, others) = candidates.view.tiers.split_first()?;
-    let picked = pick_in(first, method, candidates, cursor, rng);
-    picked.or_else(|| pick_beyond(others, method, candidates, cursor, rng))
+    match pick_in(first, method, candidates, cursor, rng) {
+        Some(picked) => Some(picked),
+        None => pick_beyond(others, method, candidates, cursor, rng),
+    }
 }
 
 #[cold]
@@ -403,14 +406,13 @@ impl<'a, 'z> Peers for InTier<'_, 'a, 'z> {
 
     #[inline]
     fn peer(&self, number: usize) -> Picked<'a, 'z> {
-        let number = self.tier.first + number;
-        let known = self.all.view.known(number);
-        Picked { number, known, counters: self.all.slot(known) }
+        let known = self.all.view.known(self.tier.first + number);
+        Picked { known, counters: self.all.slot(known) }
     }
 
     #[inline]
     fn number(&self, peer: Picked<'a, 'z>) -> usize {
-        peer.number - self.tier.first
+        peer.known.number as usize - self.tier.first
     }
 
     #[inline]
@@ -430,7 +432,7 @@ impl<'a, 'z> Peers for InTier<'_, 'a, 'z> {
 
     fn is_free(&self, peer: Picked<'a, 'z>) -> bool {
         let (all, known) = (self.all, peer.known);
-        (!all.tried.contains(peer.number) || all.is_single())
+        (!all.tried.contains(known.number as usize) || all.is_single())
             && !known.down
             && !all.is_full(known)
     }

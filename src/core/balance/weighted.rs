@@ -45,7 +45,7 @@ impl Weighted {
     }
 
     /// The peer that `u`, a fraction of 2⁶⁴, falls on.
-    #[inline]
+    #[inline(always)]
     pub fn at(&self, u: u64) -> usize {
         let Some(&sum) = self.upto.last() else { return scale(u, self.count as u64) as usize };
         let bucket = (u >> self.shift) as usize;
@@ -55,6 +55,11 @@ impl Weighted {
             return low;
         }
         let target = scale(u, sum);
+        self.first_beyond(target, low, high)
+    }
+
+    #[inline(never)]
+    fn first_beyond(&self, target: u64, low: usize, high: usize) -> usize {
         low + self.upto[low..high].partition_point(|&upto| upto <= target)
     }
 

@@ -70,7 +70,7 @@ fn invariant_1_a_pick_allocates_nothing() {
                             alone: true,
                         };
                         let peer = pick(method, &candidates, &mut cursor, &mut rng);
-                        let peer = peer.expect("a peer that was not tried").number;
+                        let peer = peer.expect("a peer that was not tried").known.number as usize;
                         tried.insert(peer);
                         let record = &view.records()[peer];
                         let slot = record.slot as usize;

@@ -29,12 +29,12 @@ impl Counted {
 
     #[inline(always)]
     pub(super) fn begin(&mut self, worker: Worker, picked: Picked<'_, 'static>, seconds: u64) {
-        let Picked { number, known, counters } = picked;
+        let Picked { known, counters } = picked;
         let Known { identity, slot, rules, .. } = known;
         if rules.max_fails != 0 {
             counters.note_checked(*identity, rules.fail_timeout.into(), seconds);
         }
-        self.at = Some((counters, number as u32));
+        self.at = Some((counters, known.number));
         self.in_flight = worker.table.enter_found((*slot as usize, counters), *identity, worker.lane);
     }
 
@@ -45,6 +45,12 @@ impl Counted {
         let Some((slot, peer)) = self.at else { return false };
         let has_failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;
         (has_failed || slot.has_fails()) && note(slot, view.peers().known(peer as usize), has_failed, single)
+    }
+
+    /// Whether the request counts as in flight.
+    #[inline]
+    pub(super) fn is_in_flight(&self) -> bool {
+        self.in_flight.is_some()
     }
 
     #[inline]

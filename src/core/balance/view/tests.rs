@@ -79,7 +79,7 @@ impl Scene {
         let (mut cursor, mut rng) = (0, SmallRng::seed_from_u64(1));
         let picked = |_| pick(self.method, candidates, &mut cursor, &mut rng);
         let mut ports: Vec<u16> =
-            (0..20).map_while(picked).map(|p| self.view.records()[p.number].addr.port()).collect();
+            (0..20).map_while(picked).map(|p| self.view.records()[p.known.number as usize].addr.port()).collect();
         ports.sort_unstable();
         ports.dedup();
         ports
@@ -247,7 +247,7 @@ fn least_time_avoids_the_slow_and_least_conn_does_not_know_it() {
         let slow = scene.at(1);
         let mut pick = || {
             let picked = pick(method, &scene.candidates(&tried), &mut cursor, &mut rng);
-            picked.map(|picked| picked.number)
+            picked.map(|picked| picked.known.number as usize)
         };
         (0..1000).filter(|_| pick() == Some(slow)).count()
     };
@@ -269,7 +269,7 @@ fn a_tier_that_is_out_does_not_disturb_the_round_robin_of_the_next() {
         let mut counts = vec![0; usize::from(n)];
         for _ in 0..2 * n {
             let picked = pick(scene.method, &candidates, &mut cursor, &mut rng).unwrap();
-            counts[picked.number - usize::from(n)] += 1;
+            counts[picked.known.number as usize - usize::from(n)] += 1;
         }
         assert_eq!(counts, vec![2; usize::from(n)], "{n} peers");
     }

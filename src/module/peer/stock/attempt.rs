@@ -268,7 +268,7 @@ impl StockAttempt {
         if let Some(peer) = snapshot.view().number_at(address) {
             let known = snapshot.view().peers().known(peer);
             let counters = worker.table.slot(known.slot as usize);
-            let picked = Picked { number: peer, known, counters };
+            let picked = Picked { known, counters };
             self.counted.begin(worker, picked, now().seconds);
         }
     }
