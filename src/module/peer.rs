@@ -89,32 +89,33 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
         // configuration, which lives as long as the worker.
         unsafe {
             let Some(block) = &conf::srv_conf(us).block else { return ERROR };
-            let view = block.worker().and_then(|worker| block.view(worker));
-            let view = view.unwrap_or_default();
-            if view.is_empty() && block.has_fallback {
-                return ngx_http_upstream_init_round_robin_peer(r, us);
+            let mut view = block.worker().and_then(|worker| block.view(worker));
+            if view.as_ref().is_none_or(|view| view.is_empty()) {
+                if block.has_fallback {
+                    return ngx_http_upstream_init_round_robin_peer(r, us);
+                }
+                view = Some(Rc::default());
             }
-            let Some(key) = block.key(r) else { return ERROR };
+            let Some(view) = view else { return ERROR };
             let servers = if block.has_fallback { server_count(us) } else { 0 };
             let tries = (view.len() + servers).max(1);
-            let attempt = make_in_pool(
-                (*r).pool,
-                || Attempt {
-                    view,
-                    tried: Tried::default(),
-                    counted: Counted::default(),
-                    block: &raw const **block,
-                    key,
-                    request: r,
-                    upstream: us,
-                    servers: None,
-                },
-            );
-            if attempt.is_null() {
-                return ERROR;
+            let attempt = make_in_pool((*r).pool, || Attempt {
+                view,
+                tried: Tried::default(),
+                counted: Counted::default(),
+                block: &raw const **block,
+                key: b"",
+                request: r,
+                upstream: us,
+                servers: None,
+            });
+            let Some(attempt) = attempt.as_mut() else { return ERROR };
+            if block.has_key() {
+                let Some(key) = block.key(r) else { return ERROR };
+                attempt.key = key;
             }
             let peer = &mut (*(*r).upstream).peer;
-            peer.data = attempt.cast();
+            peer.data = (&raw mut *attempt).cast();
             peer.get = Some(ngx_http_upstream_get_consul_peer);
             peer.free = Some(ngx_http_upstream_free_consul_peer);
             peer.tries = tries as ngx_uint_t;
@@ -129,6 +130,7 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
 /// # Safety
 ///
 /// nginx's round robin has been made of them, and its peers are still the `data` of the block.
+#[cold]
 unsafe fn server_count(us: *mut ngx_http_upstream_srv_conf_t) -> usize {
     // SAFETY: the caller's promise; the backups are the next of the others.
     unsafe {

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 
+use crc32fast::Hasher;
 use rand::RngCore;
 
 use super::latency::{Latency, score};
@@ -43,7 +44,11 @@ pub struct Tier {
 enum Keys {
     /// Nobody asks.
     None,
-    Consistent(Ring),
+    Consistent {
+        ring: Ring,
+        /// Knows the processor.
+        crc: Hasher,
+    },
     Modulo(Modulo),
 }
 
@@ -208,14 +213,17 @@ impl Keys {
         match method {
             Method::Hash { consistent: true } => {
                 let before = match before {
-                    Some(Keys::Consistent(ring)) => Some(ring),
+                    Some(Keys::Consistent { ring, .. }) => Some(ring),
                     _ => None,
                 };
                 let member = |r| {
                     let r: &Record = r;
                     Member { slot: r.slot, weight: r.weight, name: r.text() }
                 };
-                Keys::Consistent(Ring::new(members.iter().map(member), before))
+                Keys::Consistent {
+                    ring: Ring::new(members.iter().map(member), before),
+                    crc: Hasher::new(),
+                }
             }
             Method::Hash { consistent: false } => {
                 Keys::Modulo(Modulo::new(members.iter().map(|record| record.weight)))
@@ -466,11 +474,14 @@ impl<'a, 'z> Peers for InTier<'_, 'a, 'z> {
         let key = self.all.key;
         let suiting = |number| Some(self.peer(number)).filter(|&peer| suits(peer));
         match &self.tier.keys {
-            Keys::Consistent(ring) if !key.is_empty() => {
-                ring.walk(Ring::hash(key)).take(LOOKS).find_map(suiting)
+            Keys::Consistent { ring, crc } if !key.is_empty() => {
+                // As Ring::hash().
+                let mut crc = crc.clone();
+                crc.update(key);
+                ring.walk(crc.finalize()).take(LOOKS).find_map(suiting)
             }
             Keys::Modulo(modulo) => modulo.walk(key, self.all.tried.count()).find_map(suiting),
-            Keys::Consistent(_) | Keys::None => None,
+            Keys::Consistent { .. } | Keys::None => None,
         }
     }
 }

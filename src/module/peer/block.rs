@@ -216,6 +216,11 @@ impl Block {
         self.balance.method
     }
 
+    /// Whether requests are hashed by something.
+    pub(super) fn has_key(&self) -> bool {
+        self.balance.key.is_some()
+    }
+
     /// What the request is hashed by, in the request's pool; empty if the method wants nothing.
     ///
     /// # Safety
@@ -234,18 +239,32 @@ impl Block {
     }
 
     /// This worker's copy of the present sets; one atomic load for each if nothing changed.
+    #[inline(always)]
     pub(super) fn view(&self, worker: Worker) -> Option<Rc<PeerView>> {
         let held = self.view.borrow();
-        let view = held.as_ref().filter(|view| {
-            let generations = view.peers().generations();
-            let mut sets = self.sources.iter().zip(generations);
-            sets.all(|(source, held)| source.generation(&worker.table) == Some(*held))
-        });
-        if let Some(view) = view {
-            return Some(Rc::clone(view));
+        if let Some(view) = &*held {
+            if self.is_present(worker, view) {
+                return Some(Rc::clone(view));
+            }
         }
         drop(held);
         self.renewed_view(worker)
+    }
+
+    #[inline(always)]
+    fn is_present(&self, worker: Worker, view: &PeerView) -> bool {
+        let same = |(source, held): (&Source, &u64)| {
+            source.generation(&worker.share().table) == Some(*held)
+        };
+        match (&*self.sources, view.peers().generations()) {
+            ([source], [held]) => same((source, held)),
+            _ => self.are_present(view, same),
+        }
+    }
+
+    #[inline(never)]
+    fn are_present(&self, view: &PeerView, same: impl Fn((&Source, &u64)) -> bool) -> bool {
+        self.sources.iter().zip(view.peers().generations()).all(same)
     }
 
     /// A copy of the present sets, unless that is what it has.
