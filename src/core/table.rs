@@ -38,7 +38,7 @@ pub mod slots;
 pub use entry::{Freshness, Mode};
 pub use publish::{Change, Full};
 pub use read::{Detail, Image, Record};
-pub use slots::{Counters, InFlight, Lane, Slot};
+pub use slots::{Counters, InFlight, Lane, Place, Slot};
 
 /// Says that the zone holds a table of this layout.
 const MAGIC: u64 = 0x6e67_782d_636e_0004;

@@ -88,7 +88,7 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
         // SAFETY: nginx passes a request with an upstream, and a block of the running
         // configuration, which lives as long as the worker.
         unsafe {
-            let Some(block) = &conf::srv_conf(us).block else { return ERROR };
+            let Some(block) = conf::srv_conf(us).block.as_deref() else { return ERROR };
             let mut view = block.worker().and_then(|worker| block.view(worker));
             if view.as_ref().is_none_or(|view| view.is_empty()) {
                 if block.has_fallback {
@@ -103,7 +103,7 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
                 view,
                 tried: Tried::default(),
                 counted: Counted::default(),
-                block: &raw const **block,
+                block,
                 key: b"",
                 request: r,
                 upstream: us,

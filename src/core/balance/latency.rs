@@ -84,7 +84,7 @@ impl Latency {
         let age = self.age(now);
         let past = i64::from(age) as f32 * (1.0 / DECAY);
         // Peers that get requests have young values, for which the series' first terms will do.
-        if age < NEAR { 1.0 - past * (1.0 - 0.5 * past) } else { (-past).exp() }
+        if age < NEAR { 1.0 - past * (1.0 - 0.5 * past) } else { far(past) }
     }
 
     /// Milliseconds since the mean was computed. Wraps after 49 days, when an instance that had no
@@ -94,6 +94,11 @@ impl Latency {
         let age = (now as u32).wrapping_sub(self.at);
         if age > u32::MAX - SKEW { 0 } else { age }
     }
+}
+
+#[cold]
+fn far(past: f32) -> f32 {
+    (-past).exp()
 }
 
 /// What one more request costs an instance, to be compared with the others' cost at the same time:

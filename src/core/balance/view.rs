@@ -10,7 +10,7 @@ use super::modulo::Modulo;
 use super::ring::{LOOKS, Member, Ring};
 use super::{FULL_SHARE, Method, Order, Peers, Tried, Weighted, pick_from, search};
 use crate::params::Params;
-use crate::table::{Image, Record, Slot, Table};
+use crate::table::{Image, Place, Record, Slot, Table};
 
 /// The sets of a block as a worker uses them: never changed, so a request that holds it sees one
 /// generation of each from beginning to end.
@@ -57,8 +57,8 @@ enum Keys {
 pub struct Known {
     /// Whose slot it is.
     pub identity: u64,
-    /// Slot of its counters.
-    pub slot: u32,
+    /// Where its counters are.
+    pub place: Place,
     /// Weight in effect, at least 1.
     pub weight: u32,
     /// Its number in the view.
@@ -239,7 +239,7 @@ impl Known {
         let plain = !down && rules.max_conns == 0 && rules.slow_start == 0;
         Known {
             identity: record.identity,
-            slot: record.slot,
+            place: record.place,
             weight: record.weight,
             number,
             rules,
@@ -309,13 +309,13 @@ fn pick_in<'a, 'z, R: RngCore>(
     if candidates.is_known_out(tier) {
         return None;
     }
-    // A tier that gives nobody does not move the cursor either: its moves and those of the tier
-    // in use could add up to whole rounds, and always end at the same peer.
-    let mut at = *cursor;
-    let picked = pick_from(method, &InTier { all: candidates, tier }, &mut at, rng);
-    match picked {
-        Some(_) => *cursor = at,
-        None => candidates.note_out(tier),
+    let before = *cursor;
+    let picked = pick_from(method, &InTier { all: candidates, tier }, cursor, rng);
+    if picked.is_none() {
+        // A tier that gives nobody does not move the cursor either: its moves and those of the tier
+        // in use could add up to whole rounds, and always end at the same peer.
+        *cursor = before;
+        candidates.note_out(tier);
     }
     picked
 }
@@ -363,12 +363,12 @@ impl<'z> Candidates<'_, 'z> {
 
     #[inline]
     fn slot(&self, known: &Known) -> Slot<'z> {
-        self.table.slot(known.slot as usize)
+        self.table.slot_at(known.place)
     }
 
     fn is_full(&self, known: &Known) -> bool {
         let max_conns = u64::from(known.rules.max_conns);
-        max_conns != 0 && self.table.in_flight(known.slot as usize) >= max_conns
+        max_conns != 0 && self.table.in_flight_at(known.place, self.slot(known)) >= max_conns
     }
 
     fn has_failed(&self, known: &Known) -> bool {
@@ -460,7 +460,7 @@ impl<'a, 'z> Peers for InTier<'_, 'a, 'z> {
 
     #[inline]
     fn load(&self, peer: Picked<'a, 'z>) -> u64 {
-        self.all.table.in_flight_found(peer.known.slot as usize, peer.counters)
+        self.all.table.in_flight_at(peer.known.place, peer.counters)
     }
 
     #[inline]

@@ -12,6 +12,7 @@ use super::machine::atomic::{
     fence,
 };
 use super::publish::Held;
+use super::slots::Place;
 use crate::model::{Peer, PeerSet};
 use crate::params::Params;
 
@@ -31,6 +32,8 @@ pub struct Record {
     pub weight: u32,
     /// Slot of its counters.
     pub slot: u32,
+    /// Where that is.
+    pub place: Place,
     /// Whose slot that is.
     pub identity: u64,
     /// The instance's own parameters, but for the weight.
@@ -105,7 +108,7 @@ impl Record {
         words
     }
 
-    fn decode(words: &[u64; RECORD]) -> Record {
+    fn decode(words: &[u64; RECORD], table: &Table<'_>) -> Record {
         let ip = Ipv6Addr::from(u128::from(words[4]) << 64 | u128::from(words[3]));
         let port = (words[2] >> 16) as u16;
         let addr = if words[2] >> 8 & 1 == 0 {
@@ -122,6 +125,7 @@ impl Record {
             addr,
             weight: (words[0] as u32).max(1),
             slot: (words[0] >> 32) as u32,
+            place: table.slot_place((words[0] >> 32) as usize),
             identity: words[1],
             params: Params {
                 weight: None,
@@ -204,7 +208,7 @@ impl<'z> Table<'z> {
             return None;
         }
         let record =
-            |i| Record::decode(&std::array::from_fn(|w| self.load(offset + i * RECORD + w)));
+            |i| Record::decode(&std::array::from_fn(|w| self.load(offset + i * RECORD + w)), self);
         let records: Vec<Record> = (0..count).map(record).collect();
         let mut details = Vec::new();
         if with_details {

@@ -29,6 +29,10 @@ pub(super) const LATENCY: usize = 7;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lane(u32);
 
+/// Where a slot is, without its number having to be multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place(u32);
+
 /// What the status page says of a slot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -101,6 +105,14 @@ impl<'z> Table<'z> {
         (self.slot_word(slot, WORDS + lane.0 as usize / 2), lane.0 % 2 * 32)
     }
 
+    /// Where a slot is; of a number that is none of a slot, nowhere.
+    #[inline]
+    pub(super) fn slot_place(&self, slot: usize) -> Place {
+        let first = slot.checked_mul(self.layout.slot_words).map(|at| self.layout.slots + at);
+        // A table has fewer words than that.
+        Place(first.and_then(|first| u32::try_from(first).ok()).unwrap_or(u32::MAX))
+    }
+
     /// The counters of a slot but for its lanes, of which it has the first two.
     ///
     /// # Panics
@@ -108,64 +120,68 @@ impl<'z> Table<'z> {
     /// If there is no such slot.
     #[inline]
     pub fn slot(&self, slot: usize) -> Slot<'z> {
-        let first = self.layout.slots + slot * self.layout.slot_words;
+        self.slot_at(self.slot_place(slot))
+    }
+
+    /// As [`Table::slot`].
+    #[inline]
+    pub fn slot_at(&self, place: Place) -> Slot<'z> {
+        let first = place.0 as usize;
         let words = self.words.get(first..first + WORDS + 1);
         match words.and_then(|words| words.try_into().ok()) {
             Some(words) => Slot { words },
-            None => no_such_slot(slot),
+            None => no_such_slot(place),
         }
     }
 
     /// Counts a request to the instance, in flight if the worker has a lane: then it has to be told
     /// when it ends.
-    #[inline]
     pub fn enter(&self, slot: usize, identity: u64, lane: Option<Lane>) -> Option<InFlight<'z>> {
-        self.enter_found((slot, self.slot(slot)), identity, lane)
+        self.enter_at(self.slot_place(slot), self.slot(slot), identity, lane)
     }
 
     /// As [`Table::enter`], of a slot that was found before.
     #[inline]
-    pub fn enter_found(
+    pub fn enter_at(
         &self,
-        (slot, counters): (usize, Slot<'z>),
+        place: Place,
+        slot: Slot<'z>,
         identity: u64,
         lane: Option<Lane>,
     ) -> Option<InFlight<'z>> {
-        if !counters.belongs_to(identity) {
+        if !slot.belongs_to(identity) {
             return None;
         }
-        let place = lane.map(|lane| self.lane_of(slot, lane));
-        counters.words[PICKS].fetch_add(1, Relaxed);
-        let (word, shift) = place?;
-        let one = 1 << shift;
+        slot.words[PICKS].fetch_add(1, Relaxed);
+        let Lane(lane) = lane?;
+        let word = &self.words[place.0 as usize + WORDS + (lane / 2) as usize];
+        let one = 1 << (lane % 2 * 32);
         word.fetch_add(one, AcqRel);
         Some(InFlight { word, one })
     }
 
     /// Requests that are with the instance, over all workers.
-    #[inline]
     pub fn in_flight(&self, slot: usize) -> u64 {
-        self.in_flight_found(slot, self.slot(slot))
+        self.in_flight_at(self.slot_place(slot), self.slot(slot))
     }
 
     /// As [`Table::in_flight`], of a slot that was found before.
     #[inline]
-    pub fn in_flight_found(&self, slot: usize, counters: Slot<'z>) -> u64 {
+    pub fn in_flight_at(&self, place: Place, slot: Slot<'z>) -> u64 {
         // Two lanes to a word; the sum of either stays below 2³².
-        let mut sums = counters.words[WORDS].load(Relaxed);
+        let mut sums = slot.words[WORDS].load(Relaxed);
         let used = self.lane_words.load(Relaxed);
         if used > 1 {
-            sums = sums.wrapping_add(self.sum_of_lanes(slot, used));
+            sums = sums.wrapping_add(self.sum_of_lanes(place, used));
         }
         (sums & u64::from(u32::MAX)) + (sums >> 32)
     }
 
     /// Sum of all words of lanes but the first. In lanes that nobody ever took there is nothing.
     #[inline(never)]
-    fn sum_of_lanes(&self, slot: usize, used: u64) -> u64 {
-        let layout = &self.layout;
-        let used = (layout.slot_words - WORDS).min(used as usize);
-        let first = layout.slots + slot * layout.slot_words + WORDS;
+    fn sum_of_lanes(&self, place: Place, used: u64) -> u64 {
+        let used = (self.layout.slot_words - WORDS).min(used as usize);
+        let first = place.0 as usize + WORDS;
         let pairs = self.words[first + 1..first + used].iter();
         pairs.map(|pair| pair.load(Relaxed)).fold(0, u64::wrapping_add)
     }
@@ -191,8 +207,8 @@ pub struct Slot<'z> {
 }
 
 #[cold]
-fn no_such_slot(slot: usize) -> ! {
-    panic!("no slot {slot} in the table")
+fn no_such_slot(place: Place) -> ! {
+    panic!("no slot at {place:?} of the table")
 }
 
 impl Slot<'_> {

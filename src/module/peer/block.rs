@@ -71,13 +71,19 @@ pub(crate) struct Block {
     sources: Box<[Source]>,
     worker: Cell<Option<Worker>>,
     view: RefCell<Option<Rc<PeerView>>>,
-    cursor: Cell<u64>,
-    rng: RefCell<SmallRng>,
+    turn: RefCell<Turn>,
     in_panic: Cell<bool>,
     counted: Interval,
     complained: Interval,
     looked: Interval,
     asked_for_lane: Interval,
+}
+
+/// Where a worker is in its picks.
+struct Turn {
+    /// Of the round robin order.
+    cursor: u64,
+    rng: SmallRng,
 }
 
 /// A set that a block's peers come from.
@@ -156,8 +162,7 @@ impl Block {
             sources,
             worker: Cell::new(None),
             view: RefCell::new(None),
-            cursor: Cell::new(0),
-            rng: RefCell::new(SmallRng::seed_from_u64(0)),
+            turn: RefCell::new(Turn { cursor: 0, rng: SmallRng::seed_from_u64(0) }),
             in_panic: Cell::new(false),
             counted: Interval::default(),
             complained: Interval::default(),
@@ -190,7 +195,7 @@ impl Block {
     /// worker has one even if the entry passes to another target before the first request.
     pub(crate) fn start(&self, worker: Worker) {
         self.worker.set(Some(worker));
-        self.rng.replace(SmallRng::from_os_rng());
+        self.turn.borrow_mut().rng = SmallRng::from_os_rng();
         self.view(worker);
     }
 
@@ -285,7 +290,8 @@ impl Block {
             // Worker by worker and change by change another peer is the first, or the first ones
             // would get more than their share of a set that changes often.
             if held.is_some() {
-                self.cursor.set(self.rng.borrow_mut().next_u64());
+                let mut turn = self.turn.borrow_mut();
+                turn.cursor = turn.rng.next_u64();
             }
             *held =
                 Some(Rc::new(PeerView::new(images, &self.rules, self.method(), held.as_deref())));
@@ -330,11 +336,8 @@ impl Block {
         let table = &worker.share().table;
         let mut candidates = Candidates { key, now, ..self.candidates(table, view, tried) };
         candidates.panic = self.is_in_panic(&candidates);
-        let mut cursor = self.cursor.get();
-        let picked =
-            balance::pick(self.method(), &candidates, &mut cursor, &mut *self.rng.borrow_mut());
-        self.cursor.set(cursor);
-        picked
+        let Turn { cursor, rng } = &mut *self.turn.borrow_mut();
+        balance::pick(self.method(), &candidates, cursor, rng)
     }
 
     fn candidates<'a>(

@@ -30,12 +30,12 @@ impl Counted {
     #[inline(always)]
     pub(super) fn begin(&mut self, worker: Worker, picked: Picked<'_, 'static>, seconds: u64) {
         let Picked { known, counters } = picked;
-        let Known { identity, slot, rules, .. } = known;
+        let Known { identity, place, rules, .. } = known;
         if rules.max_fails != 0 {
             counters.note_checked(*identity, rules.fail_timeout.into(), seconds);
         }
         self.at = Some((counters, known.number));
-        self.in_flight = worker.table.enter_found((*slot as usize, counters), *identity, worker.lane);
+        self.in_flight = worker.table.enter_at(*place, counters, *identity, worker.lane);
     }
 
     /// Counts the outcome, as `ngx_http_upstream_free_round_robin_peer()` does. `true` if failures

@@ -267,7 +267,7 @@ impl StockAttempt {
         // Another module's method may have addresses of its own.
         if let Some(peer) = snapshot.view().number_at(address) {
             let known = snapshot.view().peers().known(peer);
-            let counters = worker.table.slot(known.slot as usize);
+            let counters = worker.table.slot_at(known.place);
             let picked = Picked { known, counters };
             self.counted.begin(worker, picked, now().seconds);
         }
