@@ -249,7 +249,7 @@ impl Attempt {
         // SAFETY: the request and block that peer.init got.
         let servers =
             unsafe { Delegate::new(r, || ngx_http_upstream_init_round_robin_peer(r, us)) };
-        self.servers = servers.map(Box::new);
+        self.servers = servers.map(|(servers, _)| Box::new(servers));
         self.servers.as_deref()
     }
 

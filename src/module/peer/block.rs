@@ -256,8 +256,9 @@ impl Block {
         self.renewed_view(worker)
     }
 
+    /// Whether that is a copy of the present sets.
     #[inline(always)]
-    fn is_present(&self, worker: Worker, view: &PeerView) -> bool {
+    pub(super) fn is_present(&self, worker: Worker, view: &PeerView) -> bool {
         let same = |(source, held): (&Source, &u64)| {
             source.generation(&worker.share().table) == Some(*held)
         };
