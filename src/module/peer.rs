@@ -24,13 +24,15 @@ mod counted;
 mod delegate;
 mod stock;
 mod view;
+mod worker;
 
 use block::now;
-pub(crate) use block::{Block, Source, Worker};
+pub(crate) use block::{Block, Source};
 use counted::Counted;
 use delegate::Delegate;
 pub(crate) use stock::{InitUpstream, Stock, is_nginxs_own};
 use view::PeerView;
+pub(crate) use worker::Worker;
 
 /// A request to the block; `peer.data`.
 struct Attempt {

@@ -211,8 +211,7 @@ fn peers(
         let counters = table.counters(slot);
         let rules = rules.of(&record.params);
         let (max_fails, timeout) = (rules.max_fails.into(), rules.fail_timeout.into());
-        let failed =
-            !is_single && table.slot(slot).is_failed(max_fails, timeout, now_ms() / 1000);
+        let failed = !is_single && table.slot(slot).is_failed(max_fails, timeout, now_ms() / 1000);
         Peer {
             server: record.addr.to_string(),
             node,

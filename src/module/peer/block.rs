@@ -1,14 +1,13 @@
 //! An `upstream` that follows Consul, as one worker sees it.
 
 use std::cell::{Cell, RefCell};
-use std::ops::Deref;
 use std::rc::Rc;
 
 use nginx_consul_core::balance::{
     self, Candidates, Clock, Method, Picked, Rules, Tier, Tried, View,
 };
 use nginx_consul_core::status;
-use nginx_consul_core::table::{Image, Lane, Table};
+use nginx_consul_core::table::{Image, Table};
 use nginx_sys::{
     NGX_LOG_ERR, ngx_current_msec, ngx_http_complex_value, ngx_http_request_t, ngx_log_t,
     ngx_str_t, time_t,
@@ -18,6 +17,7 @@ use rand::{RngCore, SeedableRng};
 
 use super::stock::Stock;
 use super::view::PeerView;
+use super::worker::Worker;
 use crate::conf::{Balance, Dynamic, Settings};
 use crate::ffi::{OK, bytes, str_over};
 use crate::watcher;
@@ -25,35 +25,6 @@ use crate::watcher;
 /// What a block does not do for each request, it does at most so often, in milliseconds: saying
 /// that there is no usable instance, and looking for its entry while it has none.
 const INTERVAL: u64 = 1000;
-
-/// What this worker has of the shared memory. A handle, because requests copy it.
-#[derive(Clone, Copy)]
-pub(crate) struct Worker(&'static Share);
-
-pub(crate) struct Share {
-    pub(crate) table: Table<'static>,
-    /// `None` if all lanes are held by others: requests are then not counted as in flight.
-    pub(crate) lane: Option<Lane>,
-}
-
-impl Worker {
-    fn share(self) -> &'static Share {
-        self.0
-    }
-
-    /// For as long as the process runs; made once, or again when it gets a lane after all.
-    pub(crate) fn new(table: Table<'static>, lane: Option<Lane>) -> Worker {
-        Worker(Box::leak(Box::new(Share { table, lane })))
-    }
-}
-
-impl Deref for Worker {
-    type Target = Share;
-
-    fn deref(&self) -> &Share {
-        self.0
-    }
-}
 
 /// An `upstream` that follows Consul, as requests see it. Each worker has its own after fork().
 pub(crate) struct Block {

@@ -4,8 +4,9 @@ use nginx_consul_core::balance::{Known, Picked};
 use nginx_consul_core::table::{InFlight, Slot};
 use nginx_sys::{NGX_PEER_FAILED, ngx_uint_t};
 
-use super::block::{Worker, now};
+use super::block::now;
 use super::view::PeerView;
+use super::worker::Worker;
 
 /// The attempt of a request that is under way, if one is.
 #[derive(Default)]
@@ -44,7 +45,8 @@ impl Counted {
     pub(super) fn judge(&self, view: &PeerView, state: ngx_uint_t, single: bool) -> bool {
         let Some((slot, peer)) = self.at else { return false };
         let has_failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;
-        (has_failed || slot.has_fails()) && note(slot, view.peers().known(peer as usize), has_failed, single)
+        (has_failed || slot.has_fails())
+            && note(slot, view.peers().known(peer as usize), has_failed, single)
     }
 
     /// Whether the request counts as in flight.

@@ -4,10 +4,11 @@ use std::sync::atomic::AtomicU64;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
+use super::super::{FULL_SHARE, Latency, Tried};
 use super::*;
 use crate::model::{Health, Peer, PeerSet, identity};
 use crate::process::ProcessId;
-use crate::table::Lane;
+use crate::table::{Lane, Table};
 
 const NOW: Clock = Clock { seconds: 100, millis: 100_000 };
 
@@ -78,8 +79,10 @@ impl Scene {
     fn ports(&self, candidates: &Candidates<'_, '_>) -> Vec<u16> {
         let (mut cursor, mut rng) = (0, SmallRng::seed_from_u64(1));
         let picked = |_| pick(self.method, candidates, &mut cursor, &mut rng);
-        let mut ports: Vec<u16> =
-            (0..20).map_while(picked).map(|p| self.view.records()[p.known.number as usize].addr.port()).collect();
+        let mut ports: Vec<u16> = (0..20)
+            .map_while(picked)
+            .map(|p| self.view.records()[p.known.number as usize].addr.port())
+            .collect();
         ports.sort_unstable();
         ports.dedup();
         ports
@@ -181,7 +184,8 @@ fn an_instance_that_recovers_from_its_failures_starts_slowly() {
     let record = &scene.view.records()[scene.at(1)];
     let (slot, identity) = (record.slot as usize, record.identity);
     let tried = Tried::default();
-    let share = |now| Candidates { now, ..scene.candidates(&tried) }.share(scene.view.known(scene.at(1)));
+    let share =
+        |now| Candidates { now, ..scene.candidates(&tried) }.share(scene.view.known(scene.at(1)));
     assert_eq!(share(NOW), FULL_SHARE, "it was there from the first answer");
     let counters = scene.table.slot(slot);
     counters.note_failed(identity, 50);
