@@ -108,9 +108,13 @@ fn far(past: f32) -> f32 {
 /// request at a time until its first answer; where nobody has data, the least busy one for its weight
 /// comes first.
 #[inline]
-pub fn score(latency: Latency, in_flight: u64, weight: u32, now: u64) -> f32 {
-    let ms = if latency.is_none() && in_flight > 0 { PENALTY } else { latency.at(now) };
-    (ms + 1.0) * (in_flight as i64 as f32 + 1.0) / i64::from(weight) as f32
+pub fn score(latency: Latency, in_flight: u64, weight: i32, now: u64) -> f32 {
+    let ms = match (latency.is_none(), in_flight) {
+        (false, _) => latency.mean * latency.left_at(now),
+        (true, 0) => 0.0,
+        (true, _) => PENALTY,
+    };
+    (ms + 1.0) * (in_flight as i64 as f32 + 1.0) / weight as f32
 }
 
 #[cfg(test)]

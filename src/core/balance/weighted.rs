@@ -7,8 +7,8 @@
 pub struct Weighted {
     /// `upto[i]` is the sum of the weights of peers 0 to i; empty if all weights are equal.
     upto: Vec<u64>,
-    /// `guide[b]..=guide[b + 1]` are the peers that numbers with top bits `b` can mean.
-    guide: Vec<u32>,
+    /// The first and the last of the peers that numbers with these top bits can mean.
+    guide: Vec<[u32; 2]>,
     shift: u32,
     count: usize,
 }
@@ -31,16 +31,18 @@ impl Weighted {
         let bits = count.next_power_of_two().trailing_zeros();
         let shift = 64 - bits;
         let mut peer = 0;
-        let mut guide: Vec<u32> = (0..1u64 << bits)
+        let mut guide: Vec<[u32; 2]> = (0..1u64 << bits)
             .map(|b| {
                 let target = scale(b << shift, sum);
                 while upto[peer] <= target {
                     peer += 1;
                 }
-                peer as u32
+                [peer as u32; 2]
             })
             .collect();
-        guide.push(count as u32 - 1);
+        for b in 0..guide.len() {
+            guide[b][1] = guide.get(b + 1).map_or(count as u32 - 1, |next| next[0]);
+        }
         Weighted { upto, guide, shift, count }
     }
 
@@ -48,9 +50,7 @@ impl Weighted {
     #[inline(always)]
     pub fn at(&self, u: u64) -> usize {
         let Some(&sum) = self.upto.last() else { return scale(u, self.count as u64) as usize };
-        let bucket = (u >> self.shift) as usize;
-        let guide = &self.guide[bucket..bucket + 2];
-        let (low, high) = (guide[0] as usize, guide[1] as usize);
+        let [low, high] = self.guide[(u >> self.shift) as usize].map(|peer| peer as usize);
         if low == high {
             return low;
         }

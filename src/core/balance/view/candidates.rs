@@ -248,7 +248,7 @@ impl<'a, 'z> Peers for InTier<'_, 'a, 'z> {
     #[inline]
     fn cost(&self, peer: Picked<'a, 'z>) -> f32 {
         let latency = Latency::from_raw(peer.counters.latency());
-        score(latency, self.load(peer), peer.known.weight, self.all.now.millis)
+        score(latency, self.load(peer), peer.known.weight as i32, self.all.now.millis)
     }
 
     #[inline]
