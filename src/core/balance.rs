@@ -172,11 +172,20 @@ fn better_of_two<P: Peers, R: RngCore>(
     rng: &mut R,
     is_worse: impl Fn(P::Peer, P::Peer) -> bool,
 ) -> Option<P::Peer> {
-    let one = draw(peers, rng)?;
-    match draw_other(peers, rng, peers.number(one)) {
-        Some(other) if is_worse(one, other) => Some(other),
-        _ => Some(one),
+    let weights = peers.weights();
+    let mut one = peers.peer(weights.at(rng.next_u64()));
+    if !peers.is_sound(one) {
+        one = probe_more(peers, rng, one, |rng| weights.at(rng.next_u64()))?;
     }
+    let number = weights.at_other(rng.next_u64(), peers.number(one));
+    let mut other = peers.peer(number);
+    if number == peers.number(one) || !peers.is_sound(other) {
+        match draw_another(peers, rng, peers.number(one), number) {
+            Some(another) => other = another,
+            None => return Some(one),
+        }
+    }
+    Some(if is_worse(one, other) { other } else { one })
 }
 
 #[inline(always)]
@@ -187,16 +196,6 @@ fn draw<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<P::Peer> {
         return Some(peer);
     }
     probe_more(peers, rng, peer, |rng| weights.at(rng.next_u64()))
-}
-
-#[inline(always)]
-fn draw_other<P: Peers, R: RngCore>(peers: &P, rng: &mut R, one: usize) -> Option<P::Peer> {
-    let number = peers.weights().at(rng.next_u64());
-    let other = peers.peer(number);
-    if number != one && peers.is_sound(other) {
-        return Some(other);
-    }
-    draw_another(peers, rng, one, number)
 }
 
 /// Goes on when `drawn` is `one` again, or has to be asked whether it can be used.
@@ -219,7 +218,7 @@ fn draw_another<P: Peers, R: RngCore>(
                 return Some(other);
             }
         }
-        number = peers.weights().at(rng.next_u64());
+        number = peers.weights().at_other(rng.next_u64(), one);
     }
     // One peer has nearly all of the weight: its neighbour will do.
     let next = peers.peer((one + 1) % peers.len());

@@ -58,6 +58,17 @@ impl Weighted {
         self.first_beyond(target, low, high)
     }
 
+    /// As [`Weighted::at`], for one who wants another than `one`. Still that one at times if the
+    /// weights are unlike.
+    #[inline(always)]
+    pub fn at_other(&self, u: u64, one: usize) -> usize {
+        if !self.is_even() || self.count < 2 {
+            return self.at(u);
+        }
+        let other = scale(u, self.count as u64 - 1) as usize;
+        other + usize::from(other >= one)
+    }
+
     #[inline(never)]
     fn first_beyond(&self, target: u64, low: usize, high: usize) -> usize {
         low + self.upto[low..high].partition_point(|&upto| upto <= target)
@@ -109,6 +120,17 @@ mod tests {
                 prop_assert_eq!(weighted.of(plain), u64::from(weights[plain]));
             }
         }
+    }
+
+    #[test]
+    fn of_equal_weights_all_the_others_come_equally_often() {
+        let weighted = Weighted::new([3; 5].into_iter());
+        let mut seen = [0; 5];
+        for i in 0..4000 {
+            seen[weighted.at_other(i * (u64::MAX / 4000), 2)] += 1;
+        }
+        assert_eq!(seen, [1000, 1000, 0, 1000, 1000]);
+        assert_eq!(Weighted::new([3].into_iter()).at_other(u64::MAX, 0), 0, "there is no other");
     }
 
     #[test]

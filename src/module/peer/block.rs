@@ -307,7 +307,9 @@ impl Block {
     ) -> Option<Picked<'a, 'static>> {
         let table = &worker.share().table;
         let mut candidates = Candidates { key, now, ..self.candidates(table, view, tried) };
-        candidates.panic = self.is_in_panic(&candidates);
+        if self.panic.is_some() {
+            candidates.panic = self.is_in_panic(&candidates);
+        }
         let Turn { cursor, rng } = &mut *self.turn.borrow_mut();
         balance::pick(self.method(), &candidates, cursor, rng)
     }
@@ -394,6 +396,6 @@ impl Block {
 pub(super) fn now() -> Clock {
     // SAFETY: ngx_cached_time always points to a valid time; only the event loop moves it.
     let time = unsafe { &*nginx_sys::ngx_cached_time.cast_const() };
-    let seconds = u64::try_from(time.sec as time_t).unwrap_or(0);
+    let seconds = time.sec as time_t as u64;
     Clock { seconds, millis: seconds * 1000 + time.msec as u64 }
 }
