@@ -127,7 +127,7 @@ impl<'z> Table<'z> {
     /// `None` if the zone is too small.
     pub fn create(words: &'z [AtomicU64], lanes: usize) -> Option<Table<'z>> {
         let layout = Layout::new(words.len(), lanes)?;
-        let table = Table { words, layout, lane_words: &words[H_LANE_WORDS] };
+        let table = Table::over(words, layout);
         table.word(H_LANES).store(lanes as u64, Relaxed);
         table.word(H_ENTRIES).store(layout.entry_count as u64, Relaxed);
         table.word(H_SLOTS).store(layout.slot_count as u64, Relaxed);
@@ -148,7 +148,11 @@ impl<'z> Table<'z> {
         let layout = Layout::new(words.len(), lanes)?;
         (words[H_ENTRIES].load(Relaxed) == layout.entry_count as u64
             && words[H_SLOTS].load(Relaxed) == layout.slot_count as u64)
-            .then_some(Table { words, layout, lane_words: &words[H_LANE_WORDS] })
+            .then(|| Table::over(words, layout))
+    }
+
+    fn over(words: &'z [AtomicU64], layout: Layout) -> Table<'z> {
+        Table { words, layout, lane_words: &words[H_LANE_WORDS] }
     }
 
     /// How many targets fit.

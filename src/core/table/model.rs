@@ -57,7 +57,7 @@ impl Zone {
     }
 
     fn table(&self) -> Table<'_> {
-        Table { words: &self.0, layout: Layout::new(self.0.len(), LANES).expect("as made") }
+        Table::over(&self.0, Layout::new(self.0.len(), LANES).expect("as made"))
     }
 }
 
