@@ -235,13 +235,8 @@ impl Block {
         };
         match (&*self.sources, view.peers().generations()) {
             ([source], [held]) => same((source, held)),
-            _ => self.are_present(view, same),
+            (sources, generations) => sources.iter().zip(generations).all(same),
         }
-    }
-
-    #[inline(never)]
-    fn are_present(&self, view: &PeerView, same: impl Fn((&Source, &u64)) -> bool) -> bool {
-        self.sources.iter().zip(view.peers().generations()).all(same)
     }
 
     /// A copy of the present sets, unless that is what it has.
