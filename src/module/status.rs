@@ -256,12 +256,12 @@ fn peers(table: Table<'_>, image: &nginx_consul_core::table::Image, users: &User
     let Users { rules, is_single, .. } = *users;
     let peer = |(record, detail): (&nginx_consul_core::table::Record, _)| {
         let nginx_consul_core::table::Detail { node, id, tags, health, .. } = detail;
-        let slot = record.slot as usize;
-        let counters = table.counters(slot);
+        let counters = table.counters(record.place);
         let params = record.params();
         let rules = rules.of(&params);
         let (max_fails, timeout) = (rules.max_fails.into(), rules.fail_timeout.into());
-        let failed = !is_single && table.is_failed(slot, max_fails, timeout, now_ms() / 1000);
+        let failed =
+            !is_single && table.slot(record.place).is_failed(max_fails, timeout, now_ms() / 1000);
         Peer {
             server: record.addr().to_string(),
             node,

@@ -14,7 +14,8 @@ use nginx_sys::{
     NGX_LOG_ERR, ngx_http_complex_value, ngx_http_complex_value_t, ngx_http_request_t, ngx_log_t,
 };
 
-use super::block::{Block, Interval, Source, Worker, now};
+use super::block::{Block, Interval, Source, now};
+use super::worker::Worker;
 use crate::conf::{ByRequest, Settings};
 use crate::ffi::{OK, bytes, str_over};
 use crate::watcher;
@@ -51,7 +52,7 @@ pub(crate) enum Lookup {
     /// It is followed.
     Known(Rc<Block>),
     /// Nobody has asked for it yet.
-    New(Place),
+    New(Box<Place>),
     /// It can't be had.
     Refused(Why),
 }
@@ -170,7 +171,7 @@ impl NamedBlock {
                 Lookup::Known(self.keep(&name, places, worker))
             }
             _ if is_fixed => Lookup::Known(self.keep(&name, places, worker)),
-            _ => Lookup::New(first.clone()),
+            _ => Lookup::New(Box::new(first.clone())),
         }
     }
 
