@@ -20,19 +20,22 @@ use crate::ffi::{DECLINED, ERROR, OK, fence, make_in_pool};
 use crate::session;
 
 mod block;
+mod clock;
 mod contacts;
 mod counted;
 mod delegate;
 mod named;
+mod source;
 mod stock;
 mod view;
 mod worker;
 
-use block::now;
-pub(crate) use block::{Block, Source};
+pub(crate) use block::Block;
+use clock::now;
 use counted::Counted;
 use delegate::Delegate;
 pub(crate) use named::{Lookup, NamedBlock, Why};
+pub(crate) use source::Source;
 pub(crate) use stock::{InitUpstream, Stock, is_nginxs_own};
 use view::PeerView;
 pub(crate) use worker::Worker;

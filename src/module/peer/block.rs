@@ -8,23 +8,18 @@ use nginx_consul_core::balance::{
 };
 use nginx_consul_core::status;
 use nginx_consul_core::table::{Image, Table};
-use nginx_sys::{
-    NGX_LOG_ERR, ngx_current_msec, ngx_http_complex_value, ngx_http_request_t, ngx_log_t,
-    ngx_str_t, time_t,
-};
+use nginx_sys::{NGX_LOG_ERR, ngx_http_complex_value, ngx_http_request_t, ngx_log_t, ngx_str_t};
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
 
+use super::clock::{Interval, now};
+use super::source::Source;
 use super::stock::Stock;
 use super::view::PeerView;
 use super::worker::Worker;
 use crate::conf::{Balance, Dynamic, Settings};
 use crate::ffi::{OK, bytes, str_over};
 use crate::watcher;
-
-/// What a block does not do for each request, it does at most so often, in milliseconds: saying
-/// that there is no usable instance, and looking for its entry while it has none.
-const INTERVAL: u64 = 1000;
 
 /// An `upstream` that follows Consul, as requests see it. Each worker has its own after fork().
 pub(crate) struct Block {
@@ -50,77 +45,23 @@ pub(crate) struct Block {
     asked_for_lane: Interval,
 }
 
+/// What a block is made of.
+struct Parts {
+    name: Box<[u8]>,
+    service: String,
+    balance: Balance,
+    stock: Option<Stock>,
+    rules: Rules,
+    panic: Option<u8>,
+    has_fallback: bool,
+    sources: Box<[Source]>,
+}
+
 /// Where a worker is in its picks.
 struct Turn {
     /// Of the round robin order.
     cursor: u64,
     rng: SmallRng,
-}
-
-/// A set that a block's peers come from.
-pub(crate) struct Source {
-    key: u128,
-    /// Its number in the plan; of a service that only requests name, `usize::MAX`.
-    pub(crate) target: usize,
-    pub(crate) datacenter: Option<String>,
-    /// Where it is in the table, once found.
-    entry: Cell<Option<usize>>,
-}
-
-impl Source {
-    pub(crate) fn new(key: u128, target: usize, datacenter: Option<String>) -> Source {
-        Source { key, target, datacenter, entry: Cell::new(None) }
-    }
-
-    /// Whether a block of the configuration names its service.
-    fn is_fixed(&self) -> bool {
-        self.target != usize::MAX
-    }
-
-    /// Its place in the table, if it still has it.
-    fn present(&self, table: Table<'static>) -> Option<usize> {
-        self.entry.get().filter(|&entry| table.key(entry) == self.key)
-    }
-
-    /// The generation in force; `None` if the set has no place in the table.
-    fn generation(&self, table: &Table<'static>) -> Option<u64> {
-        self.entry.get().map(|entry| table.generation(entry))
-    }
-
-    /// The present set, which is that of `held` until the first answer; `None` if the caller has to
-    /// stay with what it has.
-    fn read(&self, table: Table<'static>, held: impl FnOnce() -> Image) -> Option<Image> {
-        let entry = self.entry.get()?;
-        if table.key(entry) != self.key {
-            self.entry.set(None);
-            return None;
-        }
-        let generation = table.generation(entry);
-        if !table.has_data(entry) {
-            let mut image = held();
-            image.generation = generation;
-            return Some(image);
-        }
-        table.read_records(entry, self.key)
-    }
-}
-
-/// When something was last done, on the event loop's clock.
-#[derive(Default)]
-pub(super) struct Interval(Cell<u64>);
-
-impl Interval {
-    /// Whether it is time to do it again; then it counts as done.
-    pub(super) fn is_due(&self) -> bool {
-        // SAFETY: the event loop's clock, read in the event loop.
-        let now = unsafe { ngx_current_msec } as u64;
-        let last = self.0.get();
-        let due = last == 0 || now.wrapping_sub(last) >= INTERVAL;
-        if due {
-            self.0.set(now.max(1));
-        }
-        due
-    }
 }
 
 impl Block {
@@ -130,10 +71,8 @@ impl Block {
         sources: Box<[Source]>,
         settings: &Settings,
     ) -> Block {
-        let name: Box<[u8]> = name.into();
-        Block {
-            name_str: str_over(&name),
-            name,
+        Block::of(Parts {
+            name: name.into(),
             service: dynamic.query.service.clone(),
             balance: settings.balance.unwrap_or_default(),
             stock: None,
@@ -141,6 +80,20 @@ impl Block {
             panic: settings.panic.flatten(),
             has_fallback: dynamic.has_fallback,
             sources,
+        })
+    }
+
+    fn of(parts: Parts) -> Block {
+        Block {
+            name_str: str_over(&parts.name),
+            name: parts.name,
+            service: parts.service,
+            balance: parts.balance,
+            stock: parts.stock,
+            rules: parts.rules,
+            panic: parts.panic,
+            has_fallback: parts.has_fallback,
+            sources: parts.sources,
             worker: Cell::new(None),
             view: RefCell::new(None),
             turn: RefCell::new(Turn { cursor: 0, rng: SmallRng::seed_from_u64(0) }),
@@ -159,10 +112,8 @@ impl Block {
 
     /// One like it, for a service that a request has named.
     pub(super) fn for_service(&self, service: &str, sources: Box<[Source]>) -> Block {
-        let name = self.name.clone();
-        Block {
-            name_str: str_over(&name),
-            name,
+        Block::of(Parts {
+            name: self.name.clone(),
             service: service.to_owned(),
             balance: self.balance,
             stock: self.stock.as_ref().map(Stock::another),
@@ -170,15 +121,7 @@ impl Block {
             panic: self.panic,
             has_fallback: self.has_fallback,
             sources,
-            worker: Cell::new(None),
-            view: RefCell::new(None),
-            turn: RefCell::new(Turn { cursor: 0, rng: SmallRng::seed_from_u64(0) }),
-            in_panic: Cell::new(false),
-            counted: Interval::default(),
-            complained: Interval::default(),
-            looked: Interval::default(),
-            asked_for_lane: Interval::default(),
-        }
+        })
     }
 
     /// Has nginx's method, or another module's, pick.
@@ -445,12 +388,4 @@ impl Block {
             self.name()
         );
     }
-}
-
-/// The event loop's time.
-pub(super) fn now() -> Clock {
-    // SAFETY: ngx_cached_time always points to a valid time; only the event loop moves it.
-    let time = unsafe { &*nginx_sys::ngx_cached_time.cast_const() };
-    let seconds = time.sec as time_t as u64;
-    Clock { seconds, millis: seconds * 1000 + time.msec as u64 }
 }

@@ -4,7 +4,7 @@ use nginx_consul_core::balance::{Known, Picked};
 use nginx_consul_core::table::{InFlight, Slot};
 use nginx_sys::{NGX_PEER_FAILED, ngx_uint_t};
 
-use super::block::now;
+use super::clock::now;
 use super::view::PeerView;
 use super::worker::Worker;
 

@@ -14,7 +14,9 @@ use nginx_sys::{
     NGX_LOG_ERR, ngx_http_complex_value, ngx_http_complex_value_t, ngx_http_request_t, ngx_log_t,
 };
 
-use super::block::{Block, Interval, Source, now};
+use super::block::Block;
+use super::clock::{Interval, now};
+use super::source::Source;
 use super::worker::Worker;
 use crate::conf::{ByRequest, Settings};
 use crate::ffi::{OK, bytes, str_over};

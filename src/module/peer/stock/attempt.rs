@@ -10,8 +10,9 @@ use nginx_sys::{
     ngx_peer_connection_t, ngx_uint_t,
 };
 
-use super::super::block::{Block, now};
+use super::super::block::Block;
 use super::super::block_of;
+use super::super::clock::now;
 use super::super::counted::Counted;
 use super::super::delegate::Delegate;
 use super::carry::Key;
