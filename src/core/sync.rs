@@ -2,7 +2,11 @@
 //!
 //! ```text
 //! blocks ─▶ Plan (watches, targets) ─▶ Engine (threads) ─▶ Sink (table, reports, log)
+//! requests ─▶ follow, forget ────────────┘
 //! ```
+//!
+//! While there are connections enough, each watch blocks on its service. Otherwise lookouts block on
+//! what all services have in common and say which of them to read (`engine/share.rs` decides).
 
 mod asking;
 mod engine;
@@ -59,7 +63,8 @@ pub trait Sink: Send + Sync {
     /// counts those of its blocking queries until their `wait` is over.
     fn engine_starts(&self) {}
 
-    /// The engine that began last has this many connections now. Must be quick.
+    /// The engine that began last has this many connections now. Must be quick and leave the engine
+    /// alone, which waits meanwhile.
     fn note_connections(&self, _connections: Connections) {}
 
     /// Connections that engines before this one still have, as Consul counts.

@@ -41,11 +41,11 @@ pub mod verdicts;
 pub use entry::{Freshness, Mode, Named};
 pub use publish::{Change, Full};
 pub use read::{Detail, Image, Record};
-pub use slots::{Counters, Lane};
+pub use slots::{Counters, InFlight, Lane, Place, Slot};
 pub use verdicts::Verdict;
 
 /// Says that the zone holds a table of this layout.
-const MAGIC: u64 = 0x6e67_782d_636e_0004;
+const MAGIC: u64 = 0x6e67_782d_636e_0005;
 
 /// Words of the header; the rest of them is spare.
 const HEADER: usize = 16;
@@ -66,6 +66,8 @@ const H_CONNECTIONS: usize = 10;
 const H_CONNECTIONS_LEFT: usize = 11;
 const H_CONNECTIONS_ENDING: usize = 12;
 const H_CONNECTIONS_OWNER: usize = 13;
+/// See [`Table`].
+const H_LANE_WORDS: usize = 14;
 
 /// Most lanes, for 256 workers and their successors.
 const MAX_LANES: usize = 512;
@@ -78,6 +80,9 @@ const BYTES_PER_ENTRY: usize = 8192;
 pub struct Table<'z> {
     words: &'z [AtomicU64],
     layout: Layout,
+    /// How many words of a slot's lanes, from the first one on, belong to lanes that somebody ever
+    /// took.
+    lane_words: &'z AtomicU64,
 }
 
 /// Where the parts begin, in words.
@@ -136,7 +141,7 @@ impl<'z> Table<'z> {
     /// `None` if the zone is too small.
     pub fn create(words: &'z [AtomicU64], lanes: usize) -> Option<Table<'z>> {
         let layout = Layout::new(words.len(), lanes)?;
-        let table = Table { words, layout };
+        let table = Table::over(words, layout);
         table.word(H_LANES).store(lanes as u64, Relaxed);
         table.word(H_ENTRIES).store(layout.entry_count as u64, Relaxed);
         table.word(H_SLOTS).store(layout.slot_count as u64, Relaxed);
@@ -157,7 +162,11 @@ impl<'z> Table<'z> {
         let layout = Layout::new(words.len(), lanes)?;
         (words[H_ENTRIES].load(Relaxed) == layout.entry_count as u64
             && words[H_SLOTS].load(Relaxed) == layout.slot_count as u64)
-            .then_some(Table { words, layout })
+            .then(|| Table::over(words, layout))
+    }
+
+    fn over(words: &'z [AtomicU64], layout: Layout) -> Table<'z> {
+        Table { words, layout, lane_words: &words[H_LANE_WORDS] }
     }
 
     /// How many targets fit.
@@ -195,18 +204,22 @@ impl<'z> Table<'z> {
         (self.load(H_STATE_WRITTEN), error)
     }
 
+    #[inline]
     fn word(&self, at: usize) -> &'z AtomicU64 {
         &self.words[at]
     }
 
+    #[inline]
     fn load(&self, at: usize) -> u64 {
         self.word(at).load(Relaxed)
     }
 
+    #[inline]
     fn entry_word(&self, entry: usize, word: usize) -> &'z AtomicU64 {
         self.word(self.layout.entries + entry * entry::WORDS + word)
     }
 
+    #[inline]
     fn slot_word(&self, slot: usize, word: usize) -> &'z AtomicU64 {
         self.word(self.layout.slots + slot * self.layout.slot_words + word)
     }

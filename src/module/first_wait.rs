@@ -228,7 +228,7 @@ unsafe fn wait(
                 new.timer.handler = Some(look);
                 new.timer.log = (*(*r).connection).log;
                 new.timer.data = ptr::from_mut(new).cast();
-                let index = (*(&raw const crate::ngx_http_consul_module)).ctx_index;
+                let index = crate::ngx_http_consul_module.ctx_index;
                 *(*r).ctx.add(index) = ptr::from_mut(new).cast();
                 new
             }

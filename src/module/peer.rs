@@ -6,8 +6,8 @@
 use std::ffi::c_void;
 use std::rc::Rc;
 
-use nginx_consul_core::balance::{Latency, Method, Tried};
-use nginx_consul_core::table::{Record, Table};
+use nginx_consul_core::balance::{Known, Latency, Method, Tried};
+use nginx_consul_core::table::Slot;
 use nginx_sys::{
     NGX_LOG_WARN, NGX_PEER_FAILED, ngx_conf_t, ngx_current_msec, ngx_http_request_t,
     ngx_http_upstream_init_round_robin, ngx_http_upstream_init_round_robin_peer,
@@ -16,24 +16,29 @@ use nginx_sys::{
 };
 
 use crate::conf::{self, SrvConf, dynamic};
-use crate::ffi::{DECLINED, ERROR, OK, fence, give_to_pool};
+use crate::ffi::{DECLINED, ERROR, OK, fence, make_in_pool};
 use crate::session;
 
 mod block;
+mod clock;
 mod contacts;
 mod counted;
 mod delegate;
 mod named;
+mod source;
 mod stock;
 mod view;
+mod worker;
 
-use block::now;
-pub(crate) use block::{Block, Source, Worker};
+pub(crate) use block::Block;
+use clock::now;
 use counted::Counted;
 use delegate::Delegate;
 pub(crate) use named::{Lookup, NamedBlock, New, Why};
+pub(crate) use source::Source;
 pub(crate) use stock::{InitUpstream, Stock, is_nginxs_own};
 use view::PeerView;
+pub(crate) use worker::Worker;
 
 /// A request to the block; `peer.data`.
 struct Attempt {
@@ -95,33 +100,34 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
         unsafe {
             let Some((block, named)) = block_of(r, us) else { return ERROR };
             let block = &*block;
-            let view = block.worker().and_then(|worker| block.view(worker));
-            let view = view.unwrap_or_default();
-            if view.is_empty() && block.has_fallback {
-                return ngx_http_upstream_init_round_robin_peer(r, us);
+            let mut view = block.worker().and_then(|worker| block.view(worker));
+            if view.as_ref().is_none_or(|view| view.is_empty()) {
+                if block.has_fallback {
+                    return ngx_http_upstream_init_round_robin_peer(r, us);
+                }
+                view = Some(Rc::default());
             }
-            let Some(key) = block.key(r) else { return ERROR };
+            let Some(view) = view else { return ERROR };
             let servers = if block.has_fallback { server_count(us) } else { 0 };
             let tries = (view.len() + servers).max(1);
-            let attempt = give_to_pool(
-                (*r).pool,
-                Attempt {
-                    view,
-                    tried: Tried::default(),
-                    counted: Counted::default(),
-                    block,
-                    _named: named,
-                    key,
-                    request: r,
-                    upstream: us,
-                    servers: None,
-                },
-            );
-            if attempt.is_null() {
-                return ERROR;
+            let attempt = make_in_pool((*r).pool, || Attempt {
+                view,
+                tried: Tried::default(),
+                counted: Counted::default(),
+                block,
+                _named: named,
+                key: b"",
+                request: r,
+                upstream: us,
+                servers: None,
+            });
+            let Some(attempt) = attempt.as_mut() else { return ERROR };
+            if block.has_key() {
+                let Some(key) = block.key(r) else { return ERROR };
+                attempt.key = key;
             }
             let peer = &mut (*(*r).upstream).peer;
-            peer.data = attempt.cast();
+            peer.data = (&raw mut *attempt).cast();
             peer.get = Some(ngx_http_upstream_get_consul_peer);
             peer.free = Some(ngx_http_upstream_free_consul_peer);
             peer.tries = tries as ngx_uint_t;
@@ -136,6 +142,7 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
 /// # Safety
 ///
 /// `r` is a valid request, and `us` a block of the running configuration.
+#[inline]
 unsafe fn block_of(
     r: *mut ngx_http_request_t,
     us: *mut ngx_http_upstream_srv_conf_t,
@@ -155,6 +162,7 @@ unsafe fn block_of(
 /// # Safety
 ///
 /// nginx's round robin has been made of them, and its peers are still the `data` of the block.
+#[cold]
 unsafe fn server_count(us: *mut ngx_http_upstream_srv_conf_t) -> usize {
     // SAFETY: the caller's promise; the backups are the next of the others.
     unsafe {
@@ -188,30 +196,24 @@ extern "C" fn ngx_http_upstream_get_consul_peer(
             let block = &*attempt.block;
             (attempt, block)
         };
-        attempt.end();
+        // nginx has freed the peer before; this is for what it forgets.
+        if attempt.counted.is_in_flight() {
+            attempt.counted.end();
+        }
         if let Some(servers) = &attempt.servers {
             return servers.get(pc);
         }
+        let now = now();
         let picked = block.worker().and_then(|worker| {
-            let peer = block.pick(worker, attempt.view.peers(), &attempt.tried, attempt.key)?;
-            attempt.begin(worker, peer);
-            Some(peer)
+            let view = attempt.view.peers();
+            let picked = block.pick(worker, view, &attempt.tried, attempt.key, now)?;
+            let number = picked.known.number as usize;
+            attempt.counted.begin(worker, picked, now.seconds);
+            attempt.tried.insert(number);
+            Some(number)
         });
-        let Some(peer) = picked else {
-            if let Some(servers) = attempt.turn_to_servers() {
-                return servers.get(pc);
-            }
-            // SAFETY: nginx passes the request's connection.
-            let pc = unsafe { &mut *pc };
-            if attempt.tried.count() == 0 {
-                block.complain(pc.log);
-            }
-            // Not NGX_BUSY: nginx would log a line for each request.
-            pc.name = block.name_ptr();
-            pc.tries = 0;
-            return DECLINED;
-        };
-        // SAFETY: as above.
+        let Some(peer) = picked else { return attempt.get_none(pc) };
+        // SAFETY: nginx passes the request's connection.
         let pc = unsafe { &mut *pc };
         pc.set_cached(0);
         pc.connection = std::ptr::null_mut();
@@ -234,9 +236,10 @@ extern "C" fn ngx_http_upstream_free_consul_peer(
         }
         // SAFETY: nginx passes the request's connection.
         let pc = unsafe { &mut *pc };
-        attempt.judge(state, pc.log);
-        attempt.end();
-        pc.tries = if attempt.is_single() { 0 } else { pc.tries.saturating_sub(1) };
+        let single = attempt.is_single();
+        attempt.judge(state, single, pc.log);
+        attempt.counted.end();
+        pc.tries = if single { 0 } else { pc.tries.saturating_sub(1) };
     });
 }
 
@@ -251,6 +254,24 @@ impl Attempt {
         self.view.len() == 1 && !self.block().has_fallback
     }
 
+    /// No instance can be used.
+    #[cold]
+    fn get_none(&mut self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
+        self.counted.end();
+        if let Some(servers) = self.turn_to_servers() {
+            return servers.get(pc);
+        }
+        // SAFETY: nginx passes the request's connection.
+        let pc = unsafe { &mut *pc };
+        if self.tried.count() == 0 {
+            self.block().complain(pc.log);
+        }
+        // Not NGX_BUSY: nginx would log a line for each request.
+        pc.name = self.block().name_ptr();
+        pc.tries = 0;
+        DECLINED
+    }
+
     /// From here on the block's `server` lines are asked, if it has some.
     fn turn_to_servers(&mut self) -> Option<&Delegate> {
         if !self.block().has_fallback {
@@ -260,65 +281,67 @@ impl Attempt {
         // SAFETY: the request and block that peer.init got.
         let servers =
             unsafe { Delegate::new(r, || ngx_http_upstream_init_round_robin_peer(r, us)) };
-        self.servers = servers.map(Box::new);
+        self.servers = servers.map(|(servers, _)| Box::new(servers));
         self.servers.as_deref()
     }
 
-    fn begin(&mut self, worker: Worker, peer: usize) {
-        self.tried.insert(peer);
-        self.counted.begin(worker, &self.view, peer);
-    }
-
-    fn judge(&self, state: ngx_uint_t, log: *mut ngx_log_t) {
-        let (Some(peer), Some(worker)) = (self.counted.peer(), self.block().worker()) else {
-            return;
-        };
-        self.note_time(worker.table, peer, state & NGX_PEER_FAILED as ngx_uint_t != 0);
-        if self.counted.judge(worker, &self.view, state, self.is_single()) {
-            ngx::ngx_log_error!(NGX_LOG_WARN, log, "upstream server temporarily disabled");
+    #[inline]
+    fn judge(&self, state: ngx_uint_t, single: bool, log: *mut ngx_log_t) {
+        if self.block().method() == Method::LeastTime {
+            self.note_time(state & NGX_PEER_FAILED as ngx_uint_t != 0);
+        }
+        if self.counted.judge(&self.view, state, single) {
+            warn_of_failures(log);
         }
     }
 
-    /// Notes how long the peer took, where the method wants to know.
-    fn note_time(&self, table: Table<'static>, peer: usize, failed: bool) {
-        if self.block().method() != Method::LeastTime {
-            return;
-        }
-        let Record { slot, identity, .. } = self.view.peers().records()[peer];
+    /// Notes how long the peer took.
+    #[inline]
+    fn note_time(&self, failed: bool) {
+        let Some((counters, known)) = self.counted.known(&self.view) else { return };
         // SAFETY: the request's upstream, whose state nginx makes before it connects.
-        let (header_time, elapsed) = unsafe {
-            let upstream = &*(*self.request).upstream;
-            let Some(state) = upstream.state.as_ref() else { return };
-            let elapsed = ngx_current_msec.wrapping_sub(upstream.start_time);
-            (state.header_time, elapsed as u64)
-        };
+        let upstream = unsafe { &*(*self.request).upstream };
+        // SAFETY: as above.
+        let Some(state) = (unsafe { upstream.state.as_ref() }) else { return };
         let now = now().millis;
-        table.update_latency(slot as usize, identity, |raw| {
-            let latency = Latency::from_raw(raw);
-            // nginx's value of a time that never came.
-            let has_header = header_time != usize::MAX;
-            if failed {
-                latency.after_failure(elapsed, now).raw()
-            } else if has_header {
-                latency.after(header_time as u64, now).raw()
-            } else if elapsed as f32 > latency.at(now) {
-                // The client gave up; the answer would have taken longer still.
-                latency.after(elapsed, now).raw()
-            } else {
-                raw
-            }
+        // nginx's value of a time that never came.
+        if failed || state.header_time == usize::MAX {
+            // SAFETY: the event loop's clock, read in the event loop.
+            let elapsed = unsafe { ngx_current_msec }.wrapping_sub(upstream.start_time) as u64;
+            note_unanswered(counters, known, failed, elapsed, now);
+            return;
+        }
+        counters.update_latency(known.identity, |raw| {
+            Latency::from_raw(raw).after(state.header_time as u64, now).raw()
         });
     }
+}
 
-    fn end(&mut self) {
-        self.counted.end(self.block().worker());
-    }
+/// Notes an attempt that failed, or that the client gave up.
+#[cold]
+fn note_unanswered(counters: Slot<'_>, known: &Known, failed: bool, elapsed: u64, now: u64) {
+    counters.update_latency(known.identity, |raw| {
+        let latency = Latency::from_raw(raw);
+        if failed {
+            latency.after_failure(elapsed, now).raw()
+        } else if elapsed as f32 > latency.at(now) {
+            // The answer would have taken longer still.
+            latency.after(elapsed, now).raw()
+        } else {
+            raw
+        }
+    });
+}
+
+#[cold]
+fn warn_of_failures(log: *mut ngx_log_t) {
+    ngx::ngx_log_error!(NGX_LOG_WARN, log, "upstream server temporarily disabled");
 }
 
 impl Drop for Attempt {
     /// With the request's pool; nginx has freed the peer before, so this is for what it forgets.
     fn drop(&mut self) {
-        self.end();
+        self.counted.end();
     }
 }
 

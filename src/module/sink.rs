@@ -260,7 +260,7 @@ impl Sink for TableSink {
     fn traffic(&self, target: usize) -> u64 {
         let picks = self.with(target, |table, entry, key| {
             let image = table.read_records(entry, key)?;
-            Some(image.records.iter().map(|record| table.picks(record.slot as usize)).sum())
+            Some(image.records.iter().map(|record| table.slot(record.place).picks()).sum())
         });
         picks.flatten().unwrap_or(0)
     }

@@ -118,9 +118,7 @@ fn collect(http: &HttpConf) -> Status {
         .filter_map(|&upstream| unsafe { conf::srv_conf(upstream).block.as_deref() })
         .collect();
     let services = match (&http.plan, table) {
-        (Some(plan), Some(table)) => {
-            (0..plan.targets.len()).map(|t| planned(plan, t, table, &blocks)).collect()
-        }
+        (Some(plan), Some(table)) => planned(plan, table, &blocks),
         _ => Vec::new(),
     };
     Status {
@@ -157,17 +155,26 @@ struct Users {
     is_single: bool,
 }
 
-fn planned(plan: &Plan, target: usize, table: Table<'_>, blocks: &[&Block]) -> Service {
-    let follows = |b: &&&Block| b.sources().iter().any(|source| source.target == target);
-    let users: Vec<&&Block> = blocks.iter().filter(follows).collect();
-    let first = users.first();
-    let users = Users {
-        upstreams: users.iter().map(|b| b.name().into_owned()).collect(),
-        rules: first.map(|b| b.rules).unwrap_or_default(),
-        is_single: first.is_some_and(|b| b.is_single()),
+/// The services that blocks name.
+fn planned(plan: &Plan, table: Table<'_>, blocks: &[&Block]) -> Vec<Service> {
+    let entries = table.entries();
+    let mut users_of: Vec<Vec<&Block>> = vec![Vec::new(); plan.targets.len()];
+    for block in blocks {
+        for source in block.sources() {
+            users_of[source.target].push(block);
+        }
+    }
+    let of_target = |(target, users): (usize, Vec<&Block>)| {
+        let key = plan.key(target);
+        let first = users.first();
+        let users = Users {
+            upstreams: users.iter().map(|block| block.name().into_owned()).collect(),
+            rules: first.map(|block| block.rules).unwrap_or_default(),
+            is_single: first.is_some_and(|block| block.is_single()),
+        };
+        service(&plan.targets[target], key, (table, entries.get(&key).copied()), users)
     };
-    let key = plan.key(target);
-    service(&plan.targets[target], (table.find(key), key), table, users)
+    users_of.into_iter().enumerate().map(of_target).collect()
 }
 
 /// The services that requests have named.
@@ -194,7 +201,7 @@ fn named(http: &HttpConf, table: Table<'_>) -> Option<Named> {
             is_single: users.iter().any(|block| block.is_single(&named.name)),
         };
         let last_used_seconds = now.saturating_sub(table.last_used(entry)) as f64 / 1000.0;
-        let service = service(&place.target, (Some(entry), place.key), table, users);
+        let service = service(&place.target, place.key, (table, Some(entry)), users);
         Some(NamedService { last_used_seconds, service })
     };
     let services = (0..table.entry_capacity()).filter_map(of_entry).collect();
@@ -203,8 +210,8 @@ fn named(http: &HttpConf, table: Table<'_>) -> Option<Named> {
 
 fn service(
     target: &Target,
-    (entry, key): (Option<usize>, u128),
-    table: Table<'_>,
+    key: u128,
+    (table, entry): (Table<'_>, Option<usize>),
     users: Users,
 ) -> Service {
     let Target { query, selection, endpoint, .. } = target;
@@ -261,12 +268,12 @@ fn peers(table: Table<'_>, image: &nginx_consul_core::table::Image, users: &User
     let Users { rules, is_single, .. } = *users;
     let peer = |(record, detail): (&nginx_consul_core::table::Record, _)| {
         let nginx_consul_core::table::Detail { node, id, tags, health, .. } = detail;
-        let slot = record.slot as usize;
-        let counters = table.counters(slot);
+        let counters = table.counters(record.place);
         let params = record.params();
         let rules = rules.of(&params);
         let (max_fails, timeout) = (rules.max_fails.into(), rules.fail_timeout.into());
-        let failed = !is_single && table.is_failed(slot, max_fails, timeout, now_ms() / 1000);
+        let failed =
+            !is_single && table.slot(record.place).is_failed(max_fails, timeout, now_ms() / 1000);
         Peer {
             server: record.addr().to_string(),
             node,

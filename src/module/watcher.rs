@@ -274,7 +274,8 @@ impl Watch {
         table: Table<'static>,
     ) -> Watch {
         let keys: Vec<u128> = (0..plan.targets.len()).map(|target| plan.key(target)).collect();
-        let missing = keys.iter().filter(|&&key| table.find(key).is_none()).count();
+        let held = table.entries();
+        let missing = keys.iter().filter(|&key| !held.contains_key(key)).count();
         if missing > table.free_entries() {
             retain(table, &keys, http.templates.as_deref());
         }

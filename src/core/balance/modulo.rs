@@ -5,6 +5,8 @@
 
 use std::io::Write;
 
+use crc32fast::Hasher;
+
 /// How many peers `ngx_http_upstream_get_hash_peer()` looks at, besides those it has tried, before
 /// it takes the next one of the round robin.
 const LOOKS: usize = 21;
@@ -22,6 +24,8 @@ pub struct Modulo {
     /// The weight of each, if all are equal.
     each: u64,
     sum: u64,
+    /// Knows the processor.
+    crc: Hasher,
 }
 
 impl Modulo {
@@ -29,7 +33,8 @@ impl Modulo {
     pub fn new(weights: impl ExactSizeIterator<Item = u32> + Clone) -> Modulo {
         let each = u64::from(weights.clone().next().unwrap_or(1).max(1));
         if weights.clone().all(|weight| u64::from(weight.max(1)) == each) {
-            return Modulo { upto: Vec::new(), each, sum: each * weights.len() as u64 };
+            let sum = each * weights.len() as u64;
+            return Modulo { upto: Vec::new(), each, sum, crc: Hasher::new() };
         }
         let mut sum = 0;
         let upto = weights
@@ -38,7 +43,7 @@ impl Modulo {
                 sum
             })
             .collect();
-        Modulo { upto, each, sum }
+        Modulo { upto, each, sum, crc: Hasher::new() }
     }
 
     /// The peers to look at for a key, in turn; the same one may come several times. Always from the
@@ -48,7 +53,7 @@ impl Modulo {
         let looks = if self.sum == 0 || key.is_empty() { 0 } else { LOOKS + tried };
         let mut sum = 0u32;
         (0..looks).map(move |rehash| {
-            let crc = hash(rehash, key);
+            let crc = self.hash(rehash, key);
             sum = sum.wrapping_add(if self.sum > HASHES { crc } else { (crc >> 16) & 0x7fff });
             self.at(u64::from(sum) % self.sum)
         })
@@ -61,21 +66,27 @@ impl Modulo {
         }
         self.upto.partition_point(|&upto| upto <= target)
     }
+
+    /// CRC-32 of the key, from the second look on with the count before it (as Cache::Memcached).
+    #[inline]
+    fn hash(&self, rehash: usize, key: &[u8]) -> u32 {
+        let mut hasher = self.crc.clone();
+        if rehash > 0 {
+            put_before(&mut hasher, rehash);
+        }
+        hasher.update(key);
+        hasher.finalize()
+    }
 }
 
-/// CRC-32 of the key, from the second look on with the count before it (as Cache::Memcached).
-fn hash(rehash: usize, key: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    if rehash > 0 {
-        let mut digits = [0; DIGITS];
-        let mut rest = &mut digits[..];
-        // Twenty digits are enough for any count.
-        let _ = write!(rest, "{rehash}");
-        let len = DIGITS - rest.len();
-        hasher.update(&digits[..len]);
-    }
-    hasher.update(key);
-    hasher.finalize()
+#[cold]
+fn put_before(hasher: &mut Hasher, rehash: usize) {
+    let mut digits = [0; DIGITS];
+    let mut rest = &mut digits[..];
+    // Twenty digits are enough for any count.
+    let _ = write!(rest, "{rehash}");
+    let len = DIGITS - rest.len();
+    hasher.update(&digits[..len]);
 }
 
 #[cfg(test)]

@@ -42,7 +42,7 @@ impl Order {
     }
 
     /// The next peer; moves the cursor.
-    #[inline]
+    #[inline(always)]
     pub fn next(&self, cursor: &mut u64, weights: &Weighted) -> usize {
         let at = *cursor;
         match self {

@@ -28,14 +28,28 @@ impl Fake {
 }
 
 impl Peers for Fake {
+    type Peer = usize;
+
     fn len(&self) -> usize {
         self.weights.count()
+    }
+    fn peer(&self, number: usize) -> usize {
+        number
+    }
+    fn number(&self, peer: usize) -> usize {
+        peer
+    }
+    fn weight(&self, peer: usize) -> u64 {
+        self.weights.of(peer)
     }
     fn weights(&self) -> &Weighted {
         &self.weights
     }
     fn order(&self) -> &Order {
         &self.order
+    }
+    fn is_sound(&self, _: usize) -> bool {
+        false
     }
     fn is_free(&self, peer: usize) -> bool {
         !self.tried.contains(&peer)
@@ -162,14 +176,28 @@ fn a_pick_looks_at_as_few_peers_among_10_000_as_among_3() {
     use std::cell::Cell;
     struct Counting(Fake, Cell<usize>);
     impl Peers for Counting {
+        type Peer = usize;
+
         fn len(&self) -> usize {
             self.0.len()
+        }
+        fn peer(&self, number: usize) -> usize {
+            number
+        }
+        fn number(&self, peer: usize) -> usize {
+            peer
+        }
+        fn weight(&self, peer: usize) -> u64 {
+            self.0.weight(peer)
         }
         fn weights(&self) -> &Weighted {
             self.0.weights()
         }
         fn order(&self) -> &Order {
             self.0.order()
+        }
+        fn is_sound(&self, peer: usize) -> bool {
+            self.0.is_sound(peer)
         }
         fn is_free(&self, peer: usize) -> bool {
             self.1.set(self.1.get() + 1);

@@ -1,51 +1,62 @@
 //! The peers a request has tried.
 
-const INLINE: usize = 8;
+const INLINE: usize = 4;
 
-/// Peers already tried. Up to eight are kept without an allocation.
+/// Peers already tried. Up to four are kept without an allocation.
 #[derive(Debug, Default)]
 pub struct Tried {
-    first: [u32; INLINE],
     count: u32,
-    /// A bit for each peer, once there are more than eight.
-    bits: Vec<u64>,
+    first: [u32; INLINE],
+    /// A bit for each peer, once there are more than four.
+    bits: Box<[u64]>,
 }
 
 impl Tried {
     /// Whether the peer was tried.
     #[inline]
     pub fn contains(&self, peer: usize) -> bool {
-        let count = self.count as usize;
-        match self.first.get(..count) {
+        self.count != 0 && self.has(peer)
+    }
+
+    fn has(&self, peer: usize) -> bool {
+        match self.first.get(..self.count as usize) {
             Some(first) => first.contains(&(peer as u32)),
             None => self.bits.get(peer / 64).is_some_and(|word| word >> (peer % 64) & 1 != 0),
         }
     }
 
     /// Adds a peer.
+    #[inline]
     pub fn insert(&mut self, peer: usize) {
-        if let Some(place) = self.first.get_mut(self.count as usize) {
-            *place = peer as u32;
-        } else {
-            if self.count as usize == INLINE {
-                for first in self.first {
-                    self.set_bit(first as usize);
-                }
-            }
-            self.set_bit(peer);
+        match self.first.get_mut(self.count as usize) {
+            Some(place) => *place = peer as u32,
+            None => self.insert_more(peer),
         }
         self.count += 1;
+    }
+
+    #[cold]
+    fn insert_more(&mut self, peer: usize) {
+        if self.count as usize == INLINE {
+            for first in self.first {
+                self.set_bit(first as usize);
+            }
+        }
+        self.set_bit(peer);
     }
 
     fn set_bit(&mut self, peer: usize) {
         let word = peer / 64;
         if self.bits.len() <= word {
-            self.bits.resize((word + 1).next_power_of_two(), 0);
+            let mut bits = std::mem::take(&mut self.bits).into_vec();
+            bits.resize((word + 1).next_power_of_two(), 0);
+            self.bits = bits.into();
         }
         self.bits[word] |= 1 << (peer % 64);
     }
 
     /// How many were tried.
+    #[inline]
     pub fn count(&self) -> usize {
         self.count as usize
     }

@@ -2,15 +2,18 @@
 
 use std::cell::Cell;
 
-use rand::RngCore;
+use crc32fast::Hasher;
 
-use super::latency::{Latency, score};
 use super::modulo::Modulo;
-use super::ring::{LOOKS, Member, Ring};
-use super::{FULL_SHARE, Method, Order, Peers, Tried, Weighted, pick_from, search};
+use super::ring::{Member, Ring};
+use super::{Method, Order, Weighted};
 use crate::address::AddressText;
 use crate::params::Params;
-use crate::table::{Image, Record, Table};
+use crate::table::{Image, Place, Record, Slot};
+
+mod candidates;
+
+pub use candidates::{Candidates, Clock, Picked, pick};
 
 /// The sets of a block as a worker uses them: never changed, so a request that holds it sees one
 /// generation of each from beginning to end.
@@ -44,16 +47,30 @@ pub struct Tier {
 enum Keys {
     /// Nobody asks.
     None,
-    Consistent(Ring),
+    Consistent {
+        ring: Ring,
+        /// Knows the processor.
+        crc: Hasher,
+    },
     Modulo(Modulo),
 }
 
-/// What a pick has to know of a peer, close together.
+/// What a request has to know of a peer, close together.
 #[derive(Clone, Copy, Debug)]
-struct Known {
-    slot: u32,
+pub struct Known {
+    /// Whose slot it is.
+    pub identity: u64,
+    /// Where its counters are.
+    pub place: Place,
+    /// Weight in effect, at least 1.
+    pub weight: u32,
+    /// Its number in the view.
+    pub number: u32,
+    /// Its parameters in effect.
+    pub rules: Rules,
     down: bool,
-    rules: Rules,
+    /// It is not down, has no limit of requests, and no slow start.
+    plain: bool,
 }
 
 /// nginx's parameters of a `server`.
@@ -86,34 +103,6 @@ impl Rules {
             slow_start: params.slow_start.unwrap_or(self.slow_start),
         }
     }
-}
-
-/// The time, as the event loop knows it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Clock {
-    /// Seconds since the epoch.
-    pub seconds: u64,
-    /// Milliseconds since the epoch.
-    pub millis: u64,
-}
-
-/// A view together with what decides whether a peer can be used just now.
-#[derive(Clone, Copy)]
-pub struct Candidates<'a> {
-    /// The sets.
-    pub view: &'a View,
-    /// The shared counters.
-    pub table: Table<'a>,
-    /// The peers this request has tried.
-    pub tried: &'a Tried,
-    /// The time.
-    pub now: Clock,
-    /// What the request is hashed by; empty unless the method wants it.
-    pub key: &'a [u8],
-    /// Failures keep nobody out.
-    pub panic: bool,
-    /// There is nobody else to ask if these can't be used.
-    pub alone: bool,
 }
 
 impl View {
@@ -149,7 +138,8 @@ impl View {
                 }
             }
         }
-        let known = records.iter().map(|record| Known::new(record, rules)).collect();
+        let known =
+            records.iter().zip(0..).map(|(record, n)| Known::new(record, n, rules)).collect();
         View { generations, records, known, tiers }
     }
 
@@ -170,9 +160,10 @@ impl View {
         &self.records
     }
 
-    /// The parameters in effect of a peer.
-    pub fn rules(&self, peer: usize) -> &Rules {
-        &self.known[peer].rules
+    /// What a request has to know of a peer.
+    #[inline]
+    pub fn known(&self, peer: usize) -> &Known {
+        &self.known[peer]
     }
 
     /// The tiers in their order; none is empty.
@@ -202,10 +193,10 @@ impl Keys {
         match method {
             Method::Hash { consistent: true } => {
                 let before = before.and_then(|(keys, peers)| match keys {
-                    Keys::Consistent(ring) => Some((ring, peers)),
+                    Keys::Consistent { ring, .. } => Some((ring, peers)),
                     _ => None,
                 });
-                Keys::Consistent(Ring::new(members, before))
+                Keys::Consistent { ring: Ring::new(members, before), crc: Hasher::new() }
             }
             Method::Hash { consistent: false } => {
                 Keys::Modulo(Modulo::new(members.iter().map(|record| record.weight)))
@@ -234,176 +225,24 @@ impl Member for Record {
 }
 
 impl Known {
-    fn new(record: &Record, rules: &Rules) -> Known {
+    fn new(record: &Record, number: u32, rules: &Rules) -> Known {
         let params = record.params();
-        Known { slot: record.slot, down: params.down, rules: rules.of(&params) }
-    }
-}
-
-/// Picks a peer of the first tier that has a usable one.
-///
-/// If none has and there is nobody else to ask, one that is out for its failures is tried, unless
-/// the request has tried another before. `cursor` is the worker's place in the round robin order.
-pub fn pick<R: RngCore>(
-    method: Method,
-    candidates: &Candidates<'_>,
-    cursor: &mut u64,
-    rng: &mut R,
-) -> Option<usize> {
-    for tier in &candidates.view.tiers {
-        if candidates.is_known_out(tier) {
-            continue;
-        }
-        // A tier that gives nobody does not move the cursor either: its moves and those of the tier
-        // in use could add up to whole rounds, and always end at the same peer.
-        let mut at = *cursor;
-        if let Some(peer) = pick_from(method, &InTier { all: candidates, tier }, &mut at, rng) {
-            *cursor = at;
-            return Some(tier.first + peer);
-        }
-        candidates.note_out(tier);
-    }
-    if !candidates.alone || candidates.tried.count() != 0 {
-        return None;
-    }
-    candidates.view.tiers.iter().find_map(|tier| {
-        let peer = search(&InTier { all: candidates, tier }, rng, |_| true)?;
-        Some(tier.first + peer)
-    })
-}
-
-impl Candidates<'_> {
-    /// Whether there is only one peer: it may be tried again, since nginx asks for it when a kept
-    /// connection turned out stale, and it is never out, as in nginx.
-    fn is_single(&self) -> bool {
-        self.alone && self.view.records.len() == 1
-    }
-
-    /// Whether the peer could be tried by a request that has tried none.
-    pub fn is_usable(&self, peer: usize) -> bool {
-        !self.view.known[peer].down && !self.is_full(peer) && !self.is_failed(peer)
-    }
-
-    /// Share of the peers, in percent, that no failure keeps out; those that say they are down are
-    /// not counted. 100 of none.
-    pub fn healthy_percent(&self) -> usize {
-        let (mut all, mut healthy) = (0, 0);
-        for peer in (0..self.view.records.len()).filter(|&peer| !self.view.known[peer].down) {
-            all += 1;
-            healthy += usize::from(!self.has_failed(peer));
-        }
-        (healthy * 100usize).checked_div(all).unwrap_or(100)
-    }
-
-    /// Whether failures keep out every peer of the tier, as far as is known without a look at each.
-    fn is_known_out(&self, tier: &Tier) -> bool {
-        !self.panic && tier.out.get() == self.now.seconds
-    }
-
-    /// After a search in vain, so that the other requests of this second need none. One that recovers
-    /// in the same second waits for the next; not so the last resort, which is asked meanwhile.
-    fn note_out(&self, tier: &Tier) {
-        let is_last = tier.peers().end == self.view.records.len();
-        let is_out = |peer: usize| self.view.known[peer].down || self.is_failed(peer);
-        if self.tried.count() == 0 && !(self.alone && is_last) && tier.peers().all(is_out) {
-            tier.out.set(self.now.seconds);
+        let (down, rules) = (params.down, rules.of(&params));
+        let plain = !down && rules.max_conns == 0 && rules.slow_start == 0;
+        Known {
+            identity: record.identity,
+            place: record.place,
+            weight: record.weight,
+            number,
+            rules,
+            down,
+            plain,
         }
     }
 
-    fn slot(&self, peer: usize) -> usize {
-        self.view.known[peer].slot as usize
-    }
-
-    fn is_full(&self, peer: usize) -> bool {
-        let max_conns = u64::from(self.view.known[peer].rules.max_conns);
-        max_conns != 0 && self.table.in_flight(self.slot(peer)) >= max_conns
-    }
-
-    fn has_failed(&self, peer: usize) -> bool {
-        let Rules { max_fails, fail_timeout, .. } = self.view.known[peer].rules;
-        let (max_fails, timeout) = (u64::from(max_fails), u64::from(fail_timeout));
-        self.table.is_failed(self.slot(peer), max_fails, timeout, self.now.seconds)
-    }
-
-    fn is_failed(&self, peer: usize) -> bool {
-        !self.panic && !self.is_single() && self.has_failed(peer)
-    }
-
-    fn share(&self, peer: usize) -> u32 {
-        let slow_start = u64::from(self.view.known[peer].rules.slow_start);
-        if slow_start == 0 {
-            return FULL_SHARE;
-        }
-        let age = self.now.millis.saturating_sub(self.table.started(self.slot(peer)));
-        if age >= slow_start {
-            return FULL_SHARE;
-        }
-        let share = u128::from(FULL_SHARE) * u128::from(age) / u128::from(slow_start);
-        (share as u32).max(FULL_SHARE / 100)
-    }
-}
-
-/// The peers of one tier, numbered from 0.
-struct InTier<'a> {
-    all: &'a Candidates<'a>,
-    tier: &'a Tier,
-}
-
-impl InTier<'_> {
-    fn peer(&self, peer: usize) -> usize {
-        self.tier.first + peer
-    }
-}
-
-impl Peers for InTier<'_> {
-    fn len(&self) -> usize {
-        self.tier.weights.count()
-    }
-
-    fn weights(&self) -> &Weighted {
-        &self.tier.weights
-    }
-
-    fn order(&self) -> &Order {
-        &self.tier.order
-    }
-
-    fn is_free(&self, peer: usize) -> bool {
-        let (all, peer) = (self.all, self.peer(peer));
-        (all.is_single() || !all.tried.contains(peer))
-            && !all.view.known[peer].down
-            && !all.is_full(peer)
-    }
-
-    fn is_failed(&self, peer: usize) -> bool {
-        self.all.is_failed(self.peer(peer))
-    }
-
-    fn share(&self, peer: usize) -> u32 {
-        self.all.share(self.peer(peer))
-    }
-
-    fn load(&self, peer: usize) -> u64 {
-        self.all.table.in_flight(self.all.slot(self.peer(peer)))
-    }
-
-    fn cost(&self, peer: usize) -> f32 {
-        let slot = self.all.slot(self.peer(peer));
-        let latency = Latency::from_raw(self.all.table.latency(slot));
-        score(latency, self.load(peer), self.tier.weights.of(peer), self.all.now.millis)
-    }
-
-    fn keyed(&self, suits: impl Fn(usize) -> bool) -> Option<usize> {
-        let key = self.all.key;
-        match &self.tier.keys {
-            Keys::Consistent(ring) if !key.is_empty() => {
-                ring.walk(Ring::hash(key)).take(LOOKS).find(|&peer| suits(peer))
-            }
-            Keys::Modulo(modulo) => {
-                modulo.walk(key, self.all.tried.count()).find(|&peer| suits(peer))
-            }
-            Keys::Consistent(_) | Keys::None => None,
-        }
+    #[inline]
+    fn has_failed(&self, counters: Slot<'_>, now: u64) -> bool {
+        counters.is_failed(self.rules.max_fails.into(), self.rules.fail_timeout.into(), now)
     }
 }
 

@@ -7,8 +7,8 @@
 pub struct Weighted {
     /// `upto[i]` is the sum of the weights of peers 0 to i; empty if all weights are equal.
     upto: Vec<u64>,
-    /// `guide[b]..=guide[b + 1]` are the peers that numbers with top bits `b` can mean.
-    guide: Vec<u32>,
+    /// The first and the last of the peers that numbers with these top bits can mean.
+    guide: Vec<[u32; 2]>,
     shift: u32,
     count: usize,
 }
@@ -31,26 +31,46 @@ impl Weighted {
         let bits = count.next_power_of_two().trailing_zeros();
         let shift = 64 - bits;
         let mut peer = 0;
-        let mut guide: Vec<u32> = (0..1u64 << bits)
+        let mut guide: Vec<[u32; 2]> = (0..1u64 << bits)
             .map(|b| {
                 let target = scale(b << shift, sum);
                 while upto[peer] <= target {
                     peer += 1;
                 }
-                peer as u32
+                [peer as u32; 2]
             })
             .collect();
-        guide.push(count as u32 - 1);
+        for b in 0..guide.len() {
+            guide[b][1] = guide.get(b + 1).map_or(count as u32 - 1, |next| next[0]);
+        }
         Weighted { upto, guide, shift, count }
     }
 
     /// The peer that `u`, a fraction of 2⁶⁴, falls on.
-    #[inline]
+    #[inline(always)]
     pub fn at(&self, u: u64) -> usize {
         let Some(&sum) = self.upto.last() else { return scale(u, self.count as u64) as usize };
-        let bucket = (u >> self.shift) as usize;
-        let (low, high) = (self.guide[bucket] as usize, self.guide[bucket + 1] as usize);
+        let [low, high] = self.guide[(u >> self.shift) as usize].map(|peer| peer as usize);
+        if low == high {
+            return low;
+        }
         let target = scale(u, sum);
+        self.first_beyond(target, low, high)
+    }
+
+    /// As [`Weighted::at`], for one who wants another than `one`. Still that one at times if the
+    /// weights are unlike.
+    #[inline(always)]
+    pub fn at_other(&self, u: u64, one: usize) -> usize {
+        if !self.is_even() || self.count < 2 {
+            return self.at(u);
+        }
+        let other = scale(u, self.count as u64 - 1) as usize;
+        other + usize::from(other >= one)
+    }
+
+    #[inline(never)]
+    fn first_beyond(&self, target: u64, low: usize, high: usize) -> usize {
         low + self.upto[low..high].partition_point(|&upto| upto <= target)
     }
 
@@ -67,6 +87,7 @@ impl Weighted {
     }
 
     /// How many peers there are.
+    #[inline]
     pub fn count(&self) -> usize {
         self.count
     }
@@ -99,6 +120,18 @@ mod tests {
                 prop_assert_eq!(weighted.of(plain), u64::from(weights[plain]));
             }
         }
+    }
+
+    #[test]
+    fn of_equal_weights_all_the_others_come_equally_often() {
+        let weighted = Weighted::new([3; 5].into_iter());
+        let mut seen = [0; 5];
+        let step = u64::MAX / 4000;
+        for i in 0..4000 {
+            seen[weighted.at_other(i * step + step / 2, 2)] += 1;
+        }
+        assert_eq!(seen, [1000, 1000, 0, 1000, 1000]);
+        assert_eq!(Weighted::new([3].into_iter()).at_other(u64::MAX, 0), 0, "there is no other");
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! One HTTP request to a server of an endpoint, with deadlines, token and TLS.
 
 use std::io::Read;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ureq::{Agent, Body, Timeout};
+
+pub use rights::TokenState;
+use rights::token_rights;
 
 use crate::consul::query::{self, View};
 use crate::consul::token::CurrentToken;
@@ -21,6 +25,9 @@ const SLACK: Duration = Duration::from_secs(10);
 const SEND: Duration = Duration::from_secs(10);
 /// Time from the header to the end of the body.
 const BODY: Duration = Duration::from_secs(30);
+/// Connections from one loopback address: two engines' and some others' are within the 200 that
+/// Consul allows by default.
+const PER_ADDRESS: usize = 80;
 /// How much of an error's body is read, and quoted, in bytes.
 const MAX_ERROR_BODY: u64 = 4096;
 const MAX_ERROR_QUOTE: usize = 200;
@@ -42,17 +49,6 @@ pub struct Request<'a> {
     pub wait: Duration,
     /// Gives up waiting for the header, and then for the body, after this time.
     pub patience: Option<Duration>,
-}
-
-/// What Consul knows of the token that is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TokenState {
-    /// It is known, and linked to some right.
-    Rightful,
-    /// It is known, and linked to no policy, role or identity.
-    Powerless,
-    /// ACLs are off.
-    Disabled,
 }
 
 /// An answer with status 200.
@@ -123,6 +119,8 @@ pub struct Client {
     stop: Arc<Stop>,
     line: Option<Line>,
     probed: Option<Line>,
+    /// Where connections to an agent on this machine come from.
+    source: Option<Ipv4Addr>,
 }
 
 /// The server in use.
@@ -139,7 +137,14 @@ struct Line {
 impl Client {
     /// Requests are aborted when `stop` is raised.
     pub fn new(stop: Arc<Stop>) -> Self {
-        Client { stop, line: None, probed: None }
+        Client { stop, line: None, probed: None, source: None }
+    }
+
+    /// One of many: Consul bounds the connections from one address, but this machine has more of
+    /// them where the agent is on 127.0.0.0/8. Numbers should begin at 0 and be used again.
+    pub fn numbered(stop: Arc<Stop>, number: usize) -> Self {
+        let address = u8::try_from(1 + number / PER_ADDRESS).ok().filter(|n| (2..255).contains(n));
+        Client { source: address.map(|n| Ipv4Addr::new(127, 0, 0, n)), ..Client::new(stop) }
     }
 
     /// Asks and reads the whole answer.
@@ -170,7 +175,7 @@ impl Client {
     ///
     /// See [`Error`].
     pub fn probe(&mut self, request: Request<'_>) -> Result<Answer, Error> {
-        let line = Line::new(request.endpoint, request.server, &self.stop);
+        let line = Line::new(request.endpoint, request.server, self.source, &self.stop);
         let answer = self.probed.insert(line).get(request);
         if self.stop.is_raised() { Err(Error::Stopped) } else { answer }
     }
@@ -222,17 +227,23 @@ impl Client {
     fn line(&mut self, endpoint: &Arc<Endpoint>, server: usize) -> &mut Line {
         let same = |line: &Line| Arc::ptr_eq(&line.endpoint, endpoint) && line.server == server;
         let line = self.line.take().filter(same);
-        let stop = &self.stop;
-        self.line.insert(line.unwrap_or_else(|| Line::new(endpoint, server, stop)))
+        let (stop, source) = (&self.stop, self.source);
+        self.line.insert(line.unwrap_or_else(|| Line::new(endpoint, server, source, stop)))
     }
 }
 
 impl Line {
-    fn new(endpoint: &Arc<Endpoint>, server: usize, stop: &Arc<Stop>) -> Self {
+    fn new(
+        endpoint: &Arc<Endpoint>,
+        server: usize,
+        source: Option<Ipv4Addr>,
+        stop: &Arc<Stop>,
+    ) -> Self {
         let dial = Arc::new(Dial {
             server: endpoint.servers[server].clone(),
             tls: endpoint.tls.clone(),
             timeout: endpoint.connect_timeout,
+            source,
             stop: Arc::clone(stop),
             allowed: AtomicBool::new(true),
         });
@@ -335,20 +346,6 @@ impl Line {
     }
 }
 
-/// What links a token to rights, in an answer of `/v1/acl/token/self`.
-const RIGHTS: [&str; 5] =
-    ["Policies", "Roles", "ServiceIdentities", "NodeIdentities", "TemplatedPolicies"];
-
-fn token_rights(body: &[u8]) -> Result<TokenState, Error> {
-    let token: serde_json::Value = serde_json::from_slice(body)
-        .map_err(|_| Error::Other("the answer of /v1/acl/token/self is not JSON".to_owned()))?;
-    let linked = |name: &str| token[name].as_array().is_some_and(|links| !links.is_empty());
-    // Tokens from before Consul 1.4 hold their rules themselves.
-    let legacy = token["Legacy"] == true || token["Rules"].as_str().is_some_and(|r| !r.is_empty());
-    let rightful = legacy || RIGHTS.iter().any(|name| linked(name));
-    Ok(if rightful { TokenState::Rightful } else { TokenState::Powerless })
-}
-
 /// Consul adds up to a sixteenth to `wait`.
 fn read_deadline(wait: Option<Duration>) -> Duration {
     wait.map_or(Duration::ZERO, |wait| wait + wait / 16) + SLACK
@@ -395,5 +392,6 @@ fn printable(text: &str) -> String {
     text::printable(text::beginning(text, MAX_ERROR_QUOTE)).into_owned()
 }
 
+mod rights;
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv,
-    send, socket_with, sockopt,
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, connect,
+    recv, send, socket_with, sockopt,
 };
 use rustls::{ClientConnection, StreamOwned};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
@@ -60,6 +60,8 @@ pub(crate) struct Dial {
     pub(crate) server: Server,
     pub(crate) tls: Tls,
     pub(crate) timeout: Duration,
+    /// Loopback address to connect to loopback addresses from.
+    pub(crate) source: Option<Ipv4Addr>,
     pub(crate) stop: Arc<Stop>,
     /// Whether the present request may have a new connection.
     pub(crate) allowed: AtomicBool,
@@ -139,6 +141,12 @@ impl Dial {
             let deadline = now + until.saturating_duration_since(now) / share;
             let family = if ip.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
             let fd = new_socket(family)?;
+            if let (IpAddr::V4(ip), Some(source)) = (ip, self.source) {
+                if ip.is_loopback() {
+                    // Where there is no such address, the system's choice is good too.
+                    let _ = bind(&fd, &SocketAddr::from((source, 0)));
+                }
+            }
             let connected = connect(&fd, &address);
             match self.finish(fd, connected, deadline) {
                 Ok(socket) => {

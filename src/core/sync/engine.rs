@@ -5,6 +5,7 @@
 //! ```
 
 mod board;
+mod counts;
 mod entry;
 mod gated;
 mod keeper;
@@ -71,12 +72,14 @@ impl Shared {
     /// How many more threads the work needs; they count from now on.
     fn missing(&self, board: &mut Board, now: Instant) -> usize {
         let room = board.share.budget.saturating_sub(board.threads);
-        let due = board.count_due(now, room + board.idle);
-        let missing = due.saturating_sub(board.idle).min(room);
+        let ready = board.idle + board.starting;
+        let due = board.count_due(now, room + ready);
+        let missing = due.saturating_sub(ready).min(room);
         if due > 0 && board.idle > 0 {
             self.work.notify_one();
         }
         board.threads += missing;
+        board.starting += missing;
         missing
     }
 }
@@ -132,7 +135,12 @@ impl Engine {
     pub fn follow(&self, target: usize, what: impl Into<Arc<Target>>) {
         debug_assert!(target >= self.fixed, "numbers of the plan are taken");
         let followed = Followed::new(target, what.into());
-        self.followed.lock().insert(target, followed.clone());
+        let before = self.followed.lock().insert(target, followed.clone());
+        debug_assert!(before.is_none(), "the number is in use");
+        if let Some(before) = before {
+            before.forget();
+            self.shared.keeper.tell(Command::Forget(target));
+        }
         self.shared.keeper.tell(Command::Follow(followed));
     }
 

@@ -1,5 +1,7 @@
 //! Entries: what the table knows of one target besides its peers.
 
+use std::collections::HashMap;
+
 use super::Table;
 use super::machine::atomic::{
     AtomicU64,
@@ -93,6 +95,12 @@ impl<'z> Table<'z> {
     /// The entry of a target, if it has one.
     pub fn find(&self, key: u128) -> Option<usize> {
         (0..self.layout.entry_count).find(|&e| self.key(e) == key && key != 0)
+    }
+
+    /// The entries of all targets, for who looks for many.
+    pub fn entries(&self) -> HashMap<u128, usize> {
+        let held = (0..self.layout.entry_count).map(|entry| (self.key(entry), entry));
+        held.filter(|(key, _)| *key != 0).collect()
     }
 
     /// The target an entry belongs to; 0 if none. The low word says whether there is one: it is

@@ -58,7 +58,7 @@ impl Zone {
     }
 
     fn table(&self) -> Table<'_> {
-        Table { words: &self.0, layout: Layout::new(self.0.len(), LANES).expect("as made") }
+        Table::over(&self.0, Layout::new(self.0.len(), LANES).expect("as made"))
     }
 }
 
@@ -325,10 +325,14 @@ fn an_old_leader_never_replaces_the_set_of_the_new_one() {
     });
 }
 
+/// The first slot.
+fn first(table: Table<'_>) -> Place {
+    table.slot_place(0).expect("a slot")
+}
+
 /// One request, from its beginning to its end.
 fn request(table: Table<'_>, lane: Lane) {
-    assert!(table.enter(0, 1, Some(lane)));
-    table.leave(0, lane);
+    table.enter(first(table), 1, Some(lane)).expect("a lane").end();
 }
 
 #[test]
@@ -339,16 +343,16 @@ fn what_two_workers_have_in_flight_adds_up_and_ends_at_zero() {
             move |table: Table<'_>| {
                 let lane = table.take_lane(process(number)).expect("a lane");
                 request(table, lane);
-                table.enter(0, 1, Some(lane));
-                assert!((1..=2).contains(&table.in_flight(0)));
-                table.leave(0, lane);
+                let one = table.enter(first(table), 1, Some(lane)).expect("a lane");
+                assert!((1..=2).contains(&table.in_flight(first(table))));
+                one.end();
                 table.release_lane(lane);
             }
         };
         let other = start(&zone, work(1));
         work(2)(zone.table());
         other.join().expect("served");
-        assert_eq!(zone.table().in_flight(0), 0);
+        assert_eq!(zone.table().in_flight(first(zone.table())), 0);
     });
 }
 
@@ -365,9 +369,9 @@ fn a_killed_workers_requests_are_taken_out_and_nobody_elses() {
                 killed_after(stores, process(2), || {
                     let lane = table.take_lane(process(2)).expect("a lane");
                     request(table, lane);
-                    table.enter(0, 1, Some(lane));
+                    let one = table.enter(first(table), 1, Some(lane)).expect("a lane");
                     request(table, lane);
-                    table.leave(0, lane);
+                    one.end();
                     table.release_lane(lane);
                 }),
                 Relaxed,
@@ -379,11 +383,11 @@ fn a_killed_workers_requests_are_taken_out_and_nobody_elses() {
                 }
             });
             request(table, mine);
-            table.enter(0, 1, Some(mine));
+            let _stays = table.enter(first(table), 1, Some(mine));
             for thread in [cleaner, successor] {
                 thread.join().expect("done");
             }
-            assert_eq!(table.in_flight(0), 1);
+            assert_eq!(table.in_flight(first(table)), 1);
         });
         if done.load(Relaxed) {
             assert!(stores > 5, "only {stores} stores to be killed at");

@@ -283,7 +283,8 @@ impl Guard<'_, '_> {
         let count = table.layout.slot_count;
         let start = table.word(H_SLOT_CURSOR).load(Relaxed) as usize % count;
         let is_free = |slot: &usize| {
-            table.slot_word(*slot, slots::OWNER).load(Relaxed) == 0 && table.in_flight(*slot) == 0
+            table.slot_word(*slot, slots::OWNER).load(Relaxed) == 0
+                && table.slot_place(*slot).is_some_and(|place| table.in_flight(place) == 0)
         };
         let found: Vec<usize> =
             (0..count).map(|i| (start + i) % count).filter(is_free).take(wanted).collect();

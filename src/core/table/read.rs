@@ -13,6 +13,7 @@ use super::machine::atomic::{
     fence,
 };
 use super::publish::Held;
+use super::slots::Place;
 use crate::model::{Peer, PeerSet};
 use crate::params::Params;
 
@@ -33,8 +34,8 @@ pub struct Record {
     pub identity: u64,
     /// Weight in effect, at least 1.
     pub weight: u32,
-    /// Slot of its counters.
-    pub slot: u32,
+    /// Where its counters are.
+    pub place: Place,
     /// Scope, port and flags.
     mixed: u64,
     ip: [u64; 2],
@@ -133,17 +134,18 @@ impl Record {
         words
     }
 
-    fn decode(words: &[AtomicU64; RECORD]) -> Record {
+    /// `None` if there is no such slot.
+    fn decode(words: &[AtomicU64; RECORD], table: &Table<'_>) -> Option<Record> {
         let word = |at: usize| words[at].load(Relaxed);
         let first = word(0);
-        Record {
+        Some(Record {
             identity: word(1),
             weight: (first as u32).max(1),
-            slot: (first >> 32) as u32,
+            place: table.slot_place((first >> 32) as usize)?,
             mixed: word(2),
             ip: [word(3), word(4)],
             limits: [word(5), word(6)],
-        }
+        })
     }
 }
 
@@ -212,16 +214,9 @@ impl<'z> Table<'z> {
         if details_at + detail_bytes.div_ceil(8) != len {
             return None;
         }
-        let slots = self.layout.slot_count;
-        let mut is_sound = true;
         let words = self.words[offset..offset + details_at].chunks_exact(RECORD);
-        let decoded = words.filter_map(|words| {
-            let record = Record::decode(words.try_into().ok()?);
-            is_sound &= (record.slot as usize) < slots;
-            Some(record)
-        });
         let mut records = Vec::with_capacity(count);
-        records.extend(decoded);
+        records.extend(words.filter_map(|words| Record::decode(words.try_into().ok()?, self)));
         let mut details = Vec::new();
         if with_details {
             details.extend((details_at..len).flat_map(|w| self.load(offset + w).to_le_bytes()));
@@ -230,7 +225,9 @@ impl<'z> Table<'z> {
         // Pairs with the publisher's fence: had one of the words above been of a later block, the
         // generation would have moved.
         fence(Acquire);
-        let whole = is_sound && self.generation(entry) == generation && self.key(entry) == key;
+        let whole = records.len() == count
+            && self.generation(entry) == generation
+            && self.key(entry) == key;
         whole.then_some(Image { generation, records, details })
     }
 

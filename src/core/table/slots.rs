@@ -29,6 +29,10 @@ pub(super) const LATENCY: usize = 7;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lane(u32);
 
+/// Where a slot is, without its number having to be multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Place(u32);
+
 /// What the status page says of a slot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -56,6 +60,7 @@ impl<'z> Table<'z> {
                 continue;
             }
             if word.compare_exchange(holder, me.get(), AcqRel, Acquire).is_ok() {
+                self.lane_words.fetch_max(lane as u64 / 2 + 1, AcqRel);
                 let lane = Lane(lane as u32);
                 self.clear_lane(lane);
                 return Some(lane);
@@ -100,142 +105,218 @@ impl<'z> Table<'z> {
         (self.slot_word(slot, WORDS + lane.0 as usize / 2), lane.0 % 2 * 32)
     }
 
-    /// Whether the slot still belongs to the instance; it may have passed to another one while a
-    /// request held an older set.
+    /// Where a slot is; `None` if there is none of that number.
     #[inline]
-    fn belongs_to(&self, slot: usize, identity: u64) -> bool {
-        self.slot_word(slot, OWNER).load(Relaxed) == identity
+    pub(super) fn slot_place(&self, slot: usize) -> Option<Place> {
+        // A table has fewer words than 2³².
+        (slot < self.layout.slot_count)
+            .then(|| Place((self.layout.slots + slot * self.layout.slot_words) as u32))
     }
 
-    /// Counts a request to the instance, in flight if the worker has a lane. `true` if it is
-    /// counted as in flight: [`Table::leave`] is then owed.
+    /// The counters of a slot but for its lanes, of which it has the first two.
+    ///
+    /// # Panics
+    ///
+    /// If the place is that of another table and beyond the end of this one.
     #[inline]
-    pub fn enter(&self, slot: usize, identity: u64, lane: Option<Lane>) -> bool {
-        if !self.belongs_to(slot, identity) {
-            return false;
+    pub fn slot(&self, place: Place) -> Slot<'z> {
+        let first = place.0 as usize;
+        let words = self.words.get(first..first + WORDS + 1);
+        match words.and_then(|words| words.try_into().ok()) {
+            Some(words) => Slot { words },
+            None => no_such_slot(place),
         }
-        self.slot_word(slot, PICKS).fetch_add(1, Relaxed);
-        let Some(lane) = lane else { return false };
-        let (word, shift) = self.lane_of(slot, lane);
-        word.fetch_add(1 << shift, AcqRel);
-        true
     }
 
-    /// Ends a request that [`Table::enter`] counted.
+    /// Counts a request to the instance, in flight if the worker has a lane: then it has to be told
+    /// when it ends.
+    pub fn enter(&self, place: Place, identity: u64, lane: Option<Lane>) -> Option<InFlight<'z>> {
+        self.enter_at(place, self.slot(place), identity, lane)
+    }
+
+    /// As [`Table::enter`], of a slot that was found before.
     #[inline]
-    pub fn leave(&self, slot: usize, lane: Lane) {
-        let (word, shift) = self.lane_of(slot, lane);
-        word.fetch_sub(1 << shift, AcqRel);
+    pub fn enter_at(
+        &self,
+        place: Place,
+        slot: Slot<'z>,
+        identity: u64,
+        lane: Option<Lane>,
+    ) -> Option<InFlight<'z>> {
+        if !slot.belongs_to(identity) {
+            return None;
+        }
+        slot.words[PICKS].fetch_add(1, Relaxed);
+        let Lane(lane) = lane?;
+        let word = &self.words[place.0 as usize + WORDS + (lane / 2) as usize];
+        let one = 1 << (lane % 2 * 32);
+        word.fetch_add(one, AcqRel);
+        Some(InFlight { word, one })
     }
 
     /// Requests that are with the instance, over all workers.
+    pub fn in_flight(&self, place: Place) -> u64 {
+        self.in_flight_at(place, self.slot(place))
+    }
+
+    /// As [`Table::in_flight`], of a slot that was found before.
     #[inline]
-    pub fn in_flight(&self, slot: usize) -> u64 {
-        let lanes = self.layout.slot_words - WORDS;
-        let first = self.layout.slots + slot * self.layout.slot_words + WORDS;
-        let pairs = self.words[first..first + lanes].iter();
+    pub fn in_flight_at(&self, place: Place, slot: Slot<'z>) -> u64 {
         // Two lanes to a word; the sum of either stays below 2³².
-        let sums = pairs.map(|pair| pair.load(Relaxed)).fold(0, u64::wrapping_add);
+        let mut sums = slot.words[WORDS].load(Relaxed);
+        let used = self.lane_words.load(Relaxed);
+        if used > 1 {
+            sums = sums.wrapping_add(self.sum_of_lanes(place, used));
+        }
         (sums & u64::from(u32::MAX)) + (sums >> 32)
+    }
+
+    /// Sum of all words of lanes but the first. In lanes that nobody ever took there is nothing.
+    #[inline(never)]
+    fn sum_of_lanes(&self, place: Place, used: u64) -> u64 {
+        let used = (self.layout.slot_words - WORDS).min(used as usize);
+        let first = place.0 as usize + WORDS;
+        let pairs = self.words[first + 1..first + used].iter();
+        pairs.map(|pair| pair.load(Relaxed)).fold(0, u64::wrapping_add)
+    }
+
+    /// The counters, for the status page.
+    pub fn counters(&self, place: Place) -> Counters {
+        let counters = self.slot(place);
+        Counters {
+            in_flight: self.in_flight_at(place, counters),
+            picks: counters.picks(),
+            failed: counters.load(FAILED),
+            fails: counters.load(FAILS),
+            checked: counters.load(CHECKED),
+        }
+    }
+}
+
+/// The counters of an instance but for most of its lanes. They are found once for all that a
+/// request wants of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot<'z> {
+    pub(super) words: &'z [AtomicU64; WORDS + 1],
+}
+
+#[cold]
+fn no_such_slot(place: Place) -> ! {
+    panic!("no slot at {place:?} of the table")
+}
+
+impl Slot<'_> {
+    #[inline]
+    fn load(&self, word: usize) -> u64 {
+        self.words[word].load(Relaxed)
+    }
+
+    /// Times the instance was picked.
+    pub fn picks(&self) -> u64 {
+        self.load(PICKS)
+    }
+
+    /// Whether the slot still belongs to the instance; it may have passed to another one while a
+    /// request held an older set.
+    #[inline]
+    fn belongs_to(&self, identity: u64) -> bool {
+        self.load(OWNER) == identity
     }
 
     /// Whether the instance is out after `max_fails` failures; the rule and the second try after
     /// `fail_timeout` are those of `ngx_http_upstream_get_peer()`.
     #[inline]
-    pub fn is_failed(&self, slot: usize, max_fails: u64, fail_timeout: u64, now: u64) -> bool {
-        max_fails != 0
-            && self.slot_word(slot, FAILS).load(Relaxed) >= max_fails
-            && now.saturating_sub(self.slot_word(slot, CHECKED).load(Relaxed)) <= fail_timeout
+    pub fn is_failed(&self, max_fails: u64, fail_timeout: u64, now: u64) -> bool {
+        let fails = self.load(FAILS);
+        // Nearly always there are none.
+        fails != 0
+            && max_fails != 0
+            && fails >= max_fails
+            && now.saturating_sub(self.load(CHECKED)) <= fail_timeout
     }
 
     /// Starts a new `fail_timeout` for a peer that was picked after the last one had passed, so
     /// that one request, not all, tries a failed peer again.
     #[inline]
-    pub fn note_checked(&self, slot: usize, identity: u64, fail_timeout: u64, now: u64) {
-        let checked = self.slot_word(slot, CHECKED);
-        if now.saturating_sub(checked.load(Relaxed)) > fail_timeout
-            && self.belongs_to(slot, identity)
-        {
-            checked.store(now, Relaxed);
+    pub fn note_checked(&self, identity: u64, fail_timeout: u64, now: u64) {
+        if now.saturating_sub(self.load(CHECKED)) > fail_timeout && self.belongs_to(identity) {
+            self.words[CHECKED].store(now, Relaxed);
         }
     }
 
     /// Counts a failed attempt, seconds since the epoch; returns the failures in a row.
-    pub fn note_failed(&self, slot: usize, identity: u64, now: u64) -> u64 {
-        if !self.belongs_to(slot, identity) {
+    pub fn note_failed(&self, identity: u64, now: u64) -> u64 {
+        if !self.belongs_to(identity) {
             return 0;
         }
-        self.slot_word(slot, ACCESSED).store(now, Relaxed);
-        self.slot_word(slot, CHECKED).store(now, Relaxed);
-        self.slot_word(slot, FAILED).fetch_add(1, Relaxed);
-        self.slot_word(slot, FAILS).fetch_add(1, Relaxed).saturating_add(1)
+        self.words[ACCESSED].store(now, Relaxed);
+        self.words[CHECKED].store(now, Relaxed);
+        self.words[FAILED].fetch_add(1, Relaxed);
+        self.words[FAILS].fetch_add(1, Relaxed).saturating_add(1)
+    }
+
+    /// Whether there are failures that count.
+    #[inline]
+    pub fn has_fails(&self) -> bool {
+        self.load(FAILS) != 0
     }
 
     /// Notes an attempt that did not fail: the failures are forgotten if it began after them. An
     /// instance that they kept out, because there were `max_fails`, starts anew (slow start) at
     /// `now_ms`, milliseconds since the epoch.
-    #[inline]
-    pub fn note_passed(&self, slot: usize, identity: u64, max_fails: u64, now_ms: u64) {
-        let fails = self.slot_word(slot, FAILS).load(Relaxed);
-        if fails != 0
-            && self.load_slot(slot, ACCESSED) < self.load_slot(slot, CHECKED)
-            && self.belongs_to(slot, identity)
-        {
+    pub fn note_passed(&self, identity: u64, max_fails: u64, now_ms: u64) {
+        let fails = self.load(FAILS);
+        if fails != 0 && self.load(ACCESSED) < self.load(CHECKED) && self.belongs_to(identity) {
             if max_fails != 0 && fails >= max_fails {
-                self.slot_word(slot, STARTED).store(now_ms, Relaxed);
+                self.words[STARTED].store(now_ms, Relaxed);
             }
-            self.slot_word(slot, FAILS).store(0, Relaxed);
+            self.words[FAILS].store(0, Relaxed);
         }
     }
 
     /// Forgets the failures: those of a single peer never count.
-    pub fn forget_fails(&self, slot: usize, identity: u64) {
-        if self.belongs_to(slot, identity) {
-            self.slot_word(slot, FAILS).store(0, Relaxed);
+    pub fn forget_fails(&self, identity: u64) {
+        if self.belongs_to(identity) {
+            self.words[FAILS].store(0, Relaxed);
         }
-    }
-
-    fn load_slot(&self, slot: usize, word: usize) -> u64 {
-        self.slot_word(slot, word).load(Relaxed)
     }
 
     /// The mean time to the response header, as [`crate::balance::Latency`] reads it.
     #[inline]
-    pub fn latency(&self, slot: usize) -> u64 {
-        self.slot_word(slot, LATENCY).load(Relaxed)
+    pub fn latency(&self) -> u64 {
+        self.load(LATENCY)
     }
 
     /// Replaces the mean, unless another worker was quicker: what it saw is as good.
     #[inline]
-    pub fn update_latency(&self, slot: usize, identity: u64, update: impl Fn(u64) -> u64) {
-        if self.belongs_to(slot, identity) {
-            let word = self.slot_word(slot, LATENCY);
-            let before = word.load(Relaxed);
-            let _ = word.compare_exchange(before, update(before), Relaxed, Relaxed);
+    pub fn update_latency(&self, identity: u64, update: impl Fn(u64) -> u64) {
+        if self.belongs_to(identity) {
+            let before = self.load(LATENCY);
+            let _ = self.words[LATENCY].compare_exchange(before, update(before), Relaxed, Relaxed);
         }
     }
 
     /// When the instance appeared, or recovered from its failures, milliseconds since the epoch; 0:
     /// with the first answer.
     #[inline]
-    pub fn started(&self, slot: usize) -> u64 {
-        self.slot_word(slot, STARTED).load(Relaxed)
+    pub fn started(&self) -> u64 {
+        self.load(STARTED)
     }
+}
 
-    /// Times the instance was picked.
-    pub fn picks(&self, slot: usize) -> u64 {
-        self.load_slot(slot, PICKS)
-    }
+/// A request that counts as in flight, until it is told that it ended. What a worker that dies has
+/// not told is cleared with its lane.
+#[derive(Debug)]
+#[must_use = "the request counts as in flight until its end"]
+pub struct InFlight<'z> {
+    word: &'z AtomicU64,
+    one: u64,
+}
 
-    /// The counters, for the status page.
-    pub fn counters(&self, slot: usize) -> Counters {
-        let get = |word| self.slot_word(slot, word).load(Relaxed);
-        Counters {
-            in_flight: self.in_flight(slot),
-            picks: get(PICKS),
-            failed: get(FAILED),
-            fails: get(FAILS),
-            checked: get(CHECKED),
-        }
+impl InFlight<'_> {
+    /// The request has ended.
+    #[inline]
+    pub fn end(self) {
+        self.word.fetch_sub(self.one, AcqRel);
     }
 }

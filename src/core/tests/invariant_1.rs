@@ -62,7 +62,7 @@ fn invariant_1_a_pick_allocates_nothing() {
                         let now = Clock { seconds: 1, millis: 1000 };
                         let candidates = Candidates {
                             view: &view,
-                            table,
+                            table: &table,
                             tried: &tried,
                             now,
                             key: b"a key",
@@ -70,13 +70,10 @@ fn invariant_1_a_pick_allocates_nothing() {
                             alone: true,
                         };
                         let peer = pick(method, &candidates, &mut cursor, &mut rng);
-                        let peer = peer.expect("a peer that was not tried");
+                        let peer = peer.expect("a peer that was not tried").known.number as usize;
                         tried.insert(peer);
                         let record = &view.records()[peer];
-                        let slot = record.slot as usize;
-                        if table.enter(slot, record.identity, lane) {
-                            table.leave(slot, lane.expect("a lane"));
-                        }
+                        table.enter(record.place, record.identity, lane).expect("a lane").end();
                     }
                 }
             });

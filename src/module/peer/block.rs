@@ -1,53 +1,25 @@
 //! An `upstream` that follows Consul, as one worker sees it.
 
 use std::cell::{Cell, RefCell};
-use std::ops::Deref;
 use std::rc::Rc;
 
-use nginx_consul_core::balance::{self, Candidates, Clock, Method, Rules, Tier, Tried, View};
-use nginx_consul_core::status;
-use nginx_consul_core::table::{Image, Lane, Table};
-use nginx_sys::{
-    NGX_LOG_ERR, ngx_current_msec, ngx_http_complex_value, ngx_http_request_t, ngx_log_t,
-    ngx_str_t, time_t,
+use nginx_consul_core::balance::{
+    self, Candidates, Clock, Method, Picked, Rules, Tier, Tried, View,
 };
+use nginx_consul_core::status;
+use nginx_consul_core::table::{Image, Table};
+use nginx_sys::{NGX_LOG_ERR, ngx_http_complex_value, ngx_http_request_t, ngx_log_t, ngx_str_t};
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
 
+use super::clock::{Interval, now};
+use super::source::Source;
 use super::stock::Stock;
 use super::view::PeerView;
+use super::worker::Worker;
 use crate::conf::{Balance, Dynamic, Settings};
 use crate::ffi::{OK, bytes, str_over};
 use crate::watcher;
-
-/// What a block does not do for each request, it does at most so often, in milliseconds: saying
-/// that there is no usable instance, and looking for its entry while it has none.
-const INTERVAL: u64 = 1000;
-
-/// What this worker has of the shared memory. A handle, because requests copy it.
-#[derive(Clone, Copy)]
-pub(crate) struct Worker(&'static Share);
-
-pub(crate) struct Share {
-    pub(crate) table: Table<'static>,
-    /// `None` if all lanes are held by others: requests are then not counted as in flight.
-    pub(crate) lane: Option<Lane>,
-}
-
-impl Worker {
-    /// For as long as the process runs; made once, or again when it gets a lane after all.
-    pub(crate) fn new(table: Table<'static>, lane: Option<Lane>) -> Worker {
-        Worker(Box::leak(Box::new(Share { table, lane })))
-    }
-}
-
-impl Deref for Worker {
-    type Target = Share;
-
-    fn deref(&self) -> &Share {
-        self.0
-    }
-}
 
 /// An `upstream` that follows Consul, as requests see it. Each worker has its own after fork().
 pub(crate) struct Block {
@@ -65,8 +37,7 @@ pub(crate) struct Block {
     sources: Box<[Source]>,
     worker: Cell<Option<Worker>>,
     view: RefCell<Option<Rc<PeerView>>>,
-    cursor: Cell<u64>,
-    rng: RefCell<SmallRng>,
+    turn: RefCell<Turn>,
     in_panic: Cell<bool>,
     counted: Interval,
     complained: Interval,
@@ -74,70 +45,23 @@ pub(crate) struct Block {
     asked_for_lane: Interval,
 }
 
-/// A set that a block's peers come from.
-pub(crate) struct Source {
-    key: u128,
-    /// Its number in the plan; of a service that only requests name, `usize::MAX`.
-    pub(crate) target: usize,
-    pub(crate) datacenter: Option<String>,
-    /// Where it is in the table, once found.
-    entry: Cell<Option<usize>>,
+/// What a block is made of.
+struct Parts {
+    name: Box<[u8]>,
+    service: String,
+    balance: Balance,
+    stock: Option<Stock>,
+    rules: Rules,
+    panic: Option<u8>,
+    has_fallback: bool,
+    sources: Box<[Source]>,
 }
 
-impl Source {
-    pub(crate) fn new(key: u128, target: usize, datacenter: Option<String>) -> Source {
-        Source { key, target, datacenter, entry: Cell::new(None) }
-    }
-
-    /// Whether a block of the configuration names its service.
-    fn is_fixed(&self) -> bool {
-        self.target != usize::MAX
-    }
-
-    /// Its place in the table, if it still has it.
-    fn present(&self, table: Table<'static>) -> Option<usize> {
-        self.entry.get().filter(|&entry| table.key(entry) == self.key)
-    }
-
-    /// The generation in force; `None` if the set has no place in the table.
-    fn generation(&self, table: Table<'static>) -> Option<u64> {
-        self.entry.get().map(|entry| table.generation(entry))
-    }
-
-    /// The present set, which is that of `held` until the first answer; `None` if the caller has to
-    /// stay with what it has.
-    fn read(&self, table: Table<'static>, held: impl FnOnce() -> Image) -> Option<Image> {
-        let entry = self.entry.get()?;
-        if table.key(entry) != self.key {
-            self.entry.set(None);
-            return None;
-        }
-        let generation = table.generation(entry);
-        if !table.has_data(entry) {
-            let mut image = held();
-            image.generation = generation;
-            return Some(image);
-        }
-        table.read_records(entry, self.key)
-    }
-}
-
-/// When something was last done, on the event loop's clock.
-#[derive(Default)]
-pub(super) struct Interval(Cell<u64>);
-
-impl Interval {
-    /// Whether it is time to do it again; then it counts as done.
-    pub(super) fn is_due(&self) -> bool {
-        // SAFETY: the event loop's clock, read in the event loop.
-        let now = unsafe { ngx_current_msec } as u64;
-        let last = self.0.get();
-        let due = last == 0 || now.wrapping_sub(last) >= INTERVAL;
-        if due {
-            self.0.set(now.max(1));
-        }
-        due
-    }
+/// Where a worker is in its picks.
+struct Turn {
+    /// Of the round robin order.
+    cursor: u64,
+    rng: SmallRng,
 }
 
 impl Block {
@@ -147,10 +71,8 @@ impl Block {
         sources: Box<[Source]>,
         settings: &Settings,
     ) -> Block {
-        let name: Box<[u8]> = name.into();
-        Block {
-            name_str: str_over(&name),
-            name,
+        Block::of(Parts {
+            name: name.into(),
             service: dynamic.query.service.clone(),
             balance: settings.balance.unwrap_or_default(),
             stock: None,
@@ -158,10 +80,23 @@ impl Block {
             panic: settings.panic.flatten(),
             has_fallback: dynamic.has_fallback,
             sources,
+        })
+    }
+
+    fn of(parts: Parts) -> Block {
+        Block {
+            name_str: str_over(&parts.name),
+            name: parts.name,
+            service: parts.service,
+            balance: parts.balance,
+            stock: parts.stock,
+            rules: parts.rules,
+            panic: parts.panic,
+            has_fallback: parts.has_fallback,
+            sources: parts.sources,
             worker: Cell::new(None),
             view: RefCell::new(None),
-            cursor: Cell::new(0),
-            rng: RefCell::new(SmallRng::seed_from_u64(0)),
+            turn: RefCell::new(Turn { cursor: 0, rng: SmallRng::seed_from_u64(0) }),
             in_panic: Cell::new(false),
             counted: Interval::default(),
             complained: Interval::default(),
@@ -177,10 +112,8 @@ impl Block {
 
     /// One like it, for a service that a request has named.
     pub(super) fn for_service(&self, service: &str, sources: Box<[Source]>) -> Block {
-        let name = self.name.clone();
-        Block {
-            name_str: str_over(&name),
-            name,
+        Block::of(Parts {
+            name: self.name.clone(),
             service: service.to_owned(),
             balance: self.balance,
             stock: self.stock.as_ref().map(Stock::another),
@@ -188,16 +121,7 @@ impl Block {
             panic: self.panic,
             has_fallback: self.has_fallback,
             sources,
-            worker: Cell::new(None),
-            view: RefCell::new(None),
-            cursor: Cell::new(0),
-            rng: RefCell::new(SmallRng::seed_from_u64(0)),
-            in_panic: Cell::new(false),
-            counted: Interval::default(),
-            complained: Interval::default(),
-            looked: Interval::default(),
-            asked_for_lane: Interval::default(),
-        }
+        })
     }
 
     /// Has nginx's method, or another module's, pick.
@@ -224,7 +148,7 @@ impl Block {
     /// worker has one even if the entry passes to another target before the first request.
     pub(crate) fn start(&self, worker: Worker) {
         self.worker.set(Some(worker));
-        self.rng.replace(SmallRng::from_os_rng());
+        self.turn.borrow_mut().rng = SmallRng::from_os_rng();
         self.view(worker);
     }
 
@@ -250,6 +174,11 @@ impl Block {
         self.balance.method
     }
 
+    /// Whether requests are hashed by something.
+    pub(super) fn has_key(&self) -> bool {
+        self.balance.key.is_some()
+    }
+
     /// What the request is hashed by, in the request's pool; empty if the method wants nothing.
     ///
     /// # Safety
@@ -268,18 +197,28 @@ impl Block {
     }
 
     /// This worker's copy of the present sets; one atomic load for each if nothing changed.
+    #[inline(always)]
     pub(super) fn view(&self, worker: Worker) -> Option<Rc<PeerView>> {
         let held = self.view.borrow();
-        let view = held.as_ref().filter(|view| {
-            let generations = view.peers().generations();
-            let mut sets = self.sources.iter().zip(generations);
-            sets.all(|(source, held)| source.generation(worker.table) == Some(*held))
-        });
-        if let Some(view) = view {
-            return Some(Rc::clone(view));
+        if let Some(view) = &*held {
+            if self.is_present(worker, view) {
+                return Some(Rc::clone(view));
+            }
         }
         drop(held);
         self.renewed_view(worker)
+    }
+
+    /// Whether that is a copy of the present sets.
+    #[inline(always)]
+    pub(super) fn is_present(&self, worker: Worker, view: &PeerView) -> bool {
+        let same = |(source, held): (&Source, &u64)| {
+            source.generation(&worker.share().table) == Some(*held)
+        };
+        match (&*self.sources, view.peers().generations()) {
+            ([source], [held]) => same((source, held)),
+            (sources, generations) => sources.iter().zip(generations).all(same),
+        }
     }
 
     /// A copy of the present sets, unless that is what it has.
@@ -290,7 +229,7 @@ impl Block {
         let is_current = |view: &Rc<PeerView>| {
             let generations = view.peers().generations();
             self.sources.iter().zip(generations).all(|(source, held)| {
-                source.generation(worker.table).is_none_or(|present| present == *held)
+                source.generation(&worker.table).is_none_or(|present| present == *held)
             })
         };
         if let Some(view) = held.as_ref().filter(|view| is_current(view)) {
@@ -300,7 +239,8 @@ impl Block {
             // Worker by worker and change by change another peer is the first, or the first ones
             // would get more than their share of a set that changes often.
             if held.is_some() {
-                self.cursor.set(self.rng.borrow_mut().next_u64());
+                let mut turn = self.turn.borrow_mut();
+                turn.cursor = turn.rng.next_u64();
             }
             *held =
                 Some(Rc::new(PeerView::new(images, &self.rules, self.method(), held.as_deref())));
@@ -313,7 +253,7 @@ impl Block {
         let mut any = false;
         let images = self.sources.iter().enumerate().map(|(set, source)| {
             let held = held.map(PeerView::peers);
-            let same = held.filter(|v| source.generation(table) == Some(v.generations()[set]));
+            let same = held.filter(|v| source.generation(&table) == Some(v.generations()[set]));
             let held = || held.map(|view| view.image(set)).unwrap_or_default();
             let read = if same.is_none() { source.read(table, held) } else { None };
             any |= read.is_some();
@@ -352,28 +292,30 @@ impl Block {
     }
 
     /// The next peer of a request that holds `view`.
-    pub(super) fn pick(
+    #[inline(always)]
+    pub(super) fn pick<'a>(
         &self,
         worker: Worker,
-        view: &View,
-        tried: &Tried,
-        key: &[u8],
-    ) -> Option<usize> {
-        let mut candidates = Candidates { key, ..self.candidates(worker.table, view, tried) };
-        candidates.panic = self.is_in_panic(&candidates);
-        let mut cursor = self.cursor.get();
-        let picked =
-            balance::pick(self.method(), &candidates, &mut cursor, &mut *self.rng.borrow_mut());
-        self.cursor.set(cursor);
-        picked
+        view: &'a View,
+        tried: &'a Tried,
+        key: &'a [u8],
+        now: Clock,
+    ) -> Option<Picked<'a, 'static>> {
+        let table = &worker.share().table;
+        let mut candidates = Candidates { key, now, ..self.candidates(table, view, tried) };
+        if self.panic.is_some() {
+            candidates.panic = self.is_in_panic(&candidates);
+        }
+        let Turn { cursor, rng } = &mut *self.turn.borrow_mut();
+        balance::pick(self.method(), &candidates, cursor, rng)
     }
 
     fn candidates<'a>(
         &self,
-        table: Table<'static>,
+        table: &'a Table<'static>,
         view: &'a View,
         tried: &'a Tried,
-    ) -> Candidates<'a> {
+    ) -> Candidates<'a, 'static> {
         let alone = !self.has_fallback;
         Candidates { view, table, tried, now: now(), key: b"", panic: false, alone }
     }
@@ -385,7 +327,7 @@ impl Block {
         let mut tiers = Vec::new();
         let mut panic = None;
         if let Some((worker, view)) = &view {
-            let mut candidates = self.candidates(worker.table, view.peers(), &tried);
+            let mut candidates = self.candidates(&worker.table, view.peers(), &tried);
             candidates.panic = self.is_in_panic(&candidates);
             panic = self.panic.map(|_| candidates.panic);
             tiers = self.tiers(&candidates);
@@ -400,7 +342,7 @@ impl Block {
     }
 
     /// The tiers of instances, those that have none among them; but not every set has backups.
-    fn tiers(&self, candidates: &Candidates<'_>) -> Vec<status::Tier> {
+    fn tiers(&self, candidates: &Candidates<'_, '_>) -> Vec<status::Tier> {
         let all = (0..self.sources.len()).flat_map(|set| [(set, false), (set, true)]);
         let tier = |(set, backup)| {
             let found = candidates.view.tiers().iter().find(|t| (t.set, t.backup) == (set, backup));
@@ -423,7 +365,7 @@ impl Block {
 
     /// Whether so many peers have failed that failures are not to count. Looked at once a second,
     /// because that takes a look at each peer.
-    fn is_in_panic(&self, candidates: &Candidates<'_>) -> bool {
+    fn is_in_panic(&self, candidates: &Candidates<'_, '_>) -> bool {
         let Some(percent) = self.panic else { return false };
         if self.counted.is_due() {
             self.in_panic.set(candidates.healthy_percent() < usize::from(percent));
@@ -445,12 +387,4 @@ impl Block {
             self.name()
         );
     }
-}
-
-/// The event loop's time.
-pub(super) fn now() -> Clock {
-    // SAFETY: ngx_cached_time always points to a valid time; only the event loop moves it.
-    let time = unsafe { &*nginx_sys::ngx_cached_time.cast_const() };
-    let seconds = u64::try_from(time.sec as time_t).unwrap_or(0);
-    Clock { seconds, millis: seconds * 1000 + time.msec as u64 }
 }

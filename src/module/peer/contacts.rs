@@ -13,8 +13,8 @@ use crate::ffi::str_over;
 /// few of a long set before the next one; never changed or moved then.
 pub(super) struct Contacts {
     places: Box<[UnsafeCell<MaybeUninit<Contact>>]>,
-    /// A bit for each place: whether it was made.
-    made: Box<[Cell<u64>]>,
+    /// Whether that was made.
+    made: Box<[Cell<bool>]>,
 }
 
 /// A socket address, its length and its name.
@@ -31,14 +31,14 @@ pub(super) struct Contact {
 impl Contacts {
     pub(super) fn new(peers: usize) -> Contacts {
         let places = (0..peers).map(|_| UnsafeCell::new(MaybeUninit::uninit())).collect();
-        let made = (0..peers.div_ceil(64)).map(|_| Cell::new(0)).collect();
+        let made = vec![Cell::new(false); peers].into();
         Contacts { places, made }
     }
 
     /// The contact of a peer, whose address that is.
     #[inline]
     pub(super) fn get(&self, peer: usize, address: impl FnOnce() -> SocketAddr) -> &Contact {
-        if self.made[peer / 64].get() & 1 << (peer % 64) == 0 {
+        if !self.made[peer].get() {
             self.make(peer, address);
         }
         // SAFETY: it was made, and is not written again.
@@ -53,8 +53,7 @@ impl Contacts {
             let contact = (*self.places[peer].get()).write(Contact::new(address()));
             contact.name = str_over(&contact.text);
         }
-        let made = &self.made[peer / 64];
-        made.set(made.get() | 1 << (peer % 64));
+        self.made[peer].set(true);
     }
 
     /// The peer whose contact has its address at this very place.

@@ -1,66 +1,80 @@
 //! What the shared counters learn of a request's attempts.
 
-use nginx_consul_core::table::{Lane, Record};
+use nginx_consul_core::balance::{Known, Picked};
+use nginx_consul_core::table::{InFlight, Slot};
 use nginx_sys::{NGX_PEER_FAILED, ngx_uint_t};
 
-use super::block::{Worker, now};
+use super::clock::now;
 use super::view::PeerView;
+use super::worker::Worker;
 
 /// The attempt of a request that is under way, if one is.
 #[derive(Default)]
 pub(super) struct Counted {
-    /// The peer that has the request.
-    peer: Option<usize>,
-    /// Where it counts as in flight.
-    lane: Option<(usize, Lane)>,
+    /// The peer that has the request, and its counters.
+    at: Option<(Slot<'static>, u32)>,
+    in_flight: Option<InFlight<'static>>,
 }
 
 impl Counted {
+    #[inline]
     pub(super) fn peer(&self) -> Option<usize> {
-        self.peer
+        self.at.map(|(_, peer)| peer as usize)
     }
 
-    pub(super) fn begin(&mut self, worker: Worker, view: &PeerView, peer: usize) {
-        let Record { slot, identity, .. } = view.peers().records()[peer];
-        let slot = slot as usize;
-        let counted = worker.table.enter(slot, identity, worker.lane);
-        self.peer = Some(peer);
-        self.lane = worker.lane.filter(|_| counted).map(|lane| (slot, lane));
-        let rules = view.peers().rules(peer);
+    /// The peer that has the request, its counters and what else is known of it.
+    #[inline]
+    pub(super) fn known<'a>(&self, view: &'a PeerView) -> Option<(Slot<'static>, &'a Known)> {
+        self.at.map(|(slot, peer)| (slot, view.peers().known(peer as usize)))
+    }
+
+    #[inline(always)]
+    pub(super) fn begin(&mut self, worker: Worker, picked: Picked<'_, 'static>, seconds: u64) {
+        let Picked { known, counters } = picked;
+        let Known { identity, place, rules, .. } = known;
         if rules.max_fails != 0 {
-            let timeout = u64::from(rules.fail_timeout);
-            worker.table.note_checked(slot, identity, timeout, now().seconds);
+            counters.note_checked(*identity, rules.fail_timeout.into(), seconds);
         }
+        self.at = Some((counters, known.number));
+        self.in_flight = worker.table.enter_at(*place, counters, *identity, worker.lane);
     }
 
     /// Counts the outcome, as `ngx_http_upstream_free_round_robin_peer()` does. `true` if failures
     /// keep the peer out by now; those of a peer that is the only one never count.
-    pub(super) fn judge(
-        &self,
-        worker: Worker,
-        view: &PeerView,
-        state: ngx_uint_t,
-        single: bool,
-    ) -> bool {
-        let Some(peer) = self.peer else { return false };
-        let Record { slot, identity, .. } = view.peers().records()[peer];
-        let slot = slot as usize;
-        let max_fails = u64::from(view.peers().rules(peer).max_fails);
-        if state & NGX_PEER_FAILED as ngx_uint_t == 0 {
-            worker.table.note_passed(slot, identity, max_fails, now().millis);
-            return false;
-        }
-        let fails = worker.table.note_failed(slot, identity, now().seconds);
-        if single {
-            worker.table.forget_fails(slot, identity);
-        }
-        !single && max_fails != 0 && fails >= max_fails
+    #[inline]
+    pub(super) fn judge(&self, view: &PeerView, state: ngx_uint_t, single: bool) -> bool {
+        let Some((slot, peer)) = self.at else { return false };
+        let has_failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;
+        (has_failed || slot.has_fails())
+            && note(slot, view.peers().known(peer as usize), has_failed, single)
     }
 
-    pub(super) fn end(&mut self, worker: Option<Worker>) {
-        self.peer = None;
-        if let (Some(worker), Some((slot, lane))) = (worker, self.lane.take()) {
-            worker.table.leave(slot, lane);
+    /// Whether the request counts as in flight.
+    #[inline]
+    pub(super) fn is_in_flight(&self) -> bool {
+        self.in_flight.is_some()
+    }
+
+    #[inline]
+    pub(super) fn end(&mut self) {
+        self.at = None;
+        if let Some(request) = self.in_flight.take() {
+            request.end();
         }
     }
+}
+
+#[cold]
+fn note(slot: Slot<'_>, known: &Known, has_failed: bool, single: bool) -> bool {
+    let Known { identity, rules, .. } = *known;
+    let max_fails = u64::from(rules.max_fails);
+    if !has_failed {
+        slot.note_passed(identity, max_fails, now().millis);
+        return false;
+    }
+    let fails = slot.note_failed(identity, now().seconds);
+    if single {
+        slot.forget_fails(identity);
+    }
+    !single && max_fails != 0 && fails >= max_fails
 }

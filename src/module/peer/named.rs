@@ -11,10 +11,14 @@ use nginx_consul_core::named::{Asked, Place, Refusal, Template, Templates};
 use nginx_consul_core::sync::Plan;
 use nginx_consul_core::table::{Named, Verdict};
 use nginx_sys::{
-    NGX_HTTP_BAD_GATEWAY, NGX_LOG_ERR, ngx_http_complex_value, ngx_http_complex_value_t, ngx_http_request_t, ngx_log_t,
+    NGX_HTTP_BAD_GATEWAY, NGX_LOG_ERR, ngx_http_complex_value, ngx_http_complex_value_t,
+    ngx_http_request_t, ngx_log_t,
 };
 
-use super::block::{Block, Interval, Source, Worker, now};
+use super::block::Block;
+use super::clock::{Interval, now};
+use super::source::Source;
+use super::worker::Worker;
 use crate::conf::{ByRequest, Settings};
 use crate::ffi::{OK, bytes, str_over};
 use crate::watcher;

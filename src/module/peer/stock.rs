@@ -90,7 +90,18 @@ impl Stock {
     }
 
     /// The peers for a new request or attempt; `None` if the service has no instance.
+    #[inline]
     fn current(&self, block: &Block) -> Option<Rc<Snapshot>> {
+        if let (Some(current), Some(worker)) = (&*self.current.borrow(), block.worker()) {
+            if block.is_present(worker, current.view()) {
+                return Some(Rc::clone(current));
+            }
+        }
+        self.renewed(block)
+    }
+
+    #[cold]
+    fn renewed(&self, block: &Block) -> Option<Rc<Snapshot>> {
         if self.rests() {
             return self.current.borrow().clone();
         }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use nginx_consul_core::balance::{Method, Rules, View};
-use nginx_consul_core::table::{Image, Record};
+use nginx_consul_core::table::{Image, Place, Record};
 use nginx_sys::{ngx_peer_connection_t, ngx_str_t, sockaddr};
 
 use super::contacts::{Contact, Contacts};
@@ -30,8 +30,8 @@ impl PeerView {
         let sessions = Sessions::new(view.records().len());
         if let Some(before) = before.filter(|b| b.sessions.any()) {
             // Two datacenters may have an instance of the same name, but not in the same slot.
-            let name = |record: &Record| (record.slot, record.identity);
-            let old: HashMap<(u32, u64), usize> =
+            let name = |record: &Record| (record.place, record.identity);
+            let old: HashMap<(Place, u64), usize> =
                 before.view.records().iter().enumerate().map(|(i, r)| (name(r), i)).collect();
             for (new, record) in view.records().iter().enumerate() {
                 if let Some(&old) = old.get(&name(record)) {

@@ -196,3 +196,22 @@ fn reloads_keep_within_the_connections_and_lose_nothing() {
     let took = wait::until("a change is seen", SOON, || peers(&nginx, 5) == 5);
     assert!(took < Duration::from_secs(1), "{took:?}");
 }
+
+#[test]
+fn an_agent_on_this_machine_takes_more_queries_than_it_allows_from_one_address() {
+    let limit = "limits { http_max_conns_per_client = 200 }";
+    let consul = Options::dev().argument("-hcl").argument(limit).start();
+    register(&consul, 260);
+    let http = "consul_connections 320; consul_wait 10s;";
+    let mut nginx = config(&consul, 260, http).main("worker_rlimit_nofile 4096;").start();
+    wait::until("all block", SOON * 2, || connections(&consul) >= 260);
+    consul.register(&instance("s259", 1));
+    let took = wait::until("a change is seen", SOON, || peers(&nginx, 259) == 2);
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    // What the old worker has left counts for its addresses too.
+    nginx.reload_and_wait();
+    consul.register(&instance("s100", 1));
+    wait::until("a change is seen", SOON, || peers(&nginx, 100) == 2);
+    wait::until("all block again", SOON * 4, || count(&nginx, "blocking") == 260);
+    assert!(nginx.logged("without an answer").is_empty(), "{}", nginx.tail());
+}

@@ -78,10 +78,11 @@ fn damage(words: &[AtomicU64], data: &[u8]) {
 /// What a reader does with the set it got.
 fn look(table: Table<'_>, image: &Image) {
     for record in &image.records {
-        let slot = record.slot as usize;
+        let place = record.place;
         assert!(record.weight > 0);
-        let _ = (table.counters(slot), table.in_flight(slot), table.started(slot));
-        let _ = table.is_failed(slot, 1, 10_000, 20_000);
+        let counters = table.slot(place);
+        let _ = (table.counters(place), table.in_flight(place), counters.started());
+        let _ = counters.is_failed(1, 10_000, 20_000);
     }
     let _ = image.details();
 }
@@ -89,14 +90,15 @@ fn look(table: Table<'_>, image: &Image) {
 /// What the requests of a worker write, for each peer of the set it got.
 fn count(table: Table<'_>, image: &Image, lane: Option<Lane>) {
     for record in &image.records {
-        let (slot, identity) = (record.slot as usize, record.identity);
-        let owed = table.enter(slot, identity, lane);
-        table.note_checked(slot, identity, 10, 1_000);
-        table.note_failed(slot, identity, 1_000);
-        table.note_passed(slot, identity, 1, 1_000);
-        table.forget_fails(slot, identity);
-        if let Some(lane) = lane.filter(|_| owed) {
-            table.leave(slot, lane);
+        let (place, identity) = (record.place, record.identity);
+        let owed = table.enter(place, identity, lane);
+        let counters = table.slot(place);
+        counters.note_checked(identity, 10, 1_000);
+        counters.note_failed(identity, 1_000);
+        counters.note_passed(identity, 1, 1_000);
+        counters.forget_fails(identity);
+        if let Some(request) = owed {
+            request.end();
         }
     }
 }
@@ -124,7 +126,7 @@ fn publish(table: Table<'_>, me: ProcessId, lane: Option<Lane>) {
             let _ = table.publish((entry, key), &peers(count, "newer"), 3, me);
         }
     }
-    table.retain(&KEYS[1..], me);
+    table.retain(&KEYS[1..], &[], me);
     assert!(table.find(KEYS[0]).is_none() && table.free_entries() > 0);
     if let Some(lane) = lane {
         table.clear_lane(lane);

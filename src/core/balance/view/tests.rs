@@ -4,10 +4,11 @@ use std::sync::atomic::AtomicU64;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
+use super::super::{FULL_SHARE, Latency, Tried};
 use super::*;
 use crate::model::{Health, Peer, PeerSet, identity};
 use crate::process::ProcessId;
-use crate::table::Lane;
+use crate::table::{Lane, Table};
 
 const NOW: Clock = Clock { seconds: 100, millis: 100_000 };
 
@@ -53,10 +54,10 @@ impl Scene {
         Scene { lane: table.take_lane(me).unwrap(), table, view, method }
     }
 
-    fn candidates<'a>(&'a self, tried: &'a Tried) -> Candidates<'a> {
+    fn candidates<'a>(&'a self, tried: &'a Tried) -> Candidates<'a, 'static> {
         Candidates {
             view: &self.view,
-            table: self.table,
+            table: &self.table,
             tried,
             now: NOW,
             key: b"",
@@ -67,7 +68,7 @@ impl Scene {
 
     fn fail(&self, port: u16) {
         let record = &self.view.records()[self.at(port)];
-        self.table.note_failed(record.slot as usize, record.identity, NOW.seconds);
+        self.table.slot(record.place).note_failed(record.identity, NOW.seconds);
     }
 
     fn at(&self, port: u16) -> usize {
@@ -75,11 +76,13 @@ impl Scene {
     }
 
     /// Ports that requests go to, sorted.
-    fn ports(&self, candidates: &Candidates<'_>) -> Vec<u16> {
+    fn ports(&self, candidates: &Candidates<'_, '_>) -> Vec<u16> {
         let (mut cursor, mut rng) = (0, SmallRng::seed_from_u64(1));
         let picked = |_| pick(self.method, candidates, &mut cursor, &mut rng);
-        let mut ports: Vec<u16> =
-            (0..20).map_while(picked).map(|p| self.view.records()[p].addr().port()).collect();
+        let mut ports: Vec<u16> = (0..20)
+            .map_while(picked)
+            .map(|p| self.view.records()[p.known.number as usize].addr().port())
+            .collect();
         ports.sort_unstable();
         ports.dedup();
         ports
@@ -157,7 +160,7 @@ fn an_instance_s_own_parameters_win_over_the_block_s() {
     scene.fail(2);
     assert_eq!(scene.ports(&scene.candidates(&tried)), [1, 4]);
     let full = &scene.view.records()[scene.at(4)];
-    assert!(scene.table.enter(full.slot as usize, full.identity, Some(scene.lane)));
+    let _stays = scene.table.enter(full.place, full.identity, Some(scene.lane));
     assert_eq!(scene.ports(&scene.candidates(&tried)), [1]);
     scene.fail(1);
     assert_eq!(scene.ports(&scene.candidates(&tried)), [1, 2], "down is down, full is full");
@@ -179,13 +182,15 @@ fn an_instance_that_recovers_from_its_failures_starts_slowly() {
     let slow = Params { slow_start: Some(10_000), ..PLAIN };
     let scene = Scene::new(&[&[(1, slow), (2, PLAIN)]]);
     let record = &scene.view.records()[scene.at(1)];
-    let (slot, identity) = (record.slot as usize, record.identity);
+    let (place, identity) = (record.place, record.identity);
     let tried = Tried::default();
-    let share = |now| Candidates { now, ..scene.candidates(&tried) }.share(scene.at(1));
+    let share =
+        |now| Candidates { now, ..scene.candidates(&tried) }.share(scene.view.known(scene.at(1)));
     assert_eq!(share(NOW), FULL_SHARE, "it was there from the first answer");
-    scene.table.note_failed(slot, identity, 50);
-    scene.table.note_checked(slot, identity, 10, 100);
-    scene.table.note_passed(slot, identity, 1, NOW.millis);
+    let counters = scene.table.slot(place);
+    counters.note_failed(identity, 50);
+    counters.note_checked(identity, 10, 100);
+    counters.note_passed(identity, 1, NOW.millis);
     assert_eq!(share(NOW), FULL_SHARE / 100);
     assert_eq!(share(Clock { seconds: 105, millis: 105_000 }), FULL_SHARE / 2);
     assert_eq!(share(Clock { seconds: 110, millis: 110_000 }), FULL_SHARE);
@@ -237,14 +242,17 @@ fn least_time_avoids_the_slow_and_least_conn_does_not_know_it() {
         let scene = Scene::balanced(method, &[&[(1, PLAIN), (2, PLAIN)]]);
         for (port, ms) in [(1, 200), (2, 10)] {
             let record = &scene.view.records()[scene.at(port)];
-            scene.table.update_latency(record.slot as usize, record.identity, |raw| {
+            scene.table.slot(record.place).update_latency(record.identity, |raw| {
                 Latency::from_raw(raw).after(ms, NOW.millis).raw()
             });
         }
         let tried = Tried::default();
         let (mut cursor, mut rng) = (0, SmallRng::seed_from_u64(3));
         let slow = scene.at(1);
-        let mut pick = || pick(method, &scene.candidates(&tried), &mut cursor, &mut rng);
+        let mut pick = || {
+            let picked = pick(method, &scene.candidates(&tried), &mut cursor, &mut rng);
+            picked.map(|picked| picked.known.number as usize)
+        };
         (0..1000).filter(|_| pick() == Some(slow)).count()
     };
     assert_eq!(share_of_slow(Method::LeastTime), 0);
@@ -265,7 +273,7 @@ fn a_tier_that_is_out_does_not_disturb_the_round_robin_of_the_next() {
         let mut counts = vec![0; usize::from(n)];
         for _ in 0..2 * n {
             let picked = pick(scene.method, &candidates, &mut cursor, &mut rng).unwrap();
-            counts[picked - usize::from(n)] += 1;
+            counts[picked.known.number as usize - usize::from(n)] += 1;
         }
         assert_eq!(counts, vec![2; usize::from(n)], "{n} peers");
     }
@@ -291,7 +299,7 @@ fn a_tier_that_is_out_is_looked_through_once_a_second() {
     let scene = Scene::new(&[&[(1, PLAIN), (2, PLAIN)], &[(3, PLAIN), (4, PLAIN)]]);
     let back = |port| {
         let record = &scene.view.records()[scene.at(port)];
-        scene.table.forget_fails(record.slot as usize, record.identity);
+        scene.table.slot(record.place).forget_fails(record.identity);
     };
     let tried = Tried::default();
     let now = scene.candidates(&tried);

@@ -1,9 +1,10 @@
 //! What is to be done, and by when: the threads take their work from here.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::counts::{Numbers, Waits};
 use super::entry::{Again, Entry};
 use super::gated::Scopes;
 use super::share::{Demand, HOT_WAIT, Share};
@@ -73,9 +74,13 @@ pub(super) struct Board {
     /// Reads that are.
     reads: usize,
     /// The lengths of all blocking queries under way.
-    waits: BTreeMap<Duration, usize>,
+    waits: Waits,
+    /// Which numbers threads have.
+    pub(super) numbers: Numbers,
     /// Threads, and those that have nothing to do.
     pub(super) threads: usize,
+    /// Threads that have not come for work yet.
+    pub(super) starting: usize,
     pub(super) idle: usize,
     /// Fewest idle threads since the last look, and how many of them are to end.
     pub(super) least_idle: usize,
@@ -100,8 +105,10 @@ impl Board {
             cursor: now,
             polls: 0,
             reads: 0,
-            waits: BTreeMap::new(),
+            waits: Waits::default(),
+            numbers: Numbers::default(),
             threads: 0,
+            starting: 0,
             idle: 0,
             least_idle: 0,
             surplus: 0,
@@ -207,12 +214,16 @@ impl Board {
         watch.into_iter().chain(self.scopes.next_due()).min()
     }
 
-    /// How many things are due, as far as that matters.
+    /// How many of the things that are due threads may begin now; about, and at most `most`.
     pub(super) fn count_due(&self, now: Instant, most: usize) -> usize {
-        let reads = self.share.readers.saturating_sub(self.reads);
-        let room = if self.share.all_block { most } else { most.min(reads + self.free_polls()) };
-        self.queue.range(..=(now, Key::Watch(u64::MAX))).take(room).count()
-            + self.scopes.count_due(now)
+        let due = self.queue.range(..=(now, Key::Watch(u64::MAX))).take(4 * most);
+        let queries = due.clone().filter(|(_, key)| match key {
+            Key::Watch(id) => self.entries.get(id).is_some_and(|entry| self.wants_query(entry)),
+            Key::Beside(_) => false,
+        });
+        let queries = queries.count();
+        let reads = (due.count() - queries).min(self.share.readers.saturating_sub(self.reads));
+        (queries.min(self.free_polls()) + reads + self.scopes.count_due(now)).min(most)
     }
 
     pub(super) fn free_polls(&self) -> usize {
@@ -222,11 +233,10 @@ impl Board {
     /// The next thing to do for a thread.
     pub(super) fn take(&mut self, now: Instant, last: &Last) -> Option<Task> {
         // Reads must not wait for a blocking query to end.
-        let blocking: usize = self.waits.values().sum();
-        let may_block = blocking + 1 < self.share.budget;
+        let may_block = self.waits.count() + 1 < self.share.budget;
         if let Some((place, lookout)) = self.scopes.take(now, may_block) {
             if let Some(wait) = lookout.blocks_for() {
-                *self.waits.entry(wait).or_default() += 1;
+                self.waits.add(wait);
             }
             return Some(Task::Look(place, lookout));
         }
@@ -296,7 +306,7 @@ impl Board {
             let wait = patience.map_or(wait, |patience| patience.min(wait));
             entry.out = Some(wait);
             self.polls += 1;
-            *self.waits.entry(wait).or_default() += 1;
+            self.waits.add(wait);
         } else {
             self.reads += 1;
         }
@@ -315,7 +325,7 @@ impl Board {
         match entry.out.take() {
             Some(wait) => {
                 self.polls -= 1;
-                release(&mut self.waits, wait);
+                self.waits.remove(wait);
             }
             None => self.reads -= 1,
         }
@@ -348,18 +358,15 @@ impl Board {
     /// A lookout's query that lasted so long has ended.
     pub(super) fn release_wait(&mut self, wait: Option<Duration>) {
         if let Some(wait) = wait {
-            release(&mut self.waits, wait);
+            self.waits.remove(wait);
         }
     }
 
     /// What the next engine has to know.
     pub(super) fn connections(&self) -> Connections {
-        let blocking = self.waits.values().sum();
-        Connections {
-            blocking,
-            others: self.threads.saturating_sub(blocking),
-            wait: self.waits.last_key_value().map_or(Duration::ZERO, |(wait, _)| *wait),
-        }
+        let blocking = self.waits.count();
+        let others = self.threads.saturating_sub(blocking);
+        Connections { blocking, others, wait: self.waits.longest() }
     }
 
     /// What may be used while others have so many.
@@ -369,14 +376,5 @@ impl Board {
 
     pub(super) fn is_gated(&self, entry: &Entry) -> bool {
         entry.scope.is_some_and(|scope| self.scopes.is_vouched(scope))
-    }
-}
-
-fn release(waits: &mut BTreeMap<Duration, usize>, wait: Duration) {
-    if let Some(count) = waits.get_mut(&wait) {
-        *count -= 1;
-        if *count == 0 {
-            waits.remove(&wait);
-        }
     }
 }

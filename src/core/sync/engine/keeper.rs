@@ -158,7 +158,9 @@ fn spawn(shared: &Arc<Shared>, missing: usize) -> io::Result<()> {
     for left in (1..=missing).rev() {
         let body = Arc::clone(shared);
         if let Err(error) = super::spawn(move || worker::work(&body)) {
-            shared.board.lock().threads -= left;
+            let mut board = shared.board.lock();
+            board.threads -= left;
+            board.starting -= left;
             return Err(error);
         }
     }

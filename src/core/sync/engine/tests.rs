@@ -1,3 +1,4 @@
+mod board;
 mod many;
 
 use std::net::TcpListener;

@@ -20,12 +20,13 @@ const BUSY: Duration = Duration::from_millis(20);
 const RETRY: Duration = Duration::from_millis(250);
 
 /// Counts a thread for as long as it runs.
-struct Present<'a>(&'a Shared);
+struct Present<'a>(&'a Shared, usize);
 
 impl Drop for Present<'_> {
     fn drop(&mut self) {
         let mut board = self.0.board.lock();
         board.threads -= 1;
+        board.numbers.give(self.1);
         self.0.note(&mut board);
         self.0.ended.notify_all();
     }
@@ -33,9 +34,14 @@ impl Drop for Present<'_> {
 
 /// Takes and does work until the engine stops or has too many threads.
 pub(super) fn work(shared: &Arc<Shared>) {
-    let _present = Present(shared);
+    let number = {
+        let mut board = shared.board.lock();
+        board.starting -= 1;
+        board.numbers.take()
+    };
+    let _present = Present(shared, number);
     let stop = &shared.stop;
-    let mut client = Client::new(Arc::clone(stop));
+    let mut client = Client::numbered(Arc::clone(stop), number);
     let resolver = SystemResolver::new(Arc::clone(stop));
     let mut last = Last::default();
     while let Some(task) = next(shared, &last) {

@@ -134,6 +134,11 @@ pub(in crate::table) mod atomic {
             word!(self.fetch_sub(value, order))
         }
 
+        pub(crate) fn fetch_max(&self, value: u64, order: Ordering) -> u64 {
+            assert!(lives_to_store(), "only destructors run in the killed");
+            word!(self.fetch_max(value, order))
+        }
+
         pub(crate) fn compare_exchange(
             &self,
             current: u64,

@@ -73,23 +73,23 @@ fn invariant_3_counters_stay_with_the_instance_and_a_returning_one_starts_afresh
     let slot_of = |port: u16| {
         let image = table.read(e, KEY).unwrap();
         let r = image.records.iter().find(|r| r.addr().port() == port).copied().unwrap();
-        (r.slot as usize, r.identity)
+        (r.place, r.identity)
     };
     let (kept, identity) = slot_of(2);
-    assert!(table.enter(kept, identity, Some(lane)));
-    assert_eq!(table.note_failed(kept, identity, 9), 1);
+    let one = table.enter(kept, identity, Some(lane)).expect("a lane");
+    assert_eq!(table.slot(kept).note_failed(identity, 9), 1);
     publish(&table, e, &set([2, 3])).unwrap();
     assert_eq!(slot_of(2).0, kept);
     assert_eq!(table.counters(kept).picks, 1);
     assert_eq!(table.counters(kept).in_flight, 1);
 
     publish(&table, e, &set([3])).unwrap();
-    assert!(!table.enter(kept, identity, Some(lane)), "the slot is nobody's now");
-    assert_eq!(table.note_failed(kept, identity, 9), 0);
+    assert!(table.enter(kept, identity, Some(lane)).is_none(), "the slot is nobody's now");
+    assert_eq!(table.slot(kept).note_failed(identity, 9), 0);
     publish(&table, e, &set([2, 3])).unwrap();
     assert_ne!(slot_of(2).0, kept, "requests of before are still with the old slot");
     assert_eq!(table.counters(slot_of(2).0), slots::Counters::default());
-    table.leave(kept, lane);
+    one.end();
     assert_eq!(table.in_flight(kept), 0);
 }
 
@@ -101,12 +101,12 @@ fn a_killed_workers_requests_are_not_in_flight_for_ever() {
     let dead = ProcessId::from_raw((i32::MAX as u64 - 1) << 32 | 1);
     let lane = table.take_lane(dead).unwrap();
     for _ in 0..3 {
-        table.enter(record.slot as usize, record.identity, Some(lane));
+        let _never_told = table.enter(record.place, record.identity, Some(lane));
     }
     let mine = table.take_lane(ProcessId::own()).unwrap();
-    table.enter(record.slot as usize, record.identity, Some(mine));
+    let _stays = table.enter(record.place, record.identity, Some(mine));
     table.clear_dead_lanes();
-    assert_eq!(table.in_flight(record.slot as usize), 1);
+    assert_eq!(table.in_flight(record.place), 1);
 }
 
 #[test]
@@ -139,9 +139,9 @@ fn counters_at_their_end_and_a_damaged_count_stop_nobody() {
     let (table, e) = table(1 << 17);
     publish(&table, e, &set(1..=2)).unwrap();
     let record = table.read(e, KEY).unwrap().records[0];
-    let slot = record.slot as usize;
-    table.slot_word(slot, slots::FAILS).store(u64::MAX, Relaxed);
-    assert_eq!(table.note_failed(slot, record.identity, 1), u64::MAX);
+    let counters = table.slot(record.place);
+    counters.words[slots::FAILS].store(u64::MAX, Relaxed);
+    assert_eq!(counters.note_failed(record.identity, 1), u64::MAX);
     // The last generation, odd as the first one; and more records than any block has.
     table.entry_word(e, GENERATION).store(u64::MAX, Relaxed);
     table.descriptor(e, u64::MAX, D_COUNT).store(u64::from(u32::MAX), Relaxed);

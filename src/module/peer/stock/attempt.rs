@@ -3,6 +3,7 @@
 use std::ffi::c_void;
 use std::rc::Rc;
 
+use nginx_consul_core::balance::Picked;
 use nginx_sys::{
     NGX_BUSY, NGX_DONE, NGX_PEER_FAILED, NGX_PEER_NEXT, ngx_http_request_t,
     ngx_http_upstream_init_round_robin_peer, ngx_http_upstream_srv_conf_t, ngx_int_t,
@@ -11,45 +12,50 @@ use nginx_sys::{
 
 use super::super::block::Block;
 use super::super::block_of;
+use super::super::clock::now;
 use super::super::counted::Counted;
 use super::super::delegate::Delegate;
 use super::carry::Key;
 use super::snapshot::Snapshot;
 use super::{Instant, Stock};
-use crate::ffi::{DECLINED, ERROR, OK, fence, give_to_pool};
+use crate::ffi::{DECLINED, ERROR, OK, fence, make_in_pool};
 use crate::session;
 
 const BUSY: ngx_int_t = NGX_BUSY as ngx_int_t;
 const DONE: ngx_int_t = NGX_DONE as ngx_int_t;
 
-/// `peer.data`.
+/// `peer.data`. Small, since each request has it in its pool.
 struct StockAttempt {
     /// Lives in the configuration, which outlives the request, or in `named`.
     block: *const Block,
     /// Keeps the block of a service that the request has named.
     _named: Option<Rc<Block>>,
-    stock: *const Stock,
     request: *mut ngx_http_request_t,
-    upstream: *mut ngx_http_upstream_srv_conf_t,
     /// What the request is bound to; `None` once the service has no instance.
     snapshot: Option<Rc<Snapshot>>,
-    /// What it was bound to: before nginx 1.27.3 `$upstream_addr` points at a peer's name until
-    /// the access log is written.
-    older: Vec<Rc<Snapshot>>,
-    /// The tier in use; after the last one come the block's `server` lines. It never falls, so
-    /// that the request ends even if the set changes all the time.
-    tier: usize,
-    /// There is nobody left to try in this tier.
-    exhausted: bool,
     /// Who picks from it, once asked.
     delegate: Option<Delegate>,
+    counted: Counted,
+    /// Of earlier attempts, if there were any that matter.
+    past: Option<Box<Past>>,
+    /// The tier in use; after the last one come the block's `server` lines. It never falls, so
+    /// that the request ends even if the set changes all the time.
+    tier: u32,
+    /// There is nobody left to try in this tier.
+    exhausted: bool,
     /// The `server` lines are in use.
     on_servers: bool,
-    /// Instances that have failed the request.
-    tried: Vec<Key>,
     /// Nobody was asked yet.
     fresh: bool,
-    counted: Counted,
+}
+
+#[derive(Default)]
+struct Past {
+    /// What the request was bound to: before nginx 1.27.3 `$upstream_addr` points at a peer's name
+    /// until the access log is written.
+    older: Vec<Rc<Snapshot>>,
+    /// Instances that have failed the request.
+    tried: Vec<Key>,
 }
 
 /// `peer.init`.
@@ -68,35 +74,35 @@ pub(in super::super) extern "C" fn ngx_http_upstream_init_stock_peer(
             if snapshot.is_none() && block.has_fallback {
                 return ngx_http_upstream_init_round_robin_peer(r, us);
             }
-            let attempt = give_to_pool(
-                (*r).pool,
-                StockAttempt {
-                    block,
-                    _named: named,
-                    stock,
-                    request: r,
-                    upstream: us,
-                    snapshot,
-                    older: Vec::new(),
-                    tier: 0,
-                    exhausted: false,
-                    delegate: None,
-                    on_servers: false,
-                    tried: Vec::new(),
-                    fresh: true,
-                    counted: Counted::default(),
-                },
-            );
+            let attempt = make_in_pool((*r).pool, || StockAttempt {
+                block,
+                _named: named,
+                request: r,
+                snapshot,
+                delegate: None,
+                counted: Counted::default(),
+                past: None,
+                tier: 0,
+                exhausted: false,
+                on_servers: false,
+                fresh: true,
+            });
             let Some(attempt) = attempt.as_mut() else { return ERROR };
-            if attempt.snapshot.is_some() && !attempt.bind() {
-                return ERROR;
-            }
-            let delegate = attempt.delegate.as_ref();
             let peer = &raw mut (*(*r).upstream).peer;
-            (*peer).tries = delegate.map_or(1, |delegate| delegate.tries().max(1));
-            if delegate.is_some_and(Delegate::wants_notes) {
-                (*peer).notify = Some(notify);
+            let mut tries = 1;
+            if let Some(snapshot) = &attempt.snapshot {
+                let first_use = snapshot.is_first_use().then(Instant::now);
+                // SAFETY: the request holds the snapshot.
+                let Some(taken) = Delegate::take(r, || snapshot.init(r, 0)) else { return ERROR };
+                tries = taken.1.max(1);
+                // The method set its own, or nothing.
+                (*peer).notify = if taken.0.wants_notes() { Some(notify) } else { None };
+                attempt.delegate = Some(taken.0);
+                if let Some(start) = first_use {
+                    attempt.note_first_use(start);
+                }
             }
+            (*peer).tries = tries;
             (*peer).data = (&raw mut *attempt).cast();
             (*peer).get = Some(ngx_http_upstream_get_stock_peer);
             (*peer).free = Some(ngx_http_upstream_free_stock_peer);
@@ -122,7 +128,7 @@ extern "C" fn ngx_http_upstream_get_stock_peer(
     fence(ERROR, || {
         // SAFETY: nginx passes our data.
         let attempt = unsafe { attempt(data) };
-        attempt.counted.end(attempt.block().worker());
+        attempt.counted.end();
         attempt.renew();
         attempt.pick(pc)
     })
@@ -158,23 +164,36 @@ impl StockAttempt {
         unsafe { &*self.block }
     }
 
-    fn stock(&self) -> &'static Stock {
-        // SAFETY: the block has it.
-        unsafe { &*self.stock }
+    fn stock(&self) -> Option<&'static Stock> {
+        self.block().stock()
     }
 
     /// Whether there is something after the tier in use.
     fn has_more(&self) -> bool {
-        self.block().has_fallback
-            || self.snapshot.as_ref().is_some_and(|snapshot| self.tier + 1 < snapshot.tiers())
+        let tiers = self.snapshot.as_ref().map_or(0, |snapshot| snapshot.tiers());
+        self.block().has_fallback || self.tier as usize + 1 < tiers
+    }
+
+    /// Methods may leave work to the first request.
+    #[cold]
+    fn note_first_use(&self, start: Instant) {
+        if let Some(stock) = self.stock() {
+            let work = format_args!("first request prepared");
+            stock.note_cost(self.block(), start.elapsed(), work);
+        }
     }
 
     /// Goes over to newer peers, if there are some.
+    #[inline]
     fn renew(&mut self) {
-        if std::mem::take(&mut self.fresh) || self.on_servers {
-            return;
+        if !std::mem::take(&mut self.fresh) && !self.on_servers {
+            self.renew_for_retry();
         }
-        let present = self.stock().current(self.block());
+    }
+
+    #[cold]
+    fn renew_for_retry(&mut self) {
+        let present = self.stock().and_then(|stock| stock.current(self.block()));
         let is_same = match (&self.snapshot, &present) {
             (Some(held), Some(present)) => Rc::ptr_eq(held, present),
             (None, None) => true,
@@ -182,27 +201,29 @@ impl StockAttempt {
         };
         if !is_same {
             self.delegate = None;
-            self.older.extend(self.snapshot.take());
+            let held = self.snapshot.take();
+            self.past.get_or_insert_default().older.extend(held);
             self.snapshot = present;
         }
     }
 
-    /// Prepares for picks from the tier.
-    fn bind(&mut self) -> bool {
-        let Some(snapshot) = &self.snapshot else { return false };
+    /// Prepares for picks from the tier; the number of tries that its method gives the request.
+    #[cold]
+    fn bind(&mut self) -> Option<ngx_uint_t> {
+        let snapshot = self.snapshot.as_ref()?;
+        let (r, tier) = (self.request, self.tier as usize);
         let first_use = snapshot.is_first_use().then(Instant::now);
         // SAFETY: the request that peer.init got; it holds the snapshot.
-        self.delegate = unsafe { snapshot.bind(self.request, self.tier) };
-        if let Some(delegate) = self.delegate.as_ref().filter(|_| !self.tried.is_empty()) {
+        let (delegate, tries) = unsafe { Delegate::new(r, || snapshot.init(r, tier)) }?;
+        if let Some(past) = self.past.as_ref().filter(|past| !past.tried.is_empty()) {
             // SAFETY: it was just bound to this tier.
-            unsafe { snapshot.pass_over(delegate, self.tier, &self.tried) };
+            unsafe { snapshot.pass_over(&delegate, tier, &past.tried) };
         }
-        // Methods may leave work to the first request.
         if let Some(start) = first_use {
-            let work = format_args!("first request prepared");
-            self.stock().note_cost(self.block(), start.elapsed(), work);
+            self.note_first_use(start);
         }
-        self.delegate.is_some()
+        self.delegate = Some(delegate);
+        Some(tries.max(1))
     }
 
     fn pick(&mut self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
@@ -212,17 +233,17 @@ impl StockAttempt {
                 (self.exhausted, self.delegate, moved) = (false, None, true);
                 self.tier += 1;
             }
-            if self.on_servers || self.tier >= tiers {
+            if self.on_servers || self.tier as usize >= tiers {
                 break;
             }
-            if self.delegate.is_none() && !self.bind() {
-                return ERROR;
+            if self.delegate.is_none() {
+                let Some(tries) = self.bind() else { return ERROR };
+                if std::mem::take(&mut moved) {
+                    // SAFETY: nginx passes the request's connection.
+                    unsafe { (*pc).tries = tries };
+                }
             }
             let Some(delegate) = &self.delegate else { return ERROR };
-            if std::mem::take(&mut moved) {
-                // SAFETY: nginx passes the request's connection.
-                unsafe { (*pc).tries = delegate.tries().max(1) };
-            }
             let picked = delegate.get(pc);
             if picked == OK || picked == DONE {
                 self.begin(pc);
@@ -236,6 +257,7 @@ impl StockAttempt {
     }
 
     /// Asks the block's `server` lines, the last ones to be asked.
+    #[cold]
     fn pick_server(&mut self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
         let block = self.block();
         if !block.has_fallback {
@@ -247,20 +269,22 @@ impl StockAttempt {
             pc.tries = 0;
             return DECLINED;
         }
-        if !self.on_servers {
-            let (r, us) = (self.request, self.upstream);
-            // SAFETY: the request and block that peer.init got.
-            self.delegate =
+        if let (false, Some(stock)) = (self.on_servers, self.stock()) {
+            let (r, us) = (self.request, stock.upstream);
+            // SAFETY: the request that peer.init got, and its block.
+            let taken =
                 unsafe { Delegate::new(r, || ngx_http_upstream_init_round_robin_peer(r, us)) };
             self.on_servers = true;
-            if let Some(delegate) = &self.delegate {
+            self.delegate = taken.map(|(delegate, tries)| {
                 // SAFETY: nginx passes the request's connection.
-                unsafe { (*pc).tries = delegate.tries().max(1) };
-            }
+                unsafe { (*pc).tries = tries.max(1) };
+                delegate
+            });
         }
         self.delegate.as_ref().map_or(ERROR, |delegate| delegate.get(pc))
     }
 
+    #[inline]
     fn begin(&mut self, pc: *mut ngx_peer_connection_t) {
         // SAFETY: nginx passes the request's connection.
         let address = unsafe { (*pc).sockaddr };
@@ -269,34 +293,37 @@ impl StockAttempt {
         };
         // Another module's method may have addresses of its own.
         if let Some(peer) = snapshot.view().number_at(address) {
-            self.counted.begin(worker, snapshot.view(), peer);
+            let known = snapshot.view().peers().known(peer);
+            let counters = worker.table.slot(known.place);
+            let picked = Picked { known, counters };
+            self.counted.begin(worker, picked, now().seconds);
         }
     }
 
     /// The method has been told that the attempt is over; the rest is ours to do.
+    #[inline]
     fn note_outcome(&mut self, state: ngx_uint_t) {
-        let (block, stock) = (self.block(), self.stock());
-        let worker = block.worker();
         if let (Some(snapshot), Some(peer)) = (&self.snapshot, self.counted.peer()) {
-            let single = snapshot.view().len() == 1 && !block.has_fallback;
-            if let Some(worker) = worker {
-                self.counted.judge(worker, snapshot.view(), state, single);
-            }
-            if snapshot.peer(peer).is_some() && !stock.is_current(snapshot) {
-                stock.note_end(snapshot.key(peer));
+            let single = snapshot.view().len() == 1 && !self.block().has_fallback;
+            self.counted.judge(snapshot.view(), state, single);
+            if let Some(stock) = self.stock().filter(|stock| !stock.is_current(snapshot)) {
+                if snapshot.peer(peer).is_some() {
+                    stock.note_end(snapshot.key(peer));
+                }
             }
             if state & (NGX_PEER_FAILED | NGX_PEER_NEXT) as ngx_uint_t != 0 {
-                self.tried.push(snapshot.key(peer));
+                let key = snapshot.key(peer);
+                self.past.get_or_insert_default().tried.push(key);
             }
         }
-        self.counted.end(worker);
+        self.counted.end();
     }
 }
 
 impl Drop for StockAttempt {
     /// With the request's pool; nginx has freed the peer before, so this is for what it forgets.
     fn drop(&mut self) {
-        self.counted.end(self.block().worker());
+        self.counted.end();
     }
 }
 

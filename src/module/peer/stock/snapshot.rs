@@ -11,7 +11,7 @@ use nginx_sys::{
     NGX_DEFAULT_POOL_SIZE, NGX_HTTP_MAIN_CONF, NGX_HTTP_MODULE, ngx_addr_t, ngx_array_t,
     ngx_conf_t, ngx_create_pool, ngx_cycle, ngx_destroy_pool, ngx_http_request_t,
     ngx_http_upstream_rr_peer_data_t, ngx_http_upstream_rr_peer_t, ngx_http_upstream_rr_peers_t,
-    ngx_http_upstream_server_t, ngx_http_upstream_srv_conf_t, ngx_pcalloc, ngx_pool_t,
+    ngx_http_upstream_server_t, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_pcalloc, ngx_pool_t,
 };
 
 use super::super::delegate::Delegate;
@@ -106,27 +106,24 @@ impl Snapshot {
         !self.used.replace(true)
     }
 
-    /// Prepares a request for picks from a tier.
+    /// Prepares a request for picks from a tier, as the method's `peer.init`.
     ///
     /// # Safety
     ///
-    /// `r` is a request with an upstream that holds this snapshot as long as it lives.
-    pub(super) unsafe fn bind(&self, r: *mut ngx_http_request_t, tier: usize) -> Option<Delegate> {
+    /// Called with a request with an upstream that holds this snapshot as long as it lives.
+    #[inline]
+    pub(super) unsafe fn init(&self, r: *mut ngx_http_request_t, tier: usize) -> ngx_int_t {
         let upstream = self.tiers[tier].upstream;
         // SAFETY: the caller's promise; the method's init_upstream has set the callback for this
         // copy of the block.
-        unsafe {
-            Delegate::new(r, || {
-                (*upstream).peer.init.map_or(crate::ffi::ERROR, |init| init(r, upstream))
-            })
-        }
+        unsafe { (*upstream).peer.init.map_or(crate::ffi::ERROR, |init| init(r, upstream)) }
     }
 
     /// Has nginx's methods pass over the instances that the request has tried in older sets.
     ///
     /// # Safety
     ///
-    /// `delegate` is of [`Snapshot::bind`] for this tier.
+    /// `delegate` is of [`Snapshot::init`] for this tier.
     pub(super) unsafe fn pass_over(&self, delegate: &Delegate, tier: usize, tried: &[Key]) {
         let Some(list) = self.tiers[tier].list else { return };
         let range = self.view.peers().tiers()[tier].peers();
@@ -280,7 +277,7 @@ fn servers(pool: &Pool, view: &PeerView, range: Range<usize>) -> Option<*mut ngx
         return None;
     }
     for (n, number) in range.clone().enumerate() {
-        let (record, rules) = (&view.peers().records()[number], view.peers().rules(number));
+        let (record, rules) = (&view.peers().records()[number], &view.peers().known(number).rules);
         let (sockaddr, socklen) = view.address(number);
         // SAFETY: the arrays have an element for each of the range; names and addresses live in
         // the view, which the snapshot holds.

@@ -64,32 +64,7 @@ fn parse(arguments: &[String]) -> Result<Options, String> {
 /// Measures, and gives the tables or what is wrong with the options.
 pub(crate) fn run(arguments: &[String]) -> Result<Vec<Table>, String> {
     let options = parse(arguments)?;
-    let columns = |head: &[&str]| head.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
-    let mut delays = Table::new(
-        format!(
-            "Many services of 5 instances, {FEW} changes a second (80 % of health, 20 % of a port \
-             or address): change to first request that knows, median/p95/most"
-        ),
-        columns(&["services, connections", "health, ms", "address, ms", "mode", "first sync, s"]),
-    );
-    let mut costs = Table::new(
-        format!("What that costs: with {FEW} changes a second, and with none"),
-        columns(&[
-            "services, connections",
-            "connections used",
-            "requests/s",
-            "KiB/s",
-            "agent CPU, %",
-            "worker 0's threads, % CPU",
-            "worker 0, MiB",
-            "another worker, MiB",
-            "zone per service, KiB",
-        ]),
-    );
-    let mut stalls = Table::new(
-        format!("Answer of worker 0's event loop, ms, p99.9/most: with {MANY} changes a second"),
-        columns(&["services, connections", "without changes", "with changes", "changes/s made"]),
-    );
+    let [mut delays, mut costs, mut stalls] = tables();
     for &services in &options.numbers {
         for &limit in &options.limits {
             let connections = match limit {
@@ -120,6 +95,37 @@ pub(crate) fn run(arguments: &[String]) -> Result<Vec<Table>, String> {
         }
     }
     Ok(vec![delays, costs, stalls])
+}
+
+/// The tables, empty.
+fn tables() -> [Table; 3] {
+    let columns = |head: &[&str]| head.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+    let delays = Table::new(
+        format!(
+            "Many services of 5 instances, {FEW} changes a second (80 % of health, 20 % of a port \
+             or address): change to first request that knows, median/p95/most"
+        ),
+        columns(&["services, connections", "health, ms", "address, ms", "mode", "first sync, s"]),
+    );
+    let costs = Table::new(
+        format!("What that costs: with {FEW} changes a second, and with none"),
+        columns(&[
+            "services, connections",
+            "connections used",
+            "requests/s",
+            "KiB/s",
+            "agent CPU, %",
+            "worker 0's threads, % CPU",
+            "worker 0, MiB",
+            "another worker, MiB",
+            "zone per service, KiB",
+        ]),
+    );
+    let stalls = Table::new(
+        format!("Answer of worker 0's event loop, ms, p99.9/most: with {MANY} changes a second"),
+        columns(&["services, connections", "without changes", "with changes", "changes/s made"]),
+    );
+    [delays, costs, stalls]
 }
 
 /// What was used in some time.

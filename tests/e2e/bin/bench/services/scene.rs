@@ -113,8 +113,9 @@ impl Scene {
 
     /// KiB of the zone for each service.
     pub(super) fn zone_per_service(&self) -> f64 {
-        let used = self.nginx.status()["zone"]["used"].as_f64().expect("zone.used");
-        used / 1024.0 / self.services as f64
+        let used = |nginx: &Nginx| nginx.status()["zone"]["used"].as_f64().expect("zone.used");
+        let one = Config::whole(&configuration(1, 64, &self.consul.url())).workers(2).start();
+        (used(&self.nginx) - used(&one)) / 1024.0 / (self.services as f64 - 1.0)
     }
 
     /// How many services are followed in which mode.

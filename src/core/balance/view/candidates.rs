@@ -1,0 +1,269 @@
+//! Which peer of a view a request gets.
+
+use rand::RngCore;
+
+use super::super::latency::{Latency, score};
+use super::super::ring::LOOKS;
+use super::super::{FULL_SHARE, Method, Order, Peers, Tried, Weighted, pick_from, search};
+use super::{Keys, Known, Tier, View};
+use crate::table::{Slot, Table};
+
+/// The time, as the event loop knows it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Clock {
+    /// Seconds since the epoch.
+    pub seconds: u64,
+    /// Milliseconds since the epoch.
+    pub millis: u64,
+}
+
+/// A view together with what decides whether a peer can be used just now.
+#[derive(Clone, Copy)]
+pub struct Candidates<'a, 'z> {
+    /// The sets.
+    pub view: &'a View,
+    /// The shared counters.
+    pub table: &'a Table<'z>,
+    /// The peers this request has tried.
+    pub tried: &'a Tried,
+    /// The time.
+    pub now: Clock,
+    /// What the request is hashed by; empty unless the method wants it.
+    pub key: &'a [u8],
+    /// Failures keep nobody out.
+    pub panic: bool,
+    /// There is nobody else to ask if these can't be used.
+    pub alone: bool,
+}
+
+/// A peer, and where to find what a request wants of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Picked<'a, 'z> {
+    /// What the view knows of it.
+    pub known: &'a Known,
+    /// Its counters.
+    pub counters: Slot<'z>,
+}
+
+/// Picks a peer of the first tier that has a usable one.
+///
+/// If none has and there is nobody else to ask, one that is out for its failures is tried, unless
+/// the request has tried another before. `cursor` is the worker's place in the round robin order.
+#[inline(always)]
+pub fn pick<'a, 'z, R: RngCore>(
+    method: Method,
+    candidates: &Candidates<'a, 'z>,
+    cursor: &mut u64,
+    rng: &mut R,
+) -> Option<Picked<'a, 'z>> {
+    let (first, others) = candidates.view.tiers.split_first()?;
+    match pick_in(first, method, candidates, cursor, rng) {
+        Some(picked) => Some(picked),
+        None => pick_beyond(others, method, candidates, cursor, rng),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn pick_beyond<'a, 'z, R: RngCore>(
+    tiers: &'a [Tier],
+    method: Method,
+    candidates: &Candidates<'a, 'z>,
+    cursor: &mut u64,
+    rng: &mut R,
+) -> Option<Picked<'a, 'z>> {
+    let picked = tiers.iter().find_map(|tier| pick_in(tier, method, candidates, cursor, rng));
+    if picked.is_some() || !candidates.alone || candidates.tried.count() != 0 {
+        return picked;
+    }
+    let mut tiers = candidates.view.tiers.iter();
+    tiers.find_map(|tier| search(&InTier { all: candidates, tier }, rng, |_| true))
+}
+
+#[inline(always)]
+fn pick_in<'a, 'z, R: RngCore>(
+    tier: &'a Tier,
+    method: Method,
+    candidates: &Candidates<'a, 'z>,
+    cursor: &mut u64,
+    rng: &mut R,
+) -> Option<Picked<'a, 'z>> {
+    if candidates.is_known_out(tier) {
+        return None;
+    }
+    let before = *cursor;
+    let picked = pick_from(method, &InTier { all: candidates, tier }, cursor, rng);
+    if picked.is_none() {
+        // A tier that gives nobody does not move the cursor either: its moves and those of the tier
+        // in use could add up to whole rounds, and always end at the same peer.
+        *cursor = before;
+        candidates.note_out(tier);
+    }
+    picked
+}
+
+impl<'z> Candidates<'_, 'z> {
+    /// Whether there is only one peer: it may be tried again, since nginx asks for it when a kept
+    /// connection turned out stale, and it is never out, as in nginx.
+    fn is_single(&self) -> bool {
+        self.alone && self.view.records.len() == 1
+    }
+
+    /// Whether the peer could be tried by a request that has tried none.
+    pub fn is_usable(&self, peer: usize) -> bool {
+        let known = self.view.known(peer);
+        !known.down && !self.is_full(known) && !self.is_failed(known)
+    }
+
+    /// Share of the peers, in percent, that no failure keeps out; those that say they are down are
+    /// not counted. 100 of none.
+    pub fn healthy_percent(&self) -> usize {
+        let (mut all, mut healthy) = (0, 0);
+        for known in self.view.known.iter().filter(|known| !known.down) {
+            all += 1;
+            healthy += usize::from(!self.has_failed(known));
+        }
+        (healthy * 100usize).checked_div(all).unwrap_or(100)
+    }
+
+    /// Whether failures keep out every peer of the tier, as far as is known without a look at each.
+    fn is_known_out(&self, tier: &Tier) -> bool {
+        !self.panic && tier.out.get() == self.now.seconds
+    }
+
+    /// After a search in vain, so that the other requests of this second need none. One that recovers
+    /// in the same second waits for the next; not so the last resort, which is asked meanwhile.
+    #[cold]
+    fn note_out(&self, tier: &Tier) {
+        let is_last = tier.peers().end == self.view.records.len();
+        let is_out = |known: &Known| known.down || self.is_failed(known);
+        let mut peers = self.view.known[tier.peers()].iter();
+        if self.tried.count() == 0 && !(self.alone && is_last) && peers.all(is_out) {
+            tier.out.set(self.now.seconds);
+        }
+    }
+
+    #[inline]
+    fn slot(&self, known: &Known) -> Slot<'z> {
+        self.table.slot(known.place)
+    }
+
+    fn is_full(&self, known: &Known) -> bool {
+        let max_conns = u64::from(known.rules.max_conns);
+        max_conns != 0 && self.table.in_flight_at(known.place, self.slot(known)) >= max_conns
+    }
+
+    fn has_failed(&self, known: &Known) -> bool {
+        known.has_failed(self.slot(known), self.now.seconds)
+    }
+
+    /// Whether failures count.
+    fn mind_failures(&self) -> bool {
+        !self.panic && !self.is_single()
+    }
+
+    fn is_failed(&self, known: &Known) -> bool {
+        self.has_failed(known) && self.mind_failures()
+    }
+
+    pub(super) fn share(&self, known: &Known) -> u32 {
+        let slow_start = u64::from(known.rules.slow_start);
+        if slow_start == 0 {
+            return FULL_SHARE;
+        }
+        let age = self.now.millis.saturating_sub(self.slot(known).started());
+        if age >= slow_start {
+            return FULL_SHARE;
+        }
+        let share = u128::from(FULL_SHARE) * u128::from(age) / u128::from(slow_start);
+        (share as u32).max(FULL_SHARE / 100)
+    }
+}
+
+/// The peers of one tier, numbered from 0.
+struct InTier<'c, 'a, 'z> {
+    all: &'c Candidates<'a, 'z>,
+    tier: &'a Tier,
+}
+
+impl<'a, 'z> Peers for InTier<'_, 'a, 'z> {
+    type Peer = Picked<'a, 'z>;
+
+    #[inline]
+    fn len(&self) -> usize {
+        self.tier.weights.count()
+    }
+
+    #[inline]
+    fn peer(&self, number: usize) -> Picked<'a, 'z> {
+        let known = self.all.view.known(self.tier.first + number);
+        Picked { known, counters: self.all.slot(known) }
+    }
+
+    #[inline]
+    fn number(&self, peer: Picked<'a, 'z>) -> usize {
+        peer.known.number as usize - self.tier.first
+    }
+
+    #[inline]
+    fn weights(&self) -> &Weighted {
+        &self.tier.weights
+    }
+
+    #[inline]
+    fn order(&self) -> &Order {
+        &self.tier.order
+    }
+
+    #[inline]
+    fn is_sound(&self, peer: Picked<'a, 'z>) -> bool {
+        peer.known.plain && !peer.counters.has_fails() && self.all.tried.count() == 0
+    }
+
+    fn is_free(&self, peer: Picked<'a, 'z>) -> bool {
+        let (all, known) = (self.all, peer.known);
+        (!all.tried.contains(known.number as usize) || all.is_single())
+            && !known.down
+            && !all.is_full(known)
+    }
+
+    fn is_failed(&self, peer: Picked<'a, 'z>) -> bool {
+        peer.known.has_failed(peer.counters, self.all.now.seconds) && self.all.mind_failures()
+    }
+
+    fn share(&self, peer: Picked<'a, 'z>) -> u32 {
+        self.all.share(peer.known)
+    }
+
+    #[inline]
+    fn weight(&self, peer: Picked<'a, 'z>) -> u64 {
+        peer.known.weight.into()
+    }
+
+    #[inline]
+    fn load(&self, peer: Picked<'a, 'z>) -> u64 {
+        self.all.table.in_flight_at(peer.known.place, peer.counters)
+    }
+
+    #[inline]
+    fn cost(&self, peer: Picked<'a, 'z>) -> f32 {
+        let latency = Latency::from_raw(peer.counters.latency());
+        score(latency, self.load(peer), peer.known.weight as i32, self.all.now.millis)
+    }
+
+    #[inline]
+    fn keyed(&self, suits: impl Fn(Picked<'a, 'z>) -> bool) -> Option<Picked<'a, 'z>> {
+        let key = self.all.key;
+        let suiting = |number| Some(self.peer(number)).filter(|&peer| suits(peer));
+        match &self.tier.keys {
+            Keys::Consistent { ring, crc } if !key.is_empty() => {
+                // As Ring::hash().
+                let mut crc = crc.clone();
+                crc.update(key);
+                ring.walk(crc.finalize()).take(LOOKS).find_map(suiting)
+            }
+            Keys::Modulo(modulo) => modulo.walk(key, self.all.tried.count()).find_map(suiting),
+            Keys::Consistent { .. } | Keys::None => None,
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! The event loop's time, and what is not done each time.
+
+use std::cell::Cell;
+
+use nginx_consul_core::balance::Clock;
+use nginx_sys::{ngx_current_msec, time_t};
+
+/// What a block does not do for each request, it does at most so often, in milliseconds: saying
+/// that there is no usable instance, and looking for its entry while it has none.
+const INTERVAL: u64 = 1000;
+
+/// When something was last done, on the event loop's clock.
+#[derive(Default)]
+pub(super) struct Interval(Cell<u64>);
+
+impl Interval {
+    /// Whether it is time to do it again; then it counts as done.
+    pub(super) fn is_due(&self) -> bool {
+        // SAFETY: the event loop's clock, read in the event loop.
+        let now = unsafe { ngx_current_msec } as u64;
+        let last = self.0.get();
+        let due = last == 0 || now.wrapping_sub(last) >= INTERVAL;
+        if due {
+            self.0.set(now.max(1));
+        }
+        due
+    }
+}
+
+/// The event loop's time.
+pub(super) fn now() -> Clock {
+    // SAFETY: ngx_cached_time always points to a valid time; only the event loop moves it.
+    let time = unsafe { &*nginx_sys::ngx_cached_time.cast_const() };
+    let seconds = time.sec as time_t as u64;
+    Clock { seconds, millis: seconds * 1000 + time.msec as u64 }
+}
