@@ -184,7 +184,6 @@ fn a_churn_of_services_mixes_nobody_up() {
     }
     for (service, load) in loads {
         let tally = load.finish();
-        println!("{service}: {tally}");
         let others = services.iter().filter(|(name, _)| name != service);
         for (other, _) in others {
             assert!(!tally.outcomes().split(' ').any(|o| o == other), "{service}: {tally}");
