@@ -24,6 +24,8 @@ use crate::table::{Named, Verdict};
 pub const LOOKUPS: usize = 4;
 /// How often what is followed is compared with what is asked for.
 const TIDY: Duration = Duration::from_secs(1);
+/// How many services at most have to go for the instances of a new one.
+const VICTIMS: usize = 16;
 /// How long it holds that nobody could tell.
 const FAILED_MS: u64 = 1000;
 
@@ -355,7 +357,9 @@ impl Desk {
             numbers.push(number);
             if let Some((index, server, instances)) = answers.remove(&at) {
                 let answer = (index, server, &instances);
-                publish_once(number, &place.target, answer, resolver, &*self.book);
+                let publish = || publish_once(number, &place.target, answer, resolver, &*self.book);
+                let makes_room = |_: &usize| !publish() && self.drop_least_recent();
+                (0..VICTIMS).take_while(makes_room).for_each(drop);
             }
         }
         self.roster.lock().found(service.clone(), numbers.clone());
@@ -369,11 +373,16 @@ impl Desk {
     /// An entry for the service, if need be that of another one.
     fn open(&self, service: &Named, key: u128) -> Result<usize, String> {
         self.book.open(service, key).or_else(|error| {
-            let used = |target| self.book.last_used(target);
-            let victim = self.roster.lock().least_recent(used, Instant::now());
-            self.drop_for_newer(&victim.ok_or(error)?);
-            self.book.open(service, key)
+            if self.drop_least_recent() { self.book.open(service, key) } else { Err(error) }
         })
+    }
+
+    /// `false` if there is none.
+    fn drop_least_recent(&self) -> bool {
+        let used = |target| self.book.last_used(target);
+        let victim = self.roster.lock().least_recent(used, Instant::now());
+        victim.iter().for_each(|victim| self.drop_for_newer(victim));
+        victim.is_some()
     }
 
     fn drop_for_newer(&self, victim: &Named) {

@@ -44,6 +44,43 @@ fn blocks_that_ask_the_same_share_their_services_and_others_do_not() {
 }
 
 #[test]
+fn blocks_that_share_their_services_have_their_own_patterns_and_times() {
+    let of = |pattern: &str, idle| {
+        let allowed = Allowed::new(&[pattern.to_owned()], Vec::new());
+        let idle = Duration::from_secs(idle);
+        Template::new(vec![nameless("http://127.0.0.1:1")], allowed, (idle, TIMES.1))
+    };
+    let templates = Templates::new(vec![of("web-*", 10), of("api-*", 30), of("web-*", 20)], 10);
+    let key = templates.of_block(0).unwrap().key();
+    assert_eq!(templates.keys(), [key; 3]);
+    let admits = |key, name: &str| {
+        let name = name.to_owned();
+        templates.admit(&Named { template: key, name }).is_some()
+    };
+    assert!(admits(key, "web-1") && admits(key, "api-1"));
+    assert!(!admits(key, "db-1") && !admits(key, "WEB-1") && !admits(key + 1, "web-1"));
+    assert_eq!(templates.idle(key), Duration::from_secs(30));
+}
+
+/// One finds nothing in its datacenters, the other something in a third.
+#[test]
+fn blocks_with_other_datacenters_have_verdicts_of_their_own() {
+    let pattern = nameless("http://127.0.0.1:1");
+    let web = target(&pattern.endpoint, "web");
+    let (plan, _) = Plan::new(vec![web], 64);
+    let elsewhere = |datacenter: &str| {
+        let mut target = pattern.clone();
+        target.query.datacenter = Some(datacenter.to_owned());
+        Template::new(vec![pattern.clone(), target], Allowed::default(), TIMES)
+    };
+    let templates = Templates::new(vec![elsewhere("b"), elsewhere("c")], 10);
+    let [b, c] = [0, 1].map(|number| templates.of_block(number).unwrap());
+    assert_eq!(b.places("web", &plan)[0].key, c.places("web", &plan)[0].key, "the fixed one");
+    assert_ne!(b.verdict_key("web"), c.verdict_key("web"));
+    assert_ne!(b.verdict_key("web"), b.verdict_key("api"));
+}
+
+#[test]
 fn a_service_that_a_block_follows_is_that_target_and_others_have_keys_of_their_own() {
     let pattern = nameless("http://127.0.0.1:1");
     let web = target(&pattern.endpoint, "web");

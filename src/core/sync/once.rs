@@ -58,20 +58,21 @@ pub(crate) fn names_of_all(client: &mut Client, subject: &Subject) -> Result<Has
     Err(failure)
 }
 
-/// Puts the answer of a server in force for a target.
+/// Puts the answer of a server in force for a target; `false` if there is no room for it.
 pub(crate) fn publish_once(
     number: usize,
     target: &Target,
     (index, server, instances): (u64, usize, &Instances),
     resolver: &dyn Resolve,
     sink: &dyn Sink,
-) {
+) -> bool {
     let followed = [Followed::new(number, Arc::new(target.clone()))];
-    // The engine that follows it next warns of skipped instances.
+    // The engine that follows it next warns of skipped instances, and if there is no room.
     let mut publisher = Publisher::quiet();
     let answer = (index, instances);
     let prepared = publisher.prepare(&target.subject(), &followed, answer, resolver, sink);
-    publisher.publish(&prepared, sink);
+    let has_room = publisher.publish(&prepared, sink);
     let pending = prepared.pending(number);
     sink.report(number, &Report::Good { index, server, mode: Mode::Blocking, pending });
+    has_room
 }

@@ -157,7 +157,8 @@ impl Publisher {
                 }
                 Published::Refused(reason) => {
                     all = false;
-                    if self.refused.len() < MAX_WARNINGS
+                    if !self.quiet
+                        && self.refused.len() < MAX_WARNINGS
                         && self.refused.insert(hash(&(number, &reason)))
                     {
                         sink.log(Level::Error, format!("{}: {reason}, the old peers stay", name()));

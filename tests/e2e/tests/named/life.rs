@@ -1,5 +1,8 @@
 //! How long a service that requests name stays.
 
+use nginx_consul_e2e::FakeConsul;
+use nginx_consul_e2e::fake_consul::instance;
+
 use super::*;
 
 #[test]
@@ -189,4 +192,27 @@ fn a_churn_of_services_mixes_nobody_up() {
             assert!(!tally.outcomes().split(' ').any(|o| o == other), "{service}: {tally}");
         }
     }
+}
+
+/// A full zone has no room for counters long before it has none for one more service.
+#[test]
+fn a_service_finds_room_in_a_zone_that_is_full_of_others_instances() {
+    let consul = FakeConsul::start();
+    let backend = Backend::start_on("here", [0, 0, 0, 0]);
+    let address = |i: u8| SocketAddr::from(([127, 0, 0, i], backend.address().port()));
+    let services: Vec<String> = (0..12).map(|_| unique("many")).collect();
+    for (n, service) in services.iter().enumerate() {
+        let instances: Vec<Value> =
+            (1..=60).map(|i| instance(&format!("i{i}"), address(i))).collect();
+        consul.publish(service, 7 + n as u64, &Value::Array(instances));
+    }
+    let text = format!(
+        "consul_server %%CONSUL%%;\nconsul_zone consul 192k;\nconsul_first_wait 5s;\n\
+         upstream api {{ consul_dynamic $arg_s; }}\n{SERVER}"
+    );
+    let nginx = Config::http(&text).set("CONSUL", consul.url()).allow("consul_zone").start();
+    for service in &services {
+        assert_eq!(nginx.outcome(&path(service)), "here", "{service}");
+    }
+    assert!(named(&nginx).len() < services.len());
 }
