@@ -89,9 +89,25 @@ impl Templates {
         self.all.get(number)
     }
 
-    /// The one with this key.
+    /// The first one with this key.
     pub fn find(&self, key: u128) -> Option<&Template> {
-        self.all.iter().find(|template| template.key == key)
+        self.of_key(key).next()
+    }
+
+    /// One that the service is allowed by: blocks that share their services may differ in that.
+    pub fn admit(&self, service: &Named) -> Option<&Template> {
+        let name = service.name.as_bytes();
+        let allows = |t: &&Template| t.allowed.check(name).as_ref() == Ok(&service.name);
+        self.of_key(service.template).find(allows)
+    }
+
+    /// How long the services of this key stay unused, in the block that has them stay longest.
+    fn idle(&self, key: u128) -> Duration {
+        self.of_key(key).map(|template| template.idle).max().unwrap_or_default()
+    }
+
+    fn of_key(&self, key: u128) -> impl Iterator<Item = &Template> {
+        self.all.iter().filter(move |template| template.key == key)
     }
 
     /// Their keys.
@@ -147,6 +163,14 @@ impl Template {
             Place { key, fixed, target }
         };
         self.targets.iter().map(place).collect()
+    }
+
+    /// What the verdict on a service is noted under. Not the key of a place, which is another
+    /// block's too if it is fixed: that one may ask in other datacenters besides.
+    pub fn verdict_key(&self, name: &str) -> u128 {
+        let mut h = SipHasher13::new();
+        (self.key, name).hash(&mut h);
+        h.finish128().as_u128()
     }
 
     /// What the table calls a service.

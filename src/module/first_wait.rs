@@ -19,7 +19,8 @@ use nginx_sys::{
 
 use crate::conf::{self, HttpConf};
 use crate::ffi::{self, AGAIN, DECLINED, ERROR, OK, conf_of, fence, give_to_pool};
-use crate::peer::{Lookup, NamedBlock, Why};
+use crate::peer::{Lookup, NamedBlock, New, Why};
+use crate::status::ngx_http_consul_status_handler;
 
 /// How often a waiting request looks whether there is an answer, milliseconds. Only while one
 /// waits.
@@ -132,16 +133,20 @@ unsafe fn upstream_of(
     })
 }
 
+/// Whether the location has a handler that may send the request on.
+///
 /// # Safety
 ///
 /// `r` is a valid request.
 unsafe fn has_content(r: *mut ngx_http_request_t) -> bool {
     // SAFETY: the core module has a configuration for each location.
-    unsafe {
+    let handler = unsafe {
         let core: *mut ngx_http_core_loc_conf_t =
             conf_of((*r).loc_conf, &raw const ngx_http_core_module);
-        (*core).handler.is_some()
-    }
+        (*core).handler
+    };
+    let own = ngx_http_consul_status_handler as *const ();
+    handler.is_some_and(|handler| handler as *const () != own)
 }
 
 /// # Safety
@@ -170,11 +175,11 @@ unsafe fn decide(r: *mut ngx_http_request_t, block: &NamedBlock, is_certain: boo
         Lookup::Known(_) => return DECLINED,
         Lookup::Refused(why) => why,
         // SAFETY: as above.
-        Lookup::New(place) => match unsafe { waiting(r) } {
+        Lookup::New(new) => match unsafe { waiting(r) } {
             Some(waiting) if waiting.is_late => Why::Late,
-            _ if !block.ask(&place) => Why::Busy,
+            _ if !block.ask(&new) => Why::Busy,
             // SAFETY: as above.
-            known => match unsafe { wait(r, known, block, place.key) } {
+            known => match unsafe { wait(r, known, block, new) } {
                 OK => return AGAIN,
                 _ => return NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t,
             },
@@ -185,7 +190,7 @@ unsafe fn decide(r: *mut ngx_http_request_t, block: &NamedBlock, is_certain: boo
     }
     // SAFETY: the request's connection has a log.
     block.complain(name, refused, unsafe { (*(*r).connection).log });
-    ngx_int_t::from(block.status as i16)
+    ngx_int_t::from(block.status_of(refused) as i16)
 }
 
 /// # Safety
@@ -205,7 +210,7 @@ unsafe fn wait(
     r: *mut ngx_http_request_t,
     known: Option<&mut Waiting>,
     block: &NamedBlock,
-    key: u128,
+    new_service: New,
 ) -> ngx_int_t {
     // SAFETY: the value lives in the request's pool, which the request's end destroys; the timer
     // is taken out of the event loop then at the latest.
@@ -232,8 +237,8 @@ unsafe fn wait(
             return ERROR;
         }
         waiting.block = block;
-        waiting.key = Some(key);
-        block.begin_wait(key);
+        waiting.key = Some(new_service.key);
+        block.begin_wait(new_service);
         (*r).read_event_handler = Some(ngx_http_test_reading);
         (*r).write_event_handler = Some(ngx_http_request_empty_handler);
         ngx_add_timer(&mut waiting.timer, LOOK);

@@ -34,7 +34,7 @@ pub(crate) use block::Block;
 use clock::now;
 use counted::Counted;
 use delegate::Delegate;
-pub(crate) use named::{Lookup, NamedBlock, Why};
+pub(crate) use named::{Lookup, NamedBlock, New, Why};
 pub(crate) use source::Source;
 pub(crate) use stock::{InitUpstream, Stock, is_nginxs_own};
 use view::PeerView;

@@ -24,13 +24,44 @@ pub(crate) struct TableSink {
     table: RwLock<Option<Table<'static>>>,
     /// Of each target: its entry, unless the table had no room, and its key.
     entries: Vec<(Option<usize>, u128)>,
-    /// The keys of services that requests have named, by the numbers of their targets: those of the
-    /// plan come first, then the entry of the table.
-    named: RwLock<HashMap<usize, u128>>,
+    named: RwLock<NamedTargets>,
     me: ProcessId,
     /// Targets whose last set found no room, and the error.
     refused: Mutex<HashMap<usize, String>>,
     lines: Mutex<Lines>,
+}
+
+/// The targets of services that requests have named: their entries and keys by number, those of
+/// the plan come first. No number is given twice, or an answer that comes late, for a service that
+/// was dropped, would be taken for one about the next service in the same entry.
+#[derive(Default)]
+struct NamedTargets {
+    places: HashMap<usize, (usize, u128)>,
+    numbers: HashMap<u128, usize>,
+    given: usize,
+}
+
+impl NamedTargets {
+    /// The number of the key that has this entry; `plan`: how many targets the plan has.
+    fn number(&mut self, entry: usize, key: u128, plan: usize) -> usize {
+        let known = self.numbers.get(&key).copied();
+        if let Some(number) = known.filter(|n| self.places.get(n) == Some(&(entry, key))) {
+            return number;
+        }
+        let number = plan + self.given;
+        self.given += 1;
+        self.places.insert(number, (entry, key));
+        self.numbers.insert(key, number);
+        number
+    }
+
+    fn remove(&mut self, number: usize) {
+        if let Some((_, key)) = self.places.remove(&number) {
+            if self.numbers.get(&key) == Some(&number) {
+                self.numbers.remove(&key);
+            }
+        }
+    }
 }
 
 #[derive(Default)]
@@ -145,7 +176,7 @@ impl TableSink {
         let table = self.table.read();
         let (entry, key) = match self.entries.get(target) {
             Some(&(entry, key)) => (entry?, key),
-            None => (target - self.entries.len(), *self.named.read().get(&target)?),
+            None => *self.named.read().places.get(&target)?,
         };
         let table = (*table)?;
         (table.key(entry) == key).then(|| f(table, entry, key))
@@ -251,15 +282,17 @@ impl Book for TableSink {
     fn open(&self, service: &Named, key: u128) -> Result<usize, String> {
         let claimed = self.with_table(|table| table.claim_named(key, (service, now_ms()), self.me));
         let entry = claimed.ok_or_else(|| "nginx ends".to_owned())?.map_err(full)?;
-        let number = self.entries.len() + entry;
-        self.named.write().insert(number, key);
-        Ok(number)
+        Ok(self.named.write().number(entry, key, self.entries.len()))
     }
 
     fn close(&self, target: usize) {
         self.with(target, |table, entry, key| table.release(entry, key, self.me));
         self.refused.lock().remove(&target);
-        self.named.write().remove(&target);
+        self.named.write().remove(target);
+    }
+
+    fn is_open(&self, target: usize) -> bool {
+        self.with(target, |_, _, _| ()).is_some()
     }
 
     fn last_used(&self, target: usize) -> u64 {
@@ -278,8 +311,7 @@ impl Book for TableSink {
         let mut held = held.unwrap_or_default();
         let mut named = self.named.write();
         for (number, key, _) in &mut held {
-            *number += self.entries.len();
-            named.insert(*number, *key);
+            *number = named.number(*number, *key, self.entries.len());
         }
         held
     }

@@ -14,7 +14,7 @@ use nginx_consul_core::state::saver::name;
 use nginx_consul_core::state::{LoadError, Mark, Saved, Source, State, file, peers_of};
 use nginx_consul_core::status;
 use nginx_consul_core::sync::{Level, Plan, Sink, Target};
-use nginx_consul_core::table::{Table, Verdict};
+use nginx_consul_core::table::{Named, Table, Verdict};
 use nginx_sys::ngx_conf_t;
 
 use crate::conf::args::{self, Parsed, text};
@@ -109,19 +109,16 @@ impl StateFile {
         (plan, templates): (&Plan, Option<&Templates>),
         sink: &TableSink,
     ) {
-        let Some(template) = templates.zip(saved.template).and_then(|(t, key)| t.find(key)) else {
-            return;
-        };
+        let Some((templates, key)) = templates.zip(saved.template) else { return };
         let name = &saved.service;
-        if template.allowed.check(name.as_bytes()).as_ref() != Ok(name) {
-            return;
-        }
+        let service = Named { template: key, name: name.clone() };
+        let Some(template) = templates.admit(&service) else { return };
         let places = template.places(name, plan);
         let Some(place) = places.iter().find(|place| place.key == saved.key) else { return };
-        match sink.open(&template.named(name), place.key) {
+        match sink.open(&service, place.key) {
             Ok(number) => {
                 self.publish((number, &place.target), saved, now, sink);
-                sink.rule(place.key, Verdict::Followed, Answerer::FOR_EVER_MS);
+                sink.rule(template.verdict_key(name), Verdict::Followed, Answerer::FOR_EVER_MS);
             }
             Err(why) => sink.log(Level::Error, format!("service \"{name}\": {why}")),
         }

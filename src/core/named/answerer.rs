@@ -29,7 +29,8 @@ const FAILED_MS: u64 = 1000;
 
 /// The table, as these threads see it.
 pub trait Book: Sink {
-    /// The number of the target of a key, made if there is none.
+    /// The number of the target of a key, made if there is none. A number stands for the same
+    /// target for ever.
     ///
     /// # Errors
     ///
@@ -38,6 +39,9 @@ pub trait Book: Sink {
 
     /// Nobody asks for the target any more.
     fn close(&self, target: usize);
+
+    /// Whether the target has its place still.
+    fn is_open(&self, target: usize) -> bool;
 
     /// When a request last asked for the target, milliseconds since the epoch.
     fn last_used(&self, target: usize) -> u64;
@@ -88,6 +92,29 @@ struct Desk {
     lists: Lists,
     /// Dropped for newer ones since the log said so last.
     dropped: AtomicUsize,
+    complaints: Mutex<Complaints>,
+}
+
+/// Failures to find out about names: a flood of names must not become one of lines.
+#[derive(Default)]
+struct Complaints {
+    last: Option<Instant>,
+    unsaid: usize,
+}
+
+/// Somebody asks for a service; nobody does any more once this is dropped, whatever happened.
+struct Asking<'a> {
+    desk: &'a Desk,
+    service: &'a Named,
+    found: bool,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if !self.found {
+            self.desk.roster.lock().not_found(self.service, Instant::now());
+        }
+    }
 }
 
 /// What Consul says of a name in one datacenter.
@@ -128,6 +155,7 @@ impl Answerer {
             tidied: Mutex::new(None),
             lists: Lists::default(),
             dropped: AtomicUsize::new(0),
+            complaints: Mutex::default(),
         };
         let desk = Arc::new(desk);
         for _ in 0..LOOKUPS {
@@ -183,12 +211,11 @@ impl Desk {
 
     fn answer(&self, asked: &Asked, client: &mut Client, resolver: &SystemResolver) {
         let service = &asked.service;
-        // One of another configuration: who takes its place asks again.
-        let Some(template) = self.templates.find(service.template) else { return };
-        // The worker has checked it; but the channel is older than this configuration.
-        let Ok(name) = template.allowed.check(service.name.as_bytes()) else { return };
-        let places = template.places(&name, &self.plan);
-        let Some(first) = places.first() else { return };
+        // The worker has checked it; but the channel is older than this configuration. Who takes
+        // that worker's place asks again.
+        let Some(template) = self.templates.admit(service) else { return };
+        let places = template.places(&service.name, &self.plan);
+        let key = template.verdict_key(&service.name);
         let mut is_listed = false;
         loop {
             let step = self.roster.lock().ask(service, is_listed, Instant::now());
@@ -196,17 +223,17 @@ impl Desk {
                 Step::Ask => break,
                 Step::Asking => return,
                 Step::Followed => {
-                    return self.book.rule(first.key, Verdict::Followed, Answerer::FOR_EVER_MS);
+                    return self.book.rule(key, Verdict::Followed, Answerer::FOR_EVER_MS);
                 }
                 Step::Wait(time) => {
-                    match self.lists.has(&places, &name, client) {
+                    match self.lists.has(&places, &service.name, client) {
                         Some(true) => {
                             is_listed = true;
                             continue;
                         }
                         Some(false) => {
                             let until = self.book.now_ms() + template.absent.as_millis() as u64;
-                            return self.book.rule(first.key, Verdict::Absent, until);
+                            return self.book.rule(key, Verdict::Absent, until);
                         }
                         None => {}
                     }
@@ -217,6 +244,7 @@ impl Desk {
                 }
             }
         }
+        let mut asking = Asking { desk: self, service, found: false };
         let verdict = self.look_up(service, template, &places, client, resolver);
         let now_ms = self.book.now_ms();
         let until_ms = match verdict {
@@ -224,10 +252,9 @@ impl Desk {
             Verdict::Absent => now_ms + template.absent.as_millis() as u64,
             Verdict::Failed => now_ms + FAILED_MS,
         };
-        if verdict != Verdict::Followed {
-            self.roster.lock().not_found(service, Instant::now());
-        }
-        self.book.rule(first.key, verdict, until_ms);
+        asking.found = verdict == Verdict::Followed;
+        drop(asking);
+        self.book.rule(key, verdict, until_ms);
     }
 
     /// Asks the datacenters in their order until one has the service.
@@ -263,11 +290,26 @@ impl Desk {
         match failure {
             None => Verdict::Absent,
             Some(error) => {
-                let name = service.name.escape_debug();
-                self.book.log(Level::Error, format!("service \"{name}\": {error}"));
+                self.complain(service, &error);
                 Verdict::Failed
             }
         }
+    }
+
+    /// Says, once a second at most, that nobody could tell about a service.
+    fn complain(&self, service: &Named, error: &str) {
+        let mut complaints = self.complaints.lock();
+        if complaints.last.is_some_and(|last| last.elapsed() < TIDY) {
+            complaints.unsaid += 1;
+            return;
+        }
+        let name = service.name.escape_debug();
+        let more = match complaints.unsaid {
+            0 => String::new(),
+            n => format!(", and {n} more since the last such line"),
+        };
+        *complaints = Complaints { last: Some(Instant::now()), unsaid: 0 };
+        self.book.log(Level::Error, format!("service \"{name}\": {error}{more}"));
     }
 
     fn ask(&self, template: &Template, place: &Place, client: &mut Client) -> Found {
@@ -305,8 +347,7 @@ impl Desk {
             let number = match self.open(service, place.key) {
                 Ok(number) => number,
                 Err(error) => {
-                    let name = service.name.escape_debug();
-                    self.book.log(Level::Error, format!("service \"{name}\": {error}"));
+                    self.complain(service, &error);
                     numbers.into_iter().for_each(|number| self.book.close(number));
                     return Verdict::Failed;
                 }
@@ -341,27 +382,30 @@ impl Desk {
     }
 
     fn drop_service(&self, service: &Named) {
-        let numbers = self.roster.lock().drop_service(service);
+        // Another thread may be at it.
+        let Some(numbers) = self.roster.lock().drop_service(service) else { return };
         for number in numbers {
             self.follow.forget(number);
             self.book.close(number);
         }
         if let Some(template) = self.templates.find(service.template) {
-            for place in template.places(&service.name, &self.plan).iter().take(1) {
-                self.book.rule(place.key, Verdict::Failed, 0);
-            }
+            self.book.rule(template.verdict_key(&service.name), Verdict::Failed, 0);
         }
+        self.roster.lock().dropped(service);
     }
 
     /// Takes over what other processes have found, and drops what nobody asks for.
     fn tidy(&self) {
         self.adopt();
         let now_ms = self.book.now_ms();
-        let since = |template| {
-            let idle = self.templates.find(template).map_or(0, |t| t.idle.as_millis() as u64);
-            now_ms.saturating_sub(idle)
-        };
-        let idle = self.roster.lock().idle(since, |target| self.book.last_used(target));
+        let since = |key| now_ms.saturating_sub(self.templates.idle(key).as_millis() as u64);
+        let last_used = |target| self.book.last_used(target);
+        loop {
+            let victim = self.roster.lock().excess(last_used, Instant::now());
+            let Some(victim) = victim else { break };
+            self.drop_for_newer(&victim);
+        }
+        let idle = self.roster.lock().idle(since, last_used);
         for service in idle {
             self.drop_service(&service);
             let name = service.name.escape_debug();
@@ -387,12 +431,20 @@ impl Desk {
             of.entry(service).or_default().insert(key, number);
         }
         for (service, numbers) in of {
-            let Some(template) = self.templates.find(service.template) else { continue };
-            if template.allowed.check(service.name.as_bytes()).as_ref() != Ok(&service.name) {
-                numbers.into_values().for_each(|number| self.book.close(number));
+            if self.templates.find(service.template).is_none() {
                 continue;
             }
+            let Some(template) = self.templates.admit(&service) else {
+                numbers.into_values().for_each(|number| self.book.close(number));
+                continue;
+            };
             if self.roster.lock().ask(&service, true, Instant::now()) != Step::Ask {
+                continue;
+            }
+            // Another thread may have dropped it since.
+            if !numbers.values().all(|number| self.book.is_open(*number)) {
+                numbers.into_values().for_each(|number| self.book.close(number));
+                self.roster.lock().dropped(&service);
                 continue;
             }
             let places = template.places(&service.name, &self.plan);

@@ -83,6 +83,15 @@ impl Roster {
         self.least_recent(last_used, now)
     }
 
+    /// Who has to go because there are too many: those before this process may have been allowed
+    /// more.
+    pub fn excess(&mut self, last_used: impl Fn(usize) -> u64, now: Instant) -> Option<Named> {
+        if self.followed.len() <= self.max {
+            return None;
+        }
+        self.least_recent(last_used, now)
+    }
+
     /// Who was asked for longest ago.
     pub fn least_recent(
         &mut self,
@@ -108,9 +117,18 @@ impl Roster {
         self.followed.iter().filter(is_idle).map(|(service, _)| service.clone()).collect()
     }
 
-    /// It is not followed any more; gives the numbers of its targets.
-    pub fn drop_service(&mut self, service: &Named) -> Vec<usize> {
-        self.followed.remove(service).unwrap_or_default()
+    /// It is not to be followed any more; gives the numbers of its targets. `None` if it isn't
+    /// followed. Nobody asks for it until [`Roster::dropped`], or its targets could be made anew
+    /// before they are closed.
+    pub fn drop_service(&mut self, service: &Named) -> Option<Vec<usize>> {
+        let (service, targets) = self.followed.remove_entry(service)?;
+        self.asking.insert(service);
+        Some(targets)
+    }
+
+    /// Its targets are closed.
+    pub fn dropped(&mut self, service: &Named) {
+        self.asking.remove(service);
     }
 
     /// How many are followed.
@@ -131,7 +149,8 @@ impl Roster {
 
     fn pay(&mut self, now: Instant) {
         self.refill(now);
-        self.tokens -= 1.0;
+        // Who has to go for services that exist may be many: not a debt for minutes.
+        self.tokens = (self.tokens - 1.0).max(-BURST);
     }
 }
 
@@ -154,7 +173,10 @@ mod tests {
         assert_eq!(roster.ask(&web, false, now), Step::Ask);
         roster.found(web.clone(), vec![3]);
         assert_eq!(roster.ask(&web, false, now), Step::Followed);
-        assert_eq!(roster.drop_service(&web), [3]);
+        assert_eq!(roster.drop_service(&web), Some(vec![3]));
+        assert_eq!(roster.drop_service(&web), None, "somebody else drops it");
+        assert_eq!(roster.ask(&web, false, now), Step::Asking, "its targets are being closed");
+        roster.dropped(&web);
         assert_eq!(roster.ask(&web, false, now), Step::Ask);
     }
 
@@ -184,6 +206,34 @@ mod tests {
     }
 
     #[test]
+    fn a_churn_of_services_that_exist_leaves_no_debt_for_long() {
+        let now = Instant::now();
+        let mut roster = Roster::new(1, now);
+        roster.ask(&service("web"), false, now);
+        roster.found(service("web"), vec![0]);
+        for _ in 0..10_000 {
+            assert_eq!(roster.surplus(|_| 0, now), Some(service("web")));
+        }
+        let later = now + Duration::from_secs(3);
+        assert_eq!(roster.ask(&service("none"), false, later), Step::Ask);
+    }
+
+    #[test]
+    fn more_than_are_allowed_go_until_they_are_not() {
+        let now = Instant::now();
+        let mut roster = Roster::new(2, now);
+        for n in 0..4 {
+            roster.found(service(&n.to_string()), vec![n]);
+        }
+        let mut gone = Vec::new();
+        while let Some(victim) = roster.excess(|target| 10 - target as u64, now) {
+            roster.drop_service(&victim);
+            gone.push(victim.name);
+        }
+        assert_eq!(gone, ["3", "2"]);
+    }
+
+    #[test]
     fn the_least_recently_used_goes_first() {
         let now = Instant::now();
         let mut roster = Roster::new(3, now);
@@ -198,6 +248,7 @@ mod tests {
         roster.found(service("c"), vec![2, 3]);
         roster.drop_service(&service("b"));
         roster.drop_service(&service("a"));
+        assert_eq!(roster.excess(used, now), None);
         assert_eq!(roster.least_recent(used, now), Some(service("c")));
         assert_eq!(roster.idle(|_| 90, used), [], "used at 90");
         assert_eq!(roster.idle(|_| 91, used), [service("c")]);

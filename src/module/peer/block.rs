@@ -273,23 +273,22 @@ impl Block {
     }
 
     /// Notes that a request has named the service; `false` if it was dropped since it was found.
+    /// One datacenter's set may be missing, because there was no room.
     pub(super) fn note_used(&self, worker: Worker) -> bool {
         let now = now().millis;
-        let mut is_current = true;
-        for source in self.sources.iter().filter(|source| !source.is_fixed()) {
-            match source.present(worker.table) {
-                Some(entry) => worker.table.note_used(entry, now),
-                None => is_current = false,
-            }
+        let mut own = self.sources.iter().filter(|source| !source.is_fixed()).peekable();
+        let mut is_current = own.peek().is_none();
+        for entry in own.filter_map(|source| source.present(worker.table)) {
+            worker.table.note_used(entry, now);
+            is_current = true;
         }
         is_current
     }
 
     /// Whether the service was not dropped since it was found.
     pub(super) fn is_current(&self, worker: Worker) -> bool {
-        self.sources
-            .iter()
-            .all(|source| source.is_fixed() || source.present(worker.table).is_some())
+        let mut own = self.sources.iter().filter(|source| !source.is_fixed()).peekable();
+        own.peek().is_none() || own.any(|source| source.present(worker.table).is_some())
     }
 
     /// The next peer of a request that holds `view`.

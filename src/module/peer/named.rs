@@ -2,16 +2,17 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nginx_consul_core::named::{Asked, Place, Refusal, Template, Templates};
 use nginx_consul_core::sync::Plan;
-use nginx_consul_core::table::Verdict;
+use nginx_consul_core::table::{Named, Verdict};
 use nginx_sys::{
-    NGX_LOG_ERR, ngx_http_complex_value, ngx_http_complex_value_t, ngx_http_request_t, ngx_log_t,
+    NGX_HTTP_BAD_GATEWAY, NGX_LOG_ERR, ngx_http_complex_value, ngx_http_complex_value_t,
+    ngx_http_request_t, ngx_log_t,
 };
 
 use super::block::Block;
@@ -21,6 +22,10 @@ use super::worker::Worker;
 use crate::conf::{ByRequest, Settings};
 use crate::ffi::{OK, bytes, str_over};
 use crate::watcher;
+
+/// How long after a question the same one is asked again, milliseconds: whoever had it in hand may
+/// have been killed.
+const AGAIN: u64 = 500;
 
 /// So many services of a worker's are kept before those that were dropped are looked for.
 const PURGE: usize = 64;
@@ -37,16 +42,31 @@ pub(crate) struct NamedBlock {
     /// `consul_first_wait`.
     pub(crate) first_wait: Duration,
     /// Of `consul_unknown_service`.
-    pub(crate) status: u16,
+    status: u16,
     worker: Cell<Option<Worker>>,
     /// By name, in lower case.
     blocks: RefCell<HashMap<Box<[u8]>, Rc<Block>>>,
     /// For requests whose service can't be had.
     nobody: Rc<Block>,
     purge_at: Cell<usize>,
-    /// How many requests wait for the first answer, by the service's key.
-    waiting: RefCell<HashMap<u128, usize>>,
+    /// What requests wait for, by the services' verdict keys.
+    waiting: RefCell<HashMap<u128, Awaited>>,
     complained: Interval,
+}
+
+/// A service that requests wait for.
+struct Awaited {
+    service: Named,
+    requests: usize,
+    /// When worker 0 was last asked, milliseconds since the epoch.
+    asked_ms: u64,
+}
+
+/// A service that nobody has asked for yet.
+pub(crate) struct New {
+    /// Its verdict's.
+    pub(crate) key: u128,
+    service: Named,
 }
 
 /// What is known of the service that a request names.
@@ -54,7 +74,7 @@ pub(crate) enum Lookup {
     /// It is followed.
     Known(Rc<Block>),
     /// Nobody has asked for it yet.
-    New(Box<Place>),
+    New(New),
     /// It can't be had.
     Refused(Why),
 }
@@ -120,9 +140,20 @@ impl NamedBlock {
     /// `r` is a valid request; the name lives as long as it.
     pub(crate) unsafe fn name<'a>(&self, r: *mut ngx_http_request_t) -> Option<&'a [u8]> {
         let mut name = str_over(b"");
-        // SAFETY: the value was compiled for this configuration, which outlives the request.
+        // SAFETY: the value was compiled for this configuration, which outlives the request. So
+        // many captures are valid, of an array that never shrinks.
         unsafe {
+            // The pattern of a `map` puts its captures in place of those of the location.
+            let (count, data) = ((*r).ncaptures, (*r).captures_data);
+            let kept = match count {
+                0 => Vec::new(),
+                _ => std::slice::from_raw_parts((*r).captures, count).to_vec(),
+            };
             let done = ngx_http_complex_value(r, self.value.as_ptr(), &mut name) == OK;
+            if count != 0 {
+                ptr::copy_nonoverlapping(kept.as_ptr(), (*r).captures, count);
+            }
+            ((*r).ncaptures, (*r).captures_data) = (count, data);
             done.then(|| bytes(&name))
         }
     }
@@ -140,7 +171,7 @@ impl NamedBlock {
             Lookup::Known(block) => return Some(block),
             Lookup::Refused(why) => why,
             // It has not waited, or the service was dropped at this moment.
-            Lookup::New(place) if self.ask(&place) => Why::Late,
+            Lookup::New(new) if self.ask(&new) => Why::Late,
             Lookup::New(_) => Why::Busy,
         };
         // SAFETY: a request's connection has a log.
@@ -164,16 +195,18 @@ impl NamedBlock {
             return Lookup::Known(block);
         }
         let places = template.places(&name, &self.plan);
-        let Some(first) = places.first() else { return Lookup::Refused(Why::Failed) };
-        let is_fixed = places.iter().all(|place| place.fixed.is_some());
-        match worker.table.verdict(first.key, now().millis) {
+        let mut own = places.iter().filter(|place| place.fixed.is_none()).peekable();
+        if own.peek().is_none() {
+            return Lookup::Known(self.keep(&name, places, worker));
+        }
+        let key = template.verdict_key(&name);
+        match worker.table.verdict(key, now().millis) {
             Some(Verdict::Absent) => Lookup::Refused(Why::Absent),
             Some(Verdict::Failed) => Lookup::Refused(Why::Failed),
-            Some(Verdict::Followed) if worker.table.find(first.key).is_some() => {
+            Some(Verdict::Followed) if own.any(|p| worker.table.find(p.key).is_some()) => {
                 Lookup::Known(self.keep(&name, places, worker))
             }
-            _ if is_fixed => Lookup::Known(self.keep(&name, places, worker)),
-            _ => Lookup::New(Box::new(first.clone())),
+            _ => Lookup::New(New { key, service: template.named(&name) }),
         }
     }
 
@@ -207,35 +240,56 @@ impl NamedBlock {
 
     /// Has worker 0 find out about a service that a request waits for. `false` if too many
     /// others are asked for.
-    pub(crate) fn ask(&self, place: &Place) -> bool {
-        if self.waiting.borrow().contains_key(&place.key) {
-            return true;
-        }
-        let Some(template) = self.template() else { return false };
+    pub(crate) fn ask(&self, new: &New) -> bool {
+        // Who waits has asked, and asks again.
+        self.waiting.borrow().contains_key(&new.key) || self.send(new.service.clone())
+    }
+
+    fn send(&self, service: Named) -> bool {
         let until_ms = now().millis + self.first_wait.as_millis() as u64;
-        let service = template.named(&place.target.query.service);
         watcher::channel().is_some_and(|channel| channel.ask(&Asked { service, until_ms }))
     }
 
     /// One more request waits for the service.
-    pub(crate) fn begin_wait(&self, key: u128) {
-        *self.waiting.borrow_mut().entry(key).or_default() += 1;
+    pub(crate) fn begin_wait(&self, new: New) {
+        let New { key, service } = new;
+        let awaited = || Awaited { service, requests: 0, asked_ms: now().millis };
+        self.waiting.borrow_mut().entry(key).or_insert_with(awaited).requests += 1;
     }
 
     /// One of them does no more.
     pub(crate) fn end_wait(&self, key: u128) {
         let mut waiting = self.waiting.borrow_mut();
-        if let Some(count) = waiting.get_mut(&key) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(awaited) = waiting.get_mut(&key) {
+            awaited.requests -= 1;
+            if awaited.requests == 0 {
                 waiting.remove(&key);
             }
         }
     }
 
-    /// Whether there is an answer for a service that was asked for.
+    /// Whether there is an answer for a service that was asked for; asks again at times.
     pub(crate) fn is_answered(&self, key: u128) -> bool {
-        self.worker.get().is_none_or(|w| w.table.verdict(key, now().millis).is_some())
+        let now_ms = now().millis;
+        if self.worker.get().is_none_or(|w| w.table.verdict(key, now_ms).is_some()) {
+            return true;
+        }
+        let mut waiting = self.waiting.borrow_mut();
+        if let Some(awaited) = waiting.get_mut(&key) {
+            if now_ms.saturating_sub(awaited.asked_ms) >= AGAIN {
+                awaited.asked_ms = now_ms;
+                self.send(awaited.service.clone());
+            }
+        }
+        false
+    }
+
+    /// What a request whose service can't be had is answered.
+    pub(crate) fn status_of(&self, why: Why) -> u16 {
+        match why {
+            Why::Name(_) | Why::Absent => self.status,
+            Why::Failed | Why::Late | Why::Busy => NGX_HTTP_BAD_GATEWAY as u16,
+        }
     }
 
     /// Whether the service has one peer in this worker's eyes, and nobody else to ask.

@@ -155,3 +155,38 @@ fn kill(pid: u32) {
     let pid = rustix::process::Pid::from_raw(pid as i32).expect("a pid");
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
 }
+
+/// More services than may be followed, all asked for all the time: entries pass from one to the
+/// next hundreds of times a second.
+#[test]
+fn a_churn_of_services_mixes_nobody_up() {
+    let consul = Agent::shared();
+    let text = format!(
+        "consul_server %%CONSUL%%;\nconsul_max_services 6;\nconsul_first_wait 5s;\n\
+         upstream api {{ consul_dynamic $arg_s; }}\n{SERVER}"
+    );
+    let config = Config::http(&text).set("CONSUL", consul.url()).workers(2).allow_kills();
+    let mut nginx = config.start();
+    let services: Vec<_> = (0..18).map(|_| new_service(&consul, "churn")).collect();
+    let loads: Vec<_> = services
+        .iter()
+        .map(|(service, _)| (service, Load::start(nginx.address(), &path(service), 1, false)))
+        .collect();
+    for turn in 0..6 {
+        std::thread::sleep(Duration::from_millis(700));
+        if turn % 2 == 0 {
+            nginx.reload_and_wait();
+        } else {
+            let killed = nginx.worker_zero();
+            kill(killed);
+            nginx.until_replaced(killed);
+        }
+    }
+    for (service, load) in loads {
+        let tally = load.finish();
+        let others = services.iter().filter(|(name, _)| name != service);
+        for (other, _) in others {
+            assert!(!tally.outcomes().split(' ').any(|o| o == other), "{service}: {tally}");
+        }
+    }
+}
