@@ -31,7 +31,7 @@ pub use crate::consul::server::{Server, ServerError};
 pub use crate::consul::tls::{Tls, TlsError, TlsOptions};
 pub use crate::consul::token::{Token, TokenError};
 pub use engine::Engine;
-pub(crate) use engine::spawn;
+pub(crate) use engine::{join_all, spawn};
 pub use first::first_answers;
 pub(crate) use once::{ask_once, names_of_all, publish_once};
 pub use plan::{Endpoint, Plan, Subject, Target, Timing, WatchPlan};

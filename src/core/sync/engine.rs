@@ -55,6 +55,8 @@ struct Shared {
     /// A thread has ended.
     ended: Condvar,
     keeper: Keeper,
+    /// Of the threads that have a connection, some of which may have ended.
+    handles: Mutex<Vec<JoinHandle<()>>>,
     noted: Mutex<Connections>,
 }
 
@@ -118,6 +120,7 @@ impl Engine {
             work: Condvar::new(),
             ended: Condvar::new(),
             keeper: Keeper::default(),
+            handles: Mutex::default(),
             noted: Mutex::default(),
         });
         let kept = Arc::clone(&shared);
@@ -179,8 +182,27 @@ impl Engine {
                 break;
             }
         }
-        board.threads == 0
+        let all = board.threads == 0;
+        drop(board);
+        // A thread counts itself out a moment before it is gone.
+        let handles = std::mem::take(&mut *self.shared.handles.lock());
+        all && join_all(handles, deadline)
     }
+}
+
+/// Waits for threads that are about to end; `false` if that takes too long.
+pub(crate) fn join_all(handles: Vec<JoinHandle<()>>, deadline: Instant) -> bool {
+    handles.into_iter().all(|handle| {
+        while !handle.is_finished() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            thread::sleep(Duration::from_micros(200));
+        }
+        // Panics are caught within.
+        let _ = handle.join();
+        true
+    })
 }
 
 impl Drop for Engine {

@@ -93,11 +93,16 @@ fn a_storm_of_changes_takes_a_twentieth_of_a_worker_at_most() {
     let nginx =
         picking(&consul, &service, "hash $arg_key consistent", "").log_level("debug").start();
     let load = Load::start_paced(nginx.address(), "/", 1, true, Duration::from_millis(2));
+    let lines = || -> Vec<String> {
+        let said = ["peers made anew", "first request prepared"];
+        said.iter().flat_map(|what| nginx.logged(what)).collect()
+    };
     churn(&consul, &service, &backends[2..], Duration::from_secs(5));
-    let lines: Vec<String> = ["peers made anew", "first request prepared"]
-        .iter()
-        .flat_map(|what| nginx.logged(what))
-        .collect();
+    // On a machine where it takes long, the rests are long too.
+    while lines().len() <= 2 && start.elapsed() < Duration::from_secs(60) {
+        churn(&consul, &service, &backends[2..], Duration::from_secs(1));
+    }
+    let lines = lines();
     let costs: Vec<Duration> = lines.iter().map(|line| cost(line)).collect();
     let (all, most) = (costs.iter().sum::<Duration>(), costs.iter().max().copied());
     let most = most.expect("peers were made");

@@ -146,6 +146,8 @@ pub(crate) fn release(backends: &[Backend], clients: Vec<Client>) {
         let answer = client.join().expect("a client").expect("an answer");
         assert_eq!(answer.status, 200);
     }
+    // A backend has answered before it counts itself idle.
+    wait::until("the backends are idle", SOON, || backends.iter().all(|b| b.busy() == 0));
 }
 
 #[track_caller]

@@ -157,11 +157,18 @@ fn obey(board: &mut Board, commands: Vec<Command>, now: Instant) {
 fn spawn(shared: &Arc<Shared>, missing: usize) -> io::Result<()> {
     for left in (1..=missing).rev() {
         let body = Arc::clone(shared);
-        if let Err(error) = super::spawn(move || worker::work(&body)) {
-            let mut board = shared.board.lock();
-            board.threads -= left;
-            board.starting -= left;
-            return Err(error);
+        match super::spawn(move || worker::work(&body)) {
+            Ok(handle) => {
+                let mut handles = shared.handles.lock();
+                handles.retain(|handle| !handle.is_finished());
+                handles.push(handle);
+            }
+            Err(error) => {
+                let mut board = shared.board.lock();
+                board.threads -= left;
+                board.starting -= left;
+                return Err(error);
+            }
         }
     }
     Ok(())
