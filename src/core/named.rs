@@ -21,12 +21,14 @@ use crate::sync::{Plan, Target};
 use crate::table::Named;
 
 mod answerer;
+mod book;
 mod channel;
 mod lists;
 mod name;
 pub mod roster;
 
-pub use answerer::{Answerer, Book, Follow, LOOKUPS};
+pub use answerer::{Answerer, LOOKUPS};
+pub use book::{Book, Follow};
 pub use channel::{Asked, Channel};
 pub use name::{Allowed, MAX_NAME, Refusal};
 

@@ -18,6 +18,7 @@ use std::ptr;
 
 use nginx_sys::{NGX_HTTP_MODULE, ngx_http_module_t, ngx_module_t};
 
+mod channel;
 mod conf;
 mod ffi;
 mod first_wait;
@@ -25,6 +26,7 @@ mod log;
 mod peer;
 mod reach;
 mod session;
+mod signals;
 mod sink;
 mod state;
 mod status;

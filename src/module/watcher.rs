@@ -6,11 +6,10 @@
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::path::PathBuf;
-use std::ptr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use nginx_consul_core::named::{Answerer, Channel, Templates};
+use nginx_consul_core::named::{Answerer, Templates};
 use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::state::{Saved, Saver};
 use nginx_consul_core::sync::{Engine, Plan, Sink, first_answers};
@@ -23,10 +22,11 @@ use nginx_sys::{
 use crate::conf::{self, HttpConf};
 use crate::ffi::{OK, fence};
 use crate::peer::Worker;
+use crate::signals::SignalsBlocked;
 use crate::sink::TableSink;
 use crate::state::{self, TableSource};
 use crate::workers_user::Workers;
-use crate::{reach, zone};
+use crate::{channel, reach, zone};
 
 /// How often worker 0 writes the threads' log lines and looks whether it is to end, milliseconds.
 const TICK: usize = 100;
@@ -60,59 +60,10 @@ struct Watch {
     ticks: u32,
 }
 
-/// From the workers to worker 0: the same for all configurations of a master, so that a worker
-/// that ends is still heard.
-static CHANNEL: OnceLock<Channel> = OnceLock::new();
-
-/// Where a worker asks for services that requests name.
-pub(crate) fn channel() -> Option<&'static Channel> {
-    CHANNEL.get()
-}
-
-/// Before the first fork that needs it.
-fn open_channel(log: *mut ngx_log_t) {
-    if CHANNEL.get().is_none() {
-        match Channel::new() {
-            Ok(channel) => drop(CHANNEL.set(channel)),
-            Err(e) => {
-                ngx::ngx_log_error!(
-                    NGX_LOG_ALERT,
-                    log,
-                    "consul: requests can't name services: no socket pair ({e})"
-                );
-            }
-        }
-    }
-}
-
 thread_local! {
     static RUNNING: RefCell<Option<Running>> = const { RefCell::new(None) };
     /// What the state file knows of targets that have no data; the workers inherit it.
     static KEPT: RefCell<Vec<Saved>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Blocks all signals in this thread, and so in those it starts, until dropped: nginx's handlers
-/// belong to its main thread.
-pub(crate) struct SignalsBlocked(libc::sigset_t);
-
-impl SignalsBlocked {
-    pub(crate) fn new() -> SignalsBlocked {
-        let mut before = MaybeUninit::<libc::sigset_t>::uninit();
-        // SAFETY: plain libc calls on sets of our own; pthread_sigmask() fills `before`.
-        unsafe {
-            let mut all = MaybeUninit::<libc::sigset_t>::uninit();
-            libc::sigfillset(all.as_mut_ptr());
-            libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
-            SignalsBlocked(before.assume_init())
-        }
-    }
-}
-
-impl Drop for SignalsBlocked {
-    fn drop(&mut self) {
-        // SAFETY: the set that pthread_sigmask() gave us.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
-    }
 }
 
 /// The plan and the table of a cycle; `None` if no block follows Consul.
@@ -152,7 +103,7 @@ pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) ->
         }
         if http.templates.is_some() {
             // SAFETY: the cycle's log.
-            open_channel(unsafe { (*cycle).log });
+            channel::open(unsafe { (*cycle).log });
         }
         let sink = TableSink::new(table, plan);
         let needed: Vec<usize> =
@@ -336,7 +287,7 @@ impl Watch {
     fn start_answerer(&mut self) {
         self.answerer = None;
         let Some(((templates, engine), channel)) =
-            self.templates.clone().zip(self.engine.clone()).zip(channel())
+            self.templates.clone().zip(self.engine.clone()).zip(channel::get())
         else {
             return;
         };
@@ -395,7 +346,9 @@ impl Watch {
             // SAFETY: set by ngx_add_timer(), in this process.
             unsafe { nginx_sys::ngx_del_timer(&mut *self.timer) };
         }
-        self.answerer = None;
+        if let Some(answerer) = self.answerer.take() {
+            answerer.join(JOIN);
+        }
         if let Some(engine) = self.engine.take() {
             engine.stop();
             engine.join(JOIN);

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use nginx_sys::{ngx_core_conf_t, ngx_core_module, ngx_cycle_t};
 
-use crate::watcher::SignalsBlocked;
+use crate::signals::SignalsBlocked;
 
 /// Whoever the workers of a configuration run as.
 pub(crate) struct Workers {

@@ -5,11 +5,13 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustix::event::PollFlags;
 
+use super::book::{Book, Follow};
 use super::lists::Lists;
 use super::roster::{Roster, Step};
 use super::{Asked, Channel, Place, Template, Templates};
@@ -17,8 +19,10 @@ use crate::consul::client::Client;
 use crate::consul::instances::Instances;
 use crate::resolve::SystemResolver;
 use crate::stop::{Stop, Woken};
-use crate::sync::{Engine, Level, Plan, Sink, Target, ask_once, publish_once, spawn};
+use crate::sync::{Level, Plan, ask_once, join_all, publish_once, spawn};
 use crate::table::{Named, Verdict};
+
+mod tidy;
 
 /// Threads that look names up, each with a connection: a slow datacenter must not hold up all.
 pub const LOOKUPS: usize = 4;
@@ -29,57 +33,12 @@ const VICTIMS: usize = 16;
 /// How long it holds that nobody could tell.
 const FAILED_MS: u64 = 1000;
 
-/// The table, as these threads see it.
-pub trait Book: Sink {
-    /// The number of the target of a key, made if there is none. A number stands for the same
-    /// target for ever.
-    ///
-    /// # Errors
-    ///
-    /// There is no room; the text is for the log.
-    fn open(&self, service: &Named, key: u128) -> Result<usize, String>;
-
-    /// Nobody asks for the target any more.
-    fn close(&self, target: usize);
-
-    /// Whether the target has its place still.
-    fn is_open(&self, target: usize) -> bool;
-
-    /// When a request last asked for the target, milliseconds since the epoch.
-    fn last_used(&self, target: usize) -> u64;
-
-    /// What became of a key.
-    fn rule(&self, key: u128, verdict: Verdict, until_ms: u64);
-
-    /// The targets of services that requests have named: number, key and service.
-    fn named(&self) -> Vec<(usize, u128, Named)>;
-
-    /// Milliseconds since the epoch.
-    fn now_ms(&self) -> u64;
-}
-
-/// Who follows what was found.
-pub trait Follow: Send + Sync {
-    /// Follows a target from here on.
-    fn follow(&self, number: usize, target: Target);
-
-    /// Follows it no more.
-    fn forget(&self, number: usize);
-}
-
-impl Follow for Engine {
-    fn follow(&self, number: usize, target: Target) {
-        Engine::follow(self, number, target);
-    }
-
-    fn forget(&self, number: usize) {
-        Engine::forget(self, number);
-    }
-}
-
 /// The running threads. Dropping it stops them, without waiting.
 #[derive(Debug)]
-pub struct Answerer(Arc<Stop>);
+pub struct Answerer {
+    stop: Arc<Stop>,
+    threads: Vec<JoinHandle<()>>,
+}
 
 /// What the threads share.
 struct Desk {
@@ -144,7 +103,7 @@ impl Answerer {
         follow: Arc<dyn Follow>,
     ) -> io::Result<Answerer> {
         let stop = Arc::new(Stop::new()?);
-        let answerer = Answerer(Arc::clone(&stop));
+        let mut answerer = Answerer { stop: Arc::clone(&stop), threads: Vec::new() };
         let roster = Mutex::new(Roster::new(templates.max, Instant::now()));
         let desk = Desk {
             templates,
@@ -162,14 +121,21 @@ impl Answerer {
         let desk = Arc::new(desk);
         for _ in 0..LOOKUPS {
             let desk = Arc::clone(&desk);
-            spawn(move || desk.work())?;
+            answerer.threads.push(spawn(move || desk.work())?);
         }
         Ok(answerer)
     }
 
     /// Tells the threads to end, whatever they wait for.
     pub fn stop(&self) {
-        self.0.raise();
+        self.stop.raise();
+    }
+
+    /// Stops the threads and waits until they have ended; `false` if that takes longer than
+    /// `timeout`, and then they are left to end by themselves.
+    pub fn join(mut self, timeout: Duration) -> bool {
+        self.stop();
+        join_all(std::mem::take(&mut self.threads), Instant::now() + timeout)
     }
 }
 
@@ -402,75 +368,4 @@ impl Desk {
         }
         self.roster.lock().dropped(service);
     }
-
-    /// Takes over what other processes have found, and drops what nobody asks for.
-    fn tidy(&self) {
-        self.adopt();
-        let now_ms = self.book.now_ms();
-        let since = |key| now_ms.saturating_sub(self.templates.idle(key).as_millis() as u64);
-        let last_used = |target| self.book.last_used(target);
-        loop {
-            let victim = self.roster.lock().excess(last_used, Instant::now());
-            let Some(victim) = victim else { break };
-            self.drop_for_newer(&victim);
-        }
-        let idle = self.roster.lock().idle(since, last_used);
-        for service in idle {
-            self.drop_service(&service);
-            let name = service.name.escape_debug();
-            let line = format!("service \"{name}\": no request has named it for long, dropped");
-            self.book.log(Level::Info, line);
-        }
-        let dropped = self.dropped.swap(0, Ordering::Relaxed);
-        if dropped > 0 {
-            let s = if dropped == 1 { "" } else { "s" };
-            let line = format!(
-                "{dropped} service{s} named by requests dropped for newer ones, increase \
-                 \"consul_max_services\" or the size in \"consul_zone\""
-            );
-            self.book.log(Level::Warn, line);
-        }
-    }
-
-    /// Follows the services in the table that this process does not follow: of the configuration
-    /// before, or found by its worker 0 in its last moments.
-    fn adopt(&self) {
-        let mut of: HashMap<Named, HashMap<u128, usize>> = HashMap::new();
-        for (number, key, service) in self.book.named() {
-            of.entry(service).or_default().insert(key, number);
-        }
-        for (service, numbers) in of {
-            if self.templates.find(service.template).is_none() {
-                continue;
-            }
-            let Some(template) = self.templates.admit(&service) else {
-                numbers.into_values().for_each(|number| self.book.close(number));
-                continue;
-            };
-            if self.roster.lock().ask(&service, true, Instant::now()) != Step::Ask {
-                continue;
-            }
-            // Another thread may have dropped it since.
-            if !numbers.values().all(|number| self.book.is_open(*number)) {
-                numbers.into_values().for_each(|number| self.book.close(number));
-                self.roster.lock().dropped(&service);
-                continue;
-            }
-            let places = template.places(&service.name, &self.plan);
-            let number = |place: &Place| match numbers.get(&place.key) {
-                Some(number) => Some(*number),
-                None => self.book.open(&service, place.key).ok(),
-            };
-            let own = places.iter().filter(|place| place.fixed.is_none());
-            let held: Vec<_> = own.filter_map(|place| Some((number(place)?, place))).collect();
-            let targets = held.iter().map(|(number, _)| *number).collect();
-            self.roster.lock().found(service.clone(), targets);
-            for (number, place) in held {
-                self.follow.follow(number, place.target.clone());
-            }
-        }
-    }
 }
-
-#[cfg(test)]
-mod tests;

@@ -19,9 +19,9 @@ use super::block::Block;
 use super::clock::{Interval, now};
 use super::source::Source;
 use super::worker::Worker;
+use crate::channel;
 use crate::conf::{ByRequest, Settings};
 use crate::ffi::{OK, bytes, str_over};
-use crate::watcher;
 
 /// How long after a question the same one is asked again, milliseconds: whoever had it in hand may
 /// have been killed.
@@ -247,7 +247,7 @@ impl NamedBlock {
 
     fn send(&self, service: Named) -> bool {
         let until_ms = now().millis + self.first_wait.as_millis() as u64;
-        watcher::channel().is_some_and(|channel| channel.ask(&Asked { service, until_ms }))
+        channel::get().is_some_and(|channel| channel.ask(&Asked { service, until_ms }))
     }
 
     /// One more request waits for the service.

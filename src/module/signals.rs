@@ -1,0 +1,28 @@
+//! Signals are for nginx's main thread.
+
+use std::mem::MaybeUninit;
+use std::ptr;
+
+/// Blocks all signals in this thread, and so in those it starts, until dropped: nginx's handlers
+/// belong to its main thread.
+pub(crate) struct SignalsBlocked(libc::sigset_t);
+
+impl SignalsBlocked {
+    pub(crate) fn new() -> SignalsBlocked {
+        let mut before = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: plain libc calls on sets of our own; pthread_sigmask() fills `before`.
+        unsafe {
+            let mut all = MaybeUninit::<libc::sigset_t>::uninit();
+            libc::sigfillset(all.as_mut_ptr());
+            libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
+            SignalsBlocked(before.assume_init())
+        }
+    }
+}
+
+impl Drop for SignalsBlocked {
+    fn drop(&mut self) {
+        // SAFETY: the set that pthread_sigmask() gave us.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
+    }
+}
