@@ -43,6 +43,8 @@ pub struct Template {
     pub idle: Duration,
     /// How long it holds that there is no such service.
     pub absent: Duration,
+    /// The block, if it has a token of its own.
+    owner: Option<String>,
     key: u128,
 }
 
@@ -125,7 +127,13 @@ impl Template {
         allowed: Allowed,
         (idle, absent): (Duration, Duration),
     ) -> Template {
-        Template { targets, allowed, idle, absent, key: 0 }
+        Template { targets, allowed, idle, absent, owner: None, key: 0 }
+    }
+
+    /// For a block with a token of its own. What that one shows must never become another block's,
+    /// also not when a reload takes blocks away or puts them in another order.
+    pub fn owned_by(self, block: String) -> Template {
+        Template { owner: Some(block), ..self }
     }
 
     /// Tells the services of different blocks apart, the same over reloads; never from the token.
@@ -142,7 +150,7 @@ impl Template {
         for target in &self.targets {
             target.key().hash(&mut h);
         }
-        (&self.allowed.tags, variant).hash(&mut h);
+        (&self.allowed.tags, &self.owner, variant).hash(&mut h);
         h.finish128().as_u128()
     }
 

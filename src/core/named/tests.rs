@@ -44,6 +44,30 @@ fn blocks_that_ask_the_same_share_their_services_and_others_do_not() {
 }
 
 #[test]
+fn what_a_token_shows_is_never_anothers_over_reloads() {
+    let with_token = |token: &str, block: Option<&str>| {
+        let plain = nameless("http://127.0.0.1:1");
+        let token = Some(Token::value(token).unwrap());
+        let endpoint = Arc::new(Endpoint { token, ..(*plain.endpoint).clone() });
+        let template = template(Target { endpoint, ..plain }, &[]);
+        match block {
+            Some(block) => template.owned_by(block.to_owned()),
+            None => template,
+        }
+    };
+    let keys = |all| Templates::new(all, 10).keys();
+    let strong = || with_token("strong", Some("a"));
+    let weak = || with_token("weak", Some("b"));
+    let (before, after) = (keys(vec![strong(), weak()]), keys(vec![weak()]));
+    assert_eq!(before[1], after[0]);
+    assert_ne!(before[0], after[0]);
+    assert_eq!(keys(vec![weak(), strong()]), [before[1], before[0]]);
+    assert_ne!(keys(vec![with_token("other", None)])[0], after[0]);
+    let twins = keys(vec![strong(), with_token("strong", Some("c"))]);
+    assert_eq!(twins[0], twins[1]);
+}
+
+#[test]
 fn blocks_that_share_their_services_have_their_own_patterns_and_times() {
     let of = |pattern: &str, idle| {
         let allowed = Allowed::new(&[pattern.to_owned()], Vec::new());

@@ -109,7 +109,14 @@ fn gather(
         let settings = conf.settings.or(defaults);
         let of_block = targets_of.targets(settings.clone(), dynamic)?;
         if dynamic.by_request.is_some() {
-            gathered.templates.push(named::template(of_block, &settings));
+            let template = named::template(of_block, &settings);
+            gathered.templates.push(match conf.settings.token {
+                // SAFETY: the block's name lives in the pool of the configuration.
+                Some(_) => {
+                    template.owned_by(unsafe { ffi::bytes(&block.host) }.escape_ascii().to_string())
+                }
+                None => template,
+            });
             http.named_blocks.push(upstream);
         } else {
             named::check_fixed(&conf.settings, dynamic)?;

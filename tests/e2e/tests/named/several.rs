@@ -2,6 +2,9 @@
 
 use std::thread;
 
+use nginx_consul_e2e::FakeConsul;
+use nginx_consul_e2e::fake_consul::{Answer, instance};
+
 use super::*;
 
 /// Blocks that ask the same of the same servers share their services, but each has its own rule.
@@ -206,6 +209,35 @@ fn whoever_comes_to_the_block_waits() {
         assert_eq!(answer.outcome(), service, "the connection is kept");
     }
     assert_eq!(nginx.in_flight(), 0);
+}
+
+/// The block that may see the service goes; the other one must not take its place.
+#[test]
+fn what_one_token_shows_is_not_another_blocks_after_a_reload() {
+    let consul = FakeConsul::start();
+    let backend = Backend::start("secret");
+    let body = Value::Array(vec![instance("secret", backend.address())]).to_string();
+    consul.script(move |query| {
+        let may = query.token.as_deref() == Some("strong");
+        let none = || Answer::ok(7, "[]").header("X-Consul-Results-Filtered-By-ACLs", "true");
+        Some(if may { Answer::ok(7, &body) } else { none() })
+    });
+    let first = "upstream first { consul_dynamic $arg_s; consul_token strong; }";
+    let place = "location /first { proxy_pass http://first; }";
+    let text = format!(
+        "consul_server %%CONSUL%%;\n{first}\n\
+         upstream api {{ consul_dynamic $arg_s; consul_token weak; }}\n{}",
+        SERVER.replace("location / {", &format!("{place}\nlocation / {{"))
+    );
+    let mut nginx = Config::http(&text).set("CONSUL", consul.url()).start();
+    assert_eq!(nginx.outcome("/first?s=hidden"), "secret");
+    assert_eq!(nginx.outcome("/?s=hidden"), "502");
+    nginx.rewrite(|text| text.replace(first, "").replace(place, ""));
+    nginx.reload_and_wait();
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(2) {
+        assert_eq!(nginx.outcome("/?s=hidden"), "502");
+    }
 }
 
 fn kill(pid: u32) {
