@@ -22,10 +22,6 @@ use crate::ffi::{self, AGAIN, DECLINED, ERROR, OK, conf_of, fence, give_to_pool}
 use crate::peer::{Lookup, NamedBlock, New, Why};
 use crate::status::ngx_http_consul_status_handler;
 
-/// How often a waiting request looks whether there is an answer, milliseconds. Only while one
-/// waits.
-const LOOK: usize = 4;
-
 /// `NGX_MODULE_UNSET_INDEX`: of a module that is not in use.
 const UNSET: usize = usize::MAX;
 
@@ -241,7 +237,7 @@ unsafe fn wait(
         block.begin_wait(new_service);
         (*r).read_event_handler = Some(ngx_http_test_reading);
         (*r).write_event_handler = Some(ngx_http_request_empty_handler);
-        ngx_add_timer(&mut waiting.timer, LOOK);
+        ngx_add_timer(&mut waiting.timer, block.look_every());
     }
     OK
 }
@@ -255,7 +251,7 @@ extern "C" fn look(event: *mut ngx_event_t) {
             let Some(key) = waiting.key else { return };
             let is_late = ngx_current_msec as isize - waiting.until as isize >= 0;
             if !is_late && !(*waiting.block).is_answered(key) {
-                ngx_add_timer(&mut waiting.timer, LOOK);
+                ngx_add_timer(&mut waiting.timer, (*waiting.block).look_every());
                 return;
             }
             waiting.end();

@@ -113,7 +113,9 @@ fn gather(
             gathered.templates.push(match conf.settings.token {
                 // SAFETY: the block's name lives in the pool of the configuration.
                 Some(_) => {
-                    template.owned_by(unsafe { ffi::bytes(&block.host) }.escape_ascii().to_string())
+                    // SAFETY: the block's name lives in the pool of the configuration.
+                    let name = unsafe { ffi::bytes(&block.host) };
+                    template.owned_by(name.escape_ascii().to_string())
                 }
                 None => template,
             });

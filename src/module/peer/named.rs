@@ -27,6 +27,9 @@ use crate::ffi::{OK, bytes, str_over};
 /// have been killed.
 const AGAIN: u64 = 500;
 
+/// How often a single request looks whether there is an answer, milliseconds.
+const LOOK: usize = 4;
+
 /// So many services of a worker's are kept before those that were dropped are looked for.
 const PURGE: usize = 64;
 
@@ -51,6 +54,8 @@ pub(crate) struct NamedBlock {
     purge_at: Cell<usize>,
     /// What requests wait for, by the services' verdict keys.
     waiting: RefCell<HashMap<u128, Awaited>>,
+    /// Of all of them.
+    requests: Cell<usize>,
     complained: Interval,
 }
 
@@ -114,6 +119,7 @@ impl NamedBlock {
             blocks: RefCell::default(),
             purge_at: Cell::new(PURGE),
             waiting: RefCell::default(),
+            requests: Cell::new(0),
             complained: Interval::default(),
         }
     }
@@ -255,6 +261,7 @@ impl NamedBlock {
         let New { key, service } = new;
         let awaited = || Awaited { service, requests: 0, asked_ms: now().millis };
         self.waiting.borrow_mut().entry(key).or_insert_with(awaited).requests += 1;
+        self.requests.set(self.requests.get() + 1);
     }
 
     /// One of them does no more.
@@ -262,10 +269,17 @@ impl NamedBlock {
         let mut waiting = self.waiting.borrow_mut();
         if let Some(awaited) = waiting.get_mut(&key) {
             awaited.requests -= 1;
+            self.requests.set(self.requests.get() - 1);
             if awaited.requests == 0 {
                 waiting.remove(&key);
             }
         }
+    }
+
+    /// How often a waiting request looks whether there is an answer, milliseconds: the less often the
+    /// more of them there are.
+    pub(crate) fn look_every(&self) -> usize {
+        LOOK + self.requests.get() / 64
     }
 
     /// Whether there is an answer for a service that was asked for; asks again at times.

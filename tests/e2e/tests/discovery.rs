@@ -285,15 +285,14 @@ fn more_services_than_connections_share_them_in_a_sweep() {
     for service in &services {
         register_one(&consul, service, &backends[1]);
     }
-    let status = nginx.status();
-    let swept: Vec<_> = status["services"]
-        .as_array()
-        .expect("services")
-        .iter()
-        .filter(|service| service["mode"] == "sweep")
-        .collect();
-    assert!(swept.len() >= 12, "{} of 16 services in a sweep", swept.len());
-    let delay = swept[0]["delay_ms"].as_f64().expect("delay_ms");
+    // From the first answers on the status doesn't know yet who will be swept.
+    let delay = wait::until_some("12 of 16 services in a sweep", SOON, || {
+        let status = nginx.status();
+        let services = status["services"].as_array().expect("services");
+        let swept = services.iter().filter(|service| service["mode"] == "sweep");
+        let delays: Vec<f64> = swept.map(|s| s["delay_ms"].as_f64().expect("delay_ms")).collect();
+        (delays.len() >= 12).then(|| delays[0])
+    });
     assert!(delay > 0.0 && delay < 60_000.0, "delay_ms: {delay}");
     let patience = Duration::from_millis(delay as u64) * 3 + SOON;
     wait::until("every service's change is served", patience, || {
