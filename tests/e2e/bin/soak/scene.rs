@@ -82,6 +82,7 @@ impl Scene {
             let well = |s: &&Value| s["failures"] == 0;
             services.iter().filter(count).filter(well).count()
         });
+        // What the workers before have left at Consul counts until its wait is over.
         let watching = || {
             let workers = self.nginx.workers();
             workers.iter().map(|&pid| process::threads(pid).len()).max().unwrap_or(0)
@@ -101,7 +102,7 @@ pub(crate) fn registration(service: usize, name: &str, backend: &Backend, weight
 
 fn nginx(consul: &Agent, token: &Token) -> Nginx {
     let mut text = "consul_server %%CONSUL%%; consul_token_file token;
-        consul_retry 50ms 1s; access_log off; keepalive_requests 100000;\n"
+        consul_retry 50ms 1s; consul_wait 10s; access_log off; keepalive_requests 100000;\n"
         .to_owned();
     let mut locations = String::new();
     for n in 0..SERVICES {
