@@ -27,6 +27,7 @@ use crate::ffi::{ERROR, OK};
 
 mod attempt;
 mod carry;
+mod places;
 mod snapshot;
 
 pub(super) use attempt::ngx_http_upstream_init_stock_peer;

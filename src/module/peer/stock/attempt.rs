@@ -18,15 +18,15 @@ use super::super::counted::Counted;
 use super::super::delegate::Delegate;
 use super::carry::Key;
 use super::snapshot::Snapshot;
-use super::{Instant, Stock};
-use crate::ffi::{DECLINED, ERROR, OK, fence, make_in_pool};
+use super::{Instant, Stock, places};
+use crate::ffi::{DECLINED, ERROR, OK, fence};
 use crate::session;
 
 const BUSY: ngx_int_t = NGX_BUSY as ngx_int_t;
 const DONE: ngx_int_t = NGX_DONE as ngx_int_t;
 
-/// `peer.data`. Small, since each request has it in its pool.
-struct StockAttempt {
+/// `peer.data`.
+pub(super) struct StockAttempt {
     /// Lives in the configuration, which outlives the request, or in `named`.
     block: *const Block,
     /// Keeps the block of a service that the request has named.
@@ -75,7 +75,7 @@ pub(in super::super) extern "C" fn ngx_http_upstream_init_stock_peer(
             if snapshot.is_none() && block.has_fallback {
                 return ngx_http_upstream_init_round_robin_peer(r, us);
             }
-            let attempt = make_in_pool((*r).pool, || StockAttempt {
+            let attempt = places::make((*r).pool, || StockAttempt {
                 block,
                 _named: named,
                 request: r,
@@ -118,7 +118,7 @@ pub(in super::super) extern "C" fn ngx_http_upstream_init_stock_peer(
 /// `data` is the `peer.data` of a request that [`ngx_http_upstream_init_stock_peer`] set; nginx
 /// runs one callback of a request at a time.
 unsafe fn attempt<'a>(data: *mut c_void) -> &'a mut StockAttempt {
-    // SAFETY: the caller's promise; the request's pool has the attempt.
+    // SAFETY: the caller's promise; the attempt lives as long as the request's pool.
     unsafe { &mut *data.cast::<StockAttempt>() }
 }
 
