@@ -7,7 +7,7 @@
 //! | `init_main_conf`       | [`conf`]          | merges, checks, makes the plan, asks for the zone |
 //! | zone init              | [`zone`]          | lays out or finds the shared table          |
 //! | precontent phase       | [`first_wait`]    | waits for a service that a request names    |
-//! | `init_module`          | [`watcher`]       | master: first answers                       |
+//! | `init_module`          | [`watcher`]       | master: has a child ask for first answers   |
 //! | `init_process`         | [`watcher`]       | worker 0: starts the watch threads          |
 //! | `peer.init`, get, free | [`peer`]          | pick                                        |
 //! | content handler        | [`status`]        | the status page                             |
@@ -19,8 +19,10 @@ use std::ptr;
 use nginx_sys::{NGX_HTTP_MODULE, ngx_http_module_t, ngx_module_t};
 
 mod channel;
+mod child;
 mod conf;
 mod ffi;
+mod first;
 mod first_wait;
 mod log;
 mod peer;

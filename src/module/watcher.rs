@@ -1,6 +1,6 @@
 //! Who runs the watch threads, from when to when.
 //!
-//! The master asks for the first answers before it forks. Worker 0 follows Consul from then on; if
+//! Before the master forks its workers, a child of its own asks for the first answers. Worker 0 follows Consul from then on; if
 //! it dies, its replacement is worker 0 again and finds everything in the table.
 
 use std::cell::RefCell;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use nginx_consul_core::named::{Answerer, Templates};
 use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::state::{Saved, Saver};
-use nginx_consul_core::sync::{Engine, Plan, Sink, first_answers};
+use nginx_consul_core::sync::{Engine, Plan, Sink};
 use nginx_consul_core::table::{Lane, Table};
 use nginx_sys::{
     NGX_LOG_ALERT, NGX_LOG_WARN, NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_add_timer,
@@ -26,7 +26,7 @@ use crate::signals::SignalsBlocked;
 use crate::sink::TableSink;
 use crate::state::{self, TableSource};
 use crate::workers_user::Workers;
-use crate::{channel, reach, zone};
+use crate::{channel, first, reach, zone};
 
 /// How often worker 0 writes the threads' log lines and looks whether it is to end, milliseconds.
 const TICK: usize = 100;
@@ -90,7 +90,7 @@ pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) ->
         let is_test = unsafe { nginx_sys::ngx_test_config } != 0;
         // SAFETY: nginx passes the cycle it has just made.
         let Some((http, plan, table)) = (unsafe { parts(cycle) }) else { return OK };
-        // SAFETY: as above; the threads of an earlier cycle's first answers have ended.
+        // SAFETY: as above; the master has no threads.
         unsafe {
             let (workers, log) = (Workers::of(cycle), (*cycle).log);
             reach::check(plan, &workers, log);
@@ -110,14 +110,12 @@ pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) ->
             (0..plan.targets.len()).filter(|&target| !sink.has_data(target)).collect();
         if !needed.is_empty() {
             let timeout = http.init_timeout.unwrap_or(Duration::from_secs(2));
-            let _blocked = SignalsBlocked::new();
-            let sink: Arc<dyn Sink> = sink.clone();
-            first_answers(plan, &sink, &needed, timeout);
+            // SAFETY: nginx's master has no other threads, nor has the only process without one yet.
+            unsafe { first::ask(plan, table, &needed, timeout, &sink) };
         }
         let kept =
             http.state_file().map(|state| state.restore(plan, http.templates.as_deref(), &sink));
         KEPT.set(kept.unwrap_or_default());
-        // A thread that is stuck in a name lookup may outlast this zone.
         sink.close();
         // SAFETY: the cycle's log.
         unsafe { write_lines(&sink, (*cycle).log) };

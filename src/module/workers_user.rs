@@ -3,13 +3,14 @@
 
 use std::borrow::Cow;
 use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nginx_sys::{ngx_core_conf_t, ngx_core_module, ngx_cycle_t};
 
-use crate::signals::SignalsBlocked;
+use crate::child::{self, End};
 
 /// Whoever the workers of a configuration run as.
 pub(crate) struct Workers {
@@ -73,7 +74,7 @@ impl Workers {
     ///
     /// # Safety
     ///
-    /// Called from the process's only thread.
+    /// As for [`child::run`].
     pub(crate) unsafe fn may(&self, path: &Path, access: Access) -> io::Result<()> {
         let path = CString::new(path.as_os_str().as_bytes())?;
         // SAFETY: a NUL-terminated string.
@@ -116,31 +117,18 @@ impl User {
 ///
 /// # Safety
 ///
-/// Called from the process's only thread; `work` calls nothing but what is safe after fork().
+/// As for [`child::run`].
 unsafe fn in_child(work: impl FnOnce() -> bool) -> io::Result<()> {
-    // nginx's own handler is not to see this child.
-    let _blocked = SignalsBlocked::new();
-    // SAFETY: the child runs `work` and ends without running anything of the parent's.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
-        let done = work();
-        // SAFETY: as above.
-        unsafe { libc::_exit(if done { 0 } else { *libc::__errno_location() & 0xff }) };
-    }
-    if child < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let mut status = 0;
-    loop {
-        // SAFETY: waits for the child made above.
-        let ended = unsafe { libc::waitpid(child, &mut status, 0) };
-        if ended >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
-            break;
-        }
-    }
-    match libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)) {
-        Some(0) => Ok(()),
-        Some(errno) => Err(io::Error::from_raw_os_error(errno)),
-        None => Err(io::Error::other("the check was killed")),
+    let work = |_: &mut File| {
+        // SAFETY: the C library's own, of this thread.
+        if work() { 0 } else { unsafe { *libc::__errno_location() as u8 } }
+    };
+    // SAFETY: the caller's promise.
+    match unsafe { child::run(None, work) }?.end {
+        End::Status(0) => Ok(()),
+        End::Status(errno) => Err(io::Error::from_raw_os_error(errno)),
+        End::Signal(_) | End::Late => Err(io::Error::other("the check was killed")),
+        // Nothing that would be a reason to warn.
+        End::Unknown => Ok(()),
     }
 }

@@ -1,4 +1,4 @@
-//! Answers before the first request: in the master, while no worker runs.
+//! Answers before the first request: in a child of the master, before there are workers.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};

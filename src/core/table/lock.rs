@@ -1,8 +1,8 @@
 //! The publishers' lock. Requests never take it.
 //!
-//! Only publishers wait for each other: threads of worker 0, the master before its first fork, and
-//! for a moment around a reload the worker 0 of two configurations. The lock word names the
-//! process that holds it, so a lock whose holder was killed is taken over.
+//! Only publishers wait for each other: threads of worker 0, the master and its child that asks for
+//! the first answers, and for a moment around a reload the worker 0 of two configurations. The lock
+//! word names the process that holds it, so a lock whose holder was killed is taken over.
 
 use super::machine::atomic::{
     Ordering::{AcqRel, Acquire, Relaxed, Release},

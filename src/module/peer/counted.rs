@@ -49,6 +49,12 @@ impl Counted {
             && note(slot, view.peers().known(peer as usize), has_failed, single)
     }
 
+    /// Whether the peer that has the request has failed others.
+    #[inline]
+    pub(super) fn has_fails(&self) -> bool {
+        self.at.is_some_and(|(slot, _)| slot.has_fails())
+    }
+
     /// Whether the request counts as in flight.
     #[inline]
     pub(super) fn is_in_flight(&self) -> bool {

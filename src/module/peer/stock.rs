@@ -27,6 +27,7 @@ use crate::ffi::{ERROR, OK};
 
 mod attempt;
 mod carry;
+mod places;
 mod snapshot;
 
 pub(super) use attempt::ngx_http_upstream_init_stock_peer;
@@ -90,7 +91,7 @@ impl Stock {
     }
 
     /// The peers for a new request or attempt; `None` if the service has no instance.
-    #[inline]
+    #[inline(always)]
     fn current(&self, block: &Block) -> Option<Rc<Snapshot>> {
         if let (Some(current), Some(worker)) = (&*self.current.borrow(), block.worker()) {
             if block.is_present(worker, current.view()) {

@@ -7,6 +7,7 @@ mod conf_ok;
 mod discovery;
 mod examples;
 mod failures;
+mod first_answers;
 mod gate;
 mod harness;
 mod hostile;

@@ -1,6 +1,7 @@
 //! A request to a block whose method is nginx's or another module's.
 
 use std::ffi::c_void;
+use std::mem::ManuallyDrop;
 use std::rc::Rc;
 
 use nginx_consul_core::balance::Picked;
@@ -17,15 +18,15 @@ use super::super::counted::Counted;
 use super::super::delegate::Delegate;
 use super::carry::Key;
 use super::snapshot::Snapshot;
-use super::{Instant, Stock};
-use crate::ffi::{DECLINED, ERROR, OK, fence, make_in_pool};
+use super::{Instant, Stock, places};
+use crate::ffi::{DECLINED, ERROR, OK, fence};
 use crate::session;
 
 const BUSY: ngx_int_t = NGX_BUSY as ngx_int_t;
 const DONE: ngx_int_t = NGX_DONE as ngx_int_t;
 
-/// `peer.data`. Small, since each request has it in its pool.
-struct StockAttempt {
+/// `peer.data`.
+pub(super) struct StockAttempt {
     /// Lives in the configuration, which outlives the request, or in `named`.
     block: *const Block,
     /// Keeps the block of a service that the request has named.
@@ -37,7 +38,7 @@ struct StockAttempt {
     delegate: Option<Delegate>,
     counted: Counted,
     /// Of earlier attempts, if there were any that matter.
-    past: Option<Box<Past>>,
+    past: ManuallyDrop<Option<Box<Past>>>,
     /// The tier in use; after the last one come the block's `server` lines. It never falls, so
     /// that the request ends even if the set changes all the time.
     tier: u32,
@@ -74,14 +75,14 @@ pub(in super::super) extern "C" fn ngx_http_upstream_init_stock_peer(
             if snapshot.is_none() && block.has_fallback {
                 return ngx_http_upstream_init_round_robin_peer(r, us);
             }
-            let attempt = make_in_pool((*r).pool, || StockAttempt {
+            let attempt = places::make((*r).pool, || StockAttempt {
                 block,
                 _named: named,
                 request: r,
                 snapshot,
                 delegate: None,
                 counted: Counted::default(),
-                past: None,
+                past: ManuallyDrop::new(None),
                 tier: 0,
                 exhausted: false,
                 on_servers: false,
@@ -117,7 +118,7 @@ pub(in super::super) extern "C" fn ngx_http_upstream_init_stock_peer(
 /// `data` is the `peer.data` of a request that [`ngx_http_upstream_init_stock_peer`] set; nginx
 /// runs one callback of a request at a time.
 unsafe fn attempt<'a>(data: *mut c_void) -> &'a mut StockAttempt {
-    // SAFETY: the caller's promise; the request's pool has the attempt.
+    // SAFETY: the caller's promise; the attempt lives as long as the request's pool.
     unsafe { &mut *data.cast::<StockAttempt>() }
 }
 
@@ -128,9 +129,7 @@ extern "C" fn ngx_http_upstream_get_stock_peer(
     fence(ERROR, || {
         // SAFETY: nginx passes our data.
         let attempt = unsafe { attempt(data) };
-        attempt.counted.end();
-        attempt.renew();
-        attempt.pick(pc)
+        if std::mem::take(&mut attempt.fresh) { attempt.pick_first(pc) } else { attempt.retry(pc) }
     })
 }
 
@@ -168,6 +167,11 @@ impl StockAttempt {
         self.block().stock()
     }
 
+    #[cold]
+    fn forget_past(&mut self) {
+        self.past.take();
+    }
+
     /// Whether there is something after the tier in use.
     fn has_more(&self) -> bool {
         let tiers = self.snapshot.as_ref().map_or(0, |snapshot| snapshot.tiers());
@@ -184,15 +188,7 @@ impl StockAttempt {
     }
 
     /// Goes over to newer peers, if there are some.
-    #[inline]
     fn renew(&mut self) {
-        if !std::mem::take(&mut self.fresh) && !self.on_servers {
-            self.renew_for_retry();
-        }
-    }
-
-    #[cold]
-    fn renew_for_retry(&mut self) {
         let present = self.stock().and_then(|stock| stock.current(self.block()));
         let is_same = match (&self.snapshot, &present) {
             (Some(held), Some(present)) => Rc::ptr_eq(held, present),
@@ -226,6 +222,33 @@ impl StockAttempt {
         Some(tries.max(1))
     }
 
+    /// The first attempt, and mostly the only one.
+    #[inline]
+    fn pick_first(&mut self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
+        let Some(delegate) = &self.delegate else { return self.pick(pc) };
+        let picked = delegate.get(pc);
+        if picked == OK || picked == DONE {
+            self.begin(pc);
+            return picked;
+        }
+        if picked != BUSY || !self.has_more() {
+            return picked;
+        }
+        self.exhausted = true;
+        self.pick(pc)
+    }
+
+    #[cold]
+    fn retry(&mut self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
+        // nginx has freed the peer before; this is for what it forgets.
+        self.counted.end();
+        if !self.on_servers {
+            self.renew();
+        }
+        self.pick(pc)
+    }
+
+    #[cold]
     fn pick(&mut self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
         let mut moved = false;
         while let Some(tiers) = self.snapshot.as_ref().map(|snapshot| snapshot.tiers()) {
@@ -303,27 +326,50 @@ impl StockAttempt {
     /// The method has been told that the attempt is over; the rest is ours to do.
     #[inline]
     fn note_outcome(&mut self, state: ngx_uint_t) {
-        if let (Some(snapshot), Some(peer)) = (&self.snapshot, self.counted.peer()) {
-            let single = snapshot.view().len() == 1 && !self.block().has_fallback;
-            self.counted.judge(snapshot.view(), state, single);
-            if let Some(stock) = self.stock().filter(|stock| !stock.is_current(snapshot)) {
-                if snapshot.peer(peer).is_some() {
-                    stock.note_end(snapshot.key(peer));
-                }
-            }
-            if state & (NGX_PEER_FAILED | NGX_PEER_NEXT) as ngx_uint_t != 0 {
-                let key = snapshot.key(peer);
-                self.past.get_or_insert_default().tried.push(key);
-            }
+        let is_plain = state & (NGX_PEER_FAILED | NGX_PEER_NEXT) as ngx_uint_t == 0
+            && !self.counted.has_fails()
+            && self.is_current();
+        if !is_plain {
+            self.note_trouble(state);
         }
         self.counted.end();
+    }
+
+    /// Whether it holds the newest peers.
+    #[inline]
+    fn is_current(&self) -> bool {
+        match (&self.snapshot, self.stock()) {
+            (Some(snapshot), Some(stock)) => stock.is_current(snapshot),
+            _ => false,
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn note_trouble(&mut self, state: ngx_uint_t) {
+        let (Some(snapshot), Some(peer)) = (&self.snapshot, self.counted.peer()) else { return };
+        let single = snapshot.view().len() == 1 && !self.block().has_fallback;
+        self.counted.judge(snapshot.view(), state, single);
+        if let Some(stock) = self.stock().filter(|stock| !stock.is_current(snapshot)) {
+            if snapshot.peer(peer).is_some() {
+                stock.note_end(snapshot.key(peer));
+            }
+        }
+        if state & (NGX_PEER_FAILED | NGX_PEER_NEXT) as ngx_uint_t != 0 {
+            let key = snapshot.key(peer);
+            self.past.get_or_insert_default().tried.push(key);
+        }
     }
 }
 
 impl Drop for StockAttempt {
     /// With the request's pool; nginx has freed the peer before, so this is for what it forgets.
+    #[inline]
     fn drop(&mut self) {
         self.counted.end();
+        if self.past.is_some() {
+            self.forget_past();
+        }
     }
 }
 

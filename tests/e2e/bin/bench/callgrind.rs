@@ -1,4 +1,5 @@
-//! nginx under callgrind, which counts only while it is told to, and only the event loop's thread.
+//! nginx under callgrind, which counts only while it is told to, and only the event loop of one of
+//! two workers.
 
 use std::collections::HashMap;
 use std::fs;
@@ -7,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use nginx_consul_e2e::http::Connection;
 use nginx_consul_e2e::nginx;
-use nginx_consul_e2e::process::Process;
+use nginx_consul_e2e::process::{self, Process};
 use nginx_consul_e2e::{ports, wait};
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -21,6 +23,10 @@ pub(crate) struct Counted {
     folder: TempDir,
     process: Process,
     address: SocketAddr,
+    /// Worker 0 and worker 1.
+    workers: [u32; 2],
+    /// Which of them counts.
+    counting: usize,
 }
 
 /// What was counted.
@@ -34,34 +40,52 @@ pub(crate) struct Counts {
 }
 
 impl Counted {
-    /// Starts nginx with this configuration and waits until it listens. Nothing is counted yet.
-    pub(crate) fn start(text: &str) -> Counted {
+    /// Starts nginx with this configuration and waits until it listens. Nothing is counted yet, and
+    /// then only what the worker `counting` does.
+    pub(crate) fn start(text: &str, counting: usize) -> Counted {
         let folder = tempfile::tempdir().expect("a folder");
         let port = ports::free();
         let file = folder.path().join("nginx.conf");
         let text = text.replace("%%PORT%%", &port.to_string());
-        fs::write(&file, format!("{text}\nmaster_process off;\n")).expect("nginx.conf");
-        let out = folder.path().join("callgrind.out");
+        let text = text.replace("worker_processes 1;", "worker_processes 2;");
+        // valgrind's pipes, by which it is told to count, are made before workers change the user.
+        fs::write(&file, format!("user root;\n{text}")).expect("nginx.conf");
+        let out = folder.path().join("callgrind.out.%p");
         let mut command = Command::new("valgrind");
         command.args(["--tool=callgrind", "--instr-atstart=no", "--separate-threads=yes"]);
+        // Or callgrind_control finds no process that was forked.
+        command.arg("--trace-children=yes");
         command.arg(format!("--callgrind-out-file={}", out.display()));
         command.arg(nginx::binary()).arg("-p").arg(folder.path()).arg("-c").arg(&file);
         command.args(["-e", "error.log"]).stdin(Stdio::null());
         let log = fs::File::create(folder.path().join("valgrind.log")).expect("valgrind.log");
         let process = Process::spawn(command.stdout(Stdio::null()).stderr(log));
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let mut counted = Counted { folder, process, address };
-        wait::until("nginx listens under valgrind", PATIENCE, || {
+        let mut counted = Counted { folder, process, address, workers: [0; 2], counting };
+        counted.workers = wait::until_some("nginx serves under valgrind", PATIENCE, || {
             let ended = counted.process.exited().is_some();
             assert!(!ended, "nginx ended under valgrind:\n{}", counted.told());
-            TcpStream::connect(address).is_ok()
+            let workers = process::children(counted.process.pid(), "").try_into().ok()?;
+            TcpStream::connect(address).is_ok().then_some(workers)
         });
         counted
     }
 
-    /// Where it listens.
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
+    /// Opens connections to the worker that counts.
+    pub(crate) fn connect(&self, connections: usize) -> Vec<Connection> {
+        let other = self.workers[1 - self.counting];
+        process::send(other, Signal::STOP);
+        wait::until("the other worker stops", PATIENCE, || process::is_stopped(other));
+        let wanted = self.workers[self.counting].to_string();
+        let open = || {
+            let mut connection = Connection::open(self.address).expect("a connection");
+            let who = connection.get("/pid").expect("the worker's pid").body;
+            assert_eq!(who, wanted, "the pid of the worker that counts");
+            connection
+        };
+        let opened = (0..connections).map(|_| open()).collect();
+        process::send(other, Signal::CONT);
+        opened
     }
 
     /// What it and valgrind said.
@@ -74,7 +98,9 @@ impl Counted {
     /// Counts from here on, or no more.
     pub(crate) fn switch(&self, on: bool) {
         let mut command = Command::new("callgrind_control");
-        command.args(["-i", if on { "on" } else { "off" }]).arg(self.process.pid().to_string());
+        command
+            .args(["-i", if on { "on" } else { "off" }])
+            .arg(self.workers[self.counting].to_string());
         let output = command.output().expect("callgrind_control: scripts/deps bench");
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && text.contains("OK"), "{command:?}: {text}");
@@ -82,17 +108,15 @@ impl Counted {
 
     /// Ends it. What callgrind wrote is left in the file `keep`.
     pub(crate) fn end(mut self, keep: Option<&Path>) -> Counts {
-        // Without a master, a signal that comes just before epoll_wait() is seen after the next event.
-        let status = (0..30).find_map(|_| {
-            self.process.signal(Signal::TERM);
-            self.process.wait(Duration::from_secs(1))
-        });
+        self.process.signal(Signal::TERM);
+        let status = self.process.wait(PATIENCE);
         assert!(status.is_some_and(|s| s.success()), "{status:?}\n{}", self.told());
-        let out = self.folder.path().join("callgrind.out-01");
+        let worker = self.workers[self.counting];
+        let out = self.folder.path().join(format!("callgrind.out.{worker}-01"));
         if let Some(keep) = keep {
             fs::copy(&out, keep).expect("a place to keep callgrind.out");
         }
-        Counts::parse(&fs::read_to_string(out).expect("callgrind.out-01"))
+        Counts::parse(&fs::read_to_string(out).expect("what callgrind wrote"))
     }
 }
 

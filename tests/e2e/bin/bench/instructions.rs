@@ -1,8 +1,6 @@
 //! User-space instructions per request, counted by callgrind: the one figure that a busy machine
 //! leaves alone.
 
-use nginx_consul_e2e::http::Connection;
-
 use crate::callgrind::Counted;
 use crate::options::Options;
 use crate::stage::Stage;
@@ -63,9 +61,8 @@ fn per_request(stage: &Stage, options: &Options, variant: Variant, length: usize
         (false, false) => 2400,
     };
     let text = variant.configuration(stage, options.setup, length, NEVER);
-    let nginx = Counted::start(&text);
-    let mut clients: Vec<Connection> =
-        (0..CLIENTS).map(|_| Connection::open(nginx.address()).expect("a connection")).collect();
+    let nginx = Counted::start(&text, options.worker);
+    let mut clients = nginx.connect(CLIENTS);
     let mut ask = |n: usize| {
         let answer = clients[n % CLIENTS].get(&format!("/?key={}", n % CLIENTS));
         let answer = answer.unwrap_or_else(|error| panic!("{error}\n{}", nginx.told()));

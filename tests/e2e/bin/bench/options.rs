@@ -15,6 +15,8 @@ scripts/bench [option]…
                     with that method, group or whole name: least_conn, ours, over:hash_consistent …
                     (default: all; cpu takes only static:round_robin, static:random, lua and ours)
   --part NAME,…     instructions, memory, update, propagation, cpu (default: all)
+  --worker 0|1      whose instructions are counted: those of worker 0, which follows Consul and so
+                    has threads, or of another one (default 1)
   --keep FOLDER     callgrind's files go there, for callgrind_annotate
   --setup hot|distinct
                     hot: nearly all weight on 8 of N, connections to them reused (default)
@@ -58,6 +60,8 @@ pub(crate) struct Options {
     pub(crate) on_cpu: Vec<Variant>,
     pub(crate) parts: Vec<Part>,
     pub(crate) setup: Setup,
+    /// Whose instructions are counted.
+    pub(crate) worker: usize,
     /// Where callgrind's files go.
     pub(crate) keep: Option<PathBuf>,
 }
@@ -76,6 +80,7 @@ impl Options {
             on_cpu: Vec::new(),
             parts: Part::ALL.map(|(_, part)| part).to_vec(),
             setup: Setup::Hot,
+            worker: 1,
             keep: None,
         };
         let mut only: Option<Vec<String>> = None;
@@ -91,6 +96,7 @@ impl Options {
                 "--n" => options.lengths = list(value, |item| number(name, item))?,
                 "--only" => only = Some(list(value, named)?),
                 "--part" => options.parts = list(value, part)?,
+                "--worker" => options.worker = worker(value)?,
                 "--keep" => options.keep = Some(value.into()),
                 "--setup" => options.setup = setup(value)?,
                 _ => return Err(format!("unknown option {name}")),
@@ -137,6 +143,14 @@ fn named(name: &str) -> Result<String, String> {
 fn part(name: &str) -> Result<Part, String> {
     let found = Part::ALL.into_iter().find(|(known, _)| *known == name);
     found.map(|(_, part)| part).ok_or_else(|| format!("no part {name:?}"))
+}
+
+fn worker(value: &str) -> Result<usize, String> {
+    match value {
+        "0" => Ok(0),
+        "1" => Ok(1),
+        _ => Err(format!("--worker takes 0 or 1, not {value:?}")),
+    }
 }
 
 fn setup(name: &str) -> Result<Setup, String> {

@@ -190,7 +190,7 @@ fn whole(modules: &str, http: &str) -> String {
              client_body_temp_path body;\nproxy_temp_path proxy;\nfastcgi_temp_path fastcgi;\n\
              uwsgi_temp_path uwsgi;\nscgi_temp_path scgi;\n{http}\n\
              server {{ listen 127.0.0.1:%%PORT%%; {status} \
-             location / {{ proxy_pass http://peers; \
+             location = /pid {{ return 200 $pid; }} location / {{ proxy_pass http://peers; \
              proxy_http_version 1.1; proxy_set_header Connection \"\"; }} }}\n}}\n"
     )
 }
