@@ -155,6 +155,17 @@ mod tests {
     }
 
     #[test]
+    fn details_are_the_same_one_at_a_time() {
+        let (table, me) = (Table::create(zone(1 << 17), 16).unwrap(), ProcessId::own());
+        let e = table.claim(1, me).unwrap();
+        table.publish((e, 1), &set(1..=5), 100, me).unwrap();
+        let image = table.read(e, 1).unwrap();
+        let mut at = 0;
+        let taken: Vec<_> = std::iter::from_fn(|| image.next_detail(&mut at)).collect();
+        assert_eq!((taken.len(), taken), (5, image.details()));
+    }
+
+    #[test]
     fn it_stays_short_however_much_changes() {
         let (table, me) = (Table::create(zone(1 << 17), 16).unwrap(), ProcessId::own());
         table.lead(me);

@@ -44,7 +44,7 @@ pub struct Record {
 }
 
 /// What only the status page needs of a peer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Detail {
     /// Name of the node.
     #[serde(rename = "n")]
@@ -189,9 +189,19 @@ impl Image {
         history::decode(&self.history)
     }
 
-    /// What the status page shows of each peer, in their order.
+    /// What the status shows of each peer, in their order.
     pub fn details(&self) -> Vec<Detail> {
         serde_json::from_slice(&self.details).unwrap_or_default()
+    }
+
+    /// The next of the details, for who takes them one at a time; `at` is 0 at first.
+    pub fn next_detail(&self, at: &mut usize) -> Option<Detail> {
+        // A bracket or a comma comes before each.
+        let rest = self.details.get(*at + 1..)?;
+        let mut details = serde_json::Deserializer::from_slice(rest).into_iter::<Detail>();
+        let detail = details.next()?.ok()?;
+        *at += 1 + details.byte_offset();
+        Some(detail)
     }
 }
 
@@ -227,8 +237,10 @@ impl<'z> Table<'z> {
         records.extend(words.filter_map(|words| Record::decode(words.try_into().ok()?, self)));
         let (mut details, mut history) = (Vec::new(), Vec::new());
         if with_details {
-            let words = details_at..history_at;
-            details.extend(words.flat_map(|w| self.load(offset + w).to_le_bytes()));
+            details.reserve((history_at - details_at) * 8);
+            for word in &self.words[offset + details_at..offset + history_at] {
+                details.extend_from_slice(&word.load(Relaxed).to_le_bytes());
+            }
             details.truncate(detail_bytes);
             history.extend((history_at..len).map(|w| self.load(offset + w)));
         }
