@@ -145,6 +145,11 @@ impl HttpConf {
         self.state.as_ref()?.as_ref()
     }
 
+    /// `consul_connections`.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.unwrap_or(64)
+    }
+
     fn new() -> HttpConf {
         HttpConf {
             zone: None,
