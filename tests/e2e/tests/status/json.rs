@@ -79,7 +79,8 @@ fn the_schema_describes_named_services_a_state_file_and_failures() {
         nginx.service(&service)["backoff_ms"].as_u64().is_some_and(|ms| ms <= 100)
     });
     let status = valid(&nginx, "/consul?format=json");
-    assert!(status["services"][0]["refusals"]["connect"].as_u64() >= Some(1), "{status:#}");
+    let refusals = status["services"][0]["refusals"].as_object();
+    assert!(refusals.is_some_and(|refusals| !refusals.is_empty()), "{status:#}");
     proxy.set(Fault::Pass);
     wait::until("no pause", SOON, || nginx.service(&service)["backoff_ms"].is_null());
 }
