@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::support::{SOON, follow, gateway, register, register_one, tally, unique, until_peers};
 
 mod json;
+mod large;
 mod metrics;
 
 #[test]

@@ -28,7 +28,6 @@ fn check(program: &str, arguments: &[&str], input: &str) -> String {
     let output = child.wait_with_output().expect("an end");
     let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments:?}: {said}\nof\n{input}");
-    assert!(!said.contains("error"), "{program} {arguments:?}: {said}\nof\n{input}");
     said.into_owned()
 }
 
