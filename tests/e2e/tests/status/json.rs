@@ -67,7 +67,7 @@ fn the_schema_describes_named_services_a_state_file_and_failures() {
         upstream any { consul_dynamic $arg_service; consul_allow_service *; }\n\
         server { listen 127.0.0.1:%%PORT%%; location /any { proxy_pass http://any/; }\n\
         location = /consul { consul_status; } }";
-    let nginx = Config::http(text).set("CONSUL", &proxy.url()).set("SERVICE", &service).start();
+    let nginx = Config::http(text).set("CONSUL", proxy.url()).set("SERVICE", &service).start();
     assert_eq!(nginx.outcome(&format!("/any?service={service}")), "a");
     let status = valid(&nginx, "/consul?format=json");
     assert_eq!(status["upstreams"][0]["in_use"], "servers");
@@ -140,7 +140,7 @@ fn one_service_can_be_asked_for() {
     let text = "consul_server %%CONSUL%%; upstream one { consul_dynamic %%SERVICE%%; }\n\
         upstream two { consul_dynamic '%%OTHER%%'; }\n\
         server { listen 127.0.0.1:%%PORT%%; location = /consul { consul_status; } }";
-    let config = Config::http(text).set("CONSUL", &consul.url()).set("SERVICE", &service);
+    let config = Config::http(text).set("CONSUL", consul.url()).set("SERVICE", &service);
     let nginx = config.set("OTHER", &other).start();
     let names = |path: &str| {
         let status = valid(&nginx, path);

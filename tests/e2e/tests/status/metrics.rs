@@ -58,8 +58,8 @@ fn rich(consul: &Agent, service: &str, backend: &Backend) -> Nginx {
         location = /gone { return 503; }\n\
         location = /few { consul_status metrics=service; }\n\
         location = /consul { consul_status metrics=peer; } }";
-    let config = Config::http(text).set("CONSUL", &consul.url());
-    let nginx = config.set("SERVICE", &service.replace('\\', "\\\\")).start();
+    let config = Config::http(text).set("CONSUL", consul.url());
+    let nginx = config.set("SERVICE", service.replace('\\', "\\\\")).start();
     assert_eq!(nginx.outcome("/a"), backend.name());
     assert_eq!(nginx.outcome(&format!("/any?service={service}-shared")), backend.name());
     nginx
