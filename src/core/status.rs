@@ -1,14 +1,60 @@
-//! What the status page says, and how.
+//! What the status says, and how. `docs/status.md` describes it, `docs/status.schema.json` its JSON.
+//!
+//! Who writes it does so in pieces, so that thousands of peers don't keep a worker from its requests:
+//! a [`Document`] is told one thing after the other.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-mod html;
+use crate::table::Changed;
 
-/// The whole page.
+mod ask;
+mod html;
+mod json;
+mod metrics;
+#[cfg(test)]
+mod testing;
+
+pub use ask::{Ask, Format, UnknownFormat};
+
+/// Version of the JSON. Names and meanings stay while it does; what is new may come.
+pub const VERSION: u32 = 1;
+
+/// The status as it is written. First comes the head, then the upstreams, then the services, each
+/// followed by its peers, and then those that requests have named.
+pub trait Document {
+    /// What holds for all.
+    fn head(&mut self, head: Head);
+    /// A block.
+    fn upstream(&mut self, upstream: Upstream);
+    /// A service; its peers follow.
+    fn service(&mut self, service: Service);
+    /// A peer of the service before.
+    fn peer(&mut self, peer: Peer);
+    /// What follows was named by requests, which may name so many.
+    fn named(&mut self, max: usize);
+    /// The text, in one or several parts.
+    fn finish(self: Box<Self>) -> Vec<Vec<u8>>;
+}
+
+/// An empty document. `with_peers`: metrics say something about each peer.
+pub fn document(format: Format, with_peers: bool) -> Box<dyn Document> {
+    match format {
+        Format::Html => Box::new(html::Page::default()),
+        Format::Json => Box::new(json::Json::default()),
+        Format::Text => Box::new(metrics::Metrics::new(false, with_peers)),
+        Format::OpenMetrics => Box::new(metrics::Metrics::new(true, with_peers)),
+    }
+}
+
+/// What holds for all services.
 #[derive(Clone, Debug, Serialize)]
-pub struct Status {
+pub struct Head {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Now, milliseconds since the epoch.
+    pub time_ms: u64,
     /// This module.
     pub module: Version,
     /// The nginx it runs in.
@@ -18,32 +64,17 @@ pub struct Status {
     /// The state file, with `consul_state`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<StateFile>,
-    /// The blocks, and where their requests go.
-    pub upstreams: Vec<Upstream>,
-    /// Every service that a block follows.
-    pub services: Vec<Service>,
-    /// Those that requests have named, if they can.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub named: Option<Named>,
+    /// Connections to Consul.
+    pub connections: Connections,
 }
 
-/// The services that requests have named.
-#[derive(Clone, Debug, Serialize)]
-pub struct Named {
-    /// `consul_max_services`.
+/// Connections to Consul.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Connections {
+    /// `consul_connections`.
     pub max: usize,
-    /// Followed now.
-    pub services: Vec<NamedService>,
-}
-
-/// A service that a request has named.
-#[derive(Clone, Debug, Serialize)]
-pub struct NamedService {
-    /// Seconds since a request named it last; good to a second.
-    pub last_used_seconds: f64,
-    /// As of the others.
-    #[serde(flatten)]
-    pub service: Service,
+    /// Those that Consul counts, with what earlier workers have left there.
+    pub used: usize,
 }
 
 /// A block.
@@ -157,7 +188,9 @@ pub struct Service {
     pub index: u64,
     /// Moves with every change of the peers.
     pub generation: u64,
-    /// Where the peers come from: `consul`, `state file`, or `null` if there are none yet.
+    /// Where the peers come from: `live`, what Consul has told whoever follows it now; `zone`, kept
+    /// from before a start, a reload or the end of a worker, and not confirmed since; `state file`;
+    /// `null` before the first answer.
     pub source: Option<&'static str>,
     /// Age of the last good answer; `null` before the first.
     pub last_good_seconds: Option<f64>,
@@ -167,12 +200,56 @@ pub struct Service {
     pub last_error: Option<String>,
     /// Failures in a row.
     pub failures: u64,
+    /// After a failure: milliseconds until Consul is asked again.
+    pub backoff_ms: Option<u64>,
+    /// The last good answer is not in force, because the zone has no room.
+    pub zone_full: bool,
     /// How often answers changed nothing, by reason; reasons that never were are left out.
     pub refusals: BTreeMap<&'static str, u64>,
     /// A removal of peers that is not in force yet.
     pub pending: Option<Pending>,
-    /// The peers.
-    pub peers: Vec<Peer>,
+    /// The last changes, newest first.
+    pub history: Vec<Change>,
+    /// For services that requests have named: seconds since a request named it last; good to a
+    /// second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_used_seconds: Option<f64>,
+}
+
+/// A change of a service's peers.
+#[derive(Clone, Debug, Serialize)]
+pub struct Change {
+    /// When, milliseconds since the epoch.
+    pub time_ms: u64,
+    /// The generation that it made.
+    pub generation: u64,
+    /// The first addresses of those who joined.
+    pub joined: Vec<String>,
+    /// The first addresses of those who left.
+    pub left: Vec<String>,
+    /// How many joined.
+    pub joined_total: usize,
+    /// How many left.
+    pub left_total: usize,
+    /// How many stayed with another address, weight or parameter.
+    pub changed_total: usize,
+}
+
+impl From<Changed> for Change {
+    fn from(change: Changed) -> Change {
+        let text = |addresses: Vec<std::net::SocketAddr>| {
+            addresses.iter().map(ToString::to_string).collect()
+        };
+        Change {
+            time_ms: change.time_ms,
+            generation: change.generation,
+            joined: text(change.joined),
+            left: text(change.left),
+            joined_total: change.joined_total,
+            left_total: change.left_total,
+            changed_total: change.changed_total,
+        }
+    }
 }
 
 /// A removal of peers that is to be confirmed.
@@ -195,33 +272,65 @@ pub struct Peer {
     pub node: String,
     /// Service id.
     pub service_id: String,
+    /// Datacenter of its node, if Consul says.
+    pub datacenter: Option<String>,
     /// Tags.
     pub tags: Vec<String>,
     /// Consul's word for its health.
     pub health: String,
-    /// Weight in effect.
+    /// Weight wanted.
     pub weight: u32,
+    /// Weight in effect now: less during a slow start, 0 for one that is down.
+    pub effective_weight: f64,
     /// Whether it is only used when those without are not usable.
     pub backup: bool,
+    /// Most requests with it at a time; 0: no limit.
+    pub max_conns: u32,
     /// Requests with it now, over all workers.
     pub in_flight: u64,
     /// Times it was picked.
     pub picks: u64,
     /// Failed attempts.
     pub fails: u64,
-    /// `up`, `unavail` while `max_fails` keeps it out, or `down` by `nginx_down`.
-    pub state: &'static str,
+    /// Mean time to the response header, milliseconds, which decays without answers; `null` before
+    /// the first one, and where nobody measures it (without `consul_balance least_time`).
+    pub latency_ms: Option<f64>,
+    /// Whether it gets requests.
+    pub state: PeerState,
 }
 
-impl Status {
-    /// For programs.
-    pub fn to_json(&self) -> Vec<u8> {
-        serde_json::to_vec(self).unwrap_or_default()
-    }
+/// Whether a peer gets requests, in the words of NGINX Plus and Angie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PeerState {
+    /// It does.
+    Up,
+    /// It gets less than its share, for it is new or recovered a while ago (`slow_start`).
+    Recovering,
+    /// It has as many as it may have (`max_conns`).
+    Busy,
+    /// Its failures keep it out (`max_fails`).
+    Unavail,
+    /// It keeps what it has and gets nothing new: an operator has said so.
+    Draining,
+    /// It says so itself (`nginx_down`).
+    Down,
+}
 
-    /// For people.
-    pub fn to_html(&self) -> Vec<u8> {
-        html::page(self).into_string().into_bytes()
+impl PeerState {
+    /// All, and their words.
+    pub const ALL: [(PeerState, &'static str); 6] = [
+        (PeerState::Up, "up"),
+        (PeerState::Recovering, "recovering"),
+        (PeerState::Busy, "busy"),
+        (PeerState::Unavail, "unavail"),
+        (PeerState::Draining, "draining"),
+        (PeerState::Down, "down"),
+    ];
+
+    /// Its word.
+    pub fn word(self) -> &'static str {
+        PeerState::ALL[self as usize].1
     }
 }
 
@@ -229,127 +338,19 @@ impl Status {
 mod tests {
     use super::*;
 
-    fn status(tag: &str) -> Status {
-        Status {
-            module: Version { version: "0.1.0".into() },
-            nginx: Nginx { version: "1.22.1".into(), pid: 7, worker: 0 },
-            zone: Zone { name: "consul".into(), size: 10, used: 1 },
-            state: Some(StateFile {
-                path: "/var/<state>".into(),
-                age_seconds: Some(7.5),
-                error: Some("disk <full>".into()),
-            }),
-            upstreams: vec![Upstream::new(
-                "api".into(),
-                "web".into(),
-                "round_robin".into(),
-                vec![
-                    Tier { name: "dc1".into(), peers: Some(3), usable: Some(0) },
-                    Tier { name: "dc<2>".into(), peers: Some(2), usable: Some(1) },
-                    Tier { name: "servers".into(), peers: None, usable: None },
-                ],
-            )],
-            services: vec![Service {
-                service: "web".into(),
-                from: "health",
-                datacenter: None,
-                upstreams: vec!["api".into()],
-                tags: vec![],
-                status: "passing",
-                filter: None,
-                servers: vec!["http://127.0.0.1:8500".into()],
-                server: None,
-                mode: "blocking",
-                delay_ms: None,
-                index: 42,
-                generation: 3,
-                source: Some("state file"),
-                last_good_seconds: Some(0.31),
-                last_change_seconds: None,
-                last_error: Some("<b>&\u{7}".into()),
-                failures: 0,
-                refusals: BTreeMap::from([("no_leader", 3), ("stale", 1)]),
-                pending: Some(Pending { removals: 2, confirmed: 1, of: 3 }),
-                peers: vec![Peer {
-                    server: "127.0.0.1:80".into(),
-                    node: "n".into(),
-                    service_id: "web-1".into(),
-                    tags: vec![tag.into()],
-                    health: "passing".into(),
-                    weight: 1,
-                    backup: false,
-                    in_flight: 0,
-                    picks: 9,
-                    fails: 0,
-                    state: "up",
-                }],
-            }],
-            named: None,
-        }
-    }
-
-    #[test]
-    fn a_hostile_tag_is_text_in_html_and_json() {
-        let tag = "<script>alert(\"1\")</script>";
-        let html = String::from_utf8(status(tag).to_html()).unwrap();
-        assert!(!html.contains("<script>") && html.contains("&lt;script&gt;"), "{html}");
-        let json: serde_json::Value = serde_json::from_slice(&status(tag).to_json()).unwrap();
-        assert_eq!(json["services"][0]["peers"][0]["tags"][0], tag);
-        assert_eq!(json["services"][0]["last_error"], "<b>&\u{7}");
-    }
-
-    #[test]
-    fn the_page_has_a_row_for_each_peer() {
-        let html = String::from_utf8(status("v1").to_html()).unwrap();
-        for part in [
-            "<table",
-            "127.0.0.1:80",
-            "web-1",
-            "v1",
-            "0.3 s ago",
-            "passing",
-            "no_leader 3, stale 1",
-            "/var/&lt;state&gt;",
-            "7.5 s ago",
-            "disk &lt;full&gt;",
-            "from state file",
-        ] {
-            assert!(html.contains(part), "{part} in {html}");
-        }
-    }
-
     #[test]
     fn the_tier_in_use_is_the_first_with_a_usable_peer() {
-        let json: serde_json::Value = serde_json::from_slice(&status("v1").to_json()).unwrap();
-        assert_eq!(json["upstreams"][0]["in_use"], "dc<2>");
-        let html = String::from_utf8(status("v1").to_html()).unwrap();
-        assert!(html.contains("<strong>dc&lt;2&gt; (1 of 2)</strong>"), "{html}");
-        let none = vec![Tier { name: "dc1".into(), peers: Some(0), usable: Some(0) }];
-        assert_eq!(Upstream::new("a".into(), "b".into(), "random".into(), none).in_use, None);
+        let tier = |usable| Tier { name: format!("{usable:?}"), peers: Some(2), usable };
+        let of = |tiers| Upstream::new("a".into(), "b".into(), "random".into(), tiers).in_use;
+        assert_eq!(of(vec![tier(Some(0)), tier(Some(1)), tier(None)]), Some("Some(1)".into()));
+        assert_eq!(of(vec![tier(Some(0)), tier(None)]), Some("None".into()));
+        assert_eq!(of(vec![tier(Some(0))]), None);
     }
 
     #[test]
-    fn services_that_requests_have_named_stand_apart() {
-        let mut status = status("v1");
-        let service = Service { service: "shop".into(), ..status.services[0].clone() };
-        let services = vec![NamedService { last_used_seconds: 2.5, service }];
-        status.named = Some(Named { max: 5000, services });
-        let json: serde_json::Value = serde_json::from_slice(&status.to_json()).unwrap();
-        assert_eq!(json["services"].as_array().unwrap().len(), 1);
-        let named = &json["named"]["services"][0];
-        assert_eq!((&named["service"], &named["last_used_seconds"]), (&"shop".into(), &2.5.into()));
-        let html = String::from_utf8(status.to_html()).unwrap();
-        assert!(html.contains("1 of at most 5000") && html.contains("named 2.5 s ago"), "{html}");
-    }
-
-    #[test]
-    fn refusals_and_what_is_pending_show() {
-        let json: serde_json::Value = serde_json::from_slice(&status("v1").to_json()).unwrap();
-        let service = &json["services"][0];
-        assert_eq!(service["refusals"], serde_json::json!({"no_leader": 3, "stale": 1}));
-        let pending = serde_json::json!({"removals": 2, "confirmed": 1, "of": 3});
-        assert_eq!(service["pending"], pending);
-        let html = String::from_utf8(status("v1").to_html()).unwrap();
-        assert!(html.contains("2 would leave, confirmed by 1 of 3 reads"), "{html}");
+    fn a_state_has_the_same_word_everywhere() {
+        for (state, word) in PeerState::ALL {
+            assert_eq!((state.word(), serde_json::to_value(state).unwrap()), (word, word.into()));
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::{Peer, Service, StateFile, Status, Tier, Upstream};
+use super::{Document, Head, Peer, PeerState, Service, StateFile, Tier, Upstream};
 use crate::text::printable as shown;
 
 const STYLE: &str = "\
@@ -14,7 +14,48 @@ th,td{text-align:left;padding:.25rem .8rem .25rem 0;border-bottom:1px solid #888
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}\
 .bad{color:#c0392b}.dim{opacity:.7}code{font-size:.95em}";
 
-pub(super) fn page(status: &Status) -> Markup {
+/// What the page is to show.
+#[derive(Default)]
+pub(super) struct Page {
+    head: Option<Head>,
+    upstreams: Vec<Upstream>,
+    services: Vec<(Service, Vec<Peer>)>,
+    /// The services that requests may name, and how many come before them.
+    named: Option<(usize, usize)>,
+}
+
+impl Document for Page {
+    fn head(&mut self, head: Head) {
+        self.head = Some(head);
+    }
+
+    fn upstream(&mut self, upstream: Upstream) {
+        self.upstreams.push(upstream);
+    }
+
+    fn service(&mut self, service: Service) {
+        self.services.push((service, Vec::new()));
+    }
+
+    fn peer(&mut self, peer: Peer) {
+        if let Some((_, peers)) = self.services.last_mut() {
+            peers.push(peer);
+        }
+    }
+
+    fn named(&mut self, max: usize) {
+        self.named = Some((max, self.services.len()));
+    }
+
+    fn finish(self: Box<Self>) -> Vec<Vec<u8>> {
+        let page = self.head.as_ref().map(|head| page(head, &self));
+        vec![page.map_or_else(String::new, Markup::into_string).into_bytes()]
+    }
+}
+
+fn page(status: &Head, page: &Page) -> Markup {
+    let named_from = page.named.map_or(page.services.len(), |(_, from)| from);
+    let (services, named) = page.services.split_at(named_from);
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -33,13 +74,11 @@ pub(super) fn page(status: &Status) -> Markup {
                     a href="?format=json" { "JSON" }
                 }
                 @if let Some(state) = &status.state { (state_file(state)) }
-                @for upstream in &status.upstreams { (tiers(upstream)) }
-                @for service in &status.services { (section(service, None)) }
-                @if let Some(named) = &status.named {
-                    h2 { "Named by requests: " (named.services.len()) " of at most " (named.max) }
-                    @for named in &named.services {
-                        (section(&named.service, Some(named.last_used_seconds)))
-                    }
+                @for upstream in &page.upstreams { (tiers(upstream)) }
+                @for (service, peers) in services { (section(service, peers)) }
+                @if let Some((max, _)) = page.named {
+                    h2 { "Named by requests: " (named.len()) " of at most " (max) }
+                    @for (service, peers) in named { (section(service, peers)) }
                 }
             }
         }
@@ -76,13 +115,13 @@ fn tier_text(tier: &Tier) -> String {
     }
 }
 
-fn section(service: &Service, last_used: Option<f64>) -> Markup {
+fn section(service: &Service, peers: &[Peer]) -> Markup {
     html! {
         h2 { (shown(&service.service)) }
         p {
             "upstream " (shown(&service.upstreams.join(", "))) " · " (service.status)
             @if service.from != "health" { " · source " (service.from) }
-            @if last_used.is_some() { " · named " (ago(last_used)) }
+            @if service.last_used_seconds.is_some() { " · named " (ago(service.last_used_seconds)) }
             @for tag in &service.tags { " · tag " code { (shown(tag)) } }
             @if let Some(dc) = &service.datacenter { " · datacenter " (shown(dc)) }
             @if let Some(filter) = &service.filter { " · filter " code { (shown(filter)) } }
@@ -117,8 +156,8 @@ fn section(service: &Service, last_used: Option<f64>) -> Markup {
                 th.n { "fails" }
             } }
             tbody {
-                @for peer in &service.peers { (row(peer)) }
-                @if service.peers.is_empty() { tr { td.bad colspan="10" { "no usable instance" } } }
+                @for peer in peers { (row(peer)) }
+                @if peers.is_empty() { tr { td.bad colspan="10" { "no usable instance" } } }
             }
         }
     }
@@ -134,7 +173,7 @@ fn row(peer: &Peer) -> Markup {
         tr {
             td { (peer.server) } td { (shown(&peer.node)) } td { (shown(&peer.service_id)) }
             td { (shown(&peer.tags.join(", "))) } td { (shown(&peer.health)) }
-            td.bad[peer.state != "up"] { (peer.state) }
+            td.bad[peer.state != PeerState::Up] { (peer.state.word()) }
             td.n { (peer.weight) @if peer.backup { " backup" } } td.n { (peer.in_flight) } td.n { (peer.picks) }
             td.n { (peer.fails) }
         }
@@ -143,4 +182,42 @@ fn row(peer: &Peer) -> Markup {
 
 fn ago(seconds: Option<f64>) -> String {
     seconds.map_or_else(|| "never".into(), |s| format!("{s:.1} s ago"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Format;
+    use super::super::testing::{head, peer, service, upstream, write};
+    use super::*;
+
+    #[test]
+    fn the_page_has_a_row_for_each_peer_and_shows_hostile_text_as_text() {
+        let page = write(Format::Html, true, |doc| {
+            doc.head(head());
+            doc.upstream(upstream("api", "web"));
+            doc.service(service("web", "api"));
+            let tags = vec!["<script>alert(\"1\")</script>".into()];
+            doc.peer(Peer { tags, ..peer("127.0.0.1:80", PeerState::Up) });
+            doc.named(5000);
+            let named = service("shop", "any");
+            doc.service(Service { last_used_seconds: Some(2.5), ..named });
+        });
+        for part in [
+            "<table",
+            "127.0.0.1:80",
+            "web-1",
+            "&lt;script&gt;",
+            "0.2 s ago",
+            "no_leader 3, stale 1",
+            "/var/&lt;state&gt;",
+            "from state file",
+            "<strong>dc&lt;2&gt; (1 of 2)</strong>",
+            "2 would leave, confirmed by 1 of 3 reads",
+            "1 of at most 5000",
+            "named 2.5 s ago",
+        ] {
+            assert!(page.contains(part), "{part} in {page}");
+        }
+        assert!(!page.contains("<script>"), "{page}");
+    }
 }

@@ -64,14 +64,25 @@ impl Table<'_> {
         }
     }
 
-    /// Connections that Consul counts besides the caller's.
-    pub fn foreign_connections(&self, me: ProcessId, now_ms: u64) -> usize {
+    /// All connections that Consul counts.
+    pub fn connections(&self, now_ms: u64) -> usize {
+        let running = decode(self.load(H_CONNECTIONS));
+        self.left(now_ms) + running.blocking + running.others
+    }
+
+    /// Those of workers before the one that has connections now.
+    fn left(&self, now_ms: u64) -> usize {
         let left = [H_CONNECTIONS_LEFT, H_CONNECTIONS_ENDING]
             .map(|word| Left::decode(self.load(word)).at(now_ms) as usize);
+        left.iter().sum()
+    }
+
+    /// Connections that Consul counts besides the caller's.
+    pub fn foreign_connections(&self, me: ProcessId, now_ms: u64) -> usize {
         let others = decode(self.load(H_CONNECTIONS));
         let is_mine = self.load(H_CONNECTIONS_OWNER) == me.get();
         let running = if is_mine { 0 } else { others.blocking + others.others };
-        left.iter().sum::<usize>() + running
+        self.left(now_ms) + running
     }
 }
 
@@ -113,6 +124,7 @@ mod tests {
         table.take_over_connections(new, NOW);
         table.note_connections(of(60, 9), old);
         table.note_connections(of(1, 2), new);
+        assert_eq!(table.connections(NOW), 57);
         assert_eq!(table.foreign_connections(new, NOW), 54, "the old one is not heard any more");
         assert_eq!(table.foreign_connections(new, NOW + 1000), 50);
         assert_eq!(table.foreign_connections(new, NOW + 17_999), 50);

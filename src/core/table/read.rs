@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Table;
 use super::entry::D_COUNT;
+use super::history::{self, Changed};
 use super::machine::atomic::{
     AtomicU64,
     Ordering::{Acquire, Relaxed},
@@ -43,7 +44,7 @@ pub struct Record {
 }
 
 /// What only the status page needs of a peer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Detail {
     /// Name of the node.
     #[serde(rename = "n")]
@@ -70,6 +71,7 @@ pub struct Image {
     /// Its peers.
     pub records: Vec<Record>,
     details: Vec<u8>,
+    history: Vec<u64>,
 }
 
 impl Record {
@@ -135,7 +137,7 @@ impl Record {
     }
 
     /// `None` if there is no such slot.
-    fn decode(words: &[AtomicU64; RECORD], table: &Table<'_>) -> Option<Record> {
+    pub(super) fn decode(words: &[AtomicU64; RECORD], table: &Table<'_>) -> Option<Record> {
         let word = |at: usize| words[at].load(Relaxed);
         let first = word(0);
         Some(Record {
@@ -179,12 +181,27 @@ impl Detail {
 impl Image {
     /// A set without details, as [`Table::read_records`] gives it.
     pub fn of_records(generation: u64, records: Vec<Record>) -> Image {
-        Image { generation, records, details: Vec::new() }
+        Image { generation, records, ..Image::default() }
     }
 
-    /// What the status page shows of each peer, in their order.
+    /// The last changes of the set, newest first.
+    pub fn history(&self) -> Vec<Changed> {
+        history::decode(&self.history)
+    }
+
+    /// What the status shows of each peer, in their order.
     pub fn details(&self) -> Vec<Detail> {
         serde_json::from_slice(&self.details).unwrap_or_default()
+    }
+
+    /// The next of the details, for who takes them one at a time; `at` is 0 at first.
+    pub fn next_detail(&self, at: &mut usize) -> Option<Detail> {
+        // A bracket or a comma comes before each.
+        let rest = self.details.get(*at + 1..)?;
+        let mut details = serde_json::Deserializer::from_slice(rest).into_iter::<Detail>();
+        let detail = details.next()?.ok()?;
+        *at += 1 + details.byte_offset();
+        Some(detail)
     }
 }
 
@@ -211,16 +228,21 @@ impl<'z> Table<'z> {
         let count = (counts & u64::from(u32::MAX)) as usize;
         let detail_bytes = (counts >> 32) as usize;
         let details_at = count.checked_mul(RECORD)?;
-        if details_at + detail_bytes.div_ceil(8) != len {
+        let history_at = details_at + detail_bytes.div_ceil(8);
+        if history_at > len {
             return None;
         }
         let words = self.words[offset..offset + details_at].chunks_exact(RECORD);
         let mut records = Vec::with_capacity(count);
         records.extend(words.filter_map(|words| Record::decode(words.try_into().ok()?, self)));
-        let mut details = Vec::new();
+        let (mut details, mut history) = (Vec::new(), Vec::new());
         if with_details {
-            details.extend((details_at..len).flat_map(|w| self.load(offset + w).to_le_bytes()));
+            details.reserve((history_at - details_at) * 8);
+            for word in &self.words[offset + details_at..offset + history_at] {
+                details.extend_from_slice(&word.load(Relaxed).to_le_bytes());
+            }
             details.truncate(detail_bytes);
+            history.extend((history_at..len).map(|w| self.load(offset + w)));
         }
         // Pairs with the publisher's fence: had one of the words above been of a later block, the
         // generation would have moved.
@@ -228,7 +250,25 @@ impl<'z> Table<'z> {
         let whole = records.len() == count
             && self.generation(entry) == generation
             && self.key(entry) == key;
-        whole.then_some(Image { generation, records, details })
+        whole.then_some(Image { generation, records, details, history })
+    }
+
+    /// Words of the history after one more change. Only under the publishers' lock.
+    pub(super) fn next_history(&self, entry: usize, generation: u64, change: Changed) -> Vec<u64> {
+        let mut changes = self.history_of(entry, generation);
+        if change.is_any() {
+            changes.insert(0, change);
+        }
+        history::encode(changes)
+    }
+
+    fn history_of(&self, entry: usize, generation: u64) -> Vec<Changed> {
+        let Some((offset, len)) = self.place(entry, generation) else { return Vec::new() };
+        let counts = self.descriptor(entry, generation, D_COUNT).load(Relaxed);
+        let count = (counts & u64::from(u32::MAX)) as usize;
+        let at = count.saturating_mul(RECORD).saturating_add(((counts >> 32) as usize).div_ceil(8));
+        let words: Vec<u64> = (at.min(len)..len).map(|w| self.load(offset + w)).collect();
+        history::decode(&words)
     }
 
     /// Slots of the entry's peers by identity. Only under the publishers' lock.

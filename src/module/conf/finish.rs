@@ -39,7 +39,7 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
     if http.blocks.is_empty() && http.named_blocks.is_empty() {
         return Ok(());
     }
-    let mut connections = http.connections.unwrap_or(64);
+    let mut connections = http.connections();
     if !gathered.templates.is_empty() {
         // Names are looked up over connections of their own.
         connections = connections.saturating_sub(LOOKUPS).max(1);

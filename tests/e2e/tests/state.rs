@@ -75,7 +75,7 @@ fn a_restart_while_consul_is_down_serves_traffic() {
     let (_folder, path) = place();
     let config = with_state(&proxy.url(), &service, &path, "consul_state %%STATE%%;").workers(2);
     let mut nginx = config.clone().start();
-    assert_eq!(nginx.service(&service)["source"], "consul");
+    wait::until("it is live", SOON, || nginx.service(&service)["source"] == "live");
     until_saved(&path, &service, &[&backends[0], &backends[1]]);
     let threads = |pid: &u32| process::threads(*pid).into_iter().map(|thread| thread.name);
     let workers = nginx.workers();
@@ -111,7 +111,7 @@ fn a_restart_while_consul_is_down_serves_traffic() {
     let nginx = config.start();
     until_served_by(&nginx, "/", "a b");
     proxy.set(Fault::Pass);
-    wait::until("Consul has answered", SOON, || nginx.service(&service)["source"] == "consul");
+    wait::until("Consul has answered", SOON, || nginx.service(&service)["source"] == "live");
     register_one(&consul, &service, &backends[2]);
     until_served_by(&nginx, "/", "a b c");
 }

@@ -1,4 +1,4 @@
-//! The status page.
+//! The status.
 
 use std::thread;
 
@@ -6,6 +6,10 @@ use nginx_consul_e2e::{Agent, Backend, Fault, Instance, Manner, Proxy, http, wai
 use serde_json::json;
 
 use crate::support::{SOON, follow, gateway, register, register_one, tally, unique, until_peers};
+
+mod json;
+mod large;
+mod metrics;
 
 #[test]
 fn json_says_what_is_known_of_a_service_and_its_peers() {

@@ -171,13 +171,19 @@ impl<'z> Candidates<'_, 'z> {
         if slow_start == 0 {
             return FULL_SHARE;
         }
-        let age = self.now.millis.saturating_sub(self.slot(known).started());
-        if age >= slow_start {
-            return FULL_SHARE;
-        }
-        let share = u128::from(FULL_SHARE) * u128::from(age) / u128::from(slow_start);
-        (share as u32).max(FULL_SHARE / 100)
+        share(slow_start, self.slot(known).started(), self.now.millis)
     }
+}
+
+/// The share of its weight that a peer gets at `now`, of [`FULL_SHARE`], with a slow start of so many
+/// milliseconds since it appeared or recovered; times are milliseconds since the epoch.
+pub fn share(slow_start: u64, started: u64, now: u64) -> u32 {
+    let age = now.saturating_sub(started);
+    if age >= slow_start {
+        return FULL_SHARE;
+    }
+    let share = u128::from(FULL_SHARE) * u128::from(age) / u128::from(slow_start);
+    (share as u32).max(FULL_SHARE / 100)
 }
 
 /// The peers of one tier, numbered from 0.

@@ -9,6 +9,7 @@ mod options;
 mod propagation;
 mod services;
 mod stage;
+mod status;
 mod table;
 mod update;
 mod variants;
@@ -51,6 +52,9 @@ fn main() {
     }
     if options.has(Part::Propagation) {
         tables.push(propagation::measure(&stage, &options));
+    }
+    if options.has(Part::Status) {
+        tables.extend(status::measure(&stage, &options));
     }
     if options.has(Part::Cpu) {
         tables.extend(cpu::measure(&stage, &options));

@@ -14,7 +14,7 @@ scripts/bench [option]…
   --only NAME,…     of the variants static:, lua:, ours: and over: (nginx's methods over Consul) those
                     with that method, group or whole name: least_conn, ours, over:hash_consistent …
                     (default: all; cpu takes only static:round_robin, static:random, lua and ours)
-  --part NAME,…     instructions, memory, update, propagation, cpu (default: all)
+  --part NAME,…     instructions, memory, update, propagation, status, cpu (default: all)
   --worker 0|1      whose instructions are counted: those of worker 0, which follows Consul and so
                     has threads, or of another one (default 1)
   --keep FOLDER     callgrind's files go there, for callgrind_annotate
@@ -35,15 +35,18 @@ pub(crate) enum Part {
     Update,
     /// Shared memory.
     Memory,
+    /// What an answer with the status takes from other requests.
+    Status,
 }
 
 impl Part {
     /// All, by name.
-    pub(crate) const ALL: [(&str, Part); 5] = [
+    pub(crate) const ALL: [(&str, Part); 6] = [
         ("instructions", Part::Instructions),
         ("memory", Part::Memory),
         ("update", Part::Update),
         ("propagation", Part::Propagation),
+        ("status", Part::Status),
         ("cpu", Part::Cpu),
     ];
 }
