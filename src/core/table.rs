@@ -45,7 +45,7 @@ pub use slots::{Counters, InFlight, Lane, Place, Slot};
 pub use verdicts::Verdict;
 
 /// Says that the zone holds a table of this layout.
-const MAGIC: u64 = 0x6e67_782d_636e_0005;
+const MAGIC: u64 = 0x6e67_782d_636e_0006;
 
 /// Words of the header; the rest of them is spare.
 const HEADER: usize = 16;
@@ -228,7 +228,7 @@ impl<'z> Table<'z> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::model::{Health, Peer, PeerSet, identity};
+    use crate::model::{Health, Meta, Peer, PeerSet, identity};
     use crate::params::Params;
     use crate::process::ProcessId;
     use std::num::NonZeroU16;
@@ -249,6 +249,7 @@ pub(crate) mod tests {
             health: Health::Passing,
             datacenter: "dc1".into(),
             params: Params::default(),
+            meta: Meta::new(),
         }
     }
 

@@ -14,7 +14,7 @@ use super::machine::atomic::{
 };
 use super::publish::Held;
 use super::slots::Place;
-use crate::model::{Peer, PeerSet};
+use crate::model::{Meta, Peer, PeerSet};
 use crate::params::Params;
 
 /// Words of a peer's record.
@@ -42,7 +42,8 @@ pub struct Record {
     limits: [u64; 2],
 }
 
-/// What only the status page needs of a peer.
+/// What only the status page and variables need of a peer. In the table it is a line of JSON, in the
+/// order of the records.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Detail {
     /// Name of the node.
@@ -60,6 +61,9 @@ pub struct Detail {
     /// Datacenter, if known.
     #[serde(rename = "d", default, skip_serializing_if = "String::is_empty")]
     pub datacenter: String,
+    /// What is kept of `Service.Meta`.
+    #[serde(rename = "m", default, skip_serializing_if = "Meta::is_empty")]
+    pub meta: Meta,
 }
 
 /// A copy of one set.
@@ -161,18 +165,26 @@ fn number(word: u64) -> Option<u32> {
 
 impl Detail {
     pub(super) fn encode(set: &PeerSet) -> Vec<u8> {
-        let details: Vec<Detail> = set
-            .peers()
-            .iter()
-            .map(|p| Detail {
+        let mut lines = Vec::new();
+        for p in set.peers() {
+            let detail = Detail {
                 node: p.node.clone(),
                 id: p.id.clone(),
                 tags: p.tags.clone(),
                 health: p.health.as_str().to_owned(),
                 datacenter: p.datacenter.clone(),
-            })
-            .collect();
-        serde_json::to_vec(&details).unwrap_or_default()
+                meta: p.meta.clone(),
+            };
+            let written = serde_json::to_writer(&mut lines, &detail);
+            debug_assert!(written.is_ok(), "a Vec takes everything");
+            lines.push(b'\n');
+        }
+        lines
+    }
+
+    /// The detail in a line.
+    pub(crate) fn decode(line: &[u8]) -> Option<Detail> {
+        serde_json::from_slice(line).ok()
     }
 }
 
@@ -184,7 +196,13 @@ impl Image {
 
     /// What the status page shows of each peer, in their order.
     pub fn details(&self) -> Vec<Detail> {
-        serde_json::from_slice(&self.details).unwrap_or_default()
+        let lines = self.details.split_inclusive(|&b| b == b'\n');
+        lines.map_while(Detail::decode).collect()
+    }
+
+    /// The same as it is in the table, once.
+    pub(crate) fn take_details(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.details)
     }
 }
 
@@ -219,7 +237,10 @@ impl<'z> Table<'z> {
         records.extend(words.filter_map(|words| Record::decode(words.try_into().ok()?, self)));
         let mut details = Vec::new();
         if with_details {
-            details.extend((details_at..len).flat_map(|w| self.load(offset + w).to_le_bytes()));
+            details.reserve_exact((len - details_at) * 8);
+            for word in &self.words[offset + details_at..offset + len] {
+                details.extend_from_slice(&word.load(Relaxed).to_le_bytes());
+            }
             details.truncate(detail_bytes);
         }
         // Pairs with the publisher's fence: had one of the words above been of a later block, the
