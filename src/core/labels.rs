@@ -43,15 +43,16 @@ pub struct Labels {
 }
 
 impl LabelSet {
-    /// Takes the details of a copy of a set.
-    pub fn take(image: &mut Image) -> LabelSet {
+    /// Takes the details of a copy of a set; `None` if it was read without.
+    pub fn take(image: &mut Image) -> Option<LabelSet> {
+        let lines = image.take_details()?;
         let mut order = Vec::new();
         if image.records.iter().any(Record::is_backup) {
             order.extend(0..image.records.len() as u32);
             // As a view sorts them.
             order.sort_by_key(|&at| image.records[at as usize].is_backup());
         }
-        LabelSet { lines: image.take_details(), order, read: OnceCell::new() }
+        Some(LabelSet { lines, order, read: OnceCell::new() })
     }
 
     /// The labels of a peer, by its number within the set in the order of a view; `None` if they
@@ -123,7 +124,7 @@ mod tests {
     fn each_peer_has_its_own_labels() {
         let meta = Meta::from([("group".to_owned(), "blue".to_owned())]);
         let tagged = Peer { tags: vec!["a".into(), "b c".into()], meta, ..peer(2, 1) };
-        let set = LabelSet::take(&mut image(vec![peer(1, 1), tagged, peer(3, 1)]));
+        let set = LabelSet::take(&mut image(vec![peer(1, 1), tagged, peer(3, 1)])).unwrap();
         let id = |n| set.get(n).map(|labels| labels.service_id.as_str());
         assert_eq!(
             (id(2), id(0), id(1), id(3)),
@@ -139,7 +140,7 @@ mod tests {
         let backup = Params { backup: true, ..Params::default() };
         let peers = vec![Peer { params: backup, ..peer(1, 1) }, peer(2, 1), peer(3, 1)];
         let mut image = image(peers);
-        let set = LabelSet::take(&mut image);
+        let set = LabelSet::take(&mut image).unwrap();
         image.records.sort_by_key(Record::is_backup);
         for (n, record) in image.records.iter().enumerate() {
             let id = format!("web-{}", record.addr().port());
@@ -153,7 +154,7 @@ mod tests {
         let meta = Meta::from([("v".to_owned(), hostile.clone())]);
         let tags = vec![hostile.clone(), "\n".to_owned()];
         let peers = vec![Peer { id: hostile.clone(), node: hostile, tags, meta, ..peer(1, 1) }];
-        let set = LabelSet::take(&mut image(peers));
+        let set = LabelSet::take(&mut image(peers)).unwrap();
         let labels = set.get(0).unwrap();
         let all = [&labels.node, &labels.service_id, &labels.tags, labels.meta(b"v").unwrap()];
         for text in all {
@@ -165,7 +166,8 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_set_has_none() {
-        assert!(LabelSet::take(&mut Image::default()).get(0).is_none());
+    fn an_empty_set_has_none_and_one_read_without_details_neither() {
+        assert!(LabelSet::take(&mut image(Vec::new())).unwrap().get(0).is_none());
+        assert!(LabelSet::take(&mut Image::default()).is_none());
     }
 }

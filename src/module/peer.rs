@@ -16,7 +16,7 @@ use nginx_sys::{
 };
 
 use crate::conf::{self, SrvConf, dynamic};
-use crate::ffi::{DECLINED, ERROR, OK, fence, make_in_pool};
+use crate::ffi::{DECLINED, ERROR, OK, fence, make_in_pool_for};
 use crate::session;
 
 mod block;
@@ -25,6 +25,7 @@ mod contacts;
 mod counted;
 mod delegate;
 mod named;
+mod served;
 mod source;
 mod stock;
 mod view;
@@ -35,7 +36,9 @@ use clock::now;
 use counted::Counted;
 use delegate::Delegate;
 pub(crate) use named::{Lookup, NamedBlock, New, Why};
+pub(crate) use served::Served;
 pub(crate) use source::Source;
+use stock::StockAttempt;
 pub(crate) use stock::{InitUpstream, Stock, is_nginxs_own};
 use view::PeerView;
 pub(crate) use worker::Worker;
@@ -103,29 +106,28 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
             let mut view = block.worker().and_then(|worker| block.view(worker));
             if view.as_ref().is_none_or(|view| view.is_empty()) {
                 if block.has_fallback {
+                    served::forget(r);
                     return ngx_http_upstream_init_round_robin_peer(r, us);
                 }
                 view = Some(Rc::default());
             }
             let Some(view) = view else { return ERROR };
+            // Before there is an attempt that a variable may look at.
+            let Some(key) = block.key(r) else { return ERROR };
             let servers = if block.has_fallback { server_count(us) } else { 0 };
             let tries = (view.len() + servers).max(1);
-            let attempt = make_in_pool((*r).pool, || Attempt {
+            let attempt = make_in_pool_for((*r).pool, served::drop_attempt, || Attempt {
                 view,
                 tried: Tried::default(),
                 counted: Counted::default(),
                 block,
                 _named: named,
-                key: b"",
+                key,
                 request: r,
                 upstream: us,
                 servers: None,
             });
             let Some(attempt) = attempt.as_mut() else { return ERROR };
-            if block.has_key() {
-                let Some(key) = block.key(r) else { return ERROR };
-                attempt.key = key;
-            }
             let peer = &mut (*(*r).upstream).peer;
             peer.data = (&raw mut *attempt).cast();
             peer.get = Some(ngx_http_upstream_get_consul_peer);
@@ -244,6 +246,15 @@ extern "C" fn ngx_http_upstream_free_consul_peer(
 }
 
 impl Attempt {
+    /// Whom the request went to last; `None` if that was a `server` line.
+    fn served(&self) -> Option<Served<'_>> {
+        if self.servers.is_some() {
+            return None;
+        }
+        let peer = self.counted.last().map(|peer| (&*self.view, peer));
+        Some(Served { block: self.block(), view: Some(&*self.view), peer })
+    }
+
     fn block(&self) -> &Block {
         // SAFETY: the configuration outlives the request.
         unsafe { &*self.block }
@@ -281,6 +292,7 @@ impl Attempt {
         // SAFETY: the request and block that peer.init got.
         let servers =
             unsafe { Delegate::new(r, || ngx_http_upstream_init_round_robin_peer(r, us)) };
+        self.counted.forget_last();
         self.servers = servers.map(|(servers, _)| Box::new(servers));
         self.servers.as_deref()
     }

@@ -155,6 +155,13 @@ impl View {
         Image::of_records(self.generations[set], records)
     }
 
+    /// Which set a peer is from, and its number within that.
+    pub fn place_in_set(&self, peer: usize) -> Option<(usize, usize)> {
+        let set = self.tiers.iter().find(|tier| tier.peers().contains(&peer))?.set;
+        let first = self.tiers.iter().find(|tier| tier.set == set)?.first;
+        Some((set, peer - first))
+    }
+
     /// The peers.
     pub fn records(&self) -> &[Record] {
         &self.records

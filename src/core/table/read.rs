@@ -73,7 +73,8 @@ pub struct Image {
     pub generation: u64,
     /// Its peers.
     pub records: Vec<Record>,
-    details: Vec<u8>,
+    /// If they were read.
+    details: Option<Vec<u8>>,
 }
 
 impl Record {
@@ -191,18 +192,19 @@ impl Detail {
 impl Image {
     /// A set without details, as [`Table::read_records`] gives it.
     pub fn of_records(generation: u64, records: Vec<Record>) -> Image {
-        Image { generation, records, details: Vec::new() }
+        Image { generation, records, details: None }
     }
 
     /// What the status page shows of each peer, in their order.
     pub fn details(&self) -> Vec<Detail> {
-        let lines = self.details.split_inclusive(|&b| b == b'\n');
+        let lines = self.details.as_deref().unwrap_or_default();
+        let lines = lines.split_inclusive(|&b| b == b'\n');
         lines.map_while(Detail::decode).collect()
     }
 
     /// The same as it is in the table, once.
-    pub(crate) fn take_details(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.details)
+    pub(crate) fn take_details(&mut self) -> Option<Vec<u8>> {
+        self.details.take()
     }
 }
 
@@ -235,14 +237,15 @@ impl<'z> Table<'z> {
         let words = self.words[offset..offset + details_at].chunks_exact(RECORD);
         let mut records = Vec::with_capacity(count);
         records.extend(words.filter_map(|words| Record::decode(words.try_into().ok()?, self)));
-        let mut details = Vec::new();
-        if with_details {
-            details.reserve_exact((len - details_at) * 8);
-            for word in &self.words[offset + details_at..offset + len] {
+        let details = with_details.then(|| {
+            let words = &self.words[offset + details_at..offset + len];
+            let mut details = Vec::with_capacity(words.len() * 8);
+            for word in words {
                 details.extend_from_slice(&word.load(Relaxed).to_le_bytes());
             }
             details.truncate(detail_bytes);
-        }
+            details
+        });
         // Pairs with the publisher's fence: had one of the words above been of a later block, the
         // generation would have moved.
         fence(Acquire);

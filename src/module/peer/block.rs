@@ -6,8 +6,9 @@ use std::rc::Rc;
 use nginx_consul_core::balance::{
     self, Candidates, Clock, Method, Picked, Rules, Tier, Tried, View,
 };
+use nginx_consul_core::labels::LabelSet;
 use nginx_consul_core::status;
-use nginx_consul_core::table::{Image, Table};
+use nginx_consul_core::table::Table;
 use nginx_sys::{NGX_LOG_ERR, ngx_http_complex_value, ngx_http_request_t, ngx_log_t, ngx_str_t};
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
@@ -15,7 +16,7 @@ use rand::{RngCore, SeedableRng};
 use super::clock::{Interval, now};
 use super::source::Source;
 use super::stock::Stock;
-use super::view::PeerView;
+use super::view::{Part, PeerView};
 use super::worker::Worker;
 use crate::conf::{Balance, Dynamic, Settings};
 use crate::ffi::{OK, bytes, str_over};
@@ -43,6 +44,8 @@ pub(crate) struct Block {
     complained: Interval,
     looked: Interval,
     asked_for_lane: Interval,
+    /// Whether views have what variables tell of peers from the beginning.
+    keeps_labels: Cell<bool>,
 }
 
 /// What a block is made of.
@@ -102,6 +105,7 @@ impl Block {
             complained: Interval::default(),
             looked: Interval::default(),
             asked_for_lane: Interval::default(),
+            keeps_labels: Cell::new(false),
         }
     }
 
@@ -112,7 +116,7 @@ impl Block {
 
     /// One like it, for a service that a request has named.
     pub(super) fn for_service(&self, service: &str, sources: Box<[Source]>) -> Block {
-        Block::of(Parts {
+        let block = Block::of(Parts {
             name: self.name.clone(),
             service: service.to_owned(),
             balance: self.balance,
@@ -121,7 +125,14 @@ impl Block {
             panic: self.panic,
             has_fallback: self.has_fallback,
             sources,
-        })
+        });
+        block.keep_labels(self.keeps_labels.get());
+        block
+    }
+
+    /// Variables tell of its peers.
+    pub(crate) fn keep_labels(&self, keep: bool) {
+        self.keeps_labels.set(keep);
     }
 
     /// Has nginx's method, or another module's, pick.
@@ -174,21 +185,38 @@ impl Block {
         self.balance.method
     }
 
-    /// Whether requests are hashed by something.
-    pub(super) fn has_key(&self) -> bool {
-        self.balance.key.is_some()
-    }
-
     /// What the request is hashed by, in the request's pool; empty if the method wants nothing.
     ///
     /// # Safety
     ///
     /// `r` is a valid request; the key lives as long as it.
+    #[inline]
     pub(super) unsafe fn key<'a>(&self, r: *mut ngx_http_request_t) -> Option<&'a [u8]> {
         let Some(value) = self.balance.key else { return Some(b"") };
         let mut key = str_over(b"");
         // SAFETY: the value was compiled for this configuration, which outlives the request.
         unsafe { (ngx_http_complex_value(r, value.as_ptr(), &mut key) == OK).then(|| bytes(&key)) }
+    }
+
+    /// What variables tell of the peers of a view's set. A request that names a variable that the
+    /// configuration doesn't know (by SSI, say) is too late if the set has changed; the next ones
+    /// are not.
+    pub(super) fn labels<'a>(&self, view: &'a PeerView, set: usize) -> Option<&'a LabelSet> {
+        view.labels(set, || {
+            self.keep_labels(true);
+            let source = self.sources.get(set)?;
+            let table = self.worker()?.table;
+            let mut image = table.read(source.present(table)?, source.key)?;
+            let is_same = image.generation == view.peers().generations()[set];
+            if is_same { LabelSet::take(&mut image) } else { None }
+        })
+    }
+
+    /// When Consul's last good answer for a set came, milliseconds since the epoch.
+    pub(super) fn last_good_ms(&self, set: usize) -> Option<u64> {
+        let table = self.worker()?.table;
+        let entry = self.sources.get(set)?.present(table)?;
+        Some(table.last_good_ms(entry)).filter(|&at| at != 0)
     }
 
     /// Where its peers come from.
@@ -235,7 +263,7 @@ impl Block {
         if let Some(view) = held.as_ref().filter(|view| is_current(view)) {
             return Some(Rc::clone(view));
         }
-        if let Some(images) = self.read(worker.table, held.as_deref()) {
+        if let Some(parts) = self.read(worker.table, held.as_deref()) {
             // Worker by worker and change by change another peer is the first, or the first ones
             // would get more than their share of a set that changes often.
             if held.is_some() {
@@ -243,24 +271,30 @@ impl Block {
                 turn.cursor = turn.rng.next_u64();
             }
             *held =
-                Some(Rc::new(PeerView::new(images, &self.rules, self.method(), held.as_deref())));
+                Some(Rc::new(PeerView::new(parts, &self.rules, self.method(), held.as_deref())));
         }
         held.clone()
     }
 
     /// The present sets, those that did not change from the view before; `None` if there is none.
-    fn read(&self, table: Table<'static>, held: Option<&PeerView>) -> Option<Vec<Image>> {
+    fn read(&self, table: Table<'static>, held: Option<&PeerView>) -> Option<Vec<Part>> {
         let mut any = false;
-        let images = self.sources.iter().enumerate().map(|(set, source)| {
+        let parts = self.sources.iter().enumerate().map(|(set, source)| {
             let held = held.map(PeerView::peers);
             let same = held.filter(|v| source.generation(&table) == Some(v.generations()[set]));
-            let held = || held.map(|view| view.image(set)).unwrap_or_default();
-            let read = if same.is_none() { source.read(table, held) } else { None };
+            let is_kept = Cell::new(false);
+            let held = || {
+                is_kept.set(true);
+                held.map(|view| view.image(set)).unwrap_or_default()
+            };
+            let with_labels = self.keeps_labels.get();
+            let read = if same.is_none() { source.read(table, with_labels, held) } else { None };
             any |= read.is_some();
-            read.unwrap_or_else(held)
+            let image = read.unwrap_or_else(held);
+            Part { image, is_kept: is_kept.get() }
         });
-        let images = images.collect();
-        any.then_some(images)
+        let parts = parts.collect();
+        any.then_some(parts)
     }
 
     fn find_entries(&self, table: Table<'static>) {

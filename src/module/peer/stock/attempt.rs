@@ -15,17 +15,19 @@ use super::super::block_of;
 use super::super::clock::now;
 use super::super::counted::Counted;
 use super::super::delegate::Delegate;
+use super::super::served::{self, Served, Way};
+use super::super::view::PeerView;
 use super::carry::Key;
 use super::snapshot::Snapshot;
 use super::{Instant, Stock};
-use crate::ffi::{DECLINED, ERROR, OK, fence, make_in_pool};
+use crate::ffi::{DECLINED, ERROR, OK, fence, make_in_pool_for};
 use crate::session;
 
 const BUSY: ngx_int_t = NGX_BUSY as ngx_int_t;
 const DONE: ngx_int_t = NGX_DONE as ngx_int_t;
 
 /// `peer.data`. Small, since each request has it in its pool.
-struct StockAttempt {
+pub(in super::super) struct StockAttempt {
     /// Lives in the configuration, which outlives the request, or in `named`.
     block: *const Block,
     /// Keeps the block of a service that the request has named.
@@ -56,6 +58,8 @@ struct Past {
     older: Vec<Rc<Snapshot>>,
     /// Instances that have failed the request.
     tried: Vec<Key>,
+    /// Who had the request last, if that was one of an older snapshot.
+    served: Option<(Rc<PeerView>, usize)>,
 }
 
 /// `peer.init`.
@@ -72,36 +76,40 @@ pub(in super::super) extern "C" fn ngx_http_upstream_init_stock_peer(
             let Some(stock) = block.stock() else { return ERROR };
             let snapshot = stock.current(block);
             if snapshot.is_none() && block.has_fallback {
+                served::forget(r);
                 return ngx_http_upstream_init_round_robin_peer(r, us);
             }
-            let attempt = make_in_pool((*r).pool, || StockAttempt {
-                block,
-                _named: named,
-                request: r,
-                snapshot,
-                delegate: None,
-                counted: Counted::default(),
-                past: None,
-                tier: 0,
-                exhausted: false,
-                on_servers: false,
-                fresh: true,
-            });
-            let Some(attempt) = attempt.as_mut() else { return ERROR };
             let peer = &raw mut (*(*r).upstream).peer;
+            let mut delegate = None;
             let mut tries = 1;
-            if let Some(snapshot) = &attempt.snapshot {
+            // Before there is an attempt that a variable may look at.
+            if let Some(snapshot) = &snapshot {
                 let first_use = snapshot.is_first_use().then(Instant::now);
-                // SAFETY: the request holds the snapshot.
+                // SAFETY: the request gets the snapshot to hold, or ends here.
                 let Some(taken) = Delegate::take(r, || snapshot.init(r, 0)) else { return ERROR };
                 tries = taken.1.max(1);
                 // The method set its own, or nothing.
                 (*peer).notify = if taken.0.wants_notes() { Some(notify) } else { None };
-                attempt.delegate = Some(taken.0);
+                delegate = Some(taken.0);
                 if let Some(start) = first_use {
-                    attempt.note_first_use(start);
+                    note_first_use(block, start);
                 }
             }
+            let attempt =
+                make_in_pool_for((*r).pool, served::drop_stock_attempt, || StockAttempt {
+                    block,
+                    _named: named,
+                    request: r,
+                    snapshot,
+                    delegate,
+                    counted: Counted::default(),
+                    past: None,
+                    tier: 0,
+                    exhausted: false,
+                    on_servers: false,
+                    fresh: true,
+                });
+            let Some(attempt) = attempt.as_mut() else { return ERROR };
             (*peer).tries = tries;
             (*peer).data = (&raw mut *attempt).cast();
             (*peer).get = Some(ngx_http_upstream_get_stock_peer);
@@ -128,6 +136,7 @@ extern "C" fn ngx_http_upstream_get_stock_peer(
     fence(ERROR, || {
         // SAFETY: nginx passes our data.
         let attempt = unsafe { attempt(data) };
+        let _busy = served::Busy::new(attempt.request);
         attempt.counted.end();
         attempt.renew();
         attempt.pick(pc)
@@ -158,6 +167,14 @@ extern "C" fn ngx_http_upstream_free_stock_peer(
     });
 }
 
+/// Methods may leave work to the first request.
+#[cold]
+fn note_first_use(block: &Block, start: Instant) {
+    if let Some(stock) = block.stock() {
+        stock.note_cost(block, start.elapsed(), format_args!("first request prepared"));
+    }
+}
+
 impl StockAttempt {
     fn block(&self) -> &'static Block {
         // SAFETY: the configuration outlives the request.
@@ -172,15 +189,6 @@ impl StockAttempt {
     fn has_more(&self) -> bool {
         let tiers = self.snapshot.as_ref().map_or(0, |snapshot| snapshot.tiers());
         self.block().has_fallback || self.tier as usize + 1 < tiers
-    }
-
-    /// Methods may leave work to the first request.
-    #[cold]
-    fn note_first_use(&self, start: Instant) {
-        if let Some(stock) = self.stock() {
-            let work = format_args!("first request prepared");
-            stock.note_cost(self.block(), start.elapsed(), work);
-        }
     }
 
     /// Goes over to newer peers, if there are some.
@@ -202,7 +210,12 @@ impl StockAttempt {
         if !is_same {
             self.delegate = None;
             let held = self.snapshot.take();
-            self.past.get_or_insert_default().older.extend(held);
+            let served = held.as_ref().zip(self.counted.last());
+            let served = served.map(|(held, peer)| (Rc::clone(held.view()), peer));
+            self.counted.forget_last();
+            let past = self.past.get_or_insert_default();
+            past.served = served.or(past.served.take());
+            past.older.extend(held);
             self.snapshot = present;
         }
     }
@@ -220,7 +233,7 @@ impl StockAttempt {
             unsafe { snapshot.pass_over(&delegate, tier, &past.tried) };
         }
         if let Some(start) = first_use {
-            self.note_first_use(start);
+            note_first_use(self.block(), start);
         }
         self.delegate = Some(delegate);
         Some(tries.max(1))
@@ -275,6 +288,7 @@ impl StockAttempt {
             let taken =
                 unsafe { Delegate::new(r, || ngx_http_upstream_init_round_robin_peer(r, us)) };
             self.on_servers = true;
+            self.counted.forget_last();
             self.delegate = taken.map(|(delegate, tries)| {
                 // SAFETY: nginx passes the request's connection.
                 unsafe { (*pc).tries = tries.max(1) };
@@ -284,10 +298,40 @@ impl StockAttempt {
         self.delegate.as_ref().map_or(ERROR, |delegate| delegate.get(pc))
     }
 
+    /// Whom the request went to last; `None` if that was a `server` line.
+    pub(in super::super) fn served(&self) -> Option<Served<'_>> {
+        if self.on_servers {
+            return None;
+        }
+        let of_present = self.snapshot.as_ref().zip(self.counted.last());
+        let of_past = || self.past.as_ref().and_then(|past| past.served.as_ref());
+        let peer = match of_present {
+            Some((snapshot, peer)) => Some((&**snapshot.view(), peer)),
+            None => of_past().map(|(view, peer)| (&**view, *peer)),
+        };
+        let view = self.snapshot.as_ref().map(|snapshot| &**snapshot.view());
+        Some(Served { block: self.block(), view, peer })
+    }
+
+    /// The request, and the block that it was sent to.
+    pub(in super::super) fn way(&self) -> Way {
+        let upstream = self.stock().map_or(std::ptr::null_mut(), |stock| stock.upstream);
+        Way { request: self.request, upstream }
+    }
+
+    /// The request has gone elsewhere.
+    pub(in super::super) fn disown(&mut self) {
+        self.request = std::ptr::null_mut();
+    }
+
     #[inline]
     fn begin(&mut self, pc: *mut ngx_peer_connection_t) {
         // SAFETY: nginx passes the request's connection.
         let address = unsafe { (*pc).sockaddr };
+        self.counted.forget_last();
+        if let Some(past) = &mut self.past {
+            past.served = None;
+        }
         let (Some(snapshot), Some(worker)) = (&self.snapshot, self.block().worker()) else {
             return;
         };
