@@ -37,6 +37,7 @@ mod tiers;
 mod tls;
 mod trouble;
 mod upheaval;
+mod variables;
 mod watch_rules;
 mod workers_user;
 mod zone;
