@@ -6,7 +6,7 @@
 //!
 //! * An **entry** is one target (a selection of a service's instances): its generation and where
 //!   its current block lies.
-//! * A **block**, in the arena, is one published set of peers. It is never changed: a new set is a
+//! * A **block**, in the arena, is one published set of peers, with its last changes. It is never changed: a new set is a
 //!   new block, and the store of the entry's generation makes it the current one. A reader copies
 //!   the block and looks at the generation again, so it waits for nobody ([`read`]).
 //! * A **slot** holds the counters of one instance. It belongs to the instance, not to the block,
@@ -24,6 +24,7 @@ use std::io;
 use machine::atomic::{AtomicU64, Ordering::Relaxed};
 
 pub mod entry;
+mod history;
 pub mod ledger;
 mod lock;
 #[cfg(not(all(test, loom)))]
@@ -39,6 +40,7 @@ pub mod slots;
 pub mod verdicts;
 
 pub use entry::{Freshness, Mode, Named};
+pub use history::Changed;
 pub use publish::{Change, Full};
 pub use read::{Detail, Image, Record};
 pub use slots::{Counters, InFlight, Lane, Place, Slot};

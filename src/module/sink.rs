@@ -224,15 +224,18 @@ impl Sink for TableSink {
                     Mode::Sweep { delay } => table::Mode::Sweep(ms(delay)),
                 };
                 table.note_good(entry, index, server, mode, now_ms());
+                table.note_confirmed(entry, self.me);
                 table.note_pending(entry, pending);
                 // The answer was good, but is not in force.
                 if let Some(why) = self.refused.lock().get(&target) {
                     table.note_failure(entry, why, 0, server);
                 }
             }
-            Report::Failed { server, reason, error, failures, .. } => {
+            Report::Failed { server, reason, error, failures, retry_in } => {
                 table.count_refusal(entry, reason);
                 table.note_failure(entry, error, u64::from(failures), server);
+                let retry_in = u64::try_from(retry_in.as_millis()).unwrap_or(0);
+                table.note_retry(entry, now_ms().saturating_add(retry_in));
             }
         });
     }

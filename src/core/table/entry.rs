@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 
-use super::Table;
 use super::machine::atomic::{
     AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
 };
+use super::{H_LEADER, Table};
 use crate::consul::gate::Reason;
 use crate::consul::policy::Pending;
 use crate::named::MAX_NAME;
+use crate::process::ProcessId;
 
 pub(super) const WORDS: usize = 88;
 pub(super) const KEY_LO: usize = 0;
@@ -23,6 +24,8 @@ pub(super) const D_PLACE: usize = 0;
 pub(super) const D_COUNT: usize = 1;
 pub(super) const D_DIGEST_LO: usize = 2;
 pub(super) const D_DIGEST_HI: usize = 3;
+/// When Consul is asked again after a failure, milliseconds since the epoch.
+const RETRY_AT: usize = 7;
 /// 1 while the set is from the state file. A descriptor has four words.
 pub(super) const RESTORED: usize = 12;
 const INDEX: usize = 13;
@@ -43,7 +46,9 @@ const TEMPLATE_LO: usize = USED + 1;
 const TEMPLATE_HI: usize = USED + 2;
 const NAME_LEN: usize = USED + 3;
 const NAME: usize = USED + 4;
-const ERROR: usize = NAME + MAX_NAME / 8;
+/// Process that confirmed the set last, with a good answer.
+const CONFIRMED_BY: usize = NAME + MAX_NAME / 8;
+const ERROR: usize = CONFIRMED_BY + 1;
 const ERROR_BYTES: usize = (WORDS - ERROR) * 8;
 
 /// How a target's answers come.
@@ -85,6 +90,10 @@ pub struct Freshness {
     pub mode: Mode,
     /// The set is from the state file; no answer has come since.
     pub restored: bool,
+    /// Whoever follows Consul now has had a good answer itself.
+    pub confirmed: bool,
+    /// When Consul is asked again after a failure.
+    pub retry_at: u64,
     /// The last error, empty if there was none since the last good answer.
     pub error: String,
     /// A removal that waits to be confirmed.
@@ -134,7 +143,18 @@ impl<'z> Table<'z> {
         set(FAILURES, 0);
         set(ERROR_LEN, 0);
         set(RESTORED, 0);
+        set(RETRY_AT, 0);
         self.entry_word(entry, LAST_GOOD).store(now_ms, Release);
+    }
+
+    /// Notes whose good answer that was.
+    pub fn note_confirmed(&self, entry: usize, by: ProcessId) {
+        self.entry_word(entry, CONFIRMED_BY).store(by.get(), Relaxed);
+    }
+
+    /// Notes when Consul is asked again, milliseconds since the epoch.
+    pub fn note_retry(&self, entry: usize, at_ms: u64) {
+        self.entry_word(entry, RETRY_AT).store(at_ms, Relaxed);
     }
 
     /// Notes that a removal waits, or that none does.
@@ -246,6 +266,8 @@ impl<'z> Table<'z> {
             server: get(SERVER) as usize,
             mode: Mode::decode(get(MODE)),
             restored: get(RESTORED) != 0,
+            confirmed: get(CONFIRMED_BY) != 0 && get(CONFIRMED_BY) == self.load(H_LEADER),
+            retry_at: get(RETRY_AT),
             error: String::from_utf8_lossy(&bytes[..len]).into_owned(),
             pending: match get(PENDING) {
                 0 => None,
@@ -281,7 +303,6 @@ impl Mode {
 mod tests {
     use super::super::tests::zone;
     use super::*;
-    use crate::process::ProcessId;
 
     #[test]
     fn a_failure_shows_until_the_next_good_answer() {
@@ -304,6 +325,34 @@ mod tests {
         assert_eq!(table.freshness(e).mode, Mode::Gated(u32::MAX));
         assert!(!seen.restored);
     }
+
+    #[test]
+    fn a_set_is_confirmed_while_the_one_who_saw_the_answer_leads() {
+        let table = Table::create(zone(1 << 17), 16).unwrap();
+        let (old, new) = (ProcessId::own(), ProcessId::from_raw(7));
+        let e = table.claim(7, old).unwrap();
+        assert!(!table.freshness(e).confirmed);
+        table.lead(old);
+        table.note_good(e, 42, 0, Mode::Blocking, 1_000);
+        table.note_confirmed(e, old);
+        assert!(table.freshness(e).confirmed);
+        table.lead(new);
+        assert!(!table.freshness(e).confirmed, "a new worker 0 has not asked yet");
+        table.note_confirmed(e, new);
+        assert!(table.freshness(e).confirmed);
+    }
+
+    #[test]
+    fn the_next_try_is_noted_until_a_good_answer() {
+        let table = Table::create(zone(1 << 17), 16).unwrap();
+        let e = table.claim(7, ProcessId::own()).unwrap();
+        table.note_failure(e, "refused", 1, 0);
+        table.note_retry(e, 1_250);
+        assert_eq!(table.freshness(e).retry_at, 1_250);
+        table.note_good(e, 42, 0, Mode::Blocking, 2_000);
+        assert_eq!(table.freshness(e).retry_at, 0);
+    }
+
     #[test]
     fn refusals_are_counted_by_reason_and_stay_over_good_answers() {
         let table = Table::create(zone(1 << 17), 16).unwrap();

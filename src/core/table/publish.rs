@@ -214,31 +214,28 @@ impl Guard<'_, '_> {
         now_ms: u64,
     ) -> Result<Change, Full> {
         let table = self.table;
+        let next = generation.wrapping_add(1);
         let before = table.identities(entry, generation);
         let (details, detail_bytes) = pack(&Detail::encode(set));
-        let len = set.peers().len() * RECORD + details.len();
-        let offset = self.find_gap(len).ok_or(Full::Arena(len * 8))?;
+        let changed = table.changed(set, &before, (next, now_ms));
+        let (total, len) = (changed.changed_total, set.peers().len() * RECORD + details.len());
+        let history = table.next_history(entry, generation, changed);
+        // Where there is no room for the history, the set goes without.
+        let (offset, history) = match self.find_gap(len + history.len()) {
+            Some(offset) => (offset, history),
+            None => (self.find_gap(len).ok_or(Full::Arena(len * 8))?, Vec::new()),
+        };
         // Who is there from the first answer is not new: it gets its full share at once.
         let started = if table.has_data(entry) { now_ms } else { 0 };
         let slots = self.assign_slots(set, &before, started)?;
 
-        let mut at = offset;
-        let mut changed = 0;
-        for (peer, &slot) in set.peers().iter().zip(&slots) {
-            let record = Record::encode(peer, slot);
-            let differs = |held: &Held| (0..RECORD).any(|i| table.load(held.at + i) != record[i]);
-            changed += usize::from(before.get(&peer.identity).is_some_and(differs));
-            for word in record {
-                table.word(at).store(word, Relaxed);
-                at += 1;
-            }
-        }
-        for word in details {
+        let records =
+            set.peers().iter().zip(slots).flat_map(|(peer, slot)| Record::encode(peer, slot));
+        let len = len + history.len();
+        for (at, word) in (offset..).zip(records.chain(details).chain(history)) {
             table.word(at).store(word, Relaxed);
-            at += 1;
         }
 
-        let next = generation.wrapping_add(1);
         let describe = |word, value| table.descriptor(entry, next, word).store(value, Relaxed);
         describe(D_PLACE, (offset as u64) << 32 | len as u64);
         describe(D_COUNT, (detail_bytes as u64) << 32 | set.peers().len() as u64);
@@ -247,7 +244,7 @@ impl Guard<'_, '_> {
         table.note_change(entry, now_ms);
         table.entry_word(entry, GENERATION).store(next, Release);
 
-        Ok(Change { changed, ..self.free_leavers(set, before) })
+        Ok(Change { changed: total, ..self.free_leavers(set, before) })
     }
 
     /// The slot of each peer of the set: the one it had, or a free one.

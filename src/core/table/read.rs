@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Table;
 use super::entry::D_COUNT;
+use super::history::{self, Changed};
 use super::machine::atomic::{
     AtomicU64,
     Ordering::{Acquire, Relaxed},
@@ -75,6 +76,7 @@ pub struct Image {
     pub records: Vec<Record>,
     /// If they were read.
     details: Option<Vec<u8>>,
+    history: Vec<u64>,
 }
 
 impl Record {
@@ -140,7 +142,7 @@ impl Record {
     }
 
     /// `None` if there is no such slot.
-    fn decode(words: &[AtomicU64; RECORD], table: &Table<'_>) -> Option<Record> {
+    pub(super) fn decode(words: &[AtomicU64; RECORD], table: &Table<'_>) -> Option<Record> {
         let word = |at: usize| words[at].load(Relaxed);
         let first = word(0);
         Some(Record {
@@ -192,7 +194,12 @@ impl Detail {
 impl Image {
     /// A set without details, as [`Table::read_records`] gives it.
     pub fn of_records(generation: u64, records: Vec<Record>) -> Image {
-        Image { generation, records, details: None }
+        Image { generation, records, ..Image::default() }
+    }
+
+    /// The last changes of the set, newest first.
+    pub fn history(&self) -> Vec<Changed> {
+        history::decode(&self.history)
     }
 
     /// What the status page shows of each peer, in their order.
@@ -200,6 +207,14 @@ impl Image {
         let lines = self.details.as_deref().unwrap_or_default();
         let lines = lines.split_inclusive(|&b| b == b'\n');
         lines.map_while(Detail::decode).collect()
+    }
+
+    /// The next of the details, for who takes them one at a time; `at` is 0 at first.
+    pub fn next_detail(&self, at: &mut usize) -> Option<Detail> {
+        let rest = self.details.as_ref()?.get(*at..)?;
+        let line = rest.split_inclusive(|&b| b == b'\n').next()?;
+        *at += line.len();
+        Detail::decode(line)
     }
 
     /// The same as it is in the table, once.
@@ -231,28 +246,48 @@ impl<'z> Table<'z> {
         let count = (counts & u64::from(u32::MAX)) as usize;
         let detail_bytes = (counts >> 32) as usize;
         let details_at = count.checked_mul(RECORD)?;
-        if details_at + detail_bytes.div_ceil(8) != len {
+        let history_at = details_at + detail_bytes.div_ceil(8);
+        if history_at > len {
             return None;
         }
-        let words = self.words[offset..offset + details_at].chunks_exact(RECORD);
+        let rows = self.words[offset..offset + details_at].chunks_exact(RECORD);
         let mut records = Vec::with_capacity(count);
-        records.extend(words.filter_map(|words| Record::decode(words.try_into().ok()?, self)));
+        records.extend(rows.filter_map(|words| Record::decode(words.try_into().ok()?, self)));
+        let words = |words: std::ops::Range<usize>| {
+            self.words[offset + words.start..offset + words.end].iter().map(|w| w.load(Relaxed))
+        };
         let details = with_details.then(|| {
-            let words = &self.words[offset + details_at..offset + len];
-            let mut details = Vec::with_capacity(words.len() * 8);
-            for word in words {
-                details.extend_from_slice(&word.load(Relaxed).to_le_bytes());
-            }
+            let mut details = Vec::with_capacity((history_at - details_at) * 8);
+            words(details_at..history_at).for_each(|w| details.extend_from_slice(&w.to_le_bytes()));
             details.truncate(detail_bytes);
             details
         });
+        let history = if with_details { words(history_at..len).collect() } else { Vec::new() };
         // Pairs with the publisher's fence: had one of the words above been of a later block, the
         // generation would have moved.
         fence(Acquire);
         let whole = records.len() == count
             && self.generation(entry) == generation
             && self.key(entry) == key;
-        whole.then_some(Image { generation, records, details })
+        whole.then_some(Image { generation, records, details, history })
+    }
+
+    /// Words of the history after one more change. Only under the publishers' lock.
+    pub(super) fn next_history(&self, entry: usize, generation: u64, change: Changed) -> Vec<u64> {
+        let mut changes = self.history_of(entry, generation);
+        if change.is_any() {
+            changes.insert(0, change);
+        }
+        history::encode(changes)
+    }
+
+    fn history_of(&self, entry: usize, generation: u64) -> Vec<Changed> {
+        let Some((offset, len)) = self.place(entry, generation) else { return Vec::new() };
+        let counts = self.descriptor(entry, generation, D_COUNT).load(Relaxed);
+        let count = (counts & u64::from(u32::MAX)) as usize;
+        let at = count.saturating_mul(RECORD).saturating_add(((counts >> 32) as usize).div_ceil(8));
+        let words: Vec<u64> = (at.min(len)..len).map(|w| self.load(offset + w)).collect();
+        history::decode(&words)
     }
 
     /// Slots of the entry's peers by identity. Only under the publishers' lock.

@@ -84,7 +84,7 @@ fn look(table: Table<'_>, image: &Image) {
         let _ = (table.counters(place), table.in_flight(place), counters.started());
         let _ = counters.is_failed(1, 10_000, 20_000);
     }
-    let _ = image.details();
+    let _ = (image.details(), image.history());
 }
 
 /// What the requests of a worker write, for each peer of the set it got.
@@ -110,6 +110,8 @@ fn note(table: Table<'_>, entry: usize) {
     for reason in Reason::ALL {
         table.count_refusal(entry, reason);
     }
+    table.note_retry(entry, u64::MAX);
+    table.note_confirmed(entry, ProcessId::own());
     let text = "\u{e9}".repeat(300);
     table.note_failure(entry, &text, u64::MAX, 1);
     let seen = table.freshness(entry);
