@@ -18,9 +18,10 @@ use nginx_sys::{
 use crate::ffi::{self, CONF_ERROR, CONF_OK, fence, give_to_pool};
 use crate::peer::{Block, NamedBlock};
 use crate::state::StateFile;
+use crate::status;
 
 pub(crate) mod args;
-mod commands;
+pub(crate) mod commands;
 pub(crate) mod dynamic;
 mod finish;
 mod inner;
@@ -131,6 +132,13 @@ pub(crate) struct SrvConf {
     pub(crate) named: Option<Box<NamedBlock>>,
 }
 
+/// Of a `location`.
+#[derive(Default)]
+pub(crate) struct LocConf {
+    /// `consul_status`.
+    pub(crate) status: Option<status::Params>,
+}
+
 impl HttpConf {
     /// The state file in use.
     pub(crate) fn state_file(&self) -> Option<&StateFile> {
@@ -162,6 +170,28 @@ pub(crate) extern "C" fn ngx_http_consul_create_main_conf(cf: *mut ngx_conf_t) -
 pub(crate) extern "C" fn ngx_http_consul_create_srv_conf(cf: *mut ngx_conf_t) -> *mut c_void {
     // SAFETY: as above.
     fence(ptr::null_mut(), || unsafe { give_to_pool((*cf).pool, SrvConf::default()).cast() })
+}
+
+pub(crate) extern "C" fn ngx_http_consul_create_loc_conf(cf: *mut ngx_conf_t) -> *mut c_void {
+    // SAFETY: as above.
+    fence(ptr::null_mut(), || unsafe { give_to_pool((*cf).pool, LocConf::default()).cast() })
+}
+
+/// A handler isn't inherited, but it goes on in an `if` of its location.
+pub(crate) extern "C" fn ngx_http_consul_merge_loc_conf(
+    _: *mut ngx_conf_t,
+    outer: *mut c_void,
+    inner: *mut c_void,
+) -> *mut c_char {
+    fence(CONF_ERROR, || {
+        // SAFETY: both are what ngx_http_consul_create_loc_conf() made; nothing else refers to them
+        // while nginx reads the configuration.
+        unsafe {
+            let (outer, inner) = (&*outer.cast::<LocConf>(), &mut *inner.cast::<LocConf>());
+            inner.status = inner.status.or(outer.status);
+        }
+        CONF_OK
+    })
 }
 
 /// Runs after `init_main_conf` of the upstream module, which calls every block's `init_upstream`:
@@ -211,4 +241,14 @@ pub(crate) unsafe fn http_conf<'a>(cycle: *mut nginx_sys::ngx_cycle_t) -> Option
 pub(crate) unsafe fn srv_conf<'a>(upstream: *mut ngx_http_upstream_srv_conf_t) -> &'a SrvConf {
     // SAFETY: the caller's promise; create_srv_conf() has filled the element.
     unsafe { &*ffi::conf_of((*upstream).srv_conf, &raw const crate::ngx_http_consul_module) }
+}
+
+/// Our configuration of the location that a request is in.
+///
+/// # Safety
+///
+/// `r` is a valid request, which lives as long as `'a`.
+pub(crate) unsafe fn loc_conf<'a>(r: *mut nginx_sys::ngx_http_request_t) -> &'a LocConf {
+    // SAFETY: create_loc_conf() has filled the element; the configuration outlives its requests.
+    unsafe { &*ffi::conf_of((*r).loc_conf, &raw const crate::ngx_http_consul_module) }
 }

@@ -43,8 +43,8 @@ static MODULE_CONTEXT: ngx_http_module_t = ngx_http_module_t {
     init_main_conf: Some(conf::ngx_http_consul_init_main_conf),
     create_srv_conf: Some(conf::ngx_http_consul_create_srv_conf),
     merge_srv_conf: None,
-    create_loc_conf: None,
-    merge_loc_conf: None,
+    create_loc_conf: Some(conf::ngx_http_consul_create_loc_conf),
+    merge_loc_conf: Some(conf::ngx_http_consul_merge_loc_conf),
 };
 
 /// The module, by the name that nginx looks up after `load_module`.

@@ -19,31 +19,33 @@ use nginx_sys::{
     ngx_http_request_t, ngx_http_send_header, ngx_int_t, ngx_palloc, ngx_pcalloc,
 };
 
-use crate::conf::{self, HttpConf};
-use crate::ffi::{self, CONF_ERROR, CONF_OK, ERROR, OK, fence};
+use crate::conf::commands::finish;
+use crate::conf::{self, HttpConf, LocConf};
+use crate::ffi::{self, CONF_ERROR, ERROR, OK, fence};
 use crate::peer::{Block, NamedBlock};
 use crate::zone;
 
-/// The directive: makes the page the location's content.
+mod params;
+
+pub(crate) use params::Params;
+
+/// The directive: makes the status the location's content.
 pub(crate) extern "C" fn ngx_http_consul_status(
     cf: *mut ngx_conf_t,
     _: *mut ngx_command_t,
-    _: *mut c_void,
+    conf: *mut c_void,
 ) -> *mut c_char {
     fence(CONF_ERROR, || {
-        // SAFETY: the directive is only allowed in `location`, whose core configuration this is.
+        // SAFETY: the directive is only allowed in `location`, whose core configuration `core` is,
+        // and `conf` is ours; nothing else refers to them now.
         unsafe {
             let loc_conf = ffi::http_context(cf).loc_conf;
             let core: *mut ngx_http_core_loc_conf_t =
                 ffi::conf_of(loc_conf, &raw const ngx_http_core_module);
-            let ours: unsafe extern "C" fn(*mut ngx_http_request_t) -> ngx_int_t =
-                ngx_http_consul_status_handler;
-            if (*core).handler.is_some_and(|h| ptr::fn_addr_eq(h, ours)) {
-                return c"is duplicate".as_ptr().cast_mut();
-            }
-            (*core).handler = Some(ours);
+            (*core).handler = Some(ngx_http_consul_status_handler);
+            let conf = &mut *conf.cast::<LocConf>();
+            finish(cf, Params::set(&mut conf.status, &ffi::args(cf)))
         }
-        CONF_OK
     })
 }
 

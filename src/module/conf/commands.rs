@@ -3,10 +3,10 @@
 use std::ffi::{CStr, c_char, c_void};
 
 use nginx_sys::{
-    NGX_CONF_1MORE, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_CONF_TAKE2, NGX_CONF_TAKE3,
-    NGX_CONF_TAKE12, NGX_HTTP_LOC_CONF, NGX_HTTP_LOC_CONF_OFFSET, NGX_HTTP_MAIN_CONF,
-    NGX_HTTP_MAIN_CONF_OFFSET, NGX_HTTP_SRV_CONF_OFFSET, NGX_HTTP_UPS_CONF, NGX_LOG_EMERG,
-    ngx_command_t, ngx_conf_t, ngx_str_t, ngx_uint_t,
+    NGX_CONF_1MORE, NGX_CONF_ANY, NGX_CONF_TAKE1, NGX_CONF_TAKE2, NGX_CONF_TAKE3, NGX_CONF_TAKE12,
+    NGX_HTTP_LOC_CONF, NGX_HTTP_LOC_CONF_OFFSET, NGX_HTTP_MAIN_CONF, NGX_HTTP_MAIN_CONF_OFFSET,
+    NGX_HTTP_SRV_CONF_OFFSET, NGX_HTTP_UPS_CONF, NGX_LOG_EMERG, ngx_command_t, ngx_conf_t,
+    ngx_str_t, ngx_uint_t,
 };
 
 use super::args::{self, Parsed, text};
@@ -58,7 +58,7 @@ pub(crate) static COMMANDS: Commands = Commands([
     http_only(c"consul_state", NGX_CONF_TAKE12),
     command(
         c"consul_status",
-        NGX_HTTP_LOC_CONF | NGX_CONF_NOARGS,
+        NGX_HTTP_LOC_CONF | NGX_CONF_ANY,
         NGX_HTTP_LOC_CONF_OFFSET,
         crate::status::ngx_http_consul_status,
     ),
@@ -91,7 +91,7 @@ const fn http_only(name: &'static CStr, args: u32) -> ngx_command_t {
 }
 
 /// Reports what a handler found wrong, with file and line.
-fn finish(cf: *mut ngx_conf_t, result: Parsed) -> *mut c_char {
+pub(crate) fn finish(cf: *mut ngx_conf_t, result: Parsed) -> *mut c_char {
     match result {
         Ok(()) => CONF_OK,
         Err(error) => {

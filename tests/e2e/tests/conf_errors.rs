@@ -95,6 +95,21 @@ fn a_doubled_status_page_is_refused() {
 }
 
 #[test]
+fn bad_parameters_of_a_status_page_are_refused() {
+    for (parameters, words) in [
+        ("metrics=all", "invalid parameter \"metrics=all\""),
+        ("metrics", "invalid parameter \"metrics\""),
+        ("colour=red", "invalid parameter \"colour=red\""),
+        ("metrics=peer metrics=peer", "duplicate parameter \"metrics=peer\""),
+    ] {
+        refused(
+            &format!("server {{ location / {{\nconsul_status {parameters}; # here\n}} }}"),
+            &[&format!("{words} in \"consul_status\" directive")],
+        );
+    }
+}
+
+#[test]
 fn a_bad_url_is_refused() {
     for url in [
         "ftp://127.0.0.1",
