@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 mod html;
+pub mod ready;
 
 /// The whole page.
 #[derive(Clone, Debug, Serialize)]

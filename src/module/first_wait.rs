@@ -20,6 +20,7 @@ use nginx_sys::{
 use crate::conf::{self, HttpConf};
 use crate::ffi::{self, AGAIN, DECLINED, ERROR, OK, conf_of, fence, give_to_pool};
 use crate::peer::{Lookup, NamedBlock, New, Why};
+use crate::ready::ngx_http_consul_ready_handler;
 use crate::status::ngx_http_consul_status_handler;
 
 /// `NGX_MODULE_UNSET_INDEX`: of a module that is not in use.
@@ -141,8 +142,9 @@ unsafe fn has_content(r: *mut ngx_http_request_t) -> bool {
             conf_of((*r).loc_conf, &raw const ngx_http_core_module);
         (*core).handler
     };
-    let own = ngx_http_consul_status_handler as *const ();
-    handler.is_some_and(|handler| handler as *const () != own)
+    let own =
+        [ngx_http_consul_status_handler as *const (), ngx_http_consul_ready_handler as *const ()];
+    handler.is_some_and(|handler| !own.contains(&(handler as *const ())))
 }
 
 /// # Safety

@@ -26,6 +26,7 @@ mod first_wait;
 mod log;
 mod peer;
 mod reach;
+mod ready;
 mod session;
 mod signals;
 mod sink;

@@ -6,7 +6,6 @@ use std::rc::Rc;
 use nginx_consul_core::balance::{
     self, Candidates, Clock, Method, Picked, Rules, Tier, Tried, View,
 };
-use nginx_consul_core::labels::LabelSet;
 use nginx_consul_core::status;
 use nginx_consul_core::table::Table;
 use nginx_sys::{NGX_LOG_ERR, ngx_http_complex_value, ngx_http_request_t, ngx_log_t, ngx_str_t};
@@ -21,6 +20,8 @@ use super::worker::Worker;
 use crate::conf::{Balance, Dynamic, Settings};
 use crate::ffi::{OK, bytes, str_over};
 use crate::watcher;
+
+mod told;
 
 /// An `upstream` that follows Consul, as requests see it. Each worker has its own after fork().
 pub(crate) struct Block {
@@ -196,27 +197,6 @@ impl Block {
         let mut key = str_over(b"");
         // SAFETY: the value was compiled for this configuration, which outlives the request.
         unsafe { (ngx_http_complex_value(r, value.as_ptr(), &mut key) == OK).then(|| bytes(&key)) }
-    }
-
-    /// What variables tell of the peers of a view's set. A request that names a variable that the
-    /// configuration doesn't know (by SSI, say) is too late if the set has changed; the next ones
-    /// are not.
-    pub(super) fn labels<'a>(&self, view: &'a PeerView, set: usize) -> Option<&'a LabelSet> {
-        view.labels(set, || {
-            self.keep_labels(true);
-            let source = self.sources.get(set)?;
-            let table = self.worker()?.table;
-            let mut image = table.read(source.present(table)?, source.key)?;
-            let is_same = image.generation == view.peers().generations()[set];
-            if is_same { LabelSet::take(&mut image) } else { None }
-        })
-    }
-
-    /// When Consul's last good answer for a set came, milliseconds since the epoch.
-    pub(super) fn last_good_ms(&self, set: usize) -> Option<u64> {
-        let table = self.worker()?.table;
-        let entry = self.sources.get(set)?.present(table)?;
-        Some(table.last_good_ms(entry)).filter(|&at| at != 0)
     }
 
     /// Where its peers come from.
