@@ -8,7 +8,7 @@ use nginx_consul_core::balance::{
 };
 use nginx_consul_core::status;
 use nginx_consul_core::table::Table;
-use nginx_sys::{NGX_LOG_ERR, ngx_http_complex_value, ngx_http_request_t, ngx_log_t, ngx_str_t};
+use nginx_sys::{ngx_http_complex_value, ngx_http_request_t, ngx_str_t};
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
 
@@ -146,7 +146,7 @@ impl Block {
         self.stock.as_ref()
     }
 
-    /// The block's name, for people.
+    /// Its name, for people.
     pub(crate) fn name(&self) -> std::borrow::Cow<'_, str> {
         String::from_utf8_lossy(&self.name)
     }
@@ -385,20 +385,5 @@ impl Block {
             self.in_panic.set(candidates.healthy_percent() < usize::from(percent));
         }
         self.in_panic.get()
-    }
-
-    /// Says, once a second at most, that there is nobody to ask.
-    pub(super) fn complain(&self, log: *mut ngx_log_t) {
-        // Where nobody's name led here, the log knows why.
-        if self.service.is_empty() || !self.complained.is_due() {
-            return;
-        }
-        ngx::ngx_log_error!(
-            NGX_LOG_ERR,
-            log,
-            "consul: no usable instance of service \"{}\" in upstream \"{}\"",
-            self.service.escape_debug(),
-            self.name()
-        );
     }
 }

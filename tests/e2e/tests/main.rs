@@ -23,6 +23,7 @@ mod none_usable;
 mod outages;
 mod params;
 mod policy;
+mod ready;
 mod regressions;
 mod retries;
 mod secured;

@@ -1,10 +1,12 @@
-//! What is told of a block to variables and probes.
+//! What is told of a block to variables, probes and the log.
 
 use std::time::Duration;
 
 use nginx_consul_core::balance::Tried;
 use nginx_consul_core::labels::LabelSet;
 use nginx_consul_core::status::ready::{Demand, Known, Lack, Origin};
+
+use nginx_sys::{NGX_LOG_ERR, ngx_log_t};
 
 use super::super::clock::now;
 use super::super::source::Source;
@@ -15,7 +17,11 @@ impl Block {
     /// What variables tell of the peers of a view's set. A request that names a variable that the
     /// configuration doesn't know (by SSI, say) is too late if the set has changed; the next ones
     /// are not.
-    pub(super) fn labels<'a>(&self, view: &'a PeerView, set: usize) -> Option<&'a LabelSet> {
+    pub(in super::super) fn labels<'a>(
+        &self,
+        view: &'a PeerView,
+        set: usize,
+    ) -> Option<&'a LabelSet> {
         view.labels(set, || {
             self.keep_labels(true);
             let source = self.sources.get(set)?;
@@ -27,7 +33,7 @@ impl Block {
     }
 
     /// When Consul's last good answer for a set came, milliseconds since the epoch.
-    pub(super) fn last_good_ms(&self, set: usize) -> Option<u64> {
+    pub(in super::super) fn last_good_ms(&self, set: usize) -> Option<u64> {
         let table = self.worker()?.table;
         let entry = self.sources.get(set)?.present(table)?;
         Some(table.last_good_ms(entry)).filter(|&at| at != 0)
@@ -58,5 +64,20 @@ impl Block {
             let candidates = self.candidates(&worker.table, view.peers(), &tried);
             (0..view.len()).filter(|&peer| candidates.is_usable(peer)).take(enough).count()
         })
+    }
+
+    /// Says, once a second at most, that there is nobody to ask.
+    pub(in super::super) fn complain(&self, log: *mut ngx_log_t) {
+        // Where nobody's name led here, the log knows why.
+        if self.service.is_empty() || !self.complained.is_due() {
+            return;
+        }
+        ngx::ngx_log_error!(
+            NGX_LOG_ERR,
+            log,
+            "consul: no usable instance of service \"{}\" in upstream \"{}\"",
+            self.service.escape_debug(),
+            self.name()
+        );
     }
 }
