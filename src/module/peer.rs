@@ -28,6 +28,7 @@ mod named;
 mod served;
 mod source;
 mod stock;
+pub(crate) mod trace;
 mod view;
 mod worker;
 
@@ -40,6 +41,7 @@ pub(crate) use served::Served;
 pub(crate) use source::Source;
 use stock::StockAttempt;
 pub(crate) use stock::{InitUpstream, Stock, is_nginxs_own};
+use trace::trace;
 use view::PeerView;
 pub(crate) use worker::Worker;
 
@@ -112,6 +114,10 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
                 view = Some(Rc::default());
             }
             let Some(view) = view else { return ERROR };
+            let log = (*(*r).connection).log;
+            if trace::is_on(log) {
+                trace::held(log, block, &view);
+            }
             // Before there is an attempt that a variable may look at.
             let Some(key) = block.key(r) else { return ERROR };
             let servers = if block.has_fallback { server_count(us) } else { 0 };
@@ -206,10 +212,15 @@ extern "C" fn ngx_http_upstream_get_consul_peer(
             return servers.get(pc);
         }
         let now = now();
+        // SAFETY: nginx passes the request's connection.
+        let log = unsafe { (*pc).log };
         let picked = block.worker().and_then(|worker| {
             let view = attempt.view.peers();
             let picked = block.pick(worker, view, &attempt.tried, attempt.key, now)?;
             let number = picked.known.number as usize;
+            if trace::is_on(log) {
+                trace::picked(log, block, (&attempt.view, &attempt.tried), Some(number));
+            }
             attempt.counted.begin(worker, picked, now.seconds);
             attempt.tried.insert(number);
             Some(number)
@@ -239,6 +250,10 @@ extern "C" fn ngx_http_upstream_free_consul_peer(
         // SAFETY: nginx passes the request's connection.
         let pc = unsafe { &mut *pc };
         let single = attempt.is_single();
+        if let (true, Some(peer)) = (trace::is_on(pc.log), attempt.counted.peer()) {
+            let failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;
+            trace::ended(pc.log, attempt.block(), &attempt.view, peer, failed);
+        }
         attempt.judge(state, single, pc.log);
         attempt.counted.end();
         pc.tries = if single { 0 } else { pc.tries.saturating_sub(1) };
@@ -246,15 +261,6 @@ extern "C" fn ngx_http_upstream_free_consul_peer(
 }
 
 impl Attempt {
-    /// Whom the request went to last; `None` if that was a `server` line.
-    fn served(&self) -> Option<Served<'_>> {
-        if self.servers.is_some() {
-            return None;
-        }
-        let peer = self.counted.last().map(|peer| (&*self.view, peer));
-        Some(Served { block: self.block(), view: Some(&*self.view), peer })
-    }
-
     fn block(&self) -> &Block {
         // SAFETY: the configuration outlives the request.
         unsafe { &*self.block }
@@ -269,10 +275,16 @@ impl Attempt {
     #[cold]
     fn get_none(&mut self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
         self.counted.end();
+        // SAFETY: nginx passes the request's connection.
+        let log = unsafe { (*pc).log };
+        if trace::is_on(log) {
+            trace::picked(log, self.block(), (&self.view, &self.tried), None);
+        }
         if let Some(servers) = self.turn_to_servers() {
+            trace!(log, "consul: on to the \"server\" lines");
             return servers.get(pc);
         }
-        // SAFETY: nginx passes the request's connection.
+        // SAFETY: as above.
         let pc = unsafe { &mut *pc };
         if self.tried.count() == 0 {
             self.block().complain(pc.log);

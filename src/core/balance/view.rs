@@ -13,7 +13,7 @@ use crate::table::{Image, Place, Record, Slot};
 
 mod candidates;
 
-pub use candidates::{Candidates, Clock, Picked, pick};
+pub use candidates::{Candidates, Clock, Obstacle, Picked, pick};
 
 /// The sets of a block as a worker uses them: never changed, so a request that holds it sees one
 /// generation of each from beginning to end.

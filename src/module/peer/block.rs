@@ -182,6 +182,11 @@ impl Block {
         better
     }
 
+    /// Its method, for people.
+    pub(super) fn method_name(&self) -> &str {
+        self.stock().map_or(self.method().name(), Stock::name)
+    }
+
     pub(super) fn method(&self) -> Method {
         self.balance.method
     }
@@ -324,7 +329,7 @@ impl Block {
         balance::pick(self.method(), &candidates, cursor, rng)
     }
 
-    fn candidates<'a>(
+    pub(super) fn candidates<'a>(
         &self,
         table: &'a Table<'static>,
         view: &'a View,
@@ -351,7 +356,7 @@ impl Block {
             tiers.push(status::Tier { name, peers: None, usable: None });
         }
         let (name, service) = (self.name().into_owned(), self.service.clone());
-        let method = self.stock().map_or(self.method().name(), Stock::name).to_owned();
+        let method = self.method_name().to_owned();
         status::Upstream { panic, ..status::Upstream::new(name, service, method, tiers) }
     }
 

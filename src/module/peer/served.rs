@@ -132,6 +132,17 @@ pub(super) unsafe fn forget(r: *mut ngx_http_request_t) {
     unsafe { find(r, disown) };
 }
 
+impl Attempt {
+    /// Whom the request went to last; `None` if that was a `server` line.
+    fn served(&self) -> Option<Served<'_>> {
+        if self.servers.is_some() {
+            return None;
+        }
+        let peer = self.counted.last().map(|peer| (&*self.view, peer));
+        Some(Served { block: self.block(), view: Some(&*self.view), peer })
+    }
+}
+
 impl<'a> Served<'a> {
     /// `None` if the request was sent to no service, or was last sent elsewhere.
     ///

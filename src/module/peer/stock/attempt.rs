@@ -3,10 +3,10 @@
 use std::ffi::c_void;
 use std::rc::Rc;
 
-use nginx_consul_core::balance::Picked;
+use nginx_consul_core::balance::{Picked, Tried};
 use nginx_sys::{
     NGX_BUSY, NGX_DONE, NGX_PEER_FAILED, NGX_PEER_NEXT, ngx_http_request_t,
-    ngx_http_upstream_init_round_robin_peer, ngx_http_upstream_srv_conf_t, ngx_int_t,
+    ngx_http_upstream_init_round_robin_peer, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_log_t,
     ngx_peer_connection_t, ngx_uint_t,
 };
 
@@ -15,13 +15,16 @@ use super::super::block_of;
 use super::super::clock::now;
 use super::super::counted::Counted;
 use super::super::delegate::Delegate;
-use super::super::served::{self, Served, Way};
+use super::super::served;
+use super::super::trace;
 use super::super::view::PeerView;
 use super::carry::Key;
 use super::snapshot::Snapshot;
 use super::{Instant, Stock};
 use crate::ffi::{DECLINED, ERROR, OK, fence, make_in_pool_for};
 use crate::session;
+
+mod told;
 
 const BUSY: ngx_int_t = NGX_BUSY as ngx_int_t;
 const DONE: ngx_int_t = NGX_DONE as ngx_int_t;
@@ -95,6 +98,10 @@ pub(in super::super) extern "C" fn ngx_http_upstream_init_stock_peer(
                     note_first_use(block, start);
                 }
             }
+            let log = (*(*r).connection).log;
+            if let (true, Some(snapshot)) = (trace::is_on(log), &snapshot) {
+                trace::held(log, block, snapshot.view());
+            }
             let attempt =
                 make_in_pool_for((*r).pool, served::drop_stock_attempt, || StockAttempt {
                     block,
@@ -157,9 +164,9 @@ extern "C" fn ngx_http_upstream_free_stock_peer(
         if attempt.on_servers {
             return;
         }
-        attempt.note_outcome(state);
         // SAFETY: nginx passes the request's connection.
         let pc = unsafe { &mut *pc };
+        attempt.note_outcome(state, pc.log);
         if pc.tries == 0 && attempt.has_more() {
             attempt.exhausted = true;
             pc.tries = 1;
@@ -287,6 +294,8 @@ impl StockAttempt {
             // SAFETY: the request that peer.init got, and its block.
             let taken =
                 unsafe { Delegate::new(r, || ngx_http_upstream_init_round_robin_peer(r, us)) };
+            // SAFETY: nginx passes the request's connection.
+            trace::trace!(unsafe { (*pc).log }, "consul: on to the \"server\" lines");
             self.on_servers = true;
             self.counted.forget_last();
             self.delegate = taken.map(|(delegate, tries)| {
@@ -296,32 +305,6 @@ impl StockAttempt {
             });
         }
         self.delegate.as_ref().map_or(ERROR, |delegate| delegate.get(pc))
-    }
-
-    /// Whom the request went to last; `None` if that was a `server` line.
-    pub(in super::super) fn served(&self) -> Option<Served<'_>> {
-        if self.on_servers {
-            return None;
-        }
-        let of_present = self.snapshot.as_ref().zip(self.counted.last());
-        let of_past = || self.past.as_ref().and_then(|past| past.served.as_ref());
-        let peer = match of_present {
-            Some((snapshot, peer)) => Some((&**snapshot.view(), peer)),
-            None => of_past().map(|(view, peer)| (&**view, *peer)),
-        };
-        let view = self.snapshot.as_ref().map(|snapshot| &**snapshot.view());
-        Some(Served { block: self.block(), view, peer })
-    }
-
-    /// The request, and the block that it was sent to.
-    pub(in super::super) fn way(&self) -> Way {
-        let upstream = self.stock().map_or(std::ptr::null_mut(), |stock| stock.upstream);
-        Way { request: self.request, upstream }
-    }
-
-    /// The request has gone elsewhere.
-    pub(in super::super) fn disown(&mut self) {
-        self.request = std::ptr::null_mut();
     }
 
     #[inline]
@@ -340,14 +323,24 @@ impl StockAttempt {
             let known = snapshot.view().peers().known(peer);
             let counters = worker.table.slot(known.place);
             let picked = Picked { known, counters };
+            // SAFETY: as above.
+            let log = unsafe { (*pc).log };
+            if trace::is_on(log) {
+                let (view, tried) = (snapshot.view(), Tried::default());
+                trace::picked(log, self.block(), (view, &tried), Some(peer));
+            }
             self.counted.begin(worker, picked, now().seconds);
         }
     }
 
     /// The method has been told that the attempt is over; the rest is ours to do.
     #[inline]
-    fn note_outcome(&mut self, state: ngx_uint_t) {
+    fn note_outcome(&mut self, state: ngx_uint_t, log: *mut ngx_log_t) {
         if let (Some(snapshot), Some(peer)) = (&self.snapshot, self.counted.peer()) {
+            if trace::is_on(log) {
+                let failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;
+                trace::ended(log, self.block(), snapshot.view(), peer, failed);
+            }
             let single = snapshot.view().len() == 1 && !self.block().has_fallback;
             self.counted.judge(snapshot.view(), state, single);
             if let Some(stock) = self.stock().filter(|stock| !stock.is_current(snapshot)) {
