@@ -13,6 +13,7 @@ mod hostile;
 mod instances;
 mod invariants;
 mod lifecycle;
+mod log_table;
 mod logs;
 mod many;
 mod methods;
