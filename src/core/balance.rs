@@ -21,7 +21,7 @@ mod weighted;
 pub use latency::Latency;
 pub use order::Order;
 pub use tried::Tried;
-pub use view::{Candidates, Clock, Known, Picked, Rules, Tier, View, pick, share};
+pub use view::{Candidates, Clock, Known, Obstacle, Picked, Rules, Tier, View, pick, share};
 pub use weighted::Weighted;
 
 /// A balancing method, by the names of `consul_balance`.

@@ -10,6 +10,8 @@ use siphasher::sip128::{Hasher128, SipHasher13};
 use crate::address::AddressFilter;
 use crate::params::Params;
 
+pub use crate::consul::instances::meta::{Meta, MetaKeys};
+
 /// Consistency mode of a Consul query
 /// (<https://developer.hashicorp.com/consul/api-docs/features/consistency>).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -83,6 +85,8 @@ pub struct Query {
     pub consistency: Consistency,
     /// `address=`: which of the tagged addresses (`lan`, `wan`, `lan_ipv4`, …) to connect to.
     pub address: Option<String>,
+    /// Which other parts of `Service.Meta` to keep.
+    pub meta: MetaKeys,
 }
 
 impl Query {
@@ -167,8 +171,10 @@ pub struct Instance {
     pub weight_warning: u16,
     /// Datacenter of the node, empty where Consul does not say.
     pub datacenter: String,
-    /// What its `Service.Meta` says.
+    /// What its `Service.Meta` says to nginx.
     pub params: Params,
+    /// What else of its `Service.Meta` is kept.
+    pub meta: Meta,
 }
 
 /// One address that requests can go to.
@@ -192,6 +198,8 @@ pub struct Peer {
     pub datacenter: String,
     /// Its own parameters, but for the weight.
     pub params: Params,
+    /// What is kept of its `Service.Meta`.
+    pub meta: Meta,
 }
 
 /// Identity of a peer: the instance (node and service id) and, for a host name with several

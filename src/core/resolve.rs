@@ -220,6 +220,7 @@ pub(crate) mod tests {
             weight_warning: 1,
             datacenter: String::new(),
             params: Params::default(),
+            meta: Default::default(),
         }
     }
 

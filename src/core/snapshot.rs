@@ -54,6 +54,7 @@ pub fn peers(
                 datacenter: instance.datacenter.clone(),
                 // Its weight is in effect already.
                 params: Params { weight: None, ..instance.params },
+                meta: instance.meta.clone(),
             });
         }
     }

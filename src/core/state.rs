@@ -187,6 +187,7 @@ pub fn peers_of(image: &Image) -> Option<PeerSet> {
             health: health(&detail.health)?,
             datacenter: detail.datacenter,
             params: record.params(),
+            meta: detail.meta,
         })
     };
     let peers: Option<Vec<Peer>> = image.records.iter().zip(details).map(peer).collect();

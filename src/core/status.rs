@@ -13,6 +13,7 @@ mod ask;
 mod html;
 mod json;
 mod metrics;
+pub mod ready;
 #[cfg(test)]
 mod testing;
 

@@ -230,7 +230,7 @@ impl<'z> Table<'z> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::model::{Health, Peer, PeerSet, identity};
+    use crate::model::{Health, Meta, Peer, PeerSet, identity};
     use crate::params::Params;
     use crate::process::ProcessId;
     use std::num::NonZeroU16;
@@ -251,6 +251,7 @@ pub(crate) mod tests {
             health: Health::Passing,
             datacenter: "dc1".into(),
             params: Params::default(),
+            meta: Meta::new(),
         }
     }
 

@@ -9,6 +9,7 @@ use nginx_consul_core::address::IpNet;
 use nginx_consul_core::balance::{Method, Rules};
 use nginx_consul_core::model::{Query, Selection};
 use nginx_consul_core::named::Templates;
+use nginx_consul_core::status::ready::Demand;
 use nginx_consul_core::sync::{OnEmpty, Plan, Server, Token};
 use nginx_sys::{
     ngx_conf_t, ngx_http_complex_value_t, ngx_http_upstream_srv_conf_t, ngx_module_t,
@@ -137,6 +138,8 @@ pub(crate) struct SrvConf {
 pub(crate) struct LocConf {
     /// `consul_status`.
     pub(crate) status: Option<status::Params>,
+    /// `consul_status ready`.
+    pub(crate) ready: Option<Demand>,
 }
 
 impl HttpConf {
@@ -194,6 +197,7 @@ pub(crate) extern "C" fn ngx_http_consul_merge_loc_conf(
         unsafe {
             let (outer, inner) = (&*outer.cast::<LocConf>(), &mut *inner.cast::<LocConf>());
             inner.status = inner.status.or(outer.status);
+            inner.ready = inner.ready.or(outer.ready);
         }
         CONF_OK
     })

@@ -19,7 +19,9 @@ use nginx_sys::{
 
 use crate::conf::{self, HttpConf};
 use crate::ffi::{self, AGAIN, DECLINED, ERROR, OK, conf_of, fence, give_to_pool};
+use crate::peer::trace::trace;
 use crate::peer::{Lookup, NamedBlock, New, Why};
+use crate::ready::ngx_http_consul_ready_handler;
 use crate::status::ngx_http_consul_status_handler;
 
 /// `NGX_MODULE_UNSET_INDEX`: of a module that is not in use.
@@ -141,8 +143,9 @@ unsafe fn has_content(r: *mut ngx_http_request_t) -> bool {
             conf_of((*r).loc_conf, &raw const ngx_http_core_module);
         (*core).handler
     };
-    let own = ngx_http_consul_status_handler as *const ();
-    handler.is_some_and(|handler| handler as *const () != own)
+    let own =
+        [ngx_http_consul_status_handler as *const (), ngx_http_consul_ready_handler as *const ()];
+    handler.is_some_and(|handler| !own.contains(&(handler as *const ())))
 }
 
 /// # Safety
@@ -232,6 +235,12 @@ unsafe fn wait(
         if ngx_handle_read_event((*(*r).connection).read, 0) != OK {
             return ERROR;
         }
+        let (log, name) = ((*(*r).connection).log, new_service.name().escape_debug());
+        trace!(
+            log,
+            "consul: upstream \"{}\": waits for service \"{name}\"",
+            block.pattern().name()
+        );
         waiting.block = block;
         waiting.key = Some(new_service.key);
         block.begin_wait(new_service);
@@ -258,6 +267,8 @@ extern "C" fn look(event: *mut ngx_event_t) {
             waiting.is_late = is_late;
             let r = waiting.request;
             let connection = (*r).connection;
+            let what = if is_late { "no answer in time" } else { "there is an answer" };
+            trace!((*connection).log, "consul: the wait for a service is over, {what}");
             if ngx_handle_read_event((*connection).read, 0) == OK {
                 (*r).read_event_handler = Some(ngx_http_block_reading);
                 (*r).write_event_handler = Some(ngx_http_core_run_phases);

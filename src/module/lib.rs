@@ -3,6 +3,7 @@
 //!
 //! | nginx calls            | in                | and there                                   |
 //! |------------------------|-------------------|---------------------------------------------|
+//! | `preconfiguration`     | [`variables`]     | adds the variables                          |
 //! | directive handlers     | [`conf`]          | fill the configuration                      |
 //! | `init_main_conf`       | [`conf`]          | merges, checks, makes the plan, asks for the zone |
 //! | zone init              | [`zone`]          | lays out or finds the shared table          |
@@ -27,17 +28,19 @@ mod first_wait;
 mod log;
 mod peer;
 mod reach;
+mod ready;
 mod session;
 mod signals;
 mod sink;
 mod state;
 mod status;
+mod variables;
 mod watcher;
 mod workers_user;
 mod zone;
 
 static MODULE_CONTEXT: ngx_http_module_t = ngx_http_module_t {
-    preconfiguration: None,
+    preconfiguration: Some(variables::ngx_http_consul_preconfiguration),
     postconfiguration: Some(first_wait::ngx_http_consul_postconfiguration),
     create_main_conf: Some(conf::ngx_http_consul_create_main_conf),
     init_main_conf: Some(conf::ngx_http_consul_init_main_conf),

@@ -16,7 +16,7 @@ use nginx_sys::{
 };
 
 use crate::conf::{self, SrvConf, dynamic};
-use crate::ffi::{DECLINED, ERROR, OK, fence, make_in_pool};
+use crate::ffi::{DECLINED, ERROR, OK, fence, make_in_pool_for};
 use crate::session;
 
 mod block;
@@ -25,8 +25,10 @@ mod contacts;
 mod counted;
 mod delegate;
 mod named;
+mod served;
 mod source;
 mod stock;
+pub(crate) mod trace;
 mod view;
 mod worker;
 
@@ -35,8 +37,11 @@ use clock::now;
 use counted::Counted;
 use delegate::Delegate;
 pub(crate) use named::{Lookup, NamedBlock, New, Why};
+pub(crate) use served::Served;
 pub(crate) use source::Source;
+use stock::StockAttempt;
 pub(crate) use stock::{InitUpstream, Stock, is_nginxs_own};
+use trace::trace;
 use view::PeerView;
 pub(crate) use worker::Worker;
 
@@ -103,29 +108,32 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
             let mut view = block.worker().and_then(|worker| block.view(worker));
             if view.as_ref().is_none_or(|view| view.is_empty()) {
                 if block.has_fallback {
+                    served::forget(r);
                     return ngx_http_upstream_init_round_robin_peer(r, us);
                 }
                 view = Some(Rc::default());
             }
             let Some(view) = view else { return ERROR };
+            let log = (*(*r).connection).log;
+            if trace::is_on(log) {
+                trace::held(log, block, &view);
+            }
+            // Before there is an attempt that a variable may look at.
+            let Some(key) = block.key(r) else { return ERROR };
             let servers = if block.has_fallback { server_count(us) } else { 0 };
             let tries = (view.len() + servers).max(1);
-            let attempt = make_in_pool((*r).pool, || Attempt {
+            let attempt = make_in_pool_for((*r).pool, served::drop_attempt, || Attempt {
                 view,
                 tried: Tried::default(),
                 counted: Counted::default(),
                 block,
                 _named: named,
-                key: b"",
+                key,
                 request: r,
                 upstream: us,
                 servers: None,
             });
             let Some(attempt) = attempt.as_mut() else { return ERROR };
-            if block.has_key() {
-                let Some(key) = block.key(r) else { return ERROR };
-                attempt.key = key;
-            }
             let peer = &mut (*(*r).upstream).peer;
             peer.data = (&raw mut *attempt).cast();
             peer.get = Some(ngx_http_upstream_get_consul_peer);
@@ -204,10 +212,15 @@ extern "C" fn ngx_http_upstream_get_consul_peer(
             return servers.get(pc);
         }
         let now = now();
+        // SAFETY: nginx passes the request's connection.
+        let log = unsafe { (*pc).log };
         let picked = block.worker().and_then(|worker| {
             let view = attempt.view.peers();
             let picked = block.pick(worker, view, &attempt.tried, attempt.key, now)?;
             let number = picked.known.number as usize;
+            if trace::is_on(log) {
+                trace::picked(log, block, (&attempt.view, &attempt.tried), Some(number));
+            }
             attempt.counted.begin(worker, picked, now.seconds);
             attempt.tried.insert(number);
             Some(number)
@@ -237,6 +250,10 @@ extern "C" fn ngx_http_upstream_free_consul_peer(
         // SAFETY: nginx passes the request's connection.
         let pc = unsafe { &mut *pc };
         let single = attempt.is_single();
+        if let (true, Some(peer)) = (trace::is_on(pc.log), attempt.counted.peer()) {
+            let failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;
+            trace::ended(pc.log, attempt.block(), &attempt.view, peer, failed);
+        }
         attempt.judge(state, single, pc.log);
         attempt.counted.end();
         pc.tries = if single { 0 } else { pc.tries.saturating_sub(1) };
@@ -258,10 +275,16 @@ impl Attempt {
     #[cold]
     fn get_none(&mut self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
         self.counted.end();
+        // SAFETY: nginx passes the request's connection.
+        let log = unsafe { (*pc).log };
+        if trace::is_on(log) {
+            trace::picked(log, self.block(), (&self.view, &self.tried), None);
+        }
         if let Some(servers) = self.turn_to_servers() {
+            trace!(log, "consul: on to the \"server\" lines");
             return servers.get(pc);
         }
-        // SAFETY: nginx passes the request's connection.
+        // SAFETY: as above.
         let pc = unsafe { &mut *pc };
         if self.tried.count() == 0 {
             self.block().complain(pc.log);
@@ -281,6 +304,7 @@ impl Attempt {
         // SAFETY: the request and block that peer.init got.
         let servers =
             unsafe { Delegate::new(r, || ngx_http_upstream_init_round_robin_peer(r, us)) };
+        self.counted.forget_last();
         self.servers = servers.map(|(servers, _)| Box::new(servers));
         self.servers.as_deref()
     }

@@ -120,7 +120,11 @@ impl StateFile {
                 self.publish((number, &place.target), saved, now, sink);
                 sink.rule(template.verdict_key(name), Verdict::Followed, Answerer::FOR_EVER_MS);
             }
-            Err(why) => sink.log(Level::Error, format!("service \"{name}\": {why}")),
+            Err(why) => {
+                let (service, name) = (name.escape_debug(), self::name(&self.path));
+                let line = format!("service \"{service}\": not taken from {name}, {why}");
+                sink.log(Level::Error, line);
+            }
         }
     }
 
@@ -179,7 +183,10 @@ impl StateFile {
                 sink.log(Level::Notice, line);
             }
             Ok(false) => {}
-            Err(why) => sink.log(Level::Error, format!("service \"{service}\": {why}")),
+            Err(why) => {
+                let line = format!("service \"{service}\": not taken from {name}, {why}");
+                sink.log(Level::Error, line);
+            }
         }
     }
 

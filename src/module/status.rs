@@ -10,9 +10,11 @@ use nginx_sys::{
     ngx_http_request_t, ngx_int_t,
 };
 
+use crate::conf::args::duplicate;
 use crate::conf::commands::finish;
 use crate::conf::{self, LocConf};
 use crate::ffi::{self, CONF_ERROR, ERROR, OK, fence};
+use crate::ready;
 use collect::Walk;
 use params::Metrics;
 
@@ -38,9 +40,18 @@ pub(crate) extern "C" fn ngx_http_consul_status(
             let loc_conf = ffi::http_context(cf).loc_conf;
             let core: *mut ngx_http_core_loc_conf_t =
                 ffi::conf_of(loc_conf, &raw const ngx_http_core_module);
-            (*core).handler = Some(ngx_http_consul_status_handler);
             let conf = &mut *conf.cast::<LocConf>();
-            finish(cf, Params::set(&mut conf.status, &ffi::args(cf)))
+            let words = ffi::args(cf);
+            if conf.status.is_some() || conf.ready.is_some() {
+                return finish(cf, Err(duplicate("consul_status")));
+            }
+            if words.get(1).is_some_and(|word| *word == b"ready") {
+                (*core).handler = Some(ready::ngx_http_consul_ready_handler);
+                let demand = ready::parse(&words[2..]);
+                return finish(cf, demand.map(|demand| conf.ready = Some(demand)));
+            }
+            (*core).handler = Some(ngx_http_consul_status_handler);
+            finish(cf, Params::set(&mut conf.status, &words))
         }
     })
 }

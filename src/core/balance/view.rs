@@ -13,7 +13,7 @@ use crate::table::{Image, Place, Record, Slot};
 
 mod candidates;
 
-pub use candidates::{Candidates, Clock, Picked, pick, share};
+pub use candidates::{Candidates, Clock, Obstacle, Picked, pick, share};
 
 /// The sets of a block as a worker uses them: never changed, so a request that holds it sees one
 /// generation of each from beginning to end.
@@ -153,6 +153,13 @@ impl View {
         let tiers = self.tiers.iter().filter(|tier| tier.set == set);
         let records = tiers.flat_map(|tier| &self.records[tier.peers()]).copied().collect();
         Image::of_records(self.generations[set], records)
+    }
+
+    /// Which set a peer is from, and its number within that.
+    pub fn place_in_set(&self, peer: usize) -> Option<(usize, usize)> {
+        let set = self.tiers.iter().find(|tier| tier.peers().contains(&peer))?.set;
+        let first = self.tiers.iter().find(|tier| tier.set == set)?.first;
+        Some((set, peer - first))
     }
 
     /// The peers.

@@ -3,27 +3,26 @@
 use std::collections::HashMap;
 
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::instances::{
-    Draft, Element, Instances, ParseError, Skipped, Tagged, Weights, list, meta,
+    Draft, Element, Instances, ParseError, Skipped, Tagged, Want, Weights, list, meta,
 };
 use crate::model::Health;
 use crate::text::quote;
 
 /// Reads the body of an answer; an element that breaks a rule is skipped.
 ///
-/// `tag` is as in [`super::health::parse`].
-///
 /// # Errors
 ///
 /// The body is not a JSON array, or ends early.
-pub fn parse(body: &[u8], tag: Option<&str>) -> Result<Instances, ParseError> {
-    list(body, |json| instance(json, tag))
+pub fn parse(body: &[u8], want: Want<'_>) -> Result<Instances, ParseError> {
+    list(body, |json| instance(json, want))
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Entry {
+struct Entry<'a> {
     node: Option<String>,
     address: Option<String>,
     datacenter: Option<String>,
@@ -35,16 +34,17 @@ struct Entry {
     service_address: Option<String>,
     service_port: Option<i64>,
     service_weights: Option<Weights>,
-    #[serde(default, deserialize_with = "meta::parse")]
-    service_meta: meta::Own,
+    #[serde(borrow)]
+    service_meta: Option<&'a RawValue>,
 }
 
-fn instance(json: &str, tag: Option<&str>) -> Element {
-    let entry: Entry = serde_json::from_str(json).map_err(|error| {
+fn instance(json: &str, want: Want<'_>) -> Element {
+    let skip = |error: serde_json::Error| {
         let json: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
         let text = |name: &str| json[name].as_str().unwrap_or_default().to_owned();
         Skipped { node: text("Node"), id: text("ServiceID"), reason: quote(&error.to_string()) }
-    })?;
+    };
+    let entry: Entry<'_> = serde_json::from_str(json).map_err(skip)?;
     let draft = Draft {
         node: entry.node,
         node_address: entry.address,
@@ -56,9 +56,9 @@ fn instance(json: &str, tag: Option<&str>) -> Element {
         node_tagged: entry.tagged_addresses,
         tags: entry.service_tags,
         weights: entry.service_weights,
-        meta: entry.service_meta,
+        meta: meta::parse(entry.service_meta, want.meta).map_err(skip)?,
     };
-    draft.finish(Health::Passing, tag)
+    draft.finish(Health::Passing, want.tag)
 }
 
 #[cfg(test)]
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn reads_a_recorded_answer() {
-        let Instances { good, skipped, .. } = parse(WEB, None).unwrap();
+        let Instances { good, skipped, .. } = parse(WEB, Want::default()).unwrap();
         let lines: Vec<_> = good
             .iter()
             .map(|i| format!("{} {} {}:{} {}", i.node, i.id, i.host, i.port, i.weight_passing))
@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn a_tagged_address_is_taken_where_there_is_one() {
-        let hosts: Vec<_> = parse(WEB, Some("wan"))
+        let hosts: Vec<_> = parse(WEB, Want { tag: Some("wan"), ..Want::default() })
             .unwrap()
             .good
             .into_iter()
@@ -106,7 +106,7 @@ mod tests {
     fn an_element_that_breaks_a_rule_is_skipped_and_named() {
         let body = br#"[{"Node":"n","ServiceID":"i","ServicePort":"x"},
                         {"Node":"n","Address":"10.0.0.1","ServiceID":"j","ServicePort":0}]"#;
-        let found = parse(body, None).unwrap();
+        let found = parse(body, Want::default()).unwrap();
         let told: Vec<_> = found.skipped.iter().map(|s| format!("{} {}", s.node, s.id)).collect();
         assert_eq!((found.good.len(), told), (0, vec!["n i".to_owned(), "n j".to_owned()]));
     }

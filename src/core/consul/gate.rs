@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::consul::client::{Answer, Error};
-use crate::consul::instances::{Instances, ParseError};
+use crate::consul::instances::{Instances, ParseError, Want};
 use crate::consul::{catalog, health, kv, prepared};
 use crate::model::{Query, Source};
 use crate::text::quote;
@@ -195,12 +195,12 @@ pub fn vet(
 }
 
 fn parse(body: &[u8], query: &Query) -> Result<Instances, ParseError> {
-    let tag = query.address.as_deref();
+    let want = Want { tag: query.address.as_deref(), meta: Some(&query.meta) };
     match query.source {
-        Source::Health => health::parse(body, tag),
-        Source::Catalog => catalog::parse(body, tag),
+        Source::Health => health::parse(body, want),
+        Source::Catalog => catalog::parse(body, want),
         Source::Kv => kv::parse(body, &query.service),
-        Source::Query => prepared::parse(body, tag),
+        Source::Query => prepared::parse(body, want),
     }
 }
 

@@ -2,11 +2,12 @@
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Visitor};
+use serde_json::value::RawValue;
 use std::collections::HashMap;
 use std::fmt;
 
 use super::instances::{
-    Draft, Element, Instances, ParseError, Skipped, Tagged, Weights, list, meta,
+    Draft, Element, Instances, ParseError, Skipped, Tagged, Want, Weights, list, meta,
 };
 use crate::model::Health;
 use crate::text::quote;
@@ -16,20 +17,19 @@ use crate::text::quote;
 /// An element that breaks a rule, even one of a wrong JSON type, is skipped; it never costs the
 /// list.
 ///
-/// `tag`: which of an instance's tagged addresses to take, if it has that one.
-///
 /// # Errors
 ///
 /// The body is not a JSON array, or ends early.
-pub fn parse(body: &[u8], tag: Option<&str>) -> Result<Instances, ParseError> {
-    list(body, |json| instance(json, tag))
+pub fn parse(body: &[u8], want: Want<'_>) -> Result<Instances, ParseError> {
+    list(body, |json| instance(json, want))
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Entry {
+struct Entry<'a> {
     node: Option<Node>,
-    service: Option<Service>,
+    #[serde(borrow)]
+    service: Option<Service<'a>>,
     checks: Option<Vec<Option<Check>>>,
 }
 
@@ -44,7 +44,7 @@ struct Node {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Service {
+struct Service<'a> {
     #[serde(rename = "ID")]
     id: Option<String>,
     tags: Option<Vec<String>>,
@@ -52,8 +52,8 @@ struct Service {
     port: Option<i64>,
     tagged_addresses: Option<HashMap<String, Tagged>>,
     weights: Option<Weights>,
-    #[serde(default, deserialize_with = "meta::parse")]
-    meta: meta::Own,
+    #[serde(borrow)]
+    meta: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -88,11 +88,12 @@ impl<'de> Deserialize<'de> for Status {
 }
 
 /// One element; those of a prepared query's answer are the same.
-pub(super) fn instance(json: &str, tag: Option<&str>) -> Element {
-    let entry: Entry = serde_json::from_str(json).map_err(|error| {
+pub(super) fn instance(json: &str, want: Want<'_>) -> Element {
+    let skip = |error: serde_json::Error| {
         let (node, id) = name_of(json);
         Skipped { node, id, reason: quote(&error.to_string()) }
-    })?;
+    };
+    let entry: Entry<'_> = serde_json::from_str(json).map_err(skip)?;
     let health = health(entry.checks.as_deref().unwrap_or_default());
     let node = entry.node.unwrap_or_default();
     let Some(service) = entry.service else {
@@ -110,9 +111,9 @@ pub(super) fn instance(json: &str, tag: Option<&str>) -> Element {
         node_tagged: node.tagged_addresses,
         tags: service.tags,
         weights: service.weights,
-        meta: service.meta,
+        meta: meta::parse(service.meta, want.meta).map_err(skip)?,
     };
-    draft.finish(health, tag)
+    draft.finish(health, want.tag)
 }
 
 /// The worst of all checks, those of the node included.

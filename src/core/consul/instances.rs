@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::model::{Health, Instance};
+use crate::model::{Health, Instance, MetaKeys};
 use crate::text::{beginning, printable, quote, shortened};
 
 pub(crate) mod meta;
@@ -44,6 +44,15 @@ pub struct Skipped {
 #[derive(Debug, thiserror::Error)]
 #[error("the answer is not a list of instances ({})", printable(beginning(&.0.to_string(), 200)))]
 pub struct ParseError(#[from] serde_json::Error);
+
+/// What is wanted of each instance.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Want<'a> {
+    /// Which of its tagged addresses to take, if it has that one.
+    pub tag: Option<&'a str>,
+    /// What to keep of its `Service.Meta`.
+    pub meta: Option<&'a MetaKeys>,
+}
 
 /// An instance, and what is wrong with it nevertheless.
 pub(super) type Element = Result<(Instance, Vec<String>), Skipped>;
@@ -183,7 +192,7 @@ impl Draft {
             Err(reason) => return skip(reason),
         };
         let (weight_passing, weight_warning) = weights(self.weights.as_ref());
-        let (params, flaws) = self.meta;
+        let meta::Own { params, flaws, meta } = self.meta;
         let instance = Instance {
             node,
             id,
@@ -195,6 +204,7 @@ impl Draft {
             weight_warning,
             datacenter: shortened(self.datacenter.unwrap_or_default(), MAX_NAME),
             params,
+            meta,
         };
         Ok((instance, flaws))
     }

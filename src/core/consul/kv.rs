@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::instances::{Element, Instances, ParseError, Skipped, elements, host, port};
-use crate::model::{Health, Instance};
+use crate::model::{Health, Instance, Meta};
 use crate::params::Params;
 use crate::text::quote;
 
@@ -129,6 +129,7 @@ fn instance(id: String, name: &str, number: i64, parameters: &Map<String, Value>
         weight_warning: 1,
         datacenter: String::new(),
         params,
+        meta: Meta::new(),
     };
     Ok((instance, flaws))
 }

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::health;
-use super::instances::{Instances, ParseError};
+use super::instances::{Instances, ParseError, Want};
 
 /// The part of the answer that matters; its elements are those of `/v1/health/service`.
 #[derive(Deserialize)]
@@ -16,16 +16,14 @@ struct Executed<'a> {
 
 /// Reads the body of an answer; an element that breaks a rule is skipped.
 ///
-/// `tag` is as in [`health::parse`].
-///
 /// # Errors
 ///
 /// The body is not a JSON object with a list of nodes.
-pub fn parse(body: &[u8], tag: Option<&str>) -> Result<Instances, ParseError> {
+pub fn parse(body: &[u8], want: Want<'_>) -> Result<Instances, ParseError> {
     let executed: Executed<'_> = serde_json::from_slice(body)?;
     let mut instances = Instances::default();
     for node in executed.nodes.unwrap_or_default() {
-        instances.add(health::instance(node.get(), tag));
+        instances.add(health::instance(node.get(), want));
     }
     instances.sort();
     Ok(instances)
@@ -40,9 +38,10 @@ mod tests {
         let body = br#"{"Service":"web","Datacenter":"dc2","Failovers":1,"Nodes":[
             {"Node":{"Node":"n","Address":"10.0.0.1"},"Service":{"ID":"i","Port":80},"Checks":[]},
             {"Node":{"Node":"n"},"Service":{"ID":"j","Port":0}}]}"#;
-        let found = parse(body, None).unwrap();
+        let want = Want::default();
+        let found = parse(body, want).unwrap();
         assert_eq!((found.good[0].id.as_str(), found.skipped[0].id.as_str()), ("i", "j"));
-        assert_eq!(parse(br#"{"Nodes":null}"#, None).unwrap(), Instances::default());
-        assert!(parse(b"[]", None).is_err() && parse(b"", None).is_err());
+        assert_eq!(parse(br#"{"Nodes":null}"#, want).unwrap(), Instances::default());
+        assert!(parse(b"[]", want).is_err() && parse(b"", want).is_err());
     }
 }

@@ -128,6 +128,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::MetaKeys;
 
     fn query(service: &str) -> Query {
         Query { service: service.to_owned(), ..Query::default() }
@@ -160,6 +161,7 @@ mod tests {
             filter: Some("\"v2\" in Service.Tags and Node.Meta.ä != \"+\"".to_owned()),
             consistency: Consistency::Stale,
             address: Some("wan".to_owned()),
+            meta: MetaKeys::default(),
         };
         assert_eq!(
             path(&full, View::Full, None, Duration::ZERO),

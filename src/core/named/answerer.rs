@@ -277,7 +277,7 @@ impl Desk {
             n => format!(", and {n} more since the last such line"),
         };
         *complaints = Complaints { last: Some(Instant::now()), unsaid: 0 };
-        self.book.log(Level::Error, format!("service \"{name}\": {error}{more}"));
+        self.book.log(Level::Error, format!("no answer about service \"{name}\": {error}{more}"));
     }
 
     fn ask(&self, template: &Template, place: &Place, client: &mut Client) -> Found {

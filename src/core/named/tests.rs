@@ -2,7 +2,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::*;
-use crate::consul::instances::Skipped;
+use crate::consul::instances::{Skipped, Want};
 use crate::sync::testing::{endpoint, target};
 use crate::sync::{Endpoint, Token};
 
@@ -124,7 +124,8 @@ fn a_service_that_a_block_follows_is_that_target_and_others_have_keys_of_their_o
 
 #[test]
 fn an_answer_without_an_instance_or_without_the_tag_shows_no_service() {
-    let parse = |json: &str| crate::consul::health::parse(json.as_bytes(), None).unwrap();
+    let parse =
+        |json: &str| crate::consul::health::parse(json.as_bytes(), Want::default()).unwrap();
     let (any, tagged) = (
         template(nameless("http://127.0.0.1:1"), &[]),
         template(nameless("http://127.0.0.1:1"), &["public"]),

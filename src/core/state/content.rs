@@ -7,7 +7,7 @@ use std::num::NonZeroU16;
 use serde::{Deserialize, Serialize};
 
 use super::{Damage, Saved, State, distinct, health, is_one_of_several};
-use crate::model::{Peer, identity};
+use crate::model::{Meta, Peer, identity};
 use crate::params::Params;
 
 #[derive(Serialize, Deserialize)]
@@ -45,6 +45,8 @@ struct PeerEntry {
     one_of_several: bool,
     #[serde(default, skip_serializing_if = "Params::is_default")]
     params: Params,
+    #[serde(default, skip_serializing_if = "Meta::is_empty")]
+    meta: Meta,
 }
 
 pub(super) fn write(state: &State) -> Vec<u8> {
@@ -115,6 +117,7 @@ impl PeerEntry {
             datacenter: peer.datacenter.clone(),
             one_of_several: is_one_of_several(peer),
             params: peer.params,
+            meta: peer.meta.clone(),
         }
     }
 
@@ -134,6 +137,7 @@ impl PeerEntry {
             tags: self.tags,
             datacenter: self.datacenter,
             params: self.params,
+            meta: self.meta,
         })
     }
 }

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::file::{load, save, set_aside};
 use super::*;
+use crate::model::Meta;
 use crate::params::Params;
 use crate::process::ProcessId;
 use crate::table::Table;
@@ -166,6 +167,7 @@ fn any_peer() -> impl Strategy<Value = Peer> {
                 health,
                 datacenter,
                 params: Params { max_conns: Some(3), backup: several, ..Params::default() },
+                meta: Meta::from([("group".to_owned(), weight.to_string())]),
             }
         })
 }

@@ -251,10 +251,15 @@ fn told(target: &Target, verdict: &Verdict, held: usize) -> Option<String> {
     let name = target_name(&target.query, &target.selection);
     match verdict {
         Verdict::Hold { pending: Pending { removals, of, .. }, is_new: true, .. } => {
-            let lacks = format!("{name}: the answer lacks {removals} of {held} peers, which stay");
             Some(match of {
-                0 => format!("{lacks} (consul_empty keep)"),
-                reads => format!("{lacks} until {} agree", count((*reads).into(), "more read")),
+                0 => format!(
+                    "{name}: the answer lacks {removals} of {held} peers, which stay (consul_empty \
+                     keep)"
+                ),
+                reads => format!(
+                    "{name}: the answer lacks {removals} of {held} peers, which stay until {} agree",
+                    count((*reads).into(), "more read")
+                ),
             })
         }
         Verdict::Publish { ended: Some((pending, after)) } => Some(format!(

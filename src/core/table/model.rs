@@ -73,6 +73,7 @@ fn peer(n: u16) -> Peer {
         health: Health::Passing,
         datacenter: String::new(),
         params: Params::default(),
+        meta: Default::default(),
     }
 }
 

@@ -15,7 +15,7 @@ use super::machine::atomic::{
 };
 use super::publish::Held;
 use super::slots::Place;
-use crate::model::{Peer, PeerSet};
+use crate::model::{Meta, Peer, PeerSet};
 use crate::params::Params;
 
 /// Words of a peer's record.
@@ -43,7 +43,8 @@ pub struct Record {
     limits: [u64; 2],
 }
 
-/// What only the status page needs of a peer.
+/// What only the status page and variables need of a peer. In the table it is a line of JSON, in the
+/// order of the records.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Detail {
     /// Name of the node.
@@ -61,6 +62,9 @@ pub struct Detail {
     /// Datacenter, if known.
     #[serde(rename = "d", default, skip_serializing_if = "String::is_empty")]
     pub datacenter: String,
+    /// What is kept of `Service.Meta`.
+    #[serde(rename = "m", default, skip_serializing_if = "Meta::is_empty")]
+    pub meta: Meta,
 }
 
 /// A copy of one set.
@@ -70,7 +74,8 @@ pub struct Image {
     pub generation: u64,
     /// Its peers.
     pub records: Vec<Record>,
-    details: Vec<u8>,
+    /// If they were read.
+    details: Option<Vec<u8>>,
     history: Vec<u64>,
 }
 
@@ -163,18 +168,26 @@ fn number(word: u64) -> Option<u32> {
 
 impl Detail {
     pub(super) fn encode(set: &PeerSet) -> Vec<u8> {
-        let details: Vec<Detail> = set
-            .peers()
-            .iter()
-            .map(|p| Detail {
+        let mut lines = Vec::new();
+        for p in set.peers() {
+            let detail = Detail {
                 node: p.node.clone(),
                 id: p.id.clone(),
                 tags: p.tags.clone(),
                 health: p.health.as_str().to_owned(),
                 datacenter: p.datacenter.clone(),
-            })
-            .collect();
-        serde_json::to_vec(&details).unwrap_or_default()
+                meta: p.meta.clone(),
+            };
+            let written = serde_json::to_writer(&mut lines, &detail);
+            debug_assert!(written.is_ok(), "a Vec takes everything");
+            lines.push(b'\n');
+        }
+        lines
+    }
+
+    /// The detail in a line.
+    pub(crate) fn decode(line: &[u8]) -> Option<Detail> {
+        serde_json::from_slice(line).ok()
     }
 }
 
@@ -191,17 +204,22 @@ impl Image {
 
     /// What the status shows of each peer, in their order.
     pub fn details(&self) -> Vec<Detail> {
-        serde_json::from_slice(&self.details).unwrap_or_default()
+        let lines = self.details.as_deref().unwrap_or_default();
+        let lines = lines.split_inclusive(|&b| b == b'\n');
+        lines.map_while(Detail::decode).collect()
     }
 
     /// The next of the details, for who takes them one at a time; `at` is 0 at first.
     pub fn next_detail(&self, at: &mut usize) -> Option<Detail> {
-        // A bracket or a comma comes before each.
-        let rest = self.details.get(*at + 1..)?;
-        let mut details = serde_json::Deserializer::from_slice(rest).into_iter::<Detail>();
-        let detail = details.next()?.ok()?;
-        *at += 1 + details.byte_offset();
-        Some(detail)
+        let rest = self.details.as_ref()?.get(*at..)?;
+        let line = rest.split_inclusive(|&b| b == b'\n').next()?;
+        *at += line.len();
+        Detail::decode(line)
+    }
+
+    /// The same as it is in the table, once.
+    pub(crate) fn take_details(&mut self) -> Option<Vec<u8>> {
+        self.details.take()
     }
 }
 
@@ -232,18 +250,19 @@ impl<'z> Table<'z> {
         if history_at > len {
             return None;
         }
-        let words = self.words[offset..offset + details_at].chunks_exact(RECORD);
+        let rows = self.words[offset..offset + details_at].chunks_exact(RECORD);
         let mut records = Vec::with_capacity(count);
-        records.extend(words.filter_map(|words| Record::decode(words.try_into().ok()?, self)));
-        let (mut details, mut history) = (Vec::new(), Vec::new());
-        if with_details {
-            details.reserve((history_at - details_at) * 8);
-            for word in &self.words[offset + details_at..offset + history_at] {
-                details.extend_from_slice(&word.load(Relaxed).to_le_bytes());
-            }
+        records.extend(rows.filter_map(|words| Record::decode(words.try_into().ok()?, self)));
+        let words = |words: std::ops::Range<usize>| {
+            self.words[offset + words.start..offset + words.end].iter().map(|w| w.load(Relaxed))
+        };
+        let details = with_details.then(|| {
+            let mut details = Vec::with_capacity((history_at - details_at) * 8);
+            words(details_at..history_at).for_each(|w| details.extend_from_slice(&w.to_le_bytes()));
             details.truncate(detail_bytes);
-            history.extend((history_at..len).map(|w| self.load(offset + w)));
-        }
+            details
+        });
+        let history = if with_details { words(history_at..len).collect() } else { Vec::new() };
         // Pairs with the publisher's fence: had one of the words above been of a later block, the
         // generation would have moved.
         fence(Acquire);

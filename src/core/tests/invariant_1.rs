@@ -25,6 +25,7 @@ fn set(peers: u16) -> PeerSet {
             health: Health::Passing,
             datacenter: String::new(),
             params: Default::default(),
+            meta: Default::default(),
         }
     };
     PeerSet::new((0..peers).map(peer).collect())

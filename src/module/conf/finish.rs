@@ -15,6 +15,7 @@ use super::target::TargetMaker;
 use super::{HttpConf, Settings, SrvConf, dynamic, inner, named};
 use crate::ffi;
 use crate::peer::{Block, NamedBlock, Source, Stock};
+use crate::variables::Used;
 use crate::zone;
 
 /// `consul_max_services`.
@@ -35,7 +36,9 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
             ffi::conf_of::<SrvConf>(context.srv_conf, &raw const crate::ngx_http_consul_module);
         &(*conf).settings
     };
-    let gathered = gather(upstreams, defaults, http)?;
+    // SAFETY: all directives of `http` have been read.
+    let used = unsafe { Used::of(cf) };
+    let gathered = gather(upstreams, defaults, http, &used)?;
     if http.blocks.is_empty() && http.named_blocks.is_empty() {
         return Ok(());
     }
@@ -56,6 +59,7 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
         // SAFETY: as in gather().
         if let Some(conf) = unsafe { block_conf(upstream) } {
             conf.block = make_block(upstream, conf, defaults, sources, context).map(Box::new);
+            conf.block.iter().for_each(|block| block.keep_labels(used.labels));
         }
     }
     if !gathered.templates.is_empty() {
@@ -65,6 +69,7 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
             // SAFETY: as in gather().
             let Some(conf) = (unsafe { block_conf(upstream) }) else { continue };
             let pattern = make_block(upstream, conf, defaults, Box::new([]), context);
+            pattern.iter().for_each(|pattern| pattern.keep_labels(used.labels));
             let by_request = conf.dynamic.as_ref().and_then(|d| d.by_request.as_ref());
             let settings = conf.settings.or(defaults);
             conf.named = pattern.zip(by_request).map(|(pattern, by_request)| {
@@ -93,8 +98,9 @@ fn gather(
     upstreams: &[*mut ngx_http_upstream_srv_conf_t],
     defaults: &Settings,
     http: &mut HttpConf,
+    used: &Used,
 ) -> Parsed<Gathered> {
-    let mut targets_of = TargetMaker::default();
+    let mut targets_of = TargetMaker::new(used.meta.clone());
     let mut gathered = Gathered::default();
     for &upstream in upstreams {
         // SAFETY: an element of the list is a block of this configuration; one made for a plain

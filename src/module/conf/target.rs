@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nginx_consul_core::address::AddressFilter;
-use nginx_consul_core::model::{Query, Selection};
+use nginx_consul_core::model::{MetaKeys, Query, Selection};
 use nginx_consul_core::sync::{Endpoint, Policy, Server, Target, Timing, Tls, TlsOptions, Token};
 
 use super::args::Parsed;
@@ -21,6 +21,8 @@ const MAX_STALE: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub(super) struct TargetMaker {
     endpoints: Vec<Arc<Endpoint>>,
+    /// What the configuration's variables tell.
+    meta: MetaKeys,
     /// Read when the first block needs it.
     environment: Option<Environment>,
 }
@@ -34,6 +36,10 @@ struct Environment {
 }
 
 impl TargetMaker {
+    pub(super) fn new(meta: MetaKeys) -> TargetMaker {
+        TargetMaker { meta, ..TargetMaker::default() }
+    }
+
     /// What a block asks for, a target for each datacenter. The error names the block's directive.
     pub(super) fn targets(&mut self, settings: Settings, dynamic: &Dynamic) -> Parsed<Vec<Target>> {
         let target = self.target(settings, dynamic)?;
@@ -65,7 +71,7 @@ impl TargetMaker {
             deny: settings.deny.take().unwrap_or_default(),
         };
         Ok(Target {
-            query: dynamic.query.clone(),
+            query: Query { meta: self.meta.clone(), ..dynamic.query.clone() },
             selection: Selection { addresses, ..dynamic.selection.clone() },
             endpoint: self.endpoint(settings).map_err(at)?,
             timing: Timing { wait, retry_min, retry_max, max_stale, resolve, poll },

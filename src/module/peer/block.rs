@@ -7,19 +7,21 @@ use nginx_consul_core::balance::{
     self, Candidates, Clock, Method, Picked, Rules, Tier, Tried, View,
 };
 use nginx_consul_core::status;
-use nginx_consul_core::table::{Image, Table};
-use nginx_sys::{NGX_LOG_ERR, ngx_http_complex_value, ngx_http_request_t, ngx_log_t, ngx_str_t};
+use nginx_consul_core::table::Table;
+use nginx_sys::{ngx_http_complex_value, ngx_http_request_t, ngx_str_t};
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
 
 use super::clock::{Interval, now};
 use super::source::Source;
 use super::stock::Stock;
-use super::view::PeerView;
+use super::view::{Part, PeerView};
 use super::worker::Worker;
 use crate::conf::{Balance, Dynamic, Settings};
 use crate::ffi::{OK, bytes, str_over};
 use crate::watcher;
+
+mod told;
 
 /// An `upstream` that follows Consul, as requests see it. Each worker has its own after fork().
 pub(crate) struct Block {
@@ -43,6 +45,8 @@ pub(crate) struct Block {
     complained: Interval,
     looked: Interval,
     asked_for_lane: Interval,
+    /// Whether views have what variables tell of peers from the beginning.
+    keeps_labels: Cell<bool>,
 }
 
 /// What a block is made of.
@@ -102,6 +106,7 @@ impl Block {
             complained: Interval::default(),
             looked: Interval::default(),
             asked_for_lane: Interval::default(),
+            keeps_labels: Cell::new(false),
         }
     }
 
@@ -112,7 +117,7 @@ impl Block {
 
     /// One like it, for a service that a request has named.
     pub(super) fn for_service(&self, service: &str, sources: Box<[Source]>) -> Block {
-        Block::of(Parts {
+        let block = Block::of(Parts {
             name: self.name.clone(),
             service: service.to_owned(),
             balance: self.balance,
@@ -121,7 +126,14 @@ impl Block {
             panic: self.panic,
             has_fallback: self.has_fallback,
             sources,
-        })
+        });
+        block.keep_labels(self.keeps_labels.get());
+        block
+    }
+
+    /// Variables tell of its peers.
+    pub(crate) fn keep_labels(&self, keep: bool) {
+        self.keeps_labels.set(keep);
     }
 
     /// Has nginx's method, or another module's, pick.
@@ -134,7 +146,7 @@ impl Block {
         self.stock.as_ref()
     }
 
-    /// The block's name, for people.
+    /// Its name, for people.
     pub(crate) fn name(&self) -> std::borrow::Cow<'_, str> {
         String::from_utf8_lossy(&self.name)
     }
@@ -170,13 +182,13 @@ impl Block {
         better
     }
 
-    pub(super) fn method(&self) -> Method {
-        self.balance.method
+    /// Its method, for people.
+    pub(super) fn method_name(&self) -> &str {
+        self.stock().map_or(self.method().name(), Stock::name)
     }
 
-    /// Whether requests are hashed by something.
-    pub(super) fn has_key(&self) -> bool {
-        self.balance.key.is_some()
+    pub(super) fn method(&self) -> Method {
+        self.balance.method
     }
 
     /// What the request is hashed by, in the request's pool; empty if the method wants nothing.
@@ -184,6 +196,7 @@ impl Block {
     /// # Safety
     ///
     /// `r` is a valid request; the key lives as long as it.
+    #[inline]
     pub(super) unsafe fn key<'a>(&self, r: *mut ngx_http_request_t) -> Option<&'a [u8]> {
         let Some(value) = self.balance.key else { return Some(b"") };
         let mut key = str_over(b"");
@@ -235,7 +248,7 @@ impl Block {
         if let Some(view) = held.as_ref().filter(|view| is_current(view)) {
             return Some(Rc::clone(view));
         }
-        if let Some(images) = self.read(worker.table, held.as_deref()) {
+        if let Some(parts) = self.read(worker.table, held.as_deref()) {
             // Worker by worker and change by change another peer is the first, or the first ones
             // would get more than their share of a set that changes often.
             if held.is_some() {
@@ -243,24 +256,30 @@ impl Block {
                 turn.cursor = turn.rng.next_u64();
             }
             *held =
-                Some(Rc::new(PeerView::new(images, &self.rules, self.method(), held.as_deref())));
+                Some(Rc::new(PeerView::new(parts, &self.rules, self.method(), held.as_deref())));
         }
         held.clone()
     }
 
     /// The present sets, those that did not change from the view before; `None` if there is none.
-    fn read(&self, table: Table<'static>, held: Option<&PeerView>) -> Option<Vec<Image>> {
+    fn read(&self, table: Table<'static>, held: Option<&PeerView>) -> Option<Vec<Part>> {
         let mut any = false;
-        let images = self.sources.iter().enumerate().map(|(set, source)| {
+        let parts = self.sources.iter().enumerate().map(|(set, source)| {
             let held = held.map(PeerView::peers);
             let same = held.filter(|v| source.generation(&table) == Some(v.generations()[set]));
-            let held = || held.map(|view| view.image(set)).unwrap_or_default();
-            let read = if same.is_none() { source.read(table, held) } else { None };
+            let is_kept = Cell::new(false);
+            let held = || {
+                is_kept.set(true);
+                held.map(|view| view.image(set)).unwrap_or_default()
+            };
+            let with_labels = self.keeps_labels.get();
+            let read = if same.is_none() { source.read(table, with_labels, held) } else { None };
             any |= read.is_some();
-            read.unwrap_or_else(held)
+            let image = read.unwrap_or_else(held);
+            Part { image, is_kept: is_kept.get() }
         });
-        let images = images.collect();
-        any.then_some(images)
+        let parts = parts.collect();
+        any.then_some(parts)
     }
 
     fn find_entries(&self, table: Table<'static>) {
@@ -310,7 +329,7 @@ impl Block {
         balance::pick(self.method(), &candidates, cursor, rng)
     }
 
-    fn candidates<'a>(
+    pub(super) fn candidates<'a>(
         &self,
         table: &'a Table<'static>,
         view: &'a View,
@@ -337,7 +356,7 @@ impl Block {
             tiers.push(status::Tier { name, peers: None, usable: None });
         }
         let (name, service) = (self.name().into_owned(), self.service.clone());
-        let method = self.stock().map_or(self.method().name(), Stock::name).to_owned();
+        let method = self.method_name().to_owned();
         status::Upstream { panic, ..status::Upstream::new(name, service, method, tiers) }
     }
 
@@ -371,20 +390,5 @@ impl Block {
             self.in_panic.set(candidates.healthy_percent() < usize::from(percent));
         }
         self.in_panic.get()
-    }
-
-    /// Says, once a second at most, that there is nobody to ask.
-    pub(super) fn complain(&self, log: *mut ngx_log_t) {
-        // Where nobody's name led here, the log knows why.
-        if self.service.is_empty() || !self.complained.is_due() {
-            return;
-        }
-        ngx::ngx_log_error!(
-            NGX_LOG_ERR,
-            log,
-            "consul: no usable instance of service \"{}\" in upstream \"{}\"",
-            self.service.escape_debug(),
-            self.name()
-        );
     }
 }

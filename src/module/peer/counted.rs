@@ -14,12 +14,25 @@ pub(super) struct Counted {
     /// The peer that has the request, and its counters.
     at: Option<(Slot<'static>, u32)>,
     in_flight: Option<InFlight<'static>>,
+    /// The peer that was picked last, also when the attempt is over.
+    last: Option<u32>,
 }
 
 impl Counted {
     #[inline]
     pub(super) fn peer(&self) -> Option<usize> {
         self.at.map(|(_, peer)| peer as usize)
+    }
+
+    /// The peer that has, or had, the request last.
+    pub(super) fn last(&self) -> Option<usize> {
+        self.last.map(|peer| peer as usize)
+    }
+
+    /// Nobody of the peers has the request.
+    #[inline]
+    pub(super) fn forget_last(&mut self) {
+        self.last = None;
     }
 
     /// The peer that has the request, its counters and what else is known of it.
@@ -36,6 +49,7 @@ impl Counted {
             counters.note_checked(*identity, rules.fail_timeout.into(), seconds);
         }
         self.at = Some((counters, known.number));
+        self.last = Some(known.number);
         self.in_flight = worker.table.enter_at(*place, counters, *identity, worker.lane);
     }
 

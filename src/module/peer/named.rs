@@ -74,6 +74,13 @@ pub(crate) struct New {
     service: Named,
 }
 
+impl New {
+    /// The service's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.service.name
+    }
+}
+
 /// What is known of the service that a request names.
 pub(crate) enum Lookup {
     /// It is followed.

@@ -39,6 +39,7 @@ impl Source {
     pub(super) fn read(
         &self,
         table: Table<'static>,
+        with_labels: bool,
         held: impl FnOnce() -> Image,
     ) -> Option<Image> {
         let entry = self.entry.get()?;
@@ -52,6 +53,6 @@ impl Source {
             image.generation = generation;
             return Some(image);
         }
-        table.read_records(entry, self.key)
+        if with_labels { table.read(entry, self.key) } else { table.read_records(entry, self.key) }
     }
 }

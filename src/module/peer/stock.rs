@@ -30,7 +30,8 @@ mod carry;
 mod places;
 mod snapshot;
 
-pub(super) use attempt::ngx_http_upstream_init_stock_peer;
+pub(super) use attempt::{StockAttempt, ngx_http_upstream_init_stock_peer};
+pub(super) use places::attempt_of;
 use carry::Key;
 use snapshot::Snapshot;
 

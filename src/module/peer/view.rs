@@ -1,8 +1,11 @@
 //! A set of peers in nginx's types.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use nginx_consul_core::balance::{Method, Rules, View};
+use nginx_consul_core::labels::LabelSet;
 use nginx_consul_core::table::{Image, Place, Record};
 use nginx_sys::{ngx_peer_connection_t, ngx_str_t, sockaddr};
 
@@ -15,16 +18,27 @@ pub(crate) struct PeerView {
     view: View,
     contacts: Contacts,
     sessions: Sessions,
+    /// Of each set, if a variable wants them.
+    labels: Box<[OnceCell<Rc<LabelSet>>]>,
+}
+
+/// One of the sets that a view is made of.
+pub(super) struct Part {
+    pub(super) image: Image,
+    /// It is that of the view before.
+    pub(super) is_kept: bool,
 }
 
 impl PeerView {
     /// Takes TLS sessions over from the set before, instance by instance.
     pub(crate) fn new(
-        images: Vec<Image>,
+        parts: Vec<Part>,
         rules: &Rules,
         method: Method,
         before: Option<&PeerView>,
     ) -> PeerView {
+        let (images, labels): (Vec<Image>, _) =
+            parts.into_iter().enumerate().map(|(set, part)| part.split(set, before)).unzip();
         let view = View::new(images, rules, method, before.map(|before| &before.view));
         let contacts = Contacts::new(view.records().len());
         let sessions = Sessions::new(view.records().len());
@@ -39,7 +53,7 @@ impl PeerView {
                 }
             }
         }
-        PeerView { view, contacts, sessions }
+        PeerView { view, contacts, sessions, labels: Vec::into_boxed_slice(labels) }
     }
 
     pub(crate) fn peers(&self) -> &View {
@@ -52,6 +66,19 @@ impl PeerView {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.view.records().is_empty()
+    }
+
+    /// What variables tell of the peers of a set; `load` gets it if nobody asked before.
+    pub(super) fn labels(
+        &self,
+        set: usize,
+        load: impl FnOnce() -> Option<LabelSet>,
+    ) -> Option<&LabelSet> {
+        let cell = self.labels.get(set)?;
+        if cell.get().is_none() {
+            let _ = cell.set(Rc::new(load()?));
+        }
+        cell.get().map(Rc::as_ref)
     }
 
     pub(crate) fn sessions(&self) -> &Sessions {
@@ -84,6 +111,18 @@ impl PeerView {
         let contact = self.contact(peer);
         (pc.sockaddr, pc.socklen) = (contact.address().cast(), contact.len);
         pc.name = (&raw const contact.name).cast_mut();
+    }
+}
+
+impl Part {
+    fn split(mut self, set: usize, before: Option<&PeerView>) -> (Image, OnceCell<Rc<LabelSet>>) {
+        let labels = match before.filter(|_| self.is_kept) {
+            Some(before) => before.labels.get(set).cloned().unwrap_or_default(),
+            None => {
+                LabelSet::take(&mut self.image).map(Rc::new).map(OnceCell::from).unwrap_or_default()
+            }
+        };
+        (self.image, labels)
     }
 }
 

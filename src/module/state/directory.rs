@@ -44,21 +44,25 @@ pub(crate) unsafe fn prepare(
             return;
         }
         if let Err(error) = make(directory, workers) {
-            say(log, NGX_LOG_ERR, directory, &format!("can't be made ({error})"));
+            let name = directory.display();
+            ngx::ngx_log_error!(
+                NGX_LOG_ERR,
+                log,
+                "consul: directory \"{name}\" of consul_state can't be made ({error})"
+            );
             return;
         }
     }
     // SAFETY: the caller's promise.
     if let Err(error) = unsafe { workers.may(directory, Access::MakeFiles) } {
-        let who = workers.name();
-        let why = format!("can't be written by {who} ({error}): nothing will be saved");
-        say(log, NGX_LOG_WARN, directory, &why);
+        let (name, who) = (directory.display(), workers.name());
+        ngx::ngx_log_error!(
+            NGX_LOG_WARN,
+            log,
+            "consul: directory \"{name}\" of consul_state can't be written by {who} ({error}): \
+             nothing will be saved"
+        );
     }
-}
-
-fn say(log: *mut ngx_log_t, level: u32, directory: &Path, what: &str) {
-    let directory = directory.display();
-    ngx::ngx_log_error!(level, log, "consul: directory \"{directory}\" of consul_state {what}");
 }
 
 fn make(directory: &Path, workers: &Workers) -> io::Result<()> {

@@ -45,6 +45,7 @@ pub struct Config {
     pub(crate) allowed: Vec<String>,
     pub(crate) workers: usize,
     level: &'static str,
+    events: String,
     with_module: bool,
     pub(crate) with_master: bool,
     daemon: bool,
@@ -64,6 +65,7 @@ impl Config {
             allowed: Vec::new(),
             workers: 1,
             level: "info",
+            events: String::new(),
             with_module: true,
             with_master: true,
             daemon: false,
@@ -78,6 +80,12 @@ impl Config {
     /// Adds directives outside of any block.
     pub fn main(mut self, text: &str) -> Config {
         self.main.push_str(text);
+        self
+    }
+
+    /// Adds directives to its `events` block.
+    pub fn events(mut self, text: &str) -> Config {
+        self.events.push_str(text);
         self
     }
 
@@ -176,7 +184,7 @@ impl Config {
         format!(
             "{module}daemon {};\nmaster_process {};\nworker_processes {};\n\
              error_log error.log {};\npid nginx.pid;\n{}\n\
-             events {{ worker_connections 2048; }}\n\
+             events {{ worker_connections 2048; {} }}\n\
              http {{\n\
              log_format e2e '$request_uri|$status|$upstream_addr|$upstream_status';\n\
              access_log access.log e2e;\n\
@@ -187,6 +195,7 @@ impl Config {
             self.workers,
             self.level,
             self.main,
+            self.events,
             self.http,
         )
     }

@@ -56,6 +56,25 @@ fn the_example_of_every_directive_is_accepted_and_has_them_all() {
     }
 }
 
+#[test]
+fn the_example_of_every_directive_has_every_variable() {
+    let read = |name: &str| {
+        fs::read_to_string(nginx::workspace().join(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+    };
+    let (source, text) = (read("src/module/variables.rs"), read("nginx-conf/every-directive.conf"));
+    let names: Vec<&str> =
+        source.split("b\"consul_").skip(1).filter_map(|s| s.split('"').next()).collect();
+    assert!(names.len() == 8, "{names:?}");
+    for name in names {
+        let is_used = text.split("$consul_").skip(1).any(|word| {
+            let end = word.find(|c: char| !(c.is_alphanumeric() || c == '_'));
+            let word = &word[..end.unwrap_or(word.len())];
+            word == name || (name.ends_with('_') && word.starts_with(name))
+        });
+        assert!(is_used, "$consul_{name} is missing");
+    }
+}
+
 /// The directives' names, out of the module's own table.
 fn directives() -> Vec<String> {
     let path = nginx::workspace().join("src/module/conf/commands.rs");

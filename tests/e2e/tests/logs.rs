@@ -1,7 +1,11 @@
 //! What the error log says, and what it doesn't.
 
+use std::net::SocketAddr;
+
 use nginx_consul_e2e::consul::Options;
-use nginx_consul_e2e::{Agent, Backend, Fault, Nginx, Proxy, wait};
+use nginx_consul_e2e::http::Connection;
+use nginx_consul_e2e::{Agent, Backend, Fault, Manner, Nginx, Proxy, wait};
+use socket2::{Domain, Socket, Type};
 
 use crate::support::{
     SOON, follow, gateway, register_one, tally, unique, until_peers, until_served_by,
@@ -121,4 +125,68 @@ fn a_reload_with_the_same_peers_is_no_line() {
         nginx.service(&service)["last_good_seconds"].as_f64().is_some_and(|age| age < 1.0)
     });
     assert_eq!(lines(&nginx, &service), before);
+}
+
+/// The debug lines of requests, without what nginx puts around them.
+fn traced(nginx: &Nginx) -> Vec<String> {
+    let own = |line: &str| {
+        let text = &line[line.find("consul: ")?..];
+        line.contains("[debug]").then(|| text.split(", client: ").next().unwrap_or(text).to_owned())
+    };
+    let about_requests = |line: &String| !line.contains("made anew") && !line.contains("prepared");
+    nginx.logged("consul: ").iter().filter_map(|line| own(line)).filter(about_requests).collect()
+}
+
+fn ask_from(client: [u8; 4], nginx: &Nginx) -> String {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.bind(&SocketAddr::from((client, 0)).into()).expect("an address of the loopback");
+    socket.connect(&nginx.address().into()).expect("nginx");
+    let mut connection = Connection::over(socket.into()).expect("a connection");
+    connection.get("/").expect("an answer").outcome()
+}
+
+#[test]
+fn debug_lines_are_of_the_clients_that_debug_connection_names_only() {
+    let consul = Agent::shared();
+    for method in ["", "least_conn;"] {
+        let service = unique("web");
+        let backends = Backend::start_all(&["a", "b"]);
+        let ids: Vec<String> =
+            backends.iter().map(|backend| register_one(&consul, &service, backend)).collect();
+        let upstream = format!("{method} consul_dynamic %%SERVICE%% fail_timeout=1m;");
+        let nginx = gateway(&consul.url(), &service, &upstream)
+            .events("debug_connection 127.0.0.7;")
+            .log_level("notice")
+            .start();
+        until_peers(&nginx, &service, &backends.iter().collect::<Vec<_>>());
+        for _ in 0..4 {
+            ask_from([127, 0, 0, 8], &nginx);
+        }
+        assert_eq!(traced(&nginx), [""; 0], "{method}");
+        ask_from([127, 0, 0, 7], &nginx);
+        let lines = traced(&nginx);
+        let generation = nginx.service(&service)["generation"].to_string();
+        assert_eq!(
+            lines[0],
+            format!(
+                "consul: upstream \"api\": service \"{service}\", 2 peers, generation {generation}"
+            )
+        );
+        assert!(lines[1].contains(" picked by ") && lines[1].ends_with("tier 1, attempt 1"));
+        assert!(lines.len() == 3 && lines[2].ends_with(" is done"), "{lines:#?}");
+
+        // One that fails is left, and passed over from then on.
+        backends[0].set(Manner::Reset);
+        wait::until("the first one has failed", SOON, || {
+            assert_eq!(ask_from([127, 0, 0, 7], &nginx), "b");
+            traced(&nginx).iter().any(|line| line.ends_with(" has failed"))
+        });
+        let before = traced(&nginx).len();
+        assert_eq!(ask_from([127, 0, 0, 7], &nginx), "b");
+        let lines = traced(&nginx).split_off(before);
+        let address = backends[0].address();
+        let passed = format!("{address} passed over, its failures keep it out");
+        assert!(method != "" || lines[1].ends_with(&passed), "{lines:#?}");
+        ids.iter().for_each(|id| consul.deregister(id));
+    }
 }

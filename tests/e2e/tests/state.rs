@@ -20,7 +20,7 @@ mod disk;
 
 /// A folder that outlives an nginx, and a path for the state file: in a folder in it that nginx
 /// has to make.
-fn place() -> (TempDir, PathBuf) {
+pub(crate) fn place() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("a folder");
     fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).expect("an open folder");
     let path = folder.path().join("state/consul");

@@ -3,6 +3,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use nginx_consul_core::consul::health::parse;
+use nginx_consul_core::consul::instances::Want;
+use nginx_consul_core::model::MetaKeys;
 
 /// A character that may stand in an address: nothing that ends a log line, a URL or a header.
 fn is_harmless(c: char) -> bool {
@@ -10,7 +12,9 @@ fn is_harmless(c: char) -> bool {
 }
 
 fuzz_target!(|body: &[u8]| {
-    let Ok(instances) = parse(body, Some("wan")) else { return };
+    let meta = MetaKeys::new(["version".to_owned()]);
+    let want = Want { tag: Some("wan"), meta: Some(&meta) };
+    let Ok(instances) = parse(body, want) else { return };
     for pair in instances.good.windows(2) {
         assert!((&pair[0].node, &pair[0].id) <= (&pair[1].node, &pair[1].id), "not sorted");
     }
@@ -25,5 +29,5 @@ fuzz_target!(|body: &[u8]| {
         assert!(skipped.reason.len() < 4096);
     }
     // The same answer is the same set.
-    assert_eq!(parse(body, Some("wan")).ok(), Some(instances));
+    assert_eq!(parse(body, want).ok(), Some(instances));
 });

@@ -8,6 +8,10 @@ use super::super::{FULL_SHARE, Method, Order, Peers, Tried, Weighted, pick_from,
 use super::{Keys, Known, Tier, View};
 use crate::table::{Slot, Table};
 
+mod obstacle;
+
+pub use obstacle::Obstacle;
+
 /// The time, as the event loop knows it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Clock {

@@ -30,6 +30,7 @@ fn peer(port: u16, params: Params) -> Peer {
         health: Health::Passing,
         datacenter: String::new(),
         params,
+        meta: Default::default(),
     }
 }
 

@@ -10,14 +10,16 @@ const WEB: &[u8] = include_bytes!("../../testdata/health_service_web.json");
 const MAINTENANCE: &[u8] = include_bytes!("../../testdata/health_service_api_maintenance.json");
 
 fn good(json: &str) -> Instance {
-    let Instances { mut good, skipped, .. } = parse(format!("[{json}]").as_bytes(), None).unwrap();
+    let Instances { mut good, skipped, .. } =
+        parse(format!("[{json}]").as_bytes(), Want::default()).unwrap();
     assert_eq!((good.len(), &skipped[..]), (1, &[][..]), "{json}");
     good.remove(0)
 }
 
 /// "node id reason" of the only element.
 fn skipped(json: &str) -> String {
-    let Instances { good, skipped, .. } = parse(format!("[{json}]").as_bytes(), None).unwrap();
+    let Instances { good, skipped, .. } =
+        parse(format!("[{json}]").as_bytes(), Want::default()).unwrap();
     assert_eq!((good.len(), skipped.len()), (0, 1), "{json}");
     format!("{} {} {}", skipped[0].node, skipped[0].id, skipped[0].reason)
 }
@@ -28,7 +30,7 @@ fn with_service(fields: &str) -> String {
 
 #[test]
 fn reads_a_recorded_answer() {
-    let Instances { good, skipped, .. } = parse(WEB, None).unwrap();
+    let Instances { good, skipped, .. } = parse(WEB, Want::default()).unwrap();
     let lines: Vec<_> = good
         .iter()
         .map(|i| {
@@ -55,7 +57,7 @@ fn reads_a_recorded_answer() {
 
 #[test]
 fn maintenance_mode_is_critical() {
-    assert_eq!(parse(MAINTENANCE, None).unwrap().good[0].health, Health::Critical);
+    assert_eq!(parse(MAINTENANCE, Want::default()).unwrap().good[0].health, Health::Critical);
 }
 
 #[test]
@@ -160,7 +162,7 @@ fn an_element_of_any_other_shape_costs_only_itself() {
         r#"{"Node":{"Node":"n","Address":"::1"},"Service":{"ID":"i","Port":1,"Tags":[null]}}"#,
         r#"{"Node":{"Node":"\ud800","Address":"::1"},"Service":{"ID":"i","Port":1}}"#,
     ] {
-        let both = parse(format!("[{web},{bad},{web}]").as_bytes(), None).unwrap();
+        let both = parse(format!("[{web},{bad},{web}]").as_bytes(), Want::default()).unwrap();
         assert_eq!((both.good.len(), both.skipped.len()), (2, 1), "{bad}");
     }
 }
@@ -168,10 +170,10 @@ fn an_element_of_any_other_shape_costs_only_itself() {
 #[test]
 fn what_is_not_a_list_is_an_error() {
     for body in ["", "null", "{}", "\"x\"", "[", "[{}", "[{},]", "[]x", "<html>", "[1 2]"] {
-        let error = parse(body.as_bytes(), None).expect_err(body).to_string();
+        let error = parse(body.as_bytes(), Want::default()).expect_err(body).to_string();
         assert!(error.starts_with("the answer is not a list of instances ("), "{error}");
     }
-    assert_eq!(parse(b" [ ] \n", None).unwrap(), Instances::default());
+    assert_eq!(parse(b" [ ] \n", Want::default()).unwrap(), Instances::default());
 }
 
 #[test]
@@ -192,14 +194,14 @@ fn twenty_thousand_instances_in_16_mib() {
     }
     body += "]";
     assert!(body.len() > 16 << 20, "{}", body.len());
-    let instances = parse(body.as_bytes(), None).unwrap();
+    let instances = parse(body.as_bytes(), Want::default()).unwrap();
     assert_eq!((instances.good.len(), instances.skipped.len()), (20_000, 0));
 }
 
 proptest! {
     #[test]
     fn no_bytes_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
-        let _ = parse(&body, None);
+        let _ = parse(&body, Want::default());
     }
 
     #[test]
@@ -209,7 +211,7 @@ proptest! {
             r#"[{{"Node":{{"Node":{}}},"Service":{{"ID":{},"Address":{},"Port":{port}}}}}]"#,
             text(&node), text(&id), text(&host)
         );
-        let found = parse(json.as_bytes(), None).unwrap();
+        let found = parse(json.as_bytes(), Want::default()).unwrap();
         prop_assert_eq!(found.good.len() + found.skipped.len(), 1);
         for instance in found.good {
             prop_assert!(instance.host.bytes().all(|b| b.is_ascii_graphic()));
@@ -234,7 +236,7 @@ fn an_instance_brings_nginx_s_parameters_in_its_meta() {
 #[test]
 fn a_bad_parameter_is_named_and_the_instance_stays() {
     let json = with_service(r#""Port":80,"Meta":{"nginx_weight":"much","nginx_max_fails":"3"}"#);
-    let found = parse(format!("[{json}]").as_bytes(), None).unwrap();
+    let found = parse(format!("[{json}]").as_bytes(), Want::default()).unwrap();
     assert_eq!(found.good[0].params, Params { max_fails: Some(3), ..Params::default() });
     let flaw = "invalid value \"much\" of \"nginx_weight\" in Service.Meta";
     let expected = Skipped { node: "n".into(), id: "i".into(), reason: flaw.into() };
@@ -248,7 +250,7 @@ fn a_tagged_address_is_chosen_as_consul_s_dns_does() {
             r#"{{"Node":{{"Node":"n","Address":"10.0.0.1","TaggedAddresses":{{"wan":"1.0.0.1"}}}},
                 "Service":{{"ID":"i","Port":80,{service}}}}}"#
         );
-        let found = parse(format!("[{json}]").as_bytes(), tag).unwrap();
+        let found = parse(format!("[{json}]").as_bytes(), Want { tag, ..Want::default() }).unwrap();
         format!("{}:{}", found.good[0].host, found.good[0].port)
     };
     let tagged =

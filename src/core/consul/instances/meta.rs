@@ -1,59 +1,165 @@
-//! The part of `Service.Meta` that says how nginx is to treat the instance.
+//! `Service.Meta`: how nginx is to treat the instance, and what variables tell of it.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
 
 use crate::params::{BadParam, PREFIX, Params};
-use crate::text::quote;
+use crate::text::{quote, shortened};
 
 /// Most flaws that are told of one instance.
 const MAX_FLAWS: usize = 4;
 
-/// The parameters, and what is wrong with others.
-pub(crate) type Own = (Params, Vec<String>);
+/// Longest value that is kept whole, in bytes; Consul takes no longer ones.
+const MAX_VALUE: usize = 512;
 
-/// Reads the pairs that concern nginx; the others cost nothing. Also `null`, as Consul writes it.
-pub(crate) fn parse<'de, D: Deserializer<'de>>(json: D) -> Result<Own, D::Error> {
-    json.deserialize_option(MetaVisitor)
+/// What is kept of an instance's `Service.Meta`, by the names that variables have for it.
+pub type Meta = BTreeMap<String, String>;
+
+/// The keys of `Service.Meta` that a configuration has variables for.
+///
+/// A key stands as in a variable's name: in lower case, with `_` for `-`.
+///
+/// Two queries that differ only in this have the same place in the table, so that a reload with
+/// another log format keeps what is known: it is left out of hashes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MetaKeys(Arc<[String]>);
+
+impl MetaKeys {
+    /// Takes names as variables have them.
+    pub fn new(names: impl IntoIterator<Item = String>) -> MetaKeys {
+        let mut names: Vec<String> = names.into_iter().collect();
+        names.sort_unstable();
+        names.dedup();
+        MetaKeys(names.into())
+    }
+
+    /// The name that a key of `Service.Meta` is wanted under, if it is.
+    fn wanted(&self, key: &str) -> Option<&String> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let is_same = |(a, b): (u8, u8)| a == if b == b'-' { b'_' } else { b.to_ascii_lowercase() };
+        self.0.iter().find(|n| n.len() == key.len() && n.bytes().zip(key.bytes()).all(is_same))
+    }
 }
 
-struct MetaVisitor;
+impl Hash for MetaKeys {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
 
-impl<'de> Visitor<'de> for MetaVisitor {
+/// The parts of `Service.Meta` that matter.
+#[derive(Debug, Default)]
+pub(crate) struct Own {
+    pub(crate) params: Params,
+    /// What is wrong with parameters.
+    pub(crate) flaws: Vec<String>,
+    pub(crate) meta: Meta,
+}
+
+/// Reads the pairs that matter; the others cost nothing. `None`, or `null` as Consul writes it, has
+/// none.
+pub(crate) fn parse(json: Option<&RawValue>, keys: Option<&MetaKeys>) -> serde_json::Result<Own> {
+    let Some(json) = json else { return Ok(Own::default()) };
+    let mut json = serde_json::Deserializer::from_str(json.get());
+    Pairs(keys).deserialize(&mut json)
+}
+
+struct Pairs<'a>(Option<&'a MetaKeys>);
+
+impl<'de> DeserializeSeed<'de> for Pairs<'_> {
+    type Value = Own;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Own, D::Error> {
+        json.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Pairs<'_> {
     type Value = Own;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a map of texts")
     }
 
-    fn visit_none<E>(self) -> Result<Own, E> {
-        Ok(Own::default())
-    }
-
-    fn visit_some<D: Deserializer<'de>>(self, json: D) -> Result<Own, D::Error> {
-        json.deserialize_map(self)
-    }
-
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Own, A::Error> {
-        let (mut params, mut flaws) = Own::default();
+        let mut own = Own::default();
         while let Some(key) = map.next_key::<String>()? {
-            let Some(name) = key.strip_prefix(PREFIX) else {
+            let wanted = self.0.and_then(|keys| keys.wanted(&key));
+            let parameter = key.strip_prefix(PREFIX);
+            if wanted.is_none() && parameter.is_none() {
                 map.next_value::<IgnoredAny>()?;
                 continue;
-            };
+            }
             let value: String = map.next_value()?;
-            let flaw = match params.set(name, &value) {
-                Ok(()) => continue,
-                Err(BadParam::Name) => format!("unknown parameter \"{}\"", quote(&key)),
-                Err(BadParam::Value) => {
-                    format!("invalid value \"{}\" of \"{}\"", quote(&value), quote(&key))
-                }
-            };
-            if flaws.len() < MAX_FLAWS {
-                flaws.push(format!("{flaw} in Service.Meta"));
+            if let Some(parameter) = parameter {
+                own.set(parameter, (&key, &value));
+            }
+            if let Some(name) = wanted {
+                // Keys that differ only in case or hyphens have one variable: the first counts.
+                let value = || shortened(value, MAX_VALUE);
+                own.meta.entry(name.clone()).or_insert_with(value);
             }
         }
-        Ok((params, flaws))
+        Ok(own)
+    }
+}
+
+impl Own {
+    /// Takes the pair that is a parameter.
+    fn set(&mut self, name: &str, (key, value): (&str, &str)) {
+        let flaw = match self.params.set(name, value) {
+            Ok(()) => return,
+            Err(BadParam::Name) => format!("unknown parameter \"{}\"", quote(key)),
+            Err(BadParam::Value) => {
+                format!("invalid value \"{}\" of \"{}\"", quote(value), quote(key))
+            }
+        };
+        if self.flaws.len() < MAX_FLAWS {
+            self.flaws.push(format!("{flaw} in Service.Meta"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meta(json: &str, keys: &[&str]) -> Meta {
+        let json: &RawValue = serde_json::from_str(json).unwrap();
+        let keys = MetaKeys::new(keys.iter().map(|&key| key.to_owned()));
+        parse(Some(json), Some(&keys)).unwrap().meta
+    }
+
+    #[test]
+    fn only_the_keys_that_have_variables_are_kept() {
+        let json = r#"{"Canary-Group":"blue","other":7,"n":"x","version":"1.2"}"#;
+        let kept = meta(json, &["canary_group", "version", "absent"]);
+        let expected = [("canary_group", "blue"), ("version", "1.2")];
+        assert!(kept.iter().map(|(k, v)| (k.as_str(), v.as_str())).eq(expected), "{kept:?}");
+        assert!(meta(json, &[]).is_empty());
+    }
+
+    #[test]
+    fn of_keys_with_one_name_the_first_counts() {
+        assert_eq!(meta(r#"{"a-b":"1","a_b":"2","A-B":"3"}"#, &["a_b"])["a_b"], "1");
+    }
+
+    #[test]
+    fn a_value_is_short_whoever_wrote_it() {
+        let json = format!(r#"{{"v":"{}"}}"#, "x".repeat(100_000));
+        assert_eq!(meta(&json, &["v"])["v"].len(), MAX_VALUE);
+    }
+
+    #[test]
+    fn a_parameter_for_nginx_may_have_a_variable_too() {
+        let json: &RawValue = serde_json::from_str(r#"{"nginx_weight":"7"}"#).unwrap();
+        let keys = MetaKeys::new(["nginx_weight".to_owned()]);
+        let own = parse(Some(json), Some(&keys)).unwrap();
+        assert_eq!((own.params.weight.map(u16::from), &*own.meta["nginx_weight"]), (Some(7), "7"));
     }
 }

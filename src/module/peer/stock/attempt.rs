@@ -4,10 +4,10 @@ use std::ffi::c_void;
 use std::mem::ManuallyDrop;
 use std::rc::Rc;
 
-use nginx_consul_core::balance::Picked;
+use nginx_consul_core::balance::{Picked, Tried};
 use nginx_sys::{
     NGX_BUSY, NGX_DONE, NGX_PEER_FAILED, NGX_PEER_NEXT, ngx_http_request_t,
-    ngx_http_upstream_init_round_robin_peer, ngx_http_upstream_srv_conf_t, ngx_int_t,
+    ngx_http_upstream_init_round_robin_peer, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_log_t,
     ngx_peer_connection_t, ngx_uint_t,
 };
 
@@ -16,17 +16,22 @@ use super::super::block_of;
 use super::super::clock::now;
 use super::super::counted::Counted;
 use super::super::delegate::Delegate;
+use super::super::served;
+use super::super::trace;
+use super::super::view::PeerView;
 use super::carry::Key;
 use super::snapshot::Snapshot;
 use super::{Instant, Stock, places};
 use crate::ffi::{DECLINED, ERROR, OK, fence};
 use crate::session;
 
+mod told;
+
 const BUSY: ngx_int_t = NGX_BUSY as ngx_int_t;
 const DONE: ngx_int_t = NGX_DONE as ngx_int_t;
 
 /// `peer.data`.
-pub(super) struct StockAttempt {
+pub(in super::super) struct StockAttempt {
     /// Lives in the configuration, which outlives the request, or in `named`.
     block: *const Block,
     /// Keeps the block of a service that the request has named.
@@ -57,6 +62,8 @@ struct Past {
     older: Vec<Rc<Snapshot>>,
     /// Instances that have failed the request.
     tried: Vec<Key>,
+    /// Who had the request last, if that was one of an older snapshot.
+    served: Option<(Rc<PeerView>, usize)>,
 }
 
 /// `peer.init`.
@@ -73,14 +80,35 @@ pub(in super::super) extern "C" fn ngx_http_upstream_init_stock_peer(
             let Some(stock) = block.stock() else { return ERROR };
             let snapshot = stock.current(block);
             if snapshot.is_none() && block.has_fallback {
+                served::forget(r);
                 return ngx_http_upstream_init_round_robin_peer(r, us);
+            }
+            let peer = &raw mut (*(*r).upstream).peer;
+            let mut delegate = None;
+            let mut tries = 1;
+            // Before there is an attempt that a variable may look at.
+            if let Some(snapshot) = &snapshot {
+                let first_use = snapshot.is_first_use().then(Instant::now);
+                // SAFETY: the request gets the snapshot to hold, or ends here.
+                let Some(taken) = Delegate::take(r, || snapshot.init(r, 0)) else { return ERROR };
+                tries = taken.1.max(1);
+                // The method set its own, or nothing.
+                (*peer).notify = if taken.0.wants_notes() { Some(notify) } else { None };
+                delegate = Some(taken.0);
+                if let Some(start) = first_use {
+                    note_first_use(block, start);
+                }
+            }
+            let log = (*(*r).connection).log;
+            if let (true, Some(snapshot)) = (trace::is_on(log), &snapshot) {
+                trace::held(log, block, snapshot.view());
             }
             let attempt = places::make((*r).pool, || StockAttempt {
                 block,
                 _named: named,
                 request: r,
                 snapshot,
-                delegate: None,
+                delegate,
                 counted: Counted::default(),
                 past: ManuallyDrop::new(None),
                 tier: 0,
@@ -89,20 +117,6 @@ pub(in super::super) extern "C" fn ngx_http_upstream_init_stock_peer(
                 fresh: true,
             });
             let Some(attempt) = attempt.as_mut() else { return ERROR };
-            let peer = &raw mut (*(*r).upstream).peer;
-            let mut tries = 1;
-            if let Some(snapshot) = &attempt.snapshot {
-                let first_use = snapshot.is_first_use().then(Instant::now);
-                // SAFETY: the request holds the snapshot.
-                let Some(taken) = Delegate::take(r, || snapshot.init(r, 0)) else { return ERROR };
-                tries = taken.1.max(1);
-                // The method set its own, or nothing.
-                (*peer).notify = if taken.0.wants_notes() { Some(notify) } else { None };
-                attempt.delegate = Some(taken.0);
-                if let Some(start) = first_use {
-                    attempt.note_first_use(start);
-                }
-            }
             (*peer).tries = tries;
             (*peer).data = (&raw mut *attempt).cast();
             (*peer).get = Some(ngx_http_upstream_get_stock_peer);
@@ -129,6 +143,7 @@ extern "C" fn ngx_http_upstream_get_stock_peer(
     fence(ERROR, || {
         // SAFETY: nginx passes our data.
         let attempt = unsafe { attempt(data) };
+        let _busy = served::Busy::new(attempt.request);
         if std::mem::take(&mut attempt.fresh) { attempt.pick_first(pc) } else { attempt.retry(pc) }
     })
 }
@@ -147,14 +162,22 @@ extern "C" fn ngx_http_upstream_free_stock_peer(
         if attempt.on_servers {
             return;
         }
-        attempt.note_outcome(state);
         // SAFETY: nginx passes the request's connection.
         let pc = unsafe { &mut *pc };
+        attempt.note_outcome(state, pc.log);
         if pc.tries == 0 && attempt.has_more() {
             attempt.exhausted = true;
             pc.tries = 1;
         }
     });
+}
+
+/// Methods may leave work to the first request.
+#[cold]
+fn note_first_use(block: &Block, start: Instant) {
+    if let Some(stock) = block.stock() {
+        stock.note_cost(block, start.elapsed(), format_args!("first request prepared"));
+    }
 }
 
 impl StockAttempt {
@@ -178,15 +201,6 @@ impl StockAttempt {
         self.block().has_fallback || self.tier as usize + 1 < tiers
     }
 
-    /// Methods may leave work to the first request.
-    #[cold]
-    fn note_first_use(&self, start: Instant) {
-        if let Some(stock) = self.stock() {
-            let work = format_args!("first request prepared");
-            stock.note_cost(self.block(), start.elapsed(), work);
-        }
-    }
-
     /// Goes over to newer peers, if there are some.
     fn renew(&mut self) {
         let present = self.stock().and_then(|stock| stock.current(self.block()));
@@ -198,7 +212,12 @@ impl StockAttempt {
         if !is_same {
             self.delegate = None;
             let held = self.snapshot.take();
-            self.past.get_or_insert_default().older.extend(held);
+            let served = held.as_ref().zip(self.counted.last());
+            let served = served.map(|(held, peer)| (Rc::clone(held.view()), peer));
+            self.counted.forget_last();
+            let past = self.past.get_or_insert_default();
+            past.served = served.or(past.served.take());
+            past.older.extend(held);
             self.snapshot = present;
         }
     }
@@ -216,7 +235,7 @@ impl StockAttempt {
             unsafe { snapshot.pass_over(&delegate, tier, &past.tried) };
         }
         if let Some(start) = first_use {
-            self.note_first_use(start);
+            note_first_use(self.block(), start);
         }
         self.delegate = Some(delegate);
         Some(tries.max(1))
@@ -297,7 +316,10 @@ impl StockAttempt {
             // SAFETY: the request that peer.init got, and its block.
             let taken =
                 unsafe { Delegate::new(r, || ngx_http_upstream_init_round_robin_peer(r, us)) };
+            // SAFETY: nginx passes the request's connection.
+            trace::trace!(unsafe { (*pc).log }, "consul: on to the \"server\" lines");
             self.on_servers = true;
+            self.counted.forget_last();
             self.delegate = taken.map(|(delegate, tries)| {
                 // SAFETY: nginx passes the request's connection.
                 unsafe { (*pc).tries = tries.max(1) };
@@ -311,6 +333,10 @@ impl StockAttempt {
     fn begin(&mut self, pc: *mut ngx_peer_connection_t) {
         // SAFETY: nginx passes the request's connection.
         let address = unsafe { (*pc).sockaddr };
+        self.counted.forget_last();
+        if let Some(past) = self.past.as_mut() {
+            past.served = None;
+        }
         let (Some(snapshot), Some(worker)) = (&self.snapshot, self.block().worker()) else {
             return;
         };
@@ -319,18 +345,25 @@ impl StockAttempt {
             let known = snapshot.view().peers().known(peer);
             let counters = worker.table.slot(known.place);
             let picked = Picked { known, counters };
+            // SAFETY: as above.
+            let log = unsafe { (*pc).log };
+            if trace::is_on(log) {
+                let (view, tried) = (snapshot.view(), Tried::default());
+                trace::picked(log, self.block(), (view, &tried), Some(peer));
+            }
             self.counted.begin(worker, picked, now().seconds);
         }
     }
 
     /// The method has been told that the attempt is over; the rest is ours to do.
     #[inline]
-    fn note_outcome(&mut self, state: ngx_uint_t) {
+    fn note_outcome(&mut self, state: ngx_uint_t, log: *mut ngx_log_t) {
         let is_plain = state & (NGX_PEER_FAILED | NGX_PEER_NEXT) as ngx_uint_t == 0
             && !self.counted.has_fails()
-            && self.is_current();
+            && self.is_current()
+            && !trace::is_on(log);
         if !is_plain {
-            self.note_trouble(state);
+            self.note_trouble(state, log);
         }
         self.counted.end();
     }
@@ -346,8 +379,12 @@ impl StockAttempt {
 
     #[cold]
     #[inline(never)]
-    fn note_trouble(&mut self, state: ngx_uint_t) {
+    fn note_trouble(&mut self, state: ngx_uint_t, log: *mut ngx_log_t) {
         let (Some(snapshot), Some(peer)) = (&self.snapshot, self.counted.peer()) else { return };
+        if trace::is_on(log) {
+            let failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;
+            trace::ended(log, self.block(), snapshot.view(), peer, failed);
+        }
         let single = snapshot.view().len() == 1 && !self.block().has_fallback;
         self.counted.judge(snapshot.view(), state, single);
         if let Some(stock) = self.stock().filter(|stock| !stock.is_current(snapshot)) {

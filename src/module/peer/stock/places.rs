@@ -75,6 +75,23 @@ fn another() -> *mut Place {
     }
 }
 
+/// The attempt that a pool has to clean up, if this is one.
+///
+/// # Safety
+///
+/// `entry` is in the list of a pool that was not destroyed, and no callback of the attempt runs.
+pub(in crate::peer) unsafe fn attempt_of<'a>(
+    entry: &ngx_pool_cleanup_t,
+) -> Option<&'a mut StockAttempt> {
+    const LEAVE: unsafe extern "C" fn(*mut c_void) = leave;
+    if !ptr::fn_addr_eq(entry.handler?, LEAVE) {
+        return None;
+    }
+    // SAFETY: make() has put it there, with a place that holds an attempt until the pool is
+    // destroyed.
+    Some(unsafe { &mut *(&raw mut (*entry.data.cast::<Place>()).value).cast::<StockAttempt>() })
+}
+
 /// The handler of `cleanup`.
 unsafe extern "C" fn leave(place: *mut c_void) {
     fence((), || {
