@@ -1,8 +1,9 @@
 //! What reading the status takes from a worker's requests.
 
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nginx_consul_e2e::http::Connection;
 use nginx_consul_e2e::nginx::{Config, Nginx};
@@ -34,18 +35,15 @@ struct Cost {
     cpu: f64,
     /// The most of it between two answers to another connection.
     go: f64,
-    /// Longest that a request on that connection took.
-    wait: f64,
 }
 
 /// Measures each format at each length.
 pub(crate) fn measure(stage: &Stage, options: &Options) -> Vec<Table> {
     let lengths: Vec<usize> = if options.quick { LENGTHS[..2].to_vec() } else { LENGTHS.to_vec() };
     lengths.iter().for_each(|&length| stage.register(Setup::Distinct, length));
-    let captions: [(&str, fn(&Cost) -> f64); 3] = [
+    let captions: [(&str, fn(&Cost) -> f64); 2] = [
         ("CPU time of a worker's event loop for an answer with the status, in all", |c| c.cpu),
         ("The most CPU time of that in one go, between two answers to other requests", |c| c.go),
-        ("Longest that another request of the worker takes meanwhile", |c| c.wait),
     ];
     let mut tables = captions.map(|(what, _)| {
         let caption = format!("{what}, ms; least–**median**–most of {TIMES} answers");
@@ -95,31 +93,33 @@ fn answers(nginx: &Nginx, path: &str) -> Vec<Cost> {
         ask();
         thread::sleep(SETTLED);
         let cpu = (event_loop(worker) - before) as f64 / 1e6;
-        let (go, wait) = beside(nginx, worker, &mut ask);
-        Cost { cpu, go, wait }
+        Cost { cpu, go: longest_go(nginx, worker, &mut ask) }
     });
     answers.collect()
 }
 
 /// Asks on another connection while `ask` runs, one request after the other: the most that the event
-/// loop ran between two answers, and the longest that one took, in ms.
-fn beside(nginx: &Nginx, worker: u32, ask: &mut impl FnMut()) -> (f64, f64) {
+/// loop ran between two answers, in ms.
+fn longest_go(nginx: &Nginx, worker: u32, ask: &mut impl FnMut()) -> f64 {
     let mut other = Connection::open(nginx.address()).expect("a connection");
-    let done = AtomicBool::new(false);
+    let (begun, done) = (Barrier::new(2), AtomicBool::new(false));
     thread::scope(|scope| {
         let others = scope.spawn(|| {
             other.get("/other").expect("an answer");
-            let (mut most, mut longest, mut ran) = (0, Duration::ZERO, event_loop(worker));
-            while !done.load(Ordering::Relaxed) {
-                let start = Instant::now();
+            let (mut most, mut ran) = (0, event_loop(worker));
+            begun.wait();
+            loop {
+                let is_last = done.load(Ordering::Relaxed);
                 other.get("/other").expect("an answer");
-                longest = longest.max(start.elapsed());
                 let now = event_loop(worker);
                 most = most.max(now - ran);
                 ran = now;
+                if is_last {
+                    return most as f64 / 1e6;
+                }
             }
-            (most as f64 / 1e6, longest.as_secs_f64() * 1000.0)
         });
+        begun.wait();
         ask();
         done.store(true, Ordering::Relaxed);
         others.join().expect("the other requests")
