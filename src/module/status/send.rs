@@ -117,6 +117,10 @@ pub(super) unsafe fn send(
 ) -> ngx_int_t {
     // SAFETY: the request's pool lives until the response is sent, and so does what is taken of it.
     unsafe {
+        let request = ngx::http::Request::from_ngx_http_request(r);
+        if request.add_header_out("Cache-Control", "no-store").is_none() {
+            return ERROR;
+        }
         let headers = &mut (*r).headers_out;
         headers.status = status as _;
         headers.content_type = str_over(kind.as_bytes());

@@ -1,8 +1,9 @@
 //! What reading the status takes from a worker's requests.
 
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nginx_consul_e2e::http::Connection;
 use nginx_consul_e2e::nginx::{Config, Nginx};
@@ -28,40 +29,38 @@ const FORMATS: [(&str, &str); 4] = [
     ("page", "/consul"),
 ];
 
-/// What an answer took.
+/// What an answer took, ms.
 struct Cost {
-    /// CPU time of the event loop, ms.
+    /// CPU time of the event loop, in all.
     cpu: f64,
-    /// Longest that another request waited meanwhile, ms.
-    wait: f64,
+    /// The most of it between two answers to another connection.
+    go: f64,
 }
 
 /// Measures each format at each length.
 pub(crate) fn measure(stage: &Stage, options: &Options) -> Vec<Table> {
     let lengths: Vec<usize> = if options.quick { LENGTHS[..2].to_vec() } else { LENGTHS.to_vec() };
     lengths.iter().for_each(|&length| stage.register(Setup::Distinct, length));
-    let caption = |what: &str| format!("{what}, ms; least–**median**–most of {TIMES} answers");
-    let mut waits = Table::new(
-        caption("Longest that another request of the worker waits while it answers with a status"),
-        table::columns(&lengths),
-    );
-    let mut cpu = Table::new(
-        caption("CPU time of the event loop for such an answer, in all"),
-        table::columns(&lengths),
-    );
+    let captions: [(&str, fn(&Cost) -> f64); 2] = [
+        ("CPU time of a worker's event loop for an answer with the status, in all", |c| c.cpu),
+        ("The most CPU time of that in one go, between two answers to other requests", |c| c.go),
+    ];
+    let mut tables = captions.map(|(what, _)| {
+        let caption = format!("{what}, ms; least–**median**–most of {TIMES} answers");
+        Table::new(caption, table::columns(&lengths))
+    });
     let running: Vec<Nginx> = lengths.iter().map(|&length| start(stage, length)).collect();
     for (name, path) in FORMATS {
         let costs: Vec<Vec<Cost>> = running.iter().map(|nginx| answers(nginx, path)).collect();
-        let cells = |pick: fn(&Cost) -> f64| {
-            let cell =
+        for (table, (what, pick)) in tables.iter_mut().zip(captions) {
+            let spread =
                 |costs: &Vec<Cost>| table::spread(&costs.iter().map(pick).collect::<Vec<_>>(), 1);
-            std::iter::once(name.to_owned()).chain(costs.iter().map(cell)).collect::<Vec<_>>()
-        };
-        eprintln!("status: {:?}, CPU {:?}", cells(|cost| cost.wait), cells(|cost| cost.cpu));
-        waits.row(cells(|cost| cost.wait));
-        cpu.row(cells(|cost| cost.cpu));
+            let cells: Vec<String> = costs.iter().map(spread).collect();
+            eprintln!("status: {name}: {what}: {} ms", cells.join(", "));
+            table.row(std::iter::once(name.to_owned()).chain(cells));
+        }
     }
-    vec![waits, cpu]
+    tables.into()
 }
 
 /// nginx that follows a service of so many instances.
@@ -94,28 +93,35 @@ fn answers(nginx: &Nginx, path: &str) -> Vec<Cost> {
         ask();
         thread::sleep(SETTLED);
         let cpu = (event_loop(worker) - before) as f64 / 1e6;
-        Cost { cpu, wait: longest_wait(nginx, &mut ask) }
+        Cost { cpu, go: longest_go(nginx, worker, &mut ask) }
     });
     answers.collect()
 }
 
-/// Milliseconds that the slowest of the other requests takes while `ask` runs.
-fn longest_wait(nginx: &Nginx, ask: &mut impl FnMut()) -> f64 {
+/// Asks on another connection while `ask` runs, one request after the other: the most that the event
+/// loop ran between two answers, in ms.
+fn longest_go(nginx: &Nginx, worker: u32, ask: &mut impl FnMut()) -> f64 {
     let mut other = Connection::open(nginx.address()).expect("a connection");
-    other.get("/other").expect("an answer");
-    let done = AtomicBool::new(false);
+    let (begun, done) = (Barrier::new(2), AtomicBool::new(false));
     thread::scope(|scope| {
         let others = scope.spawn(|| {
-            let mut longest = Duration::ZERO;
-            while !done.load(Ordering::Relaxed) {
-                let start = Instant::now();
+            other.get("/other").expect("an answer");
+            let (mut most, mut ran) = (0, event_loop(worker));
+            begun.wait();
+            loop {
+                let is_last = done.load(Ordering::Relaxed);
                 other.get("/other").expect("an answer");
-                longest = longest.max(start.elapsed());
+                let now = event_loop(worker);
+                most = most.max(now - ran);
+                ran = now;
+                if is_last {
+                    return most as f64 / 1e6;
+                }
             }
-            longest
         });
+        begun.wait();
         ask();
         done.store(true, Ordering::Relaxed);
-        others.join().expect("the other requests").as_secs_f64() * 1000.0
+        others.join().expect("the other requests")
     })
 }
