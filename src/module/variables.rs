@@ -1,5 +1,6 @@
 //! Variables of the instance that served a request.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use nginx_consul_core::labels::Labels;
@@ -121,10 +122,10 @@ extern "C" fn ngx_http_consul_variable(
         let label = |text: fn(&Labels) -> &str| served.labels().map_or("", text);
         let text = match of {
             None => "",
-            // SAFETY: as above.
             Some(Of::Service) => match printable(served.service()) {
-                std::borrow::Cow::Borrowed(text) => text,
-                std::borrow::Cow::Owned(text) => return unsafe { set_copy(r, value, &text) },
+                Cow::Borrowed(text) => text,
+                // SAFETY: as above.
+                Cow::Owned(text) => return unsafe { set_copy(r, value, &text) },
             },
             Some(Of::ServiceId) => label(|labels| &labels.service_id),
             Some(Of::Node) => label(|labels| &labels.node),

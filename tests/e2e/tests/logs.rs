@@ -186,7 +186,7 @@ fn debug_lines_are_of_the_clients_that_debug_connection_names_only() {
         let lines = traced(&nginx).split_off(before);
         let address = backends[0].address();
         let passed = format!("{address} passed over, its failures keep it out");
-        assert!(method != "" || lines[1].ends_with(&passed), "{lines:#?}");
+        assert!(!method.is_empty() || lines[1].ends_with(&passed), "{lines:#?}");
         ids.iter().for_each(|id| consul.deregister(id));
     }
 }

@@ -39,6 +39,7 @@ fn peers(count: u16, tag: &str) -> PeerSet {
         health: Health::Passing,
         datacenter: String::new(),
         params: Default::default(),
+        meta: Default::default(),
     };
     PeerSet::new((1..=count).map(peer).collect())
 }
