@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::control::{Frozen, Override};
+
 mod html;
 
 /// The whole page.
@@ -171,6 +173,8 @@ pub struct Service {
     pub refusals: BTreeMap<&'static str, u64>,
     /// A removal of peers that is not in force yet.
     pub pending: Option<Pending>,
+    /// By whom it is frozen, and until when (`consul_api`).
+    pub frozen: Option<Frozen>,
     /// The peers.
     pub peers: Vec<Peer>,
 }
@@ -209,8 +213,11 @@ pub struct Peer {
     pub picks: u64,
     /// Failed attempts.
     pub fails: u64,
-    /// `up`, `unavail` while `max_fails` keeps it out, or `down` by `nginx_down`.
+    /// `up`, `unavail` while `max_fails` keeps it out, `down` by `nginx_down` or order, or `draining`.
     pub state: &'static str,
+    /// What is ordered of it (`consul_api`).
+    #[serde(rename = "override")]
+    pub ordered: Option<Override>,
 }
 
 impl Status {
@@ -270,6 +277,7 @@ mod tests {
                 failures: 0,
                 refusals: BTreeMap::from([("no_leader", 3), ("stale", 1)]),
                 pending: Some(Pending { removals: 2, confirmed: 1, of: 3 }),
+                frozen: None,
                 peers: vec![Peer {
                     server: "127.0.0.1:80".into(),
                     node: "n".into(),
@@ -282,6 +290,7 @@ mod tests {
                     picks: 9,
                     fails: 0,
                     state: "up",
+                    ordered: None,
                 }],
             }],
             named: None,

@@ -11,7 +11,7 @@ use nginx_consul_core::status::{
     Named, NamedService, Nginx, Peer, Pending, Service, Status, Version, Zone,
 };
 use nginx_consul_core::sync::{Plan, Target};
-use nginx_consul_core::table::{Mode, Table};
+use nginx_consul_core::table::{Mode, Order, Table};
 use nginx_sys::{
     NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_NOT_ALLOWED, NGX_HTTP_OK,
     ngx_buf_t, ngx_chain_t, ngx_command_t, ngx_conf_t, ngx_http_core_loc_conf_t,
@@ -21,6 +21,7 @@ use nginx_sys::{
 
 use crate::conf::{self, HttpConf};
 use crate::ffi::{self, CONF_ERROR, CONF_OK, ERROR, OK, fence};
+use crate::orders::{self, Shown};
 use crate::peer::{Block, NamedBlock};
 use crate::zone;
 
@@ -118,7 +119,7 @@ fn collect(http: &HttpConf) -> Status {
         .filter_map(|&upstream| unsafe { conf::srv_conf(upstream).block.as_deref() })
         .collect();
     let services = match (&http.plan, table) {
-        (Some(plan), Some(table)) => planned(plan, table, &blocks),
+        (Some(plan), Some(table)) => planned(plan, table, &blocks, &Shown::new(table, now_ms())),
         _ => Vec::new(),
     };
     Status {
@@ -156,7 +157,7 @@ struct Users {
 }
 
 /// The services that blocks name.
-fn planned(plan: &Plan, table: Table<'_>, blocks: &[&Block]) -> Vec<Service> {
+fn planned(plan: &Plan, table: Table<'_>, blocks: &[&Block], orders: &Shown) -> Vec<Service> {
     let entries = table.entries();
     let mut users_of: Vec<Vec<&Block>> = vec![Vec::new(); plan.targets.len()];
     for block in blocks {
@@ -172,7 +173,8 @@ fn planned(plan: &Plan, table: Table<'_>, blocks: &[&Block]) -> Vec<Service> {
             rules: first.map(|block| block.rules).unwrap_or_default(),
             is_single: first.is_some_and(|block| block.is_single()),
         };
-        service(&plan.targets[target], key, (table, entries.get(&key).copied()), users)
+        let place = (table, entries.get(&key).copied());
+        service(&plan.targets[target], key, place, users, orders)
     };
     users_of.into_iter().enumerate().map(of_target).collect()
 }
@@ -187,6 +189,7 @@ fn named(http: &HttpConf, table: Table<'_>) -> Option<Named> {
         .filter_map(|&upstream| unsafe { conf::srv_conf(upstream).named.as_deref() })
         .collect();
     let now = now_ms();
+    let orders = Shown::new(table, now);
     let of_entry = |entry| {
         let named = table.named(entry)?;
         let template = templates.find(named.template)?;
@@ -201,7 +204,7 @@ fn named(http: &HttpConf, table: Table<'_>) -> Option<Named> {
             is_single: users.iter().any(|block| block.is_single(&named.name)),
         };
         let last_used_seconds = now.saturating_sub(table.last_used(entry)) as f64 / 1000.0;
-        let service = service(&place.target, place.key, (table, Some(entry)), users);
+        let service = service(&place.target, place.key, (table, Some(entry)), users, &orders);
         Some(NamedService { last_used_seconds, service })
     };
     let services = (0..table.entry_capacity()).filter_map(of_entry).collect();
@@ -213,6 +216,7 @@ fn service(
     key: u128,
     (table, entry): (Table<'_>, Option<usize>),
     users: Users,
+    orders: &Shown,
 ) -> Service {
     let Target { query, selection, endpoint, .. } = target;
     let fresh = entry.map(|e| table.freshness(e));
@@ -259,17 +263,28 @@ fn service(
             of: p.of,
         }),
         last_error: fresh.and_then(|f| (!f.error.is_empty()).then_some(f.error)),
-        peers: image.map_or_else(Vec::new, |image| peers(table, &image, &users)),
+        frozen: entry.and_then(|entry| orders.frozen(table, key, entry)),
+        peers: image.map_or_else(Vec::new, |image| {
+            let datacenter = query.datacenter.as_deref();
+            let order = |identity| orders.of_instance(&query.service, datacenter, identity);
+            peers(table, &image, &users, order)
+        }),
         upstreams: users.upstreams,
     }
 }
 
-fn peers(table: Table<'_>, image: &nginx_consul_core::table::Image, users: &Users) -> Vec<Peer> {
+fn peers<'o>(
+    table: Table<'_>,
+    image: &nginx_consul_core::table::Image,
+    users: &Users,
+    order: impl Fn(u64) -> Option<&'o Order>,
+) -> Vec<Peer> {
     let Users { rules, is_single, .. } = *users;
     let peer = |(record, detail): (&nginx_consul_core::table::Record, _)| {
         let nginx_consul_core::table::Detail { node, id, tags, health, .. } = detail;
         let counters = table.counters(record.place);
         let params = record.params();
+        let ordered = order(record.identity);
         let rules = rules.of(&params);
         let (max_fails, timeout) = (rules.max_fails.into(), rules.fail_timeout.into());
         let failed =
@@ -285,11 +300,12 @@ fn peers(table: Table<'_>, image: &nginx_consul_core::table::Image, users: &User
             picks: counters.picks,
             fails: counters.failed,
             backup: params.backup,
-            state: match (params.down, failed) {
+            state: orders::state(ordered).unwrap_or(match (params.down, failed) {
                 (true, _) => "down",
                 (false, true) => "unavail",
                 (false, false) => "up",
-            },
+            }),
+            ordered: orders::shown(ordered),
         }
     };
     image.records.iter().zip(image.details()).map(peer).collect()

@@ -21,12 +21,13 @@ use nginx_sys::{
 
 use crate::conf::{self, HttpConf};
 use crate::ffi::{OK, fence};
+use crate::orders::Orders;
 use crate::peer::Worker;
 use crate::signals::SignalsBlocked;
 use crate::sink::TableSink;
 use crate::state::{self, TableSource};
 use crate::workers_user::Workers;
-use crate::{channel, reach, zone};
+use crate::{channel, orders, reach, zone};
 
 /// How often worker 0 writes the threads' log lines and looks whether it is to end, milliseconds.
 const TICK: usize = 100;
@@ -58,6 +59,7 @@ struct Watch {
     sink: Arc<TableSink>,
     timer: Box<ngx_event_t>,
     ticks: u32,
+    orders: Orders,
 }
 
 thread_local! {
@@ -258,6 +260,7 @@ impl Watch {
             sink,
             timer,
             ticks: 0,
+            orders: Orders::default(),
         };
         watch.start_engine(table);
         watch.start_answerer();
@@ -335,6 +338,7 @@ impl Watch {
             self.start_answerer();
         }
         self.start_saver();
+        orders::check(table, &self.sink);
         if self.ticks == RETAIN_TICKS || (self.ticks < RETAIN_TICKS && self.sink.is_short_of_room())
         {
             retain(table, &self.keys, self.templates.as_deref());
@@ -379,6 +383,7 @@ extern "C" fn tick(event: *mut ngx_event_t) {
                 }
                 return;
             }
+            watch.orders.ask(worker.table, &watch.sink, watch.engine.as_deref());
             watch.ticks = watch.ticks.saturating_add(1);
             if watch.ticks % CHECK_TICKS == 0 {
                 watch.check(worker.table);

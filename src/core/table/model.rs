@@ -32,7 +32,7 @@ struct Zone(Vec<AtomicU64>);
 
 impl Zone {
     fn new() -> Arc<Zone> {
-        let lanes = HEADER + 4 * verdicts::WORDS_PER_ENTRY;
+        let lanes = HEADER + 4 * (verdicts::WORDS_PER_ENTRY + orders::WORDS);
         let entries = lanes + LANES;
         let slots = entries + 4 * entry::WORDS;
         let arena = slots + SLOTS * (slots::WORDS + LANES / 2);
