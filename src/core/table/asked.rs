@@ -62,7 +62,7 @@ mod tests {
         let entries = [5, 6].map(|key| table.claim(key, me).unwrap());
         let before = table.asked();
         assert_eq!(table.take_asked(), []);
-        entries.map(|entry| table.ask_again(entry));
+        entries.iter().for_each(|entry| table.ask_again(*entry));
         table.ask_again(entries[0]);
         assert_ne!(table.asked(), before);
         table.release(entries[1], 6, me);

@@ -19,6 +19,8 @@ use crate::model::{Health, Peer, PeerSet};
 use crate::params::Params;
 use crate::process::ProcessId;
 
+mod orders;
+
 /// Two lanes, so that they share a word.
 const LANES: usize = 2;
 const SLOTS: usize = 4;

@@ -87,7 +87,7 @@ pub(super) unsafe fn who(r: *mut ngx_http_request_t) -> String {
         user => {
             // The address has to have room.
             let user = String::from_utf8_lossy(user);
-            format!("{}@{address}", nginx_consul_core::text::beginning(&user, 20))
+            format!("{}@{address}", nginx_consul_core::text::beginning(&user, 40))
         }
     }
 }

@@ -17,11 +17,10 @@ pub(super) const UNTIL: usize = 6;
 /// Of the four texts, 16 bits each.
 const LENGTHS: usize = 7;
 const TEXTS: usize = 8;
-const SERVICE_BYTES: usize = 96;
+/// Of a service or an instance.
+const NAME_BYTES: usize = 88;
 const UPSTREAM_BYTES: usize = 64;
-const INSTANCE_BYTES: usize = 96;
-pub(super) const BY_BYTES: usize =
-    (WORDS - TEXTS) * 8 - SERVICE_BYTES - UPSTREAM_BYTES - INSTANCE_BYTES;
+pub(super) const BY_BYTES: usize = (WORDS - TEXTS) * 8 - 2 * NAME_BYTES - UPSTREAM_BYTES;
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +76,7 @@ pub struct Order {
 
 /// A name as orders keep it.
 pub fn order_text(name: &str) -> String {
-    shortened(name.to_owned(), SERVICE_BYTES)
+    shortened(name.to_owned(), NAME_BYTES)
 }
 
 /// What the instances of a service in a datacenter, as it is asked for, have in common.
@@ -156,9 +155,9 @@ impl Order {
         (words[SINCE], words[UNTIL]) = (self.since_ms, self.until_ms);
         let mut bytes = Vec::with_capacity((WORDS - TEXTS) * 8);
         let texts = [
-            &shortened(self.service.clone(), SERVICE_BYTES),
+            &shortened(self.service.clone(), NAME_BYTES),
             &shortened(self.upstream.clone(), UPSTREAM_BYTES),
-            &shortened(self.instance.clone(), INSTANCE_BYTES),
+            &shortened(self.instance.clone(), NAME_BYTES),
             beginning(&self.by, BY_BYTES),
         ];
         for (at, text) in texts.iter().enumerate() {

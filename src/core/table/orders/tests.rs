@@ -36,7 +36,7 @@ fn an_order_is_read_as_it_was_given_until_it_is_lifted() {
     assert_eq!(table.orders(), []);
     let texts = Order {
         service: "é".repeat(40),
-        instance: "i".repeat(96),
+        instance: "i".repeat(88),
         upstream: "u".repeat(64),
         by: "b".repeat(BY_BYTES),
         until_ms: u64::MAX,

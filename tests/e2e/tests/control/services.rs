@@ -37,6 +37,29 @@ fn services_that_requests_name_are_steered_as_others() {
 }
 
 #[test]
+fn a_frozen_service_stays_though_no_request_names_it() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b"]);
+    register_one(&consul, &service, &backends[0]);
+    let other = unique("other");
+    register_one(&consul, &other, &backends[1]);
+    let lines = "consul_dynamic $arg_s; consul_idle 2s;";
+    let nginx = with_upstream(&consul.url(), &service, lines).start();
+    let path = |service: &str| format!("/?s={service}");
+    assert_eq!(nginx.outcome(&path(&service)), "a");
+    order(&nginx, &format!("{service}/freeze"), "");
+    assert_eq!(nginx.outcome(&path(&other)), "b");
+    let named = || {
+        let status = nginx.status();
+        let services = status["named"]["services"].as_array().expect("services").clone();
+        services.iter().map(|s| s["service"].clone()).collect::<Vec<_>>()
+    };
+    wait::until_eq("what is followed", SOON, &vec![json!(service)], named);
+    order(&nginx, &format!("{service}/thaw"), "");
+    wait::until_eq("what is followed", SOON, &Vec::new(), named);
+}
+
+#[test]
 fn the_paths_show_what_there_is() {
     let (consul, service) = (Agent::shared(), unique("web"));
     let backends = Backend::start_all(&["a", "b"]);
