@@ -77,6 +77,8 @@ const H_LANE_WORDS: usize = 14;
 const H_ORDERS: usize = 15;
 /// Counts what workers ask of worker 0 ([`asked`]).
 const H_ASKED: usize = 16;
+/// 1 once orders were restored, or there were none to restore.
+const H_ORDERS_BEGUN: usize = 17;
 
 /// Most lanes, for 256 workers and their successors.
 const MAX_LANES: usize = 512;

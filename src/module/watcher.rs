@@ -116,8 +116,10 @@ pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) ->
             let sink: Arc<dyn Sink> = sink.clone();
             first_answers(plan, &sink, &needed, timeout);
         }
-        let kept =
-            http.state_file().map(|state| state.restore(plan, http.templates.as_deref(), &sink));
+        let is_new = table.begin_orders();
+        let kept = http
+            .state_file()
+            .map(|state| state.restore(plan, http.templates.as_deref(), (&sink, is_new)));
         KEPT.set(kept.unwrap_or_default());
         // A thread that is stuck in a name lookup may outlast this zone.
         sink.close();

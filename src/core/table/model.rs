@@ -19,7 +19,7 @@ use crate::model::{Health, Peer, PeerSet};
 use crate::params::Params;
 use crate::process::ProcessId;
 
-mod orders;
+mod ordered;
 
 /// Two lanes, so that they share a word.
 const LANES: usize = 2;

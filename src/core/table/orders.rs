@@ -13,7 +13,7 @@ use std::collections::HashSet;
 
 use super::lock::Guard;
 use super::machine::atomic::Ordering::{Acquire, Relaxed, Release};
-use super::{H_ORDERS, Table, entry};
+use super::{H_ORDERS, H_ORDERS_BEGUN, Table, entry};
 use crate::process::ProcessId;
 
 mod order;
@@ -100,6 +100,12 @@ impl<'z> Table<'z> {
             let until = self.load(first + UNTIL);
             self.load(first) != 0 && until != 0 && until <= now_ms
         })
+    }
+
+    /// Whether nobody has asked this of the zone before: orders that were kept elsewhere are to be
+    /// given once, or they would be again after they were lifted.
+    pub fn begin_orders(&self) -> bool {
+        self.word(H_ORDERS_BEGUN).swap(1, Relaxed) == 0
     }
 
     /// Gives orders, all or none; each takes the place of an earlier one about the same. Waits for

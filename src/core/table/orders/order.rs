@@ -97,10 +97,19 @@ fn digest_of(value: &impl Hash) -> u64 {
 }
 
 impl Subject {
-    fn encode(self) -> [u64; 3] {
+    /// In three words; the last one is 0 for a target only.
+    pub(crate) fn encode(self) -> [u64; 3] {
         match self {
             Subject::Target(key) => [key as u64, (key >> 64) as u64, 0],
             Subject::Instance { scope, upstream, identity } => [scope, upstream, identity],
+        }
+    }
+
+    /// The subject of [`Subject::encode`]'s words.
+    pub(crate) fn decode([first, second, identity]: [u64; 3]) -> Subject {
+        match identity {
+            0 => Subject::Target(u128::from(second) << 64 | u128::from(first)),
+            identity => Subject::Instance { scope: first, upstream: second, identity },
         }
     }
 }
@@ -135,6 +144,17 @@ impl Action {
             Action::Down => "down",
             Action::Up => "up",
             Action::Weight(_) => "weight",
+        }
+    }
+
+    /// The action of that name about an instance; `None` if there is none, or not with such a weight.
+    pub(crate) fn of_instance(name: &str, weight: Option<u16>) -> Option<Action> {
+        match (name, weight) {
+            ("weight", Some(weight)) if weight > 0 => Some(Action::Weight(weight)),
+            ("drain", None) => Some(Action::Drain),
+            ("down", None) => Some(Action::Down),
+            ("up", None) => Some(Action::Up),
+            _ => None,
         }
     }
 
@@ -184,11 +204,8 @@ impl Order {
             Some(text)
         };
         let (service, upstream, instance, by) = (text(0)?, text(1)?, text(2)?, text(3)?);
-        let [first, second, identity] = [words[SUBJECT], words[SUBJECT + 1], words[SUBJECT + 2]];
-        let subject = match identity {
-            0 => Subject::Target(u128::from(second) << 64 | u128::from(first)),
-            identity => Subject::Instance { scope: first, upstream: second, identity },
-        };
+        let subject = [words[SUBJECT], words[SUBJECT + 1], words[SUBJECT + 2]];
+        let subject = Subject::decode(subject);
         let action = Action::decode(words[ACTION])?;
         // An order of one kind about something of the other would do nothing.
         let fits = (action == Action::Freeze) == matches!(subject, Subject::Target(_));
