@@ -120,7 +120,7 @@ fn note(table: Table<'_>, entry: usize) {
 }
 
 fn order(identity: u64, until_ms: u64) -> Order {
-    let text = || "\u{e9}".repeat(60);
+    let text = || "\u{e9}".repeat(30);
     Order {
         subject: Subject::Instance { scope: 1, upstream: 0, identity },
         action: Action::Weight(7),

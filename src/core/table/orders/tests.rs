@@ -83,7 +83,7 @@ fn a_full_table_takes_no_further_order_and_still_changes_those_it_has() {
     let all: Vec<Order> = (1..=most as u64).map(|n| about(n, Action::Drain)).collect();
     table.give_orders(&all, me).unwrap();
     let new = about(9_999, Action::Drain);
-    assert_eq!(table.give_orders(&[new.clone()], me), Err(NotGiven::Full(most)));
+    assert_eq!(table.give_orders(std::slice::from_ref(&new), me), Err(NotGiven::Full(most)));
     let both = [about(3, Action::Up), new.clone()];
     assert_eq!(table.give_orders(&both, me), Err(NotGiven::Full(most)), "all or none");
     assert_eq!(table.orders().iter().filter(|o| o.action == Action::Drain).count(), most);
@@ -206,7 +206,7 @@ fn whatever_a_killed_writer_has_left_is_no_order_and_its_cell_is_free() {
     assert!(table.orders().is_empty() && table.has_overdue(2));
     table.lift_orders(|_| false, me).unwrap();
     assert!(!table.has_overdue(2));
-    table.give_orders(&[order.clone()], me).unwrap();
+    table.give_orders(std::slice::from_ref(&order), me).unwrap();
     assert_eq!(table.orders(), [order]);
 }
 

@@ -112,7 +112,7 @@ fn bodies_are_bounded_however_they_come() {
     let path = format!("/api/services/{service}/instances/{service}-a/drain");
     let large = format!("{{\"expires\":\"{}\"}}", "1".repeat(100_000));
     assert_eq!(refusal(&nginx, "POST", &path, &[JSON], large.as_bytes()), "413 BodyTooLarge");
-    let mut chunked = |body: &str| {
+    let chunked = |body: &str| {
         let mut connection = Connection::open(nginx.address()).expect("a connection");
         let head = format!(
             "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
