@@ -115,6 +115,8 @@ pub struct InstanceShown {
     pub id: String,
     /// Node.
     pub node: String,
+    /// Datacenter, if known.
+    pub datacenter: String,
     /// Address and port.
     pub server: String,
     /// The upstreams that it is used in.
@@ -137,6 +139,7 @@ impl InstanceShown {
         InstanceShown {
             id: detail.id.clone(),
             node: detail.node.clone(),
+            datacenter: detail.datacenter.clone(),
             server: record.addr().to_string(),
             upstreams,
             health: detail.health.clone(),

@@ -102,10 +102,12 @@ impl Asked {
         let all = selections.iter().flat_map(|s| s.instances(table, &[]));
         let found: Vec<Found> = all.filter(|found| self.is_meant(found, id)).collect();
         let first = found.first().ok_or_else(|| no_instance(name, id))?;
-        let same = |other: &Found| {
-            (&other.shown.node, &other.shown.id) == (&first.shown.node, &first.shown.id)
+        // Nodes of several datacenters can have the same names.
+        let name = |found: &Found| {
+            let shown = &found.shown;
+            (shown.datacenter.clone(), shown.node.clone(), shown.id.clone())
         };
-        if !found.iter().all(same) {
+        if found.iter().any(|other| name(other) != name(first)) {
             let text = format!(
                 "several instances are \"{}\", say which by its address, or with ?node=",
                 quote(id)

@@ -7,13 +7,13 @@ use nginx_consul_core::balance::{
     self, Candidates, Clock, Method, Picked, Rules, Tier, Tried, View,
 };
 use nginx_consul_core::status;
-use nginx_consul_core::table::{Image, Table, orders};
+use nginx_consul_core::table::{Image, Table};
 use nginx_sys::{NGX_LOG_ERR, ngx_http_complex_value, ngx_http_request_t, ngx_log_t, ngx_str_t};
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
 
 use super::clock::{Interval, now};
-use super::source::Source;
+use super::source::{self, Source};
 use super::stock::Stock;
 use super::view::PeerView;
 use super::worker::Worker;
@@ -260,34 +260,15 @@ impl Block {
             read.unwrap_or_else(held)
         });
         let mut images: Vec<Image> = images.collect();
-        self.obey(table, &mut images);
+        source::obey(table, (&self.service, &self.name), &self.sources, &mut images);
         any.then_some(images)
-    }
-
-    /// Makes the sets what an operator wants them to be. After they were read: an order that came
-    /// later moves their generations.
-    fn obey(&self, table: Table<'static>, images: &mut [Image]) {
-        let overrides = table.overrides(now().millis);
-        if overrides.is_empty() {
-            return;
-        }
-        let upstream = orders::upstream(&self.name);
-        for (source, image) in self.sources.iter().zip(images) {
-            let scope = orders::scope(&self.service, source.datacenter.as_deref());
-            overrides.apply((scope, upstream), &mut image.records);
-        }
     }
 
     fn find_entries(&self, table: Table<'static>) {
         let is_missing = |source: &Source| source.entry.get().is_none();
         if self.sources.iter().any(is_missing) && self.looked.is_due() {
             for source in self.sources.iter().filter(|source| is_missing(source)) {
-                let entry = table.find(source.key);
-                source.entry.set(entry);
-                if let Some(entry) = entry.filter(|_| !source.is_fixed()) {
-                    let datacenter = source.datacenter.as_deref();
-                    table.note_scope(entry, orders::scope(&self.service, datacenter));
-                }
+                source.find(table, &self.service);
             }
         }
     }

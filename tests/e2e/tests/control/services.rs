@@ -83,7 +83,7 @@ fn the_paths_show_what_there_is() {
     assert_eq!(selection["instances"].as_array().map(Vec::len), Some(2));
     let one = get(&format!("/api/services/{service}/instances/{}", backends[1].address()));
     let expected = json!([{
-        "id": ids[1], "node": consul.node(), "server": backends[1].address().to_string(),
+        "id": ids[1], "node": consul.node(), "datacenter": "dc1", "server": backends[1].address().to_string(),
         "upstreams": ["api"], "health": "passing", "weight": 1, "overrides": [],
     }]);
     assert_eq!(one["instances"], expected);
