@@ -8,11 +8,16 @@ const PEERS_CONFIG: u64 = 1_027_003;
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rustc-check-cfg=cfg(nginx_ssl)");
+    println!("cargo::rustc-check-cfg=cfg(nginx_pcre)");
     println!("cargo::rustc-check-cfg=cfg(nginx_keepalive_anywhere)");
     println!("cargo::rustc-check-cfg=cfg(nginx_peers_config)");
     let features = std::env::var("DEP_NGINX_FEATURES").unwrap_or_default();
-    if features.split(',').any(|f| f.trim() == "http_ssl") {
+    let has = |feature| features.split(',').any(|f| f.trim() == feature);
+    if has("http_ssl") {
         println!("cargo::rustc-cfg=nginx_ssl");
+    }
+    if has("pcre") {
+        println!("cargo::rustc-cfg=nginx_pcre");
     }
     let version = std::env::var("DEP_NGINX_VERSION_NUMBER").unwrap_or_default();
     let is_since = |since| version.parse::<u64>().is_ok_and(|v| v >= since);

@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! nginx-consul-state 1 <SipHash-1-3-128 of the JSON, 32 hex digits> <bytes of JSON>
-//! {"written_ms":…,"services":[{"key":…,"service":"web","index":…,"last_good_ms":…,"peers":[…]}]}
+//! {"written_ms":…,"services":[{"key":…,"service":"web","index":…,"last_good_ms":…,"peers":[…]}],
+//!  "orders":[{"subject":…,"action":"drain",…}]}
 //! ```
 //!
 //! The reader trusts nothing: what is not exactly as [`State::encode`] makes it is [`Damage`].
@@ -17,7 +18,7 @@ use siphasher::sip128::SipHasher13;
 
 use crate::address::AddressFilter;
 use crate::model::{Health, Peer, PeerSet, identity};
-use crate::table::Image;
+use crate::table::{Image, Order};
 
 mod content;
 pub mod file;
@@ -40,6 +41,8 @@ pub struct State {
     pub written_ms: u64,
     /// The targets that had a good answer.
     pub targets: Vec<Saved>,
+    /// What operators have ordered of instances.
+    pub orders: Vec<Order>,
 }
 
 /// The last good answer for one target.

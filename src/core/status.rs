@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::control::{Frozen, Override};
 use crate::table::Changed;
 
 mod ask;
@@ -209,6 +210,8 @@ pub struct Service {
     pub refusals: BTreeMap<&'static str, u64>,
     /// A removal of peers that is not in force yet.
     pub pending: Option<Pending>,
+    /// By whom it is frozen, and until when (`consul_api`).
+    pub frozen: Option<Frozen>,
     /// The last changes, newest first.
     pub history: Vec<Change>,
     /// For services that requests have named: seconds since a request named it last; good to a
@@ -298,6 +301,9 @@ pub struct Peer {
     pub latency_ms: Option<f64>,
     /// Whether it gets requests.
     pub state: PeerState,
+    /// What is ordered of it (`consul_api`).
+    #[serde(rename = "override")]
+    pub ordered: Option<Override>,
 }
 
 /// Whether a peer gets requests, in the words of NGINX Plus and Angie.

@@ -1,7 +1,7 @@
 //! The table of peers that all processes share: a slice of words in nginx's shared zone.
 //!
 //! ```text
-//! header │ verdicts │ lanes │ entries │ slots │ arena
+//! header │ verdicts │ orders │ lanes │ entries │ slots │ arena
 //! ```
 //!
 //! * An **entry** is one target (a selection of a service's instances): its generation and where
@@ -14,6 +14,7 @@
 //! * A **lane** is one worker's column of in-flight counts in every slot. Only its worker writes
 //!   it, so when a worker is killed its column is all there is to clear.
 //! * A **verdict** says what became of a name that a request asked for ([`verdicts`]).
+//! * An **order** is what an operator wants of an instance or a target ([`orders`]).
 //!
 //! Which parts of the arena and which slots are free is not stored anywhere: it follows from the
 //! entries. So a publisher may be killed at any instruction, and the next one has nothing to
@@ -23,6 +24,7 @@ use std::io;
 
 use machine::atomic::{AtomicU64, Ordering::Relaxed};
 
+pub mod asked;
 pub mod entry;
 mod history;
 pub mod ledger;
@@ -34,23 +36,26 @@ mod machine;
 mod machine;
 #[cfg(all(test, loom))]
 mod model;
+pub mod orders;
 pub mod publish;
 pub mod read;
 pub mod slots;
 pub mod verdicts;
 
+pub use asked::Withheld;
 pub use entry::{Freshness, Mode, Named};
 pub use history::Changed;
+pub use orders::{Action, NotGiven, Order, Overrides, Subject};
 pub use publish::{Change, Full};
 pub use read::{Detail, Image, Record};
 pub use slots::{Counters, InFlight, Lane, Place, Slot};
 pub use verdicts::Verdict;
 
 /// Says that the zone holds a table of this layout.
-const MAGIC: u64 = 0x6e67_782d_636e_0006;
+const MAGIC: u64 = 0x6e67_782d_636e_0007;
 
 /// Words of the header; the rest of them is spare.
-const HEADER: usize = 16;
+const HEADER: usize = 24;
 const H_MAGIC: usize = 0;
 const H_LOCK: usize = 1;
 const H_DIRTY: usize = 2;
@@ -70,6 +75,12 @@ const H_CONNECTIONS_ENDING: usize = 12;
 const H_CONNECTIONS_OWNER: usize = 13;
 /// See [`Table`].
 const H_LANE_WORDS: usize = 14;
+/// Cells of orders up to the last one that is in use.
+const H_ORDERS: usize = 15;
+/// Counts what workers ask of worker 0 ([`asked`]).
+const H_ASKED: usize = 16;
+/// 1 once orders were restored, or there were none to restore.
+const H_ORDERS_BEGUN: usize = 17;
 
 /// Most lanes, for 256 workers and their successors.
 const MAX_LANES: usize = 512;
@@ -91,6 +102,8 @@ pub struct Table<'z> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Layout {
     verdicts: usize,
+    orders: usize,
+    order_count: usize,
     /// Up to the entries.
     lanes: usize,
     entries: usize,
@@ -106,7 +119,9 @@ impl Layout {
     fn new(words: usize, lanes: usize) -> Option<Layout> {
         let entry_count = entries_in(words * 8);
         let slot_words = slots::WORDS + lanes / 2;
-        let first_lane = HEADER + entry_count * verdicts::WORDS_PER_ENTRY;
+        let orders = HEADER + entry_count * verdicts::WORDS_PER_ENTRY;
+        let order_count = entry_count.min(orders::MAX);
+        let first_lane = orders + order_count * orders::WORDS;
         let entries = first_lane + lanes;
         let slots = entries + entry_count * entry::WORDS;
         // A quarter of what is left for slots: a slot is about a third of what an instance takes,
@@ -115,6 +130,8 @@ impl Layout {
         let arena = slots + slot_count * slot_words;
         (slot_count > 0 && words > arena && words <= u32::MAX as usize).then_some(Layout {
             verdicts: HEADER,
+            orders,
+            order_count,
             lanes: first_lane,
             entries,
             entry_count,

@@ -16,6 +16,7 @@ use nginx_sys::{
     ngx_shm_zone_t, ngx_str_t,
 };
 
+use crate::api::ApiLocation;
 use crate::ffi::{self, CONF_ERROR, CONF_OK, fence, give_to_pool};
 use crate::peer::{Block, NamedBlock};
 use crate::state::StateFile;
@@ -53,6 +54,8 @@ pub(crate) struct HttpConf {
     pub(crate) blocks: Vec<*mut ngx_http_upstream_srv_conf_t>,
     /// The blocks whose service requests name, in the order of their templates.
     pub(crate) named_blocks: Vec<*mut ngx_http_upstream_srv_conf_t>,
+    /// The locations with `consul_api`.
+    pub(crate) apis: Vec<ApiLocation>,
     /// The modules that may send requests to them.
     pub(crate) proxies: Vec<*const ngx_module_t>,
     /// What the watch threads do.
@@ -163,6 +166,7 @@ impl HttpConf {
             shm_zone: ptr::null_mut(),
             blocks: Vec::new(),
             named_blocks: Vec::new(),
+            apis: Vec::new(),
             proxies: Vec::new(),
             plan: None,
             templates: None,

@@ -17,6 +17,7 @@ use nginx_sys::{
     ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_module_t,
 };
 
+use crate::api;
 use crate::conf::{self, HttpConf};
 use crate::ffi::{self, AGAIN, DECLINED, ERROR, OK, conf_of, fence, give_to_pool};
 use crate::peer::trace::trace;
@@ -57,6 +58,9 @@ pub(crate) extern "C" fn ngx_http_consul_postconfiguration(cf: *mut ngx_conf_t) 
             let context = ffi::http_context(cf);
             let http: *mut HttpConf =
                 conf_of(context.main_conf, &raw const crate::ngx_http_consul_module);
+            if !api::check_locations(cf, &(*http).apis) {
+                return ERROR;
+            }
             if (*http).named_blocks.is_empty() {
                 return OK;
             }
@@ -143,8 +147,11 @@ unsafe fn has_content(r: *mut ngx_http_request_t) -> bool {
             conf_of((*r).loc_conf, &raw const ngx_http_core_module);
         (*core).handler
     };
-    let own =
-        [ngx_http_consul_status_handler as *const (), ngx_http_consul_ready_handler as *const ()];
+    let own = [
+        ngx_http_consul_status_handler as *const (),
+        ngx_http_consul_ready_handler as *const (),
+        api::handler(),
+    ];
     handler.is_some_and(|handler| !own.contains(&(handler as *const ())))
 }
 

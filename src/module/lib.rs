@@ -12,6 +12,7 @@
 //! | `init_process`         | [`watcher`]       | worker 0: starts the watch threads          |
 //! | `peer.init`, get, free | [`peer`]          | pick                                        |
 //! | content handler        | [`status`]        | the status page                             |
+//! |                        | [`api`]           | what an operator orders                     |
 //! | `exit_process`         | [`watcher`]       | ends the threads                            |
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -19,6 +20,7 @@ use std::ptr;
 
 use nginx_sys::{NGX_HTTP_MODULE, ngx_http_module_t, ngx_module_t};
 
+mod api;
 mod channel;
 mod child;
 mod conf;
@@ -26,6 +28,7 @@ mod ffi;
 mod first;
 mod first_wait;
 mod log;
+mod orders;
 mod peer;
 mod reach;
 mod ready;

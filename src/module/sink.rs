@@ -10,7 +10,7 @@ use nginx_consul_core::named::Book;
 use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::state::{Mark, Saved};
 use nginx_consul_core::sync::{Connections, Level, Mode, Plan, Published, Report, Sink};
-use nginx_consul_core::table::{self, Image, Named, Table, Verdict};
+use nginx_consul_core::table::{self, Image, Named, Table, Verdict, Withheld, orders};
 use parking_lot::{Mutex, RwLock};
 
 use crate::log::Line;
@@ -84,6 +84,7 @@ impl TableSink {
         };
         let entries = (0..plan.targets.len()).map(|target| {
             let key = plan.key(target);
+            let query = &plan.targets[target].query;
             let entry = table.claim(key, me).map_err(|full| {
                 let service = &plan.targets[target].query.service;
                 sink.log(
@@ -91,6 +92,10 @@ impl TableSink {
                     format!("service \"{service}\": {full}, increase the size in \"consul_zone\""),
                 );
             });
+            if let Ok(entry) = entry {
+                let scope = orders::scope(&query.service, query.datacenter.as_deref());
+                table.note_scope(entry, scope);
+            }
             (entry.ok(), key)
         });
         let entries = entries.collect();
@@ -167,6 +172,34 @@ impl TableSink {
         })?
     }
 
+    /// The number of the target of this key that has this entry.
+    pub(crate) fn number_of(&self, entry: usize, key: u128) -> Option<usize> {
+        let planned = self.entries.iter().position(|place| *place == (Some(entry), key));
+        planned.or_else(|| {
+            let named = self.named.read();
+            let number = named.numbers.get(&key).copied();
+            number.filter(|number| named.places.get(number) == Some(&(entry, key)))
+        })
+    }
+
+    /// Whether an operator wants the set to stay as it is; notes what `set` would change.
+    fn withholds(&self, target: usize, set: &PeerSet) -> bool {
+        let withholds = self.with(target, |table, entry, key| {
+            if !table.has_data(entry) || !table.is_frozen(key, now_ms()) {
+                table.note_withheld(entry, Withheld::default());
+                return false;
+            }
+            let held = table.read_records(entry, key).unwrap_or_default().records;
+            let held: HashSet<u64> = held.iter().map(|record| record.identity).collect();
+            let peers = set.peers();
+            let staying = peers.iter().filter(|peer| held.contains(&peer.identity)).count();
+            let (joined, left) = (peers.len() - staying, held.len().saturating_sub(staying));
+            table.note_withheld(entry, Withheld { joined: joined as u32, left: left as u32 });
+            true
+        });
+        withholds.unwrap_or(false)
+    }
+
     /// Runs `f` on the target's entry, if it has one and the sink is open.
     fn with<T>(
         &self,
@@ -193,6 +226,9 @@ pub(crate) fn now_ms() -> u64 {
 
 impl Sink for TableSink {
     fn publish(&self, target: usize, set: &PeerSet, _: u64) -> Published {
+        if self.withholds(target, set) {
+            return Published::Unchanged;
+        }
         let published = self
             .with(target, |table, entry, key| table.publish((entry, key), set, now_ms(), self.me));
         match published {

@@ -14,7 +14,7 @@ use nginx_consul_core::state::saver::name;
 use nginx_consul_core::state::{LoadError, Mark, Saved, Source, State, file, peers_of};
 use nginx_consul_core::status;
 use nginx_consul_core::sync::{Level, Plan, Sink, Target};
-use nginx_consul_core::table::{Named, Table, Verdict};
+use nginx_consul_core::table::{Named, Order, Table, Verdict};
 use nginx_sys::ngx_conf_t;
 
 use crate::conf::args::{self, Parsed, text};
@@ -62,23 +62,26 @@ impl StateFile {
     }
 
     /// Publishes what the file knows of the targets that have no data. Gives what it knows of them
-    /// but is too old, for the file's next version.
+    /// but is too old, for the file's next version. Orders are taken from it if the zone `is_new`.
     pub(crate) fn restore(
         &self,
         plan: &Plan,
         templates: Option<&Templates>,
-        sink: &TableSink,
+        (sink, is_new): (&TableSink, bool),
     ) -> Vec<Saved> {
         let missing: HashMap<u128, usize> = (0..plan.targets.len())
             .filter(|&target| !sink.has_data(target))
             .map(|target| (plan.key(target), target))
             .collect();
-        if missing.is_empty() && templates.is_none() {
+        if missing.is_empty() && templates.is_none() && !is_new {
             return Vec::new();
         }
         let Some(state) = self.load(sink) else { return Vec::new() };
         sink.with_table(|table| table.note_state_written(state.written_ms));
         let (mut kept, now) = (Vec::new(), now_ms());
+        if is_new {
+            self.restore_orders(&state.orders, now, sink);
+        }
         for saved in state.targets {
             if saved.template.is_some() {
                 if self.refuse(&saved, now).is_none() {
@@ -99,6 +102,22 @@ impl StateFile {
             }
         }
         kept
+    }
+
+    /// What operators had ordered of instances.
+    fn restore_orders(&self, orders: &[Order], now: u64, sink: &TableSink) {
+        let in_force = orders.iter().filter(|order| order.is_in_force(now));
+        let orders: Vec<Order> = in_force.cloned().collect();
+        if orders.is_empty() {
+            return;
+        }
+        let (name, count) = (name(&self.path), orders.len());
+        match sink.with_table(|table| table.give_orders(&orders, sink.me())) {
+            Some(Err(why)) => {
+                sink.log(Level::Error, format!("{name}: {count} orders are not taken ({why})"));
+            }
+            _ => sink.log(Level::Notice, format!("{name}: {count} orders about instances taken")),
+        }
     }
 
     /// A service that a request had named, if requests still can.
@@ -260,7 +279,8 @@ impl Source for TableSource {
                 )?);
             }
         }
-        Some(State { written_ms: now_ms(), targets })
+        let orders = self.sink.with_table(|table| table.orders()).unwrap_or_default();
+        Some(State { written_ms: now_ms(), targets, orders })
     }
 
     fn saved(&self, outcome: Result<u64, &io::Error>) {

@@ -21,12 +21,13 @@ use nginx_sys::{
 
 use crate::conf::{self, HttpConf};
 use crate::ffi::{OK, fence};
+use crate::orders::Orders;
 use crate::peer::Worker;
 use crate::signals::SignalsBlocked;
 use crate::sink::TableSink;
 use crate::state::{self, TableSource};
 use crate::workers_user::Workers;
-use crate::{channel, first, reach, zone};
+use crate::{channel, first, orders, reach, zone};
 
 /// How often worker 0 writes the threads' log lines and looks whether it is to end, milliseconds.
 const TICK: usize = 100;
@@ -58,6 +59,7 @@ struct Watch {
     sink: Arc<TableSink>,
     timer: Box<ngx_event_t>,
     ticks: u32,
+    orders: Orders,
 }
 
 thread_local! {
@@ -113,8 +115,10 @@ pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) ->
             // SAFETY: nginx's master has no other threads, nor has the only process without one yet.
             unsafe { first::ask(plan, table, &needed, timeout, &sink) };
         }
-        let kept =
-            http.state_file().map(|state| state.restore(plan, http.templates.as_deref(), &sink));
+        let is_new = table.begin_orders();
+        let kept = http
+            .state_file()
+            .map(|state| state.restore(plan, http.templates.as_deref(), (&sink, is_new)));
         KEPT.set(kept.unwrap_or_default());
         sink.close();
         // SAFETY: the cycle's log.
@@ -256,6 +260,7 @@ impl Watch {
             sink,
             timer,
             ticks: 0,
+            orders: Orders::default(),
         };
         watch.start_engine(table);
         watch.start_answerer();
@@ -333,6 +338,7 @@ impl Watch {
             self.start_answerer();
         }
         self.start_saver();
+        orders::check(table, &self.sink);
         if self.ticks == RETAIN_TICKS || (self.ticks < RETAIN_TICKS && self.sink.is_short_of_room())
         {
             retain(table, &self.keys, self.templates.as_deref());
@@ -377,6 +383,7 @@ extern "C" fn tick(event: *mut ngx_event_t) {
                 }
                 return;
             }
+            watch.orders.ask(worker.table, &watch.sink, watch.engine.as_deref());
             watch.ticks = watch.ticks.saturating_add(1);
             if watch.ticks % CHECK_TICKS == 0 {
                 watch.check(worker.table);

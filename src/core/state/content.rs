@@ -9,11 +9,14 @@ use serde::{Deserialize, Serialize};
 use super::{Damage, Saved, State, distinct, health, is_one_of_several};
 use crate::model::{Meta, Peer, identity};
 use crate::params::Params;
+use crate::table::{Action, Order, Subject};
 
 #[derive(Serialize, Deserialize)]
 struct Content {
     written_ms: u64,
     services: Vec<Entry>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    orders: Vec<OrderEntry>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -49,9 +52,27 @@ struct PeerEntry {
     meta: Meta,
 }
 
+/// Of an order about an instance.
+#[derive(Serialize, Deserialize)]
+struct OrderEntry {
+    /// Three words, 48 hex digits.
+    subject: String,
+    action: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    weight: Option<u16>,
+    since_ms: u64,
+    until_ms: u64,
+    service: String,
+    instance: String,
+    upstream: String,
+    by: String,
+}
+
 pub(super) fn write(state: &State) -> Vec<u8> {
     let services = state.targets.iter().map(Entry::of).collect();
-    let content = Content { written_ms: state.written_ms, services };
+    let about_instances = state.orders.iter().filter(|order| order.action != Action::Freeze);
+    let orders = about_instances.map(OrderEntry::of).collect();
+    let content = Content { written_ms: state.written_ms, services, orders };
     serde_json::to_vec(&content).unwrap_or_default()
 }
 
@@ -69,7 +90,9 @@ pub(super) fn read(content: &[u8]) -> Result<State, Damage> {
         }
         targets.push(saved);
     }
-    Ok(State { written_ms: content.written_ms, targets })
+    let orders: Option<Vec<Order>> = content.orders.into_iter().map(OrderEntry::check).collect();
+    let orders = orders.ok_or_else(|| Damage::Content("an order is none".to_owned()))?;
+    Ok(State { written_ms: content.written_ms, targets, orders })
 }
 
 impl Entry {
@@ -103,6 +126,43 @@ impl Entry {
 fn key(text: &str) -> Option<u128> {
     let is_hex = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
     u128::from_str_radix(text, 16).ok().filter(|&key| is_hex && key != 0)
+}
+
+impl OrderEntry {
+    fn of(order: &Order) -> OrderEntry {
+        let [a, b, c] = order.subject.encode();
+        OrderEntry {
+            subject: format!("{a:016x}{b:016x}{c:016x}"),
+            action: order.action.name().to_owned(),
+            weight: order.action.weight(),
+            since_ms: order.since_ms,
+            until_ms: order.until_ms,
+            service: order.service.clone(),
+            instance: order.instance.clone(),
+            upstream: order.upstream.clone(),
+            by: order.by.clone(),
+        }
+    }
+
+    fn check(self) -> Option<Order> {
+        let is_hex =
+            self.subject.len() == 48 && self.subject.bytes().all(|b| b.is_ascii_hexdigit());
+        let word = |at: usize| {
+            let digits = self.subject.get(at * 16..at * 16 + 16).filter(|_| is_hex)?;
+            u64::from_str_radix(digits, 16).ok()
+        };
+        let subject = Subject::decode([word(0)?, word(1)?, word(2)?]);
+        Some(Order {
+            subject: Some(subject).filter(|s| matches!(s, Subject::Instance { .. }))?,
+            action: Action::of_instance(&self.action, self.weight)?,
+            since_ms: self.since_ms,
+            until_ms: self.until_ms,
+            service: self.service,
+            instance: self.instance,
+            upstream: self.upstream,
+            by: self.by,
+        })
+    }
 }
 
 impl PeerEntry {

@@ -8,8 +8,10 @@ use super::*;
 use crate::model::Meta;
 use crate::params::Params;
 use crate::process::ProcessId;
-use crate::table::Table;
 use crate::table::tests::{peer, set, zone};
+use crate::table::{Action, Order, Subject, Table};
+
+mod orders;
 
 fn saved(key: u128, ports: std::ops::Range<u16>) -> Saved {
     let peers = set(ports);
@@ -23,8 +25,25 @@ fn saved(key: u128, ports: std::ops::Range<u16>) -> Saved {
     }
 }
 
+fn order(action: Action) -> Order {
+    Order {
+        subject: Subject::Instance { scope: 1, upstream: u64::MAX, identity: 1 << 63 },
+        action,
+        since_ms: 1_000,
+        until_ms: 0,
+        service: "web".into(),
+        instance: "web-1".into(),
+        upstream: "api".into(),
+        by: "ann@::1".into(),
+    }
+}
+
 fn state() -> State {
-    State { written_ms: 42_000, targets: vec![saved(7, 8081..8084), saved(u128::MAX, 1..1)] }
+    State {
+        written_ms: 42_000,
+        targets: vec![saved(7, 8081..8084), saved(u128::MAX, 1..1)],
+        orders: vec![order(Action::Drain), order(Action::Weight(5))],
+    }
 }
 
 fn content_error(content: &str) -> String {
@@ -36,7 +55,7 @@ fn content_error(content: &str) -> String {
 
 #[test]
 fn the_format_is_as_documented() {
-    let one = State { written_ms: 5, targets: vec![saved(7, 80..81)] };
+    let one = State { written_ms: 5, targets: vec![saved(7, 80..81)], ..State::default() };
     let text = String::from_utf8(one.encode()).unwrap();
     let (first, content) = text.split_once('\n').unwrap();
     let sum = checksum(content.as_bytes());
@@ -114,7 +133,7 @@ fn of_two_peers_with_one_identity_the_first_counts() {
     peers[1].id = peers[0].id.clone();
     peers[1].identity = peers[0].identity;
     let twice = Saved { peers: PeerSet::new(peers.clone()), ..saved(7, 0..0) };
-    let bytes = State { written_ms: 1, targets: vec![twice] }.encode();
+    let bytes = State { written_ms: 1, targets: vec![twice], ..State::default() }.encode();
     let read = State::decode(&bytes).unwrap();
     assert_eq!(read.targets[0].peers.peers(), &peers[..1]);
 }
@@ -144,7 +163,8 @@ fn what_the_table_holds_is_what_is_saved() {
     table.publish((entry, 7), &set, 1_000, me).unwrap();
     let peers = peers_of(&table.read(entry, 7).unwrap()).unwrap();
     assert_eq!(peers, set);
-    let state = State { written_ms: 1, targets: vec![Saved { peers, ..saved(7, 0..0) }] };
+    let targets = vec![Saved { peers, ..saved(7, 0..0) }];
+    let state = State { written_ms: 1, targets, ..State::default() };
     assert_eq!(State::decode(&state.encode()).unwrap().targets[0].peers.digest(), set.digest());
 }
 
@@ -187,7 +207,7 @@ fn any_state() -> impl Strategy<Value = State> {
     (any::<u64>(), prop::collection::vec(target, 0..5)).prop_map(|(written_ms, mut targets)| {
         targets.sort_by_key(|target| target.key);
         targets.dedup_by_key(|target| target.key);
-        State { written_ms, targets }
+        State { written_ms, targets, ..State::default() }
     })
 }
 
@@ -326,7 +346,7 @@ const WRITER: &str = "NGINX_CONSUL_TEST_STATE_WRITER";
 fn a_writer_killed_at_any_moment_leaves_a_whole_file() {
     let states = [0..4000, 0..100].map(|ports| {
         let ports = ports.start + 1..ports.end + 1;
-        State { written_ms: 1, targets: vec![saved(7, ports)] }
+        State { written_ms: 1, targets: vec![saved(7, ports)], ..State::default() }
     });
     if let Some(path) = std::env::var_os(WRITER) {
         let files = states.map(|state| state.encode());

@@ -64,6 +64,7 @@ pub(super) fn service(name: &str, upstream: &str) -> Service {
         zone_full: false,
         refusals: BTreeMap::from([("no_leader", 3), ("stale", 1)]),
         pending: Some(Pending { removals: 2, confirmed: 1, of: 3 }),
+        frozen: None,
         history: vec![Change {
             time_ms: 1_000,
             generation: 3,
@@ -94,5 +95,6 @@ pub(super) fn peer(server: &str, state: PeerState) -> Peer {
         fails: 1,
         latency_ms: Some(12.5),
         state,
+        ordered: None,
     }
 }

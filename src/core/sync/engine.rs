@@ -159,6 +159,12 @@ impl Engine {
         }
     }
 
+    /// Asks Consul about a target now, without an index: beside the query that is under way, if there
+    /// is one. Never waits.
+    pub fn ask_again(&self, target: usize) {
+        self.shared.keeper.tell(Command::AskAgain(target));
+    }
+
     /// Tells the threads to end: at once, whatever they wait for. Needs no waiting itself.
     pub fn stop(&self) {
         self.shared.stop.raise();

@@ -12,7 +12,7 @@ use crate::consul::policy::Pending;
 use crate::named::MAX_NAME;
 use crate::process::ProcessId;
 
-pub(super) const WORDS: usize = 88;
+pub(super) const WORDS: usize = 92;
 pub(super) const KEY_LO: usize = 0;
 pub(super) const KEY_HI: usize = 1;
 /// Generation; its lowest bit says which of the two descriptors is in force. 0: no data yet.
@@ -48,7 +48,13 @@ const NAME_LEN: usize = USED + 3;
 const NAME: usize = USED + 4;
 /// Process that confirmed the set last, with a good answer.
 const CONFIRMED_BY: usize = NAME + MAX_NAME / 8;
-const ERROR: usize = CONFIRMED_BY + 1;
+/// [`scope`](super::orders::scope) of what is asked for.
+const SCOPE: usize = CONFIRMED_BY + 1;
+/// Worker 0 is to ask Consul now.
+pub(super) const ASKED: usize = SCOPE + 1;
+/// What an answer would change while the target is frozen.
+pub(super) const WITHHELD: usize = SCOPE + 2;
+const ERROR: usize = SCOPE + 3;
 const ERROR_BYTES: usize = (WORDS - ERROR) * 8;
 
 /// How a target's answers come.
@@ -232,6 +238,16 @@ impl<'z> Table<'z> {
             set(NAME + at, *word);
         }
         set(NAME_LEN, len as u64);
+    }
+
+    /// Notes which instances the target's are, for orders about them.
+    pub fn note_scope(&self, entry: usize, scope: u64) {
+        self.entry_word(entry, SCOPE).store(scope, Relaxed);
+    }
+
+    /// What was noted.
+    pub(super) fn scope(&self, entry: usize) -> u64 {
+        self.entry_word(entry, SCOPE).load(Relaxed)
     }
 
     /// When a request last asked for the target, milliseconds since the epoch.

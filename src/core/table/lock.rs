@@ -12,6 +12,9 @@ use super::machine::{is_alive, wait};
 use super::{H_DIRTY, H_LOCK, Table};
 use crate::process::ProcessId;
 
+/// How often an event loop looks whether the lock is free: after a hundred times, every 100 µs.
+const PATIENCE: u32 = 300;
+
 /// The lock, held.
 pub(crate) struct Guard<'t, 'z> {
     pub(crate) table: &'t Table<'z>,
@@ -20,22 +23,48 @@ pub(crate) struct Guard<'t, 'z> {
 impl<'z> Table<'z> {
     /// Waits for the lock; `me` is the calling process. Must not be called from an event loop.
     pub(crate) fn lock<'t>(&'t self, me: ProcessId) -> Guard<'t, 'z> {
-        let word = self.word(H_LOCK);
-        let mut tries = 0u32;
-        loop {
-            match word.compare_exchange(0, me.get(), AcqRel, Acquire) {
-                Ok(_) => break,
-                Err(holder) if holder != me.get() && !is_alive(holder) => {
-                    if word.compare_exchange(holder, me.get(), AcqRel, Acquire).is_ok() {
-                        break;
-                    }
-                }
-                Err(_) => wait(&mut tries),
-            }
+        let mut tries = 0;
+        while !self.try_lock(me) {
+            wait(&mut tries);
         }
+        self.locked()
+    }
+
+    /// As [`Table::lock`], for an event loop: waits for 20 ms at most.
+    pub(crate) fn lock_soon<'t>(&'t self, me: ProcessId) -> Option<Guard<'t, 'z>> {
+        let mut tries = 0;
+        while !self.try_lock(me) {
+            if tries == PATIENCE {
+                return None;
+            }
+            wait(&mut tries);
+        }
+        Some(self.locked())
+    }
+
+    /// Puts right what a killed holder has left, if there is something, without waiting long.
+    pub fn heal(&self, me: ProcessId) {
+        let holder = self.load(H_LOCK);
+        if self.load(H_DIRTY) != 0 && (holder == 0 || !is_alive(holder)) {
+            drop(self.lock_soon(me));
+        }
+    }
+
+    /// Takes the lock if nobody has it, or who has it was killed.
+    fn try_lock(&self, me: ProcessId) -> bool {
+        let word = self.word(H_LOCK);
+        let take = |from| word.compare_exchange(from, me.get(), AcqRel, Acquire);
+        match take(0) {
+            Ok(_) => true,
+            Err(holder) => holder != me.get() && !is_alive(holder) && take(holder).is_ok(),
+        }
+    }
+
+    fn locked<'t>(&'t self) -> Guard<'t, 'z> {
         let guard = Guard { table: self };
         if self.word(H_DIRTY).swap(1, Relaxed) != 0 {
             guard.recover();
+            guard.renew_all();
         }
         // Pairs with the readers' fence: they see the new generation before any word of a block
         // that is written over the old one.

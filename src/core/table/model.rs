@@ -19,6 +19,8 @@ use crate::model::{Health, Peer, PeerSet};
 use crate::params::Params;
 use crate::process::ProcessId;
 
+mod ordered;
+
 /// Two lanes, so that they share a word.
 const LANES: usize = 2;
 const SLOTS: usize = 4;
@@ -32,7 +34,7 @@ struct Zone(Vec<AtomicU64>);
 
 impl Zone {
     fn new() -> Arc<Zone> {
-        let lanes = HEADER + 4 * verdicts::WORDS_PER_ENTRY;
+        let lanes = HEADER + 4 * (verdicts::WORDS_PER_ENTRY + orders::WORDS);
         let entries = lanes + LANES;
         let slots = entries + 4 * entry::WORDS;
         let arena = slots + SLOTS * (slots::WORDS + LANES / 2);

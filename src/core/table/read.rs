@@ -13,6 +13,7 @@ use super::machine::atomic::{
     Ordering::{Acquire, Relaxed},
     fence,
 };
+use super::orders::Action;
 use super::publish::Held;
 use super::slots::Place;
 use crate::model::{Meta, Peer, PeerSet};
@@ -115,6 +116,20 @@ impl Record {
             slow_start: number(self.limits[1]),
             backup: self.is_backup(),
             down: self.mixed & DOWN != 0,
+        }
+    }
+
+    /// Makes it what is ordered of the instance.
+    pub(super) fn obey(&mut self, action: Action) {
+        match action {
+            Action::Freeze => {}
+            Action::Drain | Action::Down => self.mixed |= DOWN,
+            Action::Up => {
+                self.mixed &= !DOWN;
+                let timeout = self.limits[0] & u64::from(u32::MAX);
+                self.limits[0] = u64::from(optional(Some(0))) << 32 | timeout;
+            }
+            Action::Weight(weight) => self.weight = u32::from(weight).max(1),
         }
     }
 

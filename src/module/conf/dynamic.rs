@@ -223,7 +223,7 @@ fn consistency(value: &str) -> Option<Consistency> {
 }
 
 /// File and line of the directive.
-fn position(cf: *mut ngx_conf_t) -> (String, usize) {
+pub(crate) fn position(cf: *mut ngx_conf_t) -> (String, usize) {
     // SAFETY: while a directive handler runs, `conf_file` is the file that is being read; it is
     // null for `-g`, which can't hold this directive.
     unsafe {

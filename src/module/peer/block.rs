@@ -13,7 +13,7 @@ use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
 
 use super::clock::{Interval, now};
-use super::source::Source;
+use super::source::{self, Source};
 use super::stock::Stock;
 use super::view::{Part, PeerView};
 use super::worker::Worker;
@@ -278,7 +278,9 @@ impl Block {
             let image = read.unwrap_or_else(held);
             Part { image, is_kept: is_kept.get() }
         });
-        let parts = parts.collect();
+        let mut parts: Vec<Part> = parts.collect();
+        let images = parts.iter_mut().map(|part| &mut part.image);
+        source::obey(table, (&self.service, &self.name), &self.sources, images);
         any.then_some(parts)
     }
 
@@ -286,7 +288,7 @@ impl Block {
         let is_missing = |source: &Source| source.entry.get().is_none();
         if self.sources.iter().any(is_missing) && self.looked.is_due() {
             for source in self.sources.iter().filter(|source| is_missing(source)) {
-                source.entry.set(table.find(source.key));
+                source.find(table, &self.service);
             }
         }
     }

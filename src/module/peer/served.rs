@@ -14,8 +14,8 @@ use nginx_sys::{ngx_http_request_t, ngx_http_upstream_srv_conf_t};
 
 use super::block::Block;
 use super::clock::now;
-use super::view::PeerView;
 use super::stock::attempt_of;
+use super::view::PeerView;
 use super::{Attempt, StockAttempt};
 use crate::ffi::drop_value;
 

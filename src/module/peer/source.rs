@@ -2,7 +2,9 @@
 
 use std::cell::Cell;
 
-use nginx_consul_core::table::{Image, Table};
+use nginx_consul_core::table::{Image, Table, orders};
+
+use super::clock::now;
 
 /// A set that a block's peers come from.
 pub(crate) struct Source {
@@ -22,6 +24,20 @@ impl Source {
     /// Whether a block of the configuration names its service.
     pub(super) fn is_fixed(&self) -> bool {
         self.target != usize::MAX
+    }
+
+    /// Looks for its place in the table.
+    pub(super) fn find(&self, table: Table<'static>, service: &str) {
+        let entry = table.find(self.key);
+        self.entry.set(entry);
+        // Worker 0 knows only those of the configuration.
+        if let Some(entry) = entry.filter(|_| !self.is_fixed()) {
+            table.note_scope(entry, self.scope(service));
+        }
+    }
+
+    fn scope(&self, service: &str) -> u64 {
+        orders::scope(service, self.datacenter.as_deref())
     }
 
     /// Its place in the table, if it still has it.
@@ -54,5 +70,23 @@ impl Source {
             return Some(image);
         }
         if with_labels { table.read(entry, self.key) } else { table.read_records(entry, self.key) }
+    }
+}
+
+/// Makes the sets of a block, by its service and name, what an operator wants them to be. After
+/// they were read: an order that comes later moves their generations.
+pub(super) fn obey<'a>(
+    table: Table<'static>,
+    (service, upstream): (&str, &[u8]),
+    sources: &[Source],
+    images: impl Iterator<Item = &'a mut Image>,
+) {
+    let overrides = table.overrides(now().millis);
+    if overrides.is_empty() {
+        return;
+    }
+    let upstream = orders::upstream(upstream);
+    for (source, image) in sources.iter().zip(images) {
+        overrides.apply((source.scope(service), upstream), &mut image.records);
     }
 }

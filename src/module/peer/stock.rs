@@ -31,8 +31,8 @@ mod places;
 mod snapshot;
 
 pub(super) use attempt::{StockAttempt, ngx_http_upstream_init_stock_peer};
-pub(super) use places::attempt_of;
 use carry::Key;
+pub(super) use places::attempt_of;
 use snapshot::Snapshot;
 
 /// A balancer's `init_upstream`.

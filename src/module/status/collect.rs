@@ -1,6 +1,7 @@
 //! Tells a document what there is, a little at a time.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nginx_consul_core::named::Template;
@@ -9,6 +10,7 @@ use nginx_consul_core::table::Table;
 
 use super::service::{Peers, Users, service};
 use crate::conf::{self, HttpConf};
+use crate::orders::Shown;
 use crate::peer::{Block, NamedBlock};
 use crate::zone;
 
@@ -29,6 +31,7 @@ pub(super) struct Walk {
     /// Of each target of the plan.
     users: Vec<Vec<&'static Block>>,
     entries: HashMap<u128, usize>,
+    orders: Rc<Shown>,
     next: Next,
     peers: Option<Peers>,
 }
@@ -73,6 +76,7 @@ impl Walk {
             }
         }
         let entries = table.map_or_else(HashMap::new, |table| table.entries());
+        let orders = table.map(|table| Shown::new(table, now)).unwrap_or_default();
         Some(Walk {
             http,
             table,
@@ -83,6 +87,7 @@ impl Walk {
             named_blocks,
             users,
             entries,
+            orders: Rc::new(orders),
             next: Next::Upstream(0),
             peers: None,
         })
@@ -166,7 +171,8 @@ impl Walk {
             is_single: first.is_some_and(|block| block.is_single()),
         };
         let entry = self.entries.get(&key).copied();
-        let (service, peers) = service(followed, key, (table, entry), users, self.now);
+        let (service, peers) =
+            service(followed, key, (table, entry), users, (&self.orders, self.now));
         self.document.service(service);
         self.peers = peers;
     }
@@ -191,7 +197,7 @@ impl Walk {
             is_single: blocks.iter().any(|block| block.is_single(&named.name)),
         };
         let (mut service, peers) =
-            service(&place.target, key, (table, Some(entry)), users, self.now);
+            service(&place.target, key, (table, Some(entry)), users, (&self.orders, self.now));
         let unused = self.now.saturating_sub(table.last_used(entry));
         service.last_used_seconds = Some(unused as f64 / 1000.0);
         self.document.service(service);

@@ -1,12 +1,15 @@
 //! What the status says of a service and of its peers.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use nginx_consul_core::balance::{FULL_SHARE, Latency, Rules, share};
 use nginx_consul_core::model::Admit;
 use nginx_consul_core::status::{Peer, PeerState, Pending, Service};
 use nginx_consul_core::sync::Target;
-use nginx_consul_core::table::{Freshness, Image, Mode, Record, Table};
+use nginx_consul_core::table::{Freshness, Image, Mode, Order, Record, Table, orders::scope};
+
+use crate::orders::{self, Shown};
 
 /// Who uses a service, and how.
 #[derive(Default)]
@@ -23,6 +26,9 @@ pub(super) struct Peers {
     detail_at: usize,
     rules: Rules,
     is_single: bool,
+    orders: Rc<Shown>,
+    /// Of the orders.
+    scope: u64,
 }
 
 /// A target with what its entry says, if it has one, and its peers.
@@ -31,7 +37,7 @@ pub(super) fn service(
     key: u128,
     (table, entry): (Table<'_>, Option<usize>),
     users: Users,
-    now: u64,
+    (orders, now): (&Rc<Shown>, u64),
 ) -> (Service, Option<Peers>) {
     let Target { query, selection, endpoint, .. } = target;
     let fresh = entry.map(|e| table.freshness(e));
@@ -79,11 +85,20 @@ pub(super) fn service(
             confirmed: p.confirmed,
             of: p.of,
         }),
+        frozen: entry.and_then(|entry| orders.frozen(table, key, entry)),
         history: history.into_iter().map(Into::into).collect(),
         last_used_seconds: None,
     };
     let Users { rules, is_single, .. } = users;
-    let peers = image.map(|image| Peers { image, next: 0, detail_at: 0, rules, is_single });
+    let peers = image.map(|image| Peers {
+        image,
+        next: 0,
+        detail_at: 0,
+        rules,
+        is_single,
+        orders: Rc::clone(orders),
+        scope: scope(&query.service, query.datacenter.as_deref()),
+    });
     (service, peers)
 }
 
@@ -109,13 +124,14 @@ impl Peers {
         let failed = !self.is_single
             && slot.is_failed(rules.max_fails.into(), rules.fail_timeout.into(), now / 1000);
         let full = rules.max_conns != 0 && counters.in_flight >= rules.max_conns.into();
-        let state = match (params.down, failed, full) {
+        let ordered = self.orders.of_instance(self.scope, record.identity);
+        let state = orders::state(ordered).unwrap_or(match (params.down, failed, full) {
             (true, ..) => PeerState::Down,
             (_, true, _) => PeerState::Unavail,
             (.., true) => PeerState::Busy,
             _ if share < FULL_SHARE => PeerState::Recovering,
             _ => PeerState::Up,
-        };
+        });
         let latency = Latency::from_raw(slot.latency());
         Some(Peer {
             server: record.addr().to_string(),
@@ -125,7 +141,7 @@ impl Peers {
             tags: detail.tags,
             health: detail.health,
             weight: record.weight,
-            effective_weight: effective_weight(record, state, share),
+            effective_weight: effective_weight(record, ordered, state, share),
             backup: params.backup,
             max_conns: rules.max_conns,
             in_flight: counters.in_flight,
@@ -133,14 +149,16 @@ impl Peers {
             fails: counters.failed,
             latency_ms: (!latency.is_none()).then(|| rounded(latency.at(now).into())),
             state,
+            ordered: orders::shown(ordered),
         })
     }
 }
 
-fn effective_weight(record: &Record, state: PeerState, share: u32) -> f64 {
+fn effective_weight(record: &Record, order: Option<&Order>, state: PeerState, share: u32) -> f64 {
+    let weight = orders::weight(order).unwrap_or(record.weight);
     match state {
-        PeerState::Down => 0.0,
-        _ => rounded(f64::from(record.weight) * f64::from(share) / f64::from(FULL_SHARE)),
+        PeerState::Down | PeerState::Draining => 0.0,
+        _ => rounded(f64::from(weight) * f64::from(share) / f64::from(FULL_SHARE)),
     }
 }
 

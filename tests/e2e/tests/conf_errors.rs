@@ -110,6 +110,34 @@ fn bad_parameters_of_a_status_page_are_refused() {
 }
 
 #[test]
+fn an_api_beside_another_answer_or_in_no_prefix_is_refused() {
+    let refused_beside = |lines: &str, words: &str| {
+        let upstream = "upstream api { consul_dynamic web; }";
+        refused(&format!("{upstream} server {{ {lines} }}"), &["\"consul_api\" directive", words]);
+    };
+    let other = "can't be used together with another directive that makes the answer";
+    for content in ["proxy_pass http://api;", "consul_status;", "stub_status;"] {
+        refused_beside(&format!("location /a {{ {content}\nconsul_api; # here\n }}"), other);
+        if content != "consul_status;" {
+            refused_beside(&format!("location /a {{\nconsul_api; # here\n {content} }}"), other);
+        }
+    }
+    refused_beside("location /a {\nconsul_api;\nconsul_api; # here\n}", "is duplicate");
+    for location in ["= /a", "~ ^/a", "~* a"] {
+        let lines = format!("location {location} {{\nconsul_api; # here\n}}");
+        refused_beside(&lines, "must be in a location that is a prefix");
+    }
+    refused(
+        "upstream api { consul_dynamic web; } server {\nconsul_api; # here\n}",
+        &["\"consul_api\" directive is not allowed here"],
+    );
+    refused(
+        "server { location /a {\nconsul_api on; # here\n} }",
+        &["invalid number of arguments in \"consul_api\""],
+    );
+}
+
+#[test]
 fn a_bad_url_is_refused() {
     for url in [
         "ftp://127.0.0.1",

@@ -46,6 +46,11 @@ fn the_example_for_any_service_is_accepted() {
 }
 
 #[test]
+fn the_example_for_operators_is_accepted() {
+    accepted("operator.conf");
+}
+
+#[test]
 fn the_example_of_every_directive_is_accepted_and_has_them_all() {
     accepted("every-directive.conf");
     let path = nginx::workspace().join("nginx-conf/every-directive.conf");

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use nginx_consul_e2e::{Agent, Backend, Config, Fault, Load, Nginx, Proxy, load, process, wait};
+use nginx_consul_e2e::{
+    Agent, Backend, Config, Fault, Load, Nginx, Proxy, http, load, process, wait,
+};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -289,6 +291,45 @@ fn the_test_makes_no_directory_and_off_no_file() {
     assert_eq!(nginx.status()["state"], Value::Null);
     let threads = process::threads(nginx.worker_zero());
     assert!(!threads.iter().any(|thread| thread.name == "consul-state"), "{threads:?}");
+}
+
+#[test]
+fn orders_about_instances_outlive_a_restart_and_are_not_given_twice() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b"]);
+    let ids = register(&consul, &service, &backends);
+    let (_folder, path) = place();
+    let start = || {
+        let server = "location /api { consul_api; }";
+        with_state(&consul.url(), &service, &path, "consul_state %%STATE%%;")
+            .file("server.conf", server)
+            .start()
+    };
+    let send = |nginx: &Nginx, method: &str, path: &str| {
+        let json = [("Content-Type", "application/json")];
+        let path = format!("/api/services/{service}/instances/{path}");
+        http::request(nginx.address(), method, &path, &json, b"").expect("an answer").status
+    };
+    let mut nginx = start();
+    until_served_by(&nginx, "/", "a b");
+    assert_eq!(send(&nginx, "POST", &format!("{}/drain", ids[0])), 200);
+    let orders = || read(&path).unwrap_or_default()["orders"].as_array().map_or(0, Vec::len);
+    wait::until_eq("orders in the file", SOON, &1, orders);
+    nginx.quit();
+    drop(nginx);
+    let mut nginx = start();
+    nginx.wait_for_log("1 orders about instances taken");
+    assert_eq!(tally(&nginx, "/", 6), "b: 6");
+    let peers = nginx.service(&service)["peers"].as_array().cloned().expect("peers");
+    assert!(peers.iter().any(|peer| peer["state"] == "draining"), "{peers:#?}");
+    assert_eq!(send(&nginx, "DELETE", &ids[0]), 200);
+    nginx.reload_and_wait();
+    assert_eq!(tally(&nginx, "/", 6), "a: 3, b: 3");
+    wait::until_eq("orders in the file", SOON, &0, orders);
+    nginx.quit();
+    drop(nginx);
+    let nginx = start();
+    assert_eq!(tally(&nginx, "/", 6), "a: 3, b: 3");
 }
 
 #[test]

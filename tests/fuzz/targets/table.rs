@@ -12,7 +12,7 @@ use nginx_consul_core::consul::gate::Reason;
 use nginx_consul_core::consul::policy::Pending;
 use nginx_consul_core::model::{Health, Peer, PeerSet, identity};
 use nginx_consul_core::process::ProcessId;
-use nginx_consul_core::table::{Image, Lane, Mode, Table};
+use nginx_consul_core::table::{Action, Image, Lane, Mode, Order, Subject, Table};
 
 /// Words of the zone: the smallest that holds a few targets and peers.
 const WORDS: usize = 4096;
@@ -122,6 +122,40 @@ fn note(table: Table<'_>, entry: usize) {
     assert_eq!((table.freshness(entry).failures, table.last_good_ms(entry)), (0, 2));
 }
 
+fn order(identity: u64, until_ms: u64) -> Order {
+    let text = || "\u{e9}".repeat(30);
+    Order {
+        subject: Subject::Instance { scope: 1, upstream: 0, identity },
+        action: Action::Weight(7),
+        since_ms: 1,
+        until_ms,
+        service: text(),
+        instance: text(),
+        upstream: text(),
+        by: text(),
+    }
+}
+
+/// What operators order, and what workers make of it: whatever lies there.
+fn order_all(table: Table<'_>, me: ProcessId) {
+    let _ = (table.has_overdue(5), table.is_frozen(KEYS[0], 5), table.take_asked());
+    let overrides = table.overrides(5);
+    for key in KEYS {
+        let image = table.find(key).and_then(|entry| table.read_records(entry, key));
+        if let Some(mut image) = image {
+            overrides.apply((1, 0), &mut image.records);
+            assert!(image.records.iter().all(|record| record.weight > 0));
+        }
+    }
+    table.heal(me);
+    let _ = table.give_orders(&[order(3, 0), order(4, 9)], me);
+    assert!(table.orders().len() <= table.order_capacity());
+    let lifted = table.lift_orders(|_| true, me).expect("nobody else has the lock");
+    assert!(lifted.len() <= table.order_capacity() && table.orders().is_empty());
+    table.give_orders(&[order(3, 0), order(4, 9)], me).expect("there is room now");
+    assert_eq!(table.orders(), [order(3, 0), order(4, 9)]);
+}
+
 /// What publishers do, having found whatever they find. A zone without room is no fault.
 fn publish(table: Table<'_>, me: ProcessId, lane: Option<Lane>) {
     for (count, key) in (2..).zip(KEYS) {
@@ -153,5 +187,6 @@ fuzz_target!(|data: &[u8]| {
         }
         note(table, entry);
     }
+    order_all(table, *me);
     publish(table, *me, *lane);
 });

@@ -40,7 +40,7 @@ impl Source for Script {
     }
 
     fn state(&self) -> Option<State> {
-        Some(State { written_ms: *self.generation.lock().unwrap(), targets: Vec::new() })
+        Some(State { written_ms: *self.generation.lock().unwrap(), ..State::default() })
     }
 
     fn saved(&self, outcome: Result<u64, &io::Error>) {

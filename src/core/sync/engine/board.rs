@@ -146,6 +146,19 @@ impl Board {
         let mut targets = entry.common.targets().to_vec();
         targets.push(followed);
         entry.common.set_targets(targets);
+        self.read_at_once(id, now);
+    }
+
+    /// Asks about a target now, whatever is under way.
+    pub(super) fn ask_again(&mut self, target: usize, now: Instant) {
+        if let Some(&id) = self.of_target.get(&target) {
+            self.read_at_once(id, now);
+        }
+    }
+
+    /// Has a service read now, beside the query that is under way if there is one.
+    fn read_at_once(&mut self, id: u64, now: Instant) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
         if entry.out.is_some() && entry.beside.is_none() {
             entry.beside = Some(now);
             self.queue.insert((now, Key::Beside(id)));

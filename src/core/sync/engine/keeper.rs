@@ -30,6 +30,7 @@ const NO_THREAD: Duration = Duration::from_secs(1);
 pub(super) enum Command {
     Follow(Followed),
     Forget(usize),
+    AskAgain(usize),
 }
 
 #[derive(Default)]
@@ -150,6 +151,7 @@ fn obey(board: &mut Board, commands: Vec<Command>, now: Instant) {
         match command {
             Command::Follow(followed) => board.follow(followed, now),
             Command::Forget(target) => board.forget(target),
+            Command::AskAgain(target) => board.ask_again(target, now),
         }
     }
 }

@@ -170,3 +170,23 @@ fn a_full_zone_is_told_once_and_skipped_instances_too() {
         ]
     );
 }
+
+#[test]
+fn what_is_asked_again_is_read_beside_the_query_that_waits() {
+    let consul = FakeConsul::new(&[element("a", 1)]);
+    let endpoint = Arc::new(endpoint(&consul.url));
+    let (engine, sink) = start(vec![target(&endpoint, "web")], 64);
+    sink.until_peers(0, 1);
+    let asked = || consul.requests();
+    for _ in 0..3 {
+        let before = asked();
+        engine.ask_again(0);
+        engine.ask_again(9);
+        let start = Instant::now();
+        while asked() == before {
+            assert!(start.elapsed() < Duration::from_secs(5), "Consul was not asked");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+    end(engine);
+}

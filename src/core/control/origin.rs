@@ -1,0 +1,124 @@
+//! A page of another site must not change anything in the name of an operator whose browser it is
+//! shown in.
+//!
+//! As OWASP's cheat sheet on cross-site request forgery has it for an API that no form is meant to
+//! use: what the browser says of the request's origin (`Sec-Fetch-Site`, else `Origin`), and a
+//! content type that a form can't send, so that a script of another origin would have to be allowed
+//! by a CORS answer, which there never is.
+
+use super::Refusal;
+
+/// What a request's header says.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Headers<'a> {
+    /// `Sec-Fetch-Site`: of every browser since 2023.
+    pub sec_fetch_site: Option<&'a [u8]>,
+    /// `Origin`.
+    pub origin: Option<&'a [u8]>,
+    /// `Host`, or `:authority`.
+    pub host: Option<&'a [u8]>,
+    /// `Content-Type`.
+    pub content_type: Option<&'a [u8]>,
+}
+
+/// Checks a request that is to change something.
+///
+/// # Errors
+///
+/// It may come from a page of another origin (403), or a form may have sent it (415).
+pub fn check_origin(headers: &Headers<'_>) -> Result<(), Refusal> {
+    let cross_site = |text: &str| Err(Refusal::new(403, "CrossSite", text));
+    let may = |site: &[u8]| site == b"same-origin" || site == b"none";
+    match headers.sec_fetch_site {
+        Some(site) if may(site) => {}
+        Some(_) => {
+            return cross_site("requests from pages of other origins are refused (Sec-Fetch-Site)");
+        }
+        // No page of a browser, or an old one.
+        None if headers.origin.is_none_or(|origin| is_of(origin, headers.host)) => {}
+        None => return cross_site("requests from pages of other origins are refused (Origin)"),
+    }
+    if !headers.content_type.is_some_and(is_json) {
+        let text = "the content type must be application/json, also of an empty body";
+        return Err(Refusal::new(415, "ContentType", text));
+    }
+    Ok(())
+}
+
+/// Whether the origin is the one that was asked. The scheme is not compared: before nginx there
+/// may be something that ends TLS.
+fn is_of(origin: &[u8], host: Option<&[u8]>) -> bool {
+    let host_of = |scheme: &[u8]| origin.strip_prefix(scheme);
+    let asked = host_of(b"http://").or_else(|| host_of(b"https://"));
+    asked
+        .zip(host)
+        .is_some_and(|(asked, host)| !host.is_empty() && asked.eq_ignore_ascii_case(host))
+}
+
+fn is_json(value: &[u8]) -> bool {
+    let kind = value.split(|byte| *byte == b';').next().unwrap_or_default();
+    kind.trim_ascii().eq_ignore_ascii_case(b"application/json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(site: Option<&str>, origin: Option<&str>, kind: Option<&str>) -> u16 {
+        let headers = Headers {
+            sec_fetch_site: site.map(str::as_bytes),
+            origin: origin.map(str::as_bytes),
+            host: Some(b"ops.example:8443"),
+            content_type: kind.map(str::as_bytes),
+        };
+        check_origin(&headers).map_or_else(|refusal| refusal.status, |()| 200)
+    }
+
+    #[test]
+    fn only_requests_of_the_same_origin_or_of_no_page_change_something() {
+        let json = Some("application/json");
+        assert_eq!(status(None, None, json), 200, "curl");
+        assert_eq!(status(None, None, Some("Application/JSON; charset=utf-8")), 200);
+        assert_eq!(status(Some("same-origin"), Some("https://ops.example:8443"), json), 200);
+        // Something before nginx has changed the host.
+        assert_eq!(status(Some("same-origin"), Some("https://ops.example"), json), 200);
+        assert_eq!(status(Some("none"), None, json), 200);
+        assert_eq!(status(None, Some("http://OPS.example:8443"), json), 200);
+        for site in ["cross-site", "same-site", "", "Same-Origin", "same-origin, cross-site"] {
+            assert_eq!(status(Some(site), None, json), 403, "{site}");
+        }
+        for origin in [
+            "https://evil.example",
+            "https://ops.example",
+            "https://ops.example:8443.evil.example",
+            "https://evil.example/ops.example:8443",
+            "ops.example:8443",
+            "null",
+            "",
+        ] {
+            assert_eq!(status(None, Some(origin), json), 403, "{origin}");
+            assert_eq!(status(Some("cross-site"), Some(origin), json), 403, "{origin}");
+        }
+        let no_host = Headers {
+            origin: Some(b"http://"),
+            content_type: Some(b"application/json"),
+            ..Headers::default()
+        };
+        assert_eq!(check_origin(&no_host).unwrap_err().status, 403);
+    }
+
+    #[test]
+    fn what_a_form_can_send_is_refused() {
+        for kind in [
+            None,
+            Some(""),
+            Some("text/plain"),
+            Some("application/x-www-form-urlencoded"),
+            Some("multipart/form-data; boundary=application/json"),
+            Some("text/plain; application/json"),
+            Some("application/jsonx"),
+        ] {
+            assert_eq!(status(None, None, kind), 415, "{kind:?}");
+        }
+    }
+}

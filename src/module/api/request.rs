@@ -1,0 +1,147 @@
+//! What a request says.
+
+use std::ptr;
+
+use nginx_consul_core::control::{Body, Headers, MAX_BODY, Refusal};
+use nginx_sys::{
+    ngx_buf_t, ngx_http_auth_basic_user, ngx_http_core_loc_conf_t, ngx_http_core_module,
+    ngx_http_request_t, ngx_list_part_t, ngx_table_elt_t,
+};
+
+use crate::ffi::{OK, bytes, conf_of};
+
+/// What follows the location's name.
+///
+/// # Safety
+///
+/// `r` is a valid request; the path lives as long as it.
+pub(super) unsafe fn path_of<'a>(r: *mut ngx_http_request_t) -> Result<&'a [u8], Refusal> {
+    // SAFETY: the caller's promise; the location outlives the request.
+    let (uri, name) = unsafe {
+        let core: *mut ngx_http_core_loc_conf_t =
+            conf_of((*r).loc_conf, &raw const ngx_http_core_module);
+        (bytes(&(*r).uri), bytes(&(*core).name))
+    };
+    // A rewrite may have led here under another name.
+    uri.strip_prefix(name).ok_or_else(|| {
+        Refusal::new(404, "PathNotFound", "the path does not begin with the location's name")
+    })
+}
+
+/// # Safety
+///
+/// `r` is a valid request; the values live as long as it.
+pub(super) unsafe fn headers_of<'a>(r: *mut ngx_http_request_t) -> Headers<'a> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let known = |header: *mut ngx_table_elt_t| header.as_ref().map(|h| bytes(&h.value));
+        Headers {
+            sec_fetch_site: header(r, b"sec-fetch-site"),
+            origin: header(r, b"origin"),
+            host: known((*r).headers_in.host),
+            content_type: known((*r).headers_in.content_type),
+        }
+    }
+}
+
+/// A header that nginx itself has no use for.
+///
+/// # Safety
+///
+/// As of [`headers_of`].
+unsafe fn header<'a>(r: *mut ngx_http_request_t, name: &[u8]) -> Option<&'a [u8]> {
+    // SAFETY: the caller's promise; each part of the list has as many elements as it says.
+    unsafe {
+        let mut part: *const ngx_list_part_t = &raw const (*r).headers_in.headers.part;
+        while let Some(present) = part.as_ref() {
+            if present.nelts != 0 {
+                let elements = present.elts.cast::<ngx_table_elt_t>();
+                let headers = std::slice::from_raw_parts(elements, present.nelts);
+                if let Some(found) =
+                    headers.iter().find(|h| bytes(&h.key).eq_ignore_ascii_case(name))
+                {
+                    return Some(bytes(&found.value));
+                }
+            }
+            part = present.next;
+        }
+    }
+    None
+}
+
+/// Who asks: `$remote_user`, if there is one, and the address.
+///
+/// # Safety
+///
+/// `r` is a valid request.
+pub(super) unsafe fn who(r: *mut ngx_http_request_t) -> String {
+    // SAFETY: the caller's promise.
+    let (user, address) = unsafe {
+        let is_known = ngx_http_auth_basic_user(r) == OK;
+        let user = if is_known { bytes(&(*r).headers_in.user) } else { b"" };
+        (user, bytes(&(*(*r).connection).addr_text))
+    };
+    let address = String::from_utf8_lossy(address);
+    match user {
+        b"" => address.into_owned(),
+        user => {
+            // The address has to have room.
+            let user = String::from_utf8_lossy(user);
+            format!("{}@{address}", nginx_consul_core::text::beginning(&user, 40))
+        }
+    }
+}
+
+/// The request's body, once nginx has read it.
+///
+/// # Safety
+///
+/// `r` is a valid request whose body was read.
+pub(super) unsafe fn body_of(r: *mut ngx_http_request_t) -> Result<Vec<u8>, Refusal> {
+    let mut body = Vec::new();
+    // SAFETY: the caller's promise; the chain ends, and its buffers live as long as the request.
+    unsafe {
+        let Some(read) = (*r).request_body.as_ref() else { return Ok(body) };
+        let mut link = read.bufs;
+        while let Some(present) = link.as_ref() {
+            append(&mut body, &*present.buf)?;
+            link = present.next;
+        }
+    }
+    Ok(body)
+}
+
+/// # Safety
+///
+/// The buffer is part of a body that was read.
+unsafe fn append(body: &mut Vec<u8>, buf: &ngx_buf_t) -> Result<(), Refusal> {
+    let room = MAX_BODY - body.len();
+    if buf.in_file() != 0 {
+        let len = usize::try_from(buf.file_last - buf.file_pos).unwrap_or(usize::MAX);
+        if len > room {
+            return Err(Body::too_large());
+        }
+        let start = body.len();
+        body.resize(start + len, 0);
+        // SAFETY: the file is open as long as the request lives; there are `len` bytes of room.
+        let read = unsafe {
+            libc::pread((*buf.file).fd, body[start..].as_mut_ptr().cast(), len, buf.file_pos)
+        };
+        return match usize::try_from(read) {
+            Ok(read) if read == len => Ok(()),
+            _ => Err(Refusal::new(500, "BodyReadError", "the body can't be read")),
+        };
+    }
+    // SAFETY: a buffer in memory has its bytes from `pos` to `last`; both are null without any.
+    unsafe {
+        if buf.pos.is_null() || ptr::eq(buf.pos, buf.last) {
+            return Ok(());
+        }
+        let len = usize::try_from(buf.last.offset_from(buf.pos)).unwrap_or(0);
+        if len > room {
+            return Err(Body::too_large());
+        }
+        body.extend_from_slice(std::slice::from_raw_parts(buf.pos, len));
+    }
+    Ok(())
+}

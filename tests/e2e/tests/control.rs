@@ -1,0 +1,287 @@
+//! `consul_api`: what an operator orders, whatever Consul says.
+
+use std::collections::BTreeSet;
+use std::thread;
+
+use nginx_consul_e2e::http::{self, Response};
+use nginx_consul_e2e::{Agent, Backend, Config, Instance, Manner, Nginx, wait};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::support::{SOON, gateway, register, register_one, tally, unique, until_served_by};
+
+mod ctl;
+mod engine_h;
+mod freeze;
+mod hostile;
+mod narrow;
+mod services;
+
+/// Each request may get to another worker, and says to which.
+const OPERATED: &str = "server {
+    listen 127.0.0.1:%%PORT%% reuseport;
+    location / { proxy_pass http://api; add_header X-Worker $pid always; }
+    location /other/ { proxy_pass http://other/; }
+    location = /consul { consul_status; }
+    location /api { consul_api; }
+}";
+
+/// nginx with an API, whose `http` has these lines; `%%SERVICE%%` is the service.
+fn operated(consul: &str, service: &str, http: &str) -> Config {
+    Config::http(&format!("consul_server %%CONSUL%%;\n{http}\n{OPERATED}"))
+        .set("CONSUL", consul)
+        .set("SERVICE", service)
+}
+
+/// The same with one upstream, `api`, that has these lines.
+fn with_upstream(consul: &str, service: &str, lines: &str) -> Config {
+    let upstreams = format!("upstream api {{ {lines} }} upstream other {{ server 127.0.0.1:1; }}");
+    operated(consul, service, &upstreams)
+}
+
+fn request(nginx: &Nginx, method: &str, path: &str, body: &str) -> Response {
+    let json = [("Content-Type", "application/json")];
+    let answer = http::request(nginx.address(), method, path, &json, body.as_bytes());
+    answer.unwrap_or_else(|error| panic!("{method} {path}: {error}\n{}", nginx.tail()))
+}
+
+/// Orders something below `/api/services/`, and gives the answer, which has to be this.
+#[track_caller]
+fn answered(nginx: &Nginx, (method, path, body): (&str, &str, &str), status: u16) -> Value {
+    let answer = request(nginx, method, &format!("/api/services/{path}"), body);
+    assert_eq!(answer.status, status, "{method} {path}: {}", answer.body);
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    assert_eq!(answer.header("cache-control"), Some("no-store"));
+    serde_json::from_str(&answer.body).unwrap_or_else(|error| panic!("{error}: {}", answer.body))
+}
+
+#[track_caller]
+fn order(nginx: &Nginx, path: &str, body: &str) -> Value {
+    answered(nginx, ("POST", path, body), 200)
+}
+
+#[track_caller]
+fn lift(nginx: &Nginx, path: &str) -> Value {
+    answered(nginx, ("DELETE", path, ""), 200)
+}
+
+/// What status says of an instance.
+fn peer(nginx: &Nginx, service: &str, id: &str) -> Value {
+    let shown = nginx.service(service);
+    let peers = shown["peers"].as_array().cloned().unwrap_or_default();
+    peers.into_iter().find(|peer| peer["service_id"] == id).unwrap_or(Value::Null)
+}
+
+/// Sees that from now on every worker sends requests to these only, as `a b`.
+#[track_caller]
+fn served_by_now(nginx: &Nginx, names: &str) {
+    let (mut workers, mut seen) = (BTreeSet::new(), BTreeSet::new());
+    for _ in 0..60 {
+        let answer = nginx.get("/");
+        workers.extend(answer.header("x-worker").map(str::to_owned));
+        seen.insert(answer.outcome());
+    }
+    let seen: Vec<String> = seen.into_iter().collect();
+    assert_eq!(seen.join(" "), names);
+    assert_eq!(workers.len(), nginx.workers().len(), "some worker was not asked");
+}
+
+#[test]
+fn a_drained_instance_gets_no_new_request_and_those_with_it_end() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b"]);
+    let ids = register(&consul, &service, &backends);
+    let lines = "consul_dynamic %%SERVICE%%; keepalive 8;";
+    let nginx = with_upstream(&consul.url(), &service, lines).workers(3).start();
+    served_by_now(&nginx, "a b");
+    backends[0].set(Manner::Hold);
+    backends[1].set(Manner::Hold);
+    let address = nginx.address();
+    let clients: Vec<_> = (0..6).map(|_| thread::spawn(move || http::get(address, "/"))).collect();
+    wait::until("requests hang at both", SOON, || {
+        backends.iter().map(Backend::busy).sum::<usize>() == 6 && backends[0].busy() > 0
+    });
+    backends[1].release();
+    let path = format!("{service}/instances/{}", ids[0]);
+    let shown = order(&nginx, &format!("{path}/drain"), "");
+    // At once, in every worker.
+    served_by_now(&nginx, "b");
+    let ordered = &shown["instances"][0]["overrides"][0];
+    assert_eq!((&ordered["action"], &ordered["by"]), (&json!("drain"), &json!("127.0.0.1")));
+    assert!(ordered["until_ms"].is_null() && ordered["since_ms"].as_u64() > Some(0), "{shown:#}");
+    let drained = peer(&nginx, &service, &ids[0]);
+    assert_eq!(drained["state"], "draining");
+    assert_eq!(drained["override"]["action"], "drain");
+    assert!(drained["in_flight"].as_u64() > Some(0), "{drained:#}");
+    assert!(peer(&nginx, &service, &ids[1])["override"].is_null());
+    backends[0].release();
+    let outcomes = clients.into_iter().map(|c| c.join().expect("a client").expect("an answer"));
+    let outcomes: BTreeSet<String> = outcomes.map(|answer| answer.outcome()).collect();
+    assert!(
+        outcomes.contains("a") && outcomes.iter().all(|o| o == "a" || o == "b"),
+        "{outcomes:?}"
+    );
+    wait::until_eq("in flight", SOON, &json!(0), || {
+        peer(&nginx, &service, &ids[0])["in_flight"].clone()
+    });
+    let lifted = lift(&nginx, &path);
+    assert_eq!(lifted["lifted"][0]["action"], "drain");
+    served_by_now(&nginx, "a b");
+    assert_eq!(peer(&nginx, &service, &ids[0])["state"], "up");
+    let name = format!("consul: service \"{service}\": drain of instance \"{}\"", ids[0]);
+    let lines = nginx.logged(&name);
+    assert!(lines[0].contains("[notice]"), "{lines:?}");
+    assert!(lines[0].contains("ordered by \"127.0.0.1\", until it is lifted"), "{lines:?}");
+    assert!(lines[1].contains("lifted by \"127.0.0.1\"") && lines.len() == 2, "{lines:?}");
+}
+
+#[test]
+fn a_weight_is_ordered_and_the_last_order_counts() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b"]);
+    let ids = register(&consul, &service, &backends);
+    let nginx = with_upstream(&consul.url(), &service, "consul_dynamic %%SERVICE%%;").start();
+    until_served_by(&nginx, "/", "a b");
+    let path = format!("{service}/instances/{}", backends[0].address());
+    order(&nginx, &format!("{path}/weight"), r#"{"weight":5}"#);
+    assert_eq!(tally(&nginx, "/", 12), "a: 10, b: 2");
+    let shown = peer(&nginx, &service, &ids[0]);
+    assert_eq!(
+        (&shown["override"]["action"], &shown["override"]["weight"]),
+        (&json!("weight"), &json!(5))
+    );
+    answered(&nginx, ("PATCH", &format!("{path}/weight"), r#"{"weight":2,"expires":"1h"}"#), 200);
+    assert_eq!(tally(&nginx, "/", 12), "a: 8, b: 4");
+    order(&nginx, &format!("{path}/down"), "{}");
+    assert_eq!(tally(&nginx, "/", 12), "b: 12");
+    assert_eq!(peer(&nginx, &service, &ids[0])["state"], "down");
+    lift(&nginx, &path);
+    assert_eq!(tally(&nginx, "/", 12), "a: 6, b: 6");
+    answered(&nginx, ("DELETE", &path, ""), 404);
+}
+
+#[test]
+fn up_counts_more_than_nginx_down_and_failures() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b", "c"]);
+    let instance = Instance::new(&service, "up-a", backends[0].address());
+    consul.register(&instance.meta("nginx_down", "true"));
+    register(&consul, &service, &backends[1..]);
+    let lines = "consul_dynamic %%SERVICE%% max_fails=1 fail_timeout=1h;";
+    let nginx = with_upstream(&consul.url(), &service, lines).start();
+    until_served_by(&nginx, "/", "b c");
+    order(&nginx, &format!("{service}/instances/up-a/up"), "");
+    until_served_by(&nginx, "/", "a b c");
+    lift(&nginx, &format!("{service}/instances/up-a"));
+    backends[1].set(Manner::Reset);
+    until_served_by(&nginx, "/", "c");
+    backends[1].release();
+    let failed = format!("{service}/instances/{service}-b");
+    assert_eq!(tally(&nginx, "/", 8), "c: 8");
+    order(&nginx, &format!("{failed}/up"), "");
+    assert_eq!(tally(&nginx, "/", 8), "b: 4, c: 4");
+}
+
+#[test]
+fn an_order_ends_by_itself_in_every_worker() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b"]);
+    let ids = register(&consul, &service, &backends);
+    let lines = "consul_dynamic %%SERVICE%%;";
+    let nginx = with_upstream(&consul.url(), &service, lines).workers(3).start();
+    served_by_now(&nginx, "a b");
+    let path = format!("{service}/instances/{}/down", ids[0]);
+    let shown = order(&nginx, &path, r#"{"expires":"3s"}"#);
+    let ordered = &shown["instances"][0]["overrides"][0];
+    let [since, until] = ["since_ms", "until_ms"].map(|f| ordered[f].as_u64().expect("a time"));
+    assert_eq!(until - since, 3000);
+    assert_eq!(tally(&nginx, "/", 20), "b: 20");
+    nginx.wait_for_log(&format!("down of instance \"{}\" is over", ids[0]));
+    served_by_now(&nginx, "a b");
+    assert!(peer(&nginx, &service, &ids[0])["override"].is_null());
+    assert!(nginx.logged("ordered by \"127.0.0.1\", for 3s").len() == 1);
+}
+
+#[test]
+fn orders_outlive_a_reload_a_killed_worker_and_the_instance_s_absence() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b", "c"]);
+    let ids = register(&consul, &service, &backends);
+    let mut nginx = with_upstream(&consul.url(), &service, "consul_dynamic %%SERVICE%%;")
+        .workers(3)
+        .allow_kills()
+        .start();
+    served_by_now(&nginx, "a b c");
+    order(&nginx, &format!("{service}/instances/{}/drain", ids[0]), "");
+    order(&nginx, &format!("{service}/instances/{}/drain", ids[1]), "");
+    nginx.reload_and_wait();
+    served_by_now(&nginx, "c");
+    // Another way to ask for the service is another set of the same instances.
+    nginx.rewrite(|conf| conf.replace("consul_dynamic", "consul_max_stale off; consul_dynamic"));
+    nginx.reload_and_wait();
+    served_by_now(&nginx, "c");
+    for _ in 0..2 {
+        let zero = nginx.worker_zero();
+        nginx_consul_e2e::process::send(zero, Signal::KILL);
+        nginx.until_replaced(zero);
+        served_by_now(&nginx, "c");
+    }
+    consul.deregister(&ids[0]);
+    wait::until("it is gone", SOON, || peer(&nginx, &service, &ids[0]).is_null());
+    let overview: Value =
+        serde_json::from_str(&request(&nginx, "GET", "/api", "").body).expect("JSON");
+    assert_eq!(overview["overrides"].as_array().map(Vec::len), Some(2), "{overview:#}");
+    register_one(&consul, &service, &backends[0]);
+    wait::until("it is back", SOON, || !peer(&nginx, &service, &ids[0]).is_null());
+    served_by_now(&nginx, "c");
+    // What is not there can be lifted too.
+    consul.deregister(&ids[0]);
+    wait::until("it is gone", SOON, || peer(&nginx, &service, &ids[0]).is_null());
+    lift(&nginx, &format!("{service}/instances/{}", ids[0]));
+    register_one(&consul, &service, &backends[0]);
+    until_served_by(&nginx, "/", "a c");
+}
+
+#[test]
+fn status_and_log_say_which_user_it_was() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b"]);
+    let ids = register(&consul, &service, &backends);
+    let locations = "server {
+        listen 127.0.0.1:%%PORT%%;
+        location / { proxy_pass http://api; }
+        location = /consul { consul_status; }
+        location /api/ { auth_basic ops; auth_basic_user_file %%PREFIX%%/users; consul_api; }
+    }";
+    let nginx = Config::http(&format!(
+        "consul_server %%CONSUL%%; upstream api {{ consul_dynamic %%SERVICE%%; }} {locations}"
+    ))
+    .set("CONSUL", consul.url())
+    .set("SERVICE", &service)
+    .file("users", "ann:{PLAIN}secret\n")
+    .allow("no user/password")
+    .start();
+    until_served_by(&nginx, "/", "a b");
+    let path = format!("/api/services/{service}/instances/{}/drain", ids[0]);
+    assert_eq!(request(&nginx, "POST", &path, "").status, 401);
+    let headers =
+        [("Content-Type", "application/json"), ("Authorization", "Basic YW5uOnNlY3JldA==")];
+    let answer = http::request(nginx.address(), "POST", &path, &headers, b"").expect("an answer");
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert_eq!(peer(&nginx, &service, &ids[0])["override"]["by"], "ann@127.0.0.1");
+    nginx.wait_for_log("ordered by \"ann@127.0.0.1\"");
+}
+
+#[test]
+fn a_location_without_the_directive_changes_nothing() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backend = Backend::start("a");
+    let id = register_one(&consul, &service, &backend);
+    let nginx = gateway(&consul.url(), &service, "consul_dynamic %%SERVICE%%;").start();
+    until_served_by(&nginx, "/", "a");
+    for path in ["/consul", "/consul/services", "/api"] {
+        let path = format!("{path}/services/{service}/instances/{id}/down");
+        request(&nginx, "POST", &path, "");
+    }
+    assert_eq!(nginx.outcome("/"), "a");
+}
