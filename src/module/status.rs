@@ -8,7 +8,7 @@ use nginx_consul_core::balance::Rules;
 use nginx_consul_core::model::Admit;
 use nginx_consul_core::named::Template;
 use nginx_consul_core::status::{
-    Named, NamedService, Nginx, Peer, Pending, Service, Status, Version, Zone,
+    self, Named, NamedService, Nginx, Peer, Pending, Service, Status, Version, Zone,
 };
 use nginx_consul_core::sync::{Plan, Target};
 use nginx_consul_core::table::{Mode, Table};
@@ -16,7 +16,8 @@ use nginx_sys::{
     NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_NOT_ALLOWED, NGX_HTTP_OK,
     ngx_buf_t, ngx_chain_t, ngx_command_t, ngx_conf_t, ngx_http_core_loc_conf_t,
     ngx_http_core_module, ngx_http_discard_request_body, ngx_http_output_filter,
-    ngx_http_request_t, ngx_http_send_header, ngx_int_t, ngx_palloc, ngx_pcalloc,
+    ngx_http_request_t, ngx_http_send_header, ngx_int_t, ngx_list_push, ngx_palloc, ngx_pcalloc,
+    ngx_table_elt_t,
 };
 
 use crate::conf::{self, HttpConf};
@@ -58,19 +59,40 @@ pub(crate) extern "C" fn ngx_http_consul_status_handler(r: *mut ngx_http_request
             if rc != OK {
                 return rc;
             }
-            let Some(http) = conf::http_conf(nginx_sys::ngx_cycle) else { return ERROR };
-            let status = collect(http);
-            if wants_json(ffi::bytes(&(*r).args)) {
-                send(r, b"application/json", &status.to_json())
-            } else {
-                send(r, b"text/html; charset=utf-8", &status.to_html())
+            if !wants_json(ffi::bytes(&(*r).args)) {
+                let page = status::page();
+                if !page.headers().iter().all(|(name, value)| add_header(r, name, value)) {
+                    return ERROR;
+                }
+                return send(r, b"text/html; charset=utf-8", page.body.as_bytes());
             }
+            let Some(http) = conf::http_conf(nginx_sys::ngx_cycle) else { return ERROR };
+            send(r, b"application/json", &collect(http).to_json())
         }
     })
 }
 
 fn wants_json(args: &[u8]) -> bool {
     args.split(|&b| b == b'&').any(|arg| arg == b"format=json")
+}
+
+/// Returns whether there was memory for it.
+///
+/// # Safety
+///
+/// `r` is a valid request whose header was not sent.
+unsafe fn add_header(r: *mut ngx_http_request_t, name: &'static str, value: &'static str) -> bool {
+    // SAFETY: the list is the request's; an element that nginx has just pushed is ours to fill.
+    unsafe {
+        let header = ngx_list_push(&mut (*r).headers_out.headers).cast::<ngx_table_elt_t>();
+        let Some(header) = header.as_mut() else { return false };
+        // Also what only newer nginx has: the next header of the same name.
+        *header = std::mem::zeroed();
+        header.hash = 1;
+        header.key = ffi::str_over(name.as_bytes());
+        header.value = ffi::str_over(value.as_bytes());
+    }
+    true
 }
 
 /// # Safety
