@@ -4,6 +4,7 @@ mod address_filter;
 mod balancing;
 mod conf_errors;
 mod conf_ok;
+mod dashboard;
 mod discovery;
 mod examples;
 mod failures;
