@@ -137,9 +137,24 @@ impl Browser {
         }
     }
 
-    /// Goes to a page, which need not be loaded yet when this returns.
+    /// Goes to a page.
     pub fn go(&mut self, url: &str) {
-        self.call("Page.navigate", &json!({ "url": url }));
+        self.load("Page.navigate", &json!({ "url": url }));
+    }
+
+    /// Loads the page again.
+    pub fn reload(&mut self) {
+        self.load("Page.reload", &json!({}));
+    }
+
+    fn load(&mut self, method: &str, parameters: &Value) {
+        let is_loaded = |event: &Value| event["method"] == "Page.loadEventFired";
+        self.events.retain(|event| !is_loaded(event));
+        self.call(method, parameters);
+        while !self.events.iter().any(is_loaded) {
+            let event = self.from.recv_timeout(PATIENCE);
+            self.events.push(event.unwrap_or_else(|error| panic!("{method}: not loaded: {error}")));
+        }
     }
 
     /// Changes the window and the system's colours.
@@ -158,8 +173,11 @@ impl Browser {
     /// # Panics
     /// If it throws.
     pub fn evaluate(&mut self, expression: &str) -> Value {
-        let parameters =
-            json!({ "expression": expression, "awaitPromise": true, "returnByValue": true });
+        let parameters = json!({
+            "expression": expression, "awaitPromise": true, "returnByValue": true,
+            // The page's policy holds for what is evaluated in it, too.
+            "allowUnsafeEvalBlockedByCSP": false,
+        });
         let mut answer = self.call("Runtime.evaluate", &parameters);
         let thrown = &answer["exceptionDetails"];
         assert!(thrown.is_null(), "{expression}: {thrown:#}");
@@ -201,6 +219,9 @@ impl Browser {
         let mut parameters = json!({ "type": "keyDown", "key": key });
         if key.chars().count() == 1 {
             parameters["text"] = key.into();
+        } else if key == "Escape" {
+            // Chromium's own dialogs go by the code.
+            parameters["windowsVirtualKeyCode"] = 27.into();
         }
         self.call("Input.dispatchKeyEvent", &parameters);
         self.call("Input.dispatchKeyEvent", &json!({ "type": "keyUp", "key": key }));

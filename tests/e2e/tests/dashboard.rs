@@ -197,8 +197,8 @@ fn light_and_dark_follow_the_system_until_one_is_chosen() {
     assert_eq!(theme(&mut browser), (json!("auto"), dark.clone()));
     browser.press("t");
     assert_eq!(theme(&mut browser), (json!("light"), light.clone()));
-    browser.evaluate("location.reload()");
-    browser.until("it is kept", "document.documentElement.dataset.theme === 'light'");
+    browser.reload();
+    browser.until("it is shown again", "document.querySelector('#overview:not([hidden])')");
     assert_eq!(theme(&mut browser), (json!("light"), light));
     browser.click("#theme");
     assert_eq!(theme(&mut browser), (json!("dark"), dark));

@@ -52,7 +52,7 @@ fn hostile_names_and_tags_are_text() {
     browser.press("/");
     browser.enter(search);
     browser.until("one is found", &format!("{}.length === 1", texts(".peer")));
-    browser.evaluate("location.reload()");
+    browser.reload();
     browser.until("one is found again", &format!("{}.length === 1", texts(".peer")));
     let made = "[...document.querySelectorAll('main script, main img, main style, h1')].length";
     // The one heading is the page's own.

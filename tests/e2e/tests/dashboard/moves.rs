@@ -41,6 +41,7 @@ fn search_and_filters_stand_in_the_link() {
         ("fake alpha-1", "alpha", "alpha-1"),
         ("nobody", "", ""),
     ] {
+        browser.press("Escape");
         browser.press("/");
         browser.enter(words);
         until_names(&mut browser, services);
@@ -156,7 +157,7 @@ fn a_small_screen_has_no_sideways_scrolling() {
     let nginx = gateway(&consul.url(), &service, "consul_dynamic %%SERVICE%%;").start();
     until_peers(&nginx, &service, &[&backends[0], &backends[1]]);
     tally(&nginx, "/", 10);
-    let mut browser = open(&nginx, "", Look::NARROW);
+    let mut browser = open(&nginx, "", Look { height: 1600, ..Look::NARROW });
     browser.until("both peers", &format!("{}.length === 2", texts(".peer")));
     let wide = "[...document.querySelectorAll('body *')].filter((e) => {
         const box = e.getBoundingClientRect();

@@ -84,14 +84,16 @@ function pressKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || byId("keys").open) return;
   const { target, key } = event;
   if (target === byId("search")) {
-    if (key === "Escape") (target.value ? clearFilters : () => target.blur())();
-    else if (key === "Enter" || key === "ArrowDown") toFirstRow();
+    if (key === "Escape") {
+      clearFilters();
+      target.blur();
+    } else if (key === "Enter" || key === "ArrowDown") toFirstRow();
     else return;
-  } else if (target.matches("select, input")) {
+  } else if (target.matches?.("select, input")) {
     return;
   } else {
     const act = KEYS[key];
-    if (!act || (target.matches("button, a") && key === "Enter")) return;
+    if (!act || (target.matches?.("button, a") && key === "Enter")) return;
     act();
   }
   event.preventDefault();

@@ -94,7 +94,7 @@ function updateHistory(history, service) {
   const changes = (service.raw.history ?? []).slice(0, SHOWN_CHANGES);
   const mark = changes.map((change) => `${change.time_ms} ${change.generation}`).join();
   setChildren(history, `${mark};`, () =>
-    changes.length ? changes.map(changeOf) : [make("li", "dim", "None since nginx knows the service.")],
+    changes.length ? changes.map(changeOf) : [make("li", "none", "None since nginx knows the service.")],
   );
   changes.forEach((change, at) => {
     setText(history.children[at].firstChild, ago(Math.max(0, model.time - change.time_ms) / 1000));

@@ -27,7 +27,7 @@ function setText(element, text) {
 }
 
 function setAttribute(element, name, value) {
-  if (value === null || value === undefined || value === false) {
+  if (value === null || value === undefined) {
     if (element.hasAttribute(name)) element.removeAttribute(name);
   } else if (element.getAttribute(name) !== String(value)) {
     element.setAttribute(name, value);
@@ -77,9 +77,11 @@ function makeBar(names) {
 function makeSpark(width, height, className) {
   const line = makeSvg("path", { class: "spark-line" });
   const area = makeSvg("path", { class: "spark-area" });
+  const floor = makeSvg("path", { class: "spark-floor", d: `M0 ${height - 0.5}H${width}` });
   const svg = makeSvg(
     "svg",
     { class: `spark ${className}`, viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" },
+    floor,
     area,
     line,
   );

@@ -70,6 +70,7 @@ function update(service, raw, seconds) {
   const byId = new Map();
   const sums = { inFlight: 0, picks: 0, fails: 0, smooth: 0, weight: 0, picked: 0, failed: 0 };
   const states = {};
+  const ignoresFailures = service.upstreams.some((upstream) => upstream.panic);
   const isFirst = seconds <= 0 || service.peers.length === 0;
   service.peers = (raw.peers ?? []).map((peer) => {
     const id = `${peer.server} ${peer.service_id} ${peer.node}`;
@@ -97,7 +98,7 @@ function update(service, raw, seconds) {
   Object.assign(service, {
     byId, states, inFlight: sums.inFlight, picks: sums.picks, fails: sums.fails, smooth: sums.smooth,
     weight: sums.weight, picked: sums.picked, failed: sums.failed,
-    usable: service.peers.filter((peer) => peer.takes).length,
+    usable: service.peers.filter((peer) => peer.takes || (ignoresFailures && peer.raw.state === "unavail")).length,
   });
   service.rate = seconds > 0 && !isFirst ? sums.picked / seconds : seconds > 0 ? 0 : null;
   service.failRate = seconds > 0 ? sums.failed / seconds : null;

@@ -49,9 +49,10 @@ function tile(title, bar) {
 function updateOverview() {
   const { totals, status, services } = model;
   const good = totals.healths.ok ?? 0;
-  setText(overview.services.value, `${count(good)}`);
-  setText(overview.services.note, `of ${count(services.length)} well`);
-  setAttribute(overview.services.box, "data-level", services.length === good ? "ok" : "bad");
+  const wrong = services.length - good;
+  setText(overview.services.value, count(wrong || good));
+  setText(overview.services.note, wrong ? `of ${count(services.length)} ${wrong === 1 ? "needs" : "need"} a look` : "all well");
+  setAttribute(overview.services.box, "data-level", wrong ? "bad" : "ok");
   overview.services.bar.update(totals.healths, "services by health");
   setText(overview.peers.value, count(totals.peers));
   setText(overview.peers.note, totals.peers === (totals.states.up ?? 0) ? "all up" : `${count(totals.states.up ?? 0)} up`);

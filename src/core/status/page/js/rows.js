@@ -26,11 +26,11 @@ function buildService() {
   arrow.append(makeSvg("path", { d: "M6 3.5 10.5 8 6 12.5" }));
   const [name, badge, about] = [make("bdi", "name"), make("span", "badge"), make("span", "about")];
   const title = cell("title", arrow, make("div", "names", make("span", "line", name, badge), about));
-  const [up, bar] = [make("span", "up-count"), makeBar(PEER_STATES)];
+  const [up, bar, columns] = [make("span", "up-count"), makeBar(PEER_STATES), make("div", "peer-columns")];
   const [now, spark] = [make("span", "big"), makeSpark(120, 28, "small")];
   const [flight, fails, age] = [cell("n flight"), cell("n fails"), cell("n age")];
   const why = cell("why");
-  element.append(title, cell("peers", bar.bar, up), cell("rate", now, spark.svg), flight, fails, age, why);
+  element.append(title, cell("peers", columns, bar.bar, up), cell("rate", now, spark.svg), flight, fails, age, why);
   return {
     element,
     update({ service, open }) {
@@ -41,6 +41,8 @@ function buildService() {
       setText(badge, HEALTH_WORDS[service.health]);
       setAttribute(badge, "title", HEALTH_MEANS[service.health]);
       setText(about, aboutService(service));
+      updatePeerColumns(columns, service);
+      setHidden(bar.bar, !columns.hidden);
       bar.update(service.states, peersLabel(service));
       setText(up, service.peers.length ? `${service.usable}/${service.peers.length}` : "none");
       setText(now, rate(service.rate));
@@ -54,6 +56,25 @@ function buildService() {
       setHidden(why, reasons.length === 0);
     },
   };
+}
+
+/** A service with more peers shows them as one bar of their states. */
+const MOST_COLUMNS = 24;
+
+/** A column per peer, as high as its share of the requests. */
+function updatePeerColumns(columns, service) {
+  const { peers } = service;
+  const few = peers.length > 0 && peers.length <= MOST_COLUMNS;
+  setHidden(columns, !few);
+  if (!few) return;
+  setAttribute(columns, "title", peersLabel(service));
+  setChildren(columns, String(peers.length), () => peers.map(() => make("i", "")));
+  const longest = Math.max(1e-9, ...peers.map(shareOf));
+  peers.forEach((peer, at) => {
+    const column = columns.children[at];
+    setAttribute(column, "class", `is-${peer.raw.state}`);
+    setStyle(column, "height", `${(18 + (shareOf(peer) / longest) * 82).toFixed(0)}%`);
+  });
 }
 
 /** How the service is asked for, and who uses it. */
