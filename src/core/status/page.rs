@@ -9,7 +9,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ring::digest::{SHA256, digest};
 
-const STYLE: &str = concat!(include_str!("page/page.css"), include_str!("page/narrow.css"));
+const STYLE: &str = concat!(
+    include_str!("page/page.css"),
+    include_str!("page/charts.css"),
+    include_str!("page/list.css"),
+    include_str!("page/narrow.css"),
+);
 
 const SCRIPT: &str = concat!(
     include_str!("page/js/text.js"),

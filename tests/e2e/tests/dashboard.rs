@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use crate::support::{follow, gateway, register, register_one, tally, unique, until_peers};
 
 mod crowd;
+mod fields;
 mod hostile;
 mod moves;
 
@@ -90,7 +91,8 @@ fn a_registration_shows_without_reloading() {
     consul.deregister(&id);
     browser.until("one peer again", &shows_peers(&[&backends[0]]));
     consul.deregister(&format!("{service}-a"));
-    browser.until_shows("Consul lists no instance that is passing. Requests to api get 502.");
+    browser.until_shows("Consul has listed no passing instance for ");
+    browser.until_shows("Requests to api get 502.");
     assert_eq!(browser.text(".service .badge"), "no peers");
     assert_eq!(
         browser.evaluate("[window.stays, document.title]"),

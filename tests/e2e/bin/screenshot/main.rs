@@ -26,7 +26,7 @@ const CONFIGURATION: &str = "consul_server %%CONSUL%%;
     upstream search { consul_server %%PROXY%%; consul_dynamic search; consul_balance least_time; }
     upstream payments { consul_dynamic payments; }
     upstream images { consul_dynamic images; server %%ORIGIN%%; }
-    upstream sessions { consul_dynamic sessions; consul_balance hash $arg_id consistent; }
+    upstream sessions { consul_dynamic sessions; consul_balance hash $request_id consistent; }
     upstream mail { consul_dynamic mail; consul_balance random; }
     upstream accounts { consul_dynamic accounts; }
     server {
@@ -68,7 +68,7 @@ fn main() {
         traffic::Traffic::start(stage.nginx.address(), format!("/{name}/wait/{took}"), rate)
     });
     let url = format!("http://{}/consul#every=1&open=api", stage.nginx.address());
-    let mut browser = Browser::open(&url, Look { width: 1360, height: 1240, dark: false });
+    let mut browser = Browser::open(&url, Look { width: 1300, height: 1130, dark: false });
     let start = Instant::now();
     thread::sleep(LOOKS / 2);
     troubles(&stage);
@@ -78,7 +78,7 @@ fn main() {
     browser
         .until("all troubles show", "document.querySelectorAll('.why:not([hidden])').length >= 5");
     for (name, dark) in [("dashboard.png", false), ("dashboard-dark.png", true)] {
-        browser.look(Look { width: 1360, height: 1240, dark });
+        browser.look(Look { width: 1300, height: 1130, dark });
         let path = Path::new(&folder).join(name);
         let picture = browser.screenshot();
         println!("{}: {} bytes", path.display(), picture.len());

@@ -23,7 +23,7 @@ impl Traffic {
         let stopping = Arc::new(AtomicBool::new(false));
         // The waves of different paths differ.
         let phase = path.bytes().map(f64::from).sum::<f64>();
-        let clients = (0..if rate > 0.0 { CLIENTS } else { 0 }).map(|client| {
+        let clients = (0..if rate > 0.0 { CLIENTS } else { 0 }).map(|_| {
             let (stopping, path) = (Arc::clone(&stopping), path.clone());
             let start = Instant::now();
             thread::spawn(move || {
@@ -33,10 +33,7 @@ impl Traffic {
                     let due = Instant::now()
                         + Duration::from_secs_f64(f64::from(CLIENTS) / (rate * wave));
                     // What becomes of a request is for the dashboard to show.
-                    let _ = http::get(
-                        address,
-                        &format!("{path}?id={}", now.to_bits() % 97 + u64::from(client)),
-                    );
+                    let _ = http::get(address, &path);
                     thread::sleep(due.saturating_duration_since(Instant::now()));
                 }
             })

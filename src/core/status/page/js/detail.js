@@ -111,6 +111,9 @@ function changeOf(change) {
   };
   side(change.joined, change.joined_total, "+", "joined");
   side(change.left, change.left_total, "−", "left");
-  if (item.childNodes.length === 1) item.append(make("span", "dim", "weights or parameters"));
+  const changed = change.changed_total ?? 0;
+  if (changed > 0 || item.childNodes.length === 1) {
+    item.append(make("span", "dim", changed > 0 ? `${plural(changed, "peer")} changed` : "parameters changed"));
+  }
   return item;
 }

@@ -57,6 +57,9 @@ function consulProblem(service, say) {
   } else if (good > Math.max(wait, (raw.delay_ms ?? 0) / 250)) {
     say("stale", `The last good answer is ${span(good)} old, more than a query may wait.`);
   }
+  if (raw.zone_full) {
+    say("stale", "The shared zone is full: the last answer could not be taken over (consul_zone).");
+  }
   if (raw.frozen) {
     say("stale", `Frozen${by(raw.frozen)}: what changes in Consul is not taken over.`);
   }
@@ -70,7 +73,9 @@ function peersProblem(service, say) {
   if (peers.length) {
     text.push(`None of ${plural(peers.length, "peer")} takes requests: ${statesOf(service)}.`);
   } else if (raw.index || raw.last_good_seconds !== null) {
-    text.push(`Consul lists no instance that is ${raw.status === "any" ? "known" : raw.status}.`);
+    const kind = raw.status === "any" ? "" : raw.status === "warning" ? "passing or warning " : "passing ";
+    const since = raw.last_change_seconds === null ? "" : ` for ${span(raw.last_change_seconds)}`;
+    text.push(`Consul has listed no ${kind}instance${since}.`);
   } else {
     text.push("Nothing is known of its instances.");
   }
@@ -91,7 +96,8 @@ function tierProblem(service, say) {
     // The datacenter that helps out is not the one that is ill.
     if (mine && mine !== first.name && upstream.in_use.split(" ")[0] === mine) continue;
     const where = upstream.in_use === "servers" ? "its own server lines" : printable(upstream.in_use);
-    say("fallback", `Upstream ${name} sends requests to ${where}: ${printable(first.name)} has no usable peer.`);
+    const without = first.name === "instances" ? "none of its instances is" : `no peer in ${printable(first.name)} is`;
+    say("fallback", `Upstream ${name} sends requests to ${where}: ${without} usable.`);
   }
 }
 

@@ -35,7 +35,8 @@ function startOverview() {
   overview.meter.setAttribute("role", "img");
   overview.state = make("p", "note");
   overview.named = make("p", "note");
-  overview.zone.box.append(overview.meter, overview.state, overview.named);
+  overview.connections = make("p", "note");
+  overview.zone.box.append(overview.meter, overview.state, overview.connections, overview.named);
   root.append(...["services", "peers", "requests", "zone"].map((name) => overview[name].box));
 }
 
@@ -78,7 +79,7 @@ function updateChips(chips, counts, chosen, always) {
   }
 }
 
-function updateZone({ zone, state, named }) {
+function updateZone({ zone, state, connections, named }) {
   const share = zone.size ? zone.used / zone.size : 0;
   setText(overview.zone.value, percent(share));
   setText(overview.zone.note, `of ${bytes(zone.size)} in ${printable(zone.name)}`);
@@ -89,6 +90,8 @@ function updateZone({ zone, state, named }) {
   if (state) text = state.error ? `state file can't be written: ${printable(state.error)}` : `state file written ${ago(state.age_seconds)}`;
   setText(overview.state, text);
   setAttribute(overview.state, "title", state ? printable(state.path) : null);
+  setText(overview.connections, connections ? `${count(connections.used)} of ${count(connections.max)} watch connections` : "");
+  setHidden(overview.connections, !connections);
   setText(overview.named, named ? `${count(named.services.length)} of at most ${count(named.max)} services named by requests` : "");
   setHidden(overview.named, !named);
 }

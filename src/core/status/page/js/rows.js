@@ -133,6 +133,7 @@ function buildPeer() {
       setText(server, printable(raw.server));
       setText(id, printable(raw.service_id));
       setText(node, printable(raw.node));
+      setAttribute(node, "title", raw.datacenter ? `datacenter ${printable(raw.datacenter)}` : null);
       updateMarks(marks, raw);
       updateTags(tags, peer);
       updateShare(peer, fill, mark, share);
@@ -141,7 +142,7 @@ function buildPeer() {
       setText(parts.fails, count(raw.fails));
       setAttribute(parts.fails, "data-bad", raw.fails > 0 ? "yes" : null);
       const changed = raw.effective_weight !== undefined && raw.effective_weight !== raw.weight;
-      setText(parts.weight, changed ? `${raw.effective_weight} of ${raw.weight}` : count(raw.weight));
+      setText(parts.weight, changed ? `${weight(raw.effective_weight)} of ${raw.weight}` : count(raw.weight));
       setAttribute(parts.weight, "title", changed ? `in effect: ${raw.effective_weight}, wanted: ${raw.weight}` : null);
       setText(parts.latency, typeof raw.latency_ms === "number" ? `${rate(raw.latency_ms)} ms` : "–");
     },

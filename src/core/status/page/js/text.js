@@ -26,6 +26,9 @@ function rate(n) {
   return n < 10 ? tenth.format(n) : whole.format(n);
 }
 
+/** A weight in effect, which slow start may make any part of a whole. */
+const weight = (n) => (Number.isInteger(n) ? count(n) : tenth.format(n));
+
 function percent(share) {
   const value = share * 100;
   if (value > 0 && value < 0.1) return "<0.1%";
