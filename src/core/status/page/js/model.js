@@ -75,7 +75,7 @@ function update(service, raw, seconds) {
   service.peers = (raw.peers ?? []).map((peer) => {
     const id = `${peer.server} ${peer.service_id} ${peer.node}`;
     const before = service.byId.get(id);
-    const record = before ?? newPeer(id, peer, service);
+    const record = before ?? newPeer(id, service);
     // A smaller count than before is another counter: nothing is known of what came between.
     const picked = before && seconds > 0 ? Math.max(0, peer.picks - before.raw.picks) : 0;
     const failed = before && seconds > 0 ? Math.max(0, peer.fails - before.raw.fails) : 0;
@@ -105,8 +105,8 @@ function update(service, raw, seconds) {
   if (seconds > 0) remember(service.rates, service.rate);
 }
 
-function newPeer(id, raw, service) {
-  return { id, raw: null, service, rate: null, smooth: null, takes: true, haystack: "", tags: "" };
+function newPeer(id, service) {
+  return { id, key: `p ${service.key} ${id}`, raw: null, service, rate: null, smooth: null, takes: true, haystack: "", tags: "" };
 }
 
 function refreshPeer(record, raw) {

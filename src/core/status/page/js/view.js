@@ -112,7 +112,7 @@ function makeRows() {
     if (!match.peers.length) continue;
     rows.push({ kind: "head", key: `h ${service.key}`, service });
     const peers = PEER_ORDER[view.sort] ? match.peers.toSorted(PEER_ORDER[view.sort]) : match.peers;
-    for (const peer of peers) rows.push({ kind: "peer", key: `p ${service.key} ${peer.id}`, service, peer });
+    for (const peer of peers) rows.push({ kind: "peer", key: peer.key, service, peer });
   }
   return { rows, found };
 }
