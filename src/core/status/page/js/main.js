@@ -5,10 +5,13 @@ const PATIENCE = 15_000;
 
 const asking = { busy: false, timer: 0, good: null, error: null, cost: { asked: 0, drawn: 0 } };
 
+/** The one service that the page's URL asks for; `null`: all. */
+const wantedService = () => new URLSearchParams(location.search).get("service") || null;
+
 /** The JSON of this very page, of one service if that was asked for. */
 function source() {
   const query = new URLSearchParams({ format: "json" });
-  const service = new URLSearchParams(location.search).get("service");
+  const service = wantedService();
   if (service !== null) query.set("service", service);
   return `${location.pathname}?${query}`;
 }
@@ -21,6 +24,7 @@ async function refresh() {
   try {
     const headers = { Accept: "application/json" };
     const answer = await fetch(source(), { headers, cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
+    if (answer.status === 404 && wantedService() !== null) throw new Error("nginx follows no service of that name");
     if (!answer.ok) throw new Error(`nginx answers ${answer.status} ${answer.statusText}`.trim());
     const status = await answer.json();
     const came = performance.now();
@@ -49,7 +53,7 @@ function take(status) {
 
 /** The one service that the page's URL asks for, also from an nginx that answers with all. */
 function only(status) {
-  const wanted = new URLSearchParams(location.search).get("service");
+  const wanted = wantedService();
   if (wanted === null) return status;
   const services = (status.services ?? []).filter((service) => service.service === wanted);
   const named = status.named && {
@@ -109,7 +113,7 @@ function showNotices() {
   if (model.version && version !== model.version) {
     notices.push(["", `nginx runs nginx-consul ${printable(version)} now: reload this page.`]);
   }
-  const service = new URLSearchParams(location.search).get("service");
+  const service = wantedService();
   if (service !== null) notices.push(["", `Only the service ${printable(service)}.`, location.pathname, "Show all"]);
   setChildren(byId("notices"), JSON.stringify(notices), () =>
     notices.map(([kind, text, href, word]) => {
