@@ -11,14 +11,15 @@ use crate::control::{Frozen, Override};
 use crate::table::Changed;
 
 mod ask;
-mod html;
 mod json;
 mod metrics;
+mod page;
 pub mod ready;
 #[cfg(test)]
 mod testing;
 
 pub use ask::{Ask, Format, UnknownFormat};
+pub use page::{Page, page};
 
 /// Version of the JSON. Names and meanings stay while it does; what is new may come.
 pub const VERSION: u32 = 1;
@@ -40,14 +41,15 @@ pub trait Document {
     fn finish(self: Box<Self>) -> Vec<Vec<u8>>;
 }
 
-/// An empty document. `with_peers`: metrics say something about each peer.
-pub fn document(format: Format, with_peers: bool) -> Box<dyn Document> {
-    match format {
-        Format::Html => Box::new(html::Page::default()),
+/// An empty document; `None` for HTML, which is a [`page`] that asks for JSON by itself.
+/// `with_peers`: metrics say something about each peer.
+pub fn document(format: Format, with_peers: bool) -> Option<Box<dyn Document>> {
+    Some(match format {
+        Format::Html => return None,
         Format::Json => Box::new(json::Json::default()),
         Format::Text => Box::new(metrics::Metrics::new(false, with_peers)),
         Format::OpenMetrics => Box::new(metrics::Metrics::new(true, with_peers)),
-    }
+    })
 }
 
 /// What holds for all services.

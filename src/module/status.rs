@@ -86,10 +86,11 @@ unsafe fn answer(r: *mut ngx_http_request_t, ask: Ask) -> ngx_int_t {
     unsafe {
         let Some(http) = conf::http_conf(nginx_sys::ngx_cycle) else { return ERROR };
         let params = conf::loc_conf(r).status.unwrap_or_default();
-        let document = status::document(ask.format, params.metrics == Metrics::Peer);
-        // The page filters by itself.
-        let only = ask.service.filter(|_| ask.format != Format::Html);
-        let Some(walk) = Walk::new(http, only, document) else {
+        let with_peers = params.metrics == Metrics::Peer;
+        let Some(document) = status::document(ask.format, with_peers) else {
+            return page(r);
+        };
+        let Some(walk) = Walk::new(http, ask.service, document) else {
             let (kind, text) = match ask.format {
                 Format::Json => ("application/json", "{\"error\":\"no such service\"}\n"),
                 _ => (TEXT, "no such service\n"),
@@ -100,6 +101,24 @@ unsafe fn answer(r: *mut ngx_http_request_t, ask: Ask) -> ngx_int_t {
             return send::send(r, NGX_HTTP_OK, ask.format.content_type(), Vec::new());
         }
         send::answer(r, walk, ask.format)
+    }
+}
+
+/// # Safety
+///
+/// `r` is a valid request whose header was not sent.
+unsafe fn page(r: *mut ngx_http_request_t) -> ngx_int_t {
+    let page = status::page();
+    // SAFETY: the caller's promise.
+    unsafe {
+        let request = ngx::http::Request::from_ngx_http_request(r);
+        for (name, value) in page.headers() {
+            if request.add_header_out(name, value).is_none() {
+                return ERROR;
+            }
+        }
+        let body = vec![page.body.clone().into_bytes()];
+        send::send(r, NGX_HTTP_OK, Format::Html.content_type(), body)
     }
 }
 

@@ -10,7 +10,7 @@ pub(super) fn write(
     with_peers: bool,
     tell: impl FnOnce(&mut dyn Document),
 ) -> String {
-    let mut document = document(format, with_peers);
+    let mut document = document(format, with_peers).unwrap();
     tell(&mut *document);
     String::from_utf8(document.finish().concat()).unwrap()
 }

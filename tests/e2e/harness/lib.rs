@@ -6,6 +6,7 @@
 
 pub mod acl;
 pub mod backend;
+pub mod browser;
 pub mod cluster;
 pub mod config;
 pub mod consul;
@@ -23,6 +24,7 @@ pub mod wait;
 pub mod wire;
 
 pub use backend::{Backend, Manner};
+pub use browser::{Browser, Look};
 pub use config::Config;
 pub use consul::Agent;
 pub use fake_consul::FakeConsul;

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,15 @@ impl Process {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Its standard input and output.
+    ///
+    /// # Panics
+    /// Unless both were piped, and not taken yet.
+    pub(crate) fn pipes(&mut self) -> (ChildStdin, ChildStdout) {
+        let pipes = (self.child.stdin.take(), self.child.stdout.take());
+        (pipes.0.expect("a piped input"), pipes.1.expect("a piped output"))
     }
 
     /// Its exit status, once it has ended.

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 use crate::support::{SERVER, SOON, gateway, tally, unique, until_peers, until_served_by};
 
-/// What somebody might register.
-const VALUES: [&str; 17] = [
+/// What somebody might register; the dashboard's tests show it in a browser.
+pub(crate) const VALUES: [&str; 17] = [
     "a\n2026/01/01 00:00:00 [emerg] 1#1: forged",
     "a\r\nX-Injected: yes\r\n\r\n<h1>",
     "\u{1b}[2J\u{1b}[31mred\u{7}",
@@ -32,7 +32,7 @@ const VALUES: [&str; 17] = [
 ];
 
 /// Whether a terminal, or a reader of lines, would take this for anything but a character.
-fn is_active(c: char) -> bool {
+pub(crate) fn is_active(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
         || matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}')
@@ -57,19 +57,6 @@ fn assert_log_is_sound(nginx: &Nginx) {
         let own = [nginx.pid()].into_iter().chain(nginx.workers());
         assert!(own.map(|pid| pid.to_string()).any(|pid| pid == number), "forged: {line:?}");
     }
-}
-
-/// The tags of a page, in order.
-fn skeleton(page: &str) -> Vec<&str> {
-    let tag = |part: &'_ str| part.find('>').map(|end| end + 1);
-    page.split('<').skip(1).map(|part| &part[..tag(part).expect("a whole tag")]).collect()
-}
-
-/// The status page, seen to be printable.
-fn page(nginx: &Nginx) -> String {
-    let page = nginx.get("/consul").body;
-    assert!(!page.contains(is_active), "not printable: {page:?}");
-    page
 }
 
 /// What the status document says of a service's peers, by service id.
@@ -109,7 +96,6 @@ fn hostile_names_and_tags_are_shown_as_they_are_and_break_nothing() {
     let config = Config::http(&text).set("CONSUL", proxy.url()).set("SERVICE", &service);
     let mut nginx = config.clone().start();
     until_peers(&nginx, &service, &all);
-    let harmless = page(&nginx);
 
     for n in 0..VALUES.len() {
         consul.deregister_external(&format!("node{n}"), &format!("harmless{n}"));
@@ -124,10 +110,6 @@ fn hostile_names_and_tags_are_shown_as_they_are_and_break_nothing() {
     wait::until("all values in the JSON", SOON, || shown(&nginx));
     until_peers(&nginx, &service, &all);
     until_served_by_all(&nginx, &names);
-    let hostile = page(&nginx);
-    assert_eq!(skeleton(&hostile), skeleton(&harmless), "{hostile}");
-    assert!(hostile.contains("&lt;script&gt;alert(1)&lt;/script&gt;"), "{hostile}");
-    assert!(hostile.contains("\\u{1b}[2J"), "{hostile}");
     assert_log_is_sound(&nginx);
 
     // The file is the one that it was told to write, and holds the same.
@@ -181,7 +163,6 @@ fn hostile_instances_that_are_skipped_are_one_printable_line_each() {
     }
     assert_eq!(lines().len(), 2 * VALUES.len(), "{:#?}", lines());
     assert_log_is_sound(&nginx);
-    page(&nginx);
     assert_eq!(tally(&nginx, "/", 4), "a: 4");
 }
 
@@ -230,7 +211,7 @@ fn names_of_100_kb_are_cut_and_leave_room_for_others() {
     }
     let line = nginx.wait_for_log(" skipped: invalid address");
     assert!(line.len() < 1000, "{line}");
-    assert!(page(&nginx).len() < 100_000);
+    assert!(nginx.get("/consul?format=json").body.len() < 100_000);
     assert_log_is_sound(&nginx);
     // Another service still has all the room that it needs.
     let others: Vec<Value> =
@@ -289,7 +270,6 @@ fn an_error_that_a_server_words_is_one_printable_line() {
     until_served_by(&nginx, "/", "a");
     consul.script(|_| Some(Answer::error(500, "harmless")));
     wait::until("an error", SOON, || nginx.service("web")["failures"].as_u64() > Some(0));
-    let harmless = page(&nginx);
     for value in VALUES {
         let before = nginx.service("web")["failures"].as_u64();
         consul.script(move |_| Some(Answer::error(500, value)));
@@ -306,7 +286,6 @@ fn an_error_that_a_server_words_is_one_printable_line() {
         });
         let shown = nginx.service("web")["last_error"].clone();
         assert!(!shown.as_str().expect("a text").contains(is_active), "{shown}");
-        assert_eq!(skeleton(&page(&nginx)), skeleton(&harmless), "{value:?}");
     }
     assert_log_is_sound(&nginx);
     assert_eq!(tally(&nginx, "/", 4), "a: 4");

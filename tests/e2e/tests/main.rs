@@ -5,6 +5,7 @@ mod balancing;
 mod conf_errors;
 mod conf_ok;
 mod control;
+mod dashboard;
 mod discovery;
 mod examples;
 mod failures;
