@@ -37,11 +37,14 @@ struct Cost {
     go: f64,
 }
 
+/// One of the two.
+type Pick = fn(&Cost) -> f64;
+
 /// Measures each format at each length.
 pub(crate) fn measure(stage: &Stage, options: &Options) -> Vec<Table> {
     let lengths: Vec<usize> = if options.quick { LENGTHS[..2].to_vec() } else { LENGTHS.to_vec() };
     lengths.iter().for_each(|&length| stage.register(Setup::Distinct, length));
-    let captions: [(&str, fn(&Cost) -> f64); 2] = [
+    let captions: [(&str, Pick); 2] = [
         ("CPU time of a worker's event loop for an answer with the status, in all", |c| c.cpu),
         ("The most CPU time of that in one go, between two answers to other requests", |c| c.go),
     ];
