@@ -5,6 +5,7 @@ use nginx_consul_core::control::{
     OrderShown, Overview, PATHS, Refusal, Route, ServiceShown,
 };
 use nginx_consul_core::process::ProcessId;
+use nginx_consul_core::sync::Level;
 use nginx_consul_core::table::orders::{self, order_text};
 use nginx_consul_core::table::{Action, NotGiven, Order, Subject};
 use nginx_consul_core::text::quote;
@@ -154,7 +155,10 @@ impl Asked {
     fn resync(&self, name: &str) -> Result<Answer, Refusal> {
         let asked = self.ask_again(&self.selections(name)?);
         let (service, by) = (quote(name), quote(&self.who));
-        self.log(format!("service \"{service}\": Consul is asked again for \"{by}\""));
+        self.log(
+            Level::Notice,
+            format!("service \"{service}\": Consul is asked again for \"{by}\""),
+        );
         Ok(Answer { status: 202, ..ok(&AskedShown { service: name.to_owned(), asked })? })
     }
 
@@ -256,11 +260,11 @@ impl Asked {
         let mut lines: Vec<String> = lines.collect();
         lines.sort_unstable();
         lines.dedup();
-        lines.into_iter().for_each(|line| self.log(line));
+        lines.into_iter().for_each(|told| self.log(Level::Notice, told));
     }
 
-    fn log(&self, text: String) {
-        let line = Line { level: nginx_consul_core::sync::Level::Notice, text };
+    fn log(&self, level: Level, text: String) {
+        let line = Line { level, text };
         // SAFETY: the log of the request's connection, in the event loop.
         unsafe { line.write(self.log) };
     }

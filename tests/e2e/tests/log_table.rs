@@ -7,9 +7,15 @@ use std::path::{Path, PathBuf};
 use nginx_consul_e2e::nginx;
 
 /// Functions that make lines for a call that only hands them on.
-const MAKERS: [&str; 2] = ["fn told(target", "pub(super) fn notice("];
+const MAKERS: [&str; 5] = [
+    "fn told(target",
+    "pub(super) fn notice(",
+    "pub fn given(order",
+    "pub fn lifted(order",
+    "pub fn over(order",
+];
 /// What such a function puts into a line.
-const PARTS: [&str; 3] = ["queries about all", "they are read in turn and", "*s"];
+const PARTS: [&str; 4] = ["queries about all", "they are read in turn and", "*s", "until it is"];
 
 /// A line as the source has it: its level, if that is fixed, and its text with `*` for what differs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -132,7 +138,8 @@ fn lines_of(path: &Path, source: &str) -> Vec<Line> {
 /// line on, or isn't about the log.
 fn level(call: &str, arguments: &str) -> Option<Option<String>> {
     let first = arguments.split(',').next().unwrap_or_default().trim();
-    let handed_on = ["level, line", "level, log, \"consul: {}\"", "level: Level, line"];
+    let handed_on =
+        ["level, line", "level, log, \"consul: {}\"", "level: Level, line", "Level::Notice, line"];
     if handed_on.iter().any(|start| arguments.trim().starts_with(start)) {
         return None;
     }
@@ -153,7 +160,7 @@ fn level(call: &str, arguments: &str) -> Option<Option<String>> {
 /// The texts of a line that was made before the call.
 fn made_before(source: &str, at: usize, arguments: &str, place: &str) -> Vec<String> {
     let before = &source[..at];
-    let maker = ["told(", "notice("].into_iter().find(|name| {
+    let maker = ["told(", "notice(", "over("].into_iter().find(|name| {
         arguments.contains(name)
             || before[before.len().saturating_sub(120)..].contains(&format!("= {name}"))
     });
@@ -182,7 +189,7 @@ fn lines() -> Vec<Line> {
             let body = source[start..].find('{').expect("a body") + start + 1;
             let texts = literals(arguments(&source, body));
             let is_line =
-                |text: &String| text.len() > 20 && !PARTS.iter().any(|p| text.starts_with(p));
+                |text: &String| text.len() > 14 && !PARTS.iter().any(|p| text.starts_with(p));
             lines.extend(texts.into_iter().filter(is_line).map(|text| Line {
                 text,
                 level: None,
