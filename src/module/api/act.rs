@@ -263,8 +263,8 @@ impl Asked {
         lines.into_iter().for_each(|told| self.log(Level::Notice, told));
     }
 
-    fn log(&self, level: Level, text: String) {
-        let line = Line { level, text };
+    fn log(&self, level: Level, told: String) {
+        let line = Line { level, text: told };
         // SAFETY: the log of the request's connection, in the event loop.
         unsafe { line.write(self.log) };
     }

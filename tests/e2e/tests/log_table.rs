@@ -138,8 +138,13 @@ fn lines_of(path: &Path, source: &str) -> Vec<Line> {
 /// line on, or isn't about the log.
 fn level(call: &str, arguments: &str) -> Option<Option<String>> {
     let first = arguments.split(',').next().unwrap_or_default().trim();
-    let handed_on =
-        ["level, line", "level, log, \"consul: {}\"", "level: Level, line", "Level::Notice, line"];
+    let handed_on = [
+        "level, line",
+        "level, log, \"consul: {}\"",
+        "level: Level, line",
+        "Level::Notice, told",
+        "level, text: told",
+    ];
     if handed_on.iter().any(|start| arguments.trim().starts_with(start)) {
         return None;
     }
