@@ -41,7 +41,7 @@ pub trait Document {
     fn finish(self: Box<Self>) -> Vec<Vec<u8>>;
 }
 
-/// An empty document; `None` for HTML, which is a [`page`] that asks for JSON by itself.
+/// An empty document; `None` for HTML, which is a [`page()`] that asks for JSON by itself.
 /// `with_peers`: metrics say something about each peer.
 pub fn document(format: Format, with_peers: bool) -> Option<Box<dyn Document>> {
     Some(match format {

@@ -89,7 +89,7 @@ impl Shown {
         self.frozen.get(&key).map(|order| Frozen::new(order, table.withheld(entry)))
     }
 
-    /// What is ordered of an instance, by the [`scope`](orders::scope) of its target.
+    /// What is ordered of an instance, by the scope of its target.
     pub(crate) fn of_instance(&self, scope: u64, identity: u64) -> Option<&Order> {
         if self.instances.is_empty() {
             return None;

@@ -48,7 +48,7 @@ pub enum Subject {
         scope: u64,
         /// [`upstream`] that it holds for; 0: all.
         upstream: u64,
-        /// As in [`Record::identity`].
+        /// As in [`Record::identity`](super::super::Record::identity).
         identity: u64,
     },
 }

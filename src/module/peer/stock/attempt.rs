@@ -24,7 +24,9 @@ use super::snapshot::Snapshot;
 use super::{Instant, Stock, places};
 use crate::ffi::{DECLINED, ERROR, OK, fence};
 use crate::session;
+use relay::{notify, save_session, set_session};
 
+mod relay;
 mod told;
 
 const BUSY: ngx_int_t = NGX_BUSY as ngx_int_t;
@@ -408,30 +410,4 @@ impl Drop for StockAttempt {
             self.forget_past();
         }
     }
-}
-
-extern "C" fn set_session(pc: *mut ngx_peer_connection_t, data: *mut c_void) -> ngx_int_t {
-    fence(ERROR, || {
-        // SAFETY: nginx passes our data.
-        let attempt = unsafe { attempt(data) };
-        attempt.delegate.as_ref().map_or(OK, |delegate| delegate.set_session(pc))
-    })
-}
-
-extern "C" fn save_session(pc: *mut ngx_peer_connection_t, data: *mut c_void) {
-    fence((), || {
-        // SAFETY: nginx passes our data.
-        if let Some(delegate) = &unsafe { attempt(data) }.delegate {
-            delegate.save_session(pc);
-        }
-    });
-}
-
-unsafe extern "C" fn notify(pc: *mut ngx_peer_connection_t, data: *mut c_void, kind: ngx_uint_t) {
-    fence((), || {
-        // SAFETY: nginx passes our data.
-        if let Some(delegate) = &unsafe { attempt(data) }.delegate {
-            delegate.notify(pc, kind);
-        }
-    });
 }
