@@ -11,6 +11,7 @@
 pub mod address;
 pub mod balance;
 pub mod consul;
+pub mod idle;
 pub mod model;
 pub mod named;
 pub mod params;

@@ -211,6 +211,21 @@ pub struct Peer {
     pub fails: u64,
     /// `up`, `unavail` while `max_fails` keeps it out, or `down` by `nginx_down`.
     pub state: &'static str,
+    /// Connections to it; `null` unless a block has `consul_keepalive`.
+    pub connections: Option<Connections>,
+}
+
+/// Connections to a peer, over all workers.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Connections {
+    /// Kept for the next request.
+    pub idle: u64,
+    /// With a request.
+    pub active: u64,
+    /// Opened so far.
+    pub opened: u64,
+    /// Requests so far over a connection that was there.
+    pub reused: u64,
 }
 
 impl Status {
@@ -282,6 +297,7 @@ mod tests {
                     picks: 9,
                     fails: 0,
                     state: "up",
+                    connections: Some(Connections { idle: 2, active: 1, opened: 3, reused: 9 }),
                 }],
             }],
             named: None,

@@ -8,7 +8,7 @@ use nginx_consul_core::balance::Rules;
 use nginx_consul_core::model::Admit;
 use nginx_consul_core::named::Template;
 use nginx_consul_core::status::{
-    Named, NamedService, Nginx, Peer, Pending, Service, Status, Version, Zone,
+    Connections, Named, NamedService, Nginx, Peer, Pending, Service, Status, Version, Zone,
 };
 use nginx_consul_core::sync::{Plan, Target};
 use nginx_consul_core::table::{Mode, Table};
@@ -153,6 +153,8 @@ struct Users {
     upstreams: Vec<String>,
     rules: Rules,
     is_single: bool,
+    /// One of them has `consul_keepalive`.
+    keeps_alive: bool,
 }
 
 /// The services that blocks name.
@@ -171,6 +173,7 @@ fn planned(plan: &Plan, table: Table<'_>, blocks: &[&Block]) -> Vec<Service> {
             upstreams: users.iter().map(|block| block.name().into_owned()).collect(),
             rules: first.map(|block| block.rules).unwrap_or_default(),
             is_single: first.is_some_and(|block| block.is_single()),
+            keeps_alive: users.iter().any(|block| block.keeps_alive()),
         };
         service(&plan.targets[target], key, (table, entries.get(&key).copied()), users)
     };
@@ -199,6 +202,7 @@ fn named(http: &HttpConf, table: Table<'_>) -> Option<Named> {
             upstreams: users.iter().map(|block| block.pattern().name().into_owned()).collect(),
             rules: users.first().map(|block| block.pattern().rules).unwrap_or_default(),
             is_single: users.iter().any(|block| block.is_single(&named.name)),
+            keeps_alive: users.iter().any(|block| block.pattern().keeps_alive()),
         };
         let last_used_seconds = now.saturating_sub(table.last_used(entry)) as f64 / 1000.0;
         let service = service(&place.target, place.key, (table, Some(entry)), users);
@@ -265,7 +269,7 @@ fn service(
 }
 
 fn peers(table: Table<'_>, image: &nginx_consul_core::table::Image, users: &Users) -> Vec<Peer> {
-    let Users { rules, is_single, .. } = *users;
+    let Users { rules, is_single, keeps_alive, .. } = *users;
     let peer = |(record, detail): (&nginx_consul_core::table::Record, _)| {
         let nginx_consul_core::table::Detail { node, id, tags, health, .. } = detail;
         let counters = table.counters(record.place);
@@ -290,6 +294,12 @@ fn peers(table: Table<'_>, image: &nginx_consul_core::table::Image, users: &User
                 (false, true) => "unavail",
                 (false, false) => "up",
             },
+            connections: keeps_alive.then_some(Connections {
+                idle: counters.idle,
+                active: counters.in_flight,
+                opened: counters.opened,
+                reused: counters.reused,
+            }),
         }
     };
     image.records.iter().zip(image.details()).map(peer).collect()

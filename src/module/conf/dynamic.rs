@@ -122,6 +122,7 @@ fn parse(words: &[&[u8]]) -> Parsed<Dynamic> {
         has_fallback: false,
         initialized: false,
         inner: None,
+        has_keepalive: false,
         file: String::new(),
         line: 0,
     };
@@ -223,7 +224,7 @@ fn consistency(value: &str) -> Option<Consistency> {
 }
 
 /// File and line of the directive.
-fn position(cf: *mut ngx_conf_t) -> (String, usize) {
+pub(super) fn position(cf: *mut ngx_conf_t) -> (String, usize) {
     // SAFETY: while a directive handler runs, `conf_file` is the file that is being read; it is
     // null for `-g`, which can't hold this directive.
     unsafe {

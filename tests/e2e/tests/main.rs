@@ -12,6 +12,7 @@ mod harness;
 mod hostile;
 mod instances;
 mod invariants;
+mod keepalive;
 mod lifecycle;
 mod logs;
 mod many;

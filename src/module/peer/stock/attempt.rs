@@ -15,6 +15,7 @@ use super::super::block_of;
 use super::super::clock::now;
 use super::super::counted::Counted;
 use super::super::delegate::Delegate;
+use super::super::keepalive::Whom;
 use super::carry::Key;
 use super::snapshot::Snapshot;
 use super::{Instant, Stock};
@@ -119,6 +120,22 @@ pub(in super::super) extern "C" fn ngx_http_upstream_init_stock_peer(
 unsafe fn attempt<'a>(data: *mut c_void) -> &'a mut StockAttempt {
     // SAFETY: the caller's promise; the request's pool has the attempt.
     unsafe { &mut *data.cast::<StockAttempt>() }
+}
+
+/// The instance that a request is with, if this is one of ours.
+///
+/// # Safety
+///
+/// `picker` was made by our `peer.init` for a request, whose pool is still there.
+pub(in super::super) unsafe fn whom<'a>(picker: &Delegate) -> Option<Whom<'a>> {
+    if !picker.gets_by(ngx_http_upstream_get_stock_peer) {
+        return None;
+    }
+    // SAFETY: the data is that of our callback.
+    let attempt = unsafe { attempt(picker.data()) };
+    let peer = attempt.counted.peer().filter(|_| !attempt.on_servers)?;
+    let view = attempt.snapshot.as_ref()?.view();
+    Some(Whom { block: attempt.block(), view, peer })
 }
 
 extern "C" fn ngx_http_upstream_get_stock_peer(
