@@ -10,6 +10,14 @@ use rustix::process::Signal;
 use super::{ALIVE, kept, open};
 use crate::support::{SOON, gateway, register, unique};
 
+/// Another one in its place; its connections are closed.
+fn restarted(backend: Backend) -> Backend {
+    let (name, address) = (backend.name().to_owned(), backend.address());
+    drop(backend);
+    wait::until("it is gone", SOON, || std::net::TcpStream::connect(address).is_err());
+    Backend::start_at(&name, address, None)
+}
+
 #[test]
 fn one_that_either_side_wants_closed_is_not_kept() {
     let (consul, service) = (Agent::shared(), unique("web"));
@@ -76,13 +84,11 @@ fn one_that_its_peer_closes_is_closed_at_once() {
     let nginx = kept(&consul.url(), &service, "8").workers(1).start();
     for _ in 0..3 {
         nginx.get("/");
-        let address = backend.address();
-        drop(backend);
+        backend = restarted(backend);
         wait::until("nginx has closed it", SOON, || {
             let shown = nginx.service(&service);
             shown["peers"][0]["connections"]["idle"] == 0
         });
-        backend = Backend::start_at("a", address, None);
         let answer = nginx_consul_e2e::http::request(nginx.address(), "POST", "/", &[], b"x");
         assert_eq!(answer.expect("an answer").outcome(), "a");
     }
@@ -101,9 +107,7 @@ fn one_that_its_peer_has_just_closed_is_not_handed_out() {
         // The request and the close are both there when the worker looks, the request first.
         process::send(worker, Signal::STOP);
         client.send("POST", "/", &[], b"x").expect("sent");
-        let address = backend.address();
-        drop(backend);
-        backend = Backend::start_at("a", address, None);
+        backend = restarted(backend);
         process::send(worker, Signal::CONT);
         assert_eq!(client.receive().expect("an answer").outcome(), "a");
     }

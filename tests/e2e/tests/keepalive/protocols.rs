@@ -55,7 +55,7 @@ fn a_tls_connection_serves_only_those_who_asked_for_its_name() {
     let nginx = front(
         &consul,
         "proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_ssl_server_name on;
-         proxy_ssl_trusted_certificate ca.pem;",
+         proxy_ssl_session_reuse off; proxy_ssl_trusted_certificate ca.pem;",
         "location /one { proxy_pass https://api; proxy_ssl_name one.test; }
          location /verified { proxy_pass https://api; proxy_ssl_name one.test; proxy_ssl_verify on; }
          location /other { proxy_pass https://api; proxy_ssl_name $arg_name; }
