@@ -56,6 +56,15 @@ impl Hasher for Spread {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spot(u32);
 
+/// Where a peer was found: whoever comes back to it needs no search.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hint(u32);
+
+impl Hint {
+    /// It was not found.
+    pub const NONE: Hint = Hint(NONE);
+}
+
 /// The connections, at most `limit` of them.
 #[derive(Debug)]
 pub struct Idle<C> {
@@ -63,7 +72,11 @@ pub struct Idle<C> {
     items: Vec<Item<C>>,
     /// First of the items that keep nothing, linked by `older`.
     free: u32,
-    peers: HashMap<Key, Peer, BuildHasherDefault<Spread>>,
+    /// Those that have connections, and some that had.
+    peers: Vec<Peer>,
+    /// Places in `peers` that are nobody's.
+    spare: Vec<u32>,
+    places: HashMap<Key, u32, BuildHasherDefault<Spread>>,
     newest: u32,
     oldest: u32,
     len: usize,
@@ -72,7 +85,8 @@ pub struct Idle<C> {
 #[derive(Debug)]
 struct Item<C> {
     /// `None` if the item is free.
-    kept: Option<(Key, C)>,
+    kept: Option<C>,
+    peer: u32,
     newer: u32,
     older: u32,
     /// The same among the peer's.
@@ -80,9 +94,10 @@ struct Item<C> {
     older_of_peer: u32,
 }
 
-/// A peer that has connections.
 #[derive(Debug)]
 struct Peer {
+    /// `None` if the place is nobody's.
+    key: Option<Key>,
     newest: u32,
     /// Its number in the set last told to [`Idle::retain`]; `usize::MAX` if it is not there.
     number: usize,
@@ -95,7 +110,9 @@ impl<C> Idle<C> {
             limit: limit.clamp(1, NONE as usize),
             items: Vec::new(),
             free: NONE,
-            peers: HashMap::default(),
+            peers: Vec::new(),
+            spare: Vec::new(),
+            places: HashMap::default(),
             newest: NONE,
             oldest: NONE,
             len: 0,
@@ -115,16 +132,23 @@ impl<C> Idle<C> {
     /// Whether there is one to that peer.
     #[inline]
     pub fn has(&self, key: &Key) -> bool {
-        self.peers.contains_key(key)
+        self.places.get(key).is_some_and(|&peer| self.peers[peer as usize].newest != NONE)
     }
 
-    /// Keeps a connection. The one that was idle for longest makes room for it if need be, and is
-    /// returned.
-    pub fn put(&mut self, key: Key, connection: C) -> (Spot, Option<(Key, C)>) {
+    /// Where a peer is; [`Hint::NONE`] if it has no connection.
+    #[inline]
+    pub fn find(&self, key: &Key) -> Hint {
+        Hint(self.places.get(key).copied().unwrap_or(NONE))
+    }
+
+    /// Keeps a connection to a peer, which may be where `hint` says. The one that was idle for
+    /// longest makes room for it if need be, and is returned.
+    pub fn put(&mut self, key: Key, Hint(hint): Hint, connection: C) -> (Spot, Option<(Key, C)>) {
         let evicted = if self.len >= self.limit { self.remove(Spot(self.oldest)) } else { None };
+        let is_there = self.peers.get(hint as usize).is_some_and(|peer| peer.key == Some(key));
+        let place = if is_there { hint } else { self.place_of(key) };
         let at = self.free_item();
-        let peer = self.peers.entry(key).or_insert(Peer { newest: NONE, number: usize::MAX });
-        let below = std::mem::replace(&mut peer.newest, at);
+        let below = std::mem::replace(&mut self.peers[place as usize].newest, at);
         if let Some(item) = self.items.get_mut(below as usize) {
             item.newer_of_peer = at;
         }
@@ -134,7 +158,8 @@ impl<C> Idle<C> {
             None => self.oldest = at,
         }
         self.items[at as usize] = Item {
-            kept: Some((key, connection)),
+            kept: Some(connection),
+            peer: place,
             newer: NONE,
             older,
             newer_of_peer: NONE,
@@ -146,12 +171,12 @@ impl<C> Idle<C> {
 
     /// Takes a connection to a peer that suits, the one that has been idle for the shortest time.
     #[inline]
-    pub fn take(&mut self, key: &Key, mut suits: impl FnMut(&C) -> bool) -> Option<C> {
-        let mut at = self.peers.get(key)?.newest;
+    pub fn take(&mut self, Hint(peer): Hint, mut suits: impl FnMut(&C) -> bool) -> Option<C> {
+        let mut at = self.peers.get(peer as usize)?.newest;
         for _ in 0..LOOKS {
             let item = self.items.get(at as usize)?;
-            if item.kept.as_ref().is_some_and(|(_, connection)| suits(connection)) {
-                return self.remove(Spot(at)).map(|(_, connection)| connection);
+            if item.kept.as_ref().is_some_and(&mut suits) {
+                return self.unlink(at);
             }
             at = item.older_of_peer;
         }
@@ -160,10 +185,17 @@ impl<C> Idle<C> {
 
     /// Takes a certain connection; `None` if it is not kept there any more.
     pub fn remove(&mut self, Spot(at): Spot) -> Option<(Key, C)> {
+        let peer = self.items.get(at as usize)?.peer;
+        let connection = self.unlink(at)?;
+        self.peers[peer as usize].key.zip(Some(connection))
+    }
+
+    #[inline]
+    fn unlink(&mut self, at: u32) -> Option<C> {
         let item = self.items.get_mut(at as usize)?;
-        let (key, connection) = item.kept.take()?;
+        let connection = item.kept.take()?;
         let (newer, older) = (item.newer, std::mem::replace(&mut item.older, self.free));
-        let (above, below) = (item.newer_of_peer, item.older_of_peer);
+        let (peer, above, below) = (item.peer, item.newer_of_peer, item.older_of_peer);
         self.free = at;
         self.len -= 1;
         match self.items.get_mut(newer as usize) {
@@ -174,20 +206,14 @@ impl<C> Idle<C> {
             Some(item) => item.newer = newer,
             None => self.oldest = newer,
         }
-        if let Some(item) = self.items.get_mut(above as usize) {
-            item.older_of_peer = below;
+        match self.items.get_mut(above as usize) {
+            Some(item) => item.older_of_peer = below,
+            None => self.peers[peer as usize].newest = below,
         }
         if let Some(item) = self.items.get_mut(below as usize) {
             item.newer_of_peer = above;
         }
-        if above == NONE && below == NONE {
-            self.peers.remove(&key);
-        } else if above == NONE {
-            if let Some(peer) = self.peers.get_mut(&key) {
-                peer.newest = below;
-            }
-        }
-        Some((key, connection))
+        Some(connection)
     }
 
     /// Takes the connections of an owner that lead to nobody of its new set, or elsewhere than the
@@ -201,26 +227,64 @@ impl<C> Idle<C> {
         if self.is_empty() {
             return Vec::new();
         }
-        for peer in self.peers.values_mut() {
+        for peer in &mut self.peers {
             peer.number = usize::MAX;
         }
         for (number, key) in set.enumerate() {
-            if let Some(peer) = self.peers.get_mut(&key) {
-                peer.number = number;
+            if let Some(&place) = self.places.get(&key) {
+                self.peers[place as usize].number = number;
             }
         }
         let mut gone = Vec::new();
-        for (_, peer) in self.peers.iter().filter(|(key, _)| key.owner == owner) {
+        for peer in &self.peers {
+            if peer.key.is_none_or(|key| key.owner != owner) {
+                continue;
+            }
             let mut at = peer.newest;
             while let Some(item) = self.items.get(at as usize) {
-                let stays = |(_, connection): &(Key, C)| leads_to(connection, peer.number);
+                let stays = |connection: &C| leads_to(connection, peer.number);
                 if peer.number == usize::MAX || !item.kept.as_ref().is_some_and(stays) {
                     gone.push(Spot(at));
                 }
                 at = item.older_of_peer;
             }
         }
-        gone.into_iter().filter_map(|spot| self.remove(spot)).collect()
+        let gone = gone.into_iter().filter_map(|spot| self.remove(spot)).collect();
+        self.forget(|peer| {
+            peer.key.is_some_and(|key| key.owner == owner) && peer.number == usize::MAX
+        });
+        gone
+    }
+
+    /// The place of a peer, a new one if it has none.
+    #[cold]
+    fn place_of(&mut self, key: Key) -> u32 {
+        if let Some(&place) = self.places.get(&key) {
+            return place;
+        }
+        if self.places.len() >= self.limit.saturating_mul(2) {
+            self.forget(|_| true);
+        }
+        let peer = Peer { key: Some(key), newest: NONE, number: usize::MAX };
+        let place = self.spare.pop().unwrap_or(self.peers.len() as u32);
+        match self.peers.get_mut(place as usize) {
+            Some(spare) => *spare = peer,
+            None => self.peers.push(peer),
+        }
+        self.places.insert(key, place);
+        place
+    }
+
+    /// Forgets peers without connections.
+    fn forget(&mut self, which: impl Fn(&Peer) -> bool) {
+        for (peer, place) in self.peers.iter_mut().zip(0..) {
+            if peer.newest == NONE && which(peer) {
+                if let Some(key) = peer.key.take() {
+                    self.places.remove(&key);
+                    self.spare.push(place);
+                }
+            }
+        }
     }
 
     fn free_item(&mut self) -> u32 {
@@ -231,6 +295,7 @@ impl<C> Idle<C> {
         }
         self.items.push(Item {
             kept: None,
+            peer: NONE,
             newer: NONE,
             older: NONE,
             newer_of_peer: NONE,

@@ -1,4 +1,4 @@
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use proptest::prelude::*;
 
@@ -8,17 +8,25 @@ fn key(identity: u64) -> Key {
     Key { owner: 0, place: None, identity }
 }
 
+fn put(idle: &mut Idle<u32>, key: Key, connection: u32) -> (Spot, Option<(Key, u32)>) {
+    idle.put(key, Hint::NONE, connection)
+}
+
+fn take(idle: &mut Idle<u32>, key: &Key, suits: impl Fn(&u32) -> bool) -> Option<u32> {
+    idle.take(idle.find(key), suits)
+}
+
 fn kept(idle: &mut Idle<u32>, connections: &[(u64, u32)]) -> Vec<Spot> {
-    connections.iter().map(|&(peer, connection)| idle.put(key(peer), connection).0).collect()
+    connections.iter().map(|&(peer, connection)| put(idle, key(peer), connection).0).collect()
 }
 
 #[test]
 fn the_last_one_that_became_idle_is_taken_first() {
     let mut idle = Idle::new(8);
     kept(&mut idle, &[(1, 10), (2, 20), (1, 11)]);
-    assert_eq!(idle.take(&key(1), |_| true), Some(11));
-    assert_eq!(idle.take(&key(1), |_| true), Some(10));
-    assert_eq!(idle.take(&key(1), |_| true), None);
+    assert_eq!(take(&mut idle, &key(1), |_| true), Some(11));
+    assert_eq!(take(&mut idle, &key(1), |_| true), Some(10));
+    assert_eq!(take(&mut idle, &key(1), |_| true), None);
     assert_eq!((idle.len(), idle.has(&key(1)), idle.has(&key(2))), (1, false, true));
 }
 
@@ -26,7 +34,7 @@ fn the_last_one_that_became_idle_is_taken_first() {
 fn the_one_that_was_idle_longest_makes_room() {
     let mut idle = Idle::new(2);
     kept(&mut idle, &[(1, 10), (2, 20)]);
-    let (_, evicted) = idle.put(key(3), 30);
+    let (_, evicted) = put(&mut idle, key(3), 30);
     assert_eq!(evicted, Some((key(1), 10)));
     assert_eq!((idle.len(), idle.has(&key(1))), (2, false));
 }
@@ -35,8 +43,8 @@ fn the_one_that_was_idle_longest_makes_room() {
 fn one_that_does_not_suit_stays() {
     let mut idle = Idle::new(8);
     kept(&mut idle, &[(1, 10), (1, 11), (1, 12)]);
-    assert_eq!(idle.take(&key(1), |&c| c == 11), Some(11));
-    assert_eq!(idle.take(&key(1), |&c| c == 99), None);
+    assert_eq!(take(&mut idle, &key(1), |&c| c == 11), Some(11));
+    assert_eq!(take(&mut idle, &key(1), |&c| c == 99), None);
     assert_eq!(idle.len(), 2);
 }
 
@@ -46,7 +54,7 @@ fn one_that_was_taken_is_not_found_at_its_spot() {
     let spots = kept(&mut idle, &[(1, 10), (1, 11)]);
     assert_eq!(idle.remove(spots[0]), Some((key(1), 10)));
     assert_eq!(idle.remove(spots[0]), None);
-    assert_eq!(idle.take(&key(1), |_| true), Some(11));
+    assert_eq!(take(&mut idle, &key(1), |_| true), Some(11));
 }
 
 #[test]
@@ -54,7 +62,7 @@ fn who_is_not_in_the_new_set_loses_all_connections_and_only_of_that_owner() {
     let mut idle = Idle::new(8);
     kept(&mut idle, &[(1, 10), (2, 20), (1, 11), (3, 30)]);
     let other = Key { owner: 7, ..key(1) };
-    idle.put(other, 70);
+    put(&mut idle, other, 70);
     // The second peer of the new set is elsewhere now.
     let set = [key(3), key(2)];
     let mut gone = idle.retain(0, set.into_iter(), |&c, number| (c, number) == (30, 0));
@@ -68,10 +76,10 @@ fn a_full_array_allocates_nothing_more() {
     let mut idle = Idle::new(64);
     let round = |idle: &mut Idle<u32>| {
         for n in 0..64 {
-            idle.put(key(n), n as u32);
+            put(idle, key(n), n as u32);
         }
         for n in 0..64 {
-            assert_eq!(idle.take(&key(n), |_| true), Some(n as u32));
+            assert_eq!(take(idle, &key(n), |_| true), Some(n as u32));
         }
     };
     for _ in 0..8 {
@@ -107,11 +115,14 @@ proptest! {
         steps in proptest::collection::vec(step(), 0..200),
     ) {
         let mut idle = Idle::new(limit);
+        let mut hints = HashMap::new();
         let mut list: VecDeque<(u64, u32, Spot)> = VecDeque::new();
         for (n, step) in (0u32..).zip(steps) {
             match step {
                 Step::Put(peer) => {
-                    let (spot, evicted) = idle.put(key(peer), n);
+                    // Of a peer that was there a while ago, and may be forgotten.
+                    let hint = *hints.entry(peer).or_insert_with(|| idle.find(&key(peer)));
+                    let (spot, evicted) = idle.put(key(peer), hint, n);
                     let expected = if list.len() == limit { list.pop_front() } else { None };
                     prop_assert_eq!(evicted, expected.map(|(p, c, _)| (key(p), c)));
                     list.push_back((peer, n, spot));
@@ -119,7 +130,7 @@ proptest! {
                 Step::Take(peer) => {
                     let at = list.iter().rposition(|&(p, ..)| p == peer);
                     let expected = at.and_then(|at| list.remove(at)).map(|(_, c, _)| c);
-                    prop_assert_eq!(idle.take(&key(peer), |_| true), expected);
+                    prop_assert_eq!(take(&mut idle, &key(peer), |_| true), expected);
                 }
                 Step::Remove(at) => {
                     if let Some((peer, c, spot)) = list.remove(at) {

@@ -188,7 +188,7 @@ fn keep_alive(
     }
     #[cfg(not(nginx_keepalive_anywhere))]
     let _ = upstream;
-    Ok(Rc::new(Keepalive::new(conf.clone())))
+    Ok(Rc::new(Keepalive::new(conf)))
 }
 
 /// # Safety

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-use nginx_consul_core::idle::{Idle, Key};
+use nginx_consul_core::idle::{Hint, Idle, Key};
 use nginx_consul_core::table::Record;
 use nginx_sys::{ngx_msec_t, ngx_peer_connection_t};
 
@@ -27,12 +27,16 @@ mod terms;
 pub(super) use attempt::ngx_http_upstream_init_kept_peer;
 use connection::Connection;
 pub(crate) use lookout::end;
-use terms::Terms;
+use terms::Wanted;
 
 /// The idle connections of an `upstream`, be it to the instances of many services. Each worker has
 /// its own after fork().
 pub(crate) struct Keepalive {
-    conf: KeepaliveConf,
+    /// Requests that a connection serves at most.
+    requests: usize,
+    /// How long one may be idle, and how long it is used, milliseconds.
+    timeout: ngx_msec_t,
+    time: ngx_msec_t,
     idle: RefCell<Idle<NonNull<Connection>>>,
     /// The blocks whose instances they lead to, by the number they have as owners.
     owners: RefCell<HashMap<u32, *const Block>>,
@@ -47,10 +51,12 @@ pub(crate) struct Keepalive {
 const SERVERS: u32 = u32::MAX;
 
 impl Keepalive {
-    pub(crate) fn new(conf: KeepaliveConf) -> Keepalive {
+    pub(crate) fn new(conf: &KeepaliveConf) -> Keepalive {
         Keepalive {
+            requests: conf.requests,
+            timeout: conf.timeout.as_millis() as ngx_msec_t,
+            time: conf.time.as_millis() as ngx_msec_t,
             idle: RefCell::new(Idle::new(conf.connections)),
-            conf,
             owners: RefCell::default(),
             next_owner: Cell::new(0),
             worker: Cell::new(None),
@@ -58,29 +64,25 @@ impl Keepalive {
         }
     }
 
-    fn timeout(&self) -> ngx_msec_t {
-        self.conf.timeout.as_millis() as ngx_msec_t
-    }
-
-    /// A connection to the peer, on these terms; it is idle no more.
+    /// A connection to the peer that suits the request; it is idle no more. And where the peer is.
     #[inline]
     fn take(
         &self,
         key: &Key,
         pc: &ngx_peer_connection_t,
-        terms: &Terms,
-    ) -> Option<NonNull<Connection>> {
+        wanted: &Wanted,
+    ) -> (Hint, Option<NonNull<Connection>>) {
+        let hint = self.idle.borrow().find(key);
         loop {
-            let mut idle = self.idle.borrow_mut();
             // SAFETY: what is kept is alive until it is taken out.
-            let found = idle.take(key, |held| unsafe { held.as_ref().suits(pc, terms) })?;
-            drop(idle);
+            let suits = |held: &NonNull<Connection>| unsafe { held.as_ref().suits(pc, wanted) };
+            let Some(found) = self.idle.borrow_mut().take(hint, suits) else { return (hint, None) };
             self.note(key, false);
             // SAFETY: as above. What its peer has closed, or sent unasked, the event loop may not
             // have come to yet.
             unsafe {
                 if found.as_ref().is_quiet() {
-                    return Some(found);
+                    return (hint, Some(found));
                 }
                 connection::close(found);
             }
@@ -88,8 +90,8 @@ impl Keepalive {
     }
 
     /// Keeps a connection that has just become idle.
-    fn put(self: &Rc<Keepalive>, key: Key, connection: NonNull<Connection>) {
-        let (spot, evicted) = self.idle.borrow_mut().put(key, connection);
+    fn put(self: &Rc<Keepalive>, key: Key, hint: Hint, connection: NonNull<Connection>) {
+        let (spot, evicted) = self.idle.borrow_mut().put(key, hint, connection);
         // SAFETY: the connection is alive, and nobody else uses it now.
         unsafe { (*connection.as_ptr()).spot = Some(spot) };
         self.note(&key, true);

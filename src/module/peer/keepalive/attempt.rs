@@ -6,7 +6,7 @@ use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-use nginx_consul_core::idle::Key;
+use nginx_consul_core::idle::{Hint, Key};
 use nginx_consul_core::table::Slot;
 use nginx_sys::{
     NGX_DONE, NGX_PEER_FAILED, ngx_current_msec, ngx_exiting, ngx_handle_read_event,
@@ -17,7 +17,7 @@ use nginx_sys::{
 use super::super::delegate::Delegate;
 use super::super::{init_picking, whom};
 use super::connection::{self, Connection};
-use super::terms::{self, Bytes, Terms};
+use super::terms::{Wanted, is_tls};
 use super::{Keepalive, SERVERS};
 use crate::conf;
 use crate::ffi::{ERROR, OK, fence};
@@ -31,18 +31,10 @@ struct KeptAttempt {
     keepalive: *const Rc<Keepalive>,
     request: *mut ngx_http_request_t,
     /// Whom the request is with; `None` if its connection is not to be kept.
-    with: Option<With>,
+    key: Option<Key>,
+    hint: Hint,
     /// The connection it was given, if one was idle.
     given: Option<NonNull<Connection>>,
-    /// What TLS knows the peer by, once asked.
-    name: Option<Bytes>,
-}
-
-#[derive(Clone, Copy)]
-struct With {
-    key: Key,
-    terms: Terms,
-    counters: Option<Slot<'static>>,
 }
 
 /// `peer.init`.
@@ -71,9 +63,9 @@ pub(in super::super) extern "C" fn ngx_http_upstream_init_kept_peer(
                 picker,
                 keepalive,
                 request: r,
-                with: None,
+                key: None,
+                hint: Hint::NONE,
                 given: None,
-                name: None,
             });
             peer.data = place.as_ptr().cast();
             peer.get = Some(ngx_http_upstream_get_kept_peer);
@@ -100,7 +92,7 @@ extern "C" fn ngx_http_upstream_get_kept_peer(
     fence(ERROR, || {
         // SAFETY: nginx passes our data.
         let attempt = unsafe { attempt(data) };
-        (attempt.with, attempt.given) = (None, None);
+        (attempt.key, attempt.given) = (None, None);
         let picked = attempt.picker.get(pc);
         if picked != OK {
             return picked;
@@ -108,7 +100,6 @@ extern "C" fn ngx_http_upstream_get_kept_peer(
         // SAFETY: nginx passes the request's connection, which the picker has pointed at a peer.
         unsafe {
             let pc = &mut *pc;
-            attempt.with = attempt.peer_of(pc);
             if !attempt.take_idle(pc) {
                 return OK;
             }
@@ -138,51 +129,50 @@ impl KeptAttempt {
         unsafe { &*self.keepalive }
     }
 
+    /// Counters of the instance that the request is with.
+    #[inline]
+    fn counters(&self, key: &Key) -> Option<Slot<'static>> {
+        let (worker, place) = self.keepalive().worker.get().zip(key.place)?;
+        Some(worker.share().table.slot(place))
+    }
+
     /// Whom the request was sent to just now.
     ///
     /// # Safety
     ///
     /// `pc` is the request's connection, and points at a peer.
     #[inline]
-    unsafe fn peer_of(&mut self, pc: &ngx_peer_connection_t) -> Option<With> {
+    unsafe fn key_of(&self, pc: &ngx_peer_connection_t) -> Option<Key> {
         // SAFETY: the caller's promise.
         unsafe {
-            let u = &*(*self.request).upstream;
-            let (known, request) = (&mut self.name, self.request);
-            let name = || {
-                if known.is_none() {
-                    *known = terms::name(request);
-                }
-                *known
-            };
-            let terms = Terms::wanted(u, pc, name)?;
-            let Some(whom) = whom(&self.picker) else {
-                let identity = connection::hash_of_address(pc.sockaddr, pc.socklen);
-                let key = Key { owner: SERVERS, place: None, identity };
-                return Some(With { key, terms, counters: None });
-            };
-            let worker = whom.block.worker()?;
-            let key = whom.key()?;
-            let counters = key.place.map(|place| worker.share().table.slot(place));
-            Some(With { key, terms, counters })
+            if let Some(whom) = whom(&self.picker) {
+                return whom.key();
+            }
+            let identity = connection::hash_of_address(pc.sockaddr, pc.socklen);
+            Some(Key { owner: SERVERS, place: None, identity })
         }
     }
 
-    /// Takes an idle connection to the peer, if there is one.
+    /// Takes an idle connection to the peer that was picked, if there is one.
     ///
     /// # Safety
     ///
-    /// As for [`KeptAttempt::peer_of`].
+    /// As for [`KeptAttempt::key_of`].
     #[inline]
     unsafe fn take_idle(&mut self, pc: &mut ngx_peer_connection_t) -> bool {
-        let Some(With { key, terms, counters }) = &self.with else { return false };
-        let Some(found) = self.keepalive().take(key, pc, terms) else { return false };
-        // SAFETY: it was taken out for this request.
-        unsafe { connection::hand_out(found, pc) };
-        if let Some(counters) = counters {
-            counters.note_reused(key.identity);
+        // SAFETY: the caller's promise; the request's upstream.
+        unsafe {
+            let Some(key) = self.key_of(pc) else { return false };
+            let u = &*(*self.request).upstream;
+            let Some(wanted) = Wanted::by(self.request, u, pc) else { return false };
+            let (hint, found) = self.keepalive().take(&key, pc, &wanted);
+            (self.key, self.hint, self.given) = (Some(key), hint, found);
+            let Some(found) = found else { return false };
+            connection::hand_out(found, pc);
+            if let Some(counters) = self.counters(&key) {
+                counters.note_reused(key.identity);
+            }
         }
-        self.given = Some(found);
         true
     }
 
@@ -193,27 +183,32 @@ impl KeptAttempt {
     /// `pc` is the request's connection.
     #[inline]
     unsafe fn put_idle(&mut self, pc: &mut ngx_peer_connection_t, state: ngx_uint_t) {
-        let Some(with) = self.with.take() else { return };
+        let Some(key) = self.key.take() else { return };
         let given = self.given.take();
-        // SAFETY: the request's upstream.
-        let u = unsafe { &*(*self.request).upstream };
-        if given.is_none() {
-            // SAFETY: null, or the state of this attempt.
-            let state = unsafe { u.state.as_ref() };
-            // nginx's value of a time that never came.
-            if state.is_some_and(|state| state.connect_time != usize::MAX) {
-                if let Some(counters) = with.counters {
-                    counters.note_opened(with.key.identity);
-                }
-            }
-        }
-        // SAFETY: as above.
+        // SAFETY: the request's upstream; its connection is fit for others.
         unsafe {
-            if !self.is_fit(pc, u, &with, state) {
+            let u = &*(*self.request).upstream;
+            if given.is_none() {
+                self.note_opened(u, &key);
+            }
+            if !self.is_fit(pc, u, state) {
                 return;
             }
-            let Some(kept) = given.or_else(|| Connection::new(pc, &with.terms)) else { return };
-            connection::keep(self.keepalive(), with.key, kept, pc);
+            let kept = given.or_else(|| Connection::new(pc, &Wanted::by(self.request, u, pc)?));
+            let Some(kept) = kept else { return };
+            connection::keep(self.keepalive(), (key, self.hint), kept, pc);
+        }
+    }
+
+    #[cold]
+    fn note_opened(&self, u: &ngx_http_upstream_t, key: &Key) {
+        // SAFETY: null, or the state of this attempt.
+        let state = unsafe { u.state.as_ref() };
+        // nginx's value of a time that never came.
+        if state.is_some_and(|state| state.connect_time != usize::MAX) {
+            if let Some(counters) = self.counters(key) {
+                counters.note_opened(key.identity);
+            }
         }
     }
 
@@ -227,29 +222,28 @@ impl KeptAttempt {
         &self,
         pc: &ngx_peer_connection_t,
         u: &ngx_http_upstream_t,
-        with: &With,
         state: ngx_uint_t,
     ) -> bool {
         // SAFETY: the caller's promise; an open connection has its events.
         unsafe {
             let Some(c) = pc.connection.as_ref() else { return false };
             let (read, write) = (&*c.read, &*c.write);
-            let conf = &self.keepalive().conf;
+            let keepalive = self.keepalive();
             let is_broken = state & NGX_PEER_FAILED as ngx_uint_t != 0
                 || read.eof() != 0
                 || read.error() != 0
                 || read.timedout() != 0
                 || write.error() != 0
                 || write.timedout() != 0;
-            let is_worn_out = c.requests >= conf.requests
-                || ngx_current_msec.wrapping_sub(c.start_time) > conf.time.as_millis() as usize;
+            let is_worn_out = c.requests >= keepalive.requests
+                || ngx_current_msec.wrapping_sub(c.start_time) > keepalive.time;
             let is_done = u.keepalive() != 0 && u.request_body_sent() != 0 && u.upgrade() == 0;
             !is_broken
                 && !is_worn_out
                 && is_done
                 && ngx_terminate == 0
                 && ngx_exiting == 0
-                && has_tls(c) == with.terms.has_tls()
+                && has_tls(c) == is_tls(u)
                 && !c.pool.is_null()
                 && whom(&self.picker).is_none_or(|whom| whom.is_there())
                 && ngx_handle_read_event(c.read, 0) == OK

@@ -10,8 +10,8 @@ use nginx_sys::{
     ngx_peer_connection_t, sockaddr,
 };
 
-use super::terms::{Bytes, Terms};
-use super::{Keepalive, Key};
+use super::terms::{Bytes, Wanted};
+use super::{Hint, Keepalive, Key};
 use crate::ffi::{OK, fence};
 
 /// A connection that was idle before, or is; in its own pool.
@@ -22,7 +22,7 @@ pub(super) struct Connection {
     /// While it is idle.
     pub(super) spot: Option<Spot>,
     address: Bytes,
-    terms: Terms,
+    is: Wanted,
 }
 
 impl Connection {
@@ -30,17 +30,18 @@ impl Connection {
     ///
     /// # Safety
     ///
-    /// `pc` is that of a request that has done with its connection; `terms` are the request's.
+    /// `pc` is that of a request that has done with its connection; `wanted` is what it wanted.
     pub(super) unsafe fn new(
         pc: &ngx_peer_connection_t,
-        terms: &Terms,
+        wanted: &Wanted,
     ) -> Option<NonNull<Connection>> {
         const { assert!(align_of::<Connection>() <= nginx_sys::NGX_ALIGNMENT) };
         // SAFETY: an upstream's connection has a pool; it outlives what lies in it. There is room
         // for the bytes behind the structure.
         unsafe {
             let address = Bytes::new(pc.sockaddr, pc.socklen as usize);
-            let len = address.len() + terms.local.len() + terms.name.len();
+            let terms = wanted.terms.as_ref();
+            let len = address.len() + terms.map_or(0, |t| t.local.len() + t.name.len());
             let pool = (*pc.connection).pool;
             let place = ngx_palloc(pool, size_of::<Connection>() + len).cast::<Connection>();
             let place = NonNull::new(place)?;
@@ -55,22 +56,22 @@ impl Connection {
                 connection: pc.connection,
                 spot: None,
                 address: copied(address),
-                terms: terms.keeping(copied(terms.local), copied(terms.name)),
+                is: wanted.on(terms.map(|t| t.keeping(copied(t.local), copied(t.name)))),
             });
             Some(place)
         }
     }
 
-    /// Whether it leads where the request goes, on the request's terms.
+    /// Whether it leads where the request goes, and is what the request wants.
     ///
     /// # Safety
     ///
     /// It is alive, and so is the request.
     #[inline]
-    pub(super) unsafe fn suits(&self, pc: &ngx_peer_connection_t, terms: &Terms) -> bool {
+    pub(super) unsafe fn suits(&self, pc: &ngx_peer_connection_t, wanted: &Wanted) -> bool {
         // SAFETY: the caller's promise.
         unsafe {
-            self.address.is(Bytes::new(pc.sockaddr, pc.socklen as usize)) && self.terms.suit(terms)
+            self.is.suits(wanted) && self.address.is(Bytes::new(pc.sockaddr, pc.socklen as usize))
         }
     }
 
@@ -93,7 +94,8 @@ impl Connection {
         // SAFETY: the caller's promise; the socket does not block.
         let n =
             unsafe { libc::recv((*self.connection).fd, (&raw mut byte).cast(), 1, libc::MSG_PEEK) };
-        n == -1 && std::io::Error::last_os_error().kind() == std::io::ErrorKind::WouldBlock
+        // SAFETY: always valid.
+        n == -1 && unsafe { *libc::__errno_location() } == libc::EAGAIN
     }
 }
 
@@ -127,7 +129,7 @@ pub(super) unsafe fn hand_out(connection: NonNull<Connection>, pc: &mut ngx_peer
 /// `pc` is that of the request, which has done with the connection; `connection` is of it.
 pub(super) unsafe fn keep(
     keepalive: &Rc<Keepalive>,
-    key: Key,
+    (key, hint): (Key, Hint),
     connection: NonNull<Connection>,
     pc: &mut ngx_peer_connection_t,
 ) {
@@ -138,7 +140,7 @@ pub(super) unsafe fn keep(
         let c = &mut *held.connection;
         pc.connection = ptr::null_mut();
         (*c.read).set_delayed(0);
-        ngx_add_timer(c.read, keepalive.timeout());
+        ngx_add_timer(c.read, keepalive.timeout);
         if (*c.write).timer_set() != 0 {
             ngx_del_timer(c.write);
         }
@@ -147,7 +149,7 @@ pub(super) unsafe fn keep(
         c.data = connection.as_ptr().cast();
         c.set_idle(1);
         set_log(c, (*ngx_cycle).log);
-        keepalive.put(key, connection);
+        keepalive.put(key, hint, connection);
         if (*c.read).ready() != 0 {
             on_read(c.read);
         }

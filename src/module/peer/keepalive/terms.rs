@@ -1,4 +1,4 @@
-//! What a connection must have in common with those of a request to serve it.
+//! What a connection must have in common with what a request wants.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -45,11 +45,18 @@ impl Bytes {
     }
 }
 
-/// The terms of a connection, or those that a request wants.
+/// What a connection is, or what a request wants it to be.
 #[derive(Clone, Copy)]
-pub(super) struct Terms {
+pub(super) struct Wanted {
     /// The protocol, by who makes its requests: the peer may serve several.
     protocol: *const c_void,
+    /// `None` of most.
+    pub(super) terms: Option<Terms>,
+}
+
+/// What else matters with TLS or `proxy_bind`.
+#[derive(Clone, Copy)]
+pub(super) struct Terms {
     /// The address of `proxy_bind`.
     pub(super) local: Bytes,
     tls: Option<Tls>,
@@ -67,31 +74,71 @@ struct Tls {
     verifies: bool,
 }
 
-impl Terms {
-    /// What a request wants; `name` is what TLS knows its peer by. `None` if its connections can't
-    /// be told from those of others: a client certificate may be each request's own.
+impl Wanted {
+    /// What a request wants. `None` if its connections can't be told from those of others: a client
+    /// certificate may be each request's own.
     ///
     /// # Safety
     ///
-    /// `u` and `pc` are those of a request.
+    /// `r`, `u` and `pc` are those of a request.
     #[inline]
-    pub(super) unsafe fn wanted(
+    pub(super) unsafe fn by(
+        r: *mut ngx_http_request_t,
         u: &ngx_http_upstream_t,
         pc: &ngx_peer_connection_t,
-        name: impl FnOnce() -> Option<Bytes>,
+    ) -> Option<Wanted> {
+        let protocol = u.create_request.map_or(ptr::null(), |create| create as *const c_void);
+        if !is_tls(u) && pc.local.is_null() {
+            return Some(Wanted { protocol, terms: None });
+        }
+        // SAFETY: the caller's promise.
+        let terms = Some(unsafe { Terms::wanted(r, u, pc) }?);
+        Some(Wanted { protocol, terms })
+    }
+
+    /// The same, with other terms.
+    pub(super) fn on(&self, terms: Option<Terms>) -> Wanted {
+        Wanted { terms, ..*self }
+    }
+
+    /// # Safety
+    ///
+    /// Who keeps the bytes of both is still there.
+    #[inline]
+    pub(super) unsafe fn suits(&self, wanted: &Wanted) -> bool {
+        self.protocol == wanted.protocol
+            && match (&self.terms, &wanted.terms) {
+                (None, None) => true,
+                // SAFETY: the caller's promise.
+                (Some(terms), Some(wanted)) => unsafe { terms.suit(wanted) },
+                _ => false,
+            }
+    }
+}
+
+impl Terms {
+    /// # Safety
+    ///
+    /// As for [`Wanted::by`].
+    #[cold]
+    unsafe fn wanted(
+        r: *mut ngx_http_request_t,
+        u: &ngx_http_upstream_t,
+        pc: &ngx_peer_connection_t,
     ) -> Option<Terms> {
         // SAFETY: `local` is null or what `proxy_bind` made, with the request's configuration or
         // in its pool.
         let local = unsafe { pc.local.as_ref() }
             .map_or(Bytes::NONE, |local| Bytes::new(local.sockaddr, local.socklen as usize));
-        let protocol = u.create_request.map_or(ptr::null(), |create| create as *const c_void);
-        let mut terms = Terms { protocol, local, tls: None, name: Bytes::NONE };
+        let mut terms = Terms { local, tls: None, name: Bytes::NONE };
         if is_tls(u) {
             // SAFETY: the caller's promise.
-            let (tls, is_named) = unsafe { tls(u) }?;
-            terms.tls = Some(tls);
-            if is_named {
-                terms.name = name()?;
+            unsafe {
+                let (tls, is_named) = tls(u)?;
+                terms.tls = Some(tls);
+                if is_named {
+                    terms.name = name(r)?;
+                }
             }
         }
         Some(terms)
@@ -102,29 +149,24 @@ impl Terms {
         Terms { local, name, ..*self }
     }
 
-    pub(super) fn has_tls(&self) -> bool {
-        self.tls.is_some()
-    }
-
     /// # Safety
     ///
-    /// Who keeps the bytes of both is still there.
-    #[inline]
-    pub(super) unsafe fn suit(&self, wanted: &Terms) -> bool {
+    /// As for [`Wanted::suits`].
+    unsafe fn suit(&self, wanted: &Terms) -> bool {
         // SAFETY: the caller's promise.
-        self.protocol == wanted.protocol
-            && self.tls == wanted.tls
+        self.tls == wanted.tls
             && unsafe { self.local.is(wanted.local) && self.name.is(wanted.name) }
     }
 }
 
 #[cfg(nginx_ssl)]
-fn is_tls(u: &ngx_http_upstream_t) -> bool {
+#[inline]
+pub(super) fn is_tls(u: &ngx_http_upstream_t) -> bool {
     u.ssl() != 0
 }
 
 #[cfg(not(nginx_ssl))]
-fn is_tls(_: &ngx_http_upstream_t) -> bool {
+pub(super) fn is_tls(_: &ngx_http_upstream_t) -> bool {
     false
 }
 
@@ -166,8 +208,7 @@ unsafe fn tls(_: &ngx_http_upstream_t) -> Option<(Tls, bool)> {
 ///
 /// `r` is a request with an upstream that speaks TLS.
 #[cfg(nginx_ssl)]
-#[cold]
-pub(super) unsafe fn name(r: *mut ngx_http_request_t) -> Option<Bytes> {
+unsafe fn name(r: *mut ngx_http_request_t) -> Option<Bytes> {
     // SAFETY: the caller's promise; as ngx_http_upstream_ssl_name() finds it.
     unsafe {
         let u = &*(*r).upstream;
@@ -183,6 +224,6 @@ pub(super) unsafe fn name(r: *mut ngx_http_request_t) -> Option<Bytes> {
 }
 
 #[cfg(not(nginx_ssl))]
-pub(super) unsafe fn name(_: *mut ngx_http_request_t) -> Option<Bytes> {
+unsafe fn name(_: *mut ngx_http_request_t) -> Option<Bytes> {
     None
 }
