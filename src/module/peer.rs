@@ -35,8 +35,8 @@ pub(crate) use block::Block;
 use clock::now;
 use counted::Counted;
 use delegate::Delegate;
-use keepalive::Whom;
 pub(crate) use keepalive::{Keepalive, end as end_keepalive};
+use keepalive::{Picked, Whom};
 pub(crate) use named::{Lookup, NamedBlock, New, Why};
 pub(crate) use source::Source;
 pub(crate) use stock::{InitUpstream, Stock, is_nginxs_own};
@@ -123,19 +123,19 @@ unsafe fn init_picking(
     }
 }
 
-/// The instance that a request is with; `None` if it is with one of the `server` lines.
+/// Whom a request is with.
 ///
 /// # Safety
 ///
 /// `picker` is what [`init_picking`] made for a request, whose pool is still there.
 #[inline]
-unsafe fn whom<'a>(picker: &Delegate) -> Option<Whom<'a>> {
+unsafe fn picked_by<'a>(picker: &Delegate) -> Picked<'a> {
     if picker.gets_by(ngx_http_upstream_get_consul_peer) {
         // SAFETY: the data is that of our callback.
-        unsafe { attempt(picker.data()) }.whom()
+        unsafe { attempt(picker.data()) }.picked()
     } else {
         // SAFETY: as above.
-        unsafe { stock::whom(picker) }
+        unsafe { stock::picked_by(picker) }
     }
 }
 
@@ -299,9 +299,15 @@ impl Attempt {
         unsafe { &*self.block }
     }
 
-    fn whom(&self) -> Option<Whom<'_>> {
-        let peer = self.counted.peer().filter(|_| self.servers.is_none())?;
-        Some(Whom { block: self.block(), view: &self.view, peer })
+    #[inline]
+    fn picked(&self) -> Picked<'_> {
+        match (&self.servers, self.counted.peer()) {
+            (Some(_), _) => Picked::Server,
+            (None, Some(peer)) => {
+                Picked::Instance(Whom { block: self.block(), view: &self.view, peer })
+            }
+            (None, None) => Picked::Unknown,
+        }
     }
 
     /// Whether there is one instance and nobody else.

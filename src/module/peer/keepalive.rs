@@ -206,6 +206,15 @@ impl Drop for Part {
     }
 }
 
+/// Whom a request is with.
+pub(super) enum Picked<'a> {
+    Instance(Whom<'a>),
+    /// One of the block's `server` lines.
+    Server,
+    /// Another module's method has an address of its own.
+    Unknown,
+}
+
 /// The instance that a request is with.
 pub(super) struct Whom<'a> {
     pub(super) block: &'a Block,

@@ -29,7 +29,7 @@ mod attempt;
 mod carry;
 mod snapshot;
 
-pub(super) use attempt::{ngx_http_upstream_init_stock_peer, whom};
+pub(super) use attempt::{ngx_http_upstream_init_stock_peer, picked_by};
 use carry::Key;
 use snapshot::Snapshot;
 

@@ -15,10 +15,10 @@ use nginx_sys::{
 };
 
 use super::super::delegate::Delegate;
-use super::super::{init_picking, whom};
+use super::super::{init_picking, picked_by};
 use super::connection::{self, Connection};
 use super::terms::{Wanted, is_tls};
-use super::{Keepalive, SERVERS};
+use super::{Keepalive, Picked, SERVERS};
 use crate::conf;
 use crate::ffi::{ERROR, OK, fence};
 use crate::session;
@@ -145,11 +145,14 @@ impl KeptAttempt {
     unsafe fn key_of(&self, pc: &ngx_peer_connection_t) -> Option<Key> {
         // SAFETY: the caller's promise.
         unsafe {
-            if let Some(whom) = whom(&self.picker) {
-                return whom.key();
+            match picked_by(&self.picker) {
+                Picked::Instance(whom) => whom.key(),
+                Picked::Server => {
+                    let identity = connection::hash_of_address(pc.sockaddr, pc.socklen);
+                    Some(Key { owner: SERVERS, place: None, identity })
+                }
+                Picked::Unknown => None,
             }
-            let identity = connection::hash_of_address(pc.sockaddr, pc.socklen);
-            Some(Key { owner: SERVERS, place: None, identity })
         }
     }
 
@@ -212,6 +215,17 @@ impl KeptAttempt {
         }
     }
 
+    /// Whether whom the request is with is still there.
+    #[inline]
+    fn is_there(&self) -> bool {
+        // SAFETY: the request is there, and so is its pool.
+        match unsafe { picked_by(&self.picker) } {
+            Picked::Instance(whom) => whom.is_there(),
+            Picked::Server => true,
+            Picked::Unknown => false,
+        }
+    }
+
     /// Whether a connection can serve another request: nginx's conditions, and that the instance
     /// is still there.
     ///
@@ -245,7 +259,7 @@ impl KeptAttempt {
                 && ngx_exiting == 0
                 && has_tls(c) == is_tls(u)
                 && !c.pool.is_null()
-                && whom(&self.picker).is_none_or(|whom| whom.is_there())
+                && self.is_there()
                 && ngx_handle_read_event(c.read, 0) == OK
         }
     }

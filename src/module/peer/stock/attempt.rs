@@ -15,7 +15,7 @@ use super::super::block_of;
 use super::super::clock::now;
 use super::super::counted::Counted;
 use super::super::delegate::Delegate;
-use super::super::keepalive::Whom;
+use super::super::keepalive::{Picked as PickedFor, Whom};
 use super::carry::Key;
 use super::snapshot::Snapshot;
 use super::{Instant, Stock};
@@ -122,20 +122,24 @@ unsafe fn attempt<'a>(data: *mut c_void) -> &'a mut StockAttempt {
     unsafe { &mut *data.cast::<StockAttempt>() }
 }
 
-/// The instance that a request is with, if this is one of ours.
+/// Whom a request is with. Without an attempt of ours it is with a `server` line.
 ///
 /// # Safety
 ///
 /// `picker` was made by our `peer.init` for a request, whose pool is still there.
-pub(in super::super) unsafe fn whom<'a>(picker: &Delegate) -> Option<Whom<'a>> {
+pub(in super::super) unsafe fn picked_by<'a>(picker: &Delegate) -> PickedFor<'a> {
     if !picker.gets_by(ngx_http_upstream_get_stock_peer) {
-        return None;
+        return PickedFor::Server;
     }
     // SAFETY: the data is that of our callback.
     let attempt = unsafe { attempt(picker.data()) };
-    let peer = attempt.counted.peer().filter(|_| !attempt.on_servers)?;
-    let view = attempt.snapshot.as_ref()?.view();
-    Some(Whom { block: attempt.block(), view, peer })
+    match (attempt.on_servers, attempt.counted.peer(), &attempt.snapshot) {
+        (true, ..) => PickedFor::Server,
+        (false, Some(peer), Some(snapshot)) => {
+            PickedFor::Instance(Whom { block: attempt.block(), view: snapshot.view(), peer })
+        }
+        _ => PickedFor::Unknown,
+    }
 }
 
 extern "C" fn ngx_http_upstream_get_stock_peer(

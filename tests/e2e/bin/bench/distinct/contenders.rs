@@ -82,7 +82,7 @@ impl Contender {
 
 /// A running one, on the first CPU where there are two.
 pub(super) enum Running {
-    Nginx(Nginx),
+    Nginx(Box<Nginx>),
     HaProxy { process: Process, address: SocketAddr, _folder: TempDir },
 }
 
@@ -92,7 +92,7 @@ impl Running {
             return Running::haproxy(peers, number);
         }
         let text = contender.configuration(peers, number);
-        Running::Nginx(Config::whole(&(stage::affinity("01") + &text)).start())
+        Running::Nginx(Box::new(Config::whole(&(stage::affinity("01") + &text)).start()))
     }
 
     /// With a pool of connections for each server, as large as it takes.
