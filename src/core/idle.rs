@@ -141,6 +141,11 @@ impl<C> Idle<C> {
         Hint(self.places.get(key).copied().unwrap_or(NONE))
     }
 
+    /// The one that has been idle for longest.
+    pub fn oldest(&self) -> Option<&C> {
+        self.items.get(self.oldest as usize)?.kept.as_ref()
+    }
+
     /// Keeps a connection to a peer, which may be where `hint` says. The one that was idle for
     /// longest makes room for it if need be, and is returned.
     pub fn put(&mut self, key: Key, Hint(hint): Hint, connection: C) -> (Spot, Option<(Key, C)>) {

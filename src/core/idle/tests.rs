@@ -149,6 +149,7 @@ proptest! {
                 }
             }
             prop_assert_eq!(idle.len(), list.len());
+            prop_assert_eq!(idle.oldest(), list.front().map(|(_, connection, _)| connection));
             for peer in 0..6 {
                 prop_assert_eq!(idle.has(&key(peer)), list.iter().any(|&(p, ..)| p == peer));
             }

@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use nginx_consul_core::idle::{Hint, Idle, Key};
 use nginx_consul_core::table::Record;
-use nginx_sys::{ngx_msec_t, ngx_peer_connection_t};
+use nginx_sys::{ngx_current_msec, ngx_msec_t, ngx_peer_connection_t};
 
 use super::block::Block;
 use super::view::PeerView;
@@ -142,8 +142,23 @@ impl Keepalive {
         }
     }
 
-    /// Has the blocks notice who has left; `false` if there is no idle connection left.
+    /// Closes those that have been idle for too long.
+    fn expire(&self) {
+        loop {
+            let Some(oldest) = self.idle.borrow().oldest().copied() else { return };
+            // SAFETY: what is kept is alive; the event loop's clock, read in the event loop.
+            let age = unsafe { ngx_current_msec.wrapping_sub(oldest.as_ref().since) };
+            if age < self.timeout {
+                return;
+            }
+            self.remove(oldest);
+        }
+    }
+
+    /// Closes those whose time is over, and has the blocks notice who has left; `false` if there is
+    /// no idle connection left.
     fn look(&self) -> bool {
+        self.expire();
         let owners: Vec<_> = self.owners.borrow().values().copied().collect();
         for block in owners {
             // SAFETY: a block leaves before it goes.

@@ -5,8 +5,8 @@ use std::rc::Rc;
 
 use nginx_consul_core::idle::Spot;
 use nginx_sys::{
-    ngx_add_timer, ngx_close_connection, ngx_connection_t, ngx_cycle, ngx_del_timer,
-    ngx_destroy_pool, ngx_event_t, ngx_handle_read_event, ngx_log_t, ngx_palloc,
+    ngx_close_connection, ngx_connection_t, ngx_current_msec, ngx_cycle, ngx_del_timer,
+    ngx_destroy_pool, ngx_event_t, ngx_handle_read_event, ngx_log_t, ngx_msec_t, ngx_palloc,
     ngx_peer_connection_t, sockaddr,
 };
 
@@ -21,6 +21,8 @@ pub(super) struct Connection {
     pub(super) connection: *mut ngx_connection_t,
     /// While it is idle.
     pub(super) spot: Option<Spot>,
+    /// When it became idle, on the event loop's clock.
+    pub(super) since: ngx_msec_t,
     address: Bytes,
     is: Wanted,
 }
@@ -55,6 +57,7 @@ impl Connection {
                 keepalive: ptr::null(),
                 connection: pc.connection,
                 spot: None,
+                since: 0,
                 address: copied(address),
                 is: wanted.on(terms.map(|t| t.keeping(copied(t.local), copied(t.name)))),
             });
@@ -114,9 +117,6 @@ pub(super) unsafe fn hand_out(connection: NonNull<Connection>, pc: &mut ngx_peer
         c.sent = 0;
         c.data = ptr::null_mut();
         set_log(c, pc.log);
-        if (*c.read).timer_set() != 0 {
-            ngx_del_timer(c.read);
-        }
         pc.connection = c;
         pc.set_cached(1);
     }
@@ -140,9 +140,12 @@ pub(super) unsafe fn keep(
         let c = &mut *held.connection;
         pc.connection = ptr::null_mut();
         (*c.read).set_delayed(0);
-        ngx_add_timer(c.read, keepalive.timeout);
-        if (*c.write).timer_set() != 0 {
-            ngx_del_timer(c.write);
+        // No timer of its own: those that became idle first are closed first.
+        held.since = ngx_current_msec;
+        for event in [c.read, c.write] {
+            if (*event).timer_set() != 0 {
+                ngx_del_timer(event);
+            }
         }
         (*c.write).handler = Some(on_write);
         (*c.read).handler = Some(on_read);
@@ -172,15 +175,14 @@ unsafe fn set_log(c: &mut ngx_connection_t, log: *mut ngx_log_t) {
 /// Nobody waits to write.
 unsafe extern "C" fn on_write(_: *mut ngx_event_t) {}
 
-/// The peer has closed an idle connection, or sent something unasked; its time is over, or nginx
-/// closes what is idle.
+/// The peer has closed an idle connection, or sent something unasked, or nginx closes what is idle.
 unsafe extern "C" fn on_read(event: *mut ngx_event_t) {
     fence((), || {
         // SAFETY: nginx calls this for an idle connection only, as set by keep().
         unsafe {
             let c = &mut *(*event).data.cast::<ngx_connection_t>();
             let Some(connection) = NonNull::new(c.data.cast::<Connection>()) else { return };
-            let is_over = c.close() != 0 || (*event).timedout() != 0;
+            let is_over = c.close() != 0;
             if !is_over && connection.as_ref().is_quiet() {
                 (*event).set_ready(0);
                 if ngx_handle_read_event(event, 0) == OK {

@@ -1,4 +1,4 @@
-//! Notices who has left also while no request comes.
+//! Notices who has left also while no request comes, and whose time is over.
 
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
@@ -9,8 +9,8 @@ use nginx_sys::{ngx_add_timer, ngx_cycle, ngx_event_t};
 use super::{Idle, Keepalive};
 use crate::ffi::fence;
 
-/// How often a worker with idle connections looks whether sets have changed, milliseconds: one
-/// load for each block.
+/// How often a worker with idle connections looks at its sets and at the oldest connection,
+/// milliseconds: one load for each block.
 const LOOK_EVERY: usize = 50;
 
 struct Lookout {
