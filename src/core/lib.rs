@@ -12,6 +12,7 @@ pub mod address;
 pub mod balance;
 pub mod consul;
 pub mod control;
+pub mod idle;
 pub mod labels;
 pub mod model;
 pub mod named;

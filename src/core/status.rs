@@ -306,6 +306,21 @@ pub struct Peer {
     /// What is ordered of it (`consul_api`).
     #[serde(rename = "override")]
     pub ordered: Option<Override>,
+    /// Connections to it; `null` unless a block has `consul_keepalive`.
+    pub connections: Option<PeerConnections>,
+}
+
+/// Connections to a peer, over all workers.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct PeerConnections {
+    /// Kept for the next request.
+    pub idle: u64,
+    /// With a request.
+    pub active: u64,
+    /// Opened so far.
+    pub opened: u64,
+    /// Requests so far over a connection that was there.
+    pub reused: u64,
 }
 
 /// Whether a peer gets requests, in the words of NGINX Plus and Angie.

@@ -52,7 +52,7 @@ pub use slots::{Counters, InFlight, Lane, Place, Slot};
 pub use verdicts::Verdict;
 
 /// Says that the zone holds a table of this layout.
-const MAGIC: u64 = 0x6e67_782d_636e_0007;
+const MAGIC: u64 = 0x6e67_782d_636e_0008;
 
 /// Words of the header; the rest of them is spare.
 const HEADER: usize = 24;

@@ -2,6 +2,7 @@
 
 use std::ffi::{c_char, c_void};
 use std::ptr::{self, NonNull};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use nginx_sys::{
 
 use crate::api::ApiLocation;
 use crate::ffi::{self, CONF_ERROR, CONF_OK, fence, give_to_pool};
-use crate::peer::{Block, NamedBlock};
+use crate::peer::{Block, Keepalive, NamedBlock};
 use crate::state::StateFile;
 use crate::status;
 
@@ -27,13 +28,15 @@ pub(crate) mod commands;
 pub(crate) mod dynamic;
 mod finish;
 mod inner;
+mod keepalive;
 mod named;
 mod policy;
 mod settings;
 mod target;
 
 pub(crate) use commands::COMMANDS;
-pub(crate) use inner::Inner;
+pub(crate) use inner::{Inner, has_keepalive};
+pub(crate) use keepalive::KeepaliveConf;
 pub(crate) use named::{ByRequest, UnknownService};
 
 /// What holds for the whole of `http`.
@@ -120,6 +123,8 @@ pub(crate) struct Dynamic {
     pub(crate) initialized: bool,
     /// The method that stands before, and picks.
     pub(crate) inner: Option<Inner>,
+    /// nginx's `keepalive` stands in the block.
+    pub(crate) has_keepalive: bool,
     /// Where the directive stands.
     pub(crate) file: String,
     pub(crate) line: usize,
@@ -130,6 +135,10 @@ pub(crate) struct Dynamic {
 pub(crate) struct SrvConf {
     pub(crate) settings: Settings,
     pub(crate) dynamic: Option<Dynamic>,
+    /// `consul_keepalive`.
+    pub(crate) keepalive_conf: Option<KeepaliveConf>,
+    /// The idle connections, where they are kept by us.
+    pub(crate) keepalive: Option<Rc<Keepalive>>,
     /// What requests use; set when the configuration is read.
     pub(crate) block: Option<Box<Block>>,
     /// The same of a block whose service requests name.

@@ -24,6 +24,7 @@ mod clock;
 mod contacts;
 mod counted;
 mod delegate;
+mod keepalive;
 mod named;
 mod served;
 mod source;
@@ -36,6 +37,8 @@ pub(crate) use block::Block;
 use clock::now;
 use counted::Counted;
 use delegate::Delegate;
+pub(crate) use keepalive::{Keepalive, end as end_keepalive};
+use keepalive::{Picked, Whom};
 pub(crate) use named::{Lookup, NamedBlock, New, Why};
 pub(crate) use served::Served;
 pub(crate) use source::Source;
@@ -77,6 +80,7 @@ pub(crate) extern "C" fn ngx_http_upstream_init_consul(
             );
             if let Some(dynamic) = &mut (*conf).dynamic {
                 dynamic.initialized = true;
+                dynamic.has_keepalive = conf::has_keepalive(&*us);
             }
             dynamic::drop_placeholder(&mut *us);
             let inner = (*conf).dynamic.as_ref().and_then(|dynamic| dynamic.inner.as_ref());
@@ -85,13 +89,59 @@ pub(crate) extern "C" fn ngx_http_upstream_init_consul(
             {
                 return ERROR;
             }
-            (*us).peer.init = Some(match inner {
-                Some(_) => stock::ngx_http_upstream_init_stock_peer,
-                None => ngx_http_upstream_init_consul_peer,
+            (*us).peer.init = Some(match ((*conf).keepalive_conf.is_some(), inner) {
+                (true, _) => keepalive::ngx_http_upstream_init_kept_peer,
+                (false, Some(_)) => stock::ngx_http_upstream_init_stock_peer,
+                (false, None) => ngx_http_upstream_init_consul_peer,
             });
         }
         OK
     })
+}
+
+/// On nginx that keeps connections by itself: has the block's own connections kept by us alone.
+///
+/// # Safety
+///
+/// `us` is a block with `consul_keepalive` of the configuration that is being read.
+#[cfg(nginx_keepalive_anywhere)]
+pub(crate) unsafe fn replace_keepalive(us: *mut ngx_http_upstream_srv_conf_t) {
+    // SAFETY: the caller's promise. What nginx has put around our callback is for requests only.
+    unsafe { (*us).peer.init = Some(keepalive::ngx_http_upstream_init_kept_peer) };
+}
+
+/// The `peer.init` of whoever picks in a block.
+///
+/// # Safety
+///
+/// As nginx calls a `peer.init`; `conf` is ours of the block.
+#[inline]
+unsafe fn init_picking(
+    conf: &SrvConf,
+    r: *mut ngx_http_request_t,
+    us: *mut ngx_http_upstream_srv_conf_t,
+) -> ngx_int_t {
+    if conf.dynamic.as_ref().is_some_and(|dynamic| dynamic.inner.is_some()) {
+        stock::ngx_http_upstream_init_stock_peer(r, us)
+    } else {
+        ngx_http_upstream_init_consul_peer(r, us)
+    }
+}
+
+/// Whom a request is with.
+///
+/// # Safety
+///
+/// `picker` is what [`init_picking`] made for a request, whose pool is still there.
+#[inline]
+unsafe fn picked_by<'a>(picker: &Delegate) -> Picked<'a> {
+    if picker.gets_by(ngx_http_upstream_get_consul_peer) {
+        // SAFETY: the data is that of our callback.
+        unsafe { attempt(picker.data()) }.picked()
+    } else {
+        // SAFETY: as above.
+        unsafe { stock::picked_by(picker) }
+    }
 }
 
 /// `peer.init`.
@@ -264,6 +314,17 @@ impl Attempt {
     fn block(&self) -> &Block {
         // SAFETY: the configuration outlives the request.
         unsafe { &*self.block }
+    }
+
+    #[inline]
+    fn picked(&self) -> Picked<'_> {
+        match (&self.servers, self.counted.peer()) {
+            (Some(_), _) => Picked::Server,
+            (None, Some(peer)) => {
+                Picked::Instance(Whom { block: self.block(), view: &self.view, peer })
+            }
+            (None, None) => Picked::Unknown,
+        }
     }
 
     /// Whether there is one instance and nobody else.

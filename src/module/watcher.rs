@@ -22,7 +22,7 @@ use nginx_sys::{
 use crate::conf::{self, HttpConf};
 use crate::ffi::{OK, fence};
 use crate::orders::Orders;
-use crate::peer::Worker;
+use crate::peer::{Worker, end_keepalive};
 use crate::signals::SignalsBlocked;
 use crate::sink::TableSink;
 use crate::state::{self, TableSource};
@@ -180,6 +180,7 @@ pub(crate) extern "C" fn ngx_http_consul_init_process(cycle: *mut ngx_cycle_t) -
 
 pub(crate) extern "C" fn ngx_http_consul_exit_process(cycle: *mut ngx_cycle_t) {
     fence((), || {
+        end_keepalive();
         let Some(running) = RUNNING.take() else { return };
         if let Some(mut watch) = running.watch {
             watch.end();

@@ -96,5 +96,6 @@ pub(super) fn peer(server: &str, state: PeerState) -> Peer {
         latency_ms: Some(12.5),
         state,
         ordered: None,
+        connections: Some(PeerConnections { idle: 2, active: 1, opened: 3, reused: 9 }),
     }
 }

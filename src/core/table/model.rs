@@ -25,7 +25,7 @@ mod ordered;
 const LANES: usize = 2;
 const SLOTS: usize = 4;
 /// Words of the arena: three blocks of one peer, with some to spare.
-const ARENA: usize = 108;
+const ARENA: usize = 132;
 const KEY: u128 = 1 << 64 | 5;
 const OTHER: u128 = 2 << 64 | 6;
 

@@ -7,7 +7,7 @@ use super::machine::is_alive;
 use crate::process::ProcessId;
 
 /// Words of a slot before its lanes.
-pub(super) const WORDS: usize = 8;
+pub(super) const WORDS: usize = 10;
 /// Identity of the instance; 0 is nobody.
 pub(super) const OWNER: usize = 0;
 pub(super) const PICKS: usize = 1;
@@ -24,6 +24,17 @@ pub(super) const FAILED: usize = 6;
 
 /// Mean of the time to the response header, as [`crate::balance::Latency::raw`] has it.
 pub(super) const LATENCY: usize = 7;
+/// Connections opened and reused by blocks with `consul_keepalive`.
+pub(super) const OPENED: usize = 8;
+pub(super) const REUSED: usize = 9;
+
+/// A lane's half of a word: requests in flight, and idle connections above them.
+const REQUEST_BITS: u32 = 20;
+const MAX_IDLE: u64 = (1 << (32 - REQUEST_BITS)) - 1;
+/// The requests of both lanes of a word.
+const REQUESTS: u64 = 0x000f_ffff_000f_ffff;
+/// The idle connections of both, once shifted down.
+const IDLE: u64 = MAX_IDLE << 32 | MAX_IDLE;
 
 /// A worker's column of in-flight counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +57,12 @@ pub struct Counters {
     pub fails: u64,
     /// When the last of them was, seconds since the epoch.
     pub checked: u64,
+    /// Idle connections to it; of one worker at most 4095 are counted.
+    pub idle: u64,
+    /// Connections opened for requests, and requests over a connection that was there.
+    pub opened: u64,
+    /// See `opened`.
+    pub reused: u64,
 }
 
 impl<'z> Table<'z> {
@@ -163,7 +180,7 @@ impl<'z> Table<'z> {
     #[inline]
     pub fn in_flight_at(&self, place: Place, slot: Slot<'z>) -> u64 {
         // Two lanes to a word; the sum of either stays below 2³².
-        let mut sums = slot.words[WORDS].load(Relaxed);
+        let mut sums = slot.words[WORDS].load(Relaxed) & REQUESTS;
         let used = self.lane_words.load(Relaxed);
         if used > 1 {
             sums = sums.wrapping_add(self.sum_of_lanes(place, used));
@@ -177,7 +194,30 @@ impl<'z> Table<'z> {
         let used = (self.layout.slot_words - WORDS).min(used as usize);
         let first = place.0 as usize + WORDS;
         let pairs = self.words[first + 1..first + used].iter();
-        pairs.map(|pair| pair.load(Relaxed)).fold(0, u64::wrapping_add)
+        pairs.map(|pair| pair.load(Relaxed) & REQUESTS).fold(0, u64::wrapping_add)
+    }
+
+    /// Counts an idle connection to the instance, or one less; for the holder of the lane.
+    #[inline]
+    pub fn note_idle(&self, place: Place, Lane(lane): Lane, more: bool) {
+        let word = &self.words[place.0 as usize + WORDS + (lane / 2) as usize];
+        let shift = lane % 2 * 32 + REQUEST_BITS;
+        // Nobody else changes the lane's half.
+        let idle = word.load(Relaxed) >> shift & MAX_IDLE;
+        if more && idle < MAX_IDLE {
+            word.fetch_add(1 << shift, Relaxed);
+        } else if !more && idle > 0 {
+            word.fetch_sub(1 << shift, Relaxed);
+        }
+    }
+
+    /// Idle connections to the instance, over all workers.
+    fn idle(&self, place: Place) -> u64 {
+        let used = (self.layout.slot_words - WORDS).min(self.lane_words.load(Relaxed) as usize);
+        let first = place.0 as usize + WORDS;
+        let pairs = self.words[first..first + used].iter();
+        let sums: u64 = pairs.map(|pair| pair.load(Relaxed) >> REQUEST_BITS & IDLE).sum();
+        (sums & u64::from(u32::MAX)) + (sums >> 32)
     }
 
     /// The counters, for the status page.
@@ -189,6 +229,9 @@ impl<'z> Table<'z> {
             failed: counters.load(FAILED),
             fails: counters.load(FAILS),
             checked: counters.load(CHECKED),
+            idle: self.idle(place),
+            opened: counters.load(OPENED),
+            reused: counters.load(REUSED),
         }
     }
 }
@@ -293,6 +336,21 @@ impl Slot<'_> {
         if self.belongs_to(identity) {
             let before = self.load(LATENCY);
             let _ = self.words[LATENCY].compare_exchange(before, update(before), Relaxed, Relaxed);
+        }
+    }
+
+    /// Counts a connection that was opened for a request.
+    pub fn note_opened(&self, identity: u64) {
+        if self.belongs_to(identity) {
+            self.words[OPENED].fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Counts a request over a connection that was there.
+    #[inline]
+    pub fn note_reused(&self, identity: u64) {
+        if self.belongs_to(identity) {
+            self.words[REUSED].fetch_add(1, Relaxed);
         }
     }
 

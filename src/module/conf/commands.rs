@@ -11,7 +11,7 @@ use nginx_sys::{
 
 use super::args::{self, Parsed, text};
 use super::settings::once;
-use super::{HttpConf, SrvConf, dynamic};
+use super::{HttpConf, KeepaliveConf, SrvConf, dynamic};
 use crate::ffi::{self, CONF_ERROR, CONF_OK, fence};
 use crate::state::StateFile;
 
@@ -19,13 +19,14 @@ type Handler = extern "C" fn(*mut ngx_conf_t, *mut ngx_command_t, *mut c_void) -
 
 /// The directives, ended by an empty one.
 #[repr(transparent)]
-pub(crate) struct Commands([ngx_command_t; 34]);
+pub(crate) struct Commands([ngx_command_t; 35]);
 
 // SAFETY: nginx reads the table, in the master's main thread; nothing writes it.
 unsafe impl Sync for Commands {}
 
 pub(crate) static COMMANDS: Commands = Commands([
     upstream_only(c"consul_dynamic", NGX_CONF_1MORE, consul_dynamic),
+    upstream_only(c"consul_keepalive", NGX_CONF_1MORE, consul_keepalive),
     default_or_override(c"consul_server", NGX_CONF_1MORE),
     default_or_override(c"consul_token", NGX_CONF_TAKE1),
     default_or_override(c"consul_token_file", NGX_CONF_TAKE1),
@@ -117,6 +118,20 @@ extern "C" fn consul_dynamic(
         let (conf, words) = unsafe { (&mut *conf.cast::<SrvConf>(), ffi::args(cf)) };
         let result = dynamic::set(cf, conf, &words);
         finish(cf, result.map_err(|e| format!("\"consul_dynamic\" directive {e}")))
+    })
+}
+
+extern "C" fn consul_keepalive(
+    cf: *mut ngx_conf_t,
+    _: *mut ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    fence(CONF_ERROR, || {
+        // SAFETY: as in consul_dynamic().
+        let (conf, words) = unsafe { (&mut *conf.cast::<SrvConf>(), ffi::args(cf)) };
+        let (file, line) = dynamic::position(cf);
+        let parsed = KeepaliveConf::parse(&words, format!("{file}:{line}"));
+        finish(cf, parsed.and_then(|p| once("consul_keepalive", &mut conf.keepalive_conf, p)))
     })
 }
 

@@ -122,6 +122,7 @@ fn parse(words: &[&[u8]]) -> Parsed<Dynamic> {
         has_fallback: false,
         initialized: false,
         inner: None,
+        has_keepalive: false,
         file: String::new(),
         line: 0,
     };

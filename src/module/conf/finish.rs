@@ -1,6 +1,7 @@
 //! When all is read: inheritance, the checks that need the whole, the plan and the zone.
 
 use std::ptr;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use nginx_consul_core::named::{LOOKUPS, Template, Templates};
@@ -12,9 +13,9 @@ use nginx_sys::{
 
 use super::args::Parsed;
 use super::target::TargetMaker;
-use super::{HttpConf, Settings, SrvConf, dynamic, inner, named};
+use super::{HttpConf, KeepaliveConf, Settings, SrvConf, dynamic, inner, named};
 use crate::ffi;
-use crate::peer::{Block, NamedBlock, Source, Stock};
+use crate::peer::{Block, Keepalive, NamedBlock, Source, Stock};
 use crate::variables::Used;
 use crate::zone;
 
@@ -106,10 +107,24 @@ fn gather(
         // SAFETY: an element of the list is a block of this configuration; one made for a plain
         // `proxy_pass http://host` has no configurations of modules.
         let Some(conf) = (unsafe { block_conf(upstream) }) else { continue };
-        let Some(dynamic) = &mut conf.dynamic else { continue };
+        let Some(dynamic) = &mut conf.dynamic else {
+            match &conf.keepalive_conf {
+                None => continue,
+                Some(keepalive) => {
+                    return Err(format!(
+                        "\"consul_keepalive\" directive is without effect, there is no \
+                         \"consul_dynamic\" in its \"upstream\", in {}",
+                        keepalive.place
+                    ));
+                }
+            }
+        };
         // SAFETY: as above.
         let block = unsafe { &mut *upstream };
         check_block(block, dynamic)?;
+        if let Some(keepalive) = &conf.keepalive_conf {
+            conf.keepalive = Some(keep_alive(upstream, dynamic, keepalive)?);
+        }
         check_method(block, dynamic, &conf.settings)?;
         dynamic.has_fallback = dynamic::has_fallback(block);
         let settings = conf.settings.or(defaults);
@@ -153,7 +168,33 @@ fn make_block(
             Stock::new(inner.clone(), upstream, ptr::from_ref(context).cast_mut())
         });
     }
+    if let Some(keepalive) = &conf.keepalive {
+        block.keep_alive(Rc::clone(keepalive));
+    }
     Some(block)
+}
+
+/// The idle connections of a block with `consul_keepalive`.
+fn keep_alive(
+    upstream: *mut ngx_http_upstream_srv_conf_t,
+    dynamic: &super::Dynamic,
+    conf: &KeepaliveConf,
+) -> Parsed<Rc<Keepalive>> {
+    if dynamic.has_keepalive {
+        return Err(format!(
+            "\"consul_keepalive\" directive can't be used together with \"keepalive\" in the same \
+             \"upstream\", in {}",
+            conf.place
+        ));
+    }
+    #[cfg(nginx_keepalive_anywhere)]
+    // SAFETY: a block of the configuration that is being read.
+    unsafe {
+        crate::peer::replace_keepalive(upstream);
+    }
+    #[cfg(not(nginx_keepalive_anywhere))]
+    let _ = upstream;
+    Ok(Rc::new(Keepalive::new(conf)))
 }
 
 /// # Safety

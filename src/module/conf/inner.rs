@@ -65,10 +65,14 @@ fn first_word(upstream: &ngx_http_upstream_srv_conf_t, module: &std::ffi::CStr) 
 }
 
 /// Whether `keepalive` stands in the block: its configuration begins with the number of
-/// connections (`max_cached`, nginx 1.1.4 to 1.29.6).
-fn has_keepalive(upstream: &ngx_http_upstream_srv_conf_t) -> bool {
-    first_word(upstream, c"ngx_http_upstream_keepalive_module") != 0
+/// connections (`max_cached`). Asked in time, see [`UNSET`].
+pub(crate) fn has_keepalive(upstream: &ngx_http_upstream_srv_conf_t) -> bool {
+    !matches!(first_word(upstream, c"ngx_http_upstream_keepalive_module"), 0 | UNSET)
 }
+
+/// `NGX_CONF_UNSET_UINT`: since nginx 1.29.7 `max_cached` of a block without `keepalive`, until the
+/// `init_main_conf` of its module; 0 is `keepalive 0`, which is off.
+const UNSET: usize = usize::MAX;
 
 /// Whether `sticky` stands in the block: its configuration begins with the method it wraps
 /// (`original_init_upstream`, since nginx 1.29.6).

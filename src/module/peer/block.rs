@@ -13,6 +13,7 @@ use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
 
 use super::clock::{Interval, now};
+use super::keepalive::{self, Keepalive};
 use super::source::{self, Source};
 use super::stock::Stock;
 use super::view::{Part, PeerView};
@@ -37,6 +38,7 @@ pub(crate) struct Block {
     pub(crate) has_fallback: bool,
     /// One for each datacenter, the first to be used first.
     sources: Box<[Source]>,
+    part: keepalive::Part,
     worker: Cell<Option<Worker>>,
     view: RefCell<Option<Rc<PeerView>>>,
     turn: RefCell<Turn>,
@@ -59,6 +61,7 @@ struct Parts {
     panic: Option<u8>,
     has_fallback: bool,
     sources: Box<[Source]>,
+    keepalive: Option<Rc<Keepalive>>,
 }
 
 /// Where a worker is in its picks.
@@ -84,6 +87,7 @@ impl Block {
             panic: settings.panic.flatten(),
             has_fallback: dynamic.has_fallback,
             sources,
+            keepalive: None,
         })
     }
 
@@ -98,6 +102,7 @@ impl Block {
             panic: parts.panic,
             has_fallback: parts.has_fallback,
             sources: parts.sources,
+            part: keepalive::Part::new(parts.keepalive),
             worker: Cell::new(None),
             view: RefCell::new(None),
             turn: RefCell::new(Turn { cursor: 0, rng: SmallRng::seed_from_u64(0) }),
@@ -126,6 +131,7 @@ impl Block {
             panic: self.panic,
             has_fallback: self.has_fallback,
             sources,
+            keepalive: self.part.keepalive.clone(),
         });
         block.keep_labels(self.keeps_labels.get());
         block
@@ -140,6 +146,20 @@ impl Block {
     pub(crate) fn pick_by(&mut self, stock: Stock) {
         self.balance = Balance::default();
         self.stock = Some(stock);
+    }
+
+    /// Has idle connections to its instances kept.
+    pub(crate) fn keep_alive(&mut self, keepalive: Rc<Keepalive>) {
+        self.part = keepalive::Part::new(Some(keepalive));
+    }
+
+    pub(super) fn part(&self) -> &keepalive::Part {
+        &self.part
+    }
+
+    /// Whether idle connections to its instances are kept by us.
+    pub(crate) fn keeps_alive(&self) -> bool {
+        self.part.keepalive.is_some()
     }
 
     pub(super) fn stock(&self) -> Option<&Stock> {
@@ -160,6 +180,7 @@ impl Block {
     /// worker has one even if the entry passes to another target before the first request.
     pub(crate) fn start(&self, worker: Worker) {
         self.worker.set(Some(worker));
+        self.part.join(self, worker);
         self.turn.borrow_mut().rng = SmallRng::from_os_rng();
         self.view(worker);
     }
@@ -222,6 +243,13 @@ impl Block {
         self.renewed_view(worker)
     }
 
+    /// Takes the present sets, also while no request comes.
+    pub(super) fn notice(&self) {
+        if let Some(worker) = self.worker.get() {
+            self.view(worker);
+        }
+    }
+
     /// Whether that is a copy of the present sets.
     #[inline(always)]
     pub(super) fn is_present(&self, worker: Worker, view: &PeerView) -> bool {
@@ -255,8 +283,9 @@ impl Block {
                 let mut turn = self.turn.borrow_mut();
                 turn.cursor = turn.rng.next_u64();
             }
-            *held =
-                Some(Rc::new(PeerView::new(parts, &self.rules, self.method(), held.as_deref())));
+            let view = PeerView::new(parts, &self.rules, self.method(), held.as_deref());
+            self.part.keep_only(&view);
+            *held = Some(Rc::new(view));
         }
         held.clone()
     }

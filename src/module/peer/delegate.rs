@@ -86,6 +86,15 @@ impl Delegate {
         }
     }
 
+    /// Whether this is the callback that picks.
+    #[inline]
+    pub(super) fn gets_by(
+        &self,
+        get: extern "C" fn(*mut ngx_peer_connection_t, *mut c_void) -> ngx_int_t,
+    ) -> bool {
+        ptr::fn_addr_eq(self.get, get)
+    }
+
     /// What the balancer knows of the request.
     pub(super) fn data(&self) -> *mut c_void {
         self.data

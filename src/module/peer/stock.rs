@@ -30,7 +30,7 @@ mod carry;
 mod places;
 mod snapshot;
 
-pub(super) use attempt::{StockAttempt, ngx_http_upstream_init_stock_peer};
+pub(super) use attempt::{StockAttempt, ngx_http_upstream_init_stock_peer, picked_by};
 use carry::Key;
 pub(super) use places::attempt_of;
 use snapshot::Snapshot;

@@ -169,6 +169,7 @@ impl Walk {
             upstreams: blocks.iter().map(|block| block.name().into_owned()).collect(),
             rules: first.map(|block| block.rules).unwrap_or_default(),
             is_single: first.is_some_and(|block| block.is_single()),
+            keeps_alive: blocks.iter().any(|block| block.keeps_alive()),
         };
         let entry = self.entries.get(&key).copied();
         let (service, peers) =
@@ -195,6 +196,7 @@ impl Walk {
             upstreams: blocks.iter().map(|block| block.pattern().name().into_owned()).collect(),
             rules: blocks.first().map(|block| block.pattern().rules).unwrap_or_default(),
             is_single: blocks.iter().any(|block| block.is_single(&named.name)),
+            keeps_alive: blocks.iter().any(|block| block.pattern().keeps_alive()),
         };
         let (mut service, peers) =
             service(&place.target, key, (table, Some(entry)), users, (&self.orders, self.now));

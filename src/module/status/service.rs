@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use nginx_consul_core::balance::{FULL_SHARE, Latency, Rules, share};
 use nginx_consul_core::model::Admit;
-use nginx_consul_core::status::{Peer, PeerState, Pending, Service};
+use nginx_consul_core::status::{Peer, PeerConnections, PeerState, Pending, Service};
 use nginx_consul_core::sync::Target;
 use nginx_consul_core::table::{Freshness, Image, Mode, Order, Record, Table, orders::scope};
 
@@ -17,6 +17,8 @@ pub(super) struct Users {
     pub(super) upstreams: Vec<String>,
     pub(super) rules: Rules,
     pub(super) is_single: bool,
+    /// One of them has `consul_keepalive`.
+    pub(super) keeps_alive: bool,
 }
 
 /// The peers of a service, taken one by one.
@@ -26,6 +28,7 @@ pub(super) struct Peers {
     detail_at: usize,
     rules: Rules,
     is_single: bool,
+    keeps_alive: bool,
     orders: Rc<Shown>,
     /// Of the orders.
     scope: u64,
@@ -89,13 +92,14 @@ pub(super) fn service(
         history: history.into_iter().map(Into::into).collect(),
         last_used_seconds: None,
     };
-    let Users { rules, is_single, .. } = users;
+    let Users { rules, is_single, keeps_alive, .. } = users;
     let peers = image.map(|image| Peers {
         image,
         next: 0,
         detail_at: 0,
         rules,
         is_single,
+        keeps_alive,
         orders: Rc::clone(orders),
         scope: scope(&query.service, query.datacenter.as_deref()),
     });
@@ -150,6 +154,12 @@ impl Peers {
             latency_ms: (!latency.is_none()).then(|| rounded(latency.at(now).into())),
             state,
             ordered: orders::shown(ordered),
+            connections: self.keeps_alive.then_some(PeerConnections {
+                idle: counters.idle,
+                active: counters.in_flight,
+                opened: counters.opened,
+                reused: counters.reused,
+            }),
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use nginx_consul_e2e::Config;
 
+mod keepalive;
 mod named;
 mod parameters;
 

@@ -15,6 +15,7 @@ mod harness;
 mod hostile;
 mod instances;
 mod invariants;
+mod keepalive;
 mod lifecycle;
 mod log_table;
 mod logs;

@@ -110,6 +110,33 @@ fn a_killed_workers_requests_are_not_in_flight_for_ever() {
 }
 
 #[test]
+fn idle_connections_are_counted_beside_requests_and_end_with_their_worker() {
+    let (table, e) = table(1 << 17);
+    publish(&table, e, &set([1])).unwrap();
+    let record = table.read(e, KEY).unwrap().records[0];
+    let dead = ProcessId::from_raw((i32::MAX as u64 - 1) << 32 | 1);
+    // A lane of the dead is the next one's.
+    let [mine, theirs] = [ProcessId::own(), dead].map(|process| table.take_lane(process).unwrap());
+    let lanes = [theirs, mine];
+    let _requests =
+        lanes.map(|lane| table.enter(record.place, record.identity, Some(lane)).unwrap());
+    let counts = || {
+        let counters = table.counters(record.place);
+        (counters.in_flight, counters.idle)
+    };
+    lanes.iter().for_each(|&lane| table.note_idle(record.place, lane, true));
+    table.note_idle(record.place, lanes[1], true);
+    assert_eq!(counts(), (2, 3));
+    // More than are counted spoil nothing.
+    (0..5000).for_each(|_| table.note_idle(record.place, lanes[0], true));
+    assert_eq!(counts(), (2, 2 + 4095));
+    table.clear_dead_lanes();
+    assert_eq!(counts(), (1, 2));
+    (0..5).for_each(|_| table.note_idle(record.place, lanes[1], false));
+    assert_eq!(counts(), (1, 0));
+}
+
+#[test]
 fn invariant_7_a_full_zone_keeps_the_last_set_and_recovers_when_there_is_room() {
     let (table, e) = table(1 << 13);
     publish(&table, e, &set(1..4)).unwrap();

@@ -16,6 +16,7 @@ use super::super::block_of;
 use super::super::clock::now;
 use super::super::counted::Counted;
 use super::super::delegate::Delegate;
+use super::super::keepalive::{Picked as PickedFor, Whom};
 use super::super::served;
 use super::super::trace;
 use super::super::view::PeerView;
@@ -136,6 +137,26 @@ pub(in super::super) extern "C" fn ngx_http_upstream_init_stock_peer(
 unsafe fn attempt<'a>(data: *mut c_void) -> &'a mut StockAttempt {
     // SAFETY: the caller's promise; the attempt lives as long as the request's pool.
     unsafe { &mut *data.cast::<StockAttempt>() }
+}
+
+/// Whom a request is with. Without an attempt of ours it is with a `server` line.
+///
+/// # Safety
+///
+/// `picker` was made by our `peer.init` for a request, whose pool is still there.
+pub(in super::super) unsafe fn picked_by<'a>(picker: &Delegate) -> PickedFor<'a> {
+    if !picker.gets_by(ngx_http_upstream_get_stock_peer) {
+        return PickedFor::Server;
+    }
+    // SAFETY: the data is that of our callback.
+    let attempt = unsafe { attempt(picker.data()) };
+    match (attempt.on_servers, attempt.counted.peer(), &attempt.snapshot) {
+        (true, ..) => PickedFor::Server,
+        (false, Some(peer), Some(snapshot)) => {
+            PickedFor::Instance(Whom { block: attempt.block(), view: snapshot.view(), peer })
+        }
+        _ => PickedFor::Unknown,
+    }
 }
 
 extern "C" fn ngx_http_upstream_get_stock_peer(

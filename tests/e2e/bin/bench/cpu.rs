@@ -11,7 +11,7 @@ use crate::table::{self, Table};
 use crate::variants::Variant;
 
 /// Clock ticks of `/proc/<pid>/stat` in a second; fixed on Linux.
-const TICKS: f64 = 100.0;
+pub(crate) const TICKS: f64 = 100.0;
 
 /// Measures all variants in each round, every round beginning with another one, so that what
 /// disturbs the machine disturbs them all. Ratios are taken within a round.
@@ -84,7 +84,7 @@ fn run(stage: &Stage, options: &Options, variant: Variant, length: usize) -> Sam
 }
 
 /// Loads `url`; returns how many requests were answered, and how many in a second.
-fn wrk(url: &str, seconds: u32) -> (f64, f64) {
+pub(crate) fn wrk(url: &str, seconds: u32) -> (f64, f64) {
     let mut command = Command::new("taskset");
     command.args(["-c", if stage::has_two_cpus() { "1" } else { "0" }, "wrk"]);
     command.args(["-t1", "-c32", &format!("-d{seconds}s"), url]);

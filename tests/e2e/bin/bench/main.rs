@@ -3,6 +3,7 @@
 
 mod callgrind;
 mod cpu;
+mod distinct;
 mod instructions;
 mod memory;
 mod options;
@@ -21,7 +22,7 @@ use table::Table;
 
 fn main() {
     if std::env::args().any(|argument| argument == "--help") {
-        println!("{}\n\n{}", options::USAGE, services::USAGE);
+        println!("{}\n\n{}\n\n{}", options::USAGE, services::USAGE, distinct::USAGE);
         return;
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -30,6 +31,14 @@ fn main() {
         match services::run(rest) {
             Ok(tables) => tables.iter().for_each(Table::print),
             Err(problem) => refuse(&problem, services::USAGE),
+        }
+        return;
+    }
+    if let Some(("distinct", rest)) = arguments.split_first().map(|(first, rest)| (&**first, rest))
+    {
+        match distinct::run(rest) {
+            Ok(tables) => tables.iter().for_each(Table::print),
+            Err(problem) => refuse(&problem, distinct::USAGE),
         }
         return;
     }

@@ -106,10 +106,11 @@ fn nginx(consul: &Agent, token: &Token) -> Nginx {
         .to_owned();
     let mut locations = String::new();
     for n in 0..SERVICES {
-        let _ = writeln!(
-            text,
-            "upstream u{n} {{ consul_dynamic s{n}; keepalive 2; keepalive_timeout 2s; }}"
-        );
+        let kept = match n % 2 {
+            0 => "keepalive 2; keepalive_timeout 2s;",
+            _ => "consul_keepalive 2 timeout=2s;",
+        };
+        let _ = writeln!(text, "upstream u{n} {{ consul_dynamic s{n}; {kept} }}");
         let _ = writeln!(locations, "location /s{n} {{ proxy_pass http://u{n}; }}");
     }
     let _ = write!(

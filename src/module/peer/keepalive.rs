@@ -1,0 +1,264 @@
+//! `consul_keepalive`: a worker's idle connections to the peers of an `upstream`.
+//!
+//! A connection belongs to the instance that it was opened to, not to its address: it is closed
+//! when the instance leaves, and nobody else ever gets it. [`attempt`] is what a request does,
+//! [`connection`] what an idle connection does, [`lookout`] sees to it that a worker without
+//! requests notices who has left.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+use nginx_consul_core::idle::{Hint, Idle, Key};
+use nginx_consul_core::table::Record;
+use nginx_sys::{ngx_current_msec, ngx_msec_t, ngx_peer_connection_t};
+
+use super::block::Block;
+use super::view::PeerView;
+use super::worker::Worker;
+use crate::conf::KeepaliveConf;
+
+mod attempt;
+mod connection;
+mod lookout;
+mod terms;
+
+pub(super) use attempt::ngx_http_upstream_init_kept_peer;
+use connection::Connection;
+pub(crate) use lookout::end;
+use terms::Wanted;
+
+/// The idle connections of an `upstream`, be it to the instances of many services. Each worker has
+/// its own after fork().
+pub(crate) struct Keepalive {
+    /// Requests that a connection serves at most.
+    requests: usize,
+    /// How long one may be idle, and how long it is used, milliseconds.
+    timeout: ngx_msec_t,
+    time: ngx_msec_t,
+    idle: RefCell<Idle<NonNull<Connection>>>,
+    /// The blocks whose instances they lead to, by the number they have as owners.
+    owners: RefCell<HashMap<u32, *const Block>>,
+    next_owner: Cell<u32>,
+    /// Where idle connections are counted; `None` outside of workers.
+    worker: Cell<Option<Worker>>,
+    /// The lookout knows of it.
+    is_watched: Cell<bool>,
+}
+
+/// Owner of the connections to the block's `server` lines, which never leave.
+const SERVERS: u32 = u32::MAX;
+
+impl Keepalive {
+    pub(crate) fn new(conf: &KeepaliveConf) -> Keepalive {
+        Keepalive {
+            requests: conf.requests,
+            timeout: conf.timeout.as_millis() as ngx_msec_t,
+            time: conf.time.as_millis() as ngx_msec_t,
+            idle: RefCell::new(Idle::new(conf.connections)),
+            owners: RefCell::default(),
+            next_owner: Cell::new(0),
+            worker: Cell::new(None),
+            is_watched: Cell::new(false),
+        }
+    }
+
+    /// A connection to the peer that suits the request; it is idle no more. And where the peer is.
+    #[inline]
+    fn take(
+        &self,
+        key: &Key,
+        pc: &ngx_peer_connection_t,
+        wanted: &Wanted,
+    ) -> (Hint, Option<NonNull<Connection>>) {
+        let hint = self.idle.borrow().find(key);
+        loop {
+            // SAFETY: what is kept is alive until it is taken out.
+            let suits = |held: &NonNull<Connection>| unsafe { held.as_ref().suits(pc, wanted) };
+            let Some(found) = self.idle.borrow_mut().take(hint, suits) else { return (hint, None) };
+            self.note(key, false);
+            // SAFETY: as above. What its peer has closed, or sent unasked, the event loop may not
+            // have come to yet.
+            unsafe {
+                if found.as_ref().is_quiet() {
+                    return (hint, Some(found));
+                }
+                connection::close(found);
+            }
+        }
+    }
+
+    /// Keeps a connection that has just become idle.
+    fn put(self: &Rc<Keepalive>, key: Key, hint: Hint, connection: NonNull<Connection>) {
+        let (spot, evicted) = self.idle.borrow_mut().put(key, hint, connection);
+        // SAFETY: the connection is alive, and nobody else uses it now.
+        unsafe { (*connection.as_ptr()).spot = Some(spot) };
+        self.note(&key, true);
+        if let Some(evicted) = evicted {
+            self.close_all([evicted]);
+        }
+        if !self.is_watched.replace(true) {
+            lookout::watch(self);
+        }
+    }
+
+    /// An idle connection is to be closed.
+    fn remove(&self, connection: NonNull<Connection>) {
+        // SAFETY: the connection is alive.
+        let spot = unsafe { (*connection.as_ptr()).spot.take() };
+        let removed = spot.and_then(|spot| self.idle.borrow_mut().remove(spot));
+        self.close_all(removed);
+    }
+
+    /// Closes those that lead to nobody of the owner's new set.
+    pub(super) fn keep_only(&self, owner: u32, view: &PeerView) {
+        if self.idle.borrow().is_empty() {
+            return;
+        }
+        let records = view.peers().records();
+        let set = records.iter().map(|record| key(owner, record));
+        // SAFETY: what is kept is alive until it is taken out.
+        let leads_to = |held: &NonNull<Connection>, number: usize| unsafe {
+            is_wanted(&records[number]) && held.as_ref().leads_to(view.address(number))
+        };
+        let gone = self.idle.borrow_mut().retain(owner, set, leads_to);
+        self.close_all(gone);
+    }
+
+    fn close_all(&self, connections: impl IntoIterator<Item = (Key, NonNull<Connection>)>) {
+        for (key, connection) in connections {
+            self.note(&key, false);
+            // SAFETY: it was taken out, so this is its only user.
+            unsafe { connection::close(connection) };
+        }
+    }
+
+    #[inline]
+    fn note(&self, key: &Key, more: bool) {
+        let Some((worker, place)) = self.worker.get().zip(key.place) else { return };
+        if let Some(lane) = worker.lane {
+            worker.table.note_idle(place, lane, more);
+        }
+    }
+
+    /// Closes those that have been idle for too long.
+    fn expire(&self) {
+        loop {
+            let Some(oldest) = self.idle.borrow().oldest().copied() else { return };
+            // SAFETY: what is kept is alive; the event loop's clock, read in the event loop.
+            let age = unsafe { ngx_current_msec.wrapping_sub(oldest.as_ref().since) };
+            if age < self.timeout {
+                return;
+            }
+            self.remove(oldest);
+        }
+    }
+
+    /// Closes those whose time is over, and has the blocks notice who has left; `false` if there is
+    /// no idle connection left.
+    fn look(&self) -> bool {
+        self.expire();
+        let owners: Vec<_> = self.owners.borrow().values().copied().collect();
+        for block in owners {
+            // SAFETY: a block leaves before it goes.
+            unsafe { (*block).notice() };
+        }
+        !self.idle.borrow().is_empty()
+    }
+}
+
+/// Whom a connection to an instance of an owner's set leads to.
+fn key(owner: u32, record: &Record) -> Key {
+    Key { owner, place: Some(record.place), identity: record.identity }
+}
+
+/// Whether connections to an instance of the set are worth keeping.
+fn is_wanted(record: &Record) -> bool {
+    !record.params().down
+}
+
+/// A block's part in the connections.
+pub(super) struct Part {
+    pub(super) keepalive: Option<Rc<Keepalive>>,
+    owner: Cell<Option<u32>>,
+}
+
+impl Part {
+    pub(super) fn new(keepalive: Option<Rc<Keepalive>>) -> Part {
+        Part { keepalive, owner: Cell::new(None) }
+    }
+
+    /// In a worker, where the block stays where it is.
+    pub(super) fn join(&self, block: &Block, worker: Worker) {
+        let Some(keepalive) = &self.keepalive else { return };
+        keepalive.worker.set(Some(worker));
+        let number = self.owner.get().unwrap_or_else(|| keepalive.next_owner.get());
+        keepalive.next_owner.set(keepalive.next_owner.get().max(number + 1));
+        keepalive.owners.borrow_mut().insert(number, &raw const *block);
+        self.owner.set(Some(number));
+    }
+
+    fn owner(&self) -> Option<(&Rc<Keepalive>, u32)> {
+        self.keepalive.as_ref().zip(self.owner.get())
+    }
+
+    /// The block has a new set.
+    pub(super) fn keep_only(&self, view: &PeerView) {
+        if let Some((keepalive, owner)) = self.owner() {
+            keepalive.keep_only(owner, view);
+        }
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if let Some((keepalive, owner)) = self.owner() {
+            keepalive.owners.borrow_mut().remove(&owner);
+            let gone = keepalive.idle.borrow_mut().retain(owner, [].into_iter(), |_, _| false);
+            keepalive.close_all(gone);
+        }
+    }
+}
+
+/// Whom a request is with.
+pub(super) enum Picked<'a> {
+    Instance(Whom<'a>),
+    /// One of the block's `server` lines.
+    Server,
+    /// Another module's method has an address of its own.
+    Unknown,
+}
+
+/// The instance that a request is with.
+pub(super) struct Whom<'a> {
+    pub(super) block: &'a Block,
+    pub(super) view: &'a PeerView,
+    pub(super) peer: usize,
+}
+
+impl Whom<'_> {
+    fn record(&self) -> &Record {
+        &self.view.peers().records()[self.peer]
+    }
+
+    fn key(&self) -> Option<Key> {
+        let (_, owner) = self.block.part().owner()?;
+        Some(key(owner, self.record()))
+    }
+
+    /// Whether the instance is still there, and where it was.
+    fn is_there(&self) -> bool {
+        let Some(worker) = self.block.worker() else { return false };
+        if self.block.is_present(worker, self.view) {
+            return is_wanted(self.record());
+        }
+        let Some(present) = self.block.view(worker) else { return false };
+        let own = self.record();
+        let same = |record: &&Record| {
+            (record.place, record.identity) == (own.place, own.identity)
+                && record.has_address_of(own)
+        };
+        present.peers().records().iter().find(same).is_some_and(is_wanted)
+    }
+}

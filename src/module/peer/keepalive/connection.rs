@@ -1,0 +1,238 @@
+//! An idle connection: what it is good for, and what becomes of it.
+
+use std::ptr::{self, NonNull};
+use std::rc::Rc;
+
+use nginx_consul_core::idle::Spot;
+use nginx_sys::{
+    ngx_close_connection, ngx_connection_t, ngx_current_msec, ngx_cycle, ngx_del_timer,
+    ngx_destroy_pool, ngx_event_t, ngx_handle_read_event, ngx_log_t, ngx_msec_t, ngx_palloc,
+    ngx_peer_connection_t, sockaddr,
+};
+
+use super::terms::{Bytes, Wanted};
+use super::{Hint, Keepalive, Key};
+use crate::ffi::{OK, fence};
+
+/// A connection that was idle before, or is; in its own pool.
+pub(super) struct Connection {
+    /// Lives as long as a connection of it is idle.
+    keepalive: *const Keepalive,
+    pub(super) connection: *mut ngx_connection_t,
+    /// While it is idle.
+    pub(super) spot: Option<Spot>,
+    /// When it became idle, on the event loop's clock.
+    pub(super) since: ngx_msec_t,
+    address: Bytes,
+    is: Wanted,
+}
+
+impl Connection {
+    /// Of a connection that a request has opened. `None` if memory is short.
+    ///
+    /// # Safety
+    ///
+    /// `pc` is that of a request that has done with its connection; `wanted` is what it wanted.
+    pub(super) unsafe fn new(
+        pc: &ngx_peer_connection_t,
+        wanted: &Wanted,
+    ) -> Option<NonNull<Connection>> {
+        const { assert!(align_of::<Connection>() <= nginx_sys::NGX_ALIGNMENT) };
+        // SAFETY: an upstream's connection has a pool; it outlives what lies in it. There is room
+        // for the bytes behind the structure.
+        unsafe {
+            let address = Bytes::new(pc.sockaddr, pc.socklen as usize);
+            let terms = wanted.terms.as_ref();
+            let len = address.len() + terms.map_or(0, |t| t.local.len() + t.name.len());
+            let pool = (*pc.connection).pool;
+            let place = ngx_palloc(pool, size_of::<Connection>() + len).cast::<Connection>();
+            let place = NonNull::new(place)?;
+            let mut at = place.as_ptr().add(1).cast::<u8>();
+            let mut copied = |bytes: Bytes| {
+                let copy = bytes.copied_to(at);
+                at = at.add(bytes.len());
+                copy
+            };
+            place.write(Connection {
+                keepalive: ptr::null(),
+                connection: pc.connection,
+                spot: None,
+                since: 0,
+                address: copied(address),
+                is: wanted.on(terms.map(|t| t.keeping(copied(t.local), copied(t.name)))),
+            });
+            Some(place)
+        }
+    }
+
+    /// Whether it leads where the request goes, and is what the request wants.
+    ///
+    /// # Safety
+    ///
+    /// It is alive, and so is the request.
+    #[inline]
+    pub(super) unsafe fn suits(&self, pc: &ngx_peer_connection_t, wanted: &Wanted) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.is.suits(wanted) && self.address.is(Bytes::new(pc.sockaddr, pc.socklen as usize))
+        }
+    }
+
+    /// # Safety
+    ///
+    /// It is alive, and so is the address.
+    pub(super) unsafe fn leads_to(&self, (address, len): (*mut sockaddr, libc::socklen_t)) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { self.address.is(Bytes::new(address, len as usize)) }
+    }
+
+    /// Whether its peer has neither closed it nor sent anything.
+    ///
+    /// # Safety
+    ///
+    /// It is alive.
+    #[inline]
+    pub(super) unsafe fn is_quiet(&self) -> bool {
+        let mut byte = 0u8;
+        // SAFETY: the caller's promise; the socket does not block.
+        let n =
+            unsafe { libc::recv((*self.connection).fd, (&raw mut byte).cast(), 1, libc::MSG_PEEK) };
+        // SAFETY: always valid.
+        n == -1 && unsafe { *libc::__errno_location() } == libc::EAGAIN
+    }
+}
+
+/// Hands an idle connection, which was taken out, to a request.
+///
+/// # Safety
+///
+/// `pc` is that of the request; the connection is alive and nobody else's.
+pub(super) unsafe fn hand_out(connection: NonNull<Connection>, pc: &mut ngx_peer_connection_t) {
+    // SAFETY: the caller's promise; a connection has its two events as long as it is open.
+    unsafe {
+        let held = &mut *connection.as_ptr();
+        held.spot = None;
+        let c = &mut *held.connection;
+        c.set_idle(0);
+        c.sent = 0;
+        c.data = ptr::null_mut();
+        set_log(c, pc.log);
+        pc.connection = c;
+        pc.set_cached(1);
+    }
+}
+
+/// Takes a connection from a request and keeps it.
+///
+/// # Safety
+///
+/// `pc` is that of the request, which has done with the connection; `connection` is of it.
+pub(super) unsafe fn keep(
+    keepalive: &Rc<Keepalive>,
+    (key, hint): (Key, Hint),
+    connection: NonNull<Connection>,
+    pc: &mut ngx_peer_connection_t,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let held = &mut *connection.as_ptr();
+        held.keepalive = Rc::as_ptr(keepalive);
+        let c = &mut *held.connection;
+        pc.connection = ptr::null_mut();
+        (*c.read).set_delayed(0);
+        // No timer of its own: those that became idle first are closed first.
+        held.since = ngx_current_msec;
+        for event in [c.read, c.write] {
+            if (*event).timer_set() != 0 {
+                ngx_del_timer(event);
+            }
+        }
+        (*c.write).handler = Some(on_write);
+        (*c.read).handler = Some(on_read);
+        c.data = connection.as_ptr().cast();
+        c.set_idle(1);
+        set_log(c, (*ngx_cycle).log);
+        keepalive.put(key, hint, connection);
+        if (*c.read).ready() != 0 {
+            on_read(c.read);
+        }
+    }
+}
+
+/// # Safety
+///
+/// `c` is an open connection of an upstream.
+unsafe fn set_log(c: &mut ngx_connection_t, log: *mut ngx_log_t) {
+    c.log = log;
+    // SAFETY: the caller's promise.
+    unsafe {
+        (*c.read).log = log;
+        (*c.write).log = log;
+        (*c.pool).log = log;
+    }
+}
+
+/// Nobody waits to write.
+unsafe extern "C" fn on_write(_: *mut ngx_event_t) {}
+
+/// The peer has closed an idle connection, or sent something unasked, or nginx closes what is idle.
+unsafe extern "C" fn on_read(event: *mut ngx_event_t) {
+    fence((), || {
+        // SAFETY: nginx calls this for an idle connection only, as set by keep().
+        unsafe {
+            let c = &mut *(*event).data.cast::<ngx_connection_t>();
+            let Some(connection) = NonNull::new(c.data.cast::<Connection>()) else { return };
+            let is_over = c.close() != 0;
+            if !is_over && connection.as_ref().is_quiet() {
+                (*event).set_ready(0);
+                if ngx_handle_read_event(event, 0) == OK {
+                    return;
+                }
+            }
+            (*connection.as_ref().keepalive).remove(connection);
+        }
+    });
+}
+
+/// Closes a connection that was taken out.
+///
+/// # Safety
+///
+/// Nobody uses it any more.
+pub(super) unsafe fn close(connection: NonNull<Connection>) {
+    // SAFETY: the caller's promise.
+    unsafe { close_connection(connection.as_ref().connection) };
+}
+
+/// As nginx closes its own idle connections.
+unsafe extern "C" fn close_connection(c: *mut ngx_connection_t) {
+    // SAFETY: an open connection of an upstream, with a pool of its own.
+    unsafe {
+        #[cfg(nginx_ssl)]
+        if let Some(tls) = (*c).ssl.as_mut() {
+            tls.set_no_wait_shutdown(1);
+            tls.set_no_send_shutdown(1);
+            if nginx_sys::ngx_ssl_shutdown(c) == crate::ffi::AGAIN {
+                (*(*c).ssl).handler = Some(close_connection);
+                return;
+            }
+        }
+        ngx_destroy_pool((*c).pool);
+        ngx_close_connection(c);
+    }
+}
+
+/// A hash of an address that no instance has.
+///
+/// # Safety
+///
+/// The address is a valid one.
+#[cold]
+pub(super) unsafe fn hash_of_address(address: *const sockaddr, len: libc::socklen_t) -> u64 {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { std::slice::from_raw_parts(address.cast::<u8>(), len as usize) };
+    // FNV-1a.
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
