@@ -244,7 +244,7 @@ impl Block {
     }
 
     /// Takes the present sets, also while no request comes.
-    pub(super) fn notice(&self) {
+    pub(super) fn look(&self) {
         if let Some(worker) = self.worker.get() {
             self.view(worker);
         }

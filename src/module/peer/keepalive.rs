@@ -162,7 +162,7 @@ impl Keepalive {
         let owners: Vec<_> = self.owners.borrow().values().copied().collect();
         for block in owners {
             // SAFETY: a block leaves before it goes.
-            unsafe { (*block).notice() };
+            unsafe { (*block).look() };
         }
         !self.idle.borrow().is_empty()
     }

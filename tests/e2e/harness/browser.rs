@@ -117,6 +117,12 @@ impl Browser {
     /// # Panics
     /// If it fails, or isn't answered.
     pub fn call(&mut self, method: &str, parameters: &Value) -> Value {
+        let answer = self.try_call(method, parameters);
+        answer.unwrap_or_else(|error| panic!("{method} {parameters}: {error}"))
+    }
+
+    /// The same; the error that Chromium answers.
+    fn try_call(&mut self, method: &str, parameters: &Value) -> Result<Value, Value> {
         self.last_id += 1;
         let mut message = json!({ "id": self.last_id, "method": method, "params": parameters });
         if let Some(session) = &self.session {
@@ -130,8 +136,8 @@ impl Browser {
             let mut answer =
                 answer.unwrap_or_else(|error| panic!("{method}: Chromium doesn't answer: {error}"));
             if answer["id"] == self.last_id {
-                assert!(answer["error"].is_null(), "{method} {parameters}: {}", answer["error"]);
-                return answer["result"].take();
+                let error = answer["error"].take();
+                return if error.is_null() { Ok(answer["result"].take()) } else { Err(error) };
             }
             self.events.push(answer);
         }
@@ -173,15 +179,20 @@ impl Browser {
     /// # Panics
     /// If it throws.
     pub fn evaluate(&mut self, expression: &str) -> Value {
+        self.try_evaluate(expression).unwrap_or_else(|error| panic!("{expression}: {error}"))
+    }
+
+    /// The same; fails while the page goes to another one.
+    fn try_evaluate(&mut self, expression: &str) -> Result<Value, Value> {
         let parameters = json!({
             "expression": expression, "awaitPromise": true, "returnByValue": true,
             // The page's policy holds for what is evaluated in it, too.
             "allowUnsafeEvalBlockedByCSP": false,
         });
-        let mut answer = self.call("Runtime.evaluate", &parameters);
+        let mut answer = self.try_call("Runtime.evaluate", &parameters)?;
         let thrown = &answer["exceptionDetails"];
         assert!(thrown.is_null(), "{expression}: {thrown:#}");
-        answer["result"]["value"].take()
+        Ok(answer["result"]["value"].take())
     }
 
     /// Text of the first element that a CSS selector finds; empty if there is none.
@@ -197,7 +208,8 @@ impl Browser {
     #[track_caller]
     pub fn until(&mut self, what: &str, expression: &str) {
         let start = std::time::Instant::now();
-        while self.evaluate(&format!("Boolean({expression})")) != true {
+        // A click may have it go to another page.
+        while self.try_evaluate(&format!("Boolean({expression})")) != Ok(true.into()) {
             if start.elapsed() > PATIENCE {
                 let text = self.evaluate("document.body.innerText");
                 let complaints = self.complaints();
