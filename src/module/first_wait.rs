@@ -14,7 +14,7 @@ use nginx_sys::{
     ngx_http_core_run_phases, ngx_http_finalize_request, ngx_http_handler_pt,
     ngx_http_phases_NGX_HTTP_PRECONTENT_PHASE, ngx_http_request_empty_handler, ngx_http_request_t,
     ngx_http_run_posted_requests, ngx_http_test_reading, ngx_http_upstream_conf_t,
-    ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_module_t,
+    ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_module_t, ngx_post_event, ngx_posted_events,
 };
 
 use crate::api;
@@ -239,7 +239,11 @@ unsafe fn wait(
                 new
             }
         };
-        if ngx_handle_read_event((*(*r).connection).read, 0) != OK {
+        let read = (*(*r).connection).read;
+        if (*read).ready() != 0 {
+            // The client may have gone already, which epoll doesn't say twice.
+            ngx_post_event(read, &raw mut ngx_posted_events);
+        } else if ngx_handle_read_event(read, 0) != OK {
             return ERROR;
         }
         let (log, name) = ((*(*r).connection).log, new_service.name().escape_debug());
