@@ -6,10 +6,14 @@ use std::time::Duration;
 
 use crate::actors::{CHANGES, KILLS, RELOADS, RESTARTS, ROTATIONS};
 use crate::gauge::{Counts, Stalls, Usage};
+use crate::scene::SERVICES;
 
 /// An event loop that is held up longer than that beyond what the machine does to a backend has
 /// waited for something.
 const STALL: Duration = Duration::from_millis(500);
+
+/// What a service's history of changes, which fills up with them, takes in the zone at most, in bytes.
+const HISTORY: u64 = 1024 + 8;
 
 /// What private memory may grow by, in KiB: a tenth, and what an allocator holds back.
 fn allowed(before: u64) -> u64 {
@@ -129,10 +133,8 @@ fn usage(result: &Result, demand: &mut impl FnMut(bool, String)) {
         let (was, is) = (before.memory[n], after.memory[n]);
         demand(is <= allowed(was), format!("memory of the {who} grew from {was} to {is} KiB"));
     }
-    demand(
-        after.zone <= before.zone,
-        format!("{} bytes of the zone leaked", after.zone.saturating_sub(before.zone)),
-    );
+    let leaked = after.zone.saturating_sub(before.zone + HISTORY * SERVICES as u64);
+    demand(leaked == 0, format!("{leaked} bytes of the zone leaked"));
     demand(after.in_flight == 0, format!("{} requests are still in flight", after.in_flight));
     let mut grown = |what: &str, was: usize, is: usize| {
         demand(is <= was, format!("{what} grew from {was} to {is}"));
