@@ -21,7 +21,9 @@ mod weighted;
 pub use latency::Latency;
 pub use order::Order;
 pub use tried::Tried;
-pub use view::{Candidates, Clock, Known, Obstacle, Picked, Rules, Tier, View, pick, share};
+pub use view::{
+    Candidates, Clock, Known, MOST, Obstacle, Picked, Reuse, Rules, Tier, View, pick, share,
+};
 pub use weighted::Weighted;
 
 /// A balancing method, by the names of `consul_balance`.
@@ -106,6 +108,8 @@ pub trait Peers {
     fn load(&self, peer: Self::Peer) -> u64;
     /// What one more request costs, as [`latency::score`] has it.
     fn cost(&self, peer: Self::Peer) -> f32;
+    /// What a millisecond, which nginx measures no finer, makes of that.
+    fn cost_of_millisecond(&self, peer: Self::Peer) -> f32;
     /// The first peer that suits of those that the request's key belongs to, in turn. `None` if it
     /// has no key, or after as many looks as nginx takes.
     fn keyed(&self, suits: impl Fn(Self::Peer) -> bool) -> Option<Self::Peer>;

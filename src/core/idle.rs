@@ -129,10 +129,12 @@ impl<C> Idle<C> {
         self.len == 0
     }
 
-    /// Whether there is one to that peer.
+    /// How many there are to that peer, of which two stand for more.
     #[inline]
-    pub fn has(&self, key: &Key) -> bool {
-        self.places.get(key).is_some_and(|&peer| self.peers[peer as usize].newest != NONE)
+    pub fn count(&self, key: &Key) -> usize {
+        let Some(&peer) = self.places.get(key) else { return 0 };
+        let newest = self.items.get(self.peers[peer as usize].newest as usize);
+        newest.map_or(0, |item| 1 + usize::from(item.older_of_peer != NONE))
     }
 
     /// Where a peer is; [`Hint::NONE`] if it has no connection.

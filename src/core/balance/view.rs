@@ -12,8 +12,10 @@ use crate::params::Params;
 use crate::table::{Image, Place, Record, Slot};
 
 mod candidates;
+mod reuse;
 
 pub use candidates::{Candidates, Clock, Obstacle, Picked, pick, share};
+pub use reuse::{MOST, Reuse};
 
 /// The sets of a block as a worker uses them: never changed, so a request that holds it sees one
 /// generation of each from beginning to end.

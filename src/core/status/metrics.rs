@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 
 use self::families::{Family, Kind};
-use super::{Document, Head, Peer, PeerState, Service, Upstream};
+use super::{Document, Head, Peer, PeerConnections, PeerState, Service, Upstream};
 
 mod families;
 
@@ -173,6 +173,13 @@ impl Document for Metrics {
         if let Some(ms) = peer.latency_ms {
             self.add(Family::PeerLatency, &labels, ms / 1000.0);
         }
+        if let Some(PeerConnections { idle, active, opened, reused }) = peer.connections {
+            for (state, count) in [("idle", idle), ("active", active)] {
+                self.add(Family::PeerConnections, &with(&labels, "state", state), count);
+            }
+            self.add(Family::PeerOpened, &labels, opened);
+            self.add(Family::PeerReused, &labels, reused);
+        }
     }
 
     fn named(&mut self, max: usize) {
@@ -268,6 +275,13 @@ mod tests {
                        server=\"10.0.0.2:80\"}";
         assert_eq!(value(&text, latency), "0.0125");
         assert!(text.contains("nginx_consul_service_refusals_total{service=\"web\""), "{text}");
+        let of_peer = |name: &str, more: &str| {
+            let labels = "service=\"web\",upstream=\"api\",server=\"10.0.0.1:80\"";
+            value(&text, &format!("nginx_consul_peer_connections{name}{{{labels}{more}}}"))
+        };
+        let states = [of_peer("", ",state=\"idle\""), of_peer("", ",state=\"active\"")];
+        assert_eq!(states, ["2", "1"]);
+        assert_eq!([of_peer("_opened_total", ""), of_peer("_reused_total", "")], ["3", "9"]);
     }
 
     #[test]

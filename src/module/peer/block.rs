@@ -3,10 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use nginx_consul_core::balance::{
-    self, Candidates, Clock, Method, Picked, Rules, Tier, Tried, View,
-};
-use nginx_consul_core::status;
+use nginx_consul_core::balance::{self, Candidates, Clock, Method, Picked, Rules, Tried, View};
 use nginx_consul_core::table::Table;
 use nginx_sys::{ngx_http_complex_value, ngx_http_request_t, ngx_str_t};
 use rand::rngs::SmallRng;
@@ -162,6 +159,11 @@ impl Block {
         self.part.keepalive.is_some()
     }
 
+    /// Whether peers with an idle connection take the turns of others.
+    fn reuses(&self) -> bool {
+        self.balance.reuse && self.keeps_alive()
+    }
+
     pub(super) fn stock(&self) -> Option<&Stock> {
         self.stock.as_ref()
     }
@@ -201,11 +203,6 @@ impl Block {
         let better = watcher::try_lane().unwrap_or(worker);
         self.worker.set(Some(better));
         better
-    }
-
-    /// Its method, for people.
-    pub(super) fn method_name(&self) -> &str {
-        self.stock().map_or(self.method().name(), Stock::name)
     }
 
     pub(super) fn method(&self) -> Method {
@@ -283,7 +280,10 @@ impl Block {
                 let mut turn = self.turn.borrow_mut();
                 turn.cursor = turn.rng.next_u64();
             }
-            let view = PeerView::new(parts, &self.rules, self.method(), held.as_deref());
+            let mut view = PeerView::new(parts, &self.rules, self.method(), held.as_deref());
+            if self.reuses() {
+                view.reuse_idle(held.as_deref());
+            }
             self.part.keep_only(&view);
             *held = Some(Rc::new(view));
         }
@@ -346,18 +346,23 @@ impl Block {
     pub(super) fn pick<'a>(
         &self,
         worker: Worker,
-        view: &'a View,
+        view: &'a PeerView,
         tried: &'a Tried,
         key: &'a [u8],
         now: Clock,
     ) -> Option<Picked<'a, 'static>> {
         let table = &worker.share().table;
-        let mut candidates = Candidates { key, now, ..self.candidates(table, view, tried) };
+        let peers = view.peers();
+        let mut candidates = Candidates { key, now, ..self.candidates(table, peers, tried) };
         if self.panic.is_some() {
             candidates.panic = self.is_in_panic(&candidates);
         }
         let Turn { cursor, rng } = &mut *self.turn.borrow_mut();
-        balance::pick(self.method(), &candidates, cursor, rng)
+        let picked = balance::pick(self.method(), &candidates, cursor, rng)?;
+        Some(match view.reuse() {
+            None => picked,
+            Some(reuse) => self.part.rather_idle(reuse, picked, self.method(), &candidates),
+        })
     }
 
     pub(super) fn candidates<'a>(
@@ -368,43 +373,6 @@ impl Block {
     ) -> Candidates<'a, 'static> {
         let alone = !self.has_fallback;
         Candidates { view, table, tried, now: now(), key: b"", panic: false, alone }
-    }
-
-    /// Where its requests go, for the status page.
-    pub(crate) fn status(&self) -> status::Upstream {
-        let view = self.worker().and_then(|worker| Some((worker, self.view(worker)?)));
-        let tried = Tried::default();
-        let mut tiers = Vec::new();
-        let mut panic = None;
-        if let Some((worker, view)) = &view {
-            let mut candidates = self.candidates(&worker.table, view.peers(), &tried);
-            candidates.panic = self.is_in_panic(&candidates);
-            panic = self.panic.map(|_| candidates.panic);
-            tiers = self.tiers(&candidates);
-        }
-        if self.has_fallback {
-            let name = "servers".to_owned();
-            tiers.push(status::Tier { name, peers: None, usable: None });
-        }
-        let (name, service) = (self.name().into_owned(), self.service.clone());
-        let method = self.method_name().to_owned();
-        status::Upstream { panic, ..status::Upstream::new(name, service, method, tiers) }
-    }
-
-    /// The tiers of instances, those that have none among them; but not every set has backups.
-    fn tiers(&self, candidates: &Candidates<'_, '_>) -> Vec<status::Tier> {
-        let all = (0..self.sources.len()).flat_map(|set| [(set, false), (set, true)]);
-        let tier = |(set, backup)| {
-            let found = candidates.view.tiers().iter().find(|t| (t.set, t.backup) == (set, backup));
-            let peers = found.map_or(0..0, Tier::peers);
-            let datacenter = self.sources[set].datacenter.as_deref().unwrap_or("instances");
-            (!backup || found.is_some()).then(|| status::Tier {
-                name: format!("{datacenter}{}", if backup { " backup" } else { "" }),
-                peers: Some(peers.len()),
-                usable: Some(peers.filter(|&peer| candidates.is_usable(peer)).count()),
-            })
-        };
-        all.filter_map(tier).collect()
     }
 
     /// Whether it has one peer and nobody else to ask, so that no failure keeps that one out.

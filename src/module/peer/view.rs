@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use nginx_consul_core::balance::{Method, Rules, View};
+use nginx_consul_core::balance::{Method, Reuse, Rules, View};
 use nginx_consul_core::labels::LabelSet;
 use nginx_consul_core::table::{Image, Place, Record};
 use nginx_sys::{ngx_peer_connection_t, ngx_str_t, sockaddr};
@@ -20,6 +20,7 @@ pub(crate) struct PeerView {
     sessions: Sessions,
     /// Of each set, if a variable wants them.
     labels: Box<[OnceCell<Rc<LabelSet>>]>,
+    reuse: Option<Reuse>,
 }
 
 /// One of the sets that a view is made of.
@@ -53,7 +54,18 @@ impl PeerView {
                 }
             }
         }
-        PeerView { view, contacts, sessions, labels: Vec::into_boxed_slice(labels) }
+        PeerView { view, contacts, sessions, labels: Vec::into_boxed_slice(labels), reuse: None }
+    }
+
+    /// Has peers with an idle connection take the turns of others, from where these stood before.
+    pub(super) fn reuse_idle(&mut self, before: Option<&PeerView>) {
+        let before = before.and_then(|before| Some((before.reuse.as_ref()?, &before.view)));
+        self.reuse = Some(Reuse::new(&self.view, before));
+    }
+
+    #[inline]
+    pub(super) fn reuse(&self) -> Option<&Reuse> {
+        self.reuse.as_ref()
     }
 
     pub(crate) fn peers(&self) -> &View {

@@ -280,6 +280,20 @@ fn an_unknown_method_is_refused() {
 }
 
 #[test]
+fn reuse_needs_connections_and_a_method_that_has_a_choice() {
+    refused_in_http(
+        "consul_balance hash $uri reuse;",
+        &["\"reuse\" can't be used with \"hash\" in \"consul_balance\" directive"],
+    );
+    refused_in_http("consul_balance reuse;", &["unknown method \"reuse\""]);
+    refused_in_http("consul_balance random reuse twice;", &["\"consul_balance\"", "\"reuse\""]);
+    refused_in_upstream(
+        "consul_balance random reuse; consul_dynamic web;",
+        &["\"reuse\" in \"consul_balance\" directive needs \"consul_keepalive\""],
+    );
+}
+
+#[test]
 fn hash_needs_a_key_that_nginx_knows() {
     refused_in_http("consul_balance hash;", &["no key of \"hash\"", "\"consul_balance\""]);
     refused_in_http("consul_balance hash $uri evenly;", &["\"consul_balance\"", "\"evenly\""]);

@@ -191,9 +191,9 @@ pub fn share(slow_start: u64, started: u64, now: u64) -> u32 {
 }
 
 /// The peers of one tier, numbered from 0.
-struct InTier<'c, 'a, 'z> {
-    all: &'c Candidates<'a, 'z>,
-    tier: &'a Tier,
+pub(super) struct InTier<'c, 'a, 'z> {
+    pub(super) all: &'c Candidates<'a, 'z>,
+    pub(super) tier: &'a Tier,
 }
 
 impl<'a, 'z> Peers for InTier<'_, 'a, 'z> {
@@ -259,6 +259,10 @@ impl<'a, 'z> Peers for InTier<'_, 'a, 'z> {
     fn cost(&self, peer: Picked<'a, 'z>) -> f32 {
         let latency = Latency::from_raw(peer.counters.latency());
         score(latency, self.load(peer), peer.known.weight as i32, self.all.now.millis)
+    }
+
+    fn cost_of_millisecond(&self, peer: Picked<'a, 'z>) -> f32 {
+        (self.load(peer) as f32 + 1.0) / peer.known.weight as f32
     }
 
     #[inline]

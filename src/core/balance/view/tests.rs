@@ -10,6 +10,8 @@ use crate::model::{Health, Peer, PeerSet, identity};
 use crate::process::ProcessId;
 use crate::table::{Lane, Table};
 
+mod reuse;
+
 const NOW: Clock = Clock { seconds: 100, millis: 100_000 };
 
 struct Scene {

@@ -37,6 +37,9 @@ pub(super) enum Family {
     PeerWeight,
     PeerEffectiveWeight,
     PeerLatency,
+    PeerConnections,
+    PeerOpened,
+    PeerReused,
 }
 
 /// The type of a family.
@@ -57,7 +60,7 @@ impl Kind {
 
 impl Family {
     /// How many there are.
-    pub(super) const COUNT: usize = Family::PeerLatency as usize + 1;
+    pub(super) const COUNT: usize = Family::PeerReused as usize + 1;
 
     /// All, in the order of the answer.
     #[cfg(test)]
@@ -96,6 +99,9 @@ impl Family {
         Family::PeerWeight,
         Family::PeerEffectiveWeight,
         Family::PeerLatency,
+        Family::PeerConnections,
+        Family::PeerOpened,
+        Family::PeerReused,
     ];
 
     /// Name, type and help.
@@ -231,6 +237,21 @@ impl Family {
                 "nginx_consul_peer_latency_seconds",
                 Gauge,
                 "Mean time to the response header, with least_time.",
+            ),
+            Family::PeerConnections => (
+                "nginx_consul_peer_connections",
+                Gauge,
+                "Connections to the peer, idle and active, with consul_keepalive.",
+            ),
+            Family::PeerOpened => (
+                "nginx_consul_peer_connections_opened_total",
+                Counter,
+                "Connections that were opened to the peer, with consul_keepalive.",
+            ),
+            Family::PeerReused => (
+                "nginx_consul_peer_connections_reused_total",
+                Counter,
+                "Requests over a connection that was idle, with consul_keepalive.",
             ),
         }
     }

@@ -1,9 +1,11 @@
 //! What is told of a block to variables, probes and the log.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
-use nginx_consul_core::balance::Tried;
+use nginx_consul_core::balance::{Candidates, Tier, Tried};
 use nginx_consul_core::labels::LabelSet;
+use nginx_consul_core::status;
 use nginx_consul_core::status::ready::{Demand, Known, Lack, Origin};
 
 use nginx_sys::{NGX_LOG_ERR, ngx_log_t};
@@ -14,6 +16,52 @@ use super::super::view::PeerView;
 use super::Block;
 
 impl Block {
+    /// Its method, as the configuration names it.
+    pub(in super::super) fn method_name(&self) -> Cow<'_, str> {
+        match self.stock() {
+            Some(stock) => stock.name().into(),
+            None if self.reuses() => format!("{} reuse", self.method().name()).into(),
+            None => self.method().name().into(),
+        }
+    }
+
+    /// Where its requests go, for the status page.
+    pub(crate) fn status(&self) -> status::Upstream {
+        let view = self.worker().and_then(|worker| Some((worker, self.view(worker)?)));
+        let tried = Tried::default();
+        let mut tiers = Vec::new();
+        let mut panic = None;
+        if let Some((worker, view)) = &view {
+            let mut candidates = self.candidates(&worker.table, view.peers(), &tried);
+            candidates.panic = self.is_in_panic(&candidates);
+            panic = self.panic.map(|_| candidates.panic);
+            tiers = self.tiers(&candidates);
+        }
+        if self.has_fallback {
+            let name = "servers".to_owned();
+            tiers.push(status::Tier { name, peers: None, usable: None });
+        }
+        let (name, service) = (self.name().into_owned(), self.service.clone());
+        let method = self.method_name().into_owned();
+        status::Upstream { panic, ..status::Upstream::new(name, service, method, tiers) }
+    }
+
+    /// The tiers of instances, those that have none among them; but not every set has backups.
+    fn tiers(&self, candidates: &Candidates<'_, '_>) -> Vec<status::Tier> {
+        let all = (0..self.sources.len()).flat_map(|set| [(set, false), (set, true)]);
+        let tier = |(set, backup)| {
+            let found = candidates.view.tiers().iter().find(|t| (t.set, t.backup) == (set, backup));
+            let peers = found.map_or(0..0, Tier::peers);
+            let datacenter = self.sources[set].datacenter.as_deref().unwrap_or("instances");
+            (!backup || found.is_some()).then(|| status::Tier {
+                name: format!("{datacenter}{}", if backup { " backup" } else { "" }),
+                peers: Some(peers.len()),
+                usable: Some(peers.filter(|&peer| candidates.is_usable(peer)).count()),
+            })
+        };
+        all.filter_map(tier).collect()
+    }
+
     /// What variables tell of the peers of a view's set. A request that names a variable that the
     /// configuration doesn't know (by SSI, say) is too late if the set has changed; the next ones
     /// are not.

@@ -18,7 +18,7 @@ use super::super::delegate::Delegate;
 use super::super::{init_picking, picked_by};
 use super::connection::{self, Connection};
 use super::terms::{Wanted, is_tls};
-use super::{Keepalive, Picked, SERVERS};
+use super::{Keepalive, SERVERS, With};
 use crate::conf;
 use crate::ffi::{ERROR, OK, fence};
 use crate::session;
@@ -146,12 +146,12 @@ impl KeptAttempt {
         // SAFETY: the caller's promise.
         unsafe {
             match picked_by(&self.picker) {
-                Picked::Instance(whom) => whom.key(),
-                Picked::Server => {
+                With::Instance(whom) => whom.key(),
+                With::Server => {
                     let identity = connection::hash_of_address(pc.sockaddr, pc.socklen);
                     Some(Key { owner: SERVERS, place: None, identity })
                 }
-                Picked::Unknown => None,
+                With::Unknown => None,
             }
         }
     }
@@ -200,6 +200,9 @@ impl KeptAttempt {
             let kept = given.or_else(|| Connection::new(pc, &Wanted::by(self.request, u, pc)?));
             let Some(kept) = kept else { return };
             connection::keep(self.keepalive(), (key, self.hint), kept, pc);
+            if let With::Instance(whom) = picked_by(&self.picker) {
+                whom.note_idle();
+            }
         }
     }
 
@@ -220,9 +223,9 @@ impl KeptAttempt {
     fn is_there(&self) -> bool {
         // SAFETY: the request is there, and so is its pool.
         match unsafe { picked_by(&self.picker) } {
-            Picked::Instance(whom) => whom.is_there(),
-            Picked::Server => true,
-            Picked::Unknown => false,
+            With::Instance(whom) => whom.is_there(),
+            With::Server => true,
+            With::Unknown => false,
         }
     }
 

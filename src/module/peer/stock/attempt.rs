@@ -16,7 +16,7 @@ use super::super::block_of;
 use super::super::clock::now;
 use super::super::counted::Counted;
 use super::super::delegate::Delegate;
-use super::super::keepalive::{Picked as PickedFor, Whom};
+use super::super::keepalive::{Whom, With};
 use super::super::served;
 use super::super::trace;
 use super::super::view::PeerView;
@@ -144,18 +144,18 @@ unsafe fn attempt<'a>(data: *mut c_void) -> &'a mut StockAttempt {
 /// # Safety
 ///
 /// `picker` was made by our `peer.init` for a request, whose pool is still there.
-pub(in super::super) unsafe fn picked_by<'a>(picker: &Delegate) -> PickedFor<'a> {
+pub(in super::super) unsafe fn picked_by<'a>(picker: &Delegate) -> With<'a> {
     if !picker.gets_by(ngx_http_upstream_get_stock_peer) {
-        return PickedFor::Server;
+        return With::Server;
     }
     // SAFETY: the data is that of our callback.
     let attempt = unsafe { attempt(picker.data()) };
     match (attempt.on_servers, attempt.counted.peer(), &attempt.snapshot) {
-        (true, ..) => PickedFor::Server,
+        (true, ..) => With::Server,
         (false, Some(peer), Some(snapshot)) => {
-            PickedFor::Instance(Whom { block: attempt.block(), view: snapshot.view(), peer })
+            With::Instance(Whom { block: attempt.block(), view: snapshot.view(), peer })
         }
-        _ => PickedFor::Unknown,
+        _ => With::Unknown,
     }
 }
 

@@ -52,8 +52,20 @@ function factsOf({ raw }) {
     ["error", raw.last_error ? printable(raw.last_error) : "", "bad"],
     ["next try", raw.backoff_ms ? `in ${span(raw.backoff_ms / 1000)}` : ""],
     ["refused", refusals.join(", ")],
+    ["connections", connectionsOf(raw.peers ?? [])],
     ["frozen", raw.frozen ? by(raw.frozen).trim() || "yes" : "", "bad"],
   ].filter(([, value]) => value);
+}
+
+/** What is kept of connections to the peers, and how many requests found one. */
+function connectionsOf(peers) {
+  const kept = peers.map((peer) => peer.connections).filter(Boolean);
+  if (!kept.length) return "";
+  const [idle, active, opened, reused] = ["idle", "active", "opened", "reused"].map((name) =>
+    kept.reduce((sum, one) => sum + one[name], 0),
+  );
+  const share = opened + reused ? `, ${percent(reused / (opened + reused))} of requests on one in use before` : "";
+  return `${count(idle)} idle, ${count(active)} active${share}`;
 }
 
 function sourceWord(source) {

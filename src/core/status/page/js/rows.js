@@ -139,6 +139,7 @@ function buildPeer() {
       updateShare(peer, fill, mark, share);
       setText(parts["per-second"], rate(peer.rate));
       setText(parts.flight, raw.max_conns > 0 ? `${count(raw.in_flight)} of ${count(raw.max_conns)}` : count(raw.in_flight));
+      setAttribute(parts.flight, "title", connectionsTitle(raw.connections));
       setText(parts.fails, count(raw.fails));
       setAttribute(parts.fails, "data-bad", raw.fails > 0 ? "yes" : null);
       const changed = raw.effective_weight !== undefined && raw.effective_weight !== raw.weight;
@@ -147,6 +148,12 @@ function buildPeer() {
       setText(parts.latency, typeof raw.latency_ms === "number" ? `${rate(raw.latency_ms)} ms` : "–");
     },
   };
+}
+
+function connectionsTitle(connections) {
+  if (!connections) return null;
+  const { idle, active, opened, reused } = connections;
+  return `connections: ${count(idle)} idle, ${count(active)} active, ${count(opened)} opened; ${count(reused)} requests on one in use before`;
 }
 
 /** What is out of the ordinary with a peer: backup, Consul's word, an override. */
