@@ -177,11 +177,13 @@ fn better_of_two<P: Peers, R: RngCore>(
     is_worse: impl Fn(P::Peer, P::Peer) -> bool,
 ) -> Option<P::Peer> {
     let weights = peers.weights();
-    let mut one = peers.peer(weights.at(rng.next_u64()));
+    // One number does for both, which look at its upper end: the halves of it are independent.
+    let drawn = rng.next_u64();
+    let mut one = peers.peer(weights.at(drawn));
     if !peers.is_sound(one) {
         one = probe_more(peers, rng, one, |rng| weights.at(rng.next_u64()))?;
     }
-    let number = weights.at_other(rng.next_u64(), peers.number(one));
+    let number = weights.at_other(drawn.rotate_left(32), peers.number(one));
     let mut other = peers.peer(number);
     if number == peers.number(one) || !peers.is_sound(other) {
         match draw_another(peers, rng, peers.number(one), number) {

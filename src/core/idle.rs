@@ -129,17 +129,25 @@ impl<C> Idle<C> {
         self.len == 0
     }
 
-    /// How many there are to that peer, of which two stand for more.
+    /// How many there are to the peer that was found there, of which two stand for more.
     #[inline]
-    pub fn count(&self, key: &Key) -> usize {
-        let Some(&peer) = self.places.get(key) else { return 0 };
-        let newest = self.items.get(self.peers[peer as usize].newest as usize);
+    pub fn count(&self, Hint(peer): Hint) -> usize {
+        let Some(peer) = self.peers.get(peer as usize) else { return 0 };
+        let newest = self.items.get(peer.newest as usize);
         newest.map_or(0, |item| 1 + usize::from(item.older_of_peer != NONE))
     }
 
-    /// Where a peer is; [`Hint::NONE`] if it has no connection.
+    /// Where a peer is, which may be where `hint` says; [`Hint::NONE`] if it has no connection.
     #[inline]
-    pub fn find(&self, key: &Key) -> Hint {
+    pub fn find(&self, key: &Key, Hint(hint): Hint) -> Hint {
+        match self.peers.get(hint as usize) {
+            Some(peer) if peer.key.as_ref() == Some(key) => Hint(hint),
+            _ => self.search(key),
+        }
+    }
+
+    #[cold]
+    fn search(&self, key: &Key) -> Hint {
         Hint(self.places.get(key).copied().unwrap_or(NONE))
     }
 
@@ -177,12 +185,21 @@ impl<C> Idle<C> {
     }
 
     /// Takes a connection to a peer that suits, the one that has been idle for the shortest time.
-    #[inline]
+    #[inline(always)]
     pub fn take(&mut self, Hint(peer): Hint, mut suits: impl FnMut(&C) -> bool) -> Option<C> {
-        let mut at = self.peers.get(peer as usize)?.newest;
-        for _ in 0..LOOKS {
+        let at = self.peers.get(peer as usize)?.newest;
+        let item = self.items.get(at as usize)?;
+        if item.kept.as_ref().is_some_and(&mut suits) {
+            return self.unlink(at);
+        }
+        self.take_older(item.older_of_peer, &mut suits)
+    }
+
+    #[cold]
+    fn take_older(&mut self, mut at: u32, suits: &mut dyn FnMut(&C) -> bool) -> Option<C> {
+        for _ in 1..LOOKS {
             let item = self.items.get(at as usize)?;
-            if item.kept.as_ref().is_some_and(&mut suits) {
+            if item.kept.as_ref().is_some_and(&mut *suits) {
                 return self.unlink(at);
             }
             at = item.older_of_peer;
@@ -197,7 +214,7 @@ impl<C> Idle<C> {
         self.peers[peer as usize].key.zip(Some(connection))
     }
 
-    #[inline]
+    #[inline(always)]
     fn unlink(&mut self, at: u32) -> Option<C> {
         let item = self.items.get_mut(at as usize)?;
         let connection = item.kept.take()?;

@@ -30,13 +30,15 @@ pub(crate) mod trace;
 mod view;
 mod worker;
 
+use attempt::kept::{
+    KeptAttempt, ngx_http_upstream_free_kept_peer, ngx_http_upstream_get_kept_peer,
+};
 use attempt::{
-    Attempt, attempt, ngx_http_upstream_free_consul_peer, ngx_http_upstream_get_consul_peer,
+    Attempt, Start, ngx_http_upstream_free_consul_peer, ngx_http_upstream_get_consul_peer,
     save_session, set_session,
 };
 pub(crate) use block::Block;
-use delegate::Delegate;
-use keepalive::With;
+use keepalive::Kept;
 pub(crate) use keepalive::{Keepalive, end as end_keepalive};
 pub(crate) use named::{Lookup, NamedBlock, New, Why};
 pub(crate) use served::Served;
@@ -69,14 +71,23 @@ pub(crate) extern "C" fn ngx_http_upstream_init_consul(
             {
                 return ERROR;
             }
-            (*us).peer.init = Some(match ((*conf).keepalive_conf.is_some(), inner) {
-                (true, _) => keepalive::ngx_http_upstream_init_kept_peer,
-                (false, Some(_)) => stock::ngx_http_upstream_init_stock_peer,
-                (false, None) => ngx_http_upstream_init_consul_peer,
-            });
+            (*us).peer.init = Some(peer_init((*conf).keepalive_conf.is_some(), inner.is_some()));
         }
         OK
     })
+}
+
+type PeerInit =
+    extern "C" fn(*mut ngx_http_request_t, *mut ngx_http_upstream_srv_conf_t) -> ngx_int_t;
+
+/// Of a block that keeps connections, or that a method of nginx's or another module's picks in.
+fn peer_init(keeps_alive: bool, is_stock: bool) -> PeerInit {
+    match (keeps_alive, is_stock) {
+        (true, true) => keepalive::ngx_http_upstream_init_kept_stock_peer,
+        (true, false) => ngx_http_upstream_init_kept_peer,
+        (false, true) => stock::ngx_http_upstream_init_stock_peer,
+        (false, false) => ngx_http_upstream_init_consul_peer,
+    }
 }
 
 /// On nginx that keeps connections by itself: has the block's own connections kept by us alone.
@@ -85,43 +96,9 @@ pub(crate) extern "C" fn ngx_http_upstream_init_consul(
 ///
 /// `us` is a block with `consul_keepalive` of the configuration that is being read.
 #[cfg(nginx_keepalive_anywhere)]
-pub(crate) unsafe fn replace_keepalive(us: *mut ngx_http_upstream_srv_conf_t) {
+pub(crate) unsafe fn replace_keepalive(us: *mut ngx_http_upstream_srv_conf_t, is_stock: bool) {
     // SAFETY: the caller's promise. What nginx has put around our callback is for requests only.
-    unsafe { (*us).peer.init = Some(keepalive::ngx_http_upstream_init_kept_peer) };
-}
-
-/// The `peer.init` of whoever picks in a block.
-///
-/// # Safety
-///
-/// As nginx calls a `peer.init`; `conf` is ours of the block.
-#[inline]
-unsafe fn init_picking(
-    conf: &SrvConf,
-    r: *mut ngx_http_request_t,
-    us: *mut ngx_http_upstream_srv_conf_t,
-) -> ngx_int_t {
-    if conf.dynamic.as_ref().is_some_and(|dynamic| dynamic.inner.is_some()) {
-        stock::ngx_http_upstream_init_stock_peer(r, us)
-    } else {
-        ngx_http_upstream_init_consul_peer(r, us)
-    }
-}
-
-/// Whom a request is with.
-///
-/// # Safety
-///
-/// `picker` is what [`init_picking`] made for a request, whose pool is still there.
-#[inline]
-unsafe fn picked_by<'a>(picker: &Delegate) -> With<'a> {
-    if picker.gets_by(ngx_http_upstream_get_consul_peer) {
-        // SAFETY: the data is that of our callback.
-        unsafe { attempt(picker.data()) }.with()
-    } else {
-        // SAFETY: as above.
-        unsafe { stock::picked_by(picker) }
-    }
+    unsafe { (*us).peer.init = Some(peer_init(true, is_stock)) };
 }
 
 /// `peer.init`.
@@ -133,33 +110,94 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
         // SAFETY: nginx passes a request with an upstream, and a block of the running
         // configuration, which lives as long as the worker.
         unsafe {
-            let Some((block, named)) = block_of(r, us) else { return ERROR };
-            let block = &*block;
-            let mut view = block.worker().and_then(|worker| block.view(worker));
-            if view.as_ref().is_none_or(|view| view.is_empty()) {
-                if block.has_fallback {
-                    served::forget(r);
-                    return ngx_http_upstream_init_round_robin_peer(r, us);
-                }
-                view = Some(Rc::default());
-            }
-            let Some(view) = view else { return ERROR };
-            // Before there is an attempt that a variable may look at.
-            let Some(key) = block.key(r) else { return ERROR };
-            let servers = if block.has_fallback { server_count(us) } else { 0 };
-            let tries = (view.len() + servers).max(1);
-            let init = || Attempt::new((r, us), (block, named), view, key);
+            let start = match begin(r, us) {
+                Begun::Start(start) => start,
+                Begun::Nobody => return ngx_http_upstream_init_round_robin_peer(r, us),
+                Begun::Failed => return ERROR,
+            };
+            let tries = start.tries;
+            let init = || Attempt::new((r, us), start);
             let attempt = make_in_pool_for((*r).pool, served::drop_attempt, init);
-            let Some(attempt) = attempt.as_mut() else { return ERROR };
+            if attempt.is_null() {
+                return ERROR;
+            }
             let peer = &mut (*(*r).upstream).peer;
-            peer.data = (&raw mut *attempt).cast();
+            peer.data = attempt.cast();
             peer.get = Some(ngx_http_upstream_get_consul_peer);
             peer.free = Some(ngx_http_upstream_free_consul_peer);
-            peer.tries = tries as ngx_uint_t;
+            peer.tries = tries;
             session::install(peer, set_session, save_session);
         }
         OK
     })
+}
+
+/// `peer.init` of a block with `consul_keepalive`.
+extern "C" fn ngx_http_upstream_init_kept_peer(
+    r: *mut ngx_http_request_t,
+    us: *mut ngx_http_upstream_srv_conf_t,
+) -> ngx_int_t {
+    fence(ERROR, || {
+        // SAFETY: as above.
+        unsafe {
+            let start = match begin(r, us) {
+                Begun::Start(start) => start,
+                Begun::Nobody => {
+                    let init = || ngx_http_upstream_init_round_robin_peer(r, us);
+                    return keepalive::init_around(r, us, init);
+                }
+                Begun::Failed => return ERROR,
+            };
+            let Some(keepalive) = &(*start.block).part().keepalive else { return ERROR };
+            let (tries, kept) = (start.tries, Kept::new(keepalive, r));
+            let init = || KeptAttempt::new(Attempt::new((r, us), start), kept);
+            let attempt = make_in_pool_for((*r).pool, served::drop_attempt, init);
+            if attempt.is_null() {
+                return ERROR;
+            }
+            let peer = &mut (*(*r).upstream).peer;
+            peer.data = attempt.cast();
+            peer.get = Some(ngx_http_upstream_get_kept_peer);
+            peer.free = Some(ngx_http_upstream_free_kept_peer);
+            peer.tries = tries;
+            session::install(peer, set_session, save_session);
+        }
+        OK
+    })
+}
+
+/// What a request begins with.
+enum Begun {
+    Start(Start),
+    /// There is no instance, but there are `server` lines.
+    Nobody,
+    Failed,
+}
+
+/// # Safety
+///
+/// `r` is a request with an upstream, and `us` a block of the running configuration.
+#[inline(always)]
+unsafe fn begin(r: *mut ngx_http_request_t, us: *mut ngx_http_upstream_srv_conf_t) -> Begun {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let Some((block, named)) = block_of(r, us) else { return Begun::Failed };
+        let block = &*block;
+        let mut view = block.worker().and_then(|worker| block.view(worker));
+        if view.as_ref().is_none_or(|view| view.is_empty()) {
+            if block.has_fallback {
+                served::forget(r);
+                return Begun::Nobody;
+            }
+            view = Some(Rc::default());
+        }
+        let Some(view) = view else { return Begun::Failed };
+        // Before there is an attempt that a variable may look at.
+        let Some(key) = block.key(r) else { return Begun::Failed };
+        let servers = if block.has_fallback { server_count(us) } else { 0 };
+        let tries = (view.len() + servers).max(1);
+        Begun::Start(Start { block, named, view, key, tries: tries as ngx_uint_t })
+    }
 }
 
 /// The block that a request to `us` goes to, and what keeps it if that is not the configuration.

@@ -96,9 +96,16 @@ impl Latency {
     }
 }
 
-#[cold]
+/// e⁻ˣ, as (e⁻ˣᐟ³²)³²: the C library's function would cost more than all else that a pick does. Wrong
+/// by less than 0.02 % up to x = 1 and 2.5 % up to 5; what is left after that is next to nothing.
+#[inline]
 fn far(past: f32) -> f32 {
-    (-past).exp()
+    let part = past.min(20.0) * (1.0 / 32.0);
+    let mut left = 1.0 - part * (1.0 - 0.5 * part);
+    for _ in 0..5 {
+        left *= left;
+    }
+    left
 }
 
 /// What one more request costs an instance, to be compared with the others' cost at the same time:
@@ -183,6 +190,19 @@ mod tests {
         }
         let few = Latency::default().after(100, 0).after(10, 10_000);
         assert!((many.at(10_000) - few.at(10_000)).abs() < 0.1, "{many:?} {few:?}");
+    }
+
+    #[test]
+    fn old_values_decay_as_the_exponential_function_has_it() {
+        let share = |ms: u32| Latency { mean: 1.0, at: 0 }.left_at(ms.into());
+        for (ms, most) in [(1, 1e-6), (127, 1e-6), (128, 1e-6), (10_000, 2e-4), (50_000, 0.025)] {
+            let exact = (-f64::from(ms) / 10_000.0).exp();
+            let off = (f64::from(share(ms)) / exact - 1.0).abs();
+            assert!(off < most, "after {ms} ms: {off}");
+        }
+        let shares: Vec<f32> = (0..400_000).step_by(50).map(share).collect();
+        assert!(shares.windows(2).all(|pair| pair[0] >= pair[1]), "it never rises again");
+        assert!(shares[shares.len() - 1] < 1e-7);
     }
 
     #[test]

@@ -191,7 +191,7 @@ fn keep_alive(
     #[cfg(nginx_keepalive_anywhere)]
     // SAFETY: a block of the configuration that is being read.
     unsafe {
-        crate::peer::replace_keepalive(upstream);
+        crate::peer::replace_keepalive(upstream, dynamic.inner.is_some());
     }
     #[cfg(not(nginx_keepalive_anywhere))]
     let _ = upstream;

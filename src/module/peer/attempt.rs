@@ -21,6 +21,8 @@ use super::trace::trace;
 use super::view::PeerView;
 use crate::ffi::{DECLINED, ERROR, OK, fence};
 
+pub(super) mod kept;
+
 /// A request to the block; `peer.data`.
 pub(super) struct Attempt {
     pub(super) view: Rc<PeerView>,
@@ -38,6 +40,18 @@ pub(super) struct Attempt {
     pub(super) servers: Option<Box<Delegate>>,
 }
 
+/// What a request begins with.
+pub(super) struct Start {
+    pub(super) block: *const Block,
+    /// What keeps the block, if that is not the configuration.
+    pub(super) named: Option<Rc<Block>>,
+    pub(super) view: Rc<PeerView>,
+    /// What the request is hashed by; lives as long as the request.
+    pub(super) key: &'static [u8],
+    /// How often nginx may try.
+    pub(super) tries: ngx_uint_t,
+}
+
 /// # Safety
 ///
 /// `data` is the `peer.data` of a request that [`super::ngx_http_upstream_init_consul_peer`] set; nginx
@@ -51,41 +65,8 @@ pub(super) extern "C" fn ngx_http_upstream_get_consul_peer(
     pc: *mut ngx_peer_connection_t,
     data: *mut c_void,
 ) -> ngx_int_t {
-    fence(ERROR, || {
-        // SAFETY: nginx passes our data; the configuration outlives the request.
-        let (attempt, block) = unsafe {
-            let attempt = attempt(data);
-            let block = &*attempt.block;
-            (attempt, block)
-        };
-        // nginx has freed the peer before; this is for what it forgets.
-        if attempt.counted.is_in_flight() {
-            attempt.counted.end();
-        }
-        if let Some(servers) = &attempt.servers {
-            return servers.get(pc);
-        }
-        let now = now();
-        // SAFETY: nginx passes the request's connection.
-        let log = unsafe { (*pc).log };
-        let picked = block.worker().and_then(|worker| {
-            let picked = block.pick(worker, &attempt.view, &attempt.tried, attempt.key, now)?;
-            let number = picked.known.number as usize;
-            if trace::is_on(log) {
-                attempt.tell(log, Some(number));
-            }
-            attempt.counted.begin(worker, picked, now.seconds);
-            attempt.tried.insert(number);
-            Some(number)
-        });
-        let Some(peer) = picked else { return attempt.get_none(pc) };
-        // SAFETY: nginx passes the request's connection.
-        let pc = unsafe { &mut *pc };
-        pc.set_cached(0);
-        pc.connection = std::ptr::null_mut();
-        attempt.view.point(pc, peer);
-        OK
-    })
+    // SAFETY: nginx passes our data, and the request's connection.
+    fence(ERROR, || unsafe { attempt(data).get(pc) })
 }
 
 pub(super) extern "C" fn ngx_http_upstream_free_consul_peer(
@@ -93,24 +74,8 @@ pub(super) extern "C" fn ngx_http_upstream_free_consul_peer(
     data: *mut c_void,
     state: ngx_uint_t,
 ) {
-    fence((), || {
-        // SAFETY: nginx passes our data.
-        let attempt = unsafe { attempt(data) };
-        if let Some(servers) = &attempt.servers {
-            servers.free(pc, state);
-            return;
-        }
-        // SAFETY: nginx passes the request's connection.
-        let pc = unsafe { &mut *pc };
-        let single = attempt.is_single();
-        if let (true, Some(peer)) = (trace::is_on(pc.log), attempt.counted.peer()) {
-            let failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;
-            trace::ended(pc.log, attempt.block(), &attempt.view, peer, failed);
-        }
-        attempt.judge(state, single, pc.log);
-        attempt.counted.end();
-        pc.tries = if single { 0 } else { pc.tries.saturating_sub(1) };
-    });
+    // SAFETY: as above.
+    fence((), || unsafe { attempt(data).free(pc, state) });
 }
 
 impl Attempt {
@@ -118,9 +83,7 @@ impl Attempt {
     #[inline(always)]
     pub(super) fn new(
         (request, upstream): (*mut ngx_http_request_t, *mut ngx_http_upstream_srv_conf_t),
-        (block, named): (*const Block, Option<Rc<Block>>),
-        view: Rc<PeerView>,
-        key: &'static [u8],
+        Start { block, named, view, key, .. }: Start,
     ) -> Attempt {
         Attempt {
             view,
@@ -135,13 +98,70 @@ impl Attempt {
         }
     }
 
+    /// `peer.get`.
+    ///
+    /// # Safety
+    ///
+    /// `pc` is the request's connection.
+    #[inline(always)]
+    unsafe fn get(&mut self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
+        // nginx has freed the peer before; this is for what it forgets.
+        if self.counted.is_in_flight() {
+            self.counted.end();
+        }
+        if let Some(servers) = &self.servers {
+            return servers.get(pc);
+        }
+        // SAFETY: the configuration outlives the request, or the attempt keeps the block.
+        let block = unsafe { &*self.block };
+        let now = now();
+        let Some(worker) = block.worker() else { return self.get_none(pc) };
+        let picked = block.pick(worker, &self.view, &self.tried, self.key, now);
+        let Some(picked) = picked else { return self.get_none(pc) };
+        let peer = picked.known.number as usize;
+        self.counted.begin(worker, picked, now.seconds);
+        // SAFETY: the caller's promise.
+        let pc = unsafe { &mut *pc };
+        if trace::is_on(pc.log) {
+            self.tell(pc.log, Some(peer));
+        }
+        self.tried.insert(peer);
+        pc.set_cached(0);
+        pc.connection = std::ptr::null_mut();
+        self.view.point(pc, peer);
+        OK
+    }
+
+    /// `peer.free`.
+    ///
+    /// # Safety
+    ///
+    /// `pc` is the request's connection.
+    #[inline(always)]
+    unsafe fn free(&mut self, pc: *mut ngx_peer_connection_t, state: ngx_uint_t) {
+        if let Some(servers) = &self.servers {
+            servers.free(pc, state);
+            return;
+        }
+        // SAFETY: the caller's promise.
+        let pc = unsafe { &mut *pc };
+        let single = self.is_single();
+        if let (true, Some(peer)) = (trace::is_on(pc.log), self.counted.peer()) {
+            let failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;
+            trace::ended(pc.log, self.block(), &self.view, peer, failed);
+        }
+        self.judge(state, single, pc.log);
+        self.counted.end();
+        pc.tries = if single { 0 } else { pc.tries.saturating_sub(1) };
+    }
+
     pub(super) fn block(&self) -> &Block {
         // SAFETY: the configuration outlives the request.
         unsafe { &*self.block }
     }
 
     #[inline]
-    pub(super) fn with(&self) -> With<'_> {
+    fn with(&self) -> With<'_> {
         match (&self.servers, self.counted.peer()) {
             (Some(_), _) => With::Server,
             (None, Some(peer)) => {
@@ -203,7 +223,7 @@ impl Attempt {
         self.servers.as_deref()
     }
 
-    #[inline]
+    #[inline(always)]
     fn judge(&self, state: ngx_uint_t, single: bool, log: *mut ngx_log_t) {
         if self.block().method() == Method::LeastTime {
             self.note_time(state & NGX_PEER_FAILED as ngx_uint_t != 0);
@@ -214,7 +234,7 @@ impl Attempt {
     }
 
     /// Notes how long the peer took.
-    #[inline]
+    #[inline(always)]
     fn note_time(&self, failed: bool) {
         let Some((counters, known)) = self.counted.known(&self.view) else { return };
         // SAFETY: the request's upstream, whose state nginx makes before it connects.

@@ -230,14 +230,13 @@ impl Block {
     /// This worker's copy of the present sets; one atomic load for each if nothing changed.
     #[inline(always)]
     pub(super) fn view(&self, worker: Worker) -> Option<Rc<PeerView>> {
-        let held = self.view.borrow();
-        if let Some(view) = &*held {
-            if self.is_present(worker, view) {
-                return Some(Rc::clone(view));
-            }
+        // SAFETY: it is borrowed mutably in renewed_view() only, which calls nothing that comes here;
+        // and while this looks at it, only the view's counter is touched.
+        let held = unsafe { self.view.try_borrow_unguarded() };
+        match held {
+            Ok(Some(view)) if self.is_present(worker, view) => Some(Rc::clone(view)),
+            _ => self.renewed_view(worker),
         }
-        drop(held);
-        self.renewed_view(worker)
     }
 
     /// Takes the present sets, also while no request comes.
@@ -361,7 +360,7 @@ impl Block {
         let picked = balance::pick(self.method(), &candidates, cursor, rng)?;
         Some(match view.reuse() {
             None => picked,
-            Some(reuse) => self.part.rather_idle(reuse, picked, self.method(), &candidates),
+            Some(reuse) => self.part.rather_idle((reuse, view), picked, self.method(), &candidates),
         })
     }
 

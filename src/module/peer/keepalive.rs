@@ -22,11 +22,13 @@ use crate::conf::KeepaliveConf;
 
 mod attempt;
 mod connection;
+mod kept;
 mod lookout;
 mod terms;
 
-pub(super) use attempt::ngx_http_upstream_init_kept_peer;
+pub(super) use attempt::{init_around, ngx_http_upstream_init_kept_stock_peer};
 use connection::Connection;
+pub(super) use kept::Kept;
 pub(crate) use lookout::end;
 use terms::Wanted;
 
@@ -65,27 +67,62 @@ impl Keepalive {
         }
     }
 
-    /// A connection to the peer that suits the request; it is idle no more. And where the peer is.
-    #[inline]
+    /// A connection to the peer, which may be where `hint` says, that suits the request; it is idle
+    /// no more. And where the peer is.
+    #[inline(always)]
     fn take(
         &self,
         key: &Key,
+        hint: Hint,
         pc: &ngx_peer_connection_t,
         wanted: &Wanted,
     ) -> (Hint, Option<NonNull<Connection>>) {
-        let hint = self.idle.borrow().find(key);
+        let hint = self.idle.borrow().find(key, hint);
+        let found = self.take_at(hint, key, pc, wanted);
+        match found {
+            // SAFETY: it is alive. What its peer has closed, or sent unasked, the event loop may
+            // not have come to yet.
+            Some(found) if !unsafe { found.as_ref().is_quiet() } => {
+                (hint, self.take_another(found, hint, key, pc, wanted))
+            }
+            found => (hint, found),
+        }
+    }
+
+    #[inline(always)]
+    fn take_at(
+        &self,
+        hint: Hint,
+        key: &Key,
+        pc: &ngx_peer_connection_t,
+        wanted: &Wanted,
+    ) -> Option<NonNull<Connection>> {
+        // SAFETY: what is kept is alive until it is taken out.
+        let suits = |held: &NonNull<Connection>| unsafe { held.as_ref().suits(pc, wanted) };
+        let found = self.idle.borrow_mut().take(hint, suits)?;
+        self.note(key, false);
+        Some(found)
+    }
+
+    /// In place of one that its peer has closed.
+    #[cold]
+    fn take_another(
+        &self,
+        mut closed: NonNull<Connection>,
+        hint: Hint,
+        key: &Key,
+        pc: &ngx_peer_connection_t,
+        wanted: &Wanted,
+    ) -> Option<NonNull<Connection>> {
         loop {
-            // SAFETY: what is kept is alive until it is taken out.
-            let suits = |held: &NonNull<Connection>| unsafe { held.as_ref().suits(pc, wanted) };
-            let Some(found) = self.idle.borrow_mut().take(hint, suits) else { return (hint, None) };
-            self.note(key, false);
-            // SAFETY: as above. What its peer has closed, or sent unasked, the event loop may not
-            // have come to yet.
+            // SAFETY: it was taken out, so this is its only user; the next one is alive.
             unsafe {
-                if found.as_ref().is_quiet() {
-                    return (hint, Some(found));
+                connection::close(closed);
+                let next = self.take_at(hint, key, pc, wanted)?;
+                if next.as_ref().is_quiet() {
+                    return Some(next);
                 }
-                connection::close(found);
+                closed = next;
             }
         }
     }
@@ -208,7 +245,7 @@ impl Part {
     #[inline(never)]
     pub(super) fn rather_idle<'a, 'z>(
         &self,
-        reuse: &Reuse,
+        (reuse, view): (&Reuse, &PeerView),
         given: Picked<'a, 'z>,
         method: Method,
         candidates: &Candidates<'a, 'z>,
@@ -216,7 +253,9 @@ impl Part {
         let Some((keepalive, owner)) = self.owner() else { return given };
         let idle = keepalive.idle.borrow();
         let records = candidates.view.records();
-        reuse.instead_of(given, method, candidates, |peer| idle.count(&key(owner, &records[peer])))
+        reuse.instead_of(given, method, candidates, |peer| {
+            idle.count(idle.find(&key(owner, &records[peer]), view.hint(peer)))
+        })
     }
 
     /// The block has a new set.
@@ -246,6 +285,18 @@ pub(super) enum With<'a> {
     Unknown,
 }
 
+impl With<'_> {
+    /// Whether that is still there.
+    #[inline]
+    fn is_there(&self) -> bool {
+        match self {
+            With::Instance(whom) => whom.is_there(),
+            With::Server => true,
+            With::Unknown => false,
+        }
+    }
+}
+
 /// The instance that a request is with.
 pub(super) struct Whom<'a> {
     pub(super) block: &'a Block,
@@ -258,9 +309,17 @@ impl Whom<'_> {
         &self.view.peers().records()[self.peer]
     }
 
-    fn key(&self) -> Option<Key> {
+    /// And where it is among the idle connections, if it is known.
+    #[inline]
+    fn key(&self) -> Option<(Key, Hint)> {
         let (_, owner) = self.block.part().owner()?;
-        Some(key(owner, self.record()))
+        Some((key(owner, self.record()), self.view.hint(self.peer)))
+    }
+
+    /// It is there among the idle connections.
+    #[cold]
+    fn note_hint(&self, hint: Hint) {
+        self.view.note_hint(self.peer, hint);
     }
 
     /// A connection to the instance has become idle.
@@ -272,11 +331,17 @@ impl Whom<'_> {
     }
 
     /// Whether the instance is still there, and where it was.
+    #[inline(always)]
     fn is_there(&self) -> bool {
         let Some(worker) = self.block.worker() else { return false };
         if self.block.is_present(worker, self.view) {
             return is_wanted(self.record());
         }
+        self.is_there_now(worker)
+    }
+
+    #[cold]
+    fn is_there_now(&self, worker: Worker) -> bool {
         let Some(present) = self.block.view(worker) else { return false };
         let own = self.record();
         let same = |record: &&Record| {

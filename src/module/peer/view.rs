@@ -1,10 +1,11 @@
 //! A set of peers in nginx's types.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
 use nginx_consul_core::balance::{Method, Reuse, Rules, View};
+use nginx_consul_core::idle::Hint;
 use nginx_consul_core::labels::LabelSet;
 use nginx_consul_core::table::{Image, Place, Record};
 use nginx_sys::{ngx_peer_connection_t, ngx_str_t, sockaddr};
@@ -21,6 +22,8 @@ pub(crate) struct PeerView {
     /// Of each set, if a variable wants them.
     labels: Box<[OnceCell<Rc<LabelSet>>]>,
     reuse: Option<Reuse>,
+    /// Where peers were found among idle connections; empty while nobody looks.
+    hints: OnceCell<Box<[Cell<Hint>]>>,
 }
 
 /// One of the sets that a view is made of.
@@ -54,7 +57,14 @@ impl PeerView {
                 }
             }
         }
-        PeerView { view, contacts, sessions, labels: Vec::into_boxed_slice(labels), reuse: None }
+        PeerView {
+            view,
+            contacts,
+            sessions,
+            labels: Vec::into_boxed_slice(labels),
+            reuse: None,
+            hints: OnceCell::new(),
+        }
     }
 
     /// Has peers with an idle connection take the turns of others, from where these stood before.
@@ -91,6 +101,20 @@ impl PeerView {
             let _ = cell.set(Rc::new(load()?));
         }
         cell.get().map(Rc::as_ref)
+    }
+
+    /// Where the peer was found last among idle connections.
+    #[inline]
+    pub(super) fn hint(&self, peer: usize) -> Hint {
+        self.hints.get().and_then(|hints| hints.get(peer)).map_or(Hint::NONE, Cell::get)
+    }
+
+    /// It was found there.
+    pub(super) fn note_hint(&self, peer: usize, hint: Hint) {
+        let none = || vec![Cell::new(Hint::NONE); self.len()].into();
+        if let Some(known) = self.hints.get_or_init(none).get(peer) {
+            known.set(hint);
+        }
     }
 
     pub(crate) fn sessions(&self) -> &Sessions {

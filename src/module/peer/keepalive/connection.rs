@@ -107,6 +107,7 @@ impl Connection {
 /// # Safety
 ///
 /// `pc` is that of the request; the connection is alive and nobody else's.
+#[inline(always)]
 pub(super) unsafe fn hand_out(connection: NonNull<Connection>, pc: &mut ngx_peer_connection_t) {
     // SAFETY: the caller's promise; a connection has its two events as long as it is open.
     unsafe {
@@ -127,6 +128,7 @@ pub(super) unsafe fn hand_out(connection: NonNull<Connection>, pc: &mut ngx_peer
 /// # Safety
 ///
 /// `pc` is that of the request, which has done with the connection; `connection` is of it.
+#[inline(always)]
 pub(super) unsafe fn keep(
     keepalive: &Rc<Keepalive>,
     (key, hint): (Key, Hint),

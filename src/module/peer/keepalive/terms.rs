@@ -25,14 +25,20 @@ impl Bytes {
     /// Who keeps the bytes is still there.
     #[inline]
     pub(super) unsafe fn is(self, other: Bytes) -> bool {
+        if self.1 != other.1 {
+            return false;
+        }
         // SAFETY: the caller's promise; no length is without its bytes.
-        self.1 == other.1
-            && (self.0 == other.0
-                || self.1 == 0
-                || unsafe {
-                    std::slice::from_raw_parts(self.0, self.1)
-                        == std::slice::from_raw_parts(other.0, other.1)
-                })
+        unsafe {
+            // An IPv4 address: no call of the C library is as quick as two words.
+            if self.1 == size_of::<[u64; 2]>() {
+                let words = |bytes: Bytes| bytes.0.cast::<[u64; 2]>().read_unaligned();
+                return words(self) == words(other);
+            }
+            self.1 == 0
+                || std::slice::from_raw_parts(self.0, self.1)
+                    == std::slice::from_raw_parts(other.0, other.1)
+        }
     }
 
     /// # Safety

@@ -198,7 +198,10 @@ fn whole(modules: &str, http: &str) -> String {
 /// What to load, and what to put into `http`.
 fn ours(stage: &Stage, block: &str) -> (String, String) {
     let server = stage.consul_url();
-    let http = format!("consul_server {server};\nconsul_zone consul 64m;\n{}", upstream(block));
+    let http = format!(
+        "consul_server {server};\nconsul_zone consul 64m;\nconsul_init_timeout 60s;\n{}",
+        upstream(block)
+    );
     (format!("load_module {};\n", nginx::module().display()), http)
 }
 

@@ -3,7 +3,7 @@ use std::collections::VecDeque;
 use proptest::prelude::*;
 
 use super::*;
-use crate::idle::{Idle, Key};
+use crate::idle::{Hint, Idle, Key};
 use crate::table::InFlight;
 
 /// A worker that keeps some connections, and has some requests under way.
@@ -44,7 +44,7 @@ impl<'s> Worker<'s> {
         let tried = Tried::default();
         let (scene, candidates) = (self.scene, self.scene.candidates(&tried));
         let given = pick(scene.method, &candidates, &mut self.cursor, &mut self.rng).unwrap();
-        let idle = |peer| self.idle.count(&self.key(peer));
+        let idle = |peer| self.idle.count(self.idle.find(&self.key(peer), Hint::NONE));
         let picked = self.reuse.instead_of(given, scene.method, &candidates, idle);
         let (from, to) = (given.known.number as usize, picked.known.number as usize);
         let turns = if from == to { [0, 0] } else { [-1, 1] };
@@ -53,7 +53,7 @@ impl<'s> Worker<'s> {
             *now += turn;
             (*low, *high) = ((*now).min(*low), (*now).max(*high));
         }
-        let hint = self.idle.find(&self.key(to));
+        let hint = self.idle.find(&self.key(to), Hint::NONE);
         self.opened += usize::from(self.idle.take(hint, |_| true).is_none());
         self.picks += 1;
         let Known { place, identity, .. } = *picked.known;
@@ -68,7 +68,7 @@ impl<'s> Worker<'s> {
         let Some((peer, entered)) = self.under_way.pop_front() else { return };
         entered.end();
         let key = self.key(peer);
-        self.idle.put(key, self.idle.find(&key), peer);
+        self.idle.put(key, self.idle.find(&key, Hint::NONE), peer);
         self.reuse.note_idle(peer);
     }
 
@@ -172,7 +172,7 @@ fn a_peer_that_is_not_quite_well_gets_nobody_else_s_turn() {
         let mut worker = Worker::new(&scene, 64);
         let (ill, well) = (scene.at(1), scene.at(2));
         let known = scene.view.known(ill);
-        worker.idle.put(worker.key(ill), worker.idle.find(&worker.key(ill)), ill);
+        worker.idle.put(worker.key(ill), worker.idle.find(&worker.key(ill), Hint::NONE), ill);
         worker.reuse.note_idle(ill);
         let counters = scene.table.slot(known.place);
         match what {

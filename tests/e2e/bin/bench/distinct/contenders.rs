@@ -71,7 +71,10 @@ impl Contender {
             Contender::HaProxy => (false, String::new()),
         };
         let load = format!("load_module {};\n", nginx::module().display());
-        let consul = format!("consul_server {};\nconsul_zone consul 64m;\n", peers.consul_url());
+        let consul = format!(
+            "consul_server {};\nconsul_zone consul 64m;\nconsul_init_timeout 60s;\n",
+            peers.consul_url()
+        );
         format!(
             "{}daemon off;\nworker_processes 1;\npid nginx.pid;\nerror_log error.log notice;\n\
              worker_rlimit_nofile 16384;\nevents {{ worker_connections 16000; }}\n\
