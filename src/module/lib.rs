@@ -32,6 +32,7 @@ mod orders;
 mod peer;
 mod reach;
 mod ready;
+mod response;
 mod session;
 mod signals;
 mod sink;

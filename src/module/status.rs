@@ -14,7 +14,7 @@ use crate::conf::args::duplicate;
 use crate::conf::commands::finish;
 use crate::conf::{self, LocConf};
 use crate::ffi::{self, CONF_ERROR, ERROR, OK, fence};
-use crate::ready;
+use crate::{ready, response};
 use collect::Walk;
 use params::Metrics;
 
@@ -71,7 +71,7 @@ pub(crate) extern "C" fn ngx_http_consul_status_handler(r: *mut ngx_http_request
                 Ok(ask) => answer(r, ask),
                 Err(error) => {
                     let text = vec![format!("{error}\n").into_bytes()];
-                    send::send(r, NGX_HTTP_BAD_REQUEST, TEXT, text)
+                    response::send(r, NGX_HTTP_BAD_REQUEST, TEXT, text)
                 }
             }
         }
@@ -95,10 +95,10 @@ unsafe fn answer(r: *mut ngx_http_request_t, ask: Ask) -> ngx_int_t {
                 Format::Json => ("application/json", "{\"error\":\"no such service\"}\n"),
                 _ => (TEXT, "no such service\n"),
             };
-            return send::send(r, NGX_HTTP_NOT_FOUND, kind, vec![text.into()]);
+            return response::send(r, NGX_HTTP_NOT_FOUND, kind, vec![text.into()]);
         };
         if (*r).method & NGX_HTTP_HEAD as usize != 0 {
-            return send::send(r, NGX_HTTP_OK, ask.format.content_type(), Vec::new());
+            return response::send(r, NGX_HTTP_OK, ask.format.content_type(), Vec::new());
         }
         send::answer(r, walk, ask.format)
     }
@@ -118,7 +118,7 @@ unsafe fn page(r: *mut ngx_http_request_t) -> ngx_int_t {
             }
         }
         let body = vec![page.body.clone().into_bytes()];
-        send::send(r, NGX_HTTP_OK, Format::Html.content_type(), body)
+        response::send(r, NGX_HTTP_OK, Format::Html.content_type(), body)
     }
 }
 

@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use nginx_consul_core::status::Format;
 use nginx_sys::{
-    NGX_DONE, NGX_HTTP_HEAD, NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_OK,
-    NGX_HTTP_SPECIAL_RESPONSE, ngx_add_timer, ngx_alloc_chain_link, ngx_buf_t, ngx_chain_t,
-    ngx_del_timer, ngx_event_t, ngx_http_finalize_request, ngx_http_output_filter,
+    NGX_DONE, NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_OK, NGX_HTTP_SPECIAL_RESPONSE,
+    ngx_add_timer, ngx_del_timer, ngx_event_t, ngx_http_finalize_request,
     ngx_http_read_client_request_body, ngx_http_request_empty_handler, ngx_http_request_t,
-    ngx_http_run_posted_requests, ngx_http_send_header, ngx_int_t, ngx_msec_t, ngx_pcalloc,
+    ngx_http_run_posted_requests, ngx_int_t, ngx_msec_t,
 };
 
 use super::collect::Walk;
-use crate::ffi::{ERROR, fence, give_to_pool, str_over};
+use crate::ffi::{ERROR, fence, give_to_pool};
+use crate::response::send;
 
 /// How long a turn of the event loop may go on with a status.
 const TURN: Duration = Duration::from_millis(2);
@@ -102,74 +102,4 @@ impl Drop for Writing {
             unsafe { ngx_del_timer(&mut self.timer) };
         }
     }
-}
-
-/// Sends an answer whose parts are not empty; only its header to HEAD.
-///
-/// # Safety
-///
-/// `r` is a valid request whose header was not sent.
-pub(super) unsafe fn send(
-    r: *mut ngx_http_request_t,
-    status: u32,
-    kind: &'static str,
-    body: Vec<Vec<u8>>,
-) -> ngx_int_t {
-    // SAFETY: the request's pool lives until the response is sent, and so does what is taken of it.
-    unsafe {
-        let request = ngx::http::Request::from_ngx_http_request(r);
-        if request.add_header_out("Cache-Control", "no-store").is_none() {
-            return ERROR;
-        }
-        let headers = &mut (*r).headers_out;
-        headers.status = status as _;
-        headers.content_type = str_over(kind.as_bytes());
-        headers.content_type_len = kind.split(';').next().map_or(0, str::len);
-        // A body that isn't there has no length that HEAD could tell.
-        if !body.is_empty() {
-            headers.content_length_n = body.iter().map(Vec::len).sum::<usize>() as _;
-        }
-        let rc = ngx_http_send_header(r);
-        // Not `header_only`: nginx 1.30 has a 16-bit field before the request's bit fields, and
-        // bindgen misplaces those by it.
-        if rc == ERROR || rc > 0 || (*r).method & NGX_HTTP_HEAD as usize != 0 {
-            return rc;
-        }
-        let Some(body) = give_to_pool((*r).pool, body).as_ref() else { return ERROR };
-        let chain = chain_of(r, body);
-        if chain.is_null() {
-            return ERROR;
-        }
-        ngx_http_output_filter(r, chain)
-    }
-}
-
-/// Buffers over the parts of a body; null if memory is short.
-///
-/// # Safety
-///
-/// `r` is a valid request; the body lives as long as its pool.
-unsafe fn chain_of(r: *mut ngx_http_request_t, body: &[Vec<u8>]) -> *mut ngx_chain_t {
-    let mut chain = ptr::null_mut::<ngx_chain_t>();
-    for (n, part) in body.iter().enumerate().rev() {
-        // SAFETY: what the pool gives is initialized before it is used.
-        unsafe {
-            let link = ngx_alloc_chain_link((*r).pool);
-            let buf = ngx_pcalloc((*r).pool, size_of::<ngx_buf_t>()).cast::<ngx_buf_t>();
-            if link.is_null() || buf.is_null() {
-                return ptr::null_mut();
-            }
-            let bytes = part.as_ptr_range();
-            (*buf).pos = bytes.start.cast_mut();
-            (*buf).last = bytes.end.cast_mut();
-            (*buf).set_memory(1);
-            if n + 1 == body.len() {
-                (*buf).set_last_buf(u32::from(ptr::eq((*r).main, r)));
-                (*buf).set_last_in_chain(1);
-            }
-            link.write(ngx_chain_t { buf, next: chain });
-            chain = link;
-        }
-    }
-    chain
 }

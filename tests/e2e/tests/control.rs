@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::support::{SOON, gateway, register, register_one, tally, unique, until_served_by};
 
+mod connections;
 mod ctl;
 mod engine_h;
 mod freeze;

@@ -6,9 +6,8 @@ use std::rc::Rc;
 
 use nginx_consul_core::balance::{Picked, Tried};
 use nginx_sys::{
-    NGX_BUSY, NGX_DONE, NGX_PEER_FAILED, NGX_PEER_NEXT, ngx_http_request_t,
-    ngx_http_upstream_init_round_robin_peer, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_log_t,
-    ngx_peer_connection_t, ngx_uint_t,
+    NGX_BUSY, NGX_DONE, ngx_http_request_t, ngx_http_upstream_init_round_robin_peer,
+    ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_peer_connection_t, ngx_uint_t,
 };
 
 use super::super::block::Block;
@@ -27,6 +26,7 @@ use crate::ffi::{DECLINED, ERROR, OK, fence};
 use crate::session;
 use relay::{notify, save_session, set_session};
 
+mod outcome;
 mod relay;
 mod told;
 
@@ -375,49 +375,6 @@ impl StockAttempt {
                 trace::picked(log, self.block(), (view, &tried), Some(peer));
             }
             self.counted.begin(worker, picked, now().seconds);
-        }
-    }
-
-    /// The method has been told that the attempt is over; the rest is ours to do.
-    #[inline]
-    fn note_outcome(&mut self, state: ngx_uint_t, log: *mut ngx_log_t) {
-        let is_plain = state & (NGX_PEER_FAILED | NGX_PEER_NEXT) as ngx_uint_t == 0
-            && !self.counted.has_fails()
-            && self.is_current()
-            && !trace::is_on(log);
-        if !is_plain {
-            self.note_trouble(state, log);
-        }
-        self.counted.end();
-    }
-
-    /// Whether it holds the newest peers.
-    #[inline]
-    fn is_current(&self) -> bool {
-        match (&self.snapshot, self.stock()) {
-            (Some(snapshot), Some(stock)) => stock.is_current(snapshot),
-            _ => false,
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn note_trouble(&mut self, state: ngx_uint_t, log: *mut ngx_log_t) {
-        let (Some(snapshot), Some(peer)) = (&self.snapshot, self.counted.peer()) else { return };
-        if trace::is_on(log) {
-            let failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;
-            trace::ended(log, self.block(), snapshot.view(), peer, failed);
-        }
-        let single = snapshot.view().len() == 1 && !self.block().has_fallback;
-        self.counted.judge(snapshot.view(), state, single);
-        if let Some(stock) = self.stock().filter(|stock| !stock.is_current(snapshot)) {
-            if snapshot.peer(peer).is_some() {
-                stock.note_end(snapshot.key(peer));
-            }
-        }
-        if state & (NGX_PEER_FAILED | NGX_PEER_NEXT) as ngx_uint_t != 0 {
-            let key = snapshot.key(peer);
-            self.past.get_or_insert_default().tried.push(key);
         }
     }
 }

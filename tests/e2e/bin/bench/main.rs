@@ -15,60 +15,78 @@ mod table;
 mod update;
 mod variants;
 
-use nginx_consul_e2e::nginx;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+use nginx_consul_e2e::{nginx, wait};
 use options::{Options, Part};
 use stage::Stage;
 use table::Table;
 
-fn main() {
-    if std::env::args().any(|argument| argument == "--help") {
-        println!("{}\n\n{}\n\n{}", options::USAGE, services::USAGE, distinct::USAGE);
-        return;
+fn main() -> ExitCode {
+    if let Err(error) = ctrlc::set_handler(wait::interrupt) {
+        eprintln!("bench: cannot catch signals: {error}");
+        return ExitCode::FAILURE;
     }
+    // Unwinding stops whatever was started, by its pid.
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) if wait::is_interrupted() => {
+            eprintln!("bench: interrupted; all of it was stopped");
+            ExitCode::from(130)
+        }
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn run() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(("services", rest)) = arguments.split_first().map(|(first, rest)| (&**first, rest))
-    {
-        match services::run(rest) {
+    let (first, rest) = match arguments.split_first() {
+        Some((first, rest)) => (first.as_str(), rest),
+        None => ("", &[][..]),
+    };
+    match first {
+        _ if arguments.iter().any(|argument| argument == "--help") => {
+            println!("{}\n\n{}\n\n{}", options::USAGE, services::USAGE, distinct::USAGE);
+        }
+        "services" => match services::run(rest) {
             Ok(tables) => tables.iter().for_each(Table::print),
             Err(problem) => refuse(&problem, services::USAGE),
-        }
-        return;
-    }
-    if let Some(("distinct", rest)) = arguments.split_first().map(|(first, rest)| (&**first, rest))
-    {
-        match distinct::run(rest) {
+        },
+        "distinct" => match distinct::run(rest) {
             Ok(tables) => tables.iter().for_each(Table::print),
             Err(problem) => refuse(&problem, distinct::USAGE),
-        }
-        return;
+        },
+        _ => match Options::parse(arguments.into_iter()) {
+            Ok(options) => measure(&options),
+            Err(problem) => refuse(&problem, options::USAGE),
+        },
     }
-    let options = match Options::parse(std::env::args().skip(1)) {
-        Ok(options) => options,
-        Err(problem) => refuse(&problem, options::USAGE),
-    };
-    let stage = Stage::start(&options);
+}
+
+/// Each table is printed when it is whole.
+fn measure(options: &Options) {
+    let stage = Stage::start(options);
     println!("nginx {}, {} setup", stage::nginx_version(), options.setup.name());
     println!("module {}\n", nginx::module().display());
-    let mut tables = Vec::new();
     if options.has(Part::Instructions) {
-        tables.extend(instructions::measure(&stage, &options));
+        instructions::measure(&stage, options).iter().for_each(Table::print);
     }
     if options.has(Part::Memory) {
-        tables.push(memory::measure(&stage, &options));
+        memory::measure(&stage, options).print();
     }
     if options.has(Part::Update) {
-        tables.push(update::measure(&stage, &options));
+        update::measure(&stage, options).print();
     }
     if options.has(Part::Propagation) {
-        tables.push(propagation::measure(&stage, &options));
+        propagation::measure(&stage, options).print();
     }
     if options.has(Part::Status) {
-        tables.extend(status::measure(&stage, &options));
+        status::measure(&stage, options).iter().for_each(Table::print);
     }
     if options.has(Part::Cpu) {
-        tables.extend(cpu::measure(&stage, &options));
+        cpu::measure(&stage, options).iter().for_each(Table::print);
     }
-    tables.iter().for_each(Table::print);
 }
 
 fn refuse(problem: &str, usage: &str) -> ! {

@@ -45,7 +45,7 @@ impl Contender {
             Contender::Static(n) => format!("static, `keepalive {n}`"),
             Contender::HaProxy => "HAProxy".to_owned(),
             Contender::Ours(n) => format!("**ours, `consul_keepalive {n}`**"),
-            Contender::Reusing(n) => format!("**the same, `{n}`, `round_robin reuse`**"),
+            Contender::Reusing(n) => format!("**ours, `consul_keepalive {n}`, `reuse`**"),
             Contender::Over(n) => format!("ours, `keepalive {n}`"),
         }
     }
