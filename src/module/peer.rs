@@ -3,12 +3,13 @@
 //! The same order as in nginx's own balancers: init the upstream, init a request, get a peer,
 //! free it.
 
+use std::ffi::c_void;
 use std::rc::Rc;
 
 use nginx_sys::{
     ngx_conf_t, ngx_http_request_t, ngx_http_upstream_init_round_robin,
     ngx_http_upstream_init_round_robin_peer, ngx_http_upstream_rr_peers_t,
-    ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_uint_t,
+    ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_peer_connection_t, ngx_uint_t,
 };
 
 use crate::conf::{self, SrvConf, dynamic};
@@ -116,19 +117,12 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
                 Begun::Failed => return ERROR,
             };
             let tries = start.tries;
-            let init = || Attempt::new((r, us), start);
-            let attempt = make_in_pool_for((*r).pool, served::drop_attempt, init);
-            if attempt.is_null() {
-                return ERROR;
-            }
-            let peer = &mut (*(*r).upstream).peer;
-            peer.data = attempt.cast();
-            peer.get = Some(ngx_http_upstream_get_consul_peer);
-            peer.free = Some(ngx_http_upstream_free_consul_peer);
-            peer.tries = tries;
-            session::install(peer, set_session, save_session);
+            let callbacks = (
+                ngx_http_upstream_get_consul_peer as Get,
+                ngx_http_upstream_free_consul_peer as Free,
+            );
+            install(r, tries, callbacks, || Attempt::new((r, us), start))
         }
-        OK
     })
 }
 
@@ -150,20 +144,42 @@ extern "C" fn ngx_http_upstream_init_kept_peer(
             };
             let Some(keepalive) = &(*start.block).part().keepalive else { return ERROR };
             let (tries, kept) = (start.tries, Kept::new(keepalive, r));
-            let init = || KeptAttempt::new(Attempt::new((r, us), start), kept);
-            let attempt = make_in_pool_for((*r).pool, served::drop_attempt, init);
-            if attempt.is_null() {
-                return ERROR;
-            }
-            let peer = &mut (*(*r).upstream).peer;
-            peer.data = attempt.cast();
-            peer.get = Some(ngx_http_upstream_get_kept_peer);
-            peer.free = Some(ngx_http_upstream_free_kept_peer);
-            peer.tries = tries;
-            session::install(peer, set_session, save_session);
+            let callbacks =
+                (ngx_http_upstream_get_kept_peer as Get, ngx_http_upstream_free_kept_peer as Free);
+            install(r, tries, callbacks, || KeptAttempt::new(Attempt::new((r, us), start), kept))
         }
-        OK
     })
+}
+
+type Get = extern "C" fn(*mut ngx_peer_connection_t, *mut c_void) -> ngx_int_t;
+type Free = extern "C" fn(*mut ngx_peer_connection_t, *mut c_void, ngx_uint_t);
+
+/// Makes an attempt, or what begins with one, and has nginx ask it.
+///
+/// # Safety
+///
+/// `r` is a request with an upstream; the callbacks are of what `make` makes.
+#[inline(always)]
+unsafe fn install<T>(
+    r: *mut ngx_http_request_t,
+    tries: ngx_uint_t,
+    (get, free): (Get, Free),
+    make: impl FnOnce() -> T,
+) -> ngx_int_t {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let attempt = make_in_pool_for((*r).pool, served::drop_attempt, make);
+        if attempt.is_null() {
+            return ERROR;
+        }
+        let peer = &mut (*(*r).upstream).peer;
+        peer.data = attempt.cast();
+        peer.get = Some(get);
+        peer.free = Some(free);
+        peer.tries = tries;
+        session::install(peer, set_session, save_session);
+    }
+    OK
 }
 
 /// What a request begins with.

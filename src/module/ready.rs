@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use nginx_consul_core::status::ready::{Demand, Origin, Readiness};
 use nginx_sys::{
-    NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_NOT_ALLOWED, NGX_HTTP_OK,
-    NGX_HTTP_SERVICE_UNAVAILABLE, ngx_http_discard_request_body, ngx_http_request_t, ngx_int_t,
+    NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_OK, NGX_HTTP_SERVICE_UNAVAILABLE, ngx_http_request_t,
+    ngx_int_t,
 };
 
 use crate::conf::args::{self, Parsed, text};
 use crate::conf::{self, HttpConf};
-use crate::ffi::{self, OK, fence};
-use crate::response::send;
+use crate::ffi::{self, fence};
+use crate::response;
 
 /// Reads the words of the directive that follow `ready`.
 pub(crate) fn parse(words: &[&[u8]]) -> Parsed<Demand> {
@@ -48,11 +48,7 @@ pub(crate) extern "C" fn ngx_http_consul_ready_handler(r: *mut ngx_http_request_
     fence(NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t, || {
         // SAFETY: nginx passes a request that is ours until it is finalized.
         unsafe {
-            if (*r).method & (NGX_HTTP_GET | NGX_HTTP_HEAD) as usize == 0 {
-                return NGX_HTTP_NOT_ALLOWED as ngx_int_t;
-            }
-            let rc = ngx_http_discard_request_body(r);
-            if rc != OK {
+            if let Err(rc) = response::only_read(r) {
                 return rc;
             }
             let http: *const HttpConf =
@@ -67,7 +63,7 @@ pub(crate) extern "C" fn ngx_http_consul_ready_handler(r: *mut ngx_http_request_
                 true => ("application/json", readiness.to_json()),
                 false => ("text/plain; charset=utf-8", readiness.to_text()),
             };
-            send(r, status, kind, vec![body.into()])
+            response::send(r, status, kind, vec![body.into()])
         }
     })
 }

@@ -3,11 +3,12 @@
 use std::ptr;
 
 use nginx_sys::{
-    NGX_HTTP_HEAD, ngx_alloc_chain_link, ngx_buf_t, ngx_chain_t, ngx_http_output_filter,
-    ngx_http_request_t, ngx_http_send_header, ngx_int_t, ngx_pcalloc,
+    NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_NOT_ALLOWED, ngx_alloc_chain_link, ngx_buf_t,
+    ngx_chain_t, ngx_http_discard_request_body, ngx_http_output_filter, ngx_http_request_t,
+    ngx_http_send_header, ngx_int_t, ngx_pcalloc,
 };
 
-use crate::ffi::{ERROR, give_to_pool, str_over};
+use crate::ffi::{ERROR, OK, give_to_pool, str_over};
 
 /// Sends an answer whose parts are not empty; only its header to HEAD.
 ///
@@ -87,4 +88,23 @@ pub(crate) unsafe fn add_header(r: *mut ngx_http_request_t, name: &str, value: &
     // SAFETY: the caller's promise.
     let request = unsafe { ngx::http::Request::from_ngx_http_request(r) };
     request.add_header_out(name, value).is_some()
+}
+
+/// Sees to it that a request wants to read something, and needs its body for nothing; else with what
+/// its handler has to end.
+///
+/// # Safety
+///
+/// `r` is a valid request in the content phase.
+pub(crate) unsafe fn only_read(r: *mut ngx_http_request_t) -> Result<(), ngx_int_t> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if (*r).method & (NGX_HTTP_GET | NGX_HTTP_HEAD) as usize == 0 {
+            return Err(NGX_HTTP_NOT_ALLOWED as ngx_int_t);
+        }
+        match ngx_http_discard_request_body(r) {
+            OK => Ok(()),
+            rc => Err(rc),
+        }
+    }
 }

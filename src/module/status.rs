@@ -4,16 +4,15 @@ use std::ffi::{c_char, c_void};
 
 use nginx_consul_core::status::{self, Ask, Format};
 use nginx_sys::{
-    NGX_HTTP_BAD_REQUEST, NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_INTERNAL_SERVER_ERROR,
-    NGX_HTTP_NOT_ALLOWED, NGX_HTTP_NOT_FOUND, NGX_HTTP_OK, ngx_command_t, ngx_conf_t,
-    ngx_http_core_loc_conf_t, ngx_http_core_module, ngx_http_discard_request_body,
+    NGX_HTTP_BAD_REQUEST, NGX_HTTP_HEAD, NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_NOT_FOUND,
+    NGX_HTTP_OK, ngx_command_t, ngx_conf_t, ngx_http_core_loc_conf_t, ngx_http_core_module,
     ngx_http_request_t, ngx_int_t,
 };
 
 use crate::conf::args::duplicate;
 use crate::conf::commands::finish;
 use crate::conf::{self, LocConf};
-use crate::ffi::{self, CONF_ERROR, ERROR, OK, fence};
+use crate::ffi::{self, CONF_ERROR, ERROR, fence};
 use crate::{ready, response};
 use collect::Walk;
 use params::Metrics;
@@ -60,11 +59,7 @@ pub(crate) extern "C" fn ngx_http_consul_status_handler(r: *mut ngx_http_request
     fence(NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t, || {
         // SAFETY: nginx passes a request that is ours until it is finalized.
         unsafe {
-            if (*r).method & (NGX_HTTP_GET | NGX_HTTP_HEAD) as usize == 0 {
-                return NGX_HTTP_NOT_ALLOWED as ngx_int_t;
-            }
-            let rc = ngx_http_discard_request_body(r);
-            if rc != OK {
+            if let Err(rc) = response::only_read(r) {
                 return rc;
             }
             match Ask::parse(ffi::bytes(&(*r).args), &accept(r)) {

@@ -20,7 +20,7 @@ use crate::ffi::OK;
 /// Beside what picks for a request. It holds nothing that has to be given back, so that its memory
 /// needs no cleanup.
 pub(in super::super) struct Kept {
-    /// Lives in the configuration.
+    /// In the configuration, or in the block that the attempt beside this keeps.
     keepalive: *const Rc<Keepalive>,
     request: *mut ngx_http_request_t,
     /// Whom the request is with; `None` if its connection is not to be kept.
@@ -31,7 +31,7 @@ pub(in super::super) struct Kept {
 }
 
 impl Kept {
-    /// Of a request that has no peer yet. `keepalive` is in the configuration.
+    /// Of a request that has no peer yet. `keepalive` stays where it is until the request's end.
     #[inline]
     pub(in super::super) fn new(
         keepalive: *const Rc<Keepalive>,
@@ -41,7 +41,7 @@ impl Kept {
     }
 
     fn keepalive(&self) -> &'static Rc<Keepalive> {
-        // SAFETY: the configuration outlives the request.
+        // SAFETY: the configuration outlives the request, and the attempt this.
         unsafe { &*self.keepalive }
     }
 

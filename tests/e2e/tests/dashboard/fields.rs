@@ -313,3 +313,23 @@ fn services_named_by_requests_stand_beside_the_others() {
     browser.until_shows("1 of at most 5,000 services named by requests");
     assert_calm(&mut browser);
 }
+
+#[test]
+fn idle_connections_are_told_of_a_service_and_of_each_peer() {
+    let connections = |idle: u32, opened: u32, reused: u32| json!({ "connections": { "idle": idle, "active": 1, "opened": opened, "reused": reused } });
+    let peers = json!([peer(1, "up", connections(2, 3, 17)), peer(2, "up", connections(0, 2, 78))]);
+    let without = service("plain", up(), json!({ "peers": [peer(3, "up", json!({}))] }));
+    let nginx = told(&status(json!([service("kept", peers, json!({})), without]), json!([])));
+    let mut browser = open(&nginx, "#open=kept", Look::WIDE);
+    browser.until_shows("2 idle, 2 active, 95% of requests on one in use before");
+    let titles =
+        browser.evaluate("[...document.querySelectorAll('.peer .flight')].map((e) => e.title)");
+    let first = "connections: 2 idle, 1 active, 3 opened; 17 requests on one in use before";
+    assert_eq!(titles[0], first);
+    assert_calm(&mut browser);
+    browser.until("both are open", &format!("{}.length === 2", texts(".facts")));
+    let facts = browser.evaluate(&texts(".facts"));
+    let told = facts.as_array().expect("facts of both").iter();
+    let told = told.filter(|facts| facts.as_str().is_some_and(|text| text.contains("connections")));
+    assert_eq!(told.count(), 1, "{facts}");
+}
