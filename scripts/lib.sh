@@ -164,7 +164,7 @@ for package in json.load(sys.stdin)["packages"]:
 build_nginx_1_28() {
     local dir=$1 log=$1.log
     shift
-    [[ ! -x $dir/objs/nginx ]] || return 0
+    [[ ! -x $dir/objs/nginx || $dir/objs/nginx -ot scripts/lib.sh ]] || return 0
     rm -rf "$dir"
     mkdir -p "$(dirname "$dir")"
     cp -r "$(nginx_crate_sources)" "$dir"
@@ -175,7 +175,7 @@ build_nginx_1_28() {
         # The paths: what `nginx -t` opens unless the configuration names another.
         auto/configure --pid-path="$dir/nginx.pid" --http-log-path="$dir/access.log" --with-compat \
             --with-debug --with-threads --with-http_ssl_module --with-http_v2_module \
-            --with-http_stub_status_module "$@"
+            --with-http_auth_request_module --with-http_stub_status_module "$@"
         make -j"$(nproc)"
     ) >"$log" 2>&1 || {
         tail -20 "$log" >&2

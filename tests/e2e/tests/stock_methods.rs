@@ -126,14 +126,21 @@ fn random_keeps_to_the_weights_and_to_what_is_busy() {
 
 pub(crate) type Client = JoinHandle<io::Result<Response>>;
 
-/// `n` more requests, one after the other, that hang at whichever backend each is given.
+/// `n` more requests, one after the other, that hang at whichever backend each is given. One that is
+/// refused, because the worker has not come to prepare the new peers yet, is sent again.
 fn hanging(nginx: &Nginx, backends: &[Backend], n: usize) -> Vec<Client> {
     backends.iter().for_each(|backend| backend.set(Manner::Hold));
     let (address, all) = (nginx.address(), || backends.iter().map(Backend::busy).sum::<usize>());
     let one = |_| {
         let before = all();
-        let client = thread::spawn(move || http::get(address, "/"));
-        wait::until("the request hangs", SOON, || all() == before + 1);
+        let send = || thread::spawn(move || http::get(address, "/"));
+        let mut client = send();
+        wait::until("the request hangs", SOON, || {
+            if client.is_finished() {
+                client = send();
+            }
+            all() == before + 1
+        });
         client
     };
     (0..n).map(one).collect()
