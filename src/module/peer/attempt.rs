@@ -1,6 +1,7 @@
 //! A request's way through the instances: who is next, and how it went.
 
 use std::ffi::c_void;
+use std::ptr;
 use std::rc::Rc;
 
 use nginx_consul_core::balance::{Known, Latency, Method, Tried};
@@ -105,6 +106,12 @@ impl Attempt {
     /// `pc` is the request's connection.
     #[inline(always)]
     unsafe fn get(&mut self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
+        // SAFETY: the caller's promise. First of all, as nginx's own balancers do: while this says
+        // that a kept connection was used, ngx_http_upstream_next() asks again, though nobody is left.
+        unsafe {
+            (*pc).set_cached(0);
+            (*pc).connection = ptr::null_mut();
+        }
         // nginx has freed the peer before; this is for what it forgets.
         if self.counted.is_in_flight() {
             self.counted.end();
@@ -126,8 +133,6 @@ impl Attempt {
             self.tell(pc.log, Some(peer));
         }
         self.tried.insert(peer);
-        pc.set_cached(0);
-        pc.connection = std::ptr::null_mut();
         self.view.point(pc, peer);
         OK
     }

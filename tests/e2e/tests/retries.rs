@@ -253,3 +253,33 @@ fn a_slow_peer_times_out_and_another_answers() {
     assert_eq!(nginx.outcome("/slow"), "b");
     assert_eq!(named(&nginx.access("/slow", 1)[0], &backends), "/slow|200|a, b|504, 200");
 }
+
+#[test]
+fn when_all_fail_over_kept_connections_the_answer_is_502_at_once() {
+    let consul = Agent::shared();
+    for count in [1, 3] {
+        for method in ["", "least_conn;", "random;", "hash $uri consistent;"] {
+            for keepalive in ["keepalive 8;", "consul_keepalive 8;"] {
+                let service = unique("web");
+                let backends = Backend::start_all(&["a", "b", "c"][..count]);
+                register(&consul, &service, &backends);
+                let lines = format!("{method} consul_dynamic %%SERVICE%%; {keepalive}");
+                let nginx = gateway(&consul.url(), &service, &lines)
+                    .file("server.conf", crate::keepalive::ALIVE)
+                    .workers(1)
+                    .start();
+                wait::until("a connection to each is kept", SOON, || {
+                    (0..24).for_each(|n| drop(nginx.get(&format!("/{n}"))));
+                    backends.iter().all(|backend| backend.connections() > 0)
+                });
+                backends.iter().for_each(|backend| backend.set(Manner::Reset));
+                let what = format!("{count} instances, {lines}");
+                for _ in 0..3 {
+                    assert_eq!(nginx.outcome("/1"), "502", "{what}");
+                }
+                let asked: usize = backends.iter().map(Backend::requests).sum();
+                assert!(asked < 100, "{what}: {asked} attempts");
+            }
+        }
+    }
+}

@@ -282,6 +282,9 @@ impl StockAttempt {
 
     #[cold]
     fn retry(&mut self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
+        // SAFETY: nginx passes the request's connection. As nginx's own balancers do: while this says
+        // that a kept connection was used, ngx_http_upstream_next() asks again, though nobody is left.
+        unsafe { (*pc).set_cached(0) };
         // nginx has freed the peer before; this is for what it forgets.
         self.counted.end();
         if !self.on_servers {
