@@ -11,8 +11,8 @@ use nginx_consul_core::control::{
 use nginx_sys::{
     NGX_HTTP_DELETE, NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_PATCH,
     NGX_HTTP_POST, NGX_LOG_EMERG, ngx_command_t, ngx_conf_t, ngx_http_core_loc_conf_t,
-    ngx_http_core_module, ngx_http_discard_request_body, ngx_http_finalize_request,
-    ngx_http_read_client_request_body, ngx_http_request_t, ngx_int_t,
+    ngx_http_discard_request_body, ngx_http_finalize_request, ngx_http_read_client_request_body,
+    ngx_http_request_t, ngx_int_t,
 };
 
 use crate::conf::{self, HttpConf};
@@ -49,9 +49,7 @@ pub(crate) extern "C" fn ngx_http_consul_api(
         // allowed in `location`, whose core configuration this is.
         unsafe {
             let http = &mut *conf.cast::<HttpConf>();
-            let loc_conf = ffi::http_context(cf).loc_conf;
-            let core: *mut ngx_http_core_loc_conf_t =
-                ffi::conf_of(loc_conf, &raw const ngx_http_core_module);
+            let core = ffi::location(cf);
             if http.apis.iter().any(|location| location.core == core) {
                 return c"is duplicate".as_ptr().cast_mut();
             }
@@ -168,6 +166,10 @@ fn verb(method: usize) -> Verb {
 }
 
 /// Once the body is there.
+///
+/// # Safety
+///
+/// nginx passes the request whose body it was asked to read, which is ours.
 unsafe extern "C" fn with_body(r: *mut ngx_http_request_t) {
     let rc = fence(FAILED, || {
         // SAFETY: nginx passes the request whose body it has read.

@@ -5,8 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
 use nginx_sys::{
-    ngx_array_t, ngx_conf_t, ngx_http_conf_ctx_t, ngx_int_t, ngx_module_t, ngx_palloc,
-    ngx_pool_cleanup_t, ngx_pool_t, ngx_str_t,
+    ngx_array_t, ngx_conf_t, ngx_http_conf_ctx_t, ngx_http_core_loc_conf_t, ngx_http_core_module,
+    ngx_int_t, ngx_module_t, ngx_palloc, ngx_pool_cleanup_t, ngx_pool_t, ngx_str_t,
 };
 
 pub(crate) const OK: ngx_int_t = nginx_sys::NGX_OK as ngx_int_t;
@@ -146,6 +146,16 @@ pub(crate) unsafe fn conf_of<T>(list: *mut *mut c_void, module: *const ngx_modul
 pub(crate) unsafe fn http_context<'a>(cf: *mut ngx_conf_t) -> &'a ngx_http_conf_ctx_t {
     // SAFETY: within http{}, `cf.ctx` is an ngx_http_conf_ctx_t that lives as long as the cycle.
     unsafe { &*(*cf).ctx.cast::<ngx_http_conf_ctx_t>() }
+}
+
+/// nginx's own configuration of the location that a directive stands in.
+///
+/// # Safety
+///
+/// `cf` is the one nginx passed to the handler of a directive that is allowed in `location` only.
+pub(crate) unsafe fn location(cf: *mut ngx_conf_t) -> *mut ngx_http_core_loc_conf_t {
+    // SAFETY: the caller's promise; each location has a configuration of the core module.
+    unsafe { conf_of(http_context(cf).loc_conf, &raw const ngx_http_core_module) }
 }
 
 /// The elements of an nginx array, null or not.

@@ -5,8 +5,7 @@ use std::ffi::{c_char, c_void};
 use nginx_consul_core::status::{self, Ask, Format};
 use nginx_sys::{
     NGX_HTTP_BAD_REQUEST, NGX_HTTP_HEAD, NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_NOT_FOUND,
-    NGX_HTTP_OK, ngx_command_t, ngx_conf_t, ngx_http_core_loc_conf_t, ngx_http_core_module,
-    ngx_http_request_t, ngx_int_t,
+    NGX_HTTP_OK, ngx_command_t, ngx_conf_t, ngx_http_request_t, ngx_int_t,
 };
 
 use crate::conf::args::duplicate;
@@ -36,9 +35,7 @@ pub(crate) extern "C" fn ngx_http_consul_status(
         // SAFETY: the directive is only allowed in `location`, whose core configuration `core` is,
         // and `conf` is ours; nothing else refers to them now.
         unsafe {
-            let loc_conf = ffi::http_context(cf).loc_conf;
-            let core: *mut ngx_http_core_loc_conf_t =
-                ffi::conf_of(loc_conf, &raw const ngx_http_core_module);
+            let core = ffi::location(cf);
             let conf = &mut *conf.cast::<LocConf>();
             let words = ffi::args(cf);
             if conf.status.is_some() || conf.ready.is_some() {

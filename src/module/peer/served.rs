@@ -35,6 +35,10 @@ pub(super) struct Way {
 }
 
 /// Drops an [`Attempt`]. No other function does the same, so its address says what is dropped.
+///
+/// # Safety
+///
+/// `data` is where an attempt, or what begins with one, is; the pool calls this once.
 pub(super) unsafe extern "C" fn drop_attempt(data: *mut c_void) {
     // SAFETY: registered with an attempt, and called once.
     unsafe { drop_value::<Attempt>(data) };

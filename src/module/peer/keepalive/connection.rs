@@ -175,9 +175,17 @@ unsafe fn set_log(c: &mut ngx_connection_t, log: *mut ngx_log_t) {
 }
 
 /// Nobody waits to write.
+///
+/// # Safety
+///
+/// nginx passes the event of an idle connection, for which [`keep`] has set it.
 unsafe extern "C" fn on_write(_: *mut ngx_event_t) {}
 
 /// The peer has closed an idle connection, or sent something unasked, or nginx closes what is idle.
+///
+/// # Safety
+///
+/// nginx passes the event of an idle connection, for which [`keep`] has set it.
 unsafe extern "C" fn on_read(event: *mut ngx_event_t) {
     fence((), || {
         // SAFETY: nginx calls this for an idle connection only, as set by keep().

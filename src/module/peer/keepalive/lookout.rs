@@ -69,6 +69,9 @@ impl Lookout {
     }
 }
 
+/// # Safety
+///
+/// nginx calls it in the event loop.
 unsafe extern "C" fn look(_: *mut ngx_event_t) {
     fence((), || {
         let watched = LOOKOUT.with_borrow_mut(|lookout| {

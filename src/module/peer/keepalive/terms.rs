@@ -203,6 +203,9 @@ unsafe fn tls(u: &ngx_http_upstream_t) -> Option<(Tls, bool)> {
     }
 }
 
+/// # Safety
+///
+/// As of the one with TLS, though it needs nothing.
 #[cfg(not(nginx_ssl))]
 unsafe fn tls(_: &ngx_http_upstream_t) -> Option<(Tls, bool)> {
     None
@@ -229,6 +232,9 @@ unsafe fn name(r: *mut ngx_http_request_t) -> Option<Bytes> {
     }
 }
 
+/// # Safety
+///
+/// As of the one with TLS, though it needs nothing.
 #[cfg(not(nginx_ssl))]
 unsafe fn name(_: *mut ngx_http_request_t) -> Option<Bytes> {
     None

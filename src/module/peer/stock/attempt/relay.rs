@@ -27,6 +27,9 @@ pub(super) extern "C" fn save_session(pc: *mut ngx_peer_connection_t, data: *mut
     });
 }
 
+/// # Safety
+///
+/// `data` is the `peer.data` of a request that this was set for.
 pub(super) unsafe extern "C" fn notify(
     pc: *mut ngx_peer_connection_t,
     data: *mut c_void,
