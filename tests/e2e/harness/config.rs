@@ -79,6 +79,13 @@ impl Config {
         Config { whole: Some(text.to_owned()), ..Config::http("") }
     }
 
+    /// Adds to its `http` block.
+    pub fn add(mut self, text: &str) -> Config {
+        self.http.push('\n');
+        self.http.push_str(text);
+        self
+    }
+
     /// Adds directives outside of any block.
     pub fn main(mut self, text: &str) -> Config {
         self.main.push_str(text);

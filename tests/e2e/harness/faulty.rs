@@ -34,7 +34,7 @@ impl Failure {
 enum State {
     Listening(Backend),
     Refusing,
-    Dropping(BlackHole),
+    Dropping { _hole: BlackHole },
 }
 
 /// A backend that can fail in each way; its address stays.
@@ -72,7 +72,7 @@ impl FaultyBackend {
             Failure::Refuses => self.close(),
             Failure::DropsPackets => {
                 self.close();
-                self.state = State::Dropping(BlackHole::open_at(self.address));
+                self.state = State::Dropping { _hole: BlackHole::open_at(self.address) };
             }
             Failure::Silent => self.listen(Manner::Silent),
             Failure::SlowHeader => self.listen(Manner::SlowHeader),
