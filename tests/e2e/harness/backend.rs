@@ -62,7 +62,7 @@ struct Shared {
 ///
 /// It answers with its name, over HTTP/1.1 or uwsgi. A path like `/wait/50` delays the answer by so
 /// many milliseconds, `/size/1000` answers with so many bytes, `/status/304` with that status,
-/// `/accel` with a redirect of nginx to `/internal`; `Upgrade` turns a connection into an echo. Until
+/// `/accel/x` with a redirect of nginx to `/x`; `Upgrade` turns a connection into an echo. Until
 /// [`Backend::release`], `/silent` gets no answer, `/stalled` only a header, and `/endless` a body
 /// without an end.
 #[derive(Debug)]

@@ -118,6 +118,11 @@ impl Load {
         self.shared.stop.store(true, Ordering::SeqCst);
     }
 
+    /// Clients that have not ended yet.
+    pub fn running(&self) -> usize {
+        self.clients.iter().filter(|client| !client.is_finished()).count()
+    }
+
     /// Ends the clients; returns who answered, failures as `502` or as the error's text.
     pub fn finish(mut self) -> Tally {
         self.stop();

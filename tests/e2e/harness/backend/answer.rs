@@ -29,9 +29,10 @@ pub(super) fn serve<S: Read + Write>(
         answered = true;
         wire::read_body(&mut reader, &head, false)?;
         shared.requests.fetch_add(1, Ordering::SeqCst);
+        let releases = shared.releases.load(Ordering::SeqCst);
         let busy = shared.busy.fetch_add(1, Ordering::SeqCst) + 1;
         shared.most_busy.fetch_max(busy, Ordering::SeqCst);
-        let answer = Answer { shared, client: Client(socket), head: &head };
+        let answer = Answer { shared, client: Client(socket), head: &head, releases };
         let goes_on = answer.send(reader.get_mut());
         shared.busy.fetch_sub(1, Ordering::SeqCst);
         if !goes_on? || shared.stopping.load(Ordering::SeqCst) {
@@ -73,6 +74,8 @@ struct Answer<'a> {
     shared: &'a Shared,
     client: Client<'a>,
     head: &'a Head,
+    /// How often the backend had been released when the request came.
+    releases: usize,
 }
 
 impl Answer<'_> {
@@ -135,8 +138,7 @@ impl Answer<'_> {
             stream.flush()?;
             return Ok(true);
         }
-        let releases = self.shared.releases.load(Ordering::SeqCst);
-        let is_held = || self.shared.releases.load(Ordering::SeqCst) == releases;
+        let is_held = || self.shared.releases.load(Ordering::SeqCst) == self.releases;
         match path {
             "/silent" => self.client.wait_while(is_held)?,
             "/stalled" | "/endless" => {
@@ -155,7 +157,9 @@ impl Answer<'_> {
         let status = number(path, "/status/").unwrap_or(usize::from(status));
         let body = body(name, path);
         let connection = if self.head.closes() { "close" } else { "keep-alive" };
-        let redirect = if path == "/accel" { "X-Accel-Redirect: /internal\r\n" } else { "" };
+        let redirect = path
+            .strip_prefix("/accel")
+            .map_or_else(String::new, |to| format!("X-Accel-Redirect: {to}\r\n"));
         let has_body = status != 304 && status != 204;
         let length =
             if has_body { format!("Content-Length: {}\r\n", body.len()) } else { String::new() };
