@@ -32,7 +32,8 @@ const SERVER: &str = "server { listen 127.0.0.1:%%PORT%%;
     proxy_connect_timeout 300ms; proxy_http_version 1.1;
     location / { proxy_pass http://api; proxy_read_timeout 300ms; }
     location /long/ { proxy_pass http://api/; proxy_read_timeout 1h; proxy_buffering off;
-        proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $connection; }
+        proxy_connect_timeout 60s;
+        proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $to_upgrade; }
     location /medium/ { proxy_pass http://api/; proxy_read_timeout 1s; proxy_next_upstream off; }
     location = /consul { consul_status; }
     include server*.conf; }";
@@ -41,7 +42,7 @@ const SERVER: &str = "server { listen 127.0.0.1:%%PORT%%;
 fn proxying(consul: &Agent, service: &str, lines: &str) -> Config {
     Config::http(&format!(
         "consul_server %%CONSUL%%;\nupstream api {{ {lines} }}\n\
-         map $http_upgrade $connection {{ default upgrade; '' close; }}\n{SERVER}"
+         map $http_upgrade $to_upgrade {{ default upgrade; '' close; }}\n{SERVER}"
     ))
     .set("CONSUL", consul.url())
     .set("SERVICE", service)

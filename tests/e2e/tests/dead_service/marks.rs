@@ -9,8 +9,10 @@ use super::{NEXT_PROBE, READ_TIMEOUT, Stage, UNPROVEN, outcomes};
 use crate::support::SOON;
 
 /// Has one client's slow URL mark every instance in turn.
+#[track_caller]
 fn mark_all(stage: &Stage) {
     assert_eq!(stage.nginx.outcome("/wait/700"), "504");
+    wait::until_eq("requests at the backends", SOON, &0, || stage.busy());
 }
 
 #[test]
@@ -87,9 +89,10 @@ fn a_request_that_began_before_the_marks_and_fails_after_them_proves_nothing() {
     let stage = Stage::start(2, "max_fails=1 fail_timeout=60s");
     // These end in a failure after the marks.
     let early = stage.hang("/medium/silent", 4);
-    mark_all(&stage);
+    assert_eq!(stage.nginx.outcome("/wait/700"), "504");
     let seen = outcomes(early);
     assert_eq!(seen.to_string(), "504: 4");
+    wait::until_eq("requests at the backends", SOON, &0, || stage.busy());
     let waiting = stage.hang("/long/silent", UNPROVEN);
     stage.release_all();
     let seen = outcomes(waiting);

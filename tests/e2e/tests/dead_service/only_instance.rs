@@ -50,7 +50,7 @@ fn in_the_first_second_after_a_failure_an_only_instance_is_not_bounded() {
     assert_eq!(outcomes(early).to_string(), "504: 1");
     let began = Instant::now();
     // They wait together: none has its header before all are there.
-    let many: Vec<_> = (0..30).map(|_| stage.hanging("/wait/400")).collect();
+    let many: Vec<_> = (0..30).map(|_| stage.hanging("/long/wait/400")).collect();
     let seen = outcomes(many);
     if began.elapsed() < Duration::from_secs(1) {
         assert_eq!(seen.to_string(), "a: 30");

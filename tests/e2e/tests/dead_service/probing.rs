@@ -142,7 +142,13 @@ fn backups_that_are_out_are_probed_as_the_first_tier_is() {
 /// An instance that is full is no way out: those that are out are probed meanwhile.
 #[test]
 fn an_instance_that_is_full_leaves_one_probe_at_a_time_to_the_one_that_is_out() {
-    let stage = Stage::start(2, "fail_timeout=60s max_conns=1");
+    let stage = Stage::start(2, "fail_timeout=60s");
+    let (b, id) = (&stage.backends[1], format!("{}-b", stage.service));
+    let instance = Instance::new(&stage.service, &id, b.address()).meta("nginx_max_conns", "1");
+    Agent::shared().register(&instance);
+    wait::until("the limit is known", SOON, || {
+        stage.nginx.service(&stage.service)["peers"][1]["max_conns"] == 1
+    });
     stage.backends[0].set(Manner::Silent);
     wait::until("a has failed", SOON, || {
         assert!(stage.is_served("/"));

@@ -46,7 +46,7 @@ const SERVER: &str = "
     error_page 404 =200 @page;
     location @page { return 200 page; }
     location /ws { proxy_pass http://api; proxy_read_timeout 300ms;
-        proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $connection; }
+        proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $to_upgrade; }
     location = /internal { internal; return 200 internal; }
     location = /nested { internal; proxy_pass http://api/; proxy_read_timeout 300ms; }
     location = /intercepted { proxy_pass http://api/status/404; proxy_read_timeout 300ms;
