@@ -1,7 +1,9 @@
 //! Backends that say who they are.
 
+mod answer;
+
 use std::collections::HashMap;
-use std::io::{self, BufReader, Read, Write};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -9,10 +11,9 @@ use std::thread;
 use std::time::Duration;
 
 use rustls::{HandshakeKind, ServerConfig, ServerConnection, StreamOwned};
-use socket2::SockRef;
 
 use crate::ports;
-use crate::wire::{self, Head};
+use answer::serve;
 
 /// How a backend treats its requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,6 +31,12 @@ pub enum Manner {
     Slow(Duration),
     /// The answer waits until [`Backend::release`], or another manner.
     Hold,
+    /// The request is read and never answered.
+    Silent,
+    /// The answer comes at one byte a second, its header first.
+    SlowHeader,
+    /// The header comes at once, the body at one byte a second.
+    SlowBody,
     /// A connection answers one request; the next on it finds it closed, as one that was kept too
     /// long.
     Stale,
@@ -40,6 +47,8 @@ struct Shared {
     name: String,
     manner: Mutex<Manner>,
     released: Condvar,
+    /// How often [`Backend::release`] was called.
+    releases: AtomicUsize,
     stopping: AtomicBool,
     connections: AtomicUsize,
     requests: AtomicUsize,
@@ -51,8 +60,11 @@ struct Shared {
 
 /// A small HTTP/1.1 server with keep-alive, in threads of this process.
 ///
-/// It answers with its name. A path like `/wait/50` delays the answer by so many milliseconds,
-/// `/size/1000` answers with so many bytes; `Upgrade` turns a connection into an echo.
+/// It answers with its name, over HTTP/1.1 or uwsgi. A path like `/wait/50` delays the answer by so
+/// many milliseconds, `/size/1000` answers with so many bytes, `/status/304` with that status,
+/// `/accel` with a redirect of nginx to `/internal`; `Upgrade` turns a connection into an echo. Until
+/// [`Backend::release`], `/silent` gets no answer, `/stalled` only a header, and `/endless` a body
+/// without an end.
 #[derive(Debug)]
 pub struct Backend {
     shared: Arc<Shared>,
@@ -92,6 +104,16 @@ impl Backend {
         let address = address.into();
         let listener =
             TcpListener::bind(address).unwrap_or_else(|error| panic!("bind {address}: {error}"));
+        Backend::over(name, listener, tls)
+    }
+
+    /// Starts one that accepts from this listener.
+    pub(crate) fn over(
+        name: &str,
+        listener: TcpListener,
+        tls: Option<Arc<ServerConfig>>,
+    ) -> Backend {
+        let address = listener.local_addr().expect("a bound listener");
         let shared = Arc::new(Shared { name: name.to_owned(), ..Shared::default() });
         let accepting = Arc::clone(&shared);
         thread::spawn(move || accept(&accepting, &listener, tls.as_ref()));
@@ -146,6 +168,7 @@ impl Backend {
 
     /// Answers the requests being held, and all that come.
     pub fn release(&self) {
+        self.shared.releases.fetch_add(1, Ordering::SeqCst);
         self.set(Manner::Well);
     }
 }
@@ -196,97 +219,4 @@ fn converse(shared: &Shared, stream: &TcpStream, tls: Option<Arc<ServerConfig>>)
         shared.resumed.fetch_add(1, Ordering::SeqCst);
     }
     serve(shared, stream, StreamOwned::new(connection, socket))
-}
-
-fn serve<S: Read + Write>(shared: &Shared, socket: &TcpStream, stream: S) -> io::Result<()> {
-    let mut reader = BufReader::new(stream);
-    let mut answered = false;
-    while let Some(head) = wire::read_head(&mut reader)? {
-        if answered && *lock(&shared.manner) == Manner::Stale {
-            return Ok(());
-        }
-        answered = true;
-        wire::read_body(&mut reader, &head, false)?;
-        shared.requests.fetch_add(1, Ordering::SeqCst);
-        let busy = shared.busy.fetch_add(1, Ordering::SeqCst) + 1;
-        shared.most_busy.fetch_max(busy, Ordering::SeqCst);
-        let goes_on = answer(shared, socket, &head, reader.get_mut());
-        shared.busy.fetch_sub(1, Ordering::SeqCst);
-        if !goes_on? || shared.stopping.load(Ordering::SeqCst) {
-            return Ok(());
-        }
-        if head.header("upgrade").is_some() {
-            return echo(reader);
-        }
-    }
-    Ok(())
-}
-
-/// Answers one request; says whether the connection goes on.
-fn answer<S: Write>(
-    shared: &Shared,
-    socket: &TcpStream,
-    head: &Head,
-    stream: &mut S,
-) -> io::Result<bool> {
-    let mut status = 200;
-    let manner = behave(shared);
-    match manner {
-        Manner::Status(other) => status = other,
-        Manner::Reset | Manner::ResetAfter(_) => {
-            if let Manner::ResetAfter(delay) = manner {
-                thread::sleep(delay);
-            }
-            SockRef::from(socket).set_linger(Some(Duration::ZERO))?;
-            return Ok(false);
-        }
-        Manner::Slow(delay) => thread::sleep(delay),
-        Manner::Well | Manner::Hold | Manner::Stale => {}
-    }
-    if let Some(protocol) = head.header("upgrade") {
-        write!(stream, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: {protocol}\r\n")?;
-        write!(stream, "Connection: Upgrade\r\nX-Backend: {}\r\n\r\n", shared.name)?;
-        stream.flush()?;
-        return Ok(true);
-    }
-    let body = body(&shared.name, head.word(1));
-    let connection = if head.closes() { "close" } else { "keep-alive" };
-    let message = format!(
-        "HTTP/1.1 {status} Said\r\nContent-Length: {}\r\nConnection: {connection}\r\n\
-         X-Backend: {}\r\n\r\n{body}",
-        body.len(),
-        shared.name
-    );
-    stream.write_all(message.as_bytes())?;
-    stream.flush()?;
-    Ok(!head.closes())
-}
-
-/// The manner in force, once nothing is held.
-fn behave(shared: &Shared) -> Manner {
-    let mut manner = lock(&shared.manner);
-    while *manner == Manner::Hold {
-        manner = shared.released.wait(manner).unwrap_or_else(PoisonError::into_inner);
-    }
-    *manner
-}
-
-fn body(name: &str, path: &str) -> String {
-    let number = |prefix| path.strip_prefix(prefix).and_then(|n: &str| n.parse::<usize>().ok());
-    if let Some(milliseconds) = number("/wait/") {
-        thread::sleep(Duration::from_millis(milliseconds as u64));
-    }
-    number("/size/").map_or_else(|| format!("{name}\n"), |size| "x".repeat(size))
-}
-
-fn echo<S: Read + Write>(mut reader: BufReader<S>) -> io::Result<()> {
-    let mut buffer = [0; 4096];
-    loop {
-        let n = reader.read(&mut buffer)?;
-        if n == 0 {
-            return Ok(());
-        }
-        reader.get_mut().write_all(&buffer[..n])?;
-        reader.get_mut().flush()?;
-    }
 }

@@ -46,6 +46,7 @@ pub struct Config {
     pub(crate) workers: usize,
     level: &'static str,
     events: String,
+    connections: usize,
     with_module: bool,
     pub(crate) with_master: bool,
     daemon: bool,
@@ -66,6 +67,7 @@ impl Config {
             workers: 1,
             level: "info",
             events: String::new(),
+            connections: 2048,
             with_module: true,
             with_master: true,
             daemon: false,
@@ -77,6 +79,13 @@ impl Config {
         Config { whole: Some(text.to_owned()), ..Config::http("") }
     }
 
+    /// Adds to its `http` block.
+    pub fn add(mut self, text: &str) -> Config {
+        self.http.push('\n');
+        self.http.push_str(text);
+        self
+    }
+
     /// Adds directives outside of any block.
     pub fn main(mut self, text: &str) -> Config {
         self.main.push_str(text);
@@ -86,6 +95,12 @@ impl Config {
     /// Adds directives to its `events` block.
     pub fn events(mut self, text: &str) -> Config {
         self.events.push_str(text);
+        self
+    }
+
+    /// Most connections of a worker; 2048 unless told.
+    pub fn connections(mut self, connections: usize) -> Config {
+        self.connections = connections;
         self
     }
 
@@ -184,7 +199,7 @@ impl Config {
         format!(
             "{module}daemon {};\nmaster_process {};\nworker_processes {};\n\
              error_log error.log {};\npid nginx.pid;\n{}\n\
-             events {{ worker_connections 2048; {} }}\n\
+             events {{ worker_connections {}; {} }}\n\
              http {{\n\
              log_format e2e '$request_uri|$status|$upstream_addr|$upstream_status';\n\
              access_log access.log e2e;\n\
@@ -195,6 +210,7 @@ impl Config {
             self.workers,
             self.level,
             self.main,
+            self.connections,
             self.events,
             self.http,
         )

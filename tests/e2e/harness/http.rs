@@ -36,6 +36,8 @@ impl Response {
 #[derive(Debug)]
 pub struct Connection {
     reader: BufReader<TcpStream>,
+    /// The last request was a HEAD: its answer has no body.
+    is_head: bool,
 }
 
 impl Connection {
@@ -55,7 +57,7 @@ impl Connection {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
         stream.set_write_timeout(Some(TIMEOUT))?;
-        Ok(Connection { reader: BufReader::new(stream) })
+        Ok(Connection { reader: BufReader::new(stream), is_head: false })
     }
 
     /// Sends a GET and reads the answer.
@@ -92,6 +94,7 @@ impl Connection {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> io::Result<()> {
+        self.is_head = method == "HEAD";
         let mut message = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n").into_bytes();
         for (name, value) in headers {
             write!(message, "{name}: {value}\r\n")?;
@@ -112,7 +115,7 @@ impl Connection {
         let head = wire::read_head(&mut self.reader)?
             .ok_or(io::Error::from(io::ErrorKind::UnexpectedEof))?;
         let status = head.word(1).parse().unwrap_or(0);
-        let has_body = status >= 200 && status != 204 && status != 304;
+        let has_body = status >= 200 && status != 204 && status != 304 && !self.is_head;
         let body =
             if has_body { wire::read_body(&mut self.reader, &head, true)? } else { Vec::new() };
         Ok(Response { status, head, body: String::from_utf8_lossy(&body).into_owned() })

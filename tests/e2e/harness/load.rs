@@ -29,6 +29,15 @@ pub struct Seen {
     pub last: Instant,
 }
 
+/// What a client waits for between two requests.
+#[derive(Clone, Copy, Debug)]
+enum Pause {
+    /// So long from the end of one.
+    After(Duration),
+    /// So long from the beginning of one.
+    Period(Duration),
+}
+
 /// Clients that go on until [`Load::finish`].
 #[derive(Debug)]
 pub struct Load {
@@ -42,6 +51,15 @@ impl Load {
         Load::start_paced(address, path, clients, keepalive, Duration::ZERO)
     }
 
+    /// Starts `clients` of them, each with a request every `period`, or as soon as its last one has
+    /// ended if that took longer; each request is on a connection of its own.
+    pub fn start_every(address: SocketAddr, path: &str, clients: usize, period: Duration) -> Load {
+        Load::spawn(clients, |shared| {
+            let path = path.to_owned();
+            move || run(&shared, address, &path, false, Pause::Period(period))
+        })
+    }
+
     /// As [`Load::start`], with a pause after each request.
     pub fn start_paced(
         address: SocketAddr,
@@ -50,13 +68,19 @@ impl Load {
         keepalive: bool,
         pause: Duration,
     ) -> Load {
+        Load::spawn(clients, |shared| {
+            let path = path.to_owned();
+            move || run(&shared, address, &path, keepalive, Pause::After(pause))
+        })
+    }
+
+    fn spawn<F: FnOnce() -> Tally + Send + 'static>(
+        clients: usize,
+        client: impl Fn(Arc<Shared>) -> F,
+    ) -> Load {
         let shared = Arc::<Shared>::default();
-        let clients = (0..clients)
-            .map(|_| {
-                let (shared, path) = (Arc::clone(&shared), path.to_owned());
-                thread::spawn(move || run(&shared, address, &path, keepalive, pause))
-            })
-            .collect();
+        let start = |_| thread::spawn(client(Arc::clone(&shared)));
+        let clients = (0..clients).map(start).collect();
         Load { shared, clients }
     }
 
@@ -122,16 +146,11 @@ pub fn failures(tally: &Tally, good: &[&str]) -> String {
         .join(", ")
 }
 
-fn run(
-    shared: &Shared,
-    address: SocketAddr,
-    path: &str,
-    keepalive: bool,
-    pause: Duration,
-) -> Tally {
+fn run(shared: &Shared, address: SocketAddr, path: &str, keepalive: bool, pause: Pause) -> Tally {
     let mut tally = Tally::default();
     let mut connection = None;
     while !shared.stop.load(Ordering::SeqCst) {
+        let start = Instant::now();
         let result = if keepalive {
             persistent(&mut connection, address, path)
         } else {
@@ -147,6 +166,10 @@ fn run(
             // A broken server must not turn the clients into a busy loop.
             thread::sleep(Duration::from_millis(1));
         }
+        let pause = match pause {
+            Pause::After(pause) => pause,
+            Pause::Period(period) => period.saturating_sub(start.elapsed()),
+        };
         if !pause.is_zero() {
             thread::sleep(pause);
         }

@@ -13,9 +13,13 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 use socket2::{Domain, Socket, Type};
 
+use crate::wait;
+
 /// Below Linux's range for outgoing connections, so that none of them takes a reserved port.
 const FIRST: u16 = 10_240;
 const LAST: u16 = 32_000;
+/// Longest an address may be taken after its listener is closed.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 static HELD: Mutex<Option<HashMap<u16, File>>> = Mutex::new(None);
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -90,10 +94,18 @@ impl BlackHole {
     /// # Panics
     /// If the queue doesn't fill.
     pub fn open() -> BlackHole {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free()));
+        BlackHole::open_at((Ipv4Addr::LOCALHOST, free()).into())
+    }
+
+    /// The same at an IPv4 address where nothing listens.
+    ///
+    /// # Panics
+    /// If the address can't be bound, or the queue doesn't fill.
+    pub fn open_at(address: SocketAddr) -> BlackHole {
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         listener.set_reuse_address(true).expect("SO_REUSEADDR");
-        listener.bind(&address.into()).expect("the reserved port");
+        // A process that is being started may have a former listener until it is another program.
+        wait::until("the address is free", PATIENCE, || listener.bind(&address.into()).is_ok());
         listener.listen(0).expect("a listener");
         let mut fillers = Vec::new();
         while let Ok(filler) = TcpStream::connect_timeout(&address, Duration::from_millis(200)) {

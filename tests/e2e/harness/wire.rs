@@ -1,6 +1,6 @@
 //! HTTP/1.1 messages, as little of it as client, backend and fake Consul need.
 
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, Read};
 
 /// Start line and headers of a message.
 #[derive(Clone, Debug, Default)]
@@ -53,6 +53,46 @@ pub fn read_head(reader: &mut impl BufRead) -> io::Result<Option<Head>> {
             head.headers.push((name.to_owned(), value.trim().to_owned()));
         }
     }
+}
+
+/// Reads the head of a request in HTTP or uwsgi; `None` if the peer closed instead. One in uwsgi is
+/// told as HTTP with `Connection: close`, since the answer's end is that of the connection.
+///
+/// # Errors
+/// As [`read_head`].
+pub fn read_request(reader: &mut impl BufRead) -> io::Result<Option<Head>> {
+    // The first byte of a uwsgi packet is its kind: 0 for a request.
+    if reader.fill_buf()?.first() != Some(&0) {
+        return read_head(reader);
+    }
+    let mut lead = [0; 4];
+    reader.read_exact(&mut lead)?;
+    let mut packet = vec![0; usize::from(u16::from_le_bytes([lead[1], lead[2]]))];
+    reader.read_exact(&mut packet)?;
+    let mut rest = &packet[..];
+    let mut next = || -> io::Result<String> {
+        let (mut length, mut text) = ([0; 2], Vec::new());
+        rest.read_exact(&mut length)?;
+        text.resize(u16::from_le_bytes(length).into(), 0);
+        rest.read_exact(&mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    };
+    let mut head = Head::default();
+    let (mut method, mut uri) = ("GET".to_owned(), "/".to_owned());
+    head.headers.push(("Connection".to_owned(), "close".to_owned()));
+    while let Ok(name) = next() {
+        let value = next()?;
+        match name.as_str() {
+            "REQUEST_METHOD" => method = value,
+            "REQUEST_URI" => uri = value,
+            "CONTENT_LENGTH" if !value.is_empty() => {
+                head.headers.push(("Content-Length".to_owned(), value));
+            }
+            _ => {}
+        }
+    }
+    head.start = format!("{method} {uri} HTTP/1.1");
+    Ok(Some(head))
 }
 
 /// Reads the body that `head` announces; `to_end` if one without length lasts until the close.

@@ -6,6 +6,7 @@ mod conf_errors;
 mod conf_ok;
 mod control;
 mod dashboard;
+mod dead_service;
 mod discovery;
 mod examples;
 mod failures;

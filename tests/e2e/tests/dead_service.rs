@@ -1,0 +1,3 @@
+//! One dead service never starves the others, and is served as soon as it has recovered.
+
+mod table;
