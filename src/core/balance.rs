@@ -22,7 +22,8 @@ pub use latency::Latency;
 pub use order::Order;
 pub use tried::Tried;
 pub use view::{
-    Candidates, Clock, Known, MOST, Obstacle, Picked, Reuse, Rules, Tier, View, pick, share,
+    Admission, Admitted, Candidates, Clock, Known, MOST, Obstacle, Picked, Reuse, Rules, Shared,
+    Tier, View, pick, share,
 };
 pub use weighted::Weighted;
 
@@ -269,7 +270,7 @@ fn is_usable<P: Peers, R: RngCore>(peers: &P, rng: &mut R, peer: P::Peer) -> boo
 fn search<P: Peers, R: RngCore>(
     peers: &P,
     rng: &mut R,
-    suits: impl Fn(P::Peer) -> bool,
+    mut suits: impl FnMut(P::Peer) -> bool,
 ) -> Option<P::Peer> {
     let count = peers.len();
     let start = rng.next_u32() as usize % count.max(1);

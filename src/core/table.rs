@@ -13,6 +13,7 @@
 //!   and stays with it from set to set ([`slots`]).
 //! * A **lane** is one worker's column of in-flight counts in every slot. Only its worker writes
 //!   it, so when a worker is killed its column is all there is to clear.
+//! * A **permit**, in an entry or a slot, lets a request try what has failed ([`permits`]).
 //! * A **verdict** says what became of a name that a request asked for ([`verdicts`]).
 //! * An **order** is what an operator wants of an instance or a target ([`orders`]).
 //!
@@ -26,6 +27,7 @@ use machine::atomic::{AtomicU64, Ordering::Relaxed};
 
 pub mod asked;
 pub mod entry;
+pub mod failures;
 mod history;
 pub mod ledger;
 mod lock;
@@ -37,6 +39,8 @@ mod machine;
 #[cfg(all(test, loom))]
 mod model;
 pub mod orders;
+pub mod outage;
+pub mod permits;
 pub mod publish;
 pub mod read;
 pub mod slots;
@@ -44,15 +48,18 @@ pub mod verdicts;
 
 pub use asked::Withheld;
 pub use entry::{Freshness, Mode, Named};
+pub use failures::{Limits, PROBE_PACE};
 pub use history::Changed;
 pub use orders::{Action, NotGiven, Order, Overrides, Subject};
+pub use outage::Outage;
+pub use permits::Permit;
 pub use publish::{Change, Full};
 pub use read::{Detail, Image, Record};
 pub use slots::{Counters, InFlight, Lane, Place, Slot};
 pub use verdicts::Verdict;
 
 /// Says that the zone holds a table of this layout.
-const MAGIC: u64 = 0x6e67_782d_636e_0008;
+const MAGIC: u64 = 0x6e67_782d_636e_0009;
 
 /// Words of the header; the rest of them is spare.
 const HEADER: usize = 24;
@@ -81,6 +88,8 @@ const H_ORDERS: usize = 15;
 const H_ASKED: usize = 16;
 /// 1 once orders were restored, or there were none to restore.
 const H_ORDERS_BEGUN: usize = 17;
+/// Counts instances that answer again after they had failed.
+const H_RECOVERIES: usize = 18;
 
 /// Most lanes, for 256 workers and their successors.
 const MAX_LANES: usize = 512;
@@ -124,9 +133,9 @@ impl Layout {
         let first_lane = orders + order_count * orders::WORDS;
         let entries = first_lane + lanes;
         let slots = entries + entry_count * entry::WORDS;
-        // A quarter of what is left for slots: a slot is about a third of what an instance takes,
+        // Two sevenths of what is left for slots: a slot is about 40 % of what an instance takes,
         // and an update needs room for a second block.
-        let slot_count = words.checked_sub(slots)? / 4 / slot_words;
+        let slot_count = words.checked_sub(slots)? / 7 * 2 / slot_words;
         let arena = slots + slot_count * slot_words;
         (slot_count > 0 && words > arena && words <= u32::MAX as usize).then_some(Layout {
             verdicts: HEADER,

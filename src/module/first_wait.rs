@@ -21,7 +21,7 @@ use crate::api;
 use crate::conf::{self, HttpConf};
 use crate::ffi::{self, AGAIN, DECLINED, ERROR, OK, conf_of, fence, give_to_pool};
 use crate::peer::trace::trace;
-use crate::peer::{Lookup, NamedBlock, New, Why};
+use crate::peer::{self, Lookup, NamedBlock, New, Why};
 use crate::ready::ngx_http_consul_ready_handler;
 use crate::status::ngx_http_consul_status_handler;
 
@@ -61,6 +61,7 @@ pub(crate) extern "C" fn ngx_http_consul_postconfiguration(cf: *mut ngx_conf_t) 
             if !api::check_locations(cf, &(*http).apis) {
                 return ERROR;
             }
+            peer::install_header_filter();
             if (*http).named_blocks.is_empty() {
                 return OK;
             }

@@ -11,6 +11,7 @@
 //! | `init_module`          | [`watcher`]       | master: has a child ask for first answers   |
 //! | `init_process`         | [`watcher`]       | worker 0: starts the watch threads          |
 //! | `peer.init`, get, free | [`peer`]          | pick                                        |
+//! | header filter          | [`peer`]          | sees that a peer answers                    |
 //! | content handler        | [`status`]        | the status page                             |
 //! |                        | [`api`]           | what an operator orders                     |
 //! | `exit_process`         | [`watcher`]       | ends the threads                            |

@@ -22,8 +22,10 @@ mod clock;
 mod contacts;
 mod counted;
 mod delegate;
+mod header_filter;
 mod keepalive;
 mod named;
+mod outcome;
 mod served;
 mod source;
 mod stock;
@@ -39,6 +41,8 @@ use attempt::{
     save_session, set_session,
 };
 pub(crate) use block::Block;
+pub(crate) use clock::monotonic;
+pub(crate) use header_filter::install as install_header_filter;
 use keepalive::Kept;
 pub(crate) use keepalive::{Keepalive, end as end_keepalive};
 pub(crate) use named::{Lookup, NamedBlock, New, Why};

@@ -9,12 +9,14 @@ use super::ring::{Member, Ring};
 use super::{Method, Order, Weighted};
 use crate::address::AddressText;
 use crate::params::Params;
-use crate::table::{Image, Place, Record, Slot};
+use crate::table::{Image, Limits, Place, Record};
 
 mod candidates;
 mod reuse;
 
-pub use candidates::{Candidates, Clock, Obstacle, Picked, pick, share};
+pub use candidates::{
+    Admission, Admitted, Candidates, Clock, Obstacle, Picked, Shared, pick, share,
+};
 pub use reuse::{MOST, Reuse};
 
 /// The sets of a block as a worker uses them: never changed, so a request that holds it sees one
@@ -27,6 +29,8 @@ pub struct View {
     records: Vec<Record>,
     known: Vec<Known>,
     tiers: Vec<Tier>,
+    /// What was found out when no peer that is out could be tried.
+    refused: Out,
 }
 
 /// Peers of equal standing: a tier is used while none before it has a usable peer.
@@ -37,11 +41,20 @@ pub struct Tier {
     /// Those with `backup`, which come after those without.
     pub backup: bool,
     first: usize,
-    /// The second in which all of them were seen to be out for their failures.
-    out: Cell<u64>,
+    /// What was found out when all of them were out.
+    out: Out,
     weights: Weighted,
     order: Order,
     keys: Keys,
+}
+
+/// Until when nothing but a recovery changes that no peer can be used.
+#[derive(Debug, Default)]
+struct Out {
+    /// Milliseconds of the monotonic clock.
+    until: Cell<u64>,
+    /// [`Table::recoveries`] at that time.
+    recoveries: Cell<u64>,
 }
 
 /// Whom a key belongs to.
@@ -96,6 +109,13 @@ impl Default for Rules {
 }
 
 impl Rules {
+    /// How failures are judged.
+    #[inline]
+    pub fn limits(&self) -> Limits {
+        let fail_timeout = u64::from(self.fail_timeout) * 1000;
+        Limits { max_fails: self.max_fails.into(), fail_timeout }
+    }
+
     /// These, but for what the instance says itself.
     pub fn of(&self, params: &Params) -> Rules {
         Rules {
@@ -142,7 +162,7 @@ impl View {
         }
         let known =
             records.iter().zip(0..).map(|(record, n)| Known::new(record, n, rules)).collect();
-        View { generations, records, known, tiers }
+        View { generations, records, known, tiers, refused: Out::default() }
     }
 
     /// Generations of the sets.
@@ -187,7 +207,7 @@ impl Tier {
         let weights = Weighted::new(members.iter().map(|record| record.weight));
         let order = Order::new(&weights);
         let keys = Keys::new(members, method, before.map(|(tier, peers)| (&tier.keys, peers)));
-        let out = Cell::new(u64::MAX);
+        let out = Out::default();
         Tier { set: 0, backup: false, first: 0, out, weights, order, keys }
     }
 
@@ -249,9 +269,10 @@ impl Known {
         }
     }
 
+    /// How its failures are judged.
     #[inline]
-    fn has_failed(&self, counters: Slot<'_>, now: u64) -> bool {
-        counters.is_failed(self.rules.max_fails.into(), self.rules.fail_timeout.into(), now)
+    pub fn limits(&self) -> Limits {
+        self.rules.limits()
     }
 }
 

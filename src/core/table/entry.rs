@@ -6,13 +6,13 @@ use super::machine::atomic::{
     AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
 };
-use super::{H_LEADER, Table};
+use super::{H_LEADER, Table, outage};
 use crate::consul::gate::Reason;
 use crate::consul::policy::Pending;
 use crate::named::MAX_NAME;
 use crate::process::ProcessId;
 
-pub(super) const WORDS: usize = 92;
+pub(super) const WORDS: usize = 92 + outage::WORDS;
 pub(super) const KEY_LO: usize = 0;
 pub(super) const KEY_HI: usize = 1;
 /// Generation; its lowest bit says which of the two descriptors is in force. 0: no data yet.
@@ -54,7 +54,9 @@ const SCOPE: usize = CONFIRMED_BY + 1;
 pub(super) const ASKED: usize = SCOPE + 1;
 /// What an answer would change while the target is frozen.
 pub(super) const WITHHELD: usize = SCOPE + 2;
-const ERROR: usize = SCOPE + 3;
+/// See [`Outage`](super::Outage).
+pub(super) const OUTAGE: usize = SCOPE + 3;
+const ERROR: usize = OUTAGE + outage::WORDS;
 const ERROR_BYTES: usize = (WORDS - ERROR) * 8;
 
 /// How a target's answers come.

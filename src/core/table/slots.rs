@@ -4,17 +4,18 @@ use super::Table;
 use super::machine::atomic::AtomicU64;
 use super::machine::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use super::machine::is_alive;
+use super::permits;
 use crate::process::ProcessId;
 
 /// Words of a slot before its lanes.
-pub(super) const WORDS: usize = 10;
+pub(super) const WORDS: usize = 12;
 /// Identity of the instance; 0 is nobody.
 pub(super) const OWNER: usize = 0;
 pub(super) const PICKS: usize = 1;
 /// Failures within `fail_timeout`, and when: `fails`, `accessed` and `checked` of
-/// `ngx_http_upstream_rr_peer_t`.
+/// `ngx_http_upstream_rr_peer_t`, but in milliseconds of the monotonic clock.
 pub(super) const FAILS: usize = 2;
-pub(super) const ACCESSED: usize = 3;
+pub(super) const FAILED_AT: usize = 3;
 pub(super) const CHECKED: usize = 4;
 /// When the instance appeared or recovered, milliseconds since the epoch; 0: it was there from the
 /// first answer.
@@ -27,6 +28,10 @@ pub(super) const LATENCY: usize = 7;
 /// Connections opened and reused by blocks with `consul_keepalive`.
 pub(super) const OPENED: usize = 8;
 pub(super) const REUSED: usize = 9;
+/// When the first failure was that no success has followed; 0: there is none.
+pub(super) const FAILING_SINCE: usize = 10;
+/// The permit of the request that probes the instance.
+pub(super) const PROBE: usize = 11;
 
 /// A lane's half of a word: requests in flight, and idle connections above them.
 const REQUEST_BITS: u32 = 20;
@@ -39,6 +44,17 @@ const IDLE: u64 = MAX_IDLE << 32 | MAX_IDLE;
 /// A worker's column of in-flight counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lane(u32);
+
+impl Lane {
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn of(number: u32) -> Lane {
+        Lane(number)
+    }
+
+    pub(super) fn number(self) -> u32 {
+        self.0
+    }
+}
 
 /// Where a slot is, without its number having to be multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,8 +71,6 @@ pub struct Counters {
     pub failed: u64,
     /// Failures that count for `max_fails` now.
     pub fails: u64,
-    /// When the last of them was, seconds since the epoch.
-    pub checked: u64,
     /// Idle connections to it; of one worker at most 4095 are counted.
     pub idle: u64,
     /// Connections opened for requests, and requests over a connection that was there.
@@ -102,7 +116,7 @@ impl<'z> Table<'z> {
         }
     }
 
-    /// Takes all requests of a lane out of flight; for its holder.
+    /// Takes all requests of a lane out of flight, and what permits they hold; for its holder.
     pub fn clear_lane(&self, lane: Lane) {
         for slot in 0..self.layout.slot_count {
             let (word, shift) = self.lane_of(slot, lane);
@@ -110,7 +124,9 @@ impl<'z> Table<'z> {
             if left != 0 {
                 word.fetch_sub(left << shift, AcqRel);
             }
+            permits::clear(self.slot_word(slot, PROBE), lane);
         }
+        self.clear_permits(lane);
     }
 
     /// Gives the lane back; what is still in it is cleared by the next holder.
@@ -228,7 +244,6 @@ impl<'z> Table<'z> {
             picks: counters.picks(),
             failed: counters.load(FAILED),
             fails: counters.load(FAILS),
-            checked: counters.load(CHECKED),
             idle: self.idle(place),
             opened: counters.load(OPENED),
             reused: counters.load(REUSED),
@@ -250,7 +265,7 @@ fn no_such_slot(place: Place) -> ! {
 
 impl Slot<'_> {
     #[inline]
-    fn load(&self, word: usize) -> u64 {
+    pub(super) fn load(&self, word: usize) -> u64 {
         self.words[word].load(Relaxed)
     }
 
@@ -262,66 +277,8 @@ impl Slot<'_> {
     /// Whether the slot still belongs to the instance; it may have passed to another one while a
     /// request held an older set.
     #[inline]
-    fn belongs_to(&self, identity: u64) -> bool {
+    pub(super) fn belongs_to(&self, identity: u64) -> bool {
         self.load(OWNER) == identity
-    }
-
-    /// Whether the instance is out after `max_fails` failures; the rule and the second try after
-    /// `fail_timeout` are those of `ngx_http_upstream_get_peer()`.
-    #[inline]
-    pub fn is_failed(&self, max_fails: u64, fail_timeout: u64, now: u64) -> bool {
-        let fails = self.load(FAILS);
-        // Nearly always there are none.
-        fails != 0
-            && max_fails != 0
-            && fails >= max_fails
-            && now.saturating_sub(self.load(CHECKED)) <= fail_timeout
-    }
-
-    /// Starts a new `fail_timeout` for a peer that was picked after the last one had passed, so
-    /// that one request, not all, tries a failed peer again.
-    #[inline]
-    pub fn note_checked(&self, identity: u64, fail_timeout: u64, now: u64) {
-        if now.saturating_sub(self.load(CHECKED)) > fail_timeout && self.belongs_to(identity) {
-            self.words[CHECKED].store(now, Relaxed);
-        }
-    }
-
-    /// Counts a failed attempt, seconds since the epoch; returns the failures in a row.
-    pub fn note_failed(&self, identity: u64, now: u64) -> u64 {
-        if !self.belongs_to(identity) {
-            return 0;
-        }
-        self.words[ACCESSED].store(now, Relaxed);
-        self.words[CHECKED].store(now, Relaxed);
-        self.words[FAILED].fetch_add(1, Relaxed);
-        self.words[FAILS].fetch_add(1, Relaxed).saturating_add(1)
-    }
-
-    /// Whether there are failures that count.
-    #[inline]
-    pub fn has_fails(&self) -> bool {
-        self.load(FAILS) != 0
-    }
-
-    /// Notes an attempt that did not fail: the failures are forgotten if it began after them. An
-    /// instance that they kept out, because there were `max_fails`, starts anew (slow start) at
-    /// `now_ms`, milliseconds since the epoch.
-    pub fn note_passed(&self, identity: u64, max_fails: u64, now_ms: u64) {
-        let fails = self.load(FAILS);
-        if fails != 0 && self.load(ACCESSED) < self.load(CHECKED) && self.belongs_to(identity) {
-            if max_fails != 0 && fails >= max_fails {
-                self.words[STARTED].store(now_ms, Relaxed);
-            }
-            self.words[FAILS].store(0, Relaxed);
-        }
-    }
-
-    /// Forgets the failures: those of a single peer never count.
-    pub fn forget_fails(&self, identity: u64) {
-        if self.belongs_to(identity) {
-            self.words[FAILS].store(0, Relaxed);
-        }
     }
 
     /// The mean time to the response header, as [`crate::balance::Latency`] reads it.

@@ -3,7 +3,7 @@
 use std::num::NonZeroU16;
 use std::sync::atomic::AtomicU64;
 
-use nginx_consul_core::balance::{Candidates, Clock, Method, Rules, Tried, View, pick};
+use nginx_consul_core::balance::{Candidates, Clock, Method, Rules, Shared, Tried, View, pick};
 use nginx_consul_core::model::{Health, Peer, PeerSet, identity};
 use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::table::Table;
@@ -60,7 +60,7 @@ fn invariant_1_a_pick_allocates_nothing() {
                     // Three tries of one request.
                     let mut tried = Tried::default();
                     for _ in 0..3 {
-                        let now = Clock { seconds: 1, millis: 1000 };
+                        let now = Clock { millis: 1000, monotonic: 1000 };
                         let candidates = Candidates {
                             view: &view,
                             table: &table,
@@ -70,8 +70,10 @@ fn invariant_1_a_pick_allocates_nothing() {
                             panic: false,
                             alone: true,
                         };
-                        let peer = pick(method, &candidates, &mut cursor, &mut rng);
-                        let peer = peer.expect("a peer that was not tried").known.number as usize;
+                        let shared = || Shared { outage: None, lane };
+                        let peer = pick(method, &candidates, shared, &mut cursor, &mut rng);
+                        let peer = peer.expect("a peer that was not tried").picked;
+                        let peer = peer.known.number as usize;
                         tried.insert(peer);
                         let record = &view.records()[peer];
                         table.enter(record.place, record.identity, lane).expect("a lane").end();

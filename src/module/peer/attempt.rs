@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::ptr;
 use std::rc::Rc;
 
-use nginx_consul_core::balance::{Known, Latency, Method, Tried};
+use nginx_consul_core::balance::{Admitted, Known, Latency, Method, Tried};
 use nginx_consul_core::table::Slot;
 use nginx_sys::{
     NGX_LOG_WARN, NGX_PEER_FAILED, ngx_current_msec, ngx_http_request_t,
@@ -14,9 +14,10 @@ use nginx_sys::{
 
 use super::block::Block;
 use super::clock::now;
-use super::counted::Counted;
+use super::counted::{Account, Counted};
 use super::delegate::Delegate;
 use super::keepalive::{Whom, With};
+use super::outcome::Attempted;
 use super::trace;
 use super::trace::trace;
 use super::view::PeerView;
@@ -123,10 +124,10 @@ impl Attempt {
         let block = unsafe { &*self.block };
         let now = now();
         let Some(worker) = block.worker() else { return self.get_none(pc) };
-        let picked = block.pick(worker, &self.view, &self.tried, self.key, now);
-        let Some(picked) = picked else { return self.get_none(pc) };
+        let admitted = block.pick(worker, &self.view, &self.tried, self.key, now);
+        let Some(Admitted { picked, permit }) = admitted else { return self.get_none(pc) };
         let peer = picked.known.number as usize;
-        self.counted.begin(worker, picked, now.seconds);
+        self.counted.begin(worker, picked, permit, now.monotonic);
         // SAFETY: the caller's promise.
         let pc = unsafe { &mut *pc };
         if trace::is_on(pc.log) {
@@ -229,13 +230,27 @@ impl Attempt {
     }
 
     #[inline(always)]
-    fn judge(&self, state: ngx_uint_t, single: bool, log: *mut ngx_log_t) {
+    fn judge(&mut self, state: ngx_uint_t, single: bool, log: *mut ngx_log_t) {
         if self.block().method() == Method::LeastTime {
             self.note_time(state & NGX_PEER_FAILED as ngx_uint_t != 0);
         }
-        if self.counted.judge(&self.view, state, single) {
+        // SAFETY: the configuration outlives the request, or the attempt keeps the block.
+        let block = unsafe { &*self.block };
+        // SAFETY: the request that peer.init got.
+        let attempted = unsafe { Attempted::new(self.request, state) };
+        if self.counted.judge(attempted, Account { block, view: &self.view, single }) {
             warn_of_failures(log);
         }
+    }
+
+    /// nginx has accepted the response header.
+    pub(super) fn note_header(&mut self) {
+        // SAFETY: the configuration outlives the request, or the attempt keeps the block.
+        let block = unsafe { &*self.block };
+        // SAFETY: the request that peer.init got.
+        let attempted = unsafe { Attempted::new(self.request, 0) };
+        let single = self.is_single();
+        self.counted.note_header(attempted, Account { block, view: &self.view, single });
     }
 
     /// Notes how long the peer took.

@@ -3,8 +3,10 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use nginx_consul_core::balance::{self, Candidates, Clock, Method, Picked, Rules, Tried, View};
-use nginx_consul_core::table::Table;
+use nginx_consul_core::balance::{
+    self, Admitted, Candidates, Clock, Method, Rules, Shared, Tried, View,
+};
+use nginx_consul_core::table::{Outage, Table};
 use nginx_sys::{ngx_http_complex_value, ngx_http_request_t, ngx_str_t};
 use rand::{RngCore, SeedableRng};
 use rand_xoshiro::SplitMix64;
@@ -351,7 +353,7 @@ impl Block {
         tried: &'a Tried,
         key: &'a [u8],
         now: Clock,
-    ) -> Option<Picked<'a, 'static>> {
+    ) -> Option<Admitted<'a, 'static>> {
         let table = &worker.share().table;
         let peers = view.peers();
         let mut candidates = Candidates { key, now, ..self.candidates(table, peers, tried) };
@@ -359,11 +361,28 @@ impl Block {
             candidates.panic = self.is_in_panic(&candidates);
         }
         let Turn { cursor, rng } = &mut *self.turn.borrow_mut();
-        let picked = balance::pick(self.method(), &candidates, cursor, rng)?;
-        Some(match view.reuse() {
-            None => picked,
-            Some(reuse) => self.part.rather_idle((reuse, view), picked, self.method(), &candidates),
-        })
+        let shared = || self.shared(worker);
+        let mut admitted = balance::pick(self.method(), &candidates, shared, cursor, rng)?;
+        if let (Some(reuse), None) = (view.reuse(), &admitted.permit) {
+            let (given, method) = (admitted.picked, self.method());
+            let other = self.part.rather_idle((reuse, view), given, method, &candidates);
+            if !other.counters.has_fails() {
+                admitted.picked = other;
+            }
+        }
+        Some(admitted)
+    }
+
+    /// What the requests to its instances share while these have failed.
+    #[cold]
+    pub(super) fn outage(&self, worker: Worker) -> Option<Outage<'static>> {
+        let entry = self.sources.iter().find_map(|source| source.present(worker.table))?;
+        Some(worker.table.outage(entry))
+    }
+
+    #[cold]
+    pub(super) fn shared(&self, worker: Worker) -> Shared<'static> {
+        Shared { outage: self.outage(worker), lane: worker.lane }
     }
 
     pub(super) fn candidates<'a>(

@@ -16,8 +16,7 @@ pub(super) struct Interval(Cell<u64>);
 impl Interval {
     /// Whether it is time to do it again; then it counts as done.
     pub(super) fn is_due(&self) -> bool {
-        // SAFETY: the event loop's clock, read in the event loop.
-        let now = unsafe { ngx_current_msec } as u64;
+        let now = monotonic();
         let last = self.0.get();
         let due = last == 0 || now.wrapping_sub(last) >= INTERVAL;
         if due {
@@ -28,9 +27,17 @@ impl Interval {
 }
 
 /// The event loop's time.
+#[inline]
 pub(super) fn now() -> Clock {
     // SAFETY: ngx_cached_time always points to a valid time; only the event loop moves it.
     let time = unsafe { &*nginx_sys::ngx_cached_time.cast_const() };
-    let seconds = time.sec as time_t as u64;
-    Clock { seconds, millis: seconds * 1000 + time.msec as u64 }
+    let millis = time.sec as time_t as u64 * 1000 + time.msec as u64;
+    Clock { millis, monotonic: monotonic() }
+}
+
+/// The event loop's monotonic time in milliseconds, the same for all processes.
+#[inline]
+pub(crate) fn monotonic() -> u64 {
+    // SAFETY: the event loop's clock, read in the event loop.
+    unsafe { ngx_current_msec as u64 }
 }

@@ -1,10 +1,11 @@
 //! What the shared counters learn of a request's attempts.
 
 use nginx_consul_core::balance::{Known, Picked};
-use nginx_consul_core::table::{InFlight, Slot};
-use nginx_sys::{NGX_PEER_FAILED, ngx_uint_t};
+use nginx_consul_core::table::{InFlight, Permit, Slot};
 
+use super::block::Block;
 use super::clock::now;
+use super::outcome::{Attempted, Outcome};
 use super::view::PeerView;
 use super::worker::Worker;
 
@@ -14,8 +15,21 @@ pub(super) struct Counted {
     /// The peer that has the request, and its counters.
     at: Option<(Slot<'static>, u32)>,
     in_flight: Option<InFlight<'static>>,
+    /// What lets the request try a peer that has failed.
+    permit: Option<Permit<'static>>,
     /// The peer that was picked last, also when the attempt is over.
     last: Option<u32>,
+    /// nginx has accepted the response header.
+    answered: bool,
+}
+
+/// To whom an attempt counts.
+#[derive(Clone, Copy)]
+pub(super) struct Account<'a> {
+    pub(super) block: &'a Block,
+    pub(super) view: &'a PeerView,
+    /// The peer is the block's only one.
+    pub(super) single: bool,
 }
 
 impl Counted {
@@ -42,25 +56,88 @@ impl Counted {
     }
 
     #[inline(always)]
-    pub(super) fn begin(&mut self, worker: Worker, picked: Picked<'_, 'static>, seconds: u64) {
+    pub(super) fn begin(
+        &mut self,
+        worker: Worker,
+        picked: Picked<'_, 'static>,
+        permit: Option<Permit<'static>>,
+        now: u64,
+    ) {
         let Picked { known, counters } = picked;
         let Known { identity, place, rules, .. } = known;
         if rules.max_fails != 0 {
-            counters.note_checked(*identity, rules.fail_timeout.into(), seconds);
+            counters.note_checked(*identity, rules.limits().fail_timeout, now);
         }
         self.at = Some((counters, known.number));
         self.last = Some(known.number);
+        self.permit = permit;
+        self.answered = false;
         self.in_flight = worker.table.enter_at(*place, counters, *identity, worker.lane);
     }
 
-    /// Counts the outcome, as `ngx_http_upstream_free_round_robin_peer()` does. `true` if failures
-    /// keep the peer out by now; those of a peer that is the only one never count.
+    /// nginx has accepted the response header: from here on the peer counts as one that answers,
+    /// however long the response takes.
     #[inline]
-    pub(super) fn judge(&self, view: &PeerView, state: ngx_uint_t, single: bool) -> bool {
-        let Some((slot, peer)) = self.at else { return false };
-        let has_failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;
-        (has_failed || slot.has_fails())
-            && note(slot, view.peers().known(peer as usize), has_failed, single)
+    pub(super) fn note_header(&mut self, attempted: Attempted, account: Account<'_>) {
+        let Some((slot, _)) = self.at else { return };
+        self.answered = true;
+        if slot.has_fails() || self.permit.is_some() {
+            self.note(attempted.by_header(), attempted, account);
+            self.end_permit();
+        }
+    }
+
+    /// Counts the outcome, as `ngx_http_upstream_free_round_robin_peer()` does. `true` if failures
+    /// keep the peer out by now; those of a peer that is the only one never do.
+    #[inline]
+    pub(super) fn judge(&mut self, attempted: Attempted, account: Account<'_>) -> bool {
+        let Some((slot, _)) = self.at else { return false };
+        (attempted.has_failed() || slot.has_fails()) && self.judge_failed(attempted, account)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn judge_failed(&mut self, attempted: Attempted, account: Account<'_>) -> bool {
+        let outcome = match attempted.outcome() {
+            // What came after the header says nothing new.
+            Outcome::Passed if self.answered => Outcome::Unknown,
+            outcome => outcome,
+        };
+        self.note(outcome, attempted, account)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn note(&self, outcome: Outcome, attempted: Attempted, account: Account<'_>) -> bool {
+        let Account { block, view, single } = account;
+        let (Some((slot, known)), Some(worker)) = (self.known(view), block.worker()) else {
+            return false;
+        };
+        let (identity, now) = (known.identity, now());
+        let max_fails = u64::from(known.rules.max_fails);
+        match outcome {
+            Outcome::Unknown => false,
+            Outcome::Passed if single => {
+                slot.forget_fails(identity);
+                false
+            }
+            Outcome::Passed => {
+                if slot.note_passed(identity, max_fails, attempted.began(), now.millis) {
+                    worker.table.note_recovered();
+                }
+                false
+            }
+            Outcome::Failed => {
+                let fails = slot.note_failed(identity, now.monotonic);
+                if let Some(outage) = block.outage(worker) {
+                    if fails == max_fails && !single {
+                        outage.note_marked(now.monotonic);
+                    }
+                    outage.note_failed(attempted.began());
+                }
+                !single && max_fails != 0 && fails >= max_fails
+            }
+        }
     }
 
     /// Whether the peer that has the request has failed others.
@@ -81,20 +158,16 @@ impl Counted {
         if let Some(request) = self.in_flight.take() {
             request.end();
         }
+        if self.permit.is_some() {
+            self.end_permit();
+        }
     }
-}
 
-#[cold]
-fn note(slot: Slot<'_>, known: &Known, has_failed: bool, single: bool) -> bool {
-    let Known { identity, rules, .. } = *known;
-    let max_fails = u64::from(rules.max_fails);
-    if !has_failed {
-        slot.note_passed(identity, max_fails, now().millis);
-        return false;
+    #[cold]
+    #[inline(never)]
+    fn end_permit(&mut self) {
+        if let Some(permit) = self.permit.take() {
+            permit.end();
+        }
     }
-    let fails = slot.note_failed(identity, now().seconds);
-    if single {
-        slot.forget_fails(identity);
-    }
-    !single && max_fails != 0 && fails >= max_fails
 }

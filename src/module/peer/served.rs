@@ -129,6 +129,23 @@ pub(super) unsafe fn forget(r: *mut ngx_http_request_t) {
     unsafe { find(r, disown) };
 }
 
+/// nginx has accepted the response header of a request to a block.
+///
+/// # Safety
+///
+/// `r` is a valid request, and no callback of a balancer is running for it.
+pub(super) unsafe fn note_header(r: *mut ngx_http_request_t) {
+    let newest = |kept: Kept<'_>, _: Way| {
+        match kept {
+            Kept::Own(attempt) => attempt.note_header(),
+            Kept::Stock(attempt) => attempt.note_header(),
+        }
+        Some(())
+    };
+    // SAFETY: the caller's promise.
+    unsafe { find(r, newest) };
+}
+
 impl Attempt {
     /// Whom the request went to last; `None` if that was a `server` line.
     fn served(&self) -> Option<Served<'_>> {

@@ -10,6 +10,7 @@ use nginx_consul_core::sync::Target;
 use nginx_consul_core::table::{Freshness, Image, Mode, Order, Record, Table, orders::scope};
 
 use crate::orders::{self, Shown};
+use crate::peer::monotonic;
 
 /// Who uses a service, and how.
 #[derive(Default)]
@@ -125,8 +126,7 @@ impl Peers {
         let rules = self.rules.of(&params);
         let (slot, counters) = (table.slot(record.place), table.counters(record.place));
         let share = share(rules.slow_start.into(), slot.started(), now);
-        let failed = !self.is_single
-            && slot.is_failed(rules.max_fails.into(), rules.fail_timeout.into(), now / 1000);
+        let failed = !self.is_single && slot.is_failed(rules.limits(), monotonic());
         let full = rules.max_conns != 0 && counters.in_flight >= rules.max_conns.into();
         let ordered = self.orders.of_instance(self.scope, record.identity);
         let state = orders::state(ordered).unwrap_or(match (params.down, failed, full) {

@@ -4,21 +4,23 @@ use rand::RngCore;
 
 use super::super::latency::{Latency, score};
 use super::super::ring::LOOKS;
-use super::super::{FULL_SHARE, Method, Order, Peers, Tried, Weighted, pick_from, search};
+use super::super::{FULL_SHARE, Method, Order, Peers, Tried, Weighted, pick_from};
 use super::{Keys, Known, Tier, View};
-use crate::table::{Slot, Table};
+use crate::table::{PROBE_PACE, Slot, Table};
 
+mod admission;
 mod obstacle;
 
+pub use admission::{Admission, Admitted, Shared};
 pub use obstacle::Obstacle;
 
 /// The time, as the event loop knows it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Clock {
-    /// Seconds since the epoch.
-    pub seconds: u64,
     /// Milliseconds since the epoch.
     pub millis: u64,
+    /// Milliseconds of the monotonic clock, the same for all processes.
+    pub monotonic: u64,
 }
 
 /// A view together with what decides whether a peer can be used just now.
@@ -51,10 +53,26 @@ pub struct Picked<'a, 'z> {
 
 /// Picks a peer of the first tier that has a usable one.
 ///
-/// If none has and there is nobody else to ask, one that is out for its failures is tried, unless
-/// the request has tried another before. `cursor` is the worker's place in the round robin order.
+/// One that has failed is picked together with what lets the request try it, since few requests may.
+/// If none is usable the request may try one that is out, see [`Shared`]. `cursor` is the worker's
+/// place in the round robin order.
 #[inline(always)]
 pub fn pick<'a, 'z, R: RngCore>(
+    method: Method,
+    candidates: &Candidates<'a, 'z>,
+    shared: impl Fn() -> Shared<'z>,
+    cursor: &mut u64,
+    rng: &mut R,
+) -> Option<Admitted<'a, 'z>> {
+    match pick_usable(method, candidates, cursor, rng) {
+        Some(picked) if !picked.counters.has_fails() => Some(Admitted { picked, permit: None }),
+        picked => pick_failed(method, candidates, (picked, &shared()), cursor, rng),
+    }
+}
+
+/// As [`pick`], of the peers that are not out only.
+#[inline(always)]
+fn pick_usable<'a, 'z, R: RngCore>(
     method: Method,
     candidates: &Candidates<'a, 'z>,
     cursor: &mut u64,
@@ -76,12 +94,34 @@ fn pick_beyond<'a, 'z, R: RngCore>(
     cursor: &mut u64,
     rng: &mut R,
 ) -> Option<Picked<'a, 'z>> {
-    let picked = tiers.iter().find_map(|tier| pick_in(tier, method, candidates, cursor, rng));
-    if picked.is_some() || !candidates.alone || candidates.tried.count() != 0 {
-        return picked;
+    tiers.iter().find_map(|tier| pick_in(tier, method, candidates, cursor, rng))
+}
+
+/// So often a pick is repeated because another request was quicker to probe its peer.
+const RACES: usize = 3;
+
+/// Goes on when the peer that was `picked` has failed, or none was.
+#[cold]
+#[inline(never)]
+fn pick_failed<'a, 'z, R: RngCore>(
+    method: Method,
+    candidates: &Candidates<'a, 'z>,
+    (mut picked, shared): (Option<Picked<'a, 'z>>, &Shared<'z>),
+    cursor: &mut u64,
+    rng: &mut R,
+) -> Option<Admitted<'a, 'z>> {
+    for _ in 0..RACES {
+        let Some(peer) = picked else { break };
+        match candidates.admit(peer, shared) {
+            Admission::Free => return Some(Admitted { picked: peer, permit: None }),
+            Admission::With(permit) => {
+                return Some(Admitted { picked: peer, permit: Some(permit) });
+            }
+            Admission::Refused if candidates.is_single() => return None,
+            Admission::Refused => picked = pick_usable(method, candidates, cursor, rng),
+        }
     }
-    let mut tiers = candidates.view.tiers.iter();
-    tiers.find_map(|tier| search(&InTier { all: candidates, tier }, rng, |_| true))
+    candidates.last_resort(shared, rng)
 }
 
 #[inline(always)]
@@ -132,19 +172,28 @@ impl<'z> Candidates<'_, 'z> {
 
     /// Whether failures keep out every peer of the tier, as far as is known without a look at each.
     fn is_known_out(&self, tier: &Tier) -> bool {
-        !self.panic && tier.out.get() == self.now.seconds
+        !self.panic
+            && self.now.monotonic < tier.out.until.get()
+            && self.table.recoveries() == tier.out.recoveries.get()
     }
 
-    /// After a search in vain, so that the other requests of this second need none. One that recovers
-    /// in the same second waits for the next; not so the last resort, which is asked meanwhile.
+    /// After a search in vain, so that other requests need none until a peer has recovered, or the
+    /// `fail_timeout` of one is over; for a second at most.
     #[cold]
     fn note_out(&self, tier: &Tier) {
-        let is_last = tier.peers().end == self.view.records.len();
-        let is_out = |known: &Known| known.down || self.is_failed(known);
-        let mut peers = self.view.known[tier.peers()].iter();
-        if self.tried.count() == 0 && !(self.alone && is_last) && peers.all(is_out) {
-            tier.out.set(self.now.seconds);
+        let (now, recoveries) = (self.now.monotonic, self.table.recoveries());
+        if self.tried.count() != 0 || self.panic {
+            return;
         }
+        let mut until = now + 1000;
+        for known in self.view.known[tier.peers()].iter().filter(|known| !known.down) {
+            if !self.is_failed(known) {
+                return;
+            }
+            until = until.min(self.slot(known).out_until(known.limits()) + 1);
+        }
+        tier.out.until.set(until);
+        tier.out.recoveries.set(recoveries);
     }
 
     #[inline]
@@ -158,16 +207,26 @@ impl<'z> Candidates<'_, 'z> {
     }
 
     fn has_failed(&self, known: &Known) -> bool {
-        known.has_failed(self.slot(known), self.now.seconds)
-    }
-
-    /// Whether failures count.
-    fn mind_failures(&self) -> bool {
-        !self.panic && !self.is_single()
+        self.slot(known).is_failed(known.limits(), self.now.monotonic)
     }
 
     fn is_failed(&self, known: &Known) -> bool {
-        self.has_failed(known) && self.mind_failures()
+        self.is_out(Picked { known, counters: self.slot(known) })
+    }
+
+    /// Whether failures keep the peer out. When its `fail_timeout` is over, and in a panic at any
+    /// time, one request at a time may try it.
+    fn is_out(&self, Picked { known, counters }: Picked<'_, 'z>) -> bool {
+        let (limits, now) = (known.limits(), self.now.monotonic);
+        if !counters.is_marked(limits.max_fails) || self.is_single() {
+            return false;
+        }
+        let is_due = self.panic || !counters.is_failed(limits, now);
+        !is_due || !counters.is_probe_free(limits, now, self.probe_pace())
+    }
+
+    fn probe_pace(&self) -> u64 {
+        if self.panic { 0 } else { PROBE_PACE }
     }
 
     pub(super) fn share(&self, known: &Known) -> u32 {
@@ -238,7 +297,7 @@ impl<'a, 'z> Peers for InTier<'_, 'a, 'z> {
     }
 
     fn is_failed(&self, peer: Picked<'a, 'z>) -> bool {
-        peer.known.has_failed(peer.counters, self.all.now.seconds) && self.all.mind_failures()
+        self.all.is_out(peer)
     }
 
     fn share(&self, peer: Picked<'a, 'z>) -> u32 {

@@ -8,11 +8,16 @@ use super::super::{FULL_SHARE, Latency, Tried};
 use super::*;
 use crate::model::{Health, Peer, PeerSet, identity};
 use crate::process::ProcessId;
-use crate::table::{Lane, Table};
+use crate::table::{Lane, Permit, Table};
 
+mod admission;
 mod reuse;
 
-const NOW: Clock = Clock { seconds: 100, millis: 100_000 };
+const NOW: Clock = Clock { millis: 100_000, monotonic: 100_000 };
+
+fn at(monotonic: u64) -> Clock {
+    Clock { millis: monotonic, monotonic }
+}
 
 struct Scene {
     table: Table<'static>,
@@ -71,21 +76,35 @@ impl Scene {
 
     fn fail(&self, port: u16) {
         let record = &self.view.records()[self.at(port)];
-        self.table.slot(record.place).note_failed(record.identity, NOW.seconds);
+        self.table.slot(record.place).note_failed(record.identity, NOW.monotonic);
     }
 
     fn at(&self, port: u16) -> usize {
         self.view.records().iter().position(|r| r.addr().port() == port).unwrap()
     }
 
+    fn shared(&self) -> Shared<'static> {
+        Shared { outage: Some(self.table.outage(0)), lane: Some(self.lane) }
+    }
+
+    /// The port that a request goes to, whose header comes at once.
+    fn pick(
+        &self,
+        candidates: &Candidates<'_, 'static>,
+        cursor: &mut u64,
+        rng: &mut SmallRng,
+    ) -> Option<u16> {
+        let Admitted { picked, permit } =
+            pick(self.method, candidates, || self.shared(), cursor, rng)?;
+        permit.into_iter().for_each(Permit::end);
+        Some(self.view.records()[picked.known.number as usize].addr().port())
+    }
+
     /// Ports that requests go to, sorted.
-    fn ports(&self, candidates: &Candidates<'_, '_>) -> Vec<u16> {
+    fn ports(&self, candidates: &Candidates<'_, 'static>) -> Vec<u16> {
         let (mut cursor, mut rng) = (0, SmallRng::seed_from_u64(1));
-        let picked = |_| pick(self.method, candidates, &mut cursor, &mut rng);
-        let mut ports: Vec<u16> = (0..20)
-            .map_while(picked)
-            .map(|p| self.view.records()[p.known.number as usize].addr().port())
-            .collect();
+        let picked = |_| self.pick(candidates, &mut cursor, &mut rng);
+        let mut ports: Vec<u16> = (0..20).map_while(picked).collect();
         ports.sort_unstable();
         ports.dedup();
         ports
@@ -128,16 +147,16 @@ fn a_request_goes_on_to_the_next_tier_when_it_has_tried_the_first() {
 }
 
 #[test]
-fn when_all_have_failed_one_is_tried_if_there_is_nobody_else() {
+fn when_all_have_failed_those_that_the_request_has_not_tried_are_tried() {
     let scene = Scene::new(&[&[(1, PLAIN), (2, PLAIN)]]);
     scene.fail(1);
     scene.fail(2);
     let mut tried = Tried::default();
     let candidates = scene.candidates(&tried);
     assert_eq!(scene.ports(&candidates), [1, 2]);
-    assert_eq!(scene.ports(&Candidates { alone: false, ..candidates }), [0u16; 0]);
+    assert_eq!(scene.ports(&Candidates { alone: false, ..candidates }), [1, 2], "before servers");
     tried.insert(0);
-    assert_eq!(scene.ports(&scene.candidates(&tried)), [0u16; 0], "one try is enough to know");
+    assert_eq!(scene.ports(&scene.candidates(&tried)), [2], "it may be the other one that is back");
 }
 
 #[test]
@@ -177,7 +196,7 @@ fn a_single_peer_is_never_out_and_may_be_tried_again() {
     tried.insert(0);
     let candidates = scene.candidates(&tried);
     assert_eq!(scene.ports(&candidates), [1]);
-    assert_eq!(scene.ports(&Candidates { alone: false, ..candidates }), [0u16; 0]);
+    assert_eq!(scene.ports(&Candidates { alone: false, ..candidates }), [0u16; 0], "tried");
 }
 
 #[test]
@@ -191,12 +210,13 @@ fn an_instance_that_recovers_from_its_failures_starts_slowly() {
         |now| Candidates { now, ..scene.candidates(&tried) }.share(scene.view.known(scene.at(1)));
     assert_eq!(share(NOW), FULL_SHARE, "it was there from the first answer");
     let counters = scene.table.slot(place);
-    counters.note_failed(identity, 50);
-    counters.note_checked(identity, 10, 100);
-    counters.note_passed(identity, 1, NOW.millis);
+    counters.note_failed(identity, 50_000);
+    assert!(!counters.note_passed(identity, 1, 49_999, NOW.millis), "it began before the failure");
+    assert_eq!(share(NOW), FULL_SHARE);
+    assert!(counters.note_passed(identity, 1, 50_000, NOW.millis));
     assert_eq!(share(NOW), FULL_SHARE / 100);
-    assert_eq!(share(Clock { seconds: 105, millis: 105_000 }), FULL_SHARE / 2);
-    assert_eq!(share(Clock { seconds: 110, millis: 110_000 }), FULL_SHARE);
+    assert_eq!(share(at(105_000)), FULL_SHARE / 2);
+    assert_eq!(share(at(110_000)), FULL_SHARE);
 }
 
 #[test]
@@ -253,8 +273,8 @@ fn least_time_avoids_the_slow_and_least_conn_does_not_know_it() {
         let (mut cursor, mut rng) = (0, SmallRng::seed_from_u64(3));
         let slow = scene.at(1);
         let mut pick = || {
-            let picked = pick(method, &scene.candidates(&tried), &mut cursor, &mut rng);
-            picked.map(|picked| picked.known.number as usize)
+            let port = scene.pick(&scene.candidates(&tried), &mut cursor, &mut rng);
+            port.map(|port| scene.at(port))
         };
         (0..1000).filter(|_| pick() == Some(slow)).count()
     };
@@ -275,8 +295,8 @@ fn a_tier_that_is_out_does_not_disturb_the_round_robin_of_the_next() {
         let candidates = scene.candidates(&tried);
         let mut counts = vec![0; usize::from(n)];
         for _ in 0..2 * n {
-            let picked = pick(scene.method, &candidates, &mut cursor, &mut rng).unwrap();
-            counts[picked.known.number as usize - usize::from(n)] += 1;
+            let port = scene.pick(&candidates, &mut cursor, &mut rng).unwrap();
+            counts[usize::from(port) - 101] += 1;
         }
         assert_eq!(counts, vec![2; usize::from(n)], "{n} peers");
     }
@@ -298,25 +318,25 @@ fn the_share_that_is_healthy_is_of_those_that_are_not_down() {
 }
 
 #[test]
-fn a_tier_that_is_out_is_looked_through_once_a_second() {
+fn a_tier_that_is_out_is_looked_through_once_a_second_or_when_a_peer_recovers() {
     let scene = Scene::new(&[&[(1, PLAIN), (2, PLAIN)], &[(3, PLAIN), (4, PLAIN)]]);
-    let back = |port| {
+    let back = |port, is_told: bool| {
         let record = &scene.view.records()[scene.at(port)];
         scene.table.slot(record.place).forget_fails(record.identity);
+        if is_told {
+            scene.table.note_recovered();
+        }
     };
     let tried = Tried::default();
     let now = scene.candidates(&tried);
-    let later = Candidates { now: Clock { seconds: 101, millis: 101_000 }, ..now };
     [1, 2].iter().for_each(|&port| scene.fail(port));
     assert_eq!(scene.ports(&now), [3, 4]);
-    back(2);
-    assert_eq!(scene.ports(&now), [3, 4], "within the second");
-    assert_eq!(scene.ports(&Candidates { panic: true, ..now }), [1, 2]);
-    assert_eq!(scene.ports(&later), [2]);
-    // The last resort is used as soon as it recovers.
-    [2, 3, 4].iter().for_each(|&port| scene.fail(port));
-    let later = Candidates { now: Clock { seconds: 102, millis: 102_000 }, ..now };
-    assert!(scene.ports(&later).len() > 1, "anyone, with all out");
-    back(4);
-    assert_eq!(scene.ports(&later), [4]);
+    back(2, false);
+    assert_eq!(scene.ports(&now), [3, 4], "nobody was told");
+    assert_eq!(scene.ports(&Candidates { now: at(100_999), ..now }), [3, 4], "within the second");
+    assert_eq!(scene.ports(&Candidates { now: at(101_000), ..now }), [2]);
+    scene.fail(2);
+    assert_eq!(scene.ports(&now), [3, 4]);
+    back(2, true);
+    assert_eq!(scene.ports(&now), [2], "at once");
 }

@@ -4,7 +4,8 @@ use std::ffi::c_void;
 use std::mem::ManuallyDrop;
 use std::rc::Rc;
 
-use nginx_consul_core::balance::{Picked, Tried};
+use nginx_consul_core::balance::{Admission, Picked, Tried};
+use nginx_consul_core::table::Permit;
 use nginx_sys::{
     NGX_BUSY, NGX_DONE, ngx_http_request_t, ngx_http_upstream_init_round_robin_peer,
     ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_peer_connection_t, ngx_uint_t,
@@ -267,12 +268,10 @@ impl StockAttempt {
     /// The first attempt, and mostly the only one.
     #[inline]
     fn pick_first(&mut self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
-        let Some(delegate) = &self.delegate else { return self.pick(pc) };
-        let picked = delegate.get(pc);
-        if picked == OK || picked == DONE {
-            self.begin(pc);
-            return picked;
+        if self.delegate.is_none() {
+            return self.pick(pc);
         }
+        let picked = self.ask(pc);
         if picked != BUSY || !self.has_more() {
             return picked;
         }
@@ -311,11 +310,7 @@ impl StockAttempt {
                     unsafe { (*pc).tries = tries };
                 }
             }
-            let Some(delegate) = &self.delegate else { return ERROR };
-            let picked = delegate.get(pc);
-            if picked == OK || picked == DONE {
-                self.begin(pc);
-            }
+            let picked = self.ask(pc);
             if picked != BUSY || !self.has_more() {
                 return picked;
             }
@@ -324,18 +319,65 @@ impl StockAttempt {
         self.pick_server(pc)
     }
 
+    /// Asks the method for a peer.
+    #[inline]
+    fn ask(&mut self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
+        let Some(delegate) = &self.delegate else { return ERROR };
+        let permit = match self.admit() {
+            Admission::Free => None,
+            Admission::With(permit) => Some(permit),
+            Admission::Refused => return self.refuse(pc),
+        };
+        let picked = delegate.get(pc);
+        if picked == OK || picked == DONE {
+            self.begin(pc, permit);
+        } else if let Some(permit) = permit {
+            permit.end();
+        }
+        picked
+    }
+
+    /// Whether the request may try the block's only instance; nginx's method decides on others.
+    #[inline]
+    fn admit(&self) -> Admission<'static> {
+        match &self.snapshot {
+            Some(snapshot) if snapshot.view().len() == 1 && !self.block().has_fallback => {
+                self.admit_to_single(snapshot.view())
+            }
+            _ => Admission::Free,
+        }
+    }
+
+    fn admit_to_single(&self, view: &PeerView) -> Admission<'static> {
+        let block = self.block();
+        let Some(worker) = block.worker() else { return Admission::Free };
+        let (known, tried) = (view.peers().known(0), Tried::default());
+        let counters = worker.table.slot(known.place);
+        if !counters.has_fails() {
+            return Admission::Free;
+        }
+        let candidates = block.candidates(&worker.share().table, view.peers(), &tried);
+        candidates.admit(Picked { known, counters }, &block.shared(worker))
+    }
+
+    /// There is nobody to ask.
+    #[cold]
+    fn refuse(&self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
+        // SAFETY: nginx passes the request's connection.
+        let pc = unsafe { &mut *pc };
+        let block = self.block();
+        block.complain(pc.log);
+        // Not NGX_BUSY: nginx would log a line for each request.
+        pc.name = block.name_ptr();
+        pc.tries = 0;
+        DECLINED
+    }
+
     /// Asks the block's `server` lines, the last ones to be asked.
     #[cold]
     fn pick_server(&mut self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
-        let block = self.block();
-        if !block.has_fallback {
-            // SAFETY: nginx passes the request's connection.
-            let pc = unsafe { &mut *pc };
-            block.complain(pc.log);
-            // Not NGX_BUSY: nginx would log a line for each request.
-            pc.name = block.name_ptr();
-            pc.tries = 0;
-            return DECLINED;
+        if !self.block().has_fallback {
+            return self.refuse(pc);
         }
         if let (false, Some(stock)) = (self.on_servers, self.stock()) {
             let (r, us) = (self.request, stock.upstream);
@@ -356,7 +398,7 @@ impl StockAttempt {
     }
 
     #[inline]
-    fn begin(&mut self, pc: *mut ngx_peer_connection_t) {
+    fn begin(&mut self, pc: *mut ngx_peer_connection_t, permit: Option<Permit<'static>>) {
         // SAFETY: nginx passes the request's connection.
         let address = unsafe { (*pc).sockaddr };
         self.counted.forget_last();
@@ -377,7 +419,7 @@ impl StockAttempt {
                 let (view, tried) = (snapshot.view(), Tried::default());
                 trace::picked(log, self.block(), (view, &tried), Some(peer));
             }
-            self.counted.begin(worker, picked, now().seconds);
+            self.counted.begin(worker, picked, permit, now().monotonic);
         }
     }
 }

@@ -3,7 +3,10 @@
 use nginx_sys::{NGX_PEER_FAILED, NGX_PEER_NEXT, ngx_log_t, ngx_uint_t};
 
 use super::StockAttempt;
+use crate::peer::counted::Account;
+use crate::peer::outcome::Attempted;
 use crate::peer::trace;
+use crate::peer::view::PeerView;
 
 impl StockAttempt {
     /// The method has been told that the attempt is over; the rest is ours to do.
@@ -17,6 +20,20 @@ impl StockAttempt {
             self.note_trouble(state, log);
         }
         self.counted.end();
+    }
+
+    /// nginx has accepted the response header.
+    pub(in crate::peer) fn note_header(&mut self) {
+        let Some(snapshot) = &self.snapshot else { return };
+        let account = self.account(snapshot.view());
+        // SAFETY: the request that peer.init got.
+        let attempted = unsafe { Attempted::new(self.request, 0) };
+        self.counted.note_header(attempted, account);
+    }
+
+    fn account<'a>(&self, view: &'a PeerView) -> Account<'a> {
+        let block = self.block();
+        Account { block, view, single: view.len() == 1 && !block.has_fallback }
     }
 
     /// Whether it holds the newest peers.
@@ -36,8 +53,9 @@ impl StockAttempt {
             let failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;
             trace::ended(log, self.block(), snapshot.view(), peer, failed);
         }
-        let single = snapshot.view().len() == 1 && !self.block().has_fallback;
-        self.counted.judge(snapshot.view(), state, single);
+        // SAFETY: the request that peer.init got.
+        let attempted = unsafe { Attempted::new(self.request, state) };
+        self.counted.judge(attempted, self.account(snapshot.view()));
         if let Some(stock) = self.stock().filter(|stock| !stock.is_current(snapshot)) {
             if snapshot.peer(peer).is_some() {
                 stock.note_end(snapshot.key(peer));

@@ -1,0 +1,133 @@
+//! What the requests of all workers share while the instances of a target have failed.
+
+use super::entry::OUTAGE;
+use super::machine::atomic::AtomicU64;
+use super::machine::atomic::Ordering::{Relaxed, SeqCst};
+use super::permits::{self, Permit, Terms};
+use super::slots::Lane;
+use super::{H_RECOVERIES, Table};
+
+/// So many requests at a time may try instances of which it is not known that they are dead.
+pub const PERMITS: usize = 16;
+
+/// Words of it in an entry.
+pub(super) const WORDS: usize = 2 + PERMITS;
+/// When an instance was last marked as failed.
+const MARKED_AT: usize = 0;
+/// When the attempt began that failed and began last.
+const FAILED_FROM: usize = 1;
+
+/// The part of an entry that is about failures. Times are milliseconds of the monotonic clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Outage<'z> {
+    words: &'z [AtomicU64],
+}
+
+impl<'z> Table<'z> {
+    /// What is known of a target's failures.
+    pub fn outage(&self, entry: usize) -> Outage<'z> {
+        let first = self.layout.entries + entry * super::entry::WORDS + OUTAGE;
+        Outage { words: &self.words[first..first + WORDS] }
+    }
+
+    /// Counts an instance that answers again after it was marked as failed, so that no worker goes
+    /// on with what it had found out before.
+    pub fn note_recovered(&self) {
+        self.word(H_RECOVERIES).fetch_add(1, Relaxed);
+    }
+
+    /// How many have recovered so far.
+    #[inline]
+    pub fn recoveries(&self) -> u64 {
+        self.load(H_RECOVERIES)
+    }
+
+    pub(super) fn clear_permits(&self, lane: Lane) {
+        for entry in 0..self.layout.entry_count {
+            for word in &self.outage(entry).words[WORDS - PERMITS..] {
+                permits::clear(word, lane);
+            }
+        }
+    }
+}
+
+impl<'z> Outage<'z> {
+    /// Notes that failures keep an instance out from now on.
+    pub fn note_marked(&self, now: u64) {
+        self.words[MARKED_AT].fetch_max(now, SeqCst);
+    }
+
+    /// Notes that an attempt has failed, which began at `from`.
+    pub fn note_failed(&self, from: u64) {
+        self.words[FAILED_FROM].fetch_max(from, SeqCst);
+    }
+
+    /// Whether an attempt has failed that began after the last instance was marked. Until then one
+    /// client's slow requests may have marked them all.
+    pub fn is_confirmed(&self) -> bool {
+        self.words[FAILED_FROM].load(SeqCst) > self.words[MARKED_AT].load(SeqCst)
+    }
+
+    /// One of the [`PERMITS`], if one is free. Those that were taken more than `expires_after`
+    /// milliseconds ago are.
+    pub fn permit(&self, lane: Option<Lane>, now: u64, expires_after: u64) -> Option<Permit<'z>> {
+        let terms = Terms { now, expires_after, pace: 0 };
+        self.words[WORDS - PERMITS..].iter().find_map(|word| Permit::take(word, lane, terms))
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::tests::zone;
+    use super::*;
+    use crate::process::ProcessId;
+
+    fn table() -> (Table<'static>, usize) {
+        let table = Table::create(zone(1 << 17), 16).unwrap();
+        let entry = table.claim(7, ProcessId::own()).unwrap();
+        (table, entry)
+    }
+
+    #[test]
+    fn an_attempt_that_began_before_the_last_mark_confirms_nothing() {
+        let (table, entry) = table();
+        let outage = table.outage(entry);
+        assert!(!outage.is_confirmed());
+        outage.note_marked(1_000);
+        for from in [0, 999, 1_000] {
+            outage.note_failed(from);
+            assert!(!outage.is_confirmed(), "from {from}");
+        }
+        outage.note_failed(1_001);
+        assert!(outage.is_confirmed());
+        outage.note_failed(1);
+        assert!(outage.is_confirmed(), "an older attempt that fails later changes nothing");
+        outage.note_marked(2_000);
+        assert!(!outage.is_confirmed(), "another instance has served meanwhile");
+    }
+
+    #[test]
+    fn sixteen_requests_hold_a_permit_at_a_time() {
+        let (table, entry) = table();
+        let lane = table.take_lane(ProcessId::own()).unwrap();
+        let outage = table.outage(entry);
+        let take = |now| outage.permit(Some(lane), now, 10_000);
+        let mut held: Vec<_> = (0..PERMITS).map(|_| take(5_000).unwrap()).collect();
+        assert!(take(15_000).is_none());
+        held.pop().unwrap().end();
+        held.push(take(15_000).unwrap());
+        assert!(take(15_000).is_none());
+        // All but the last have waited too long by now.
+        assert_eq!((0..PERMITS).filter_map(|_| take(15_001)).count(), PERMITS - 1);
+    }
+
+    #[test]
+    fn the_permits_of_a_killed_worker_are_free_again() {
+        let (table, entry) = table();
+        let lane = table.take_lane(ProcessId::own()).unwrap();
+        let outage = table.outage(entry);
+        while outage.permit(Some(lane), 5_000, 10_000).is_some() {}
+        table.clear_lane(lane);
+        assert_eq!((0..20).filter_map(|_| outage.permit(None, 5_000, 10_000)).count(), PERMITS);
+    }
+}
