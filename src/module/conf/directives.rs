@@ -8,7 +8,7 @@
 
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_void};
-use std::ptr;
+use std::ptr::{self, NonNull};
 
 use nginx_sys::{
     NGX_HTTP_MODULE, NGX_HTTP_UPS_CONF, ngx_command_t, ngx_conf_t, ngx_module_t,
@@ -93,7 +93,8 @@ fn is_placeholder(words: &[String]) -> bool {
 struct Replaced {
     module: *mut ngx_module_t,
     table: *mut ngx_command_t,
-    copy: Box<[ngx_command_t]>,
+    /// From `Box::leak()`: nginx reads it meanwhile.
+    copy: NonNull<[ngx_command_t]>,
 }
 
 thread_local! {
@@ -134,10 +135,11 @@ unsafe extern "C" fn end_with_pool(_: *mut c_void) {
 /// Gives the modules their own tables back.
 pub(crate) fn end() {
     for replaced in REPLACED.take() {
-        // SAFETY: a module that was loaded when the configuration was begun, and still is.
-        let commands = unsafe { &mut (*replaced.module).commands };
-        if ptr::eq(*commands, replaced.copy.as_ptr()) {
-            *commands = replaced.table;
+        // SAFETY: a module that was loaded when the configuration was begun, and still is; after
+        // this nginx reads its own table.
+        unsafe {
+            (*replaced.module).commands = replaced.table;
+            drop(Box::from_raw(replaced.copy.as_ptr()));
         }
     }
 }
@@ -164,7 +166,8 @@ unsafe fn replace(module: *mut ngx_module_t) {
         copy.iter_mut().filter(|command| command.set.is_some()).for_each(|command| {
             command.set = Some(observe);
         });
-        (*module).commands = copy.as_mut_ptr();
+        let copy = NonNull::from(Box::leak(copy));
+        (*module).commands = copy.cast().as_ptr();
         REPLACED.with_borrow_mut(|replaced| replaced.push(Replaced { module, table, copy }));
     }
 }
@@ -173,13 +176,11 @@ unsafe fn replace(module: *mut ngx_module_t) {
 fn own_command(command: *mut ngx_command_t) -> Option<(*mut ngx_module_t, *mut ngx_command_t)> {
     REPLACED.with_borrow(|replaced| {
         replaced.iter().find_map(|replaced| {
-            let range = replaced.copy.as_ptr_range();
-            let number = range.contains(&command.cast_const()).then(|| {
-                // SAFETY: both are of the same table.
-                unsafe { command.cast_const().offset_from(range.start) }
-            })?;
+            let copy: *mut ngx_command_t = replaced.copy.cast().as_ptr();
+            let mut numbers = 0..replaced.copy.len();
+            let number = numbers.find(|&number| ptr::eq(copy.wrapping_add(number), command))?;
             // SAFETY: the copy has as many commands as the table.
-            Some((replaced.module, unsafe { replaced.table.offset(number) }))
+            Some((replaced.module, unsafe { replaced.table.add(number) }))
         })
     })
 }

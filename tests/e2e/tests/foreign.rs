@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use nginx_consul_e2e::{Agent, Backend, Config, nginx};
+use nginx_consul_e2e::{Agent, Backend, Config, nginx, wait};
 use rustix::process::Signal;
 
 use crate::conf_errors::nginx_version;
 use crate::native::{headers, library};
-use crate::support::{SERVER, gateway, register, tally, unique, until_peers};
+use crate::support::{SERVER, SOON, gateway, register, tally, unique, until_peers};
 
 mod lua;
 
@@ -119,6 +119,34 @@ fn a_request_that_another_module_picks_a_peer_for_is_refused_and_logged() {
 }
 
 #[test]
+fn a_request_that_a_module_without_a_directive_in_the_block_picks_a_peer_for_is_refused() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let [ours, theirs] = ["ours", "theirs"].map(Backend::start);
+    register(&consul, &service, std::slice::from_ref(&ours));
+    for modules in orders(&[method()]) {
+        let text = format!(
+            "consul_server {};\ntest_method_everywhere {};\n\
+             upstream api {{ consul_dynamic {service}; }}\n\
+             upstream static {{ server {}; }}\n{SERVER}",
+            consul.url(),
+            theirs.address(),
+            ours.address()
+        );
+        let nginx = Config::http(&text)
+            .without_module()
+            .main(&modules)
+            .file("server.conf", "location /static { proxy_pass http://static; }")
+            .start();
+        assert_eq!(tally(&nginx, "/", 4), "500: 4");
+        let line = nginx.wait_for_log("picks peers of its own in upstream \"api\"");
+        assert!(line.contains(&method().display().to_string()), "{line}");
+        // Other blocks are none of our business.
+        assert_eq!(nginx.outcome("/static"), "theirs");
+    }
+    assert_eq!(ours.requests(), 0);
+}
+
+#[test]
 fn a_module_that_wraps_and_picks_nobody_is_as_good_as_keepalive() {
     let (consul, service) = (Agent::shared(), unique("web"));
     let backends = Backend::start_all(&["a", "b"]);
@@ -187,10 +215,12 @@ fn a_refused_configuration_leaves_the_directives_of_other_modules_as_they_were()
         .allow("can't be used together")
         .start();
     let bad = "test_method picks 127.0.0.1:1; # line";
-    for _ in 0..2 {
+    for refusals in 1..=2 {
         nginx.rewrite(|text| text.replace("least_conn; # line", bad));
         nginx.signal(Signal::HUP);
-        nginx.wait_for_log("can't be used together");
+        wait::until_eq("refusals", SOON, &refusals, || {
+            nginx.logged("can't be used together").len()
+        });
         nginx.rewrite(|text| text.replace(bad, "least_conn; # line"));
         nginx.reload_and_wait();
         assert_eq!(tally(&nginx, "/", 3), "a: 3");

@@ -6,6 +6,10 @@
  * "picks" takes the block for itself, as methods do. The others wrap the method that the block
  * has, as keepalive does: "ignores" never calls its peer.init, "diverts" never calls its peer.get,
  * "wraps" calls all of it. All but "wraps" send every request to the address.
+ *
+ *     test_method_everywhere address;
+ *
+ * in http does what "diverts" does to all blocks, when nginx has read them.
  */
 
 #include <ngx_config.h>
@@ -153,6 +157,71 @@ test_method(ngx_conf_t *cf, ngx_command_t *cmd, void *data)
 }
 
 
+static char *
+test_method_everywhere(ngx_conf_t *cf, ngx_command_t *cmd, void *data)
+{
+    ngx_url_t    u;
+    ngx_str_t   *value;
+    ngx_addr_t **address = data;
+
+    value = cf->args->elts;
+
+    ngx_memzero(&u, sizeof(ngx_url_t));
+    u.url = value[1];
+    u.default_port = 80;
+
+    if (ngx_parse_url(cf->pool, &u) != NGX_OK) {
+        return "has no address";
+    }
+
+    *address = u.addrs;
+
+    return NGX_CONF_OK;
+}
+
+
+static ngx_int_t
+test_method_postconfiguration(ngx_conf_t *cf)
+{
+    ngx_uint_t                       i;
+    ngx_addr_t                     **address;
+    test_method_conf_t              *conf;
+    ngx_http_upstream_srv_conf_t   **us;
+    ngx_http_upstream_main_conf_t   *umcf;
+
+    address = ngx_http_conf_get_module_main_conf(cf,
+                                                 ngx_http_test_method_module);
+    if (*address == NULL) {
+        return NGX_OK;
+    }
+
+    umcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_upstream_module);
+    us = umcf->upstreams.elts;
+
+    for (i = 0; i < umcf->upstreams.nelts; i++) {
+        if (us[i]->srv_conf == NULL) {
+            continue;
+        }
+
+        conf = ngx_http_conf_upstream_srv_conf(us[i],
+                                               ngx_http_test_method_module);
+        ngx_str_set(&conf->mode, "diverts");
+        conf->address = *address;
+        conf->original_init_peer = us[i]->peer.init;
+        us[i]->peer.init = test_method_init_peer;
+    }
+
+    return NGX_OK;
+}
+
+
+static void *
+test_method_create_main_conf(ngx_conf_t *cf)
+{
+    return ngx_pcalloc(cf->pool, sizeof(ngx_addr_t *));
+}
+
+
 static void *
 test_method_create_conf(ngx_conf_t *cf)
 {
@@ -169,12 +238,26 @@ static ngx_command_t  test_method_commands[] = {
       0,
       NULL },
 
+    { ngx_string("test_method_everywhere"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
+      test_method_everywhere,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      0,
+      NULL },
+
       ngx_null_command
 };
 
 
 static ngx_http_module_t  test_method_ctx = {
-    NULL, NULL, NULL, NULL, test_method_create_conf, NULL, NULL, NULL
+    NULL,
+    test_method_postconfiguration,
+    test_method_create_main_conf,
+    NULL,
+    test_method_create_conf,
+    NULL,
+    NULL,
+    NULL
 };
 
 
