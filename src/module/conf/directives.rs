@@ -67,7 +67,9 @@ impl Directives {
         after.find(|directive| Kind::of(directive) == Kind::Foreign).map(Directive::shown)
     }
 
-    fn note(&mut self, directive: Directive) {
+    fn note(&mut self, mut directive: Directive) {
+        // The second of two lines of one method sets the same function.
+        directive.is_set |= Kind::replaces(&directive);
         let is_server = directive.name() == "server";
         if is_server && is_placeholder(&directive.words) {
             let address = directive.words[1].clone();

@@ -66,6 +66,15 @@ impl Kind {
     fn is_sticky(directive: &Directive) -> bool {
         directive.name() == "sticky" && Kind::of(directive) != Kind::Foreign
     }
+
+    /// Whether it takes the place of the method before it, as all but what wraps that do.
+    pub(super) fn replaces(directive: &Directive) -> bool {
+        match Kind::of(directive) {
+            Kind::OfPeers => true,
+            Kind::OfBlock(_) => !Kind::is_sticky(directive),
+            _ => false,
+        }
+    }
 }
 
 impl Inner {
@@ -83,20 +92,23 @@ impl Inner {
     ) -> Parsed<Option<Inner>> {
         let Some(init) = upstream.peer.init_upstream else { return Ok(None) };
         let set: Vec<&Directive> = directives.methods.iter().filter(|d| d.is_set).collect();
-        for directive in &set {
-            match Kind::of(directive) {
-                Kind::OfPeers | Kind::Sticky => {}
-                Kind::Keepalive => return Err("must stand before \"keepalive\"".into()),
-                Kind::Foreign => return Err(cannot_be_with(directive)),
-                Kind::OfBlock(instead) if by_request => {
-                    return Err(format!(
-                        "with a variable can't be used together with \"{}\" in {}, which keeps \
-                         one table for the whole \"upstream\": use \"{instead}\"",
-                        directive.words.join(" "),
-                        directive.place
-                    ));
-                }
-                Kind::OfBlock(_) => {}
+        if let Some(directive) = set.iter().find(|d| Kind::of(d) == Kind::Foreign) {
+            return Err(cannot_be_with(directive));
+        }
+        if set.iter().any(|d| Kind::of(d) == Kind::Keepalive) {
+            return Err("must stand before \"keepalive\"".into());
+        }
+        // nginx warns of those that are replaced.
+        let from = set.iter().rposition(|directive| Kind::replaces(directive)).unwrap_or(0);
+        let set = set.get(from..).unwrap_or_default();
+        for directive in set.iter().filter(|_| by_request) {
+            if let Kind::OfBlock(instead) = Kind::of(directive) {
+                return Err(format!(
+                    "with a variable can't be used together with \"{}\" in {}, which keeps one \
+                     table for the whole \"upstream\": use \"{instead}\"",
+                    directive.words.join(" "),
+                    directive.place
+                ));
             }
         }
         if set.is_empty() {
@@ -119,13 +131,13 @@ fn cannot_be_with(directive: &Directive) -> String {
     )
 }
 
-/// What stands after `consul_dynamic`: `took` is the function that has the block in its place, if
-/// one has. Errors go on from `"consul_dynamic" directive …`. The last directive that wraps the block's peers, if nginx
-/// doesn't ship it.
-pub(super) fn check_after<'a>(
-    after: &'a [Directive],
+/// Checks what stands after `consul_dynamic`; `took` is the function that has the block in its place,
+/// if one has. Errors go on from `"consul_dynamic" directive …`. Returns the last directive that wraps
+/// the block's peers, if nginx doesn't ship it.
+pub(super) fn check_after(
+    after: &[Directive],
     took: Option<InitUpstream>,
-) -> Parsed<Option<&'a Directive>> {
+) -> Parsed<Option<&Directive>> {
     let mut wraps = None;
     for directive in after {
         let is_lua = directive.name().starts_with("balancer_by_lua");

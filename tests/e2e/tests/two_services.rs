@@ -190,6 +190,18 @@ fn a_method_that_keeps_its_table_in_the_block_is_refused_with_a_variable() {
     }
 }
 
+/// nginx warns that the method is redefined.
+#[test]
+fn a_method_that_was_replaced_by_another_is_not_refused() {
+    let consul = Agent::shared();
+    let two = Two::register(&consul);
+    two.check_named(&consul, "random; least_conn; consul_dynamic $arg_s;");
+    let upstream = "upstream api {\nleast_conn; random; consul_dynamic $arg_s; # here\n}";
+    refused(upstream, &["\"consul_dynamic\"", "\"random\"", "consul_balance random;"]);
+    let upstream = "upstream api {\nrandom; random two; consul_dynamic $arg_s; # here\n}";
+    refused(upstream, &["\"consul_dynamic\"", "\"random two\"", "consul_balance least_conn;"]);
+}
+
 #[test]
 fn sticky_hides_no_method_that_is_refused_nor_sessions_of_the_block() {
     if !has_sticky() {
@@ -206,4 +218,8 @@ fn sticky_hides_no_method_that_is_refused_nor_sessions_of_the_block() {
         let checked = Config::http(&upstream).check();
         assert!(checked.passed, "{method}: {}", checked.output);
     }
+    // One that was replaced is nobody's business.
+    let consul = Agent::shared();
+    let two = Two::register(&consul);
+    two.check_named(&consul, "sticky cookie id; least_conn; consul_dynamic $arg_s;");
 }
