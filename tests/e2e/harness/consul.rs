@@ -2,7 +2,7 @@
 
 use std::env;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, Weak};
@@ -12,6 +12,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::dressing::Dressing;
 use crate::http::{self, Response};
 pub use crate::instance::Instance;
 use crate::process::Process;
@@ -120,12 +121,25 @@ impl Options {
         agent
     }
 
+    /// Whether `CONSUL_DRESSED` puts a [`Dressing`] in front of agents.
+    fn dressing(&self, direct: SocketAddr) -> Option<Dressing> {
+        env::var_os("CONSUL_DRESSED").filter(|value| value == "1")?;
+        let dressing = Dressing::start(direct);
+        dressing.refuse();
+        if self.hcl.contains("default_policy = \"deny\"") {
+            dressing.set(|quirks| quirks.default_policy = "deny");
+        }
+        Some(dressing)
+    }
+
     fn prepare(self) -> Agent {
         let folder =
             tempfile::Builder::new().prefix("nginx-consul-agent-").tempdir().expect("a folder");
+        let http_port = ports::free();
         Agent {
             process: None,
-            http_port: ports::free(),
+            dressing: self.dressing((self.ip, http_port).into()),
+            http_port,
             server_port: ports::free(),
             serf_port: self.serf_port.unwrap_or_else(ports::free),
             folder,
@@ -138,6 +152,7 @@ impl Options {
 #[derive(Debug)]
 pub struct Agent {
     process: Option<Process>,
+    dressing: Option<Dressing>,
     options: Options,
     folder: TempDir,
     http_port: u16,
@@ -172,15 +187,25 @@ impl Agent {
                 let ended = p.exited();
                 assert!(ended.is_none(), "consul ended: {ended:?}\n{}", log(self.folder.path()));
                 true
-            }) && self.is_ready()
+            }) && {
+                self.show();
+                self.is_ready()
+            }
         });
     }
 
+    /// Has the dressing listen once the agent does.
+    fn show(&self) {
+        let up = || TcpStream::connect(self.direct()).is_ok();
+        self.dressing.iter().filter(|_| up()).for_each(Dressing::listen);
+    }
+
+    fn hide(&self) {
+        self.dressing.iter().for_each(Dressing::refuse);
+    }
+
     /// Starts it and waits for nothing.
-    ///
-    /// # Panics
-    /// If the binary can't be run.
-    pub fn launch(&mut self) {
+    fn launch(&mut self) {
         let folder = self.folder.path();
         fs::write(folder.join("agent.hcl"), &self.options.hcl).expect("agent.hcl");
         let log = fs::File::options().create(true).append(true).open(folder.join("log"));
@@ -249,6 +274,7 @@ impl Agent {
         if let Some(mut process) = self.process.take() {
             process.stop(&[(Signal::KILL, Duration::from_secs(5))]);
         }
+        self.hide();
     }
 
     /// Ends it with SIGTERM; a client agent with `leave_on_terminate` says goodbye.
@@ -259,6 +285,7 @@ impl Agent {
                 (Signal::KILL, Duration::from_secs(5)),
             ]);
         }
+        self.hide();
     }
 
     /// Sends it a signal.
@@ -276,12 +303,22 @@ impl Agent {
         self.signal(Signal::CONT);
     }
 
-    /// Where its HTTP API listens.
+    /// Where nginx is to find its HTTP API: dressed as a newer Consul's where `CONSUL_DRESSED` is 1.
     pub fn address(&self) -> SocketAddr {
+        self.dressing.as_ref().map_or_else(|| self.direct(), Dressing::address)
+    }
+
+    /// Where its HTTP API listens.
+    pub fn direct(&self) -> SocketAddr {
         (IpAddr::from(self.options.ip), self.http_port).into()
     }
 
-    /// URL of its HTTP API.
+    /// What dresses it, if anything does.
+    pub fn dressing(&self) -> Option<&Dressing> {
+        self.dressing.as_ref()
+    }
+
+    /// URL of [`Agent::address`].
     pub fn url(&self) -> String {
         format!("http://{}", self.address())
     }
@@ -315,7 +352,7 @@ impl Agent {
         let token = self.options.token.as_deref().unwrap_or_default();
         let headers = [("X-Consul-Token", token)];
         let headers = if token.is_empty() { &[][..] } else { &headers[..] };
-        http::request(self.address(), method, path, headers, body.as_bytes())
+        http::request(self.direct(), method, path, headers, body.as_bytes())
     }
 
     /// Puts a document; returns the answer's.

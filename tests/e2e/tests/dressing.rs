@@ -21,7 +21,7 @@ impl Scene {
     fn new(name: &str) -> Scene {
         let (consul, service, backend) = (Agent::shared(), unique(name), Backend::start("a"));
         register_one(&consul, &service, &backend);
-        let dressing = Dressing::start(consul.address());
+        let dressing = Dressing::start(consul.direct());
         Scene { dressing, service, backend, consul }
     }
 
@@ -272,7 +272,7 @@ fn limits_ports_and_hidden_instances_are_told_as_newer_versions_do() {
 fn the_dressing_passes_tokens_and_says_the_default_policy() {
     let (consul, token) = acl::start(consul::Options::dev());
     consul.register(&Instance::new("web", "web-1", ([127, 0, 0, 1], 80)));
-    let dressing = Dressing::start(consul.address());
+    let dressing = Dressing::start(consul.direct());
     dressing.set(|quirks| quirks.default_policy = "deny");
     let mut connection = Connection::open(dressing.address()).expect("a connection");
     let mut ask = |token: &str| {

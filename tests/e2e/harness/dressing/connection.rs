@@ -20,7 +20,9 @@ type Upstream = BufReader<TcpStream>;
 /// Serves a client until either side goes away.
 pub(super) fn serve(shared: &Shared, client: TcpStream, woken: UnixStream) -> io::Result<()> {
     let client = BufReader::new(client);
-    let mut connection = Connection { shared, client, woken, upstream: None, breaks: 0 };
+    // It counts among the connections that Consul limits from the start.
+    let upstream = Some(connect(shared.target)?);
+    let mut connection = Connection { shared, client, woken, upstream, breaks: 0 };
     while let Some(request) = connection.next_request()? {
         let Some(answer) = connection.answer(&request)? else { return Ok(()) };
         connection.client.get_mut().write_all(&answer.to_bytes())?;
@@ -131,8 +133,9 @@ impl Connection<'_> {
                 Some(_) if pending => (self.upstream, pending) = (None, false),
                 Some(_) => {}
                 None if expired() => {
-                    self.upstream = None;
-                    return fetch(self.shared.target, request).map(Some);
+                    let upstream = self.upstream.insert(connect(self.shared.target)?);
+                    forward(upstream, request, &request.unblocked())?;
+                    return receive(upstream, request).map(Some);
                 }
                 None if !pending => {
                     self.ask(request)?;
