@@ -1,8 +1,7 @@
 //! Real Consul agents on loopback.
 
-use std::env;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, Weak};
@@ -16,137 +15,15 @@ use crate::dressing::Dressing;
 use crate::http::{self, Response};
 pub use crate::instance::Instance;
 use crate::process::Process;
-use crate::{ports, wait};
+use crate::{version, wait};
+
+mod options;
+
+use self::options::Kind;
+pub use self::options::Options;
 
 /// Longest an agent may take to have a leader.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// What kind of agent it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    /// `-dev`: a server in memory that is ready within a second; forgets all when restarted.
-    Dev,
-    /// A server with its data on disk.
-    Server,
-    /// A client of servers elsewhere.
-    Client,
-}
-
-/// How an agent is to be started.
-#[derive(Clone, Debug)]
-pub struct Options {
-    kind: Kind,
-    node: String,
-    ip: Ipv4Addr,
-    hcl: String,
-    arguments: Vec<String>,
-    serf_port: Option<u16>,
-    token: Option<String>,
-}
-
-impl Options {
-    fn new(kind: Kind, node: &str) -> Options {
-        Options {
-            kind,
-            node: node.to_owned(),
-            ip: Ipv4Addr::LOCALHOST,
-            // Closed polls keep their slot until they end (consul-facts §4), and tests reload a lot.
-            hcl: "limits { http_max_conns_per_client = 4000 }\n".to_owned(),
-            arguments: Vec::new(),
-            serf_port: None,
-            token: None,
-        }
-    }
-
-    /// A server in memory.
-    pub fn dev() -> Options {
-        Options::new(Kind::Dev, "dev")
-    }
-
-    /// A server that keeps its data over a restart.
-    pub fn server(node: &str) -> Options {
-        // As quick to elect as a production server; the default is meant for small machines.
-        Options::new(Kind::Server, node).hcl("performance { raft_multiplier = 1 }")
-    }
-
-    /// A client agent.
-    pub fn client(node: &str) -> Options {
-        Options::new(Kind::Client, node)
-    }
-
-    /// Adds configuration.
-    pub fn hcl(mut self, text: &str) -> Options {
-        self.hcl.push_str(text);
-        self.hcl.push('\n');
-        self
-    }
-
-    /// Names the node.
-    pub fn node(mut self, name: &str) -> Options {
-        name.clone_into(&mut self.node);
-        self
-    }
-
-    /// Binds to another loopback address.
-    pub fn ip(mut self, ip: Ipv4Addr) -> Options {
-        self.ip = ip;
-        self
-    }
-
-    /// Adds a command line argument.
-    pub fn argument(mut self, argument: &str) -> Options {
-        self.arguments.push(argument.to_owned());
-        self
-    }
-
-    /// Gossips on this port; members of a cluster share one.
-    pub fn serf_port(mut self, port: u16) -> Options {
-        self.serf_port = Some(port);
-        self
-    }
-
-    /// Sends this token with what the tests ask.
-    pub fn token(mut self, token: &str) -> Options {
-        self.token = Some(token.to_owned());
-        self
-    }
-
-    /// Starts the agent and waits until its cluster has a leader and lists its node.
-    ///
-    /// # Panics
-    /// If that doesn't come to be.
-    pub fn start(self) -> Agent {
-        let mut agent = self.prepare();
-        agent.start();
-        agent
-    }
-
-    /// Whether `CONSUL_DRESSED` puts a [`Dressing`] in front of agents.
-    fn dressing(&self, direct: SocketAddr) -> Option<Dressing> {
-        env::var_os("CONSUL_DRESSED").filter(|value| value == "1")?;
-        let dressing = Dressing::start(direct);
-        dressing.refuse();
-        if self.hcl.contains("default_policy = \"deny\"") {
-            dressing.set(|quirks| quirks.default_policy = "deny");
-        }
-        Some(dressing)
-    }
-
-    fn prepare(self) -> Agent {
-        let folder =
-            tempfile::Builder::new().prefix("nginx-consul-agent-").tempdir().expect("a folder");
-        let http_port = ports::free();
-        Agent {
-            process: None,
-            dressing: self.dressing((self.ip, http_port).into()),
-            http_port,
-            server_port: ports::free(),
-            serf_port: self.serf_port.unwrap_or_else(ports::free),
-            folder,
-            options: self,
-        }
-    }
-}
 
 /// An agent; it may be down at times.
 #[derive(Debug)]
@@ -210,7 +87,7 @@ impl Agent {
         fs::write(folder.join("agent.hcl"), &self.options.hcl).expect("agent.hcl");
         let log = fs::File::options().create(true).append(true).open(folder.join("log"));
         let log = log.expect("a log");
-        let mut command = Command::new(env::var_os("CONSUL_BINARY").unwrap_or("consul".into()));
+        let mut command = Command::new(version::binary());
         command.args(self.arguments());
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("the log")).stderr(log);
         for name in ["CONSUL_HTTP_ADDR", "CONSUL_HTTP_TOKEN", "CONSUL_HTTP_TOKEN_FILE"] {
@@ -240,10 +117,10 @@ impl Agent {
             format!("-serf-lan-port={}", self.serf_port),
             "-serf-wan-port=-1".to_owned(),
             "-dns-port=-1".to_owned(),
-            "-grpc-port=-1".to_owned(),
             "-log-level=warn".to_owned(),
             format!("-config-file={}", self.folder.path().join("agent.hcl").display()),
         ]);
+        arguments.extend(version::without_grpc().iter().map(|&argument| argument.to_owned()));
         arguments.extend(options.arguments.iter().cloned());
         arguments
     }

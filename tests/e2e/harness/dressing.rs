@@ -144,7 +144,7 @@ impl Dressing {
     pub fn freeze(&self) {
         let views = self.shared.state().views.clone();
         let copy = |(view, request): (View, Request)| {
-            let answer = connection::fetch(self.shared.target, &request);
+            let answer = connection::fetch(self.shared.target, self.address.ip(), &request);
             (view, answer.expect("a copy of a view"))
         };
         self.shared.state().frozen = Some(views.into_iter().map(copy).collect());

@@ -1,10 +1,11 @@
 //! The proxy that makes a newer Consul of the real one, over the real one alone.
 
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nginx_consul_e2e::http::{Connection, Response, get};
-use nginx_consul_e2e::{Agent, Backend, Dressing, Instance, acl, consul, wait};
+use nginx_consul_e2e::{Agent, Backend, Dressing, Instance, acl, consul, version, wait};
 use serde_json::Value;
 
 use crate::support::{SOON, register_one, unique};
@@ -14,12 +15,17 @@ struct Scene {
     dressing: Dressing,
     service: String,
     backend: Backend,
-    consul: std::sync::Arc<Agent>,
+    consul: Arc<Agent>,
 }
 
 impl Scene {
     fn new(name: &str) -> Scene {
-        let (consul, service, backend) = (Agent::shared(), unique(name), Backend::start("a"));
+        let (service, backend) = (unique(name), Backend::start("a"));
+        // What the dressing adds must not be there already.
+        let consul = match version::streams() {
+            true => Arc::new(consul::Options::dev().without_streaming().start()),
+            false => Agent::shared(),
+        };
         register_one(&consul, &service, &backend);
         let dressing = Dressing::start(consul.direct());
         Scene { dressing, service, backend, consul }

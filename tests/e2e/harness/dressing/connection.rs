@@ -1,12 +1,13 @@
 //! A client's connection, and the one to the Consul behind that its requests go over.
 
 use std::io::{self, BufReader, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use socket2::{Domain, Socket, Type};
 
 use super::rules::{self, Answer, Request, dress};
 use super::{Seen, Shared};
@@ -21,8 +22,9 @@ type Upstream = BufReader<TcpStream>;
 pub(super) fn serve(shared: &Shared, client: TcpStream, woken: UnixStream) -> io::Result<()> {
     let client = BufReader::new(client);
     // It counts among the connections that Consul limits from the start.
-    let upstream = Some(connect(shared.target)?);
-    let mut connection = Connection { shared, client, woken, upstream, breaks: 0 };
+    let source = client.get_ref().peer_addr()?.ip();
+    let upstream = Some(connect(shared.target, source)?);
+    let mut connection = Connection { shared, client, source, woken, upstream, breaks: 0 };
     while let Some(request) = connection.next_request()? {
         let Some(answer) = connection.answer(&request)? else { return Ok(()) };
         connection.client.get_mut().write_all(&answer.to_bytes())?;
@@ -34,8 +36,8 @@ pub(super) fn serve(shared: &Shared, client: TcpStream, woken: UnixStream) -> io
 }
 
 /// The answer to a request as if it did not block, over a connection of its own.
-pub(super) fn fetch(target: SocketAddr, request: &Request) -> io::Result<Answer> {
-    let mut upstream = connect(target)?;
+pub(super) fn fetch(target: SocketAddr, source: IpAddr, request: &Request) -> io::Result<Answer> {
+    let mut upstream = connect(target, source)?;
     forward(&mut upstream, request, &request.unblocked())?;
     receive(&mut upstream, request)
 }
@@ -43,6 +45,8 @@ pub(super) fn fetch(target: SocketAddr, request: &Request) -> io::Result<Answer>
 struct Connection<'a> {
     shared: &'a Shared,
     client: BufReader<TcpStream>,
+    /// The client's address, which is one of this machine's.
+    source: IpAddr,
     woken: UnixStream,
     upstream: Option<Upstream>,
     /// How often all streams had broken when the request came.
@@ -133,7 +137,7 @@ impl Connection<'_> {
                 Some(_) if pending => (self.upstream, pending) = (None, false),
                 Some(_) => {}
                 None if expired() => {
-                    let upstream = self.upstream.insert(connect(self.shared.target)?);
+                    let upstream = self.upstream.insert(connect(self.shared.target, self.source)?);
                     forward(upstream, request, &request.unblocked())?;
                     return receive(upstream, request).map(Some);
                 }
@@ -173,7 +177,7 @@ impl Connection<'_> {
             }
             _ => return Ok(None),
         }
-        let answer = fetch(self.shared.target, request)?;
+        let answer = fetch(self.shared.target, self.source, request)?;
         let mut state = self.shared.state();
         let first = state.frozen.as_mut().map(|views| views.entry(view).or_insert(answer).clone());
         Ok(first)
@@ -183,7 +187,7 @@ impl Connection<'_> {
     fn ask(&mut self, request: &Request) -> io::Result<()> {
         let upstream = match &mut self.upstream {
             Some(upstream) => upstream,
-            none => none.insert(connect(self.shared.target)?),
+            none => none.insert(connect(self.shared.target, self.source)?),
         };
         forward(upstream, request, &request.forwarded())
     }
@@ -219,8 +223,12 @@ fn broken() -> Answer {
     Answer::error(500, "Internal Server Error", text)
 }
 
-fn connect(target: SocketAddr) -> io::Result<Upstream> {
-    let stream = TcpStream::connect_timeout(&target, PATIENCE)?;
+/// Connects from the client's address: Consul limits the connections of each.
+fn connect(target: SocketAddr, source: IpAddr) -> io::Result<Upstream> {
+    let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+    socket.bind(&SocketAddr::new(source, 0).into())?;
+    socket.connect_timeout(&target.into(), PATIENCE)?;
+    let stream = TcpStream::from(socket);
     stream.set_nodelay(true)?;
     Ok(BufReader::new(stream))
 }
