@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Agent {
     process: Option<Process>,
-    dressing: Option<Dressing>,
+    dressing: Option<Box<Dressing>>,
     options: Options,
     folder: TempDir,
     http_port: u16,
@@ -74,11 +74,11 @@ impl Agent {
     /// Has the dressing listen once the agent does.
     fn show(&self) {
         let up = || TcpStream::connect(self.direct()).is_ok();
-        self.dressing.iter().filter(|_| up()).for_each(Dressing::listen);
+        self.dressing.iter().filter(|_| up()).for_each(|dressing| dressing.listen());
     }
 
     fn hide(&self) {
-        self.dressing.iter().for_each(Dressing::refuse);
+        self.dressing.iter().for_each(|dressing| dressing.refuse());
     }
 
     /// Starts it and waits for nothing.
@@ -182,7 +182,7 @@ impl Agent {
 
     /// Where nginx is to find its HTTP API: dressed as a newer Consul's where `CONSUL_DRESSED` is 1.
     pub fn address(&self) -> SocketAddr {
-        self.dressing.as_ref().map_or_else(|| self.direct(), Dressing::address)
+        self.dressing().map_or_else(|| self.direct(), Dressing::address)
     }
 
     /// Where its HTTP API listens.
@@ -192,7 +192,7 @@ impl Agent {
 
     /// What dresses it, if anything does.
     pub fn dressing(&self) -> Option<&Dressing> {
-        self.dressing.as_ref()
+        self.dressing.as_deref()
     }
 
     /// URL of [`Agent::address`].

@@ -113,14 +113,14 @@ impl Options {
     }
 
     /// What `CONSUL_DRESSED` puts in front of agents that don't stream by themselves.
-    fn dressing(&self, direct: SocketAddr) -> Option<Dressing> {
+    fn dressing(&self, direct: SocketAddr) -> Option<Box<Dressing>> {
         env::var_os("CONSUL_DRESSED").filter(|value| value == "1" && !version::streams())?;
         let dressing = Dressing::start(direct);
         dressing.refuse();
         if self.hcl.contains("default_policy = \"deny\"") {
             dressing.set(|quirks| quirks.default_policy = "deny");
         }
-        Some(dressing)
+        Some(Box::new(dressing))
     }
 
     fn prepare(self) -> Agent {
