@@ -4,6 +4,8 @@ use rand::rngs::SmallRng;
 
 use super::*;
 
+mod copies;
+
 const SECOND: Duration = Duration::from_secs(1);
 const WAIT: Duration = Duration::from_secs(60);
 
