@@ -7,6 +7,7 @@ mod conf_ok;
 mod control;
 mod dashboard;
 mod discovery;
+mod dressing;
 mod examples;
 mod failures;
 mod first_answers;
