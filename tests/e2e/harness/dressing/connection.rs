@@ -150,13 +150,11 @@ impl Connection<'_> {
             let cut = self.shared.state().quirks.cut.map(|cut| begun + cut);
             let end = [expiry, cut].into_iter().flatten().min();
             let ready = self.wait(silent, pending, end)?;
-            if ready.client {
-                let gone = !matches!(self.client.get_ref().peek(&mut [0]), Ok(1..));
-                if gone {
-                    return Ok(None);
-                }
-                silent = false;
+            if ready.client && self.is_gone() {
+                return Ok(None);
             }
+            // What it has sent ahead is not looked at before this is answered.
+            silent &= !ready.client;
             if ready.upstream {
                 pending = false;
                 if let Some(answer) = self.moving(request)? {
@@ -167,6 +165,11 @@ impl Connection<'_> {
                 return Ok(None);
             }
         }
+    }
+
+    /// Whether the client has closed its connection.
+    fn is_gone(&self) -> bool {
+        !matches!(self.client.get_ref().peek(&mut [0]), Ok(1..))
     }
 
     /// The view when a streamed wait has ended.
