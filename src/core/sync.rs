@@ -14,6 +14,7 @@ mod first;
 mod lookout;
 mod names;
 mod once;
+mod outages;
 mod plan;
 mod publisher;
 mod runner;

@@ -64,6 +64,18 @@ impl Reason {
         Reason::Token,
     ];
 
+    /// Whether the server has answered, if not usefully.
+    pub fn is_answered(self) -> bool {
+        !matches!(
+            self,
+            Reason::Connect
+                | Reason::Timeout
+                | Reason::Closed
+                | Reason::Protocol
+                | Reason::Truncated
+        )
+    }
+
     /// The word for it in the status; never changes.
     pub fn word(self) -> &'static str {
         match self {
@@ -161,9 +173,9 @@ pub fn believe(
 
 /// The index of an answer whose head is believable.
 ///
-/// A header that is absent says nothing: agents from 1.10 on leave `KnownLeader` and `LastContact`
-/// out of what they stream. Data that is older than `max_stale` is refused, whether a follower
-/// (`LastContact`) or the agent's cache (`Age`) says so.
+/// A header that is absent says nothing, and neither do those of a streamed answer (see
+/// [`Answer`]). Data that is older than `max_stale` is refused, whether a follower (`LastContact`)
+/// or the agent's cache (`Age`) says so.
 ///
 /// # Errors
 ///

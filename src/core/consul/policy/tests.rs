@@ -25,7 +25,7 @@ impl Bench {
     fn answer(&mut self, after: Duration, next: impl IntoIterator<Item = u64>) -> Verdict {
         self.now += after;
         let next = ids(next);
-        let verdict = self.guard.judge(&self.policy, &self.held, &next, self.now);
+        let verdict = self.guard.judge(&self.policy, (&self.held, &next), true, self.now);
         match verdict {
             Verdict::Publish { .. } => self.held = next,
             Verdict::Confirmed { .. } => {

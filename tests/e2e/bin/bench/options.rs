@@ -14,7 +14,8 @@ scripts/bench [option]…
   --only NAME,…     of the variants static:, lua:, ours: and over: (nginx's methods over Consul) those
                     with that method, group or whole name: least_conn, ours, over:hash_consistent …
                     (default: all; cpu takes only static:round_robin, static:random, lua and ours)
-  --part NAME,…     instructions, memory, update, propagation, status, cpu (default: all)
+  --part NAME,…     instructions, memory, update, propagation, status, cpu (default: all);
+                    propagation is judged: the exit status tells whether its promises were kept
   --worker 0|1      whose instructions are counted: those of worker 0, which follows Consul and so
                     has threads, or of another one (default 1)
   --keep FOLDER     callgrind's files go there, for callgrind_annotate
@@ -29,7 +30,7 @@ pub(crate) enum Part {
     Instructions,
     /// CPU time per request.
     Cpu,
-    /// Registration to first request.
+    /// Registration to first request, and what a watch costs while nothing changes.
     Propagation,
     /// What a change takes from the event loop.
     Update,
