@@ -115,8 +115,7 @@ pub fn path(
 fn is_kept_from_streams(query: &Query, view: View, from: ReadFrom) -> bool {
     let is_streamed = query.source == Source::Health && matches!(view, View::Full | View::Index);
     let has_near = query.near.as_deref().is_some_and(|node| !node.is_empty());
-    let is_unwanted =
-        from != ReadFrom::Anywhere || query.consistency == Consistency::Consistent;
+    let is_unwanted = from != ReadFrom::Anywhere || query.consistency == Consistency::Consistent;
     is_streamed && is_unwanted && !has_near
 }
 
@@ -183,7 +182,10 @@ mod tests {
 
     #[test]
     fn a_plain_query_has_no_parameters() {
-        assert_eq!(path(&query("web"), View::Full, ReadFrom::Anywhere, None, Duration::ZERO), "/v1/health/service/web");
+        assert_eq!(
+            path(&query("web"), View::Full, ReadFrom::Anywhere, None, Duration::ZERO),
+            "/v1/health/service/web"
+        );
     }
 
     #[test]
@@ -262,8 +264,13 @@ mod tests {
             (Consistency::Consistent, "web?consistent"),
             (Consistency::Cached, "web?cached"),
         ] {
-            let path =
-                path(&Query { consistency, ..query("web") }, View::Full, ReadFrom::Anywhere, None, Duration::ZERO);
+            let path = path(
+                &Query { consistency, ..query("web") },
+                View::Full,
+                ReadFrom::Anywhere,
+                None,
+                Duration::ZERO,
+            );
             assert!(path.ends_with(end), "{path}");
         }
     }
@@ -279,8 +286,12 @@ mod tests {
             (Consistency::Default, "", "near=_agent&", "near=_agent&"),
             (Consistency::Stale, "stale&", "stale&near=_agent&", "near=_agent&"),
             (Consistency::Cached, "cached&", "near=_agent&", "near=_agent&"),
-            (Consistency::Consistent, "consistent&near=_agent&", "consistent&near=_agent&",
-             "consistent&near=_agent&"),
+            (
+                Consistency::Consistent,
+                "consistent&near=_agent&",
+                "consistent&near=_agent&",
+                "consistent&near=_agent&",
+            ),
         ] {
             let query = of(consistency);
             for (from, start) in
@@ -294,7 +305,10 @@ mod tests {
         assert_eq!(path(&of(Consistency::Cached), ReadFrom::Leader, None).unwrap(), "");
         assert_eq!(path(&of(Consistency::Stale), ReadFrom::Leader, None).unwrap(), "");
         assert_eq!(path(&of(Consistency::Stale), ReadFrom::Server, None).unwrap(), "?stale");
-        assert_eq!(path(&of(Consistency::Consistent), ReadFrom::Leader, None).unwrap(), "?consistent");
+        assert_eq!(
+            path(&of(Consistency::Consistent), ReadFrom::Leader, None).unwrap(),
+            "?consistent"
+        );
         let near = Query { near: Some("n1".into()), ..query("web") };
         let expected = "?near=n1&index=7&wait=9s";
         assert_eq!(path(&near, ReadFrom::Server, Some(7)).unwrap(), expected);
@@ -316,7 +330,9 @@ mod tests {
         let near = Query { near: Some("_agent".into()), ..query("web") };
         assert!(may_be_copy(&query("web")) && !may_be_copy(&near));
         let of = |consistency| Query { consistency, ..near.clone() };
-        assert!(may_be_copy(&of(Consistency::Cached)) && !may_be_copy(&of(Consistency::Consistent)));
+        assert!(
+            may_be_copy(&of(Consistency::Cached)) && !may_be_copy(&of(Consistency::Consistent))
+        );
     }
 
     proptest! {

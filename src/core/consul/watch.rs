@@ -354,11 +354,7 @@ impl Watch {
         self.failing_since.get_or_insert(now);
         self.failures = self.failures.saturating_add(1);
         self.pay(USEFUL, now);
-        let pause = if self.copies.refused(now, rng) {
-            Duration::ZERO
-        } else {
-            self.backoff(rng)
-        };
+        let pause = if self.copies.refused(now, rng) { Duration::ZERO } else { self.backoff(rng) };
         self.rounds = self.rounds.saturating_add(1);
         self.blocks_at = Some(now + pause);
         Outcome::Failed { failures: self.failures, retry_in: pause, round: true }

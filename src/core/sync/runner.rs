@@ -399,12 +399,8 @@ impl Job {
         let has_data = heard().any(|target| sink.has_data(target));
         match &self.failing {
             None => {
-                let failing = tools.outages.begin(
-                    &server,
-                    (name, error),
-                    (retry, has_data),
-                    Instant::now(),
-                );
+                let failing =
+                    tools.outages.begin(&server, (name, error), (retry, has_data), Instant::now());
                 self.failing = Some(failing);
             }
             Some(failing) if round && failing.is_first => {

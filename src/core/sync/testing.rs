@@ -113,7 +113,8 @@ impl State {
                 let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
                 rest[..end].parse::<u64>().unwrap()
             });
-            let wait = head.split_once("wait=").map_or(Duration::ZERO, |(_, rest)| go_duration(rest));
+            let wait =
+                head.split_once("wait=").map_or(Duration::ZERO, |(_, rest)| go_duration(rest));
             let now = self.now.lock().unwrap();
             let asked = |now: &mut (u64, String)| index.is_some_and(|index| now.0 <= index);
             let now = self.changed.wait_timeout_while(now, wait, asked).unwrap().0;

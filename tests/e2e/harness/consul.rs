@@ -254,6 +254,16 @@ impl Agent {
         serde_json::from_str(&answer.body).unwrap_or_default()
     }
 
+    /// The index of an answer, to block on.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn index(&self, path: &str) -> u64 {
+        let answer = self.request("GET", path, &Value::Null).expect("an answer");
+        let index = answer.header("X-Consul-Index").and_then(|index| index.parse().ok());
+        index.unwrap_or_else(|| panic!("GET {path}: no index"))
+    }
+
     /// Registers an instance with this agent.
     pub fn register(&self, instance: &Instance) {
         self.put("/v1/agent/service/register", &instance.for_agent());

@@ -8,6 +8,8 @@ use nginx_consul_e2e::consul::Options;
 use nginx_consul_e2e::ports::{self, BlackHole};
 use nginx_consul_e2e::{Agent, Backend, Config, Fault, Load, Proxy, Tally, load, wait};
 
+use serde_json::Value;
+
 use crate::support::{
     SERVER, SOON, follow, gateway, register, register_one, tally, unique, until_peers,
     until_served_by,
@@ -134,12 +136,17 @@ fn the_next_server_is_asked_when_one_fails() {
     let nginx =
         gateway(&servers, &service, "consul_dynamic %%SERVICE%%; consul_retry 50ms 300ms;").start();
     until_peers(&nginx, &service, &[&backends[0]]);
-    assert_eq!(nginx.service(&service)["server"], proxies[0].url());
+    let until_in_use = |proxy: &Proxy| {
+        wait::until_eq("the server in use", SOON, &Value::from(proxy.url()), || {
+            nginx.service(&service)["server"].clone()
+        });
+    };
+    until_in_use(&proxies[0]);
     assert_eq!(proxies[1].accepted(), 0, "asked the second without need");
     proxies[0].set(Fault::Refuse);
     register_one(&consul, &service, &backends[1]);
     until_served_by(&nginx, "/", "a b");
-    assert_eq!(nginx.service(&service)["server"], proxies[1].url());
+    until_in_use(&proxies[1]);
     // And back, when the second one fails.
     proxies[0].set(Fault::Pass);
     proxies[1].set(Fault::Refuse);

@@ -250,11 +250,19 @@ fn a_storm_of_useless_wakeups_is_held_to_two_a_second() {
 fn large_answers_cost_more() {
     let mut bench = Bench::blocking();
     for i in 0..4 {
-        let answer = Answer::Good { index: 8 + i, digest: 2 + u128::from(i), bytes: 16 << 20, is_copy: false };
+        let answer = Answer::Good {
+            index: 8 + i,
+            digest: 2 + u128::from(i),
+            bytes: 16 << 20,
+            is_copy: false,
+        };
         bench.answer(Duration::ZERO, answer);
         bench.fetch_after_sleep();
     }
-    bench.answer(Duration::ZERO, Answer::Good { index: 50, digest: 50, bytes: 16 << 20, is_copy: false });
+    bench.answer(
+        Duration::ZERO,
+        Answer::Good { index: 50, digest: 50, bytes: 16 << 20, is_copy: false },
+    );
     let Step::Sleep(time) = bench.step() else { panic!("17 MiB/s without pause") };
     assert_eq!(time.as_millis(), 850);
 }

@@ -48,7 +48,8 @@ impl Bench {
 fn services_that_fail_together_are_one_line_and_so_is_their_end() {
     let mut bench = Bench::new();
     let error = "HTTP 500: rpc error";
-    let all: Vec<_> = (0..40).map(|n| (n, bench.fail(&format!("service \"s{n}\""), error))).collect();
+    let all: Vec<_> =
+        (0..40).map(|n| (n, bench.fail(&format!("service \"s{n}\""), error))).collect();
     assert_eq!(all.iter().filter(|(_, failing)| failing.is_first).count(), 1);
     let line = format!(
         "Error service \"s0\" and 39 others: HTTP 500: rpc error, retrying in 300ms, server \"{URL}\""
@@ -58,7 +59,8 @@ fn services_that_fail_together_are_one_line_and_so_is_their_end() {
         assert_eq!(bench.lines(SECOND / 20), [""; 0], "while others still fail");
         bench.recover(&format!("service \"s{n}\""), failing);
     }
-    let line = "Notice service \"s0\" and 39 others: answers again after 1.0s, server \"http://other\"";
+    let line =
+        "Notice service \"s0\" and 39 others: answers again after 1.0s, server \"http://other\"";
     assert_eq!(bench.lines(Duration::ZERO), [line], "the last one waits for nobody");
     assert_eq!(bench.outages.write(&bench.sink, bench.now), None);
 }
@@ -93,7 +95,10 @@ fn who_joins_later_is_told_of_but_not_more_than_six_times_a_minute() {
     // Those that recover don't wait for the others for ever.
     bench.recover("service \"a\"", failing.swap_remove(0));
     let lines = bench.lines(6 * SECOND);
-    assert!(lines.iter().any(|line| line.starts_with("Notice service \"a\": answers")), "{lines:#?}");
+    assert!(
+        lines.iter().any(|line| line.starts_with("Notice service \"a\": answers")),
+        "{lines:#?}"
+    );
 }
 
 #[test]

@@ -137,9 +137,9 @@ impl Connection<'_> {
                 Some(_) if pending => (self.upstream, pending) = (None, false),
                 Some(_) => {}
                 None if expired() => {
-                    let upstream = self.upstream.insert(connect(self.shared.target, self.source)?);
-                    forward(upstream, request, &request.unblocked())?;
-                    return receive(upstream, request).map(Some);
+                    if let Some(answer) = self.expired(request)? {
+                        return Ok(Some(answer));
+                    }
                 }
                 None if !pending => {
                     self.ask(request)?;
@@ -150,20 +150,41 @@ impl Connection<'_> {
             let cut = self.shared.state().quirks.cut.map(|cut| begun + cut);
             let end = [expiry, cut].into_iter().flatten().min();
             let ready = self.wait(silent, pending, end)?;
-            if ready.client {
-                let gone = !matches!(self.client.get_ref().peek(&mut [0]), Ok(1..));
-                if gone {
-                    return Ok(None);
-                }
-                silent = false;
+            if ready.client && self.is_gone() {
+                return Ok(None);
             }
-            if let (true, Some(upstream)) = (ready.upstream, &mut self.upstream) {
-                return receive(upstream, request).map(Some);
+            // What it has sent ahead is not looked at before this is answered.
+            silent &= !ready.client;
+            if ready.upstream {
+                pending = false;
+                if let Some(answer) = self.moving(request)? {
+                    return Ok(Some(answer));
+                }
             }
             if cut.is_some_and(|cut| Instant::now() >= cut) {
                 return Ok(None);
             }
         }
+    }
+
+    /// Whether the client has closed its connection.
+    fn is_gone(&self) -> bool {
+        !matches!(self.client.get_ref().peek(&mut [0]), Ok(1..))
+    }
+
+    /// The view when a streamed wait has ended.
+    fn expired(&mut self, request: &Request) -> io::Result<Option<Answer>> {
+        let upstream = self.upstream.insert(connect(self.shared.target, self.source)?);
+        forward(upstream, request, &request.unblocked())?;
+        self.moving(request)
+    }
+
+    /// The answer of the Consul behind, unless the view was frozen before it was read.
+    fn moving(&mut self, request: &Request) -> io::Result<Option<Answer>> {
+        let Some(upstream) = &mut self.upstream else { return Ok(None) };
+        let answer = receive(upstream, request)?;
+        let is_frozen = request.streamed && self.shared.state().frozen.is_some();
+        Ok((!is_frozen).then_some(answer))
     }
 
     /// The frozen view of a streamed query.
