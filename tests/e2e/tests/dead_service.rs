@@ -1,5 +1,6 @@
 //! One dead service never starves the others, and is served as soon as it has recovered.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nginx_consul_e2e::http::Connection;
@@ -51,6 +52,7 @@ fn proxying(consul: &Agent, service: &str, lines: &str) -> Config {
 
 /// Instances of a service, and nginx that follows it.
 struct Stage {
+    consul: Arc<Agent>,
     service: String,
     backends: Vec<Backend>,
     nginx: Nginx,
@@ -84,7 +86,7 @@ impl Stage {
         let backends = Backend::start_all(&["a", "b", "c", "d"][..instances]);
         register(&consul, &service, &backends);
         let nginx = change(proxying(&consul, &service, lines)).start();
-        Stage { service, backends, nginx }
+        Stage { consul, service, backends, nginx }
     }
 
     fn set_all(&self, manner: Manner) {
@@ -195,9 +197,9 @@ impl Stage {
     /// Sends `n` requests that get no answer for now, and waits until the backends have them.
     #[track_caller]
     fn hang(&self, path: &str, n: usize) -> Vec<Connection> {
-        let before = self.busy();
+        let before = self.requests();
         let clients = (0..n).map(|_| self.hanging(path)).collect();
-        wait::until_eq("requests at the backends", SOON, &(before + n), || self.busy());
+        wait::until_eq("requests at the backends", SOON, &(before + n), || self.requests());
         clients
     }
 

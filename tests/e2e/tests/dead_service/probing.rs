@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use nginx_consul_e2e::{Agent, Backend, Instance, Load, Manner, wait};
+use nginx_consul_e2e::{Backend, Instance, Load, Manner, wait};
 
 use super::{NEXT_PROBE, Stage};
 use crate::support::SOON;
@@ -123,7 +123,7 @@ fn backups_that_are_out_are_probed_as_the_first_tier_is() {
     let stage = Stage::start(1, "fail_timeout=60s");
     let (backup, id) = (Backend::start("z"), format!("{}-z", stage.service));
     let instance = Instance::new(&stage.service, &id, backup.address());
-    Agent::shared().register(&instance.meta("nginx_backup", "true"));
+    stage.consul.register(&instance.meta("nginx_backup", "true"));
     wait::until("the backup is known", SOON, || {
         stage.nginx.peers(&stage.service).split(' ').count() == 2
     });
@@ -145,7 +145,7 @@ fn an_instance_that_is_full_leaves_one_probe_at_a_time_to_the_one_that_is_out() 
     let stage = Stage::start(2, "fail_timeout=60s");
     let (b, id) = (&stage.backends[1], format!("{}-b", stage.service));
     let instance = Instance::new(&stage.service, &id, b.address()).meta("nginx_max_conns", "1");
-    Agent::shared().register(&instance);
+    stage.consul.register(&instance);
     wait::until("the limit is known", SOON, || {
         stage.nginx.service(&stage.service)["peers"][1]["max_conns"] == 1
     });

@@ -53,9 +53,9 @@ const SERVER: &str = "
         proxy_intercept_errors on; }
     location = /sub { internal; proxy_pass http://api/; proxy_read_timeout 300ms;
         proxy_pass_request_body off; proxy_set_header Content-Length ''; }
-    location = /authorized { auth_request /sub; alias %%PREFIX%%/page; }
-    location = /included { ssi on; ssi_types *; alias %%PREFIX%%/including; }
-    location = /mirrored { mirror /sub; alias %%PREFIX%%/page; }
+    location = /authorized { auth_request /sub; alias page; }
+    location = /included { ssi on; ssi_types *; alias including; }
+    location = /mirrored { mirror /sub; alias page; }
     location = /cached { proxy_pass http://api; proxy_read_timeout 300ms;
         proxy_cache cache; proxy_cache_valid 200 1h; }
     location = /uwsgi { uwsgi_pass api; uwsgi_connect_timeout 300ms; uwsgi_read_timeout 300ms;
