@@ -126,8 +126,19 @@ impl Stage {
     /// Has each instance get a probe that lasts, of several clients that try again and again.
     #[track_caller]
     fn hold_probes(&self) -> Load {
+        self.hold_probes_of("/long/silent")
+    }
+
+    /// The same with requests that only silent instances leave without an answer.
+    #[track_caller]
+    fn hold_probes_beside_servers(&self) -> Load {
+        self.hold_probes_of("/long/")
+    }
+
+    #[track_caller]
+    fn hold_probes_of(&self, path: &str) -> Load {
         let period = Duration::from_millis(50);
-        let clients = Load::start_every(self.nginx.address(), "/long/silent", 6, period);
+        let clients = Load::start_every(self.nginx.address(), path, 6, period);
         wait::until("each instance has a probe", SOON, || {
             self.backends.iter().all(|backend| backend.busy() > 0)
         });

@@ -72,10 +72,10 @@ fn in_panic_a_refused_request_goes_to_the_server_lines() {
     let server = format!("fail_timeout=60s; server {}", spare.address());
     let stage = Stage::start_with(2, &server, |config| config.add("consul_panic 50%;"));
     mark(&stage, 2);
-    let _clients = stage.hold_probes();
+    let clients = stage.hold_probes_beside_servers();
     wait::holds("one at a time", Duration::from_secs(1), || {
         stage.backends.iter().all(|backend| backend.busy() <= 1)
     });
     stage.all_at_once("/", 20, "spare");
-    stage.release_all();
+    stage.let_end(clients);
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use nginx_consul_e2e::{Backend, Instance, Load, Manner, wait};
 
-use super::{NEXT_PROBE, Stage};
+use super::{NEXT_PROBE, Stage, outcomes};
 use crate::support::SOON;
 
 #[test]
@@ -77,13 +77,12 @@ fn server_lines_answer_while_all_instances_are_out_and_no_longer() {
     stage.set_all(Manner::Silent);
     stage.until_at_once("spare");
     // Each instance goes on being probed, one request at a time.
-    let probes = stage.hold_probes();
+    let probes = stage.hold_probes_beside_servers();
     wait::holds("one probe each", Duration::from_secs(2), || {
         stage.backends.iter().all(|backend| backend.busy() <= 1)
     });
     stage.all_at_once("/", 50, "spare");
-    probes.stop();
-    stage.release_all();
+    stage.let_end(probes);
     stage.until_served(NEXT_PROBE);
     stage.all_are_served(20);
 }
@@ -154,11 +153,16 @@ fn an_instance_that_is_full_leaves_one_probe_at_a_time_to_the_one_that_is_out() 
         assert!(stage.is_served("/"));
         stage.backends[0].requests() > 0
     });
-    // b has what it may have; a's probes last.
-    let _clients = stage.hold_probes();
+    // b has what it may have.
+    let full = stage.hang("/long/silent", 1);
+    assert_eq!(b.busy(), 1);
+    stage.until_at_once("502");
+    let clients = stage.hold_probes();
     wait::holds("one each", Duration::from_secs(2), || {
         stage.backends.iter().all(|backend| backend.busy() <= 1)
     });
     stage.all_at_once("/", 20, "502");
-    stage.release_all();
+    stage.let_end(clients);
+    assert_eq!(outcomes(full).to_string(), "b: 1");
+    stage.all_are_served(20);
 }
