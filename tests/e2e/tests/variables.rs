@@ -10,7 +10,7 @@ use crate::support::{SOON, register_one, unique, until_peers};
 
 /// All of them, with two keys of metadata.
 const FORMAT: &str = "$uri|$consul_service|$consul_service_id|$consul_node|$consul_datacenter|\
-     $consul_tags|$consul_meta_zone|$consul_meta_canary_group|$consul_generation|$consul_age";
+     $consul_tags|$consul_meta_zone|$consul_meta_canary_group|$consul_generation|$consul_age|$upstream_addr";
 
 /// nginx that logs the variables of each request, after they were used before the pick too.
 fn logging(consul: &str, upstream: &str, server: &str) -> Config {
@@ -122,7 +122,14 @@ fn the_last_try_counts() {
         // If nobody can serve, it is who failed last.
         backends[2].set(Manner::Reset);
         assert_eq!(nginx.outcome("/"), "502");
-        assert_eq!(service_id(&nginx, 4), format!("{service}-c"), "{upstream}");
+        let tried = logged(&nginx, 4)[10].clone();
+        let is_last = |backend: &&Backend| {
+            let last = tried.split(", ").filter(|at| *at != "api").last();
+            last == Some(&*backend.address().to_string())
+        };
+        let last = backends.iter().find(is_last).map(|backend| backend.name().to_owned());
+        let last = last.unwrap_or_else(|| panic!("nobody was tried: {tried}"));
+        assert_eq!(service_id(&nginx, 4), format!("{service}-{last}"), "{upstream}: {tried}");
     }
 }
 
