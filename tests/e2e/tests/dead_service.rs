@@ -154,13 +154,10 @@ impl Stage {
         wait::until("a second has passed", SOON, || start.elapsed() > BOUNDED_AFTER);
     }
 
-    /// Ends the clients, has those answered that wait, and tells what all of them have seen.
+    /// As [`let_end`].
     #[track_caller]
     fn let_end(&self, clients: Load) -> Tally {
-        clients.stop();
-        wait::until("none is left but those that wait", SOON, || clients.running() <= self.busy());
-        self.release_all();
-        clients.finish()
+        let_end(clients, &self.backends)
     }
 
     /// The outcome of a request, and how long it took.
@@ -182,7 +179,7 @@ impl Stage {
     #[track_caller]
     fn all_are_served(&self, n: usize) {
         for i in 0..n {
-            let seen = self.nginx.outcome("/");
+            let seen = self.nginx.outcome("/long/");
             assert!(self.backends.iter().any(|b| b.name() == seen), "{i}: {seen}");
         }
     }
@@ -190,7 +187,7 @@ impl Stage {
     /// Waits until a request is served; returns how long that took.
     #[track_caller]
     fn until_served(&self, limit: Duration) -> Duration {
-        wait::until("an instance serves", limit, || self.is_served("/"))
+        wait::until("an instance serves", limit, || self.is_served("/long/"))
     }
 
     fn is_served(&self, path: &str) -> bool {
@@ -225,6 +222,17 @@ impl Stage {
             (head.word(1) == status.to_string()).then_some(connection)
         })
     }
+}
+
+/// Ends the clients, has those answered that wait, and tells what all of them have seen.
+#[track_caller]
+fn let_end(clients: Load, backends: &[Backend]) -> Tally {
+    clients.stop();
+    wait::until("none is left but those that wait", SOON, || {
+        clients.running() <= backends.iter().map(Backend::busy).sum()
+    });
+    backends.iter().for_each(Backend::release);
+    clients.finish()
 }
 
 /// The answers to requests that hang no longer.

@@ -22,7 +22,7 @@ fn while_all_instances_are_out_each_gets_one_probe_at_a_time_and_the_others_are_
         let seen = clients.window();
         assert!(seen.outcomes() == "502" && seen.total() >= 40, "{method}: {seen}");
         stage.all_at_once("/", 50, "502");
-        stage.release_all();
+        stage.let_end(clients);
         stage.until_served(NEXT_PROBE);
     }
 }
@@ -62,11 +62,11 @@ fn error_page_and_a_stale_cache_answer_while_all_instances_are_out() {
     assert!(["a", "b"].contains(&cached.as_str()), "{cached}");
     let filled = Instant::now();
     stage.put_out();
-    let _probes = stage.hold_probes();
+    let probes = stage.hold_probes();
     wait::until("what is cached is stale", NEXT_PROBE, || filled.elapsed().as_secs() >= 2);
     stage.all_at_once("/page", 20, "sorry");
     stage.all_at_once("/stale", 20, &cached);
-    stage.release_all();
+    stage.let_end(probes);
 }
 
 #[test]
@@ -108,12 +108,12 @@ fn a_block_whose_server_lines_are_all_down_has_none() {
     for lines in lines {
         let stage = Stage::start(2, &format!("fail_timeout=60s; {lines}"));
         stage.put_out();
-        let _probes = stage.hold_probes();
+        let probes = stage.hold_probes();
         wait::holds("one probe each", Duration::from_secs(1), || {
             stage.backends.iter().all(|backend| backend.busy() <= 1)
         });
         stage.all_at_once("/", 20, "502");
-        stage.release_all();
+        stage.let_end(probes);
     }
 }
 
@@ -128,14 +128,14 @@ fn backups_that_are_out_are_probed_as_the_first_tier_is() {
     });
     backup.set(Manner::Silent);
     stage.put_out();
-    let _probes = stage.hold_probes();
+    let probes = stage.hold_probes();
     wait::until("the backup has a probe", NEXT_PROBE * 2, || backup.busy() > 0);
     wait::holds("one probe each", Duration::from_secs(1), || {
         backup.busy() <= 1 && stage.backends[0].busy() <= 1
     });
     stage.all_at_once("/", 20, "502");
-    stage.release_all();
     backup.release();
+    stage.let_end(probes);
 }
 
 /// An instance that is full is no way out: those that are out are probed meanwhile.
