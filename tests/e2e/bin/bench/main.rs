@@ -3,6 +3,7 @@
 
 mod callgrind;
 mod cpu;
+mod dead;
 mod distinct;
 mod instructions;
 mod memory;
@@ -86,6 +87,9 @@ fn measure(options: &Options) {
     }
     if options.has(Part::Cpu) {
         cpu::measure(&stage, options).iter().for_each(Table::print);
+    }
+    if options.has(Part::Dead) {
+        dead::measure(&stage, options).print();
     }
 }
 

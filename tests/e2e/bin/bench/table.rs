@@ -46,6 +46,13 @@ pub(crate) fn spread(values: &[f64], digits: usize) -> String {
     format!("{least:.digits$}–**{:.digits$}**–{most:.digits$}", median(&sorted))
 }
 
+/// The middle of values in any order; NaN of none.
+pub(crate) fn median_of(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    if sorted.is_empty() { f64::NAN } else { median(&sorted) }
+}
+
 /// The middle of sorted values.
 fn median(sorted: &[f64]) -> f64 {
     let middle = sorted.len() / 2;

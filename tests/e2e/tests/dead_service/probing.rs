@@ -134,6 +134,8 @@ fn backups_that_are_out_are_probed_as_the_first_tier_is() {
         backup.busy() <= 1 && stage.backends[0].busy() <= 1
     });
     stage.all_at_once("/", 20, "502");
+    probes.stop();
+    wait::until("none is left but those that wait", SOON, || probes.running() <= 2);
     backup.release();
     stage.let_end(probes);
 }
