@@ -1,5 +1,6 @@
 //! The configuration: what the directives fill, and what is made of it when all is read.
 
+use std::cell::OnceCell;
 use std::ffi::{c_char, c_void};
 use std::ptr::{self, NonNull};
 use std::rc::Rc;
@@ -13,18 +14,19 @@ use nginx_consul_core::named::Templates;
 use nginx_consul_core::status::ready::Demand;
 use nginx_consul_core::sync::{OnEmpty, Plan, Server, Token};
 use nginx_sys::{
-    ngx_conf_t, ngx_http_complex_value_t, ngx_http_upstream_srv_conf_t, ngx_module_t,
-    ngx_shm_zone_t, ngx_str_t,
+    ngx_conf_t, ngx_http_complex_value_t, ngx_http_upstream_rr_peers_t,
+    ngx_http_upstream_srv_conf_t, ngx_module_t, ngx_shm_zone_t, ngx_str_t,
 };
 
 use crate::api::ApiLocation;
 use crate::ffi::{self, CONF_ERROR, CONF_OK, fence, give_to_pool};
-use crate::peer::{Block, Keepalive, NamedBlock};
+use crate::peer::{Block, Guard, Keepalive, NamedBlock};
 use crate::state::StateFile;
-use crate::status;
+use crate::{panics, status};
 
 pub(crate) mod args;
 pub(crate) mod commands;
+pub(crate) mod directives;
 pub(crate) mod dynamic;
 mod finish;
 mod inner;
@@ -35,7 +37,8 @@ mod settings;
 mod target;
 
 pub(crate) use commands::COMMANDS;
-pub(crate) use inner::{Inner, has_keepalive};
+pub(crate) use directives::Directives;
+pub(crate) use inner::Inner;
 pub(crate) use keepalive::KeepaliveConf;
 pub(crate) use named::{ByRequest, UnknownService};
 
@@ -121,12 +124,13 @@ pub(crate) struct Dynamic {
     pub(crate) rules: Rules,
     /// The block has `server` lines to fall back on.
     pub(crate) has_fallback: bool,
-    /// nginx has called our `init_upstream`: no other method took the block away.
-    pub(crate) initialized: bool,
+    /// What our `init_upstream` has made of the `server` lines; null if nginx has not called it,
+    /// since another method took the block away.
+    pub(crate) servers: *mut ngx_http_upstream_rr_peers_t,
     /// The method that stands before, and picks.
     pub(crate) inner: Option<Inner>,
-    /// nginx's `keepalive` stands in the block.
-    pub(crate) has_keepalive: bool,
+    /// How many [`Directives::methods`] stand before.
+    pub(crate) before: usize,
     /// Where the directive stands.
     pub(crate) file: String,
     pub(crate) line: usize,
@@ -145,6 +149,18 @@ pub(crate) struct SrvConf {
     pub(crate) block: Option<Box<Block>>,
     /// The same of a block whose service requests name.
     pub(crate) named: Option<Box<NamedBlock>>,
+    /// Those of other modules.
+    pub(crate) directives: Directives,
+    /// With another module's callback around ours.
+    pub(crate) guard: OnceCell<Guard>,
+}
+
+impl SrvConf {
+    /// The last directive after `consul_dynamic` that has wrapped the block's method and that nginx
+    /// doesn't ship, for people.
+    pub(crate) fn wrapped_by(&self) -> Option<String> {
+        self.directives.wrapper(self.dynamic.as_ref()?.before)
+    }
 }
 
 /// Of a `location`.
@@ -186,6 +202,8 @@ impl HttpConf {
 }
 
 pub(crate) extern "C" fn ngx_http_consul_create_main_conf(cf: *mut ngx_conf_t) -> *mut c_void {
+    // The first of all callbacks.
+    panics::log_them();
     // SAFETY: nginx passes a valid configuration, whose pool lives as long as the cycle.
     fence(ptr::null_mut(), || unsafe { give_to_pool((*cf).pool, HttpConf::new()).cast() })
 }

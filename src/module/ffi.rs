@@ -1,6 +1,7 @@
 //! Raw pointers of nginx as borrowed values, and the fence around every callback.
 
-use std::ffi::{c_char, c_void};
+use std::ffi::{CStr, c_char, c_void};
+use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
@@ -20,7 +21,7 @@ pub(crate) const CONF_OK: *mut c_char = ptr::null_mut();
 pub(crate) const CONF_ERROR: *mut c_char = ptr::without_provenance_mut(usize::MAX);
 
 /// Runs a callback's body. A panic, which is a defect of ours, becomes `failed` instead of
-/// unwinding into C, which would abort the worker.
+/// unwinding into C, which would abort the worker; [`crate::panics`] has logged it.
 pub(crate) fn fence<T>(failed: T, body: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or(failed)
 }
@@ -156,6 +157,33 @@ pub(crate) unsafe fn http_context<'a>(cf: *mut ngx_conf_t) -> &'a ngx_http_conf_
 pub(crate) unsafe fn location(cf: *mut ngx_conf_t) -> *mut ngx_http_core_loc_conf_t {
     // SAFETY: the caller's promise; each location has a configuration of the core module.
     unsafe { conf_of(http_context(cf).loc_conf, &raw const ngx_http_core_module) }
+}
+
+/// A program or library that is loaded.
+pub(crate) struct Object {
+    base: *mut c_void,
+    pub(crate) file: String,
+}
+
+impl PartialEq for Object {
+    fn eq(&self, other: &Object) -> bool {
+        ptr::eq(self.base, other.base)
+    }
+}
+
+/// The program or library that a function is in.
+pub(crate) fn object_of(function: *const c_void) -> Option<Object> {
+    let mut info = MaybeUninit::<libc::Dl_info>::zeroed();
+    // SAFETY: dladdr() only looks the address up; all zeros are a valid Dl_info. The name it gives
+    // lives as long as the object is loaded.
+    unsafe {
+        if libc::dladdr(function, info.as_mut_ptr()) == 0 {
+            return None;
+        }
+        let info = info.assume_init();
+        let name = if info.dli_fname.is_null() { c"" } else { CStr::from_ptr(info.dli_fname) };
+        Some(Object { base: info.dli_fbase, file: name.to_string_lossy().into_owned() })
+    }
 }
 
 /// The elements of an nginx array, null or not.

@@ -18,7 +18,7 @@ use nginx_sys::{
 };
 
 use crate::api;
-use crate::conf::{self, HttpConf};
+use crate::conf::{self, HttpConf, directives};
 use crate::ffi::{self, AGAIN, DECLINED, ERROR, OK, conf_of, fence, give_to_pool};
 use crate::peer::trace::trace;
 use crate::peer::{self, Lookup, NamedBlock, New, Why};
@@ -53,6 +53,7 @@ struct Waiting {
 
 pub(crate) extern "C" fn ngx_http_consul_postconfiguration(cf: *mut ngx_conf_t) -> ngx_int_t {
     fence(ERROR, || {
+        directives::end();
         // SAFETY: `cf` is that of `http`, whose main configurations are complete.
         unsafe {
             let context = ffi::http_context(cf);

@@ -22,6 +22,7 @@ mod clock;
 mod contacts;
 mod counted;
 mod delegate;
+mod guard;
 mod header_filter;
 mod keepalive;
 mod named;
@@ -42,6 +43,7 @@ use attempt::{
 };
 pub(crate) use block::Block;
 pub(crate) use clock::monotonic;
+pub(crate) use guard::Guard;
 pub(crate) use header_filter::install as install_header_filter;
 use keepalive::Kept;
 pub(crate) use keepalive::{Keepalive, end as end_keepalive};
@@ -49,7 +51,7 @@ pub(crate) use named::{Lookup, NamedBlock, New, Why};
 pub(crate) use served::Served;
 pub(crate) use source::Source;
 use stock::StockAttempt;
-pub(crate) use stock::{InitUpstream, Stock, is_nginxs_own};
+pub(crate) use stock::{InitUpstream, Stock};
 pub(crate) use worker::Worker;
 
 /// `peer.init_upstream`. nginx's own round robin is made of the block's `server` lines, for when
@@ -65,10 +67,6 @@ pub(crate) extern "C" fn ngx_http_upstream_init_consul(
                 (*us).srv_conf,
                 &raw const crate::ngx_http_consul_module,
             );
-            if let Some(dynamic) = &mut (*conf).dynamic {
-                dynamic.initialized = true;
-                dynamic.has_keepalive = conf::has_keepalive(&*us);
-            }
             dynamic::drop_placeholder(&mut *us);
             let inner = (*conf).dynamic.as_ref().and_then(|dynamic| dynamic.inner.as_ref());
             if inner.is_some_and(|inner| stock::check(inner, cf, us) != OK)
@@ -77,6 +75,9 @@ pub(crate) extern "C" fn ngx_http_upstream_init_consul(
                 return ERROR;
             }
             (*us).peer.init = Some(peer_init((*conf).keepalive_conf.is_some(), inner.is_some()));
+            if let Some(dynamic) = &mut (*conf).dynamic {
+                dynamic.servers = (*us).peer.data.cast();
+            }
         }
         OK
     })
@@ -85,7 +86,7 @@ pub(crate) extern "C" fn ngx_http_upstream_init_consul(
 type PeerInit =
     extern "C" fn(*mut ngx_http_request_t, *mut ngx_http_upstream_srv_conf_t) -> ngx_int_t;
 
-/// Of a block that keeps connections, or that a method of nginx's or another module's picks in.
+/// Of a block that keeps connections, or that a method of nginx's picks in.
 fn peer_init(keeps_alive: bool, is_stock: bool) -> PeerInit {
     match (keeps_alive, is_stock) {
         (true, true) => keepalive::ngx_http_upstream_init_kept_stock_peer,
@@ -230,6 +231,7 @@ unsafe fn block_of(
     r: *mut ngx_http_request_t,
     us: *mut ngx_http_upstream_srv_conf_t,
 ) -> Option<(*const Block, Option<Rc<Block>>)> {
+    guard::note_init(r);
     // SAFETY: the caller's promise.
     let conf = unsafe { conf::srv_conf(us) };
     if let Some(block) = &conf.block {

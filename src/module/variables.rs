@@ -12,6 +12,7 @@ use nginx_sys::{
     ngx_http_variable_t, ngx_http_variable_value_t, ngx_int_t, ngx_pnalloc, ngx_str_t,
 };
 
+use crate::conf::directives;
 use crate::ffi::{self, ERROR, OK, bytes, fence, str_over};
 use crate::peer::Served;
 
@@ -40,9 +41,13 @@ const ALL: [(&[u8], Of); 7] = [
     (b"consul_age", Of::Age),
 ];
 
-/// Adds the variables.
+/// Adds the variables, and begins to observe the directives of other modules.
 pub(crate) extern "C" fn ngx_http_consul_preconfiguration(cf: *mut ngx_conf_t) -> ngx_int_t {
     fence(ERROR, || {
+        // SAFETY: nginx passes the configuration of `http`, before it is read.
+        if !unsafe { directives::begin(cf) } {
+            return ERROR;
+        }
         // SAFETY: nginx passes the configuration of `http`, before it is read.
         let added = ALL.iter().all(|&(name, of)| unsafe {
             add(cf, name, 0, (Some(ngx_http_consul_variable), of as usize))

@@ -4,7 +4,6 @@
 //! it dies, its replacement is worker 0 again and finds everything in the table.
 
 use std::cell::RefCell;
-use std::mem::MaybeUninit;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,17 +14,18 @@ use nginx_consul_core::state::{Saved, Saver};
 use nginx_consul_core::sync::{Engine, Plan, Sink};
 use nginx_consul_core::table::{Lane, Table};
 use nginx_sys::{
-    NGX_LOG_ALERT, NGX_LOG_WARN, NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_add_timer,
-    ngx_cycle_t, ngx_event_t, ngx_int_t, ngx_log_t, ngx_uint_t,
+    NGX_LOG_ALERT, NGX_LOG_WARN, NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_cycle, ngx_cycle_t,
+    ngx_int_t, ngx_log_t, ngx_uint_t,
 };
 
 use crate::conf::{self, HttpConf};
 use crate::ffi::{OK, fence};
 use crate::orders::Orders;
-use crate::peer::{Worker, end_keepalive};
+use crate::peer::{Guard, Worker, end_keepalive};
 use crate::signals::SignalsBlocked;
 use crate::sink::TableSink;
 use crate::state::{self, TableSource};
+use crate::timer::Timer;
 use crate::workers_user::Workers;
 use crate::{channel, first, orders, reach, zone};
 
@@ -57,7 +57,7 @@ struct Watch {
     state: Option<(PathBuf, Arc<TableSource>)>,
     saver: Option<Saver>,
     sink: Arc<TableSink>,
-    timer: Box<ngx_event_t>,
+    timer: Timer,
     ticks: u32,
     orders: Orders,
 }
@@ -99,6 +99,10 @@ pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) ->
             if let Some(state) = http.state_file() {
                 state::directory::prepare(state, &workers, is_test, log);
             }
+        }
+        for &upstream in http.blocks.iter().chain(&http.named_blocks) {
+            // SAFETY: a block of the configuration that was just read.
+            unsafe { Guard::set(upstream) };
         }
         if is_test {
             return OK;
@@ -160,7 +164,7 @@ pub(crate) extern "C" fn ngx_http_consul_init_process(cycle: *mut ngx_cycle_t) -
                  requests are not counted as in flight"
             );
         }
-        let watch = (is_single || number == 0).then(|| Watch::start(cycle, http, plan, table));
+        let watch = (is_single || number == 0).then(|| Watch::start(http, plan, table));
         for &upstream in &http.blocks {
             // SAFETY: a block of the configuration.
             if let Some(block) = unsafe { &conf::srv_conf(upstream).block } {
@@ -221,27 +225,15 @@ fn retain(table: Table<'static>, keys: &[u128], templates: Option<&Templates>) {
 }
 
 impl Watch {
-    fn start(
-        cycle: *mut ngx_cycle_t,
-        http: &HttpConf,
-        plan: &Arc<Plan>,
-        table: Table<'static>,
-    ) -> Watch {
+    fn start(http: &HttpConf, plan: &Arc<Plan>, table: Table<'static>) -> Watch {
         let keys: Vec<u128> = (0..plan.targets.len()).map(|target| plan.key(target)).collect();
         let held = table.entries();
         let missing = keys.iter().filter(|&key| !held.contains_key(key)).count();
         if missing > table.free_entries() {
             retain(table, &keys, http.templates.as_deref());
         }
-        // SAFETY: all zeros are an event that is not set.
-        let mut timer: Box<ngx_event_t> = Box::new(unsafe { MaybeUninit::zeroed().assume_init() });
-        timer.handler = Some(tick);
-        // SAFETY: the cycle's log lives as long as the worker.
-        timer.log = unsafe { (*cycle).log };
-        timer.data = (&raw mut *timer).cast();
-        timer.set_cancelable(1);
-        // SAFETY: the event stays in its box for as long as the worker runs.
-        unsafe { ngx_add_timer(&mut *timer, TICK) };
+        let mut timer = Timer::new(TICK, tick);
+        timer.start();
         let sink = TableSink::new(table, plan);
         let state = http.state_file().map(|file| {
             let source =
@@ -277,7 +269,7 @@ impl Watch {
         self.engine = Engine::start(Arc::clone(&self.plan), self.sink.clone())
             .map(Arc::new)
             .map_err(|e| {
-                let log = self.timer.log;
+                let log = log();
                 ngx::ngx_log_error!(
                     NGX_LOG_ALERT,
                     log,
@@ -300,7 +292,7 @@ impl Watch {
         let started = Answerer::start(templates, plan, channel, self.sink.clone(), engine);
         self.answerer = started
             .map_err(|e| {
-                let log = self.timer.log;
+                let log = log();
                 ngx::ngx_log_error!(
                     NGX_LOG_ALERT,
                     log,
@@ -316,7 +308,7 @@ impl Watch {
         let _blocked = SignalsBlocked::new();
         self.saver = Saver::start(path.clone(), source.clone())
             .map_err(|e| {
-                let log = self.timer.log;
+                let log = log();
                 ngx::ngx_log_error!(
                     NGX_LOG_ALERT,
                     log,
@@ -347,10 +339,7 @@ impl Watch {
     }
 
     fn end(&mut self) {
-        if self.timer.timer_set() != 0 {
-            // SAFETY: set by ngx_add_timer(), in this process.
-            unsafe { nginx_sys::ngx_del_timer(&mut *self.timer) };
-        }
+        self.timer.stop();
         if let Some(answerer) = self.answerer.take() {
             answerer.join(JOIN);
         }
@@ -365,32 +354,35 @@ impl Watch {
     }
 }
 
-/// Worker 0's timer.
-extern "C" fn tick(event: *mut ngx_event_t) {
-    fence((), || {
-        RUNNING.with_borrow_mut(|running| {
-            let Some(Running { worker, watch: Some(watch), .. }) = running else { return };
-            // SAFETY: the worker's log, from its main thread.
-            unsafe { write_lines(&watch.sink, (*event).log) };
-            // SAFETY: nginx's own flag, written by its main thread. The worker may have
-            // connections left for long; its threads are not needed any more.
-            if unsafe { nginx_sys::ngx_exiting } != 0 {
-                if let Some(engine) = &watch.engine {
-                    engine.stop();
-                }
-                watch.answerer = None;
-                if let Some(saver) = &watch.saver {
-                    saver.stop();
-                }
-                return;
+/// The log of a worker, for its main thread.
+fn log() -> *mut ngx_log_t {
+    // SAFETY: a worker's cycle and its log live as long as the worker.
+    unsafe { (*ngx_cycle).log }
+}
+
+/// Worker 0's timer. A panic in one of the parts does not keep the others from being done.
+fn tick() -> bool {
+    RUNNING.with_borrow_mut(|running| {
+        let Some(Running { worker, watch: Some(watch), .. }) = running else { return false };
+        // SAFETY: the worker's log, from its main thread.
+        fence((), || unsafe { write_lines(&watch.sink, log()) });
+        // SAFETY: nginx's own flag, written by its main thread. The worker may have connections
+        // left for long; its threads are not needed any more.
+        if unsafe { nginx_sys::ngx_exiting } != 0 {
+            if let Some(engine) = &watch.engine {
+                engine.stop();
             }
-            watch.orders.ask(worker.table, &watch.sink, watch.engine.as_deref());
-            watch.ticks = watch.ticks.saturating_add(1);
-            if watch.ticks % CHECK_TICKS == 0 {
-                watch.check(worker.table);
+            watch.answerer = None;
+            if let Some(saver) = &watch.saver {
+                saver.stop();
             }
-            // SAFETY: as in Watch::start().
-            unsafe { ngx_add_timer(&mut *watch.timer, TICK) };
-        });
-    });
+            return false;
+        }
+        fence((), || watch.orders.ask(worker.table, &watch.sink, watch.engine.as_deref()));
+        watch.ticks = watch.ticks.saturating_add(1);
+        if watch.ticks % CHECK_TICKS == 0 {
+            fence((), || watch.check(worker.table));
+        }
+        true
+    })
 }

@@ -27,7 +27,7 @@ pub(super) fn set(cf: *mut ngx_conf_t, conf: &mut SrvConf, words: &[&[u8]]) -> P
     // SAFETY: the directive is only allowed within `upstream`, whose configuration this is.
     let upstream = unsafe { upstream_of(cf) };
     let (file, line) = position(cf);
-    let inner = Inner::of(upstream, &file, line)?;
+    let inner = Inner::of(upstream, &conf.directives, words[1].contains(&b'$'))?;
     if inner.is_none() {
         upstream.flags = (NGX_HTTP_UPSTREAM_CREATE
             | NGX_HTTP_UPSTREAM_WEIGHT
@@ -37,7 +37,8 @@ pub(super) fn set(cf: *mut ngx_conf_t, conf: &mut SrvConf, words: &[&[u8]]) -> P
             | NGX_HTTP_UPSTREAM_DOWN
             | NGX_HTTP_UPSTREAM_BACKUP) as _;
     }
-    let mut dynamic = Dynamic { file, line, inner, ..parse(words)? };
+    let before = conf.directives.methods.len();
+    let mut dynamic = Dynamic { file, line, inner, before, ..parse(words)? };
     if words[1].contains(&b'$') {
         dynamic.by_request = Some(by_request(cf, words[1], &mut dynamic.query)?);
     }
@@ -66,7 +67,7 @@ fn by_request(cf: *mut ngx_conf_t, word: &[u8], query: &mut Query) -> Parsed<ByR
 /// # Safety
 ///
 /// `cf` is that of a directive within `upstream`.
-unsafe fn upstream_of<'a>(cf: *mut ngx_conf_t) -> &'a mut ngx_http_upstream_srv_conf_t {
+pub(super) unsafe fn upstream_of<'a>(cf: *mut ngx_conf_t) -> &'a mut ngx_http_upstream_srv_conf_t {
     // SAFETY: ngx_http_upstream() has put its configuration into the context of the block.
     unsafe {
         let srv_conf = crate::ffi::http_context(cf).srv_conf;
@@ -120,9 +121,9 @@ fn parse(words: &[&[u8]]) -> Parsed<Dynamic> {
         selection: Selection::default(),
         rules: Rules::default(),
         has_fallback: false,
-        initialized: false,
+        servers: std::ptr::null_mut(),
         inner: None,
-        has_keepalive: false,
+        before: 0,
         file: String::new(),
         line: 0,
     };

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use nginx_consul_core::named::{LOOKUPS, Template, Templates};
 use nginx_consul_core::sync::{Plan, Target};
 use nginx_sys::{
-    ngx_conf_t, ngx_http_conf_ctx_t, ngx_http_upstream_main_conf_t, ngx_http_upstream_module,
-    ngx_http_upstream_srv_conf_t,
+    NGX_LOG_WARN, ngx_conf_t, ngx_http_conf_ctx_t, ngx_http_upstream_main_conf_t,
+    ngx_http_upstream_module, ngx_http_upstream_srv_conf_t,
 };
 
 use super::args::Parsed;
+use super::directives::Directive;
 use super::target::TargetMaker;
-use super::{HttpConf, KeepaliveConf, Settings, SrvConf, dynamic, inner, named};
+use super::{Directives, HttpConf, KeepaliveConf, Settings, SrvConf, dynamic, inner, named};
 use crate::ffi;
 use crate::peer::{Block, Keepalive, NamedBlock, Source, Stock};
 use crate::variables::Used;
@@ -39,7 +40,7 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
     };
     // SAFETY: all directives of `http` have been read.
     let used = unsafe { Used::of(cf) };
-    let gathered = gather(upstreams, defaults, http, &used)?;
+    let gathered = gather(cf, upstreams, defaults, http, &used)?;
     if http.blocks.is_empty() && http.named_blocks.is_empty() {
         return Ok(());
     }
@@ -96,6 +97,7 @@ struct Gathered {
 }
 
 fn gather(
+    cf: *mut ngx_conf_t,
     upstreams: &[*mut ngx_http_upstream_srv_conf_t],
     defaults: &Settings,
     http: &mut HttpConf,
@@ -121,11 +123,13 @@ fn gather(
         };
         // SAFETY: as above.
         let block = unsafe { &mut *upstream };
-        check_block(block, dynamic)?;
+        check_block(block, dynamic, &conf.directives)?;
         if let Some(keepalive) = &conf.keepalive_conf {
-            conf.keepalive = Some(keep_alive(upstream, dynamic, keepalive)?);
+            let directives = &conf.directives;
+            conf.keepalive = Some(keep_alive(upstream, (dynamic, directives), keepalive)?);
         }
-        check_method(block, dynamic, &conf.settings)?;
+        check_method(dynamic, &conf.settings)?;
+        warn_of_placeholders(cf, &conf.directives);
         check_reuse(dynamic, &conf.settings, conf.keepalive.is_some())?;
         dynamic.has_fallback = dynamic::has_fallback(block);
         let settings = conf.settings.or(defaults);
@@ -178,13 +182,20 @@ fn make_block(
 /// The idle connections of a block with `consul_keepalive`.
 fn keep_alive(
     upstream: *mut ngx_http_upstream_srv_conf_t,
-    dynamic: &super::Dynamic,
+    (dynamic, directives): (&super::Dynamic, &Directives),
     conf: &KeepaliveConf,
 ) -> Parsed<Rc<Keepalive>> {
-    if dynamic.has_keepalive {
+    if directives.has_keepalive() {
         return Err(format!(
             "\"consul_keepalive\" directive can't be used together with \"keepalive\" in the same \
              \"upstream\", in {}",
+            conf.place
+        ));
+    }
+    #[cfg(nginx_keepalive_anywhere)]
+    if let Some(module) = directives.wrapper(dynamic.before) {
+        return Err(format!(
+            "\"consul_keepalive\" directive can't be used together with {module}, in {}",
             conf.place
         ));
     }
@@ -194,7 +205,7 @@ fn keep_alive(
         crate::peer::replace_keepalive(upstream, dynamic.inner.is_some());
     }
     #[cfg(not(nginx_keepalive_anywhere))]
-    let _ = upstream;
+    let _ = (upstream, dynamic);
     Ok(Rc::new(Keepalive::new(conf)))
 }
 
@@ -226,34 +237,31 @@ fn check_reuse(dynamic: &super::Dynamic, settings: &Settings, keeps_alive: bool)
 }
 
 /// What nginx itself doesn't see.
-fn check_block(upstream: &ngx_http_upstream_srv_conf_t, dynamic: &super::Dynamic) -> Parsed {
-    let place = format!("in {}:{}", dynamic.file, dynamic.line);
+fn check_block(
+    upstream: &ngx_http_upstream_srv_conf_t,
+    dynamic: &super::Dynamic,
+    directives: &Directives,
+) -> Parsed {
+    let told = |why: String| {
+        format!("\"consul_dynamic\" directive {why}, in {}:{}", dynamic.file, dynamic.line)
+    };
     if !upstream.shm_zone.is_null() {
-        return Err(format!(
-            "\"consul_dynamic\" directive can't be used together with \"zone\" in the same \
-             \"upstream\", its peers are shared anyway, {place}"
-        ));
+        let why = "can't be used together with \"zone\" in the same \"upstream\", its peers are \
+                   shared anyway";
+        return Err(told(why.to_owned()));
     }
-    if !dynamic.initialized {
-        return Err(format!(
-            "\"consul_dynamic\" directive is without effect, another load balancing method \
-             takes the block away: it must stand before \"consul_dynamic\", {place}"
-        ));
+    let after = directives.methods.get(dynamic.before..).unwrap_or_default();
+    let took = upstream.peer.init_upstream.filter(|_| dynamic.servers.is_null());
+    let wraps = inner::check_after(after, took).map_err(told)?;
+    if !ptr::eq(upstream.peer.data, dynamic.servers.cast()) {
+        let who = wraps.map_or_else(|| "another module".to_owned(), Directive::shown);
+        return Err(told(format!("is without effect, {who} takes the peers away")));
     }
     Ok(())
 }
 
-/// The method that stands before, and others.
-fn check_method(
-    upstream: &ngx_http_upstream_srv_conf_t,
-    dynamic: &super::Dynamic,
-    settings: &Settings,
-) -> Parsed {
-    let place = format!("in {}:{}", dynamic.file, dynamic.line);
-    let after_sticky = dynamic.inner.as_ref().is_some_and(|inner| inner.is_sticky);
-    if inner::has_sticky(upstream) && !after_sticky {
-        return Err(format!("\"sticky\" directive must stand before \"consul_dynamic\", {place}"));
-    }
+/// Another method picks, so nothing may be said of ours.
+fn check_method(dynamic: &super::Dynamic, settings: &Settings) -> Parsed {
     let Some(inner) = &dynamic.inner else { return Ok(()) };
     let balance = settings.balance.is_some().then_some("consul_balance");
     let panic = settings.panic.is_some().then_some("consul_panic");
@@ -261,8 +269,23 @@ fn check_method(
         None => Ok(()),
         Some(name) => Err(format!(
             "\"{name}\" directive can't be used together with another load balancing method, \
-             \"{}\", in the same \"upstream\", {place}",
-            inner.name
+             \"{}\", in the same \"upstream\", in {}:{}",
+            inner.name, dynamic.file, dynamic.line
         )),
+    }
+}
+
+/// `server 0.0.0.1 down;` of the usual recipe, with the `down` forgotten, gets requests.
+fn warn_of_placeholders(cf: *mut ngx_conf_t, directives: &Directives) {
+    for (address, place) in &directives.placeholders {
+        // SAFETY: `cf` is that of init_main_conf().
+        let log = unsafe { (*cf).log };
+        ngx::ngx_log_error!(
+            NGX_LOG_WARN,
+            log,
+            "server \"{address}\" without \"down\" gets requests while the service has no \
+             instance, and nobody can have its address; \"consul_dynamic\" needs no \"server\" \
+             in {place}"
+        );
     }
 }

@@ -1,110 +1,164 @@
-//! A balancing method that stands before `consul_dynamic` in its block.
-
-use std::fs;
+//! The load balancing methods of nginx that may stand before `consul_dynamic`, and all others.
 
 use nginx_sys::{ngx_http_upstream_init_round_robin, ngx_http_upstream_srv_conf_t};
 
 use super::args::Parsed;
-use crate::ffi::bytes;
-use crate::peer::{InitUpstream, is_nginxs_own};
+use super::directives::{Directive, Directives, file_of};
+use crate::peer::InitUpstream;
 
 /// What picks in place of `consul_balance`.
 #[derive(Clone)]
 pub(crate) struct Inner {
     pub(crate) init: InitUpstream,
-    /// Its peers are those of nginx's round robin.
-    pub(crate) is_nginxs_own: bool,
     /// It is within nginx's `sticky`.
     pub(crate) is_sticky: bool,
     /// Its lines in the configuration, for people.
     pub(crate) name: String,
-    /// File and line of `consul_dynamic`.
-    pub(crate) place: String,
+}
+
+/// What a directive that is about a load balancing method is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A method that nginx ships and that keeps its state with the peers, so that a block may have
+    /// many sets of them.
+    OfPeers,
+    /// One that keeps state in the block; and the line that does the same.
+    OfBlock(String),
+    /// nginx's `sticky`, which wraps the method before it and keeps nothing in the block.
+    Sticky,
+    /// nginx's `keepalive`, which wraps the method before it.
+    Keepalive,
+    /// Whatever nginx doesn't ship.
+    Foreign,
+}
+
+impl Kind {
+    /// As the sources of nginx 1.22 to 1.31 have it.
+    pub(super) fn of(directive: &Directive) -> Kind {
+        let Some(module) = directive.module.strip_prefix("ngx_http_upstream_") else {
+            return Kind::Foreign;
+        };
+        let words: Vec<&str> = directive.words.iter().map(String::as_str).collect();
+        let instead = |method: &str| Kind::OfBlock(format!("consul_balance {method};"));
+        match (module, &words[..]) {
+            ("least_conn_module", ["least_conn", ..])
+            | ("least_time_module", ["least_time", ..])
+            | ("ip_hash_module", ["ip_hash", ..])
+            | ("hash_module", ["hash", _]) => Kind::OfPeers,
+            // The points of the ring.
+            ("hash_module", ["hash", key, _, ..]) => instead(&format!("hash {key} consistent")),
+            // The ranges of the peers' weights.
+            ("random_module", ["random", "two", method, ..])
+                if method.starts_with("least_time") =>
+            {
+                instead("least_time")
+            }
+            ("random_module", ["random", "two", ..]) => instead("least_conn"),
+            ("random_module", ["random", ..]) => instead("random"),
+            // The instance of each session.
+            ("sticky_module", ["sticky", "learn", ..]) => instead("hash key consistent"),
+            ("sticky_module", ["sticky", ..]) => Kind::Sticky,
+            ("keepalive_module", ["keepalive", ..]) => Kind::Keepalive,
+            _ => Kind::Foreign,
+        }
+    }
+
+    fn is_sticky(directive: &Directive) -> bool {
+        directive.name() == "sticky" && Kind::of(directive) != Kind::Foreign
+    }
+
+    /// Whether it takes the place of the method before it, as all but what wraps that do.
+    pub(super) fn replaces(directive: &Directive) -> bool {
+        match Kind::of(directive) {
+            Kind::OfPeers => true,
+            Kind::OfBlock(_) => !Kind::is_sticky(directive),
+            _ => false,
+        }
+    }
 }
 
 impl Inner {
     pub(crate) fn round_robin() -> Inner {
         let init = ngx_http_upstream_init_round_robin;
-        let (name, place) = (String::new(), String::new());
-        Inner { init, is_nginxs_own: true, is_sticky: false, name, place }
+        Inner { init, is_sticky: false, name: String::new() }
     }
 
-    /// The one that has taken the block so far; `file` and `line` are where `consul_dynamic` is.
+    /// The method that has taken the block before `consul_dynamic`, if any. Errors go on from
+    /// `"consul_dynamic" directive …`.
     pub(super) fn of(
         upstream: &ngx_http_upstream_srv_conf_t,
-        file: &str,
-        line: usize,
+        directives: &Directives,
+        by_request: bool,
     ) -> Parsed<Option<Inner>> {
         let Some(init) = upstream.peer.init_upstream else { return Ok(None) };
-        if cfg!(not(nginx_keepalive_anywhere)) && has_keepalive(upstream) {
+        let set: Vec<&Directive> = directives.methods.iter().filter(|d| d.is_set).collect();
+        if let Some(directive) = set.iter().find(|d| Kind::of(d) == Kind::Foreign) {
+            return Err(cannot_be_with(directive));
+        }
+        if set.iter().any(|d| Kind::of(d) == Kind::Keepalive) {
             return Err("must stand before \"keepalive\"".into());
         }
-        let is_nginxs_own = is_nginxs_own(init);
-        let name = lines(upstream, file, line).unwrap_or_else(|| {
-            if is_nginxs_own { "nginx's own" } else { "another module's" }.to_owned()
-        });
-        let is_sticky = has_sticky(upstream);
-        let place = format!("{file}:{line}");
-        Ok(Some(Inner { init, is_nginxs_own, is_sticky, name, place }))
-    }
-}
-
-/// The first word of a module's configuration of the block; 0 if nginx lacks the module. Modules
-/// are found by their names.
-fn first_word(upstream: &ngx_http_upstream_srv_conf_t, module: &std::ffi::CStr) -> usize {
-    // SAFETY: the symbol, if there is one, is an ngx_module_t, and its element of `srv_conf` is
-    // the configuration that its create_srv_conf() made: more than a word.
-    unsafe {
-        let module = libc::dlsym(libc::RTLD_DEFAULT, module.as_ptr());
-        let module = module.cast::<nginx_sys::ngx_module_t>();
-        if module.is_null() {
-            return 0;
+        // nginx warns of those that are replaced.
+        let from = set.iter().rposition(|directive| Kind::replaces(directive)).unwrap_or(0);
+        let set = set.get(from..).unwrap_or_default();
+        for directive in set.iter().filter(|_| by_request) {
+            if let Kind::OfBlock(instead) = Kind::of(directive) {
+                return Err(format!(
+                    "with a variable can't be used together with \"{}\" in {}, which keeps one \
+                     table for the whole \"upstream\": use \"{instead}\"",
+                    directive.words.join(" "),
+                    directive.place
+                ));
+            }
         }
-        crate::ffi::conf_of::<usize>(upstream.srv_conf, module).as_ref().copied().unwrap_or(0)
+        if set.is_empty() {
+            return Err(format!(
+                "can't be used together with a load balancing method of {}",
+                file_of(init as *const _)
+            ));
+        }
+        let lines: Vec<String> = set.iter().map(|directive| directive.words.join(" ")).collect();
+        let is_sticky = set.iter().any(|directive| Kind::is_sticky(directive));
+        Ok(Some(Inner { init, is_sticky, name: lines.join("; ") }))
     }
 }
 
-/// Whether `keepalive` stands in the block: its configuration begins with the number of
-/// connections (`max_cached`). Asked in time, see [`UNSET`].
-pub(crate) fn has_keepalive(upstream: &ngx_http_upstream_srv_conf_t) -> bool {
-    !matches!(first_word(upstream, c"ngx_http_upstream_keepalive_module"), 0 | UNSET)
+/// Goes on from `"consul_dynamic" directive …`.
+fn cannot_be_with(directive: &Directive) -> String {
+    format!(
+        "can't be used together with the load balancing method {}: nginx doesn't ship it",
+        directive.shown()
+    )
 }
 
-/// `NGX_CONF_UNSET_UINT`: since nginx 1.29.7 `max_cached` of a block without `keepalive`, until the
-/// `init_main_conf` of its module; 0 is `keepalive 0`, which is off.
-const UNSET: usize = usize::MAX;
-
-/// Whether `sticky` stands in the block: its configuration begins with the method it wraps
-/// (`original_init_upstream`, since nginx 1.29.6).
-pub(super) fn has_sticky(upstream: &ngx_http_upstream_srv_conf_t) -> bool {
-    first_word(upstream, c"ngx_http_upstream_sticky_module") != 0
-}
-
-/// The block's directives before `consul_dynamic`, but for those that don't pick, as they are
-/// written. `None` if they are not to be found, since a part of the block is included.
-fn lines(upstream: &ngx_http_upstream_srv_conf_t, file: &str, line: usize) -> Option<String> {
-    // SAFETY: the block's name and that of its file live in the pool of the configuration.
-    let (host, block_file) = unsafe {
-        let name = std::ffi::CStr::from_ptr(upstream.file_name.cast());
-        (String::from_utf8_lossy(bytes(&upstream.host)), name.to_string_lossy())
-    };
-    let first = upstream.line.checked_sub(1)?;
-    if file != block_file || line <= first {
-        return None;
+/// Checks what stands after `consul_dynamic`; `took` is the function that has the block in its place,
+/// if one has. Errors go on from `"consul_dynamic" directive …`. Returns the last directive that wraps
+/// the block's peers, if nginx doesn't ship it.
+pub(super) fn check_after(
+    after: &[Directive],
+    took: Option<InitUpstream>,
+) -> Parsed<Option<&Directive>> {
+    let mut wraps = None;
+    for directive in after {
+        let is_lua = directive.name().starts_with("balancer_by_lua");
+        match Kind::of(directive) {
+            Kind::Keepalive => {}
+            Kind::Foreign if took.is_none() && !is_lua => wraps = Some(directive),
+            Kind::Foreign => return Err(cannot_be_with(directive)),
+            _ => {
+                return Err(format!(
+                    "is without effect, \"{}\" in {} must stand before \"consul_dynamic\"",
+                    directive.name(),
+                    directive.place
+                ));
+            }
+        }
     }
-    let text = fs::read_to_string(file).ok()?;
-    let lines = text.lines().skip(first).take(line - first);
-    let text: Vec<&str> = lines.map(|line| line.split('#').next().unwrap_or(line)).collect();
-    let text = text.join(" ");
-    let block = text.split_once(&*host)?.1.split_once('{')?.1;
-    let before = block.split("consul_dynamic").next()?;
-    let statements = before.split(';').map(|s| s.split_whitespace().collect::<Vec<_>>().join(" "));
-    let picks = |statement: &String| {
-        let word = statement.split(' ').next().unwrap_or("");
-        let others = ["", "server", "zone", "include", "state", "queue", "ntlm"];
-        let families = ["keepalive", "resolver", "consul_"];
-        !others.contains(&word) && !families.iter().any(|family| word.starts_with(family))
-    };
-    let found: Vec<String> = statements.filter(picks).collect();
-    (!found.is_empty()).then(|| found.join("; ").chars().take(200).collect())
+    match took {
+        None => Ok(wraps),
+        Some(init) => Err(format!(
+            "is without effect, a load balancing method of {} takes the block away",
+            file_of(init as *const _)
+        )),
+    }
 }

@@ -244,13 +244,22 @@ impl Attempt {
     }
 
     /// nginx has accepted the response header.
+    #[inline(always)]
     pub(super) fn note_header(&mut self) {
+        if self.counted.note_header() {
+            self.judge_header();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn judge_header(&mut self) {
         // SAFETY: the configuration outlives the request, or the attempt keeps the block.
         let block = unsafe { &*self.block };
         // SAFETY: the request that peer.init got.
         let attempted = unsafe { Attempted::new(self.request, 0) };
         let single = self.is_single();
-        self.counted.note_header(attempted, Account { block, view: &self.view, single });
+        self.counted.judge_header(attempted, Account { block, view: &self.view, single });
     }
 
     /// Notes how long the peer took.

@@ -76,15 +76,19 @@ impl Counted {
     }
 
     /// nginx has accepted the response header: from here on the peer counts as one that answers,
-    /// however long the response takes.
-    #[inline]
-    pub(super) fn note_header(&mut self, attempted: Attempted, account: Account<'_>) {
-        let Some((slot, _)) = self.at else { return };
+    /// however long the response takes. `true` if there are failures that this may end, by
+    /// [`Counted::judge_header`].
+    #[inline(always)]
+    pub(super) fn note_header(&mut self) -> bool {
         self.answered = true;
-        if slot.has_fails() || self.permit.is_some() {
-            self.note(attempted.by_header(), attempted, account);
-            self.end_permit();
-        }
+        self.at.is_some_and(|(slot, _)| slot.has_fails()) || self.permit.is_some()
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(super) fn judge_header(&mut self, attempted: Attempted, account: Account<'_>) {
+        self.note(attempted.by_header(), attempted, account);
+        self.end_permit();
     }
 
     /// Counts the outcome, as `ngx_http_upstream_free_round_robin_peer()` does. `true` if failures

@@ -1,13 +1,17 @@
 //! A header filter, by which it is known when nginx accepts a response header. `peer.free` comes when
 //! the response has ended: hours later, for a download or a WebSocket.
 
+use std::ffi::c_void;
 use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 use std::{mem, ptr};
 
 use nginx_sys::{
     ngx_http_output_header_filter_pt, ngx_http_request_t, ngx_http_top_header_filter, ngx_int_t,
+    ngx_peer_connection_t, ngx_uint_t,
 };
 
+use super::attempt::kept::ngx_http_upstream_free_kept_peer;
+use super::attempt::{Attempt, ngx_http_upstream_free_consul_peer};
 use super::served;
 use crate::conf;
 use crate::ffi::{ERROR, fence};
@@ -46,16 +50,30 @@ unsafe extern "C" fn ngx_http_consul_header_filter(r: *mut ngx_http_request_t) -
 #[inline]
 unsafe fn note_header(r: *mut ngx_http_request_t) {
     // SAFETY: the caller's promise. A request that is passed on has its upstream, and that the block
-    // it was sent to; one made for an address has no configuration of modules.
+    // it was sent to; one made for an address has no configuration of modules. What has one of our
+    // callbacks has the data of it.
     unsafe {
-        let Some(upstream) = (*r).upstream.as_ref().map(|upstream| upstream.upstream) else {
-            return;
-        };
-        if upstream.is_null() || (*upstream).srv_conf.is_null() {
-            return;
-        }
-        if conf::srv_conf(upstream).dynamic.is_some() {
+        let Some(upstream) = (*r).upstream.as_ref() else { return };
+        let (peer, block) = (&upstream.peer, upstream.upstream);
+        if peer.free.is_some_and(frees_attempt) {
+            if let Some(attempt) = peer.data.cast::<Attempt>().as_mut() {
+                attempt.note_header();
+            }
+        } else if !block.is_null()
+            && !(*block).srv_conf.is_null()
+            && conf::srv_conf(block).dynamic.is_some()
+        {
+            // Others have put callbacks around ours.
             served::note_header(r);
         }
     }
+}
+
+type Free = unsafe extern "C" fn(*mut ngx_peer_connection_t, *mut c_void, ngx_uint_t);
+
+/// Whether the `peer.data` of this callback is an attempt, or begins with one.
+#[inline]
+fn frees_attempt(free: Free) -> bool {
+    ptr::fn_addr_eq(free, ngx_http_upstream_free_consul_peer as super::Free)
+        || ptr::fn_addr_eq(free, ngx_http_upstream_free_kept_peer as super::Free)
 }

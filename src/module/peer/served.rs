@@ -44,7 +44,7 @@ pub(super) unsafe extern "C" fn drop_attempt(data: *mut c_void) {
     unsafe { drop_value::<Attempt>(data) };
 }
 
-/// The request whose method of nginx's, or another module's, is picking.
+/// The request whose method of nginx's is picking.
 static BUSY: AtomicPtr<ngx_http_request_t> = AtomicPtr::new(ptr::null_mut());
 
 /// As long as this lives, variables tell nothing of the request: its attempt is being changed, and

@@ -1,5 +1,5 @@
-//! A balancing method of nginx, or of another module, that stands before `consul_dynamic`: it does
-//! the picking, over peers that are made anew of each set.
+//! A balancing method of nginx that stands before `consul_dynamic`: it does the picking, over peers
+//! that are made anew of each set.
 //!
 //! Each worker has peers of its own, as in an `upstream` without `zone`. The method's
 //! `init_upstream` makes them, in a pool of their own, as it does when nginx reads a configuration
@@ -7,23 +7,20 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::ffi::c_void;
 use std::fmt;
-use std::mem::MaybeUninit;
 use std::ptr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nginx_sys::{
-    NGX_LOG_DEBUG, NGX_LOG_EMERG, ngx_conf_t, ngx_cycle, ngx_cycle_t, ngx_http_conf_ctx_t,
-    ngx_http_upstream_init_round_robin, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_pcalloc,
-    ngx_shm_zone_t,
+    NGX_LOG_DEBUG, ngx_conf_t, ngx_cycle, ngx_http_conf_ctx_t, ngx_http_upstream_srv_conf_t,
+    ngx_int_t, ngx_pcalloc, ngx_shm_zone_t,
 };
 
 use super::block::Block;
 use super::view::PeerView;
 use crate::conf::Inner;
-use crate::ffi::{ERROR, OK};
+use crate::ffi::ERROR;
 
 mod attempt;
 mod carry;
@@ -80,7 +77,8 @@ impl Stock {
         }
     }
 
-    /// The same for another service.
+    /// The same for another service: the method keeps nothing in the block, or the configuration
+    /// was refused.
     pub(super) fn another(&self) -> Stock {
         // SAFETY: both are of the configuration that `self` is part of.
         unsafe { Stock::new(self.method.clone(), self.upstream, self.context) }
@@ -200,8 +198,7 @@ unsafe fn init_copy(
     // back by ngx_free() that they took from the pool, unless the block has a zone: then they make
     // their tables when the first request comes, on the heap. They look at whether there is one.
     unsafe {
-        let lends_zone =
-            cfg!(nginx_peers_config) && method.is_nginxs_own && (*copy).shm_zone.is_null();
+        let lends_zone = cfg!(nginx_peers_config) && (*copy).shm_zone.is_null();
         if lends_zone {
             let size = size_of::<ngx_shm_zone_t>();
             let zone = ngx_pcalloc((*cf).pool, size).cast::<ngx_shm_zone_t>();
@@ -229,58 +226,14 @@ pub(crate) unsafe fn check(
     cf: *mut ngx_conf_t,
     us: *mut ngx_http_upstream_srv_conf_t,
 ) -> ngx_int_t {
-    const ZONES: usize = 4;
-    // SAFETY: the copies live in the pool of the configuration, as the block does. What asks for
-    // shared memory gets a place in a list of the cycle, here of its copy.
+    // SAFETY: the copy lives in the pool of the configuration, as the block does.
     unsafe {
-        let pool = (*cf).pool;
-        let copy = ngx_pcalloc(pool, size_of::<ngx_http_upstream_srv_conf_t>());
+        let copy = ngx_pcalloc((*cf).pool, size_of::<ngx_http_upstream_srv_conf_t>());
         let copy = copy.cast::<ngx_http_upstream_srv_conf_t>();
-        let cycle = ngx_pcalloc(pool, size_of::<ngx_cycle_t>()).cast::<ngx_cycle_t>();
-        let zones = ngx_pcalloc(pool, ZONES * size_of::<ngx_shm_zone_t>());
-        if copy.is_null() || cycle.is_null() || zones.is_null() {
+        if copy.is_null() {
             return ERROR;
         }
         *copy = *us;
-        if method.is_nginxs_own {
-            return init_copy(method, cf, copy);
-        }
-        ptr::copy_nonoverlapping((*cf).cycle, cycle, 1);
-        let list = &raw mut (*cycle).shared_memory;
-        (*list).last = &raw mut (*list).part;
-        ((*list).part.elts, (*list).part.nelts) = (zones, 0);
-        (*list).part.next = ptr::null_mut();
-        ((*list).size, (*list).nalloc, (*list).pool) = (size_of::<ngx_shm_zone_t>(), ZONES, pool);
-        let mut with_copy = *cf;
-        with_copy.cycle = cycle;
-        let done = init_copy(method, &mut with_copy, copy);
-        if done == OK && (*list).part.nelts != 0 {
-            ngx::ngx_log_error!(
-                NGX_LOG_EMERG,
-                (*cf).log,
-                "\"consul_dynamic\" directive can't be used together with \"{}\", which keeps its \
-                 peers in shared memory, in {}",
-                method.name,
-                method.place
-            );
-            return ERROR;
-        }
-        done
+        init_copy(method, cf, copy)
     }
-}
-
-/// Whether a function is part of the program itself, or of the library, that nginx's round robin is
-/// part of: then its peers are those of round robin.
-pub(crate) fn is_nginxs_own(init: InitUpstream) -> bool {
-    let object = |address: *const c_void| {
-        let mut info = MaybeUninit::<libc::Dl_info>::zeroed();
-        // SAFETY: dladdr() only looks the address up; all zeros are a valid Dl_info.
-        unsafe {
-            let found = libc::dladdr(address, info.as_mut_ptr()) != 0;
-            found.then(|| info.assume_init().dli_fbase)
-        }
-    };
-    let round_robin: InitUpstream = ngx_http_upstream_init_round_robin;
-    let own = object(round_robin as *const c_void);
-    own.is_some() && object(init as *const c_void) == own
 }

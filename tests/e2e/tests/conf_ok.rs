@@ -26,6 +26,39 @@ fn the_recipes_placeholder_is_accepted() {
 }
 
 #[test]
+fn a_placeholder_without_down_is_warned_of() {
+    for (line, warned) in [
+        ("server 0.0.0.1;", true),
+        ("server 0.0.0.1:80 weight=2;", true),
+        ("server 0.1.2.3 backup;", true),
+        ("server 0.0.0.1 down;", false),
+        ("server 0.0.0.0:8080;", false),
+        ("server 127.0.0.1:1;", false),
+        ("server [::1]:1;", false),
+        ("server unix:/run/web.sock;", false),
+    ] {
+        for (before, after) in [("consul_dynamic web;", ""), ("", "consul_dynamic web;")] {
+            let upstream = format!("upstream api {{\n{before}\n{line} # here\n{after}\n}}");
+            // Where `backup` is the only one nginx refuses the block, with us or without.
+            let checked = Config::http(&upstream).check();
+            assert!(checked.passed, "{}", checked.output);
+            let place = format!("in {}", checked.place("# here"));
+            let address = line.trim_end_matches(';').split(' ').nth(1).expect("an address");
+            let warnings: Vec<&str> =
+                checked.output.lines().filter(|line| line.contains("[warn]")).collect();
+            let fits = |line: &&str| {
+                line.ends_with(&place)
+                    && line.contains(&format!("server \"{address}\" without \"down\""))
+            };
+            assert_eq!(warnings.iter().filter(|line| fits(line)).count(), usize::from(warned));
+            assert_eq!(warnings.len(), usize::from(warned), "{warnings:?}");
+        }
+    }
+    // Without consul_dynamic it is nobody's business.
+    accepted("upstream api { server 0.0.0.1; }");
+}
+
+#[test]
 fn the_forms_of_the_policies_are_accepted() {
     for line in [
         "consul_empty keep;",

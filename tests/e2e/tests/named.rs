@@ -260,8 +260,7 @@ fn every_method_balances_a_service_that_requests_name() {
         ("", "consul_balance least_conn;", "a b"),
         ("", "consul_balance hash $request_id consistent;", "a b"),
         ("least_conn;", "", "a b"),
-        ("hash $request_id consistent;", "", "a b"),
-        ("random two least_conn;", "", "a b"),
+        ("hash $request_id;", "", "a b"),
     ];
     for (before, after, outcomes) in methods {
         let upstream = format!("{before} consul_dynamic $arg_s; {after}");

@@ -78,16 +78,16 @@ fn keys_move_as_the_set_changes_and_come_back() {
 /// Who answers clients of some networks.
 fn of_clients(nginx: &Nginx) -> BTreeMap<Ipv4Addr, String> {
     let networks = (0..40).map(|n| Ipv4Addr::new(127, n, n.wrapping_mul(13), 9));
-    networks.map(|client| (client, from(client, nginx.address()))).collect()
+    networks.map(|client| (client, from(client, nginx.address(), "/"))).collect()
 }
 
 /// Who answers a client of this address.
-fn from(client: Ipv4Addr, nginx: SocketAddr) -> String {
+pub(crate) fn from(client: Ipv4Addr, nginx: SocketAddr, path: &str) -> String {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     socket.bind(&SocketAddr::from((client, 0)).into()).expect("an address of the loopback");
     socket.connect(&nginx.into()).expect("nginx listens");
     let mut connection = http::Connection::over(socket.into()).expect("a connection");
-    connection.get("/").expect("an answer").outcome()
+    connection.get(path).expect("an answer").outcome()
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Callbacks around those of a balancer that knows nothing of idle connections: a method of nginx's or
-//! another module's, or nginx's round robin over `server` lines.
+//! Callbacks around those of a balancer that knows nothing of idle connections: a method of nginx's,
+//! or nginx's round robin over `server` lines.
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
@@ -22,7 +22,7 @@ struct KeptDelegate {
     kept: Kept,
 }
 
-/// `peer.init` of a block with a method of nginx's, or another module's.
+/// `peer.init` of a block with a method of nginx's.
 pub(in super::super) extern "C" fn ngx_http_upstream_init_kept_stock_peer(
     r: *mut ngx_http_request_t,
     us: *mut ngx_http_upstream_srv_conf_t,

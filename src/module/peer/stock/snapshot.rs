@@ -27,7 +27,7 @@ pub(super) struct Snapshot {
     /// Of each tier a copy of the block with peers of its own; the method itself picks from the
     /// first one, nginx's round robin from the others.
     tiers: Box<[Tier]>,
-    /// nginx's peers by their numbers in the view; null where another module keeps its own kind.
+    /// nginx's peers by their numbers in the view.
     peers: Box<[*mut ngx_http_upstream_rr_peer_t]>,
     numbers: OnceCell<HashMap<Key, usize>>,
     /// Whether a request was bound to it.
@@ -63,7 +63,7 @@ impl Drop for Pool {
 }
 
 impl Snapshot {
-    /// `None` if memory is short or the method refuses. `view` is not empty.
+    /// `None` if memory is short. `view` is not empty.
     pub(super) fn new(stock: &Stock, view: Rc<PeerView>, has_fallback: bool) -> Option<Snapshot> {
         let pool = Pool::new()?;
         let round_robin = Inner::round_robin();
@@ -125,7 +125,7 @@ impl Snapshot {
     ///
     /// `delegate` is of [`Snapshot::init`] for this tier.
     pub(super) unsafe fn pass_over(&self, delegate: &Delegate, tier: usize, tried: &[Key]) {
-        let Some(list) = self.tiers[tier].list else { return };
+        let list = self.tiers[tier].list;
         let range = self.view.peers().tiers()[tier].peers();
         // SAFETY: what nginx's methods keep of a request begins with round robin's part, which
         // names the list; `sticky`'s begins with a pointer to that. `tried` has a bit for each
@@ -147,7 +147,7 @@ impl Snapshot {
         }
     }
 
-    /// nginx's peer of a number; `None` if another module keeps its own kind.
+    /// nginx's peer of a number.
     pub(super) fn peer(&self, number: usize) -> Option<NonNull<ngx_http_upstream_rr_peer_t>> {
         self.peers.get(number).copied().and_then(NonNull::new)
     }
@@ -181,8 +181,8 @@ impl Drop for Snapshot {
 
 struct Tier {
     upstream: *mut ngx_http_upstream_srv_conf_t,
-    /// Round robin's list; `None` if the method made something else.
-    list: Option<NonNull<ngx_http_upstream_rr_peers_t>>,
+    /// Round robin's list.
+    list: NonNull<ngx_http_upstream_rr_peers_t>,
 }
 
 impl Tier {
@@ -216,13 +216,8 @@ impl Tier {
         if done != OK {
             return None;
         }
-        // SAFETY: nginx's own methods have round robin's list in `peer.data`. To be sure, since
-        // others can be linked into nginx: round robin points at the name of this copy of the block.
-        let list = unsafe {
-            let list = (*upstream).peer.data.cast::<ngx_http_upstream_rr_peers_t>();
-            let list = NonNull::new(list).filter(|_| method.is_nginxs_own);
-            list.filter(|list| ptr::eq((*list.as_ptr()).name, &raw const (*upstream).host))
-        };
+        // SAFETY: all methods that nginx ships have round robin's list in `peer.data`.
+        let list = NonNull::new(unsafe { (*upstream).peer.data.cast() })?;
         let tier = Tier { upstream, list };
         #[cfg(nginx_peers_config)]
         tier.set_config(pool, stock.next_serial())?;
@@ -236,7 +231,7 @@ impl Tier {
         peers: &mut [*mut ngx_http_upstream_rr_peer_t],
         alone: bool,
     ) {
-        let Some(list) = self.list else { return };
+        let list = self.list;
         // SAFETY: the list is a valid one, just made.
         unsafe {
             // The failures of a single peer would not count, but there is another tier.
@@ -256,13 +251,12 @@ impl Tier {
     /// Gives the list a number of its own, by which methods know their tables to be of it.
     #[cfg(nginx_peers_config)]
     fn set_config(&self, pool: &Pool, serial: usize) -> Option<()> {
-        let Some(list) = self.list else { return Some(()) };
         let place = NonNull::new(pool.array::<nginx_sys::ngx_uint_t>(1))?;
         // SAFETY: both live in the pool; nobody uses the list yet.
         unsafe {
             place.write(serial);
-            (*list.as_ptr()).config = place.as_ptr();
-            (*list.as_ptr()).shpool = ptr::null_mut();
+            (*self.list.as_ptr()).config = place.as_ptr();
+            (*self.list.as_ptr()).shpool = ptr::null_mut();
         }
         Some(())
     }

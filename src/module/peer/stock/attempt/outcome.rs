@@ -24,11 +24,13 @@ impl StockAttempt {
 
     /// nginx has accepted the response header.
     pub(in crate::peer) fn note_header(&mut self) {
-        let Some(snapshot) = &self.snapshot else { return };
+        let Some(snapshot) = self.snapshot.as_ref().filter(|_| self.counted.note_header()) else {
+            return;
+        };
         let account = self.account(snapshot.view());
         // SAFETY: the request that peer.init got.
         let attempted = unsafe { Attempted::new(self.request, 0) };
-        self.counted.note_header(attempted, account);
+        self.counted.judge_header(attempted, account);
     }
 
     fn account<'a>(&self, view: &'a PeerView) -> Account<'a> {

@@ -1,0 +1,256 @@
+//! What directives of other modules do to the `upstream` block that they stand in.
+//!
+//! nginx keeps nothing of a block's load balancing method but a function. While it reads `http`,
+//! the other modules have copies of their tables of directives, whose handlers are [`observe`]:
+//! it runs the module's own handler and notes whether that has set the block's `init_upstream`.
+//! nginx writes to each `ngx_module_t` itself, so its `commands` can be replaced; a table of
+//! commands may be read-only.
+
+use std::cell::RefCell;
+use std::ffi::{CStr, c_char, c_void};
+use std::ptr::{self, NonNull};
+
+use nginx_sys::{
+    NGX_HTTP_MODULE, NGX_HTTP_UPS_CONF, ngx_command_t, ngx_conf_t, ngx_module_t,
+    ngx_pool_cleanup_add,
+};
+
+use super::SrvConf;
+use super::dynamic::{position, upstream_of};
+use super::inner::Kind;
+use crate::ffi::{self, CONF_ERROR, CONF_OK, fence};
+
+/// Of other modules, in one `upstream` block.
+#[derive(Default)]
+pub(crate) struct Directives {
+    /// Those of load balancing methods and of what wraps them, as they stand.
+    pub(super) methods: Vec<Directive>,
+    /// `server` lines whose address nobody can have and that are not `down`: address and place.
+    pub(super) placeholders: Vec<(String, String)>,
+}
+
+/// A directive that is about a load balancing method.
+pub(crate) struct Directive {
+    /// Its words, the name first.
+    pub(super) words: Vec<String>,
+    /// Name of its module.
+    pub(super) module: String,
+    /// The program or library that the module is in.
+    pub(super) file: String,
+    /// Where it stands, as `file:line`.
+    pub(super) place: String,
+    /// It has set the block's `init_upstream`.
+    pub(super) is_set: bool,
+}
+
+impl Directive {
+    pub(super) fn name(&self) -> &str {
+        self.words.first().map_or("", String::as_str)
+    }
+
+    /// The directive and its module, for errors and log lines.
+    pub(super) fn shown(&self) -> String {
+        format!("\"{}\" in {} of {} ({})", self.name(), self.place, self.module, self.file)
+    }
+}
+
+impl Directives {
+    /// Whether nginx's `keepalive` stands in the block; since 1.29.7 `keepalive 0` switches it off.
+    pub(crate) fn has_keepalive(&self) -> bool {
+        let is_on = |d: &Directive| d.words.get(1).is_some_and(|number| number != "0");
+        self.methods.iter().any(|d| Kind::of(d) == Kind::Keepalive && is_on(d))
+    }
+
+    /// The last one of those after the first `before` that nginx doesn't ship, for people.
+    pub(super) fn wrapper(&self, before: usize) -> Option<String> {
+        let mut after = self.methods.get(before..)?.iter().rev();
+        after.find(|directive| Kind::of(directive) == Kind::Foreign).map(Directive::shown)
+    }
+
+    fn note(&mut self, mut directive: Directive) {
+        // The second of two lines of one method sets the same function.
+        directive.is_set |= Kind::replaces(&directive);
+        let is_server = directive.name() == "server";
+        if is_server && is_placeholder(&directive.words) {
+            let address = directive.words[1].clone();
+            self.placeholders.push((address, directive.place));
+        } else if directive.is_set || matches!(Kind::of(&directive), Kind::Keepalive | Kind::Sticky)
+        {
+            self.methods.push(directive);
+        }
+    }
+}
+
+/// Whether a `server` line without `down` has an address of 0.0.0.0/8. Connections to 0.0.0.0
+/// itself go to this host.
+fn is_placeholder(words: &[String]) -> bool {
+    let Some((address, parameters)) = words.get(1).zip(words.get(2..)) else { return false };
+    let host = address.split(':').next().unwrap_or_default();
+    let host: Option<std::net::Ipv4Addr> = host.parse().ok();
+    host.is_some_and(|host| host.octets()[0] == 0 && !host.is_unspecified())
+        && !parameters.iter().any(|word| word == "down")
+}
+
+/// A module whose table is replaced.
+struct Replaced {
+    module: *mut ngx_module_t,
+    table: *mut ngx_command_t,
+    /// From `Box::leak()`: nginx reads it meanwhile.
+    copy: NonNull<[ngx_command_t]>,
+}
+
+thread_local! {
+    /// nginx reads configurations in its main thread.
+    static REPLACED: RefCell<Vec<Replaced>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Observes directives from here on until [`end`], or until nginx has done with the configuration,
+/// be it with an error. `false` if memory is short.
+///
+/// # Safety
+///
+/// `cf` is that of the `preconfiguration` of `http`.
+pub(crate) unsafe fn begin(cf: *mut ngx_conf_t) -> bool {
+    end();
+    // SAFETY: the caller's promise. nginx destroys the temporary pool once it has read the
+    // configuration, or has failed to, and before it unloads any module.
+    unsafe {
+        let cleanup = ngx_pool_cleanup_add((*cf).temp_pool, 0);
+        let Some(cleanup) = cleanup.as_mut() else { return false };
+        cleanup.handler = Some(end_with_pool);
+        let mut modules = (*(*cf).cycle).modules;
+        while !(*modules).is_null() {
+            replace(*modules);
+            modules = modules.add(1);
+        }
+    }
+    true
+}
+
+/// # Safety
+///
+/// A pool calls it.
+unsafe extern "C" fn end_with_pool(_: *mut c_void) {
+    fence((), end);
+}
+
+/// Gives the modules their own tables back.
+pub(crate) fn end() {
+    for replaced in REPLACED.take() {
+        // SAFETY: a module that was loaded when the configuration was begun, and still is; after
+        // this nginx reads its own table.
+        unsafe {
+            (*replaced.module).commands = replaced.table;
+            drop(Box::from_raw(replaced.copy.as_ptr()));
+        }
+    }
+}
+
+/// # Safety
+///
+/// `module` is one of the cycle's modules.
+unsafe fn replace(module: *mut ngx_module_t) {
+    let own = &raw mut crate::ngx_http_consul_module;
+    // SAFETY: the caller's promise; a table of commands ends with one without a name.
+    unsafe {
+        let table = (*module).commands;
+        if ptr::eq(module, own) || (*module).type_ != NGX_HTTP_MODULE as usize || table.is_null() {
+            return;
+        }
+        let mut count = 0;
+        while (*table.add(count)).name.len != 0 {
+            count += 1;
+        }
+        let mut copy: Box<[ngx_command_t]> = std::slice::from_raw_parts(table, count + 1).into();
+        if !copy.iter().any(|command| command.type_ & NGX_HTTP_UPS_CONF as usize != 0) {
+            return;
+        }
+        copy.iter_mut().filter(|command| command.set.is_some()).for_each(|command| {
+            command.set = Some(observe);
+        });
+        let copy = NonNull::from(Box::leak(copy));
+        (*module).commands = copy.cast().as_ptr();
+        REPLACED.with_borrow_mut(|replaced| replaced.push(Replaced { module, table, copy }));
+    }
+}
+
+/// The module of a command of a copy, and the command of its own.
+fn own_command(command: *mut ngx_command_t) -> Option<(*mut ngx_module_t, *mut ngx_command_t)> {
+    REPLACED.with_borrow(|replaced| {
+        replaced.iter().find_map(|replaced| {
+            let copy: *mut ngx_command_t = replaced.copy.cast().as_ptr();
+            let mut numbers = 0..replaced.copy.len();
+            let number = numbers.find(|&number| ptr::eq(copy.wrapping_add(number), command))?;
+            // SAFETY: the copy has as many commands as the table.
+            Some((replaced.module, unsafe { replaced.table.add(number) }))
+        })
+    })
+}
+
+/// The handler of all directives of other modules with some for `upstream`.
+///
+/// # Safety
+///
+/// nginx calls it as it calls any directive handler.
+unsafe extern "C" fn observe(
+    cf: *mut ngx_conf_t,
+    command: *mut ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    fence(CONF_ERROR, || {
+        let Some((module, own)) = own_command(command) else { return CONF_ERROR };
+        // SAFETY: a command of a loaded module, and what nginx passes to its handler. A block that
+        // is being read has a SrvConf, which nobody else uses while another module's handler runs.
+        unsafe {
+            let Some(set) = (*own).set else { return CONF_ERROR };
+            if (*cf).cmd_type != NGX_HTTP_UPS_CONF as usize {
+                return set(cf, own, conf);
+            }
+            let mut directive = seen(cf, module, set as *const c_void);
+            let upstream: *mut _ = upstream_of(cf);
+            let before = (*upstream).peer.init_upstream;
+            let done = set(cf, own, conf);
+            if done == CONF_OK {
+                let after = (*upstream).peer.init_upstream;
+                directive.is_set = before.map(|f| f as usize) != after.map(|f| f as usize);
+                let conf = ffi::conf_of::<SrvConf>(
+                    (*upstream).srv_conf,
+                    &raw const crate::ngx_http_consul_module,
+                );
+                (*conf).directives.note(directive);
+            }
+            done
+        }
+    })
+}
+
+/// A directive as it stands, before its handler runs: that may read on.
+///
+/// # Safety
+///
+/// `cf` is that of a directive of `module`, whose handler is at `handler`.
+unsafe fn seen(
+    cf: *mut ngx_conf_t,
+    module: *mut ngx_module_t,
+    handler: *const c_void,
+) -> Directive {
+    let (file, line) = position(cf);
+    // SAFETY: the caller's promise; nginx has named each module.
+    let (words, module) = unsafe {
+        let name = (*module).name;
+        let name = if name.is_null() { c"" } else { CStr::from_ptr(name) };
+        (ffi::args(cf), name.to_string_lossy().into_owned())
+    };
+    Directive {
+        words: words.iter().map(|word| String::from_utf8_lossy(word).into_owned()).collect(),
+        module,
+        file: file_of(handler),
+        place: format!("{file}:{line}"),
+        is_set: false,
+    }
+}
+
+/// The program or library that a function is in.
+pub(crate) fn file_of(function: *const c_void) -> String {
+    ffi::object_of(function).map_or_else(|| "?".to_owned(), |object| object.file)
+}
