@@ -16,6 +16,8 @@ struct Shared {
     sent: AtomicUsize,
     failures: AtomicUsize,
     window: Mutex<HashMap<String, Seen>>,
+    /// How long each request took, if somebody wants to know.
+    times: Mutex<Option<Vec<Duration>>>,
 }
 
 /// How often an outcome was seen in the window, and when first and last.
@@ -99,6 +101,17 @@ impl Load {
         lock(&self.shared.window).clear();
     }
 
+    /// The same, and from now on it is noted how long each request takes.
+    pub fn open_timed_window(&self) {
+        *lock(&self.shared.times) = Some(Vec::new());
+        self.open_window();
+    }
+
+    /// How long the requests took that ended since [`Load::open_timed_window`], in no order.
+    pub fn times(&self) -> Vec<Duration> {
+        lock(&self.shared.times).clone().unwrap_or_default()
+    }
+
     /// What was seen of an outcome in the window.
     pub fn seen(&self, outcome: &str) -> Option<Seen> {
         lock(&self.shared.window).get(outcome).copied()
@@ -164,6 +177,9 @@ fn run(shared: &Shared, address: SocketAddr, path: &str, keepalive: bool, pause:
         let good = result.as_ref().is_ok_and(|answer| answer.status == 200);
         let outcome = result.map_or_else(|error| error.to_string(), |answer| answer.outcome());
         note(shared, &outcome);
+        if let Some(times) = &mut *lock(&shared.times) {
+            times.push(start.elapsed());
+        }
         tally.add(outcome);
         shared.sent.fetch_add(1, Ordering::SeqCst);
         if !good {

@@ -1,5 +1,6 @@
 //! One dead service never starves the others, and is served as soon as it has recovered.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nginx_consul_e2e::http::Connection;
@@ -51,6 +52,7 @@ fn proxying(consul: &Agent, service: &str, lines: &str) -> Config {
 
 /// Instances of a service, and nginx that follows it.
 struct Stage {
+    consul: Arc<Agent>,
     service: String,
     backends: Vec<Backend>,
     nginx: Nginx,
@@ -84,7 +86,7 @@ impl Stage {
         let backends = Backend::start_all(&["a", "b", "c", "d"][..instances]);
         register(&consul, &service, &backends);
         let nginx = change(proxying(&consul, &service, lines)).start();
-        Stage { service, backends, nginx }
+        Stage { consul, service, backends, nginx }
     }
 
     fn set_all(&self, manner: Manner) {
@@ -124,8 +126,19 @@ impl Stage {
     /// Has each instance get a probe that lasts, of several clients that try again and again.
     #[track_caller]
     fn hold_probes(&self) -> Load {
+        self.hold_probes_of("/long/silent")
+    }
+
+    /// The same with requests that only silent instances leave without an answer.
+    #[track_caller]
+    fn hold_probes_beside_servers(&self) -> Load {
+        self.hold_probes_of("/long/")
+    }
+
+    #[track_caller]
+    fn hold_probes_of(&self, path: &str) -> Load {
         let period = Duration::from_millis(50);
-        let clients = Load::start_every(self.nginx.address(), "/long/silent", 6, period);
+        let clients = Load::start_every(self.nginx.address(), path, 6, period);
         wait::until("each instance has a probe", SOON, || {
             self.backends.iter().all(|backend| backend.busy() > 0)
         });
@@ -141,13 +154,10 @@ impl Stage {
         wait::until("a second has passed", SOON, || start.elapsed() > BOUNDED_AFTER);
     }
 
-    /// Ends the clients, has those answered that wait, and tells what all of them have seen.
+    /// As [`let_end`].
     #[track_caller]
     fn let_end(&self, clients: Load) -> Tally {
-        clients.stop();
-        wait::until("none is left but those that wait", SOON, || clients.running() <= self.busy());
-        self.release_all();
-        clients.finish()
+        let_end(clients, &self.backends)
     }
 
     /// The outcome of a request, and how long it took.
@@ -169,7 +179,7 @@ impl Stage {
     #[track_caller]
     fn all_are_served(&self, n: usize) {
         for i in 0..n {
-            let seen = self.nginx.outcome("/");
+            let seen = self.nginx.outcome("/long/");
             assert!(self.backends.iter().any(|b| b.name() == seen), "{i}: {seen}");
         }
     }
@@ -177,7 +187,7 @@ impl Stage {
     /// Waits until a request is served; returns how long that took.
     #[track_caller]
     fn until_served(&self, limit: Duration) -> Duration {
-        wait::until("an instance serves", limit, || self.is_served("/"))
+        wait::until("an instance serves", limit, || self.is_served("/long/"))
     }
 
     fn is_served(&self, path: &str) -> bool {
@@ -195,9 +205,9 @@ impl Stage {
     /// Sends `n` requests that get no answer for now, and waits until the backends have them.
     #[track_caller]
     fn hang(&self, path: &str, n: usize) -> Vec<Connection> {
-        let before = self.busy();
+        let before = self.requests();
         let clients = (0..n).map(|_| self.hanging(path)).collect();
-        wait::until_eq("requests at the backends", SOON, &(before + n), || self.busy());
+        wait::until_eq("requests at the backends", SOON, &(before + n), || self.requests());
         clients
     }
 
@@ -212,6 +222,17 @@ impl Stage {
             (head.word(1) == status.to_string()).then_some(connection)
         })
     }
+}
+
+/// Ends the clients, has those answered that wait, and tells what all of them have seen.
+#[track_caller]
+fn let_end(clients: Load, backends: &[Backend]) -> Tally {
+    clients.stop();
+    wait::until("none is left but those that wait", SOON, || {
+        clients.running() <= backends.iter().map(Backend::busy).sum()
+    });
+    backends.iter().for_each(Backend::release);
+    clients.finish()
 }
 
 /// The answers to requests that hang no longer.

@@ -3,6 +3,7 @@
 
 mod callgrind;
 mod cpu;
+mod dead;
 mod distinct;
 mod instructions;
 mod memory;
@@ -97,6 +98,9 @@ fn measure(options: &Options) -> bool {
     }
     if options.has(Part::Cpu) {
         cpu::measure(&stage, options).iter().for_each(Table::print);
+    }
+    if options.has(Part::Dead) {
+        dead::measure(&stage, options).print();
     }
     !missed
 }

@@ -14,8 +14,9 @@ scripts/bench [option]…
   --only NAME,…     of the variants static:, lua:, ours: and over: (nginx's methods over Consul) those
                     with that method, group or whole name: least_conn, ours, over:hash_consistent …
                     (default: all; cpu takes only static:round_robin, static:random, lua and ours)
-  --part NAME,…     instructions, memory, update, propagation, status, cpu (default: all);
-                    propagation is judged: the exit status tells whether its promises were kept
+  --part NAME,…     instructions, memory, update, propagation, status, cpu (default: these), and dead,
+                    a healthy service beside a dead one, which takes eight minutes; propagation is
+                    judged: the exit status tells whether its promises were kept
   --worker 0|1      whose instructions are counted: those of worker 0, which follows Consul and so
                     has threads, or of another one (default 1)
   --keep FOLDER     callgrind's files go there, for callgrind_annotate
@@ -38,18 +39,26 @@ pub(crate) enum Part {
     Memory,
     /// What an answer with the status takes from other requests.
     Status,
+    /// What a dead service takes from another one.
+    Dead,
 }
 
 impl Part {
     /// All, by name.
-    pub(crate) const ALL: [(&str, Part); 6] = [
+    pub(crate) const ALL: [(&str, Part); 7] = [
         ("instructions", Part::Instructions),
         ("memory", Part::Memory),
         ("update", Part::Update),
         ("propagation", Part::Propagation),
         ("status", Part::Status),
         ("cpu", Part::Cpu),
+        ("dead", Part::Dead),
     ];
+
+    /// Those that are measured unless told.
+    fn by_default() -> impl Iterator<Item = Part> {
+        Part::ALL.into_iter().map(|(_, part)| part).filter(|&part| part != Part::Dead)
+    }
 }
 
 /// The options, with their defaults.
@@ -82,7 +91,7 @@ impl Options {
             lengths: if quick { vec![3, 1000] } else { vec![3, 100, 1000, 5000] },
             variants: Vec::new(),
             on_cpu: Vec::new(),
-            parts: Part::ALL.map(|(_, part)| part).to_vec(),
+            parts: Part::by_default().collect(),
             setup: Setup::Hot,
             worker: 1,
             keep: None,

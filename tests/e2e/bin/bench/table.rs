@@ -66,9 +66,14 @@ pub(crate) fn spread(values: &[f64], digits: usize) -> String {
 
 /// Whether the middle of the values and the greatest are at most this.
 pub(crate) fn within(values: &[f64], most_median: f64, most: f64) -> bool {
+    median_of(values) <= most_median && values.iter().all(|&v| v <= most)
+}
+
+/// The middle of values in any order; NaN of none.
+pub(crate) fn median_of(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    !sorted.is_empty() && median(&sorted) <= most_median && sorted.iter().all(|&v| v <= most)
+    if sorted.is_empty() { f64::NAN } else { median(&sorted) }
 }
 
 /// The middle of sorted values.

@@ -28,10 +28,10 @@ pub(super) fn serve<S: Read + Write>(
         }
         answered = true;
         wire::read_body(&mut reader, &head, false)?;
-        shared.requests.fetch_add(1, Ordering::SeqCst);
         let releases = shared.releases.load(Ordering::SeqCst);
         let busy = shared.busy.fetch_add(1, Ordering::SeqCst) + 1;
         shared.most_busy.fetch_max(busy, Ordering::SeqCst);
+        shared.requests.fetch_add(1, Ordering::SeqCst);
         let answer = Answer { shared, client: Client(socket), head: &head, releases };
         let goes_on = answer.send(reader.get_mut());
         shared.busy.fetch_sub(1, Ordering::SeqCst);

@@ -18,7 +18,8 @@ fn mark_all(stage: &Stage) {
 #[test]
 fn a_slow_url_of_one_client_that_marks_every_instance_refuses_nobody_else() {
     let stage = Stage::start(3, "max_fails=1 fail_timeout=10s");
-    let others = Load::start_paced(stage.nginx.address(), "/", 8, false, Duration::from_millis(2));
+    let others =
+        Load::start_paced(stage.nginx.address(), "/long/", 8, false, Duration::from_millis(2));
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(5) {
         // Its later tries may find an instance that is back, and mark it again, or be refused.
@@ -34,10 +35,10 @@ fn a_slow_url_of_one_client_that_marks_every_instance_refuses_nobody_else() {
 fn the_first_success_after_the_marks_lets_all_through() {
     let stage = Stage::start(2, "max_fails=1 fail_timeout=60s");
     mark_all(&stage);
-    assert!(stage.is_served("/"), "the first try after the marks");
+    assert!(stage.is_served("/long/"), "the first try after the marks");
     let address = stage.nginx.address();
     let clients: Vec<_> =
-        (0..60).map(|_| thread::spawn(move || http::get(address, "/wait/100"))).collect();
+        (0..60).map(|_| thread::spawn(move || http::get(address, "/long/wait/100"))).collect();
     for client in clients {
         let answer = client.join().expect("a client").expect("an answer");
         assert_eq!(answer.status, 200);

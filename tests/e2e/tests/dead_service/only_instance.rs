@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nginx_consul_e2e::{Agent, Backend, Config, Load, Manner, Tally, http, process, wait};
 use rustix::process::Signal;
 
-use super::{BOUNDED_AFTER, Stage, UNPROVEN, outcomes, proxying};
+use super::{BOUNDED_AFTER, Stage, UNPROVEN, let_end, outcomes, proxying};
 use crate::support::{SOON, register_one, unique};
 
 #[test]
@@ -175,7 +175,7 @@ fn an_instance_that_has_failed_and_succeeded_since_is_not_bounded() {
     for _ in 0..2 {
         stage.fail_once();
         stage.release_all();
-        assert!(stage.is_served("/"));
+        assert!(stage.is_served("/long/"));
         let many = stage.hang("/long/silent", 50);
         stage.release_all();
         assert_eq!(outcomes(many).to_string(), "a: 50");
@@ -200,7 +200,6 @@ fn the_bound_holds_for_a_service_that_requests_name() {
     wait::holds("sixteen at a time", Duration::from_secs(1), || {
         backends[0].busy() <= UNPROVEN && nginx.outcome(&format!("/?s={healthy}")) == "b"
     });
-    clients.stop();
-    backends[0].release();
+    let_end(clients, &backends);
     wait::until("it serves", SOON, || nginx.outcome(&format!("/?s={dead}")) == "a");
 }

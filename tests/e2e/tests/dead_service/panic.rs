@@ -1,13 +1,14 @@
 //! `consul_panic` ignores the marks, and starves nobody.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nginx_consul_e2e::{Load, Manner, wait};
 
 use super::{NEXT_PROBE, Stage};
 use crate::support::SOON;
 
-/// Has each of the first `dead` instances fail a request.
+/// Has each of the first `dead` instances fail, until each worker sees too many marked and one has
+/// been tried in vain since.
 fn mark(stage: &Stage, dead: usize) {
     let dead = &stage.backends[..dead];
     dead.iter().for_each(|backend| backend.set(Manner::Silent));
@@ -15,6 +16,12 @@ fn mark(stage: &Stage, dead: usize) {
         stage.nginx.get("/");
         dead.iter().all(|backend| backend.requests() > 0 && backend.busy() == 0)
     });
+    let marked = Instant::now();
+    wait::until("each worker has looked", SOON, || {
+        stage.nginx.get("/");
+        marked.elapsed() > Duration::from_millis(1500)
+    });
+    assert_eq!(stage.nginx.status()["upstreams"][0]["panic"], true);
 }
 
 #[test]
@@ -65,10 +72,10 @@ fn in_panic_a_refused_request_goes_to_the_server_lines() {
     let server = format!("fail_timeout=60s; server {}", spare.address());
     let stage = Stage::start_with(2, &server, |config| config.add("consul_panic 50%;"));
     mark(&stage, 2);
-    let _clients = stage.hold_probes();
+    let clients = stage.hold_probes_beside_servers();
     wait::holds("one at a time", Duration::from_secs(1), || {
         stage.backends.iter().all(|backend| backend.busy() <= 1)
     });
     stage.all_at_once("/", 20, "spare");
-    stage.release_all();
+    stage.let_end(clients);
 }

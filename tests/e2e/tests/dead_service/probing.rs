@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use nginx_consul_e2e::{Agent, Backend, Instance, Load, Manner, wait};
+use nginx_consul_e2e::{Backend, Instance, Load, Manner, wait};
 
-use super::{NEXT_PROBE, Stage};
+use super::{NEXT_PROBE, Stage, outcomes};
 use crate::support::SOON;
 
 #[test]
@@ -22,7 +22,7 @@ fn while_all_instances_are_out_each_gets_one_probe_at_a_time_and_the_others_are_
         let seen = clients.window();
         assert!(seen.outcomes() == "502" && seen.total() >= 40, "{method}: {seen}");
         stage.all_at_once("/", 50, "502");
-        stage.release_all();
+        stage.let_end(clients);
         stage.until_served(NEXT_PROBE);
     }
 }
@@ -62,11 +62,11 @@ fn error_page_and_a_stale_cache_answer_while_all_instances_are_out() {
     assert!(["a", "b"].contains(&cached.as_str()), "{cached}");
     let filled = Instant::now();
     stage.put_out();
-    let _probes = stage.hold_probes();
+    let probes = stage.hold_probes();
     wait::until("what is cached is stale", NEXT_PROBE, || filled.elapsed().as_secs() >= 2);
     stage.all_at_once("/page", 20, "sorry");
     stage.all_at_once("/stale", 20, &cached);
-    stage.release_all();
+    stage.let_end(probes);
 }
 
 #[test]
@@ -77,13 +77,12 @@ fn server_lines_answer_while_all_instances_are_out_and_no_longer() {
     stage.set_all(Manner::Silent);
     stage.until_at_once("spare");
     // Each instance goes on being probed, one request at a time.
-    let probes = stage.hold_probes();
+    let probes = stage.hold_probes_beside_servers();
     wait::holds("one probe each", Duration::from_secs(2), || {
         stage.backends.iter().all(|backend| backend.busy() <= 1)
     });
     stage.all_at_once("/", 50, "spare");
-    probes.stop();
-    stage.release_all();
+    stage.let_end(probes);
     stage.until_served(NEXT_PROBE);
     stage.all_are_served(20);
 }
@@ -109,12 +108,12 @@ fn a_block_whose_server_lines_are_all_down_has_none() {
     for lines in lines {
         let stage = Stage::start(2, &format!("fail_timeout=60s; {lines}"));
         stage.put_out();
-        let _probes = stage.hold_probes();
+        let probes = stage.hold_probes();
         wait::holds("one probe each", Duration::from_secs(1), || {
             stage.backends.iter().all(|backend| backend.busy() <= 1)
         });
         stage.all_at_once("/", 20, "502");
-        stage.release_all();
+        stage.let_end(probes);
     }
 }
 
@@ -123,20 +122,22 @@ fn backups_that_are_out_are_probed_as_the_first_tier_is() {
     let stage = Stage::start(1, "fail_timeout=60s");
     let (backup, id) = (Backend::start("z"), format!("{}-z", stage.service));
     let instance = Instance::new(&stage.service, &id, backup.address());
-    Agent::shared().register(&instance.meta("nginx_backup", "true"));
+    stage.consul.register(&instance.meta("nginx_backup", "true"));
     wait::until("the backup is known", SOON, || {
         stage.nginx.peers(&stage.service).split(' ').count() == 2
     });
     backup.set(Manner::Silent);
     stage.put_out();
-    let _probes = stage.hold_probes();
+    let probes = stage.hold_probes();
     wait::until("the backup has a probe", NEXT_PROBE * 2, || backup.busy() > 0);
     wait::holds("one probe each", Duration::from_secs(1), || {
         backup.busy() <= 1 && stage.backends[0].busy() <= 1
     });
     stage.all_at_once("/", 20, "502");
-    stage.release_all();
+    probes.stop();
+    wait::until("none is left but those that wait", SOON, || probes.running() <= 2);
     backup.release();
+    stage.let_end(probes);
 }
 
 /// An instance that is full is no way out: those that are out are probed meanwhile.
@@ -145,7 +146,7 @@ fn an_instance_that_is_full_leaves_one_probe_at_a_time_to_the_one_that_is_out() 
     let stage = Stage::start(2, "fail_timeout=60s");
     let (b, id) = (&stage.backends[1], format!("{}-b", stage.service));
     let instance = Instance::new(&stage.service, &id, b.address()).meta("nginx_max_conns", "1");
-    Agent::shared().register(&instance);
+    stage.consul.register(&instance);
     wait::until("the limit is known", SOON, || {
         stage.nginx.service(&stage.service)["peers"][1]["max_conns"] == 1
     });
@@ -154,11 +155,16 @@ fn an_instance_that_is_full_leaves_one_probe_at_a_time_to_the_one_that_is_out() 
         assert!(stage.is_served("/"));
         stage.backends[0].requests() > 0
     });
-    // b has what it may have; a's probes last.
-    let _clients = stage.hold_probes();
+    // b has what it may have.
+    let full = stage.hang("/long/silent", 1);
+    assert_eq!(b.busy(), 1);
+    stage.until_at_once("502");
+    let clients = stage.hold_probes();
     wait::holds("one each", Duration::from_secs(2), || {
         stage.backends.iter().all(|backend| backend.busy() <= 1)
     });
     stage.all_at_once("/", 20, "502");
-    stage.release_all();
+    stage.let_end(clients);
+    assert_eq!(outcomes(full).to_string(), "b: 1");
+    stage.all_are_served(20);
 }

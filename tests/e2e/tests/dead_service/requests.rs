@@ -53,9 +53,9 @@ const SERVER: &str = "
         proxy_intercept_errors on; }
     location = /sub { internal; proxy_pass http://api/; proxy_read_timeout 300ms;
         proxy_pass_request_body off; proxy_set_header Content-Length ''; }
-    location = /authorized { auth_request /sub; alias %%PREFIX%%/page; }
-    location = /included { ssi on; ssi_types *; alias %%PREFIX%%/including; }
-    location = /mirrored { mirror /sub; alias %%PREFIX%%/page; }
+    location = /authorized { auth_request /sub; alias page; }
+    location = /included { ssi on; ssi_types *; alias including; }
+    location = /mirrored { mirror /sub; alias page; }
     location = /cached { proxy_pass http://api; proxy_read_timeout 300ms;
         proxy_cache cache; proxy_cache_valid 200 1h; }
     location = /uwsgi { uwsgi_pass api; uwsgi_connect_timeout 300ms; uwsgi_read_timeout 300ms;
@@ -84,14 +84,28 @@ impl Kind {
         let before = stage.requests();
         wait::until_some(&format!("{self:?} comes to an instance"), SOON, || {
             *number += 1;
-            let connection = self.send(stage, *number);
-            let start = Instant::now();
-            while stage.requests() == before && start.elapsed() < Duration::from_millis(150) {
+            let mut connection = self.send(stage, *number);
+            let (start, mut answered) = (Instant::now(), None);
+            // What answers without an instance has said so, or does it aside a moment later.
+            let is_refused = |since: Option<Instant>| since.is_some_and(|t| t.elapsed() > ASIDE);
+            while stage.requests() == before && !is_refused(answered) && start.elapsed() < SOON {
+                answered = answered.or_else(|| has_answer(&mut connection).then(Instant::now));
                 wait::pause();
             }
             (stage.requests() > before).then_some(connection)
         })
     }
+}
+
+/// From an answer until a request that nginx sends aside has come to an instance, if it is let.
+const ASIDE: Duration = Duration::from_millis(100);
+
+fn has_answer(connection: &mut Connection) -> bool {
+    let stream = connection.stream();
+    stream.set_nonblocking(true).expect("a socket");
+    let is_there = stream.peek(&mut [0]).is_ok();
+    stream.set_nonblocking(false).expect("a socket");
+    is_there
 }
 
 /// That no probe could: more at a time than there are instances.

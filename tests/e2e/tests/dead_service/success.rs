@@ -20,7 +20,8 @@ fn a_success_ends_the_outage_in_every_worker_at_once() {
             config.add(&format!("{method};")).workers(4)
         });
         stage.put_out();
-        let clients = Load::start_every(stage.nginx.address(), "/", 24, Duration::from_millis(10));
+        let clients =
+            Load::start_every(stage.nginx.address(), "/long/", 24, Duration::from_millis(10));
         wait::until("refusals", SOON, || clients.seen("502").is_some());
         stage.release_all();
         let first = wait::until_some("an answer", NEXT_PROBE, || {
@@ -44,7 +45,7 @@ fn ends_with(path: &str, headers: &[(&str, &str)], status: u16) {
     stage.release_all();
     let mut open = stage.begin(path, headers, status);
     let began = Instant::now();
-    let clients = Load::start_every(stage.nginx.address(), "/", 24, Duration::from_millis(10));
+    let clients = Load::start_every(stage.nginx.address(), "/long/", 24, Duration::from_millis(10));
     wait::until("many answers", SOON, || clients.sent() >= 500);
     let seen = clients.finish();
     assert_eq!(seen.of("a") + seen.of("b"), seen.total(), "{path}: {seen}");
@@ -114,7 +115,7 @@ fn another_status_is_a_success() {
     stage.put_out();
     stage.set_all(Manner::Status(500));
     wait::until_eq("the outage is over", NEXT_PROBE, "500", || stage.nginx.outcome("/"));
-    let clients = Load::start_every(stage.nginx.address(), "/", 24, Duration::from_millis(10));
+    let clients = Load::start_every(stage.nginx.address(), "/long/", 24, Duration::from_millis(10));
     wait::until("many answers", SOON, || clients.sent() >= 300);
     assert_eq!(clients.finish().outcomes(), "500");
 }
