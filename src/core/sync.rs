@@ -119,6 +119,11 @@ pub enum Report<'a> {
         /// What it would remove, if that is not in force yet.
         pending: Option<Pending>,
     },
+    /// An answer that changes nothing, which is no failure.
+    Ignored {
+        /// Under which reason it is counted.
+        reason: Reason,
+    },
     /// No answer, or none to believe.
     Failed {
         /// Which server of the endpoint was asked.

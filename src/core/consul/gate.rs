@@ -43,11 +43,13 @@ pub enum Reason {
     Filtered,
     /// Instances are gone, and the token is not one that could see them.
     Token,
+    /// A streamed or cached answer that is older than what is known.
+    Outdated,
 }
 
 impl Reason {
     /// All, in the order of their counters in the table.
-    pub const ALL: [Reason; 14] = [
+    pub const ALL: [Reason; 15] = [
         Reason::Connect,
         Reason::Timeout,
         Reason::Closed,
@@ -62,6 +64,7 @@ impl Reason {
         Reason::Stale,
         Reason::Filtered,
         Reason::Token,
+        Reason::Outdated,
     ];
 
     /// Whether the server has answered, if not usefully.
@@ -93,6 +96,7 @@ impl Reason {
             Reason::Stale => "stale",
             Reason::Filtered => "filtered",
             Reason::Token => "token",
+            Reason::Outdated => "outdated",
         }
     }
 }

@@ -69,7 +69,7 @@ pub(super) struct Failing {
     server: String,
     error: String,
     /// It is the one that the line names.
-    pub(super) is_first: bool,
+    is_first: bool,
 }
 
 impl Outages {
@@ -182,6 +182,13 @@ impl Outage {
 }
 
 impl Failing {
+    /// Whether what follows is worth a line: the first is written, and names this watch.
+    pub(super) fn is_told(&self) -> bool {
+        let mut told = false;
+        self.with(|outage| told = self.is_first && outage.begun.is_written());
+        told
+    }
+
     /// The watch, called `name`, is answered again.
     pub(super) fn end(self, name: String, ended: Ended, now: Instant) {
         self.with(|outage| outage.ended.add_by(name, ended, now + GATHER_END));

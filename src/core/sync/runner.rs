@@ -296,6 +296,10 @@ impl Job {
         let mut publisher = common.publisher.lock();
         if is_copy && publisher.is_outdated(index, digest) {
             self.watch.answer(Answer::Outdated, Instant::now(), &mut self.rng);
+            for target in common.targets().iter().filter(|target| !target.is_gone()) {
+                let reason = Reason::Outdated;
+                tools.sink.report(target.number, &Report::Ignored { reason });
+            }
             return Ok(Ran::Done { changed: false });
         }
         let Some(put) = common.put(&mut publisher, (reply, digest), server, tools)? else {
@@ -393,7 +397,7 @@ impl Job {
         let server = common.subject.endpoint.servers[fetch.server].to_string();
         let name = query_name(&common.subject.query);
         let retry = match retry_in.as_millis() {
-            0 => "trying the next server".to_owned(),
+            0 if self.watch.server() != fetch.server => "trying the next server".to_owned(),
             millis => format!("retrying in {millis}ms"),
         };
         let has_data = heard().any(|target| sink.has_data(target));
@@ -403,7 +407,7 @@ impl Job {
                     tools.outages.begin(&server, (name, error), (retry, has_data), Instant::now());
                 self.failing = Some(failing);
             }
-            Some(failing) if round && failing.is_first => {
+            Some(failing) if round && failing.is_told() => {
                 let first = if has_data { "" } else { ", it has never answered" };
                 let line = format!("{name}: {error}, {retry}, server \"{server}\"{first}");
                 sink.log(Level::Info, line);

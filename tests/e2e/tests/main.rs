@@ -39,6 +39,7 @@ mod status;
 mod stock_churn;
 mod stock_conf;
 mod stock_methods;
+mod streaming;
 mod support;
 mod tiers;
 mod tls;

@@ -40,6 +40,11 @@ impl<T> Lines<T> {
         self.due
     }
 
+    /// Whether there was a line.
+    pub(super) fn is_written(&self) -> bool {
+        self.written.is_some()
+    }
+
     /// Has the line written now.
     pub(super) fn hasten(&mut self, now: Instant) {
         self.due = self.due.map(|due| due.min(now));

@@ -50,11 +50,12 @@ fn services_that_fail_together_are_one_line_and_so_is_their_end() {
     let error = "HTTP 500: rpc error";
     let all: Vec<_> =
         (0..40).map(|n| (n, bench.fail(&format!("service \"s{n}\""), error))).collect();
-    assert_eq!(all.iter().filter(|(_, failing)| failing.is_first).count(), 1);
+    assert!(all.iter().all(|(_, failing)| !failing.is_told()));
     let line = format!(
         "Error service \"s0\" and 39 others: HTTP 500: rpc error, retrying in 300ms, server \"{URL}\""
     );
     assert_eq!(bench.lines(SECOND), [line]);
+    assert_eq!(all.iter().filter(|(_, failing)| failing.is_told()).count(), 1);
     for (n, failing) in all {
         assert_eq!(bench.lines(SECOND / 20), [""; 0], "while others still fail");
         bench.recover(&format!("service \"s{n}\""), failing);

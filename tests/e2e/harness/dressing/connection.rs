@@ -124,6 +124,10 @@ impl Connection<'_> {
         let (mut pending, mut silent) = (false, true);
         loop {
             if request.streamed && self.shared.state().breaks != self.breaks {
+                if pending {
+                    // What was asked goes on unheard.
+                    self.upstream = None;
+                }
                 return Ok(Some(broken()));
             }
             let frozen = self.frozen(request)?;
