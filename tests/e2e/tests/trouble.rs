@@ -369,7 +369,7 @@ fn a_leader_lost_and_a_quorum_lost() {
     let nginx = gateway(&proxy.url(), &service, UPSTREAM).start();
     until_served_by(&nginx, "/", "a");
     let load = Load::start_paced(nginx.address(), "/", 1, true, Duration::from_millis(1));
-    let leader = cluster.leader().expect("a leader");
+    let leader = wait::until_some("a leader", Duration::from_secs(30), || cluster.leader());
     let servers = [&mut cluster.server].into_iter().chain(&mut cluster.joined);
     let mut servers: Vec<&mut Agent> = servers.collect();
     let is_leader = |agent: &&mut Agent| leader.contains(&agent.server_address());
