@@ -8,12 +8,13 @@ use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
+use self::report::Good;
 use super::asking::{Failure, Reply, ask, digest, vouch};
 use super::names::query_name;
-use super::outages::{Ended, Failing, Outages};
+use super::outages::{Failing, Outages};
 use super::plan::{Followed, Subject};
 use super::publisher::{Prepared, Publisher};
-use super::{Level, Mode, Report, Sink};
+use super::{Mode, Report, Sink};
 use crate::consul::client::Client;
 use crate::consul::gate::Reason;
 use crate::consul::overview;
@@ -131,24 +132,6 @@ struct Put {
     prepared: Prepared,
     /// No set was refused.
     is_in_force: bool,
-}
-
-/// What is reported of a good answer.
-#[derive(Clone, Copy)]
-struct Good {
-    index: u64,
-    server: usize,
-    mode: Mode,
-}
-
-impl Good {
-    fn report(self, targets: &[Followed], prepared: Option<&Prepared>, sink: &dyn Sink) {
-        let Good { index, server, mode } = self;
-        for target in targets.iter().filter(|target| !target.is_gone()) {
-            let pending = prepared.and_then(|prepared| prepared.pending(target.number));
-            sink.report(target.number, &Report::Good { index, server, mode, pending });
-        }
-    }
 }
 
 /// One watch and all that it remembers.
@@ -273,7 +256,7 @@ impl Job {
                 let Reply { bytes, is_copy, .. } = reply;
                 let answer = Answer::Good { index, digest, bytes, is_copy };
                 let outcome = self.watch.answer(answer, Instant::now(), &mut self.rng);
-                self.told(fetch, outcome, tools);
+                self.log_good(fetch, outcome, tools);
                 let good = Good { index, server, mode: self.mode() };
                 good.report(&self.common.targets(), None, tools.sink);
                 Ok(Some(Ran::Done { changed: false }))
@@ -310,7 +293,7 @@ impl Job {
         let Put { targets, prepared, is_in_force } = put;
         let answer = Answer::Good { index, digest, bytes, is_copy };
         let outcome = self.watch.answer(answer, Instant::now(), &mut self.rng);
-        self.told(fetch, outcome, tools);
+        self.log_good(fetch, outcome, tools);
         common.server.store(server, Ordering::Relaxed);
         let waits = targets.iter().any(|target| prepared.pending(target.number).is_some());
         let settled = is_in_force && !waits && prepared.limit().is_none();
@@ -361,63 +344,9 @@ impl Job {
             let next = &common.subject.endpoint.servers[self.watch.server()].to_string();
             let at = self.watch.due().map_or(now, |due| due.max(now));
             self.watch.pause_until(tools.outages.turn(next, at, &mut self.rng));
-            self.tell_failure(fetch, (*reason, error), outcome, tools);
+            self.report_failure(fetch, (*reason, error), outcome, tools);
         }
         Ran::Done { changed: false }
-    }
-
-    /// What the log says of a good answer.
-    fn told(&mut self, fetch: Fetch, outcome: Outcome, tools: &Tools<'_>) {
-        let subject = &*self.common.subject;
-        let (name, server) = (query_name(&subject.query), &subject.endpoint.servers[fetch.server]);
-        if fetch.probe {
-            let line = format!("{name}: the first server answers again, server \"{server}\"");
-            tools.sink.log(Level::Notice, line);
-        }
-        if let Outcome::Publish { outage: Some(outage), .. } = outcome {
-            let (server, without_streaming) = (server.to_string(), self.watch.avoids_copies());
-            if let Some(failing) = self.failing.take() {
-                failing.end(name, Ended { outage, without_streaming, server }, Instant::now());
-            }
-        }
-    }
-
-    fn tell_failure(
-        &mut self,
-        fetch: Fetch,
-        (reason, error): (Reason, &str),
-        outcome: Outcome,
-        tools: &Tools<'_>,
-    ) {
-        let Outcome::Failed { failures, retry_in, round } = outcome else { return };
-        let (common, sink) = (&*self.common, tools.sink);
-        let targets = common.targets();
-        let heard =
-            || targets.iter().filter(|target| !target.is_gone()).map(|target| target.number);
-        let server = common.subject.endpoint.servers[fetch.server].to_string();
-        let name = query_name(&common.subject.query);
-        let retry = match retry_in.as_millis() {
-            0 if self.watch.server() != fetch.server => "trying the next server".to_owned(),
-            millis => format!("retrying in {millis}ms"),
-        };
-        let has_data = heard().any(|target| sink.has_data(target));
-        match &self.failing {
-            None => {
-                let failing =
-                    tools.outages.begin(&server, (name, error), (retry, has_data), Instant::now());
-                self.failing = Some(failing);
-            }
-            Some(failing) if round && failing.is_told() => {
-                let first = if has_data { "" } else { ", it has never answered" };
-                let line = format!("{name}: {error}, {retry}, server \"{server}\"{first}");
-                sink.log(Level::Info, line);
-            }
-            Some(_) => {}
-        }
-        for target in heard() {
-            let server = fetch.server;
-            sink.report(target, &Report::Failed { server, reason, error, failures, retry_in });
-        }
     }
 }
 
@@ -438,3 +367,5 @@ fn new_watch(subject: &Subject) -> Watch {
 pub(super) fn poll(subject: &Subject) -> Option<Duration> {
     (subject.query.source == Source::Query).then_some(subject.timing.poll)
 }
+
+mod report;
