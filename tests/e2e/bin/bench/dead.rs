@@ -88,7 +88,8 @@ struct Run {
 
 /// Measures each cell, ours and stock in turns.
 pub(crate) fn measure(stage: &Stage, options: &Options) -> Table {
-    let head = ["", "stock p99, ms", "ours p99, ms", "ratio", "stock failures, %", "ours failures, %"];
+    let head =
+        ["", "stock p99, ms", "ours p99, ms", "ratio", "stock failures, %", "ours failures, %"];
     let head = head.into_iter().chain(["no worse than stock"]).map(str::to_owned);
     let caption = format!(
         "A healthy service beside a dead one with {CLIENTS} clients, one worker with 256 connections: \
@@ -132,8 +133,12 @@ fn row(name: &str, stock: &[Run], ours: &[Run]) -> [String; 7] {
         format!("{:.2}", ours_p99 / stock_p99),
         table::spread(&column(stock, failures), 1),
         table::spread(&column(ours, failures), 1),
-        if is_as_good && (is_as_quick || ours_failures < stock_failures) { "yes" } else { "**no**" }
-            .to_owned(),
+        if is_as_good && (is_as_quick || ours_failures < stock_failures) {
+            "yes"
+        } else {
+            "**no**"
+        }
+        .to_owned(),
     ]
 }
 
