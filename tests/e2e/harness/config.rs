@@ -80,7 +80,7 @@ impl Config {
     }
 
     /// Adds to its `http` block.
-    pub fn add(mut self, text: &str) -> Config {
+    pub fn more(mut self, text: &str) -> Config {
         self.http.push('\n');
         self.http.push_str(text);
         self

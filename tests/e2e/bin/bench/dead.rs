@@ -118,28 +118,30 @@ pub(crate) fn measure(stage: &Stage, options: &Options) -> Table {
 }
 
 fn row(name: &str, stock: &[Run], ours: &[Run]) -> [String; 7] {
-    let column = |runs: &[Run], of: fn(&Run) -> f64| runs.iter().map(of).collect::<Vec<_>>();
-    let (p99, failures): (fn(&Run) -> f64, fn(&Run) -> f64) = (|r| r.p99, |r| r.failures);
-    let medians = [(stock, p99), (ours, p99), (stock, failures), (ours, failures)];
-    let [stock_p99, ours_p99, stock_failures, ours_failures] =
-        medians.map(|(runs, of)| table::median_of(&column(runs, of)));
-    // Where stock fails requests, those that are left are no measure of the others.
-    let is_as_quick = ours_p99 <= (stock_p99 * NOISE.0).max(stock_p99 + NOISE.1);
-    let is_as_good = ours_failures <= stock_failures + NOISE_OF_FAILURES.min(stock_failures);
+    let p99 = |runs: &[Run]| runs.iter().map(|run| run.p99).collect::<Vec<_>>();
+    let failures = |runs: &[Run]| runs.iter().map(|run| run.failures).collect::<Vec<_>>();
+    let ratio = table::median_of(&p99(ours)) / table::median_of(&p99(stock));
     [
         name.to_owned(),
-        table::spread(&column(stock, p99), 1),
-        table::spread(&column(ours, p99), 1),
-        format!("{:.2}", ours_p99 / stock_p99),
-        table::spread(&column(stock, failures), 1),
-        table::spread(&column(ours, failures), 1),
-        if is_as_good && (is_as_quick || ours_failures < stock_failures) {
-            "yes"
-        } else {
-            "**no**"
-        }
-        .to_owned(),
+        table::spread(&p99(stock), 1),
+        table::spread(&p99(ours), 1),
+        format!("{ratio:.2}"),
+        table::spread(&failures(stock), 1),
+        table::spread(&failures(ours), 1),
+        if is_no_worse(&median(ours), &median(stock)) { "yes" } else { "**no**" }.to_owned(),
     ]
+}
+
+fn median(runs: &[Run]) -> Run {
+    let of = |value: fn(&Run) -> f64| table::median_of(&runs.iter().map(value).collect::<Vec<_>>());
+    Run { p99: of(|run| run.p99), failures: of(|run| run.failures) }
+}
+
+/// Where stock fails more requests, those that are left to it are no measure of ours.
+fn is_no_worse(ours: &Run, stock: &Run) -> bool {
+    let is_as_good = ours.failures <= stock.failures + NOISE_OF_FAILURES.min(stock.failures);
+    let is_as_quick = ours.p99 <= (stock.p99 * NOISE.0).max(stock.p99 + NOISE.1);
+    is_as_good && (is_as_quick || ours.failures < stock.failures)
 }
 
 /// A dead service and a healthy one.
@@ -244,6 +246,7 @@ fn serving(upstreams: &str, other: &str) -> Config {
                  proxy_connect_timeout 900ms; proxy_read_timeout 900ms; }}
              location /healthy {{ proxy_pass http://{other}; }} }}"
     );
-    let config = Config::http(upstreams).add(&server).workers(1).connections(256).log_level("crit");
+    let config =
+        Config::http(upstreams).more(&server).workers(1).connections(256).log_level("crit");
     config.allow("worker_connections are not enough")
 }

@@ -56,7 +56,10 @@ fn a_probe_of_a_killed_worker_does_not_bar_the_next() {
 fn at_the_end_of_fail_timeout_one_request_at_a_time_over_all_workers_tries_an_instance() {
     for method in ["round_robin", "random", "least_conn", "least_time", "hash $request_id"] {
         let stage = Stage::start_with(2, "max_fails=1 fail_timeout=1s", |config| {
-            config.add(&format!("consul_balance {method};")).workers(4).file("server.conf", PATIENT)
+            config
+                .more(&format!("consul_balance {method};"))
+                .workers(4)
+                .file("server.conf", PATIENT)
         });
         stage.backends[0].set(Manner::Silent);
         let clients = Load::start_every(stage.nginx.address(), "/", 40, Duration::from_millis(15));

@@ -28,7 +28,7 @@ fn mark(stage: &Stage, dead: usize) {
 fn in_panic_an_instance_that_has_not_succeeded_gets_one_request_and_the_others_go_to_the_next() {
     for method in ["round_robin", "random", "least_conn", "hash $request_id consistent"] {
         let stage = Stage::start_with(3, "fail_timeout=60s", |config| {
-            config.add(&format!("consul_panic 50%; consul_balance {method};"))
+            config.more(&format!("consul_panic 50%; consul_balance {method};"))
         });
         mark(&stage, 2);
         let period = Duration::from_millis(20);
@@ -54,7 +54,7 @@ fn in_panic_an_instance_that_has_not_succeeded_gets_one_request_and_the_others_g
 
 #[test]
 fn in_panic_with_all_instances_dead_each_gets_one_request_and_the_others_are_502_at_once() {
-    let stage = Stage::start_with(3, "fail_timeout=60s", |config| config.add("consul_panic 50%;"));
+    let stage = Stage::start_with(3, "fail_timeout=60s", |config| config.more("consul_panic 50%;"));
     mark(&stage, 3);
     let clients = stage.hold_probes();
     wait::holds("one at a time", Duration::from_secs(2), || {
@@ -70,7 +70,7 @@ fn in_panic_with_all_instances_dead_each_gets_one_request_and_the_others_are_502
 fn in_panic_a_refused_request_goes_to_the_server_lines() {
     let spare = nginx_consul_e2e::Backend::start("spare");
     let server = format!("fail_timeout=60s; server {}", spare.address());
-    let stage = Stage::start_with(2, &server, |config| config.add("consul_panic 50%;"));
+    let stage = Stage::start_with(2, &server, |config| config.more("consul_panic 50%;"));
     mark(&stage, 2);
     let clients = stage.hold_probes_beside_servers();
     wait::holds("one at a time", Duration::from_secs(1), || {

@@ -11,7 +11,7 @@ use crate::support::SOON;
 fn while_all_instances_are_out_each_gets_one_probe_at_a_time_and_the_others_are_502_at_once() {
     for method in ["round_robin", "random", "least_conn", "least_time", "hash $request_id"] {
         let stage = Stage::start_with(2, "fail_timeout=60s", |config| {
-            config.add(&format!("consul_balance {method};"))
+            config.more(&format!("consul_balance {method};"))
         });
         stage.put_out();
         let clients = stage.hold_probes();
@@ -50,7 +50,7 @@ fn while_all_instances_are_out_each_gets_at_most_one_probe_a_second() {
 #[test]
 fn error_page_and_a_stale_cache_answer_while_all_instances_are_out() {
     let stage = Stage::start_with(2, "fail_timeout=60s", |config| {
-        config.add("proxy_cache_path cache keys_zone=cache:1m;").file(
+        config.more("proxy_cache_path cache keys_zone=cache:1m;").file(
             "server.conf",
             "location = /page { proxy_pass http://api; error_page 502 =200 @sorry; }
              location @sorry { return 200 sorry; }

@@ -64,7 +64,7 @@ const SERVER: &str = "
 
 fn kinds(config: Config) -> Config {
     config
-        .add("proxy_cache_path cache keys_zone=cache:1m;")
+        .more("proxy_cache_path cache keys_zone=cache:1m;")
         .file("page", "page\n")
         .file("including", "<!--#include virtual=\"/sub\" -->\n")
         .file("server.conf", SERVER)

@@ -17,7 +17,7 @@ const IN_EVERY_WORKER: Duration = Duration::from_millis(300);
 fn a_success_ends_the_outage_in_every_worker_at_once() {
     for method in ["consul_balance round_robin", "consul_balance least_conn"] {
         let stage = Stage::start_with(2, "fail_timeout=60s", |config| {
-            config.add(&format!("{method};")).workers(4)
+            config.more(&format!("{method};")).workers(4)
         });
         stage.put_out();
         let clients =

@@ -161,7 +161,7 @@ fn followed(cell: Cell, consul: &Agent, services: &Services) -> Config {
 fn serving(cell: Cell, config: Config) -> Nginx {
     let other = if cell.setup == Setup::Named { "dead" } else { "healthy" };
     let config = config
-        .add(&format!(
+        .more(&format!(
             "server {{ listen 127.0.0.1:%%PORT%%; {ALIVE}
                  location /dead {{ proxy_pass http://dead;
                      proxy_connect_timeout 900ms; proxy_read_timeout 900ms; }}
