@@ -97,6 +97,18 @@ export_binaries() {
     export TEST_NGINX_BINARY NGINX_CONSUL_MODULE
 }
 
+# Builds the end-to-end tests and prints the path of their program.
+test_program() {
+    cargo test -p nginx-consul-e2e --test main --no-run --message-format json |
+        sed -n '/"kind":\["test"\]/s/.*"executable":"\([^"]*\)".*/\1/p'
+}
+
+# The tests that Consul's answers matter to, as filters of test names: they run plain and dressed,
+# and on each consul of scripts/matrix --consul.
+CONSUL_FACING=(discovery:: failures:: first_answers:: gate:: invariants:: lifecycle:: logs:: many::
+    named:: outages:: params:: policy:: ready:: secured:: sources:: status:: tiers:: trouble::
+    upheaval::)
+
 DEBIAN_KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 
 # The archive this machine takes Debian itself from: the first source whose suite is its own release.

@@ -14,6 +14,7 @@ mod first;
 mod lookout;
 mod names;
 mod once;
+mod outages;
 mod plan;
 mod publisher;
 mod runner;
@@ -117,6 +118,11 @@ pub enum Report<'a> {
         mode: Mode,
         /// What it would remove, if that is not in force yet.
         pending: Option<Pending>,
+    },
+    /// An answer that changes nothing, which is no failure.
+    Ignored {
+        /// Under which reason it is counted.
+        reason: Reason,
     },
     /// No answer, or none to believe.
     Failed {

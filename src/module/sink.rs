@@ -267,6 +267,7 @@ impl Sink for TableSink {
                     table.note_failure(entry, why, 0, server);
                 }
             }
+            Report::Ignored { reason } => table.count_refusal(entry, reason),
             Report::Failed { server, reason, error, failures, retry_in } => {
                 table.count_refusal(entry, reason);
                 table.note_failure(entry, error, u64::from(failures), server);

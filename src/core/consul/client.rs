@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use ureq::{Agent, Body, Timeout};
 
+pub use answer::Answer;
 pub use rights::TokenState;
 use rights::token_rights;
 
-use crate::consul::query::{self, View};
+use crate::consul::query::{self, ReadFrom, View};
 use crate::consul::token::CurrentToken;
 use crate::consul::transport::{ConnectError, Dial, DialConnector, NoResolver};
 use crate::model::{Query, Source};
@@ -43,33 +44,14 @@ pub struct Request<'a> {
     pub query: &'a Query,
     /// How much of it.
     pub view: View,
+    /// From where Consul may answer.
+    pub from: ReadFrom,
     /// Blocks until the state is newer than this, or `wait` is over; `None` answers at once.
     pub index: Option<u64>,
     /// Longest time to block.
     pub wait: Duration,
     /// Gives up waiting for the header, and then for the body, after this time.
     pub patience: Option<Duration>,
-}
-
-/// An answer with status 200.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Answer {
-    /// `X-Consul-Index`; `None` if absent or not a decimal 64-bit number.
-    pub index: Option<u64>,
-    /// `X-Consul-KnownLeader`; newer agents leave it out.
-    pub known_leader: Option<bool>,
-    /// `X-Consul-LastContact`: age of the data on a follower.
-    pub last_contact: Option<Duration>,
-    /// `Age`: of the data in an agent's cache.
-    pub age: Option<Duration>,
-    /// `X-Consul-Results-Filtered-By-ACLs`: `true` if the token hides instances.
-    pub filtered: bool,
-    /// `X-Consul-Default-ACL-Policy` is `allow`.
-    pub default_allow: bool,
-    /// `Content-Type`.
-    pub content_type: Option<String>,
-    /// At most [`Endpoint::max_body`] bytes.
-    pub body: Vec<u8>,
 }
 
 /// Why there is no answer.
@@ -273,7 +255,10 @@ impl Line {
     }
 
     fn get(&mut self, request: Request<'_>) -> Result<Answer, Error> {
-        let path = query::path(request.query, request.view, request.index, request.wait);
+        let path = {
+            let Request { query, view, from, index, wait, .. } = request;
+            query::path(query, view, from, index, wait)
+        };
         let mut deadline = read_deadline(request.index.map(|_| request.wait));
         if let Some(patience) = request.patience {
             deadline = deadline.min(patience);
@@ -307,26 +292,15 @@ impl Line {
             let status = head.status.as_u16();
             return Err(Error::Status { status, message: first_line(content) });
         }
-        let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
-        Ok(Answer {
-            index: header("x-consul-index").and_then(decimal),
-            known_leader: header("x-consul-knownleader").and_then(|value| value.parse().ok()),
-            last_contact: header("x-consul-lastcontact")
-                .and_then(decimal)
-                .map(Duration::from_millis),
-            age: header("age").and_then(decimal).map(Duration::from_secs),
-            filtered: header("x-consul-results-filtered-by-acls") == Some("true"),
-            default_allow: header("x-consul-default-acl-policy") == Some("allow"),
-            content_type: if is_missing {
-                Some("application/json".to_owned())
-            } else {
-                header("content-type").map(str::to_owned)
-            },
-            body: match self.read(content, body)? {
-                _ if is_missing => b"[]".to_vec(),
-                body => body,
-            },
-        })
+        let mut answer = Answer::of_head(&head.headers);
+        if is_missing {
+            answer.content_type = Some("application/json".to_owned());
+        }
+        answer.body = match self.read(content, body)? {
+            _ if is_missing => b"[]".to_vec(),
+            body => body,
+        };
+        Ok(answer)
     }
 
     fn read(&self, body: Body, timeout: Duration) -> Result<Vec<u8>, Error> {
@@ -374,11 +348,6 @@ fn plain(error: &ureq::Error) -> String {
     printable(text.strip_prefix("io: ").unwrap_or(&text))
 }
 
-fn decimal(text: &str) -> Option<u64> {
-    let digits = text.bytes().all(|b| b.is_ascii_digit());
-    text.parse().ok().filter(|_| digits)
-}
-
 fn first_line(body: Body) -> String {
     let mut bytes = Vec::new();
     // Whatever was read before an error is as good as the rest.
@@ -392,6 +361,7 @@ fn printable(text: &str) -> String {
     text::printable(text::beginning(text, MAX_ERROR_QUOTE)).into_owned()
 }
 
+mod answer;
 mod rights;
 #[cfg(test)]
 mod tests;

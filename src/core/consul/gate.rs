@@ -43,11 +43,13 @@ pub enum Reason {
     Filtered,
     /// Instances are gone, and the token is not one that could see them.
     Token,
+    /// A streamed or cached answer that is older than what is known.
+    Outdated,
 }
 
 impl Reason {
     /// All, in the order of their counters in the table.
-    pub const ALL: [Reason; 14] = [
+    pub const ALL: [Reason; 15] = [
         Reason::Connect,
         Reason::Timeout,
         Reason::Closed,
@@ -62,7 +64,20 @@ impl Reason {
         Reason::Stale,
         Reason::Filtered,
         Reason::Token,
+        Reason::Outdated,
     ];
+
+    /// Whether the server has answered, if not usefully.
+    pub fn is_answered(self) -> bool {
+        !matches!(
+            self,
+            Reason::Connect
+                | Reason::Timeout
+                | Reason::Closed
+                | Reason::Protocol
+                | Reason::Truncated
+        )
+    }
 
     /// The word for it in the status; never changes.
     pub fn word(self) -> &'static str {
@@ -81,6 +96,7 @@ impl Reason {
             Reason::Stale => "stale",
             Reason::Filtered => "filtered",
             Reason::Token => "token",
+            Reason::Outdated => "outdated",
         }
     }
 }
@@ -161,9 +177,9 @@ pub fn believe(
 
 /// The index of an answer whose head is believable.
 ///
-/// A header that is absent says nothing: agents from 1.10 on leave `KnownLeader` and `LastContact`
-/// out of what they stream. Data that is older than `max_stale` is refused, whether a follower
-/// (`LastContact`) or the agent's cache (`Age`) says so.
+/// A header that is absent says nothing, and neither do those of a streamed answer (see
+/// [`Answer`]). Data that is older than `max_stale` is refused, whether a follower (`LastContact`)
+/// or the agent's cache (`Age`) says so.
 ///
 /// # Errors
 ///

@@ -128,12 +128,12 @@ pub struct Guard {
 
 impl Guard {
     /// Judges an answer with the peers `next` for a target whose peers in force are `held`, both as
-    /// identities.
+    /// identities. An answer that may not confirm ends a removal or begins one to wait, no more.
     pub fn judge(
         &mut self,
         policy: &Policy,
-        held: &HashSet<u64>,
-        next: &HashSet<u64>,
+        (held, next): (&HashSet<u64>, &HashSet<u64>),
+        may_confirm: bool,
         now: Instant,
     ) -> Verdict {
         let removed: HashSet<u64> = held.difference(next).copied().collect();
@@ -159,7 +159,7 @@ impl Guard {
             return Verdict::Hold { pending: wait.pending(0), is_new, again: None };
         }
         let due = |wait: &Wait, read: u32| wait.since + confirm.over * read / reads;
-        if goes_on && now >= due(wait, wait.confirmed + 1) {
+        if goes_on && may_confirm && now >= due(wait, wait.confirmed + 1) {
             if wait.confirmed + 1 >= reads {
                 let last = wait.pending(reads);
                 let pending = Pending { confirmed: last.of, ..last };

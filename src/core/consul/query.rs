@@ -30,6 +30,33 @@ pub enum View {
     Names,
 }
 
+/// From where Consul may answer.
+///
+/// Client agents since Consul 1.10 answer `/v1/health/service` from a copy of the state, a
+/// materialized view that a stream keeps up to date, if the request has an index or `cached`, and no
+/// `near`; any agent answers `cached` from its cache. A copy may stand still unseen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ReadFrom {
+    /// Wherever the query's consistency allows.
+    #[default]
+    Anywhere,
+    /// A server: neither a stream's view nor the agent's cache.
+    Server,
+    /// The leader: nor a follower.
+    Leader,
+}
+
+/// Whether an answer may come from a copy of the state, and need not: see [`ReadFrom`].
+pub fn may_be_copy(query: &Query) -> bool {
+    let has_near = query.near.as_deref().is_some_and(|node| !node.is_empty());
+    query.source == Source::Health
+        && match query.consistency {
+            Consistency::Cached => true,
+            Consistency::Consistent => false,
+            Consistency::Default | Consistency::Stale => !has_near,
+        }
+}
+
 /// Consul takes any tag; nobody means this one.
 const NO_TAG: &str = "nginx-consul:none";
 
@@ -38,7 +65,13 @@ const NO_TAG: &str = "nginx-consul:none";
 /// With an `index` it blocks for up to `wait`, without one Consul answers at once. Empty parameters
 /// are left out: to Consul, `tag=` is a tag that nothing has. Neither `passing` nor `tag` is ever
 /// sent, since one answer serves every selection.
-pub fn path(query: &Query, view: View, index: Option<u64>, wait: Duration) -> String {
+pub fn path(
+    query: &Query,
+    view: View,
+    from: ReadFrom,
+    index: Option<u64>,
+    wait: Duration,
+) -> String {
     let mut path = String::with_capacity(96);
     push_subject(&mut path, query, view);
     let mut separator = '?';
@@ -61,16 +94,29 @@ pub fn path(query: &Query, view: View, index: Option<u64>, wait: Duration) -> St
         parameter(name, Some(value));
     }
     match query.consistency {
-        Consistency::Default => {}
-        Consistency::Stale => parameter("stale", None),
+        Consistency::Stale if from != ReadFrom::Leader => parameter("stale", None),
+        Consistency::Cached if from == ReadFrom::Anywhere => parameter("cached", None),
         Consistency::Consistent => parameter("consistent", None),
-        Consistency::Cached => parameter("cached", None),
+        Consistency::Default | Consistency::Stale | Consistency::Cached => {}
+    }
+    if index.is_some() && is_kept_from_streams(query, view, from) {
+        // A stream's view has no order, so Consul answers this from a server.
+        parameter("near", Some("_agent"));
     }
     if let Some(index) = index {
         parameter("index", Some(&index.to_string()));
         parameter("wait", Some(&go_duration(wait)));
     }
     path
+}
+
+/// Whether a blocking query needs a `near` to be answered by a server. A streamed answer would
+/// ignore `consistent`.
+fn is_kept_from_streams(query: &Query, view: View, from: ReadFrom) -> bool {
+    let is_streamed = query.source == Source::Health && matches!(view, View::Full | View::Index);
+    let has_near = query.near.as_deref().is_some_and(|node| !node.is_empty());
+    let is_unwanted = from != ReadFrom::Anywhere || query.consistency == Consistency::Consistent;
+    is_streamed && is_unwanted && !has_near
 }
 
 /// Whether [`View::Index`] saves anything.
@@ -136,12 +182,15 @@ mod tests {
 
     #[test]
     fn a_plain_query_has_no_parameters() {
-        assert_eq!(path(&query("web"), View::Full, None, Duration::ZERO), "/v1/health/service/web");
+        assert_eq!(
+            path(&query("web"), View::Full, ReadFrom::Anywhere, None, Duration::ZERO),
+            "/v1/health/service/web"
+        );
     }
 
     #[test]
     fn index_and_wait_go_together_and_wait_has_a_unit() {
-        let path = |wait| path(&query("web"), View::Full, Some(42), wait);
+        let path = |wait| path(&query("web"), View::Full, ReadFrom::Anywhere, Some(42), wait);
         assert_eq!(path(Duration::from_secs(60)), "/v1/health/service/web?index=42&wait=60s");
         assert_eq!(
             path(Duration::from_millis(1500)),
@@ -164,7 +213,7 @@ mod tests {
             meta: MetaKeys::default(),
         };
         assert_eq!(
-            path(&full, View::Full, None, Duration::ZERO),
+            path(&full, View::Full, ReadFrom::Anywhere, None, Duration::ZERO),
             "/v1/health/service/a%2Fb%20c%3F?dc=dc%201&partition=p%26q%3Dr&near=_agent\
              &filter=%22v2%22%20in%20Service.Tags%20and%20Node.Meta.%C3%A4%20%21%3D%20%22%2B%22\
              &stale"
@@ -175,7 +224,7 @@ mod tests {
     fn an_index_alone_is_asked_for_by_a_tag_that_nobody_has() {
         let of = |source, view| {
             let query = Query { source, datacenter: Some("dc2".to_owned()), ..query("web") };
-            path(&query, view, None, Duration::ZERO)
+            path(&query, view, ReadFrom::Anywhere, None, Duration::ZERO)
         };
         let (health, catalog) = (Source::Health, Source::Catalog);
         let end = "/service/web?tag=nginx-consul%3Anone&dc=dc2";
@@ -192,7 +241,7 @@ mod tests {
     fn each_source_has_its_path() {
         let path = |source, index| {
             let query = Query { source, ..query("a/b c") };
-            path(&query, View::Full, index, Duration::from_secs(9))
+            path(&query, View::Full, ReadFrom::Anywhere, index, Duration::from_secs(9))
         };
         assert_eq!(path(Source::Catalog, Some(7)), "/v1/catalog/service/a%2Fb%20c?index=7&wait=9s");
         assert_eq!(path(Source::Kv, Some(7)), "/v1/kv/a/b%20c?recurse&index=7&wait=9s");
@@ -215,17 +264,82 @@ mod tests {
             (Consistency::Consistent, "web?consistent"),
             (Consistency::Cached, "web?cached"),
         ] {
-            let path =
-                path(&Query { consistency, ..query("web") }, View::Full, None, Duration::ZERO);
+            let path = path(
+                &Query { consistency, ..query("web") },
+                View::Full,
+                ReadFrom::Anywhere,
+                None,
+                Duration::ZERO,
+            );
             assert!(path.ends_with(end), "{path}");
         }
+    }
+
+    #[test]
+    fn a_blocking_query_can_be_kept_from_streams_and_caches() {
+        let path = |query: &Query, from, index| {
+            let path = path(query, View::Full, from, index, Duration::from_secs(9));
+            path.strip_prefix("/v1/health/service/web").map(str::to_owned)
+        };
+        let of = |consistency| Query { consistency, ..query("web") };
+        for (consistency, any, server, leader) in [
+            (Consistency::Default, "", "near=_agent&", "near=_agent&"),
+            (Consistency::Stale, "stale&", "stale&near=_agent&", "near=_agent&"),
+            (Consistency::Cached, "cached&", "near=_agent&", "near=_agent&"),
+            (
+                Consistency::Consistent,
+                "consistent&near=_agent&",
+                "consistent&near=_agent&",
+                "consistent&near=_agent&",
+            ),
+        ] {
+            let query = of(consistency);
+            for (from, start) in
+                [(ReadFrom::Anywhere, any), (ReadFrom::Server, server), (ReadFrom::Leader, leader)]
+            {
+                let expected = format!("?{start}index=7&wait=9s");
+                assert_eq!(path(&query, from, Some(7)), Some(expected), "{consistency:?} {from:?}");
+            }
+        }
+        // What does not block is not streamed, unless it is cached.
+        assert_eq!(path(&of(Consistency::Cached), ReadFrom::Leader, None).unwrap(), "");
+        assert_eq!(path(&of(Consistency::Stale), ReadFrom::Leader, None).unwrap(), "");
+        assert_eq!(path(&of(Consistency::Stale), ReadFrom::Server, None).unwrap(), "?stale");
+        assert_eq!(
+            path(&of(Consistency::Consistent), ReadFrom::Leader, None).unwrap(),
+            "?consistent"
+        );
+        let near = Query { near: Some("n1".into()), ..query("web") };
+        let expected = "?near=n1&index=7&wait=9s";
+        assert_eq!(path(&near, ReadFrom::Server, Some(7)).unwrap(), expected);
+    }
+
+    #[test]
+    fn only_what_consul_streams_gets_another_parameter() {
+        for source in [Source::Catalog, Source::Kv, Source::Query] {
+            let query = Query { source, ..query("web") };
+            let path = |from| path(&query, View::Full, from, Some(7), Duration::from_secs(9));
+            assert_eq!(path(ReadFrom::Leader), path(ReadFrom::Anywhere));
+            assert!(!may_be_copy(&query));
+        }
+        for view in [View::Critical, View::Warning, View::Names] {
+            let query = Query { consistency: Consistency::Consistent, ..query("web") };
+            let path = path(&query, view, ReadFrom::Server, Some(7), Duration::from_secs(9));
+            assert!(!path.contains("near"), "{path}");
+        }
+        let near = Query { near: Some("_agent".into()), ..query("web") };
+        assert!(may_be_copy(&query("web")) && !may_be_copy(&near));
+        let of = |consistency| Query { consistency, ..near.clone() };
+        assert!(
+            may_be_copy(&of(Consistency::Cached)) && !may_be_copy(&of(Consistency::Consistent))
+        );
     }
 
     proptest! {
         #[test]
         fn any_service_and_filter_make_a_valid_target(service in ".*", filter in ".*") {
             let query = Query { filter: Some(filter), ..query(&service) };
-            let path = path(&query, View::Full, Some(1), Duration::from_secs(60));
+            let path = path(&query, View::Full, ReadFrom::Anywhere, Some(1), Duration::from_secs(60));
             prop_assert!(path.bytes().all(|b| b.is_ascii_graphic()));
             prop_assert_eq!(path.matches('?').count(), 1);
             prop_assert!(path.parse::<http::uri::PathAndQuery>().is_ok());

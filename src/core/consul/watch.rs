@@ -3,10 +3,18 @@
 //!
 //! Sources: <https://developer.hashicorp.com/consul/api-docs/features/blocking> and what agents
 //! were seen to do. A too high index hides changes, so it is forgotten whenever it may be wrong.
+//!
+//! Answers that come from a copy of the state (a streamed view, an agent's cache) never overrule a
+//! server's, and are verified now and then: `copies.rs`.
 
 use std::time::{Duration, Instant};
 
 use rand::Rng;
+
+pub use self::terms::{Answer, Fetch, Outcome, Settings, Step, Turn, is_outdated};
+
+use self::copies::Copies;
+use super::query::ReadFrom;
 
 /// Tokens that a watch may save up for a burst.
 const BUCKET: f64 = 20.0;
@@ -26,87 +34,10 @@ const MAX_WAIT: Duration = Duration::from_secs(600);
 const MIN_WAIT: Duration = Duration::from_secs(1);
 /// How often the first server is asked whether it is back, while another one is in use.
 const RETURN: Duration = Duration::from_secs(30);
+/// Length of a blocking query that has to show that such queries are answered.
+const TRIAL: Duration = MIN_WAIT;
 /// Pause after a failure at least, whatever the configuration says.
 const MIN_RETRY: Duration = Duration::from_millis(10);
-
-/// What a watch is told once.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    /// Number of servers, at least 1.
-    pub servers: usize,
-    /// Length of a blocking query, 1 s to 10 min.
-    pub wait: Duration,
-    /// Pause after the first failed round over all servers, at least 10 ms.
-    pub retry_min: Duration,
-    /// Longest pause.
-    pub retry_max: Duration,
-    /// Ask again at this interval instead of blocking.
-    pub sweep: Option<Duration>,
-}
-
-/// What to do now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Ask, and tell [`Watch::answer`].
-    Fetch(Fetch),
-    /// Do nothing for this long, then ask again.
-    Sleep(Duration),
-}
-
-/// A request to make.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fetch {
-    /// Which server.
-    pub server: usize,
-    /// Block on this index, at least 1; `None` answers at once.
-    pub index: Option<u64>,
-    /// Longest time to block.
-    pub wait: Duration,
-    /// It only asks whether the first server is back: the connection to the server in use stays,
-    /// and there is little patience.
-    pub probe: bool,
-}
-
-/// How a request ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// A believable answer.
-    Good {
-        /// Its index.
-        index: u64,
-        /// Digest of what it says, the same for the same instances in any order.
-        digest: u128,
-        /// Length of the body in bytes.
-        bytes: u64,
-    },
-    /// None, or an unbelievable one.
-    Failed,
-    /// Nothing was asked: the connection that gave the index is gone.
-    Reconnected,
-}
-
-/// What an answer means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Publish it. `outage` is the time since the first failure, if there was one.
-    Publish {
-        /// Whether it says something else than the last one.
-        changed: bool,
-        /// Length of the outage that it ends.
-        outage: Option<Duration>,
-    },
-    /// Keep what is published.
-    Failed {
-        /// Failures since the last good answer, at least 1.
-        failures: u32,
-        /// Time to the next request.
-        retry_in: Duration,
-        /// Every server has failed once more: the pause is a step of the backoff.
-        round: bool,
-    },
-    /// Go on: nothing was learned.
-    Again,
-}
 
 /// State of one watch.
 #[derive(Debug)]
@@ -130,6 +61,12 @@ pub struct Watch {
     rounds: u32,
     tokens: f64,
     refilled: Option<Instant>,
+    copies: Copies,
+    /// The next request is a read from the leader, whatever the index.
+    verifies: bool,
+    /// No query blocks before this time: one was refused.
+    blocks_at: Option<Instant>,
+    turn: Option<Turn>,
 }
 
 impl Watch {
@@ -141,8 +78,10 @@ impl Watch {
             wait: settings.wait.clamp(MIN_WAIT, MAX_WAIT),
             retry_min,
             retry_max: settings.retry_max.max(retry_min),
-            sweep: settings.sweep,
+            poll: settings.poll.max(MIN_RETRY),
+            ..settings
         };
+        let copies = Copies::new(settings.can_avoid_copies);
         Watch {
             settings,
             server: 0,
@@ -159,6 +98,10 @@ impl Watch {
             rounds: 0,
             tokens: BUCKET,
             refilled: None,
+            copies,
+            verifies: false,
+            blocks_at: None,
+            turn: None,
         }
     }
 
@@ -171,7 +114,7 @@ impl Watch {
     pub fn set_sweep(&mut self, sweep: Option<Duration>) {
         self.settings.sweep = sweep;
         match sweep {
-            Some(_) => self.index = None,
+            Some(_) => (self.index, self.blocks_at) = (None, None),
             None => self.paced = None,
         }
     }
@@ -188,7 +131,27 @@ impl Watch {
 
     /// Whether the next request blocks.
     pub fn will_block(&self) -> bool {
-        self.index.is_some()
+        self.index.is_some() && !self.verifies
+    }
+
+    /// Whether queries that block are refused, so that it only reads now and then.
+    pub fn polls(&self) -> bool {
+        self.settings.sweep.is_none() && self.blocks_at.is_some()
+    }
+
+    /// Whether a server is asked where Consul would answer from a copy of the state.
+    pub fn avoids_copies(&self) -> bool {
+        self.copies.are_avoided()
+    }
+
+    /// How the way to ask has changed since the last time.
+    pub fn take_turn(&mut self) -> Option<Turn> {
+        self.turn.take()
+    }
+
+    /// Which server is asked next.
+    pub fn server(&self) -> usize {
+        self.server
     }
 
     /// Digest of the last good answer.
@@ -210,17 +173,32 @@ impl Watch {
         }
         self.not_before = None;
         self.paced = None;
-        let wait = self.settings.wait.min(self.wait_limit);
-        let mut fetch = Fetch { server: self.server, index: self.index, wait, probe: false };
-        if let Some(at) = self.return_at.filter(|_| self.failing_since.is_none()) {
-            if at <= now {
-                fetch = Fetch { server: 0, index: None, wait, probe: true };
-            } else {
-                fetch.wait = wait.min(at - now).max(MIN_WAIT);
-            }
-        }
+        let fetch = self.request(now);
         self.fetch = Some((fetch, now));
         Step::Fetch(fetch)
+    }
+
+    fn request(&self, now: Instant) -> Fetch {
+        let wait = self.settings.wait.min(self.wait_limit);
+        let from = if self.verifies { ReadFrom::Leader } else { self.copies.from(now) };
+        let mut fetch = Fetch { from, ..Fetch::read(self.server, wait) };
+        if let Some(at) = self.return_at.filter(|_| !self.is_failing()) {
+            if at <= now {
+                return Fetch { probe: true, ..Fetch::read(0, wait) };
+            }
+            fetch.wait = wait.min(at - now).max(MIN_WAIT);
+        }
+        if self.will_block() {
+            fetch.index = self.index;
+            let is_trial = self.is_failing() || self.copies.are_on_trial(now);
+            let limit = is_trial.then_some(TRIAL).or(self.copies.due_in(now));
+            fetch.wait = limit.map_or(fetch.wait, |limit| fetch.wait.min(limit).max(MIN_WAIT));
+        }
+        fetch
+    }
+
+    fn is_failing(&self) -> bool {
+        self.failing_since.is_some()
     }
 
     /// Has the next request come at `at`, and without an index; later if requests came too often.
@@ -235,14 +213,21 @@ impl Watch {
 
     /// Takes the answer to the last fetch.
     pub fn answer(&mut self, answer: Answer, now: Instant, rng: &mut impl Rng) -> Outcome {
-        let none =
-            Fetch { server: self.server, index: None, wait: self.settings.wait, probe: false };
+        let none = Fetch::read(self.server, self.settings.wait);
         let (fetch, sent) = self.fetch.take().unwrap_or((none, now));
+        let verifies = fetch.from == ReadFrom::Leader;
+        self.verifies &= !verifies;
+        let is_trial = self.copies.are_avoided() && fetch.from == ReadFrom::Anywhere;
         match answer {
-            Answer::Good { index, digest, bytes } => {
-                let outage = self.failing_since.take().map(|since| now - since);
-                let changed = self.good(fetch, sent, (index.max(1), digest, bytes), now);
+            Answer::Good { index, digest, bytes, is_copy } => {
+                let outage = self.end_outage(fetch, sent, now);
+                let changed = self.good(fetch, sent, (index.max(1), digest, bytes, is_copy), now);
+                if let Some(turn) = self.copies.judge(fetch, (is_copy, changed), now, rng) {
+                    self.turn = Some(turn);
+                }
+                self.verifies |= is_copy && self.copies.is_due(now + MIN_WAIT);
                 self.pace_sweep(sent, now, rng);
+                self.pace_polls(now, rng);
                 self.server = fetch.server;
                 if self.server == 0 {
                     self.return_at = None;
@@ -251,8 +236,24 @@ impl Watch {
                 }
                 Outcome::Publish { changed, outage }
             }
-            Answer::Reconnected | Answer::Failed if fetch.probe => {
+            _ if fetch.probe => {
                 self.plan_return(now, rng);
+                self.pay(USEFUL, now);
+                Outcome::Again
+            }
+            // The index is a server's, and still good.
+            Answer::Outdated | Answer::Refused if is_trial && fetch.index.is_some() => {
+                self.copies.avoid(now, rng);
+                self.pay(USEFUL, now);
+                Outcome::Again
+            }
+            Answer::Outdated => {
+                (self.verifies, self.copies.are_doubted) = (true, true);
+                self.pay(USEFUL, now);
+                Outcome::Again
+            }
+            Answer::Refused if verifies && self.settings.may_lag && !self.copies.are_doubted => {
+                self.copies.verify_later(now, rng);
                 self.pay(USEFUL, now);
                 Outcome::Again
             }
@@ -262,24 +263,36 @@ impl Watch {
                 self.pay(USEFUL, now);
                 Outcome::Again
             }
-            Answer::Reconnected | Answer::Failed => self.failed(now, rng),
+            Answer::Refused if fetch.index.is_some() => self.refused(now, rng),
+            Answer::Reconnected | Answer::Failed | Answer::Refused => self.failed(now, rng),
         }
+    }
+
+    fn end_outage(&mut self, fetch: Fetch, sent: Instant, now: Instant) -> Option<Duration> {
+        self.tried = 0;
+        let until = match (fetch.index, self.settings.sweep) {
+            (Some(_), _) => sent,
+            (None, Some(_)) => now,
+            (None, None) => return None,
+        };
+        (self.failures, self.rounds, self.blocks_at) = (0, 0, None);
+        self.copies.answered();
+        self.failing_since.take().map(|since| until.saturating_duration_since(since))
     }
 
     fn good(
         &mut self,
         fetch: Fetch,
         sent: Instant,
-        (index, digest, bytes): (u64, u128, u64),
+        (index, digest, bytes, is_copy): (u64, u128, u64, bool),
         now: Instant,
     ) -> bool {
-        self.failures = 0;
-        self.tried = 0;
-        self.rounds = 0;
         let early = fetch.index.is_none() || now - sent + EARLY < fetch.wait;
         let changed = self.digest.replace(digest) != Some(digest);
         self.index = match fetch.index {
             _ if self.settings.sweep.is_some() => None,
+            // The index of a view has a history of its own, and may be below the servers'.
+            Some(_) if is_copy && !early => Some(index),
             // The state was restored or lost: this index belongs to another history.
             Some(asked) if index < asked => None,
             // A restored snapshot wakes with old data and the same index; blocking on it again
@@ -311,7 +324,7 @@ impl Watch {
 
     fn plan_return(&mut self, now: Instant, rng: &mut impl Rng) {
         // Jitter: all watches have left the first server at the same time.
-        self.return_at = Some(now + RETURN.mul_f64(rng.random_range(0.8..=1.2)));
+        self.return_at = Some(now + jitter(RETURN, 0.2, rng));
     }
 
     fn pace_sweep(&mut self, sent: Instant, now: Instant, rng: &mut impl Rng) {
@@ -322,8 +335,34 @@ impl Watch {
         }
     }
 
+    /// While queries that block are refused and reads are not: reads often enough until one that
+    /// blocks is tried again.
+    fn pace_polls(&mut self, now: Instant, rng: &mut impl Rng) {
+        let Some(at) = self.blocks_at.filter(|at| *at > now) else { return };
+        let poll = jitter(self.settings.poll.mul_f64(0.9), 0.1, rng);
+        if at <= now + poll {
+            self.wait_until(at);
+        } else {
+            self.index = None;
+            self.wait_until(now + poll);
+        }
+    }
+
+    /// A query that blocks was refused: reads at once, and blocks after a pause.
+    fn refused(&mut self, now: Instant, rng: &mut impl Rng) -> Outcome {
+        self.index = None;
+        self.failing_since.get_or_insert(now);
+        self.failures = self.failures.saturating_add(1);
+        self.pay(USEFUL, now);
+        let pause = if self.copies.refused(now, rng) { Duration::ZERO } else { self.backoff(rng) };
+        self.rounds = self.rounds.saturating_add(1);
+        self.blocks_at = Some(now + pause);
+        Outcome::Failed { failures: self.failures, retry_in: pause, round: true }
+    }
+
     fn failed(&mut self, now: Instant, rng: &mut impl Rng) -> Outcome {
         self.index = None;
+        self.copies.are_doubted = false;
         self.failing_since.get_or_insert(now);
         self.failures = self.failures.saturating_add(1);
         self.server = (self.server + 1) % self.settings.servers;
@@ -349,5 +388,12 @@ impl Watch {
     }
 }
 
+/// `time`, up to `share` of it sooner or later.
+fn jitter(time: Duration, share: f64, rng: &mut impl Rng) -> Duration {
+    time.mul_f64(rng.random_range(1.0 - share..=1.0 + share))
+}
+
+mod copies;
+mod terms;
 #[cfg(test)]
 mod tests;

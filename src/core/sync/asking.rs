@@ -8,14 +8,45 @@ use super::plan::Subject;
 use crate::consul::client::{self, Client, Request, TokenState};
 use crate::consul::gate::{Disbelief, Reason, believe, reason_of};
 use crate::consul::instances::Instances;
-use crate::consul::query::View;
-use crate::consul::watch::Fetch;
-use crate::model::Instance;
+use crate::consul::query::{ReadFrom, View};
+use crate::consul::watch::{self, Fetch};
+use crate::model::{Consistency, Instance};
 
 /// Why a request has no believable answer.
 pub(super) enum Failure {
+    /// Nothing was sent.
     Reconnected,
+    /// Why, and what the rules of a watch are told.
     Refused(Reason, String),
+}
+
+impl Failure {
+    /// What the rules of a watch are told.
+    pub(super) fn answer(&self) -> watch::Answer {
+        match self {
+            Failure::Reconnected => watch::Answer::Reconnected,
+            Failure::Refused(reason, _) if reason.is_answered() => watch::Answer::Refused,
+            Failure::Refused(..) => watch::Answer::Failed,
+        }
+    }
+}
+
+/// A believable answer.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) index: u64,
+    /// Length of the body in bytes.
+    pub(super) bytes: u64,
+    pub(super) instances: Instances,
+    /// It comes from a copy of the state ([`ReadFrom`]).
+    pub(super) is_copy: bool,
+}
+
+impl Reply {
+    /// Whether Consul knows no instance.
+    pub(super) fn is_empty(&self) -> bool {
+        self.instances.good.is_empty() && self.instances.skipped.is_empty()
+    }
 }
 
 impl From<client::Error> for Failure {
@@ -36,18 +67,37 @@ impl From<serde_json::Error> for Failure {
     }
 }
 
-/// Asks and judges; `None` if the engine ends. Gives index, length of the body and instances.
+/// Asks and judges; `None` if the engine ends.
+///
+/// A copy that has nothing at all may have just been made
+/// (<https://github.com/hashicorp/consul/issues/21548>): a server is asked in its place.
 pub(super) fn ask(
     client: &mut Client,
     subject: &Subject,
     fetch: Fetch,
     view: View,
-) -> Result<Option<(u64, u64, Instances)>, Failure> {
+) -> Result<Option<Reply>, Failure> {
+    match ask_as_told(client, subject, fetch, view)? {
+        Some(reply) if reply.is_copy && reply.is_empty() && fetch.index.is_none() => {
+            let fetch = Fetch { from: fetch.from.max(ReadFrom::Server), ..fetch };
+            ask_as_told(client, subject, fetch, view)
+        }
+        reply => Ok(reply),
+    }
+}
+
+fn ask_as_told(
+    client: &mut Client,
+    subject: &Subject,
+    fetch: Fetch,
+    view: View,
+) -> Result<Option<Reply>, Failure> {
     let request = Request {
         endpoint: &subject.endpoint,
         server: fetch.server,
         query: &subject.query,
         view,
+        from: fetch.from,
         index: fetch.index,
         wait: fetch.wait,
         patience: fetch.probe.then_some(subject.endpoint.connect_timeout),
@@ -56,7 +106,10 @@ pub(super) fn ask(
     match answer {
         Ok(answer) => {
             let (index, instances) = believe(&answer, &subject.query, subject.timing.max_stale)?;
-            Ok(Some((index, answer.body.len() as u64, instances)))
+            let is_cached = subject.query.consistency == Consistency::Cached
+                && fetch.from == ReadFrom::Anywhere;
+            let (bytes, is_copy) = (answer.body.len() as u64, answer.streamed || is_cached);
+            Ok(Some(Reply { index, bytes, instances, is_copy }))
         }
         Err(client::Error::Stopped) => Ok(None),
         Err(error) => Err(error.into()),

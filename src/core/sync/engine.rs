@@ -23,6 +23,7 @@ use parking_lot::{Condvar, Mutex};
 
 use self::board::Board;
 use self::keeper::{Command, Keeper};
+use super::outages::Outages;
 use super::plan::Followed;
 use super::{Connections, Plan, Sink, Target};
 use crate::stop::Stop;
@@ -58,6 +59,7 @@ struct Shared {
     /// Of the threads that have a connection, some of which may have ended.
     handles: Mutex<Vec<JoinHandle<()>>>,
     noted: Mutex<Connections>,
+    outages: Arc<Outages>,
 }
 
 impl Shared {
@@ -122,6 +124,7 @@ impl Engine {
             keeper: Keeper::default(),
             handles: Mutex::default(),
             noted: Mutex::default(),
+            outages: Arc::default(),
         });
         let kept = Arc::clone(&shared);
         let keeper = Mutex::new(Some(spawn(move || keeper::keep(&kept))?));

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::asking::{Failure, ask};
+use super::asking::{Failure, Reply, ask};
 use super::engine::{Counter, spawn};
 use super::names::query_name;
 use super::plan::{Followed, Subject};
@@ -140,10 +140,10 @@ impl Round {
         let followed = |(n, target): &(usize, Arc<Target>)| Followed::new(*n, Arc::clone(target));
         let targets: Vec<Followed> = watch.targets.iter().map(followed).collect();
         for server in 0..subject.endpoint.servers.len() {
-            let fetch = Fetch { server, index: None, wait: subject.timing.wait, probe: false };
+            let fetch = Fetch::read(server, subject.timing.wait);
             match ask(client, subject, fetch, View::Full) {
-                Ok(Some((index, _, instances))) => {
-                    let answer = (index, &instances);
+                Ok(Some(Reply { index, instances, .. })) => {
+                    let answer = (index, &instances, true);
                     let sink = &*self.sink;
                     // The engine that starts next warns of skipped instances. It also has the time
                     // to see removals confirmed, if another target of the watch has peers.

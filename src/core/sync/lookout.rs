@@ -125,8 +125,8 @@ pub(super) fn look_over(
 ) -> Result<Option<(u64, u64, Overview)>, Failure> {
     let Subject { query, endpoint, timing } = subject;
     let patience = fetch.probe.then_some(endpoint.connect_timeout);
-    let Fetch { server, index, wait, probe } = fetch;
-    let request = Request { endpoint, server, query, view, index, wait, patience };
+    let Fetch { server, index, wait, probe, from } = fetch;
+    let request = Request { endpoint, server, query, view, from, index, wait, patience };
     let answer = match if probe { client.probe(request) } else { client.get(request) } {
         Ok(answer) => answer,
         Err(client::Error::Stopped) => return Ok(None),
@@ -151,6 +151,9 @@ impl Lookout {
                 retry_min: timing.retry_min,
                 retry_max: timing.retry_max,
                 sweep: None,
+                poll: timing.poll,
+                can_avoid_copies: false,
+                may_lag: false,
             }),
             rng: SmallRng::from_rng(&mut rand::rng()),
             known: None,
@@ -185,14 +188,10 @@ impl Lookout {
             Ok(Some((index, bytes, overview))) => {
                 Looked::Found(self.take((fetch, sent), (index, bytes, overview), tools.sink))
             }
-            Err(Failure::Reconnected) => {
+            Err(failure) => {
                 self.lost = true;
-                self.watch.answer(Answer::Reconnected, Instant::now(), &mut self.rng);
-                Looked::Idle
-            }
-            Err(Failure::Refused(_, error)) => {
-                self.lost = true;
-                self.watch.answer(Answer::Failed, Instant::now(), &mut self.rng);
+                self.watch.answer(failure.answer(), Instant::now(), &mut self.rng);
+                let Failure::Refused(_, error) = failure else { return Looked::Idle };
                 if fetch.probe {
                     return Looked::Idle;
                 }
@@ -217,7 +216,7 @@ impl Lookout {
         sink: &dyn Sink,
     ) -> Finding {
         let now = Instant::now();
-        let answer = Answer::Good { index, digest: overview.digest(), bytes };
+        let answer = Answer::Good { index, digest: overview.digest(), bytes, is_copy: false };
         self.watch.answer(answer, now, &mut self.rng);
         let pause = if self.view == View::Names { PAUSE_NAMES } else { PAUSE_CHECKS };
         self.watch.pause_until(now + pause + Duration::from_secs_f64(bytes as f64 / BYTES));

@@ -25,11 +25,11 @@ pub(crate) fn ask_once(
     subject: &Subject,
     server: usize,
 ) -> Result<(u64, Instances), String> {
-    let fetch = Fetch { server, index: None, wait: Duration::ZERO, probe: false };
+    let fetch = Fetch::read(server, Duration::ZERO);
     // A kept connection that broke is worth a second try.
     for _ in 0..2 {
         match ask(client, subject, fetch, View::Full) {
-            Ok(Some((index, _, instances))) => return Ok((index, instances)),
+            Ok(Some(reply)) => return Ok((reply.index, reply.instances)),
             Ok(None) => return Err("nginx ends".to_owned()),
             Err(Failure::Reconnected) => {}
             Err(Failure::Refused(_, error)) => return Err(error),
@@ -47,7 +47,7 @@ pub(crate) fn names_of_all(client: &mut Client, subject: &Subject) -> Result<Has
     let scope = Scope::of(subject).ok_or("its answers are from the agent's cache")?;
     let mut failure = String::new();
     for server in 0..subject.endpoint.servers.len() {
-        let fetch = Fetch { server, index: None, wait: Duration::ZERO, probe: false };
+        let fetch = Fetch::read(server, Duration::ZERO);
         match look_over(client, scope.subject(), View::Names, fetch) {
             Ok(Some((.., overview))) => return Ok(overview.services()),
             Ok(None) => return Err("nginx ends".to_owned()),
@@ -69,7 +69,7 @@ pub(crate) fn publish_once(
     let followed = [Followed::new(number, Arc::new(target.clone()))];
     // The engine that follows it next warns of skipped instances, and if there is no room.
     let mut publisher = Publisher::quiet();
-    let answer = (index, instances);
+    let answer = (index, instances, true);
     let prepared = publisher.prepare(&target.subject(), &followed, answer, resolver, sink);
     let has_room = publisher.publish(&prepared, sink);
     let pending = prepared.pending(number);

@@ -9,6 +9,7 @@ use super::plan::{Followed, Subject};
 use super::{Level, Pending, Published, Sink, Target};
 use crate::consul::instances::{Instances, Skipped};
 use crate::consul::policy::{Guard, OnEmpty, Policy, Verdict};
+use crate::consul::watch;
 use crate::model::{Consistency, PeerSet, Source};
 use crate::resolve::{Names, Resolve};
 use crate::snapshot;
@@ -28,6 +29,8 @@ pub(super) struct Publisher {
     warned: HashSet<u64>,
     refused: HashSet<u64>,
     guards: HashMap<usize, Guard>,
+    /// Index and digest of the newest answer.
+    latest: Option<(u64, u128)>,
 }
 
 /// An answer with what is to become of it.
@@ -91,12 +94,29 @@ impl Publisher {
         Publisher { quiet: true, ..Publisher::default() }
     }
 
-    /// Makes the sets of the targets of a watch and judges them.
+    /// Whether an answer from a copy of the state is older than what is known.
+    pub(super) fn is_outdated(&self, index: u64, digest: u128) -> bool {
+        watch::is_outdated(self.latest, index, digest)
+    }
+
+    /// Takes note of an answer that is not outdated.
+    pub(super) fn note(&mut self, index: u64, digest: u128, is_copy: bool) {
+        let before = self.latest.filter(|_| is_copy).map_or(0, |(index, _)| index);
+        self.latest = Some((index.max(before), digest));
+    }
+
+    /// Whether a removal waits to be confirmed.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.guards.values().any(Guard::is_waiting)
+    }
+
+    /// Makes the sets of the targets of a watch and judges them. An answer from a copy of the state
+    /// can't confirm what another one has said.
     pub(super) fn prepare(
         &mut self,
         subject: &Subject,
         targets: &[Followed],
-        (index, instances): (u64, &Instances),
+        (index, instances, may_confirm): (u64, &Instances, bool),
         resolver: &dyn Resolve,
         sink: &dyn Sink,
     ) -> Prepared {
@@ -111,7 +131,7 @@ impl Publisher {
             let Followed { number, target, .. } = followed;
             let (set, excluded) = snapshot::peers(&instances.good, &target.selection, &self.names);
             self.warn(subject, &excluded, "skipped", sink);
-            let verdict = self.judge(*number, target, &set, sink);
+            let verdict = self.judge((*number, target), &set, may_confirm, sink);
             sets.push((followed.clone(), set, verdict));
         }
         Prepared { index, sets, limit }
@@ -198,14 +218,20 @@ impl Publisher {
         }
     }
 
-    fn judge(&mut self, number: usize, target: &Target, set: &PeerSet, sink: &dyn Sink) -> Verdict {
+    fn judge(
+        &mut self,
+        (number, target): (usize, &Target),
+        set: &PeerSet,
+        may_confirm: bool,
+        sink: &dyn Sink,
+    ) -> Verdict {
         let guard = self.guards.entry(number).or_default();
         if !target.policy.looks_at(set.peers().len()) && !guard.is_waiting() {
             return Verdict::Publish { ended: None };
         }
         let held = sink.held(number);
         let next = set.peers().iter().map(|peer| peer.identity).collect();
-        let verdict = guard.judge(&policy_of(target), &held, &next, Instant::now());
+        let verdict = guard.judge(&policy_of(target), (&held, &next), may_confirm, Instant::now());
         if !self.quiet {
             if let Some(line) = told(target, &verdict, held.len()) {
                 sink.log(Level::Warn, line);

@@ -1,23 +1,24 @@
 //! Carries out what the rules of a watch say.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use super::asking::{Failure, ask, digest, vouch};
+use self::report::Good;
+use super::asking::{Failure, Reply, ask, digest, vouch};
 use super::names::query_name;
+use super::outages::{Failing, Outages};
 use super::plan::{Followed, Subject};
 use super::publisher::{Prepared, Publisher};
-use super::{Level, Mode, Report, Sink};
+use super::{Mode, Report, Sink};
 use crate::consul::client::Client;
 use crate::consul::gate::Reason;
-use crate::consul::instances::Instances;
 use crate::consul::overview;
-use crate::consul::query::{View, has_tags};
+use crate::consul::query::{ReadFrom, View, has_tags, may_be_copy};
 use crate::consul::watch::{Answer, Fetch, Outcome, Settings, Step, Watch};
 use crate::model::{Consistency, Instance, Source};
 use crate::resolve::Resolve;
@@ -33,6 +34,7 @@ pub(super) struct Tools<'a> {
     pub(super) client: &'a mut Client,
     pub(super) resolver: &'a dyn Resolve,
     pub(super) sink: &'a dyn Sink,
+    pub(super) outages: &'a Arc<Outages>,
 }
 
 /// What all who work on a watch share.
@@ -41,6 +43,8 @@ pub(super) struct Common {
     targets: Mutex<Arc<[Followed]>>,
     /// Locked from the judging of an answer to its publication.
     publisher: Mutex<Publisher>,
+    /// A removal waits to be confirmed, which no copy of the state can.
+    confirms: AtomicBool,
     /// Counts publications.
     published: AtomicU64,
     /// The one that answered last.
@@ -53,6 +57,7 @@ impl Common {
             subject,
             targets: Mutex::new(targets.into()),
             publisher: Mutex::default(),
+            confirms: AtomicBool::new(false),
             published: AtomicU64::new(0),
             server: AtomicUsize::new(0),
         })
@@ -66,51 +71,67 @@ impl Common {
         *self.targets.lock() = targets.into();
     }
 
+    /// A read has to come from a server now if it could come from a copy of the state.
+    fn from(&self) -> ReadFrom {
+        match self.confirms.load(Ordering::Relaxed) {
+            true => ReadFrom::Server,
+            false => ReadFrom::Anywhere,
+        }
+    }
+
     /// Reads once, beside a blocking query that is under way. `Ok(Some)`: once more then. `Err`:
     /// no believable answer.
     pub(super) fn read_beside(&self, tools: &mut Tools<'_>) -> Result<Option<Instant>, Failure> {
         let subject = &*self.subject;
         let before = self.published.load(Ordering::SeqCst);
         let server = self.server.load(Ordering::Relaxed);
-        let fetch = Fetch { server, index: None, wait: subject.timing.wait, probe: false };
-        let Some((index, _, instances)) = ask(tools.client, subject, fetch, View::Full)? else {
+        let fetch = Fetch { from: self.from(), ..Fetch::read(server, subject.timing.wait) };
+        let Some(reply) = ask(tools.client, subject, fetch, View::Full)? else {
             return Ok(None);
         };
-        let targets = self.targets();
         let mut publisher = self.publisher.lock();
-        if self.published.load(Ordering::SeqCst) != before {
+        let digest = digest(&reply.instances.good);
+        if self.published.load(Ordering::SeqCst) != before
+            || reply.is_copy && publisher.is_outdated(reply.index, digest)
+        {
             // What the watch itself has published, to all targets, may be newer.
             return Ok(None);
         }
-        let prepared =
-            publisher.prepare(subject, &targets, (index, &instances), tools.resolver, tools.sink);
-        let is_nothing = instances.good.is_empty() && instances.skipped.is_empty();
-        if prepared.is_confirmed() && !vouch(tools.client, subject, server, is_nothing)? {
+        let Some(put) = self.put(&mut publisher, (&reply, digest), server, tools)? else {
+            return Ok(None);
+        };
+        let good = Good { index: reply.index, server, mode: Mode::Blocking };
+        good.report(&put.targets, Some(&put.prepared), tools.sink);
+        Ok(put.prepared.again())
+    }
+
+    /// Puts a reply in force as far as the policies allow; `None` if the engine ends.
+    fn put(
+        &self,
+        publisher: &mut Publisher,
+        (reply, digest): (&Reply, u128),
+        server: usize,
+        tools: &mut Tools<'_>,
+    ) -> Result<Option<Put>, Failure> {
+        let (subject, targets) = (&*self.subject, self.targets());
+        let answer = (reply.index, &reply.instances, !reply.is_copy);
+        let prepared = publisher.prepare(subject, &targets, answer, tools.resolver, tools.sink);
+        if prepared.is_confirmed() && !vouch(tools.client, subject, server, reply.is_empty())? {
             return Ok(None);
         }
-        publisher.publish(&prepared, tools.sink);
-        let good = Good { index, server, mode: Mode::Blocking };
-        good.report(&targets, Some(&prepared), tools.sink);
-        Ok(prepared.again())
+        let is_in_force = publisher.publish(&prepared, tools.sink);
+        publisher.note(reply.index, digest, reply.is_copy);
+        self.confirms.store(publisher.is_waiting(), Ordering::Relaxed);
+        Ok(Some(Put { targets, prepared, is_in_force }))
     }
 }
 
-/// What is reported of a good answer.
-#[derive(Clone, Copy)]
-struct Good {
-    index: u64,
-    server: usize,
-    mode: Mode,
-}
-
-impl Good {
-    fn report(self, targets: &[Followed], prepared: Option<&Prepared>, sink: &dyn Sink) {
-        let Good { index, server, mode } = self;
-        for target in targets.iter().filter(|target| !target.is_gone()) {
-            let pending = prepared.and_then(|prepared| prepared.pending(target.number));
-            sink.report(target.number, &Report::Good { index, server, mode, pending });
-        }
-    }
+/// What has become of a reply.
+struct Put {
+    targets: Arc<[Followed]>,
+    prepared: Prepared,
+    /// No set was refused.
+    is_in_force: bool,
 }
 
 /// One watch and all that it remembers.
@@ -130,6 +151,7 @@ pub(super) struct Job {
     pub(super) patience: Option<Duration>,
     /// The same because of the last answer: host names have to be looked up again.
     limit: Option<Duration>,
+    failing: Option<Failing>,
 }
 
 /// How a run ended.
@@ -153,6 +175,7 @@ impl Job {
             mode: Mode::Blocking,
             patience: None,
             limit: None,
+            failing: None,
         }
     }
 
@@ -160,7 +183,7 @@ impl Job {
     pub(super) fn restart(&mut self) {
         let subject = &self.common.subject;
         self.watch = new_watch(subject);
-        self.seen = None;
+        (self.seen, self.failing) = (None, None);
         let pause = subject.timing.retry_max.min(Duration::from_secs(5));
         self.watch.read_again(Instant::now() + pause);
     }
@@ -179,20 +202,31 @@ impl Job {
         let now = Instant::now();
         let limits = self.patience.into_iter().chain(self.limit);
         self.watch.limit_wait(limits.min());
-        let Step::Fetch(fetch) = self.watch.next(now) else { return Ran::Done { changed: false } };
+        let Step::Fetch(mut fetch) = self.watch.next(now) else {
+            return Ran::Done { changed: false };
+        };
         let common = Arc::clone(&self.common);
+        if fetch.index.is_none() {
+            fetch.from = fetch.from.max(common.from());
+        }
         match self.glance(&common.subject, fetch, now, tools) {
             Ok(Some(done)) => return done,
             Ok(None) => {}
-            Err(failure) => return self.failed(&common, fetch, failure, tools.sink),
+            Err(failure) => return self.failed(&common, fetch, &failure, tools),
         }
         let asked = ask(tools.client, &common.subject, fetch, View::Full);
         tools.client.end_probe(asked.is_ok());
-        let taken = asked.and_then(|answer| match answer {
-            Some(answer) => self.take(&common, (fetch, now), answer, tools),
+        let taken = asked.and_then(|reply| match reply {
+            Some(reply) => self.take(&common, (fetch, now), &reply, tools),
             None => Ok(Ran::Stopped),
         });
-        taken.unwrap_or_else(|failure| self.failed(&common, fetch, failure, tools.sink))
+        let ran = taken.unwrap_or_else(|failure| self.failed(&common, fetch, &failure, tools));
+        if let Some(turn) = self.watch.take_turn() {
+            let server = common.subject.endpoint.servers[fetch.server].to_string();
+            let name = query_name(&common.subject.query);
+            tools.outages.note_turn(&server, name, turn, Instant::now());
+        }
+        ran
     }
 
     /// Where the index alone can say that nothing has changed, asks only for that. `None` if all
@@ -210,16 +244,20 @@ impl Job {
         let Some((server, index, at)) = self.seen.filter(|_| usable && !self.must_read) else {
             return Ok(None);
         };
-        if fetch.index.is_some() || fetch.probe || fetch.server != server || now - at > TRUST {
+        let verifies = fetch.from == ReadFrom::Leader;
+        let is_other = fetch.index.is_some() || fetch.probe || verifies || fetch.server != server;
+        if is_other || now - at > TRUST {
             return Ok(None);
         }
         match ask(tools.client, subject, fetch, View::Index)? {
             None => Ok(Some(Ran::Stopped)),
-            Some((now_index, bytes, _)) if now_index == index => {
+            Some(reply) if reply.index == index => {
                 let digest = self.watch.digest().unwrap_or_default();
-                let answer = Answer::Good { index, digest, bytes };
-                self.watch.answer(answer, Instant::now(), &mut self.rng);
-                let good = Good { index, server, mode: self.mode };
+                let Reply { bytes, is_copy, .. } = reply;
+                let answer = Answer::Good { index, digest, bytes, is_copy };
+                let outcome = self.watch.answer(answer, Instant::now(), &mut self.rng);
+                self.log_good(fetch, outcome, tools);
+                let good = Good { index, server, mode: self.mode() };
                 good.report(&self.common.targets(), None, tools.sink);
                 Ok(Some(Ran::Done { changed: false }))
             }
@@ -232,41 +270,56 @@ impl Job {
         &mut self,
         common: &Common,
         (fetch, sent): (Fetch, Instant),
-        (index, bytes, instances): (u64, u64, Instances),
+        reply: &Reply,
         tools: &mut Tools<'_>,
     ) -> Result<Ran, Failure> {
-        let (subject, server, sink) = (&*common.subject, fetch.server, tools.sink);
-        let targets = common.targets();
+        let server = fetch.server;
+        let &Reply { index, bytes, is_copy, .. } = reply;
+        let digest = digest(&reply.instances.good);
         let mut publisher = common.publisher.lock();
-        let prepared =
-            publisher.prepare(subject, &targets, (index, &instances), tools.resolver, sink);
-        let is_nothing = instances.good.is_empty() && instances.skipped.is_empty();
-        if prepared.is_confirmed() && !vouch(tools.client, subject, server, is_nothing)? {
-            return Ok(Ran::Stopped);
+        if is_copy && publisher.is_outdated(index, digest) {
+            self.watch.answer(Answer::Outdated, Instant::now(), &mut self.rng);
+            for target in common.targets().iter().filter(|target| !target.is_gone()) {
+                let reason = Reason::Outdated;
+                tools.sink.report(target.number, &Report::Ignored { reason });
+            }
+            return Ok(Ran::Done { changed: false });
         }
-        let answer = Answer::Good { index, digest: digest(&instances.good), bytes };
-        let outcome = self.watch.answer(answer, Instant::now(), &mut self.rng);
-        told(subject, fetch, outcome, sink);
-        let published = publisher.publish(&prepared, sink);
+        let Some(put) = common.put(&mut publisher, (reply, digest), server, tools)? else {
+            return Ok(Ran::Stopped);
+        };
         common.published.fetch_add(1, Ordering::SeqCst);
         drop(publisher);
+        let Put { targets, prepared, is_in_force } = put;
+        let answer = Answer::Good { index, digest, bytes, is_copy };
+        let outcome = self.watch.answer(answer, Instant::now(), &mut self.rng);
+        self.log_good(fetch, outcome, tools);
         common.server.store(server, Ordering::Relaxed);
         let waits = targets.iter().any(|target| prepared.pending(target.number).is_some());
-        let settled = published && !waits && prepared.limit().is_none();
+        let settled = is_in_force && !waits && prepared.limit().is_none();
         self.seen = settled.then_some((server, index, sent));
         self.must_read = false;
-        self.remember_nodes(&instances.good);
+        self.remember_nodes(&reply.instances.good);
         self.limit = prepared.limit();
         if let Some(limit) = self.limit {
             self.watch.advance(sent + limit);
         }
         if let Some(at) = prepared.again() {
             self.watch.read_again(at);
-        } else if !published {
+        } else if !is_in_force {
             self.watch.read_again(Instant::now() + REFUSED);
         }
-        Good { index, server, mode: self.mode }.report(&targets, Some(&prepared), sink);
+        let good = Good { index, server, mode: self.mode() };
+        good.report(&targets, Some(&prepared), tools.sink);
         Ok(Ran::Done { changed: matches!(outcome, Outcome::Publish { changed: true, .. }) })
+    }
+
+    /// How changes are seen now.
+    fn mode(&self) -> Mode {
+        match self.watch.polls() {
+            true => Mode::Sweep { delay: self.common.subject.timing.poll },
+            false => self.mode,
+        }
     }
 
     fn remember_nodes(&mut self, instances: &[Instance]) {
@@ -277,67 +330,23 @@ impl Job {
         self.nodes.shrink_to_fit();
     }
 
-    fn failed(&mut self, common: &Common, fetch: Fetch, failure: Failure, sink: &dyn Sink) -> Ran {
+    fn failed(
+        &mut self,
+        common: &Common,
+        fetch: Fetch,
+        failure: &Failure,
+        tools: &mut Tools<'_>,
+    ) -> Ran {
         self.seen = None;
         let now = Instant::now();
-        match failure {
-            // It was only worth a try.
-            _ if fetch.probe => {
-                self.watch.answer(Answer::Failed, now, &mut self.rng);
-            }
-            Failure::Reconnected => {
-                self.watch.answer(Answer::Reconnected, now, &mut self.rng);
-            }
-            Failure::Refused(reason, error) => {
-                let outcome = self.watch.answer(Answer::Failed, now, &mut self.rng);
-                tell_failure(common, fetch, (reason, &error), outcome, sink);
-            }
+        let outcome = self.watch.answer(failure.answer(), now, &mut self.rng);
+        if let (Outcome::Failed { .. }, Failure::Refused(reason, error)) = (outcome, failure) {
+            let next = &common.subject.endpoint.servers[self.watch.server()].to_string();
+            let at = self.watch.due().map_or(now, |due| due.max(now));
+            self.watch.pause_until(tools.outages.turn(next, at, &mut self.rng));
+            self.report_failure(fetch, (*reason, error), outcome, tools);
         }
         Ran::Done { changed: false }
-    }
-}
-
-/// What the log says of an answer after failures.
-fn told(subject: &Subject, fetch: Fetch, outcome: Outcome, sink: &dyn Sink) {
-    let (name, server) = (query_name(&subject.query), &subject.endpoint.servers[fetch.server]);
-    if let Outcome::Publish { outage: Some(outage), .. } = outcome {
-        let line = format!("{name}: answers again after {outage:.1?}, server \"{server}\"");
-        sink.log(Level::Notice, line);
-    }
-    if fetch.probe {
-        let line = format!("{name}: the first server answers again, server \"{server}\"");
-        sink.log(Level::Notice, line);
-    }
-}
-
-fn tell_failure(
-    common: &Common,
-    fetch: Fetch,
-    (reason, error): (Reason, &str),
-    outcome: Outcome,
-    sink: &dyn Sink,
-) {
-    let Outcome::Failed { failures, retry_in, round } = outcome else { return };
-    let targets = common.targets();
-    let heard = || targets.iter().filter(|target| !target.is_gone()).map(|target| target.number);
-    if failures == 1 || round {
-        let level = if failures == 1 { Level::Error } else { Level::Info };
-        let server = &common.subject.endpoint.servers[fetch.server];
-        let name = query_name(&common.subject.query);
-        let retry = match retry_in.as_millis() {
-            0 => "trying the next server".to_owned(),
-            millis => format!("retrying in {millis}ms"),
-        };
-        let first = if heard().any(|target| sink.has_data(target)) {
-            ""
-        } else {
-            ", it has never answered"
-        };
-        sink.log(level, format!("{name}: {error}, {retry}, server \"{server}\"{first}"));
-    }
-    for target in heard() {
-        let server = fetch.server;
-        sink.report(target, &Report::Failed { server, reason, error, failures, retry_in });
     }
 }
 
@@ -348,6 +357,9 @@ fn new_watch(subject: &Subject) -> Watch {
         retry_min: subject.timing.retry_min,
         retry_max: subject.timing.retry_max,
         sweep: None,
+        poll: subject.timing.poll,
+        can_avoid_copies: may_be_copy(&subject.query),
+        may_lag: matches!(subject.query.consistency, Consistency::Stale | Consistency::Cached),
     })
 }
 
@@ -355,3 +367,5 @@ fn new_watch(subject: &Subject) -> Watch {
 pub(super) fn poll(subject: &Subject) -> Option<Duration> {
     (subject.query.source == Source::Query).then_some(subject.timing.poll)
 }
+
+mod report;

@@ -113,10 +113,11 @@ impl State {
                 let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
                 rest[..end].parse::<u64>().unwrap()
             });
-            let mut now = self.now.lock().unwrap();
-            while index.is_some_and(|index| now.0 <= index) {
-                now = self.changed.wait(now).unwrap();
-            }
+            let wait =
+                head.split_once("wait=").map_or(Duration::ZERO, |(_, rest)| go_duration(rest));
+            let now = self.now.lock().unwrap();
+            let asked = |now: &mut (u64, String)| index.is_some_and(|index| now.0 <= index);
+            let now = self.changed.wait_timeout_while(now, wait, asked).unwrap().0;
             let (index, list) = now.clone();
             drop(now);
             let length = list.len() + 2;
@@ -128,6 +129,17 @@ impl State {
                 return;
             }
         }
+    }
+}
+
+/// The time that a text begins with, in seconds or milliseconds.
+fn go_duration(text: &str) -> Duration {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number = text[..end].parse().unwrap();
+    if text[end..].starts_with("ms") {
+        Duration::from_millis(number)
+    } else {
+        Duration::from_secs(number)
     }
 }
 

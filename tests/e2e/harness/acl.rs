@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::consul::{Agent, Options};
-use crate::wait;
+use crate::{version, wait};
 
 /// The token that may do everything.
 pub const MANAGEMENT: &str = "b1000000-0000-4000-8000-000000000001";
@@ -33,7 +33,8 @@ pub fn start(options: Options) -> (Agent, Token) {
     let consul = options
         .hcl(&format!(
             "acl {{ enabled = true default_policy = \"deny\"
-                    tokens {{ master = \"{MANAGEMENT}\" agent = \"{MANAGEMENT}\" }} }}"
+                    tokens {{ {} agent = \"{MANAGEMENT}\" }} }}",
+            version::management_token(MANAGEMENT)
         ))
         .token(MANAGEMENT)
         .start();

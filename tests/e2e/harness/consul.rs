@@ -1,8 +1,7 @@
 //! Real Consul agents on loopback.
 
-use std::env;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, Weak};
@@ -12,132 +11,25 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::dressing::Dressing;
 use crate::http::{self, Response};
 pub use crate::instance::Instance;
 use crate::process::Process;
-use crate::{ports, wait};
+use crate::{version, wait};
+
+mod options;
+
+use self::options::Kind;
+pub use self::options::Options;
 
 /// Longest an agent may take to have a leader.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// What kind of agent it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    /// `-dev`: a server in memory that is ready within a second; forgets all when restarted.
-    Dev,
-    /// A server with its data on disk.
-    Server,
-    /// A client of servers elsewhere.
-    Client,
-}
-
-/// How an agent is to be started.
-#[derive(Clone, Debug)]
-pub struct Options {
-    kind: Kind,
-    node: String,
-    ip: Ipv4Addr,
-    hcl: String,
-    arguments: Vec<String>,
-    serf_port: Option<u16>,
-    token: Option<String>,
-}
-
-impl Options {
-    fn new(kind: Kind, node: &str) -> Options {
-        Options {
-            kind,
-            node: node.to_owned(),
-            ip: Ipv4Addr::LOCALHOST,
-            // Closed polls keep their slot until they end (consul-facts §4), and tests reload a lot.
-            hcl: "limits { http_max_conns_per_client = 4000 }\n".to_owned(),
-            arguments: Vec::new(),
-            serf_port: None,
-            token: None,
-        }
-    }
-
-    /// A server in memory.
-    pub fn dev() -> Options {
-        Options::new(Kind::Dev, "dev")
-    }
-
-    /// A server that keeps its data over a restart.
-    pub fn server(node: &str) -> Options {
-        // As quick to elect as a production server; the default is meant for small machines.
-        Options::new(Kind::Server, node).hcl("performance { raft_multiplier = 1 }")
-    }
-
-    /// A client agent.
-    pub fn client(node: &str) -> Options {
-        Options::new(Kind::Client, node)
-    }
-
-    /// Adds configuration.
-    pub fn hcl(mut self, text: &str) -> Options {
-        self.hcl.push_str(text);
-        self.hcl.push('\n');
-        self
-    }
-
-    /// Names the node.
-    pub fn node(mut self, name: &str) -> Options {
-        name.clone_into(&mut self.node);
-        self
-    }
-
-    /// Binds to another loopback address.
-    pub fn ip(mut self, ip: Ipv4Addr) -> Options {
-        self.ip = ip;
-        self
-    }
-
-    /// Adds a command line argument.
-    pub fn argument(mut self, argument: &str) -> Options {
-        self.arguments.push(argument.to_owned());
-        self
-    }
-
-    /// Gossips on this port; members of a cluster share one.
-    pub fn serf_port(mut self, port: u16) -> Options {
-        self.serf_port = Some(port);
-        self
-    }
-
-    /// Sends this token with what the tests ask.
-    pub fn token(mut self, token: &str) -> Options {
-        self.token = Some(token.to_owned());
-        self
-    }
-
-    /// Starts the agent and waits until its cluster has a leader and lists its node.
-    ///
-    /// # Panics
-    /// If that doesn't come to be.
-    pub fn start(self) -> Agent {
-        let mut agent = self.prepare();
-        agent.start();
-        agent
-    }
-
-    fn prepare(self) -> Agent {
-        let folder =
-            tempfile::Builder::new().prefix("nginx-consul-agent-").tempdir().expect("a folder");
-        Agent {
-            process: None,
-            http_port: ports::free(),
-            server_port: ports::free(),
-            serf_port: self.serf_port.unwrap_or_else(ports::free),
-            folder,
-            options: self,
-        }
-    }
-}
 
 /// An agent; it may be down at times.
 #[derive(Debug)]
 pub struct Agent {
     process: Option<Process>,
+    dressing: Option<Box<Dressing>>,
     options: Options,
     folder: TempDir,
     http_port: u16,
@@ -172,20 +64,30 @@ impl Agent {
                 let ended = p.exited();
                 assert!(ended.is_none(), "consul ended: {ended:?}\n{}", log(self.folder.path()));
                 true
-            }) && self.is_ready()
+            }) && {
+                self.show();
+                self.is_ready()
+            }
         });
     }
 
+    /// Has the dressing listen once the agent does.
+    fn show(&self) {
+        let up = || TcpStream::connect(self.direct()).is_ok();
+        self.dressing.iter().filter(|_| up()).for_each(|dressing| dressing.listen());
+    }
+
+    fn hide(&self) {
+        self.dressing.iter().for_each(|dressing| dressing.refuse());
+    }
+
     /// Starts it and waits for nothing.
-    ///
-    /// # Panics
-    /// If the binary can't be run.
-    pub fn launch(&mut self) {
+    fn launch(&mut self) {
         let folder = self.folder.path();
         fs::write(folder.join("agent.hcl"), &self.options.hcl).expect("agent.hcl");
         let log = fs::File::options().create(true).append(true).open(folder.join("log"));
         let log = log.expect("a log");
-        let mut command = Command::new(env::var_os("CONSUL_BINARY").unwrap_or("consul".into()));
+        let mut command = Command::new(version::binary());
         command.args(self.arguments());
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("the log")).stderr(log);
         for name in ["CONSUL_HTTP_ADDR", "CONSUL_HTTP_TOKEN", "CONSUL_HTTP_TOKEN_FILE"] {
@@ -215,10 +117,10 @@ impl Agent {
             format!("-serf-lan-port={}", self.serf_port),
             "-serf-wan-port=-1".to_owned(),
             "-dns-port=-1".to_owned(),
-            "-grpc-port=-1".to_owned(),
             "-log-level=warn".to_owned(),
             format!("-config-file={}", self.folder.path().join("agent.hcl").display()),
         ]);
+        arguments.extend(version::without_grpc().iter().map(|&argument| argument.to_owned()));
         arguments.extend(options.arguments.iter().cloned());
         arguments
     }
@@ -249,6 +151,7 @@ impl Agent {
         if let Some(mut process) = self.process.take() {
             process.stop(&[(Signal::KILL, Duration::from_secs(5))]);
         }
+        self.hide();
     }
 
     /// Ends it with SIGTERM; a client agent with `leave_on_terminate` says goodbye.
@@ -259,6 +162,7 @@ impl Agent {
                 (Signal::KILL, Duration::from_secs(5)),
             ]);
         }
+        self.hide();
     }
 
     /// Sends it a signal.
@@ -276,12 +180,22 @@ impl Agent {
         self.signal(Signal::CONT);
     }
 
-    /// Where its HTTP API listens.
+    /// Where nginx is to find its HTTP API: dressed as a newer Consul's where `CONSUL_DRESSED` is 1.
     pub fn address(&self) -> SocketAddr {
+        self.dressing().map_or_else(|| self.direct(), Dressing::address)
+    }
+
+    /// Where its HTTP API listens.
+    pub fn direct(&self) -> SocketAddr {
         (IpAddr::from(self.options.ip), self.http_port).into()
     }
 
-    /// URL of its HTTP API.
+    /// What dresses it, if anything does.
+    pub fn dressing(&self) -> Option<&Dressing> {
+        self.dressing.as_deref()
+    }
+
+    /// URL of [`Agent::address`].
     pub fn url(&self) -> String {
         format!("http://{}", self.address())
     }
@@ -315,7 +229,7 @@ impl Agent {
         let token = self.options.token.as_deref().unwrap_or_default();
         let headers = [("X-Consul-Token", token)];
         let headers = if token.is_empty() { &[][..] } else { &headers[..] };
-        http::request(self.address(), method, path, headers, body.as_bytes())
+        http::request(self.direct(), method, path, headers, body.as_bytes())
     }
 
     /// Puts a document; returns the answer's.
@@ -338,6 +252,16 @@ impl Agent {
         let answer = answer.unwrap_or_else(|error| panic!("GET {path}: {error}"));
         assert_eq!(answer.status, 200, "GET {path}: {}", answer.body);
         serde_json::from_str(&answer.body).unwrap_or_default()
+    }
+
+    /// The index of an answer, to block on.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn index(&self, path: &str) -> u64 {
+        let answer = self.request("GET", path, &Value::Null).expect("an answer");
+        let index = answer.header("X-Consul-Index").and_then(|index| index.parse().ok());
+        index.unwrap_or_else(|| panic!("GET {path}: no index"))
     }
 
     /// Registers an instance with this agent.

@@ -1,5 +1,5 @@
 //! The harness of the end-to-end tests, the demo and the benchmark: stock nginx, real Consul
-//! agents, backends that say who they are, and what breaks the connections between them.
+//! agents, backends that say who they are, and what breaks or dresses what passes between them.
 //!
 //! Everything runs on loopback, on reserved ports and in folders of its own, so that several runs
 //! can share a machine. Whatever is started is stopped by its pid when its owner is dropped.
@@ -10,6 +10,7 @@ pub mod browser;
 pub mod cluster;
 pub mod config;
 pub mod consul;
+pub mod dressing;
 pub mod fake_consul;
 pub mod faulty;
 pub mod http;
@@ -21,6 +22,7 @@ pub mod process;
 pub mod proxy;
 pub mod tally;
 pub mod tls;
+pub mod version;
 pub mod wait;
 pub mod wire;
 
@@ -28,6 +30,7 @@ pub use backend::{Backend, Manner};
 pub use browser::{Browser, Look};
 pub use config::Config;
 pub use consul::Agent;
+pub use dressing::{Dressing, Quirks};
 pub use fake_consul::FakeConsul;
 pub use faulty::{Failure, FaultyBackend};
 pub use instance::Instance;

@@ -81,6 +81,19 @@ pub fn until_eq<T: PartialEq + Debug + ?Sized, S: std::borrow::Borrow<T> + Debug
     }
 }
 
+/// The shortest of several measurements of how long something takes, at most `tries`, ending with the
+/// first within `limit`: what else the machine does only adds to it.
+pub fn at_best(limit: Duration, tries: usize, mut measure: impl FnMut() -> Duration) -> Duration {
+    let mut least = Duration::MAX;
+    for _ in 0..tries {
+        least = least.min(measure());
+        if least <= limit {
+            break;
+        }
+    }
+    least
+}
+
 /// Checks all through `span` that `condition` keeps holding.
 ///
 /// # Panics

@@ -66,7 +66,7 @@ fn another_modules_method_before_consul_dynamic_is_refused() {
                 "upstream api {{\ntest_method {mode} 127.0.0.1:1; # theirs\n\
                  consul_dynamic {service}; # here\n}}"
             );
-            refused_beside(&[module.clone()], &upstream, &words);
+            refused_beside(std::slice::from_ref(&module), &upstream, &words);
         }
     }
     // One of nginx's that wraps it hides nothing.

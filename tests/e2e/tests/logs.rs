@@ -137,6 +137,13 @@ fn traced(nginx: &Nginx) -> Vec<String> {
     nginx.logged("consul: ").iter().filter_map(|line| own(line)).filter(about_requests).collect()
 }
 
+/// Waits until the log has the whole of what was asked: a client has its answer before.
+fn until_done(nginx: &Nginx) {
+    wait::until("the request is done", SOON, || {
+        traced(nginx).last().is_some_and(|line| line.ends_with(" is done"))
+    });
+}
+
 fn ask_from(client: [u8; 4], nginx: &Nginx) -> String {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     socket.bind(&SocketAddr::from((client, 0)).into()).expect("an address of the loopback");
@@ -164,6 +171,7 @@ fn debug_lines_are_of_the_clients_that_debug_connection_names_only() {
         }
         assert_eq!(traced(&nginx), [""; 0], "{method}");
         ask_from([127, 0, 0, 7], &nginx);
+        until_done(&nginx);
         let lines = traced(&nginx);
         let generation = nginx.service(&service)["generation"].to_string();
         assert_eq!(
@@ -181,8 +189,10 @@ fn debug_lines_are_of_the_clients_that_debug_connection_names_only() {
             assert_eq!(ask_from([127, 0, 0, 7], &nginx), "b");
             traced(&nginx).iter().any(|line| line.ends_with(" has failed"))
         });
+        until_done(&nginx);
         let before = traced(&nginx).len();
         assert_eq!(ask_from([127, 0, 0, 7], &nginx), "b");
+        wait::until("two lines more", SOON, || traced(&nginx).len() >= before + 2);
         let lines = traced(&nginx).split_off(before);
         let address = backends[0].address();
         let passed = format!("{address} passed over, its failures keep it out");

@@ -90,12 +90,15 @@ fn a_name_that_does_not_exist_is_an_error_at_once_until_it_does() {
     let lines = "consul_unknown_service status=404 valid=200ms; consul_first_wait 60s;";
     let nginx = by_argument(&consul.url(), lines).start();
     let service = unique("later");
+    let start = Instant::now();
     for _ in 0..20 {
         assert_eq!(nginx.outcome(&path(&service)), "404");
     }
+    let seconds = start.elapsed().as_secs() as usize;
     let said = nginx.wait_for_log(&format!("no service \"{service}\" for upstream \"api\""));
     assert!(said.contains("[error]") && said.contains("Consul has no such service"), "{said}");
-    assert_eq!(nginx.logged("no service").len(), 1, "one line a second at most");
+    let lines = nginx.logged("no service").len();
+    assert!(lines <= 1 + seconds, "{lines} lines in {seconds} s: one a second at most");
     assert_eq!(named(&nginx), [""; 0], "no watch is left behind");
     let backend = Backend::start("late");
     register_one(&consul, &service, &backend);

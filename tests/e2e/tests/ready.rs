@@ -155,7 +155,7 @@ fn an_instance_that_can_not_be_used_does_not_count() {
         nginx.get("/");
         nginx.get("/two").status == 503
     });
-    assert_eq!(probes(&nginx, &["ready", "live"]), "ready 200, live 200");
+    until_probes(&nginx, "ready 200, live 200, two 503");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use nginx_consul_e2e::acl;
 use nginx_consul_e2e::consul::Options;
 use nginx_consul_e2e::tls::Authority;
-use nginx_consul_e2e::{Agent, Backend, Config, Instance, ports};
+use nginx_consul_e2e::{Agent, Backend, Config, Instance, ports, version};
 
 use crate::support::{SERVER, gateway, on_socket, register_one, tally, unique, until_served_by};
 
@@ -70,13 +70,7 @@ fn with_tls() -> (Agent, Authority, u16) {
     fs::write(&certificate, identity.certificate).expect("a certificate");
     fs::write(&key, identity.key).expect("a key");
     let port = ports::free();
-    let consul = Options::dev()
-        .hcl(&format!(
-            "ports {{ https = {port} }} cert_file = \"{}\" key_file = \"{}\"",
-            certificate.display(),
-            key.display()
-        ))
-        .start();
+    let consul = Options::dev().hcl(&version::https(port, &certificate, &key, None)).start();
     (consul, authority, port)
 }
 

@@ -253,7 +253,10 @@ fn an_answer_that_is_too_old_is_refused_and_kept_on_disk() {
     until_saved(&path, &other, &[&backends[1]]);
     proxy.set(Fault::Refuse);
     nginx.quit();
-    thread::sleep(Duration::from_millis(1100));
+    wait::until("what is saved is too old", SOON, || {
+        let written = fs::metadata(&path).and_then(|file| file.modified()).expect("its time");
+        written.elapsed().is_ok_and(|age| age > Duration::from_millis(1100))
+    });
 
     let mut nginx = config.clone().set("VALID", "valid=1s").start();
     assert_eq!(nginx.get("/").status, 502);

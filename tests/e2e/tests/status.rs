@@ -25,6 +25,7 @@ fn json_says_what_is_known_of_a_service_and_its_peers() {
     assert_eq!(answer.status, 200);
     assert!(answer.header("content-type").is_some_and(|t| t.starts_with("application/json")));
     assert_eq!(answer.header("cache-control"), Some("no-store"));
+    wait::until("the watch blocks", SOON, || nginx.service(&service)["mode"] == "blocking");
     let status = nginx.status();
     assert_eq!(status["module"]["version"], env!("CARGO_PKG_VERSION"));
     let version = status["nginx"]["version"].as_str().expect("a version");

@@ -338,15 +338,14 @@ fn an_instance_that_leaves_ends_what_it_has_begun() {
         .start();
     let address = nginx.address();
     backends[..2].iter().for_each(|backend| backend.set(Manner::Hold));
+    let held = || backends[0].busy() + backends[1].busy();
     let mut clients = Vec::new();
-    wait::until("one hangs at each", SOON, || {
-        if backends[0].busy() == 0 || backends[1].busy() == 0 {
-            clients.push(thread::spawn(move || http::get(address, "/size/5000")));
-            thread::sleep(Duration::from_millis(20));
-            return false;
-        }
-        true
-    });
+    while backends[0].busy() == 0 || backends[1].busy() == 0 {
+        clients.push(thread::spawn(move || http::get(address, "/size/5000")));
+        wait::until("a request is answered or hangs", SOON, || {
+            held() + clients.iter().filter(|client| client.is_finished()).count() == clients.len()
+        });
+    }
     let busy = [backends[0].busy(), backends[1].busy()];
     consul.set_maintenance(&ids[0], true);
     consul.deregister(&ids[1]);

@@ -10,7 +10,7 @@ use nginx_consul_e2e::acl;
 use nginx_consul_e2e::consul::Options;
 use nginx_consul_e2e::process;
 use nginx_consul_e2e::tls::{Authority, Identity};
-use nginx_consul_e2e::{Agent, Backend, Config, Load, Nginx, load, ports, wait};
+use nginx_consul_e2e::{Agent, Backend, Config, Load, Nginx, load, ports, version, wait};
 use tempfile::TempDir;
 
 use crate::support::{
@@ -25,20 +25,23 @@ struct Secure {
 }
 
 impl Secure {
-    /// `hcl` is added to its configuration, with `%%FOLDER%%` for the folder of `ca.pem`.
-    fn start(authority: &Authority, names: &[&str], hcl: &str) -> Secure {
+    fn start(authority: &Authority, names: &[&str]) -> Secure {
+        Secure::new(authority, names, false)
+    }
+
+    /// One that takes only clients with a certificate of the same authority.
+    fn demanding(authority: &Authority, names: &[&str]) -> Secure {
+        Secure::new(authority, names, true)
+    }
+
+    fn new(authority: &Authority, names: &[&str], demanding: bool) -> Secure {
         let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().display().to_string();
-        fs::write(folder.path().join("ca.pem"), authority.pem()).expect("the authority");
+        let file = |name: &str| folder.path().join(name);
+        fs::write(file("ca.pem"), authority.pem()).expect("the authority");
         write(folder.path(), &authority.issue(names));
-        let port = ports::free();
-        let agent = Options::dev()
-            .hcl(&format!(
-                "ports {{ https = {port} }}
-                 cert_file = \"{path}/cert.pem\" key_file = \"{path}/key.pem\" {}",
-                hcl.replace("%%FOLDER%%", &path)
-            ))
-            .start();
+        let (port, demanded) = (ports::free(), demanding.then(|| file("ca.pem")));
+        let hcl = version::https(port, &file("cert.pem"), &file("key.pem"), demanded.as_deref());
+        let agent = Options::dev().hcl(&hcl).start();
         Secure { agent, folder, url: format!("https://127.0.0.1:{port}") }
     }
 
@@ -58,7 +61,7 @@ fn write(folder: &Path, identity: &Identity) {
 #[test]
 fn a_certificate_of_another_authority_is_refused_and_the_last_good_set_served() {
     let authority = Authority::new();
-    let mut consul = Secure::start(&authority, &["127.0.0.1"], "");
+    let mut consul = Secure::start(&authority, &["127.0.0.1"]);
     let service = unique("web");
     let backends = Backend::start_all(&["a", "b"]);
     register_one(&consul.agent, &service, &backends[0]);
@@ -89,7 +92,7 @@ fn a_certificate_of_another_authority_is_refused_and_the_last_good_set_served() 
 
 #[test]
 fn the_systems_authorities_dont_vouch_for_a_private_one() {
-    let consul = Secure::start(&Authority::new(), &["127.0.0.1"], "");
+    let consul = Secure::start(&Authority::new(), &["127.0.0.1"]);
     let service = unique("web");
     let backend = Backend::start("a");
     register_one(&consul.agent, &service, &backend);
@@ -101,7 +104,7 @@ fn the_systems_authorities_dont_vouch_for_a_private_one() {
 #[test]
 fn consul_ssl_name_is_the_name_that_is_verified() {
     let authority = Authority::new();
-    let consul = Secure::start(&authority, &["server.dc1.consul"], "");
+    let consul = Secure::start(&authority, &["server.dc1.consul"]);
     let service = unique("web");
     let backend = Backend::start("a");
     register_one(&consul.agent, &service, &backend);
@@ -124,8 +127,7 @@ fn consul_ssl_name_is_the_name_that_is_verified() {
 #[test]
 fn an_agent_that_demands_a_certificate_gets_it() {
     let authority = Authority::new();
-    let demand = "verify_incoming = true ca_file = \"%%FOLDER%%/ca.pem\"";
-    let consul = Secure::start(&authority, &["127.0.0.1"], demand);
+    let consul = Secure::demanding(&authority, &["127.0.0.1"]);
     let service = unique("web");
     let backends = Backend::start_all(&["a", "b"]);
     register_one(&consul.agent, &service, &backends[0]);

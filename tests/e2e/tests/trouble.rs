@@ -10,7 +10,7 @@ use nginx_consul_e2e::consul::Options;
 use nginx_consul_e2e::fake_consul::{Answer, instance};
 use nginx_consul_e2e::ports::BlackHole;
 use nginx_consul_e2e::{
-    Agent, Backend, Config, FakeConsul, Fault, Instance, Load, Nginx, Proxy, load, wait,
+    Agent, Backend, Config, FakeConsul, Fault, Instance, Load, Nginx, Proxy, load, version, wait,
 };
 use serde_json::json;
 
@@ -307,7 +307,7 @@ fn all_connections_that_consul_allows_are_taken() {
         // The place of a poll that was cut is free when the poll ends.
         scene.failures() >= 3 && start.elapsed() > Duration::from_millis(1500)
     });
-    scene.until_visible("closed without an answer");
+    scene.until_visible(version::said_of_too_many_connections());
     scene.assert_few_requests();
     assert!(load.seen("b").is_none(), "{:?}", load.window());
     taken.clear();
@@ -326,8 +326,7 @@ fn all_connections_that_consul_allows_are_taken() {
 /// Runs `consul snapshot save` or `restore`.
 fn snapshot(consul: &Agent, verb: &str) {
     let file = consul.folder().join("state.snap");
-    let binary = std::env::var_os("CONSUL_BINARY").unwrap_or("consul".into());
-    let mut command = Command::new(binary);
+    let mut command = Command::new(version::binary());
     command.args(["snapshot", verb, &format!("-http-addr={}", consul.url())]).arg(file);
     let output = command.output().expect("the consul program");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -370,7 +369,7 @@ fn a_leader_lost_and_a_quorum_lost() {
     let nginx = gateway(&proxy.url(), &service, UPSTREAM).start();
     until_served_by(&nginx, "/", "a");
     let load = Load::start_paced(nginx.address(), "/", 1, true, Duration::from_millis(1));
-    let leader = cluster.leader().expect("a leader");
+    let leader = wait::until_some("a leader", Duration::from_secs(30), || cluster.leader());
     let servers = [&mut cluster.server].into_iter().chain(&mut cluster.joined);
     let mut servers: Vec<&mut Agent> = servers.collect();
     let is_leader = |agent: &&mut Agent| leader.contains(&agent.server_address());

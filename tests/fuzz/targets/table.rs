@@ -12,7 +12,11 @@ use nginx_consul_core::consul::gate::Reason;
 use nginx_consul_core::consul::policy::Pending;
 use nginx_consul_core::model::{Health, Peer, PeerSet, identity};
 use nginx_consul_core::process::ProcessId;
-use nginx_consul_core::table::{Action, Image, Lane, Mode, Order, Subject, Table};
+use nginx_consul_core::table::{
+    Action, Image, Lane, Limits, Mode, Order, PROBE_PACE, Subject, Table,
+};
+
+const LIMITS: Limits = Limits { max_fails: 1, fail_timeout: 10_000 };
 
 /// Words of the zone: the smallest that holds a few targets and peers.
 const WORDS: usize = 4096;
@@ -83,7 +87,7 @@ fn look(table: Table<'_>, image: &Image) {
         assert!(record.weight > 0);
         let counters = table.slot(place);
         let _ = (table.counters(place), table.in_flight(place), counters.started());
-        let _ = counters.is_failed(1, 10_000, 20_000);
+        let _ = counters.is_failed(LIMITS, 20_000);
     }
     let _ = (image.details(), image.history());
 }
@@ -96,12 +100,28 @@ fn count(table: Table<'_>, image: &Image, lane: Option<Lane>) {
         let counters = table.slot(place);
         counters.note_checked(identity, 10, 1_000);
         counters.note_failed(identity, 1_000);
-        counters.note_passed(identity, 1, 1_000);
+        if let Some(permit) = counters.probe((identity, lane), LIMITS, 2_000, PROBE_PACE) {
+            permit.end();
+        }
+        counters.note_passed(identity, 1, 1_000, 1_000);
+        let _ = counters.failing_for(3_000);
         counters.forget_fails(identity);
         if let Some(request) = owed {
             request.end();
         }
     }
+}
+
+/// What requests write while all peers of a target have failed.
+fn fail(table: Table<'_>, entry: usize, lane: Option<Lane>) {
+    let outage = table.outage(entry);
+    outage.note_marked(1_000);
+    outage.note_failed(1_001);
+    let _ = outage.is_confirmed();
+    if let Some(permit) = outage.permit(lane, 1_002, LIMITS.fail_timeout) {
+        permit.end();
+    }
+    table.note_recovered();
 }
 
 /// What the watch of a target writes.
@@ -184,6 +204,7 @@ fuzz_target!(|data: &[u8]| {
         for image in [table.read(entry, key), table.read_records(entry, key)].iter().flatten() {
             look(table, image);
             count(table, image, *lane);
+            fail(table, entry, *lane);
         }
         note(table, entry);
     }

@@ -190,7 +190,8 @@ impl<'z> Candidates<'_, 'z> {
             if !self.is_failed(known) {
                 return;
             }
-            until = until.min(self.slot(known).out_until(known.limits()) + 1);
+            let out_until = self.slot(known).out_until(known.limits());
+            until = until.min(out_until.saturating_add(1));
         }
         tier.out.until.set(until);
         tier.out.recoveries.set(recoveries);

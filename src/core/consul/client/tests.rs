@@ -91,6 +91,7 @@ fn ask(client: &mut Client, endpoint: &Arc<Endpoint>, index: Option<u64>) -> Res
         server: 0,
         query: &query,
         view: View::Full,
+        from: ReadFrom::Anywhere,
         index,
         wait,
         patience: None,

@@ -25,7 +25,7 @@ impl Bench {
     fn answer(&mut self, after: Duration, next: impl IntoIterator<Item = u64>) -> Verdict {
         self.now += after;
         let next = ids(next);
-        let verdict = self.guard.judge(&self.policy, &self.held, &next, self.now);
+        let verdict = self.guard.judge(&self.policy, (&self.held, &next), true, self.now);
         match verdict {
             Verdict::Publish { .. } => self.held = next,
             Verdict::Confirmed { .. } => {
@@ -56,6 +56,27 @@ impl Bench {
 
 fn publish() -> Verdict {
     Verdict::Publish { ended: None }
+}
+
+#[test]
+fn an_answer_that_may_not_confirm_begins_a_removal_and_ends_it_but_never_confirms_it() {
+    let mut bench = Bench::new(Policy::default(), 2);
+    let copy = |bench: &mut Bench, next: &[u64]| {
+        bench.now += STEP;
+        let next = ids(next.iter().copied());
+        bench.guard.judge(&bench.policy, (&bench.held, &next), false, bench.now)
+    };
+    for n in 0..20 {
+        let verdict = copy(&mut bench, &[]);
+        let pending = Pending { removals: 2, confirmed: 0, of: 3 };
+        let Verdict::Hold { pending: held, is_new, again: Some(_) } = verdict else {
+            panic!("{verdict:?}")
+        };
+        assert_eq!((held, is_new), (pending, n == 0));
+    }
+    assert!(matches!(copy(&mut bench, &[0, 1]), Verdict::Publish { ended: Some(_) }));
+    copy(&mut bench, &[]);
+    assert_eq!(bench.until_published(&[]).1, 4, "a server's answers do");
 }
 
 #[test]

@@ -4,6 +4,8 @@ use rand::rngs::SmallRng;
 
 use super::*;
 
+mod copies;
+
 const SECOND: Duration = Duration::from_secs(1);
 const WAIT: Duration = Duration::from_secs(60);
 
@@ -22,6 +24,9 @@ impl Bench {
             retry_min: Duration::from_millis(250),
             retry_max: Duration::from_secs(30),
             sweep,
+            poll: 5 * SECOND,
+            can_avoid_copies: true,
+            may_lag: false,
         };
         let rng = SmallRng::seed_from_u64(1);
         Bench { watch: Watch::new(settings), now: Instant::now(), rng }
@@ -53,7 +58,7 @@ impl Bench {
     }
 
     fn good(&mut self, after: Duration, index: u64, digest: u128) -> Outcome {
-        self.answer(after, Answer::Good { index, digest, bytes: 2 })
+        self.answer(after, Answer::Good { index, digest, bytes: 2, is_copy: false })
     }
 
     /// A watch that blocks on index 7.
@@ -61,7 +66,7 @@ impl Bench {
         let mut bench = Bench::new(1, None);
         bench.fetch();
         bench.good(Duration::ZERO, 7, 1);
-        assert_eq!(bench.fetch(), Fetch { server: 0, index: Some(7), wait: WAIT, probe: false });
+        assert_eq!(bench.fetch(), Fetch { index: Some(7), ..Fetch::read(0, WAIT) });
         bench
     }
 }
@@ -73,7 +78,7 @@ fn publish(changed: bool) -> Outcome {
 #[test]
 fn the_first_request_has_no_index_and_the_second_blocks_on_the_answers() {
     let mut bench = Bench::new(1, None);
-    assert_eq!(bench.fetch(), Fetch { server: 0, index: None, wait: WAIT, probe: false });
+    assert_eq!(bench.fetch(), Fetch::read(0, WAIT));
     assert_eq!(bench.good(Duration::ZERO, 4711, 1), publish(true));
     assert_eq!(bench.fetch().index, Some(4711));
 }
@@ -144,7 +149,7 @@ fn an_error_forgets_the_index_and_pauses() {
 fn a_lost_connection_forgets_the_index_without_a_pause() {
     let mut bench = Bench::blocking();
     assert_eq!(bench.answer(Duration::ZERO, Answer::Reconnected), Outcome::Again);
-    assert_eq!(bench.fetch(), Fetch { server: 0, index: None, wait: WAIT, probe: false });
+    assert_eq!(bench.fetch(), Fetch::read(0, WAIT));
     let outcome = bench.answer(Duration::ZERO, Answer::Reconnected);
     assert!(matches!(outcome, Outcome::Failed { .. }), "no index was sent: {outcome:?}");
 }
@@ -175,7 +180,7 @@ fn the_server_that_answers_is_kept() {
     bench.good(Duration::ZERO, 5, 1);
     assert_eq!(bench.fetch().server, 1);
     bench.answer(Duration::ZERO, Answer::Failed);
-    assert_eq!(bench.fetch(), Fetch { server: 2, index: None, wait: WAIT, probe: false });
+    assert_eq!(bench.fetch(), Fetch::read(2, WAIT));
 }
 
 #[test]
@@ -190,6 +195,8 @@ fn the_pause_doubles_up_to_its_maximum_and_starts_afresh_after_an_answer() {
     }
     bench.fetch_after_sleep();
     bench.good(Duration::ZERO, 1, 1);
+    bench.fetch_after_sleep();
+    bench.good(SECOND, 1, 1);
     bench.fetch();
     let Outcome::Failed { retry_in, failures: 1, .. } =
         bench.answer(Duration::ZERO, Answer::Failed)
@@ -205,9 +212,13 @@ fn an_answer_ends_an_outage_and_tells_its_length() {
     bench.answer(SECOND, Answer::Failed);
     bench.now += 12 * SECOND;
     bench.fetch_after_sleep();
-    let outcome = bench.good(Duration::ZERO, 3, 1);
-    assert_eq!(outcome, Outcome::Publish { changed: false, outage: Some(12 * SECOND) });
-    bench.fetch_after_sleep();
+    assert_eq!(bench.good(Duration::ZERO, 3, 1), publish(false), "nothing has blocked yet");
+    let (fetch, slept) = bench.fetch_after_sleep();
+    assert_eq!((fetch.index, fetch.wait), (Some(3), SECOND), "a short one is enough to know");
+    let outcome = bench.good(SECOND, 3, 1);
+    let outage = Some(12 * SECOND + slept);
+    assert_eq!(outcome, Outcome::Publish { changed: false, outage });
+    assert_eq!(bench.fetch_after_sleep().0.wait, WAIT);
     assert_eq!(bench.good(WAIT, 3, 1), publish(false));
 }
 
@@ -239,11 +250,19 @@ fn a_storm_of_useless_wakeups_is_held_to_two_a_second() {
 fn large_answers_cost_more() {
     let mut bench = Bench::blocking();
     for i in 0..4 {
-        let answer = Answer::Good { index: 8 + i, digest: 2 + u128::from(i), bytes: 16 << 20 };
+        let answer = Answer::Good {
+            index: 8 + i,
+            digest: 2 + u128::from(i),
+            bytes: 16 << 20,
+            is_copy: false,
+        };
         bench.answer(Duration::ZERO, answer);
         bench.fetch_after_sleep();
     }
-    bench.answer(Duration::ZERO, Answer::Good { index: 50, digest: 50, bytes: 16 << 20 });
+    bench.answer(
+        Duration::ZERO,
+        Answer::Good { index: 50, digest: 50, bytes: 16 << 20, is_copy: false },
+    );
     let Step::Sleep(time) = bench.step() else { panic!("17 MiB/s without pause") };
     assert_eq!(time.as_millis(), 850);
 }
@@ -267,7 +286,7 @@ fn the_wait_can_be_limited_for_a_while() {
     assert_eq!(bench.fetch().wait, 5 * SECOND);
     assert_eq!(bench.good(5 * SECOND, 9, 2), publish(false));
     bench.watch.limit_wait(None);
-    assert_eq!(bench.fetch(), Fetch { server: 0, index: Some(9), wait: WAIT, probe: false });
+    assert_eq!(bench.fetch(), Fetch { index: Some(9), ..Fetch::read(0, WAIT) });
 }
 
 #[test]
@@ -278,6 +297,9 @@ fn senseless_settings_are_bounded() {
         retry_min: Duration::ZERO,
         retry_max: Duration::ZERO,
         sweep: None,
+        poll: Duration::ZERO,
+        can_avoid_copies: false,
+        may_lag: false,
     };
     let mut bench = Bench::new(1, None);
     bench.watch = Watch::new(settings);
@@ -293,13 +315,17 @@ fn on_the_second() -> Bench {
     bench.answer(Duration::ZERO, Answer::Failed);
     assert_eq!(bench.fetch().server, 1);
     bench.good(Duration::ZERO, 7, 1);
+    let poll = bench.fetch();
+    assert_eq!((poll.server, poll.index, poll.wait), (1, Some(7), SECOND));
+    bench.good(SECOND, 7, 1);
     bench
 }
 
 #[test]
 fn the_first_server_is_asked_again_while_another_is_in_use() {
     let mut bench = on_the_second();
-    let mut elapsed = Duration::ZERO;
+    // The first answer of the second is a second old.
+    let mut elapsed = SECOND;
     for round in 1..=5u32 {
         // The poll of the server in use ends when it is time to ask.
         let poll = bench.fetch();
@@ -325,7 +351,7 @@ fn the_first_server_is_in_use_again_once_it_answers() {
     bench.good(poll.wait, 7, 1);
     assert!(bench.fetch().probe);
     assert_eq!(bench.good(Duration::ZERO, 3, 2), publish(true));
-    assert_eq!(bench.fetch(), Fetch { server: 0, index: Some(3), wait: WAIT, probe: false });
+    assert_eq!(bench.fetch(), Fetch { index: Some(3), ..Fetch::read(0, WAIT) });
 }
 
 #[test]
@@ -353,8 +379,11 @@ fn a_read_can_be_wanted_at_a_time_and_comes_without_an_index() {
 fn any_answer() -> impl Strategy<Value = Answer> {
     let bytes = prop_oneof![Just(2), 0..32u64 << 20];
     prop_oneof![
-        4 => (0..5u64, 0..3u128, bytes)
-            .prop_map(|(index, digest, bytes)| Answer::Good { index, digest, bytes }),
+        4 => (0..5u64, 0..3u128, bytes, any::<bool>()).prop_map(|(index, digest, bytes, is_copy)| {
+            Answer::Good { index, digest, bytes, is_copy }
+        }),
+        1 => Just(Answer::Outdated),
+        2 => Just(Answer::Refused),
         2 => Just(Answer::Failed),
         1 => Just(Answer::Reconnected),
     ]
@@ -385,11 +414,18 @@ proptest! {
             prop_assert!(f64::from(requests) <= BUCKET + 2.0 + time * REFILL, "{requests} in {time} s");
             let had_index = fetch.index;
             let outcome = bench.answer(Duration::from_millis(millis), answer);
-            if let (Answer::Good { index, .. }, Some(asked)) = (answer, had_index) {
+            if let (Answer::Good { index, is_copy: false, .. }, Some(asked)) = (answer, had_index) {
                 prop_assert!(index.max(1) > asked || bench.watch.index.is_none());
             }
-            if !fetch.probe && matches!(outcome, Outcome::Failed { .. } | Outcome::Again) {
+            if matches!(outcome, Outcome::Failed { .. }) {
                 prop_assert_eq!(bench.watch.index, None);
+                prop_assert!(!fetch.probe);
+            }
+            if bench.watch.is_failing() {
+                let ends = matches!(outcome, Outcome::Publish { outage: Some(_), .. });
+                prop_assert!(!ends, "{outcome:?}");
+                let blocks = fetch.index.is_some() && matches!(answer, Answer::Good { .. });
+                prop_assert!(!blocks, "only the answer to a query that blocks ends an outage");
             }
         }
     }

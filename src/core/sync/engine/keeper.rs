@@ -26,6 +26,9 @@ const SHORTEST: Duration = Duration::from_millis(1);
 /// Pause after the system had no thread to give.
 const NO_THREAD: Duration = Duration::from_secs(1);
 
+/// Longer than a line of the log ever waits.
+const HOUR: Duration = Duration::from_secs(3600);
+
 /// What the keeper is told.
 pub(super) enum Command {
     Follow(Followed),
@@ -104,6 +107,9 @@ pub(super) fn keep(shared: &Arc<Shared>) {
         let round = AssertUnwindSafe(|| round(shared, &mut memory, commands));
         until = catch_unwind(round).unwrap_or_else(|_| Instant::now() + TICK);
     }
+    // Whatever waits for others to say it with.
+    let write = || shared.outages.write(&*shared.sink, Instant::now() + HOUR);
+    let _ = catch_unwind(AssertUnwindSafe(write));
 }
 
 /// Looks around once; says when to do so again.
@@ -143,7 +149,9 @@ fn round(shared: &Arc<Shared>, memory: &mut Memory, commands: Vec<Command>) -> I
         return now + NO_THREAD;
     }
     memory.short &= missing == 0;
-    due.map_or(memory.tick_at, |due| due.max(now + SHORTEST).min(memory.tick_at))
+    let line = shared.outages.write(&*shared.sink, now);
+    let next = due.into_iter().chain(line).min();
+    next.map_or(memory.tick_at, |next| next.max(now + SHORTEST).min(memory.tick_at))
 }
 
 fn obey(board: &mut Board, commands: Vec<Command>, now: Instant) {

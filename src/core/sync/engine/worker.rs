@@ -45,7 +45,12 @@ pub(super) fn work(shared: &Arc<Shared>) {
     let resolver = SystemResolver::new(Arc::clone(stop));
     let mut last = Last::default();
     while let Some(task) = next(shared, &last) {
-        let mut tools = Tools { client: &mut client, resolver: &resolver, sink: &*shared.sink };
+        let mut tools = Tools {
+            client: &mut client,
+            resolver: &resolver,
+            sink: &*shared.sink,
+            outages: &shared.outages,
+        };
         let goes_on = match task {
             Task::Watch(id, job) => watch(shared, &mut tools, &mut last, id, job),
             Task::Beside(id, common) => beside(shared, &mut tools, id, &common),
@@ -129,6 +134,10 @@ fn watch(
     let mut board = shared.board.lock();
     board.put(id, job, changed, Instant::now());
     shared.note(&mut board);
+    drop(board);
+    if shared.outages.take_news() {
+        shared.keeper.poke();
+    }
     true
 }
 

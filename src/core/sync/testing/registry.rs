@@ -159,8 +159,8 @@ impl Shared {
     fn answer(&self, path: &str, query: &str) -> (u16, u64, String) {
         let value = |name: &str| query.split('&').find_map(|part| part.strip_prefix(name));
         let index: Option<u64> = value("index=").and_then(|text| text.parse().ok());
-        let wait = value("wait=").and_then(|text| text.trim_end_matches(['m', 's']).parse().ok());
-        let deadline = Instant::now() + Duration::from_secs(wait.unwrap_or(60));
+        let wait = value("wait=").map_or(Duration::ZERO, super::go_duration);
+        let deadline = Instant::now() + wait;
         let mut state = self.state.lock().unwrap();
         state.requests.push(format!("{path}?{query}"));
         if index.is_some() {

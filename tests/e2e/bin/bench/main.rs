@@ -9,6 +9,7 @@ mod instructions;
 mod memory;
 mod options;
 mod propagation;
+mod quiet;
 mod services;
 mod stage;
 mod status;
@@ -31,7 +32,11 @@ fn main() -> ExitCode {
     }
     // Unwinding stops whatever was started, by its pid.
     match catch_unwind(AssertUnwindSafe(run)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            eprintln!("bench: a promise was missed");
+            ExitCode::FAILURE
+        }
         Err(_) if wait::is_interrupted() => {
             eprintln!("bench: interrupted; all of it was stopped");
             ExitCode::from(130)
@@ -40,7 +45,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() {
+/// Whether what is promised was kept, where anything is.
+fn run() -> bool {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (first, rest) = match arguments.split_first() {
         Some((first, rest)) => (first.as_str(), rest),
@@ -59,14 +65,16 @@ fn run() {
             Err(problem) => refuse(&problem, distinct::USAGE),
         },
         _ => match Options::parse(arguments.into_iter()) {
-            Ok(options) => measure(&options),
+            Ok(options) => return measure(&options),
             Err(problem) => refuse(&problem, options::USAGE),
         },
     }
+    true
 }
 
-/// Each table is printed when it is whole.
-fn measure(options: &Options) {
+/// Each table is printed when it is whole. Says whether what is promised was kept.
+fn measure(options: &Options) -> bool {
+    let mut missed = false;
     let stage = Stage::start(options);
     println!("nginx {}, {} setup", stage::nginx_version(), options.setup.name());
     println!("module {}\n", nginx::module().display());
@@ -80,7 +88,10 @@ fn measure(options: &Options) {
         update::measure(&stage, options).print();
     }
     if options.has(Part::Propagation) {
-        propagation::measure(&stage, options).print();
+        for table in [propagation::measure(&stage, options), quiet::measure(&stage, options)] {
+            table.print();
+            missed |= table.missed();
+        }
     }
     if options.has(Part::Status) {
         status::measure(&stage, options).iter().for_each(Table::print);
@@ -91,6 +102,7 @@ fn measure(options: &Options) {
     if options.has(Part::Dead) {
         dead::measure(&stage, options).print();
     }
+    !missed
 }
 
 fn refuse(problem: &str, usage: &str) -> ! {

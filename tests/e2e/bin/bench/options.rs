@@ -15,7 +15,8 @@ scripts/bench [option]…
                     with that method, group or whole name: least_conn, ours, over:hash_consistent …
                     (default: all; cpu takes only static:round_robin, static:random, lua and ours)
   --part NAME,…     instructions, memory, update, propagation, status, cpu (default: these), and dead,
-                    a healthy service beside a dead one, which takes eight minutes
+                    a healthy service beside a dead one, which takes eight minutes; propagation is
+                    judged: the exit status tells whether its promises were kept
   --worker 0|1      whose instructions are counted: those of worker 0, which follows Consul and so
                     has threads, or of another one (default 1)
   --keep FOLDER     callgrind's files go there, for callgrind_annotate
@@ -30,7 +31,7 @@ pub(crate) enum Part {
     Instructions,
     /// CPU time per request.
     Cpu,
-    /// Registration to first request.
+    /// Registration to first request, and what a watch costs while nothing changes.
     Propagation,
     /// What a change takes from the event loop.
     Update,

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nginx_consul_e2e::Dressing;
 use nginx_consul_e2e::consul::Instance;
 use nginx_consul_e2e::http::Connection;
 use nginx_consul_e2e::nginx::Config;
@@ -20,34 +21,48 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// The service of this measurement.
 const SERVICE: &str = "moving";
 
-/// Measures registrations one by one, and amid other changes.
+/// What is promised of a change: milliseconds in the middle, and at most.
+const MEDIAN: f64 = 5.0;
+const MOST: f64 = 50.0;
+
+/// Measures registrations one by one, and amid other changes; of Consul as it is, and dressed as one
+/// that streams.
 pub(crate) fn measure(stage: &Stage, options: &Options) -> Table {
     let times = if options.quick { TIMES / 4 } else { TIMES };
     // Two that stay, so that requests are answered all the time.
     for n in 0..2 {
         stage.consul().register(&Instance::new(SERVICE, &format!("stays-{n}"), stage.address(n)));
     }
-    let nginx = Config::whole(&variants::following(stage, SERVICE)).start();
-    let head = ["", "registering → first request, ms", "deregistered → last request, ms"];
-    let caption = format!("Propagation, {times} of each; least–**median**–most");
+    let dressing = Dressing::start(stage.consul().direct());
+    let head = ["", "registering → first request, ms", "deregistered → last request, ms", ""];
+    let caption = format!(
+        "Propagation, {times} of each; least–**median**–most; promised are a median of {MEDIAN} ms \
+         and {MOST} ms at most"
+    );
     let mut table = Table::new(caption, head.map(str::to_owned));
-    let mut jitter = Jitter(0x2545_f491_4f6c_dd1d);
-    let second = Duration::from_secs(1);
-    let mut run = |title: &str, pause: &mut dyn FnMut() -> Duration| {
-        let mut trial = Trial { stage, nginx: nginx.address() };
-        let (came, went): (Vec<f64>, Vec<f64>) = (0..times)
-            .map(|n| {
-                thread::sleep(pause());
-                let came = trial.come(10 + n);
-                thread::sleep(pause());
-                (came, trial.go(10 + n))
-            })
-            .unzip();
-        eprintln!("propagation: {title}: {}", table::spread(&came, 1));
-        table.row([title.to_owned(), table::spread(&came, 1), table::spread(&went, 1)]);
-    };
-    run("one change a second", &mut || second);
-    run("changes 0–0.4 s apart", &mut || jitter.below(Duration::from_millis(400)));
+    for (manner, url) in
+        [("plain", format!("http://{}", stage.consul().direct())), ("dressed", dressing.url())]
+    {
+        let nginx = Config::whole(&variants::following(&url, SERVICE)).start();
+        let mut jitter = Jitter(0x2545_f491_4f6c_dd1d);
+        let mut run = |title: &str, pause: &mut dyn FnMut() -> Duration| {
+            let mut trial = Trial { stage, nginx: nginx.address() };
+            let (came, went): (Vec<f64>, Vec<f64>) = (0..times)
+                .map(|n| {
+                    thread::sleep(pause());
+                    let came = trial.come(10 + n);
+                    thread::sleep(pause());
+                    (came, trial.go(10 + n))
+                })
+                .unzip();
+            eprintln!("propagation: {manner}, {title}: {}", table::spread(&came, 1));
+            let kept = [&came, &went].iter().all(|values| table::within(values, MEDIAN, MOST));
+            let title = format!("{manner}: {title}");
+            table.judged([title, table::spread(&came, 1), table::spread(&went, 1)], kept);
+        };
+        run("one change a second", &mut || Duration::from_secs(1));
+        run("changes 0–0.4 s apart", &mut || jitter.below(Duration::from_millis(400)));
+    }
     table
 }
 

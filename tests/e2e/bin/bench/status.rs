@@ -69,7 +69,7 @@ pub(crate) fn measure(stage: &Stage, options: &Options) -> Vec<Table> {
 /// nginx that follows a service of so many instances.
 fn start(stage: &Stage, length: usize) -> Nginx {
     let service = stage.service(Setup::Distinct, length);
-    let text = variants::following(stage, &service).replace(
+    let text = variants::following(&stage.consul_url(), &service).replace(
         "location = /consul",
         "location = /few { consul_status metrics=service; }\n\
          location = /other { return 204; }\nlocation = /consul",

@@ -6,17 +6,35 @@ pub(crate) struct Table {
     caption: String,
     head: Vec<String>,
     rows: Vec<Vec<String>>,
+    missed: bool,
 }
 
 impl Table {
     /// A table with these columns.
     pub(crate) fn new(caption: impl Into<String>, head: impl IntoIterator<Item = String>) -> Table {
-        Table { caption: caption.into(), head: head.into_iter().collect(), rows: Vec::new() }
+        Table {
+            caption: caption.into(),
+            head: head.into_iter().collect(),
+            rows: Vec::new(),
+            missed: false,
+        }
     }
 
     /// Adds a row.
     pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().collect());
+    }
+
+    /// Adds a row with a last cell that says whether what is promised was kept.
+    pub(crate) fn judged(&mut self, cells: impl IntoIterator<Item = String>, kept: bool) {
+        let verdict = if kept { "kept" } else { "**missed**" };
+        self.row(cells.into_iter().chain([verdict.to_owned()]));
+        self.missed |= !kept;
+    }
+
+    /// Whether a row misses what is promised.
+    pub(crate) fn missed(&self) -> bool {
+        self.missed
     }
 
     /// Prints it.
@@ -44,6 +62,11 @@ pub(crate) fn spread(values: &[f64], digits: usize) -> String {
         return "–".to_owned();
     };
     format!("{least:.digits$}–**{:.digits$}**–{most:.digits$}", median(&sorted))
+}
+
+/// Whether the middle of the values and the greatest are at most this.
+pub(crate) fn within(values: &[f64], most_median: f64, most: f64) -> bool {
+    median_of(values) <= most_median && values.iter().all(|&v| v <= most)
 }
 
 /// The middle of values in any order; NaN of none.

@@ -158,11 +158,12 @@ impl Variant {
                 let cached = self == Variant::LuaCached;
                 (lua_modules(), lua(stage, length, poll_seconds, cached))
             }
-            Variant::Ours(method) => {
-                ours(stage, &format!("consul_dynamic {service};\nconsul_balance {method};\n"))
-            }
+            Variant::Ours(method) => ours(
+                &stage.consul_url(),
+                &format!("consul_dynamic {service};\nconsul_balance {method};\n"),
+            ),
             Variant::Over(method) => {
-                ours(stage, &format!("{method};\nconsul_dynamic {service};\n"))
+                ours(&stage.consul_url(), &format!("{method};\nconsul_dynamic {service};\n"))
             }
         };
         whole(&modules, &http)
@@ -174,9 +175,9 @@ fn shown(method: &str) -> String {
     method.replace("$arg_key", "key")
 }
 
-/// A configuration in which our module follows `service`.
-pub(crate) fn following(stage: &Stage, service: &str) -> String {
-    let (modules, http) = ours(stage, &format!("consul_dynamic {service};\n"));
+/// A configuration in which our module follows `service` of the Consul at `url`.
+pub(crate) fn following(url: &str, service: &str) -> String {
+    let (modules, http) = ours(url, &format!("consul_dynamic {service};\n"));
     whole(&modules, &http)
 }
 
@@ -196,8 +197,7 @@ fn whole(modules: &str, http: &str) -> String {
 }
 
 /// What to load, and what to put into `http`.
-fn ours(stage: &Stage, block: &str) -> (String, String) {
-    let server = stage.consul_url();
+fn ours(server: &str, block: &str) -> (String, String) {
     let http = format!(
         "consul_server {server};\nconsul_zone consul 64m;\nconsul_init_timeout 60s;\n{}",
         upstream(block)

@@ -143,14 +143,20 @@ fn fixed_and_named_blocks_share_the_watch_of_a_service() {
     let tagged_path = format!("/tagged?s={service}");
     wait::until_eq("the tagged one", SOON, "tagged", || nginx.outcome(&tagged_path));
     until_served_by(&nginx, &path(&service), &format!("{service} tagged"));
-    let watching = || {
+    let blocking = |text: &str| {
         let all = proxy.requests(&format!("/v1/health/service/{service}"));
-        all.iter().filter(|request| request.line.contains("index=")).count()
+        all.iter().filter(|request| request.line.contains(text)).count()
     };
+    let watching = || blocking("index=");
+    let index = consul.index(&format!("/v1/health/service/{service}"));
+    wait::until("the watch blocks on what is known", SOON, || {
+        blocking(&format!("index={index}&")) > 0
+    });
     let before = watching();
     consul.deregister("tagged");
     until_served_by(&nginx, &path(&service), &service);
     wait::until_eq("the tagged one is gone", SOON, "502", || nginx.outcome(&tagged_path));
+    wait::until("the watch blocks again", SOON, || watching() > before);
     assert_eq!(watching(), before + 1, "one watch asks once more");
 }
 
@@ -175,8 +181,10 @@ fn a_churn_of_services_mixes_nobody_up() {
         .iter()
         .map(|(service, _)| (service, Load::start(nginx.address(), &path(service), 1, false)))
         .collect();
+    let sent = || loads.iter().map(|(_, load)| load.sent()).sum::<usize>();
     for turn in 0..6 {
-        std::thread::sleep(Duration::from_millis(700));
+        let before = sent();
+        wait::until("a few hundred requests", SOON * 2, || sent() >= before + 300);
         if turn % 2 == 0 {
             nginx.reload_and_wait();
         } else {

@@ -149,8 +149,7 @@ fn a_question_that_is_lost_is_asked_again() {
                 })
             })
             .collect();
-        wait::until("Consul is asked", SOON, || proxy.open() > 0);
-        thread::sleep(Duration::from_millis(100));
+        wait::until("Consul is asked", SOON, || !proxy.requests(&service).is_empty());
         kill(zero);
         nginx.until_replaced(zero);
         proxy.set(Fault::Pass);

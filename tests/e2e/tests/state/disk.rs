@@ -4,7 +4,6 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
 use std::time::Duration;
 
 use nginx_consul_e2e::{Agent, Backend, wait};
@@ -29,8 +28,9 @@ fn breaks_and_recovers(path: &Path, why: &str, set_broken: impl Fn(bool)) {
     assert!(error.as_str().is_some_and(|e| e.contains(why)), "{error}");
     until_served_by(&nginx, "/", "a b");
     // Tries again every second.
-    thread::sleep(Duration::from_millis(2200));
-    assert_eq!(nginx.logged("can't be written").len(), 1, "said more than once");
+    wait::holds("it is said once", Duration::from_millis(2200), || {
+        nginx.logged("can't be written").len() == 1
+    });
     assert_eq!(saved(path, &service), addresses(&[&backends[0]]), "the old file");
     set_broken(false);
     until_saved(path, &service, &[&backends[0], &backends[1]]);

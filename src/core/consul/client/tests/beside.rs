@@ -5,7 +5,7 @@ use super::*;
 fn request<'a>(endpoint: &'a Arc<Endpoint>, query: &'a Query, server: usize) -> Request<'a> {
     let patience = (server == 0).then_some(Duration::from_millis(200));
     let (view, wait) = (View::Full, Duration::from_secs(60));
-    Request { endpoint, server, query, view, index: None, wait, patience }
+    Request { endpoint, server, query, view, from: ReadFrom::Anywhere, index: None, wait, patience }
 }
 
 #[test]

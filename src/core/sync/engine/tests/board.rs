@@ -62,7 +62,7 @@ impl Bench {
     fn reply(&mut self, job: &mut Job) {
         job.watch.next(self.now);
         self.index += 1;
-        let answer = Answer::Good { index: self.index, digest: 1, bytes: 2 };
+        let answer = Answer::Good { index: self.index, digest: 1, bytes: 2, is_copy: false };
         job.watch.answer(answer, self.now, &mut self.rng);
     }
 
