@@ -62,7 +62,8 @@ fn at_the_end_of_fail_timeout_one_request_at_a_time_over_all_workers_tries_an_in
                 .file("server.conf", PATIENT)
         });
         stage.backends[0].set(Manner::Silent);
-        let clients = Load::start_every(stage.nginx.address(), "/", 40, Duration::from_millis(15));
+        let clients =
+            Load::start_every(stage.nginx.address(), "/patient", 40, Duration::from_millis(15));
         let dead = &stage.backends[0];
         wait::until("the first tries have failed", SOON, || {
             dead.requests() > 0 && dead.busy() == 0
