@@ -97,6 +97,13 @@ impl Stage {
         self.backends.iter().for_each(Backend::release);
     }
 
+    /// Waits until nginx knows that no request but `more` is with an instance any longer; a backend
+    /// has answered before.
+    #[track_caller]
+    fn until_known(&self, what: &str, more: u64) {
+        wait::until_eq(what, SOON, &more, || self.nginx.in_flight());
+    }
+
     /// Requests that the backends have now.
     fn busy(&self) -> usize {
         self.backends.iter().map(Backend::busy).sum()
@@ -166,12 +173,12 @@ impl Stage {
         (self.nginx.outcome(path), start.elapsed())
     }
 
-    /// Sees that so many requests, one after the other, are all answered so at once.
+    /// Sees that so many requests, one after the other, are all answered so, and none by waiting.
     #[track_caller]
     fn all_at_once(&self, path: &str, n: usize, outcome: &str) {
         for i in 0..n {
             let (seen, took) = self.timed(path);
-            assert!(seen == outcome && took < Duration::from_secs(1), "{i}: {seen}, {took:?}");
+            assert!(seen == outcome && took < SOON, "{i}: {seen}, {took:?}");
         }
     }
 

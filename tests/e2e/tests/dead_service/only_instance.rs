@@ -198,7 +198,7 @@ fn the_bound_holds_for_a_service_that_requests_name() {
     let clients = Load::start_every(nginx.address(), &path, 60, Duration::from_millis(50));
     wait::until_eq("requests at the instance", SOON, &UNPROVEN, || backends[0].busy());
     wait::holds("sixteen at a time", Duration::from_secs(1), || {
-        backends[0].busy() <= UNPROVEN && nginx.outcome(&format!("/?s={healthy}")) == "b"
+        backends[0].busy() <= UNPROVEN && nginx.outcome(&format!("/long/?s={healthy}")) == "b"
     });
     let_end(clients, &backends);
     wait::until("it serves", SOON, || nginx.outcome(&format!("/?s={dead}")) == "a");

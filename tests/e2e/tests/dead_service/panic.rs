@@ -76,6 +76,6 @@ fn in_panic_a_refused_request_goes_to_the_server_lines() {
     wait::holds("one at a time", Duration::from_secs(1), || {
         stage.backends.iter().all(|backend| backend.busy() <= 1)
     });
-    stage.all_at_once("/", 20, "spare");
+    stage.all_at_once("/long/", 20, "spare");
     stage.let_end(clients);
 }

@@ -81,7 +81,7 @@ fn server_lines_answer_while_all_instances_are_out_and_no_longer() {
     wait::holds("one probe each", Duration::from_secs(2), || {
         stage.backends.iter().all(|backend| backend.busy() <= 1)
     });
-    stage.all_at_once("/", 50, "spare");
+    stage.all_at_once("/long/", 50, "spare");
     stage.let_end(probes);
     stage.until_served(NEXT_PROBE);
     stage.all_are_served(20);

@@ -121,7 +121,8 @@ fn any_kind_of_answer_ends_an_outage() {
         let mut connection = kind.reach(&stage, &mut number);
         let answer = connection.receive().unwrap_or_else(|error| panic!("{kind:?}: {error}"));
         assert!(answer.status < 400, "{kind:?}: {answer:?}");
-        wait::until_eq(&format!("{kind:?} is over"), SOON, &0, || stage.busy());
+        let is_open = u64::from(answer.status == 101);
+        stage.until_known(&format!("{kind:?} is over"), is_open);
         let waiting = stage.hang("/long/silent", MANY);
         stage.release_all();
         let seen = super::outcomes(waiting);
@@ -139,7 +140,8 @@ fn any_kind_of_answer_lifts_the_bound_on_an_only_instance() {
         let mut connection = kind.reach(&stage, &mut number);
         let answer = connection.receive().unwrap_or_else(|error| panic!("{kind:?}: {error}"));
         assert!(answer.status < 400, "{kind:?}: {answer:?}");
-        wait::until_eq(&format!("{kind:?} is over"), SOON, &0, || stage.busy());
+        let is_open = u64::from(answer.status == 101);
+        stage.until_known(&format!("{kind:?} is over"), is_open);
         let waiting = stage.hang("/long/silent", super::UNPROVEN + MANY);
         stage.release_all();
         let seen = super::outcomes(waiting);
