@@ -61,7 +61,7 @@ fn publish() -> Verdict {
 #[test]
 fn an_answer_that_may_not_confirm_begins_a_removal_and_ends_it_but_never_confirms_it() {
     let mut bench = Bench::new(Policy::default(), 2);
-    let mut copy = |bench: &mut Bench, next: &[u64]| {
+    let copy = |bench: &mut Bench, next: &[u64]| {
         bench.now += STEP;
         let next = ids(next.iter().copied());
         bench.guard.judge(&bench.policy, (&bench.held, &next), false, bench.now)
