@@ -66,6 +66,8 @@ pub struct Watch {
     verifies: bool,
     /// No query blocks before this time: one was refused.
     blocks_at: Option<Instant>,
+    /// Where a view's lower index led to, without a change.
+    bounced: Option<u64>,
     turn: Option<Turn>,
 }
 
@@ -101,6 +103,7 @@ impl Watch {
             copies,
             verifies: false,
             blocks_at: None,
+            bounced: None,
             turn: None,
         }
     }
@@ -291,7 +294,9 @@ impl Watch {
         let changed = self.digest.replace(digest) != Some(digest);
         self.index = match fetch.index {
             _ if self.settings.sweep.is_some() => None,
-            // The index of a view has a history of its own, and may be below the servers'.
+            // The index of a view has a history of its own, and may be below the servers'. Where
+            // that only leads back to this one at once, it is of no use.
+            Some(asked) if is_copy && !early && self.bounced == Some(asked) => Some(asked),
             Some(_) if is_copy && !early => Some(index),
             // The state was restored or lost: this index belongs to another history.
             Some(asked) if index < asked => None,
@@ -300,6 +305,9 @@ impl Watch {
             Some(asked) if index == asked && early => None,
             _ => Some(index),
         };
+        if is_copy && early && !changed && fetch.index.is_some_and(|asked| asked < index) {
+            self.bounced = Some(index);
+        }
         let mib = bytes as f64 / f64::from(1 << 20);
         if changed {
             self.pay(USEFUL + mib * PER_MIB, now);
@@ -347,45 +355,6 @@ impl Watch {
             self.wait_until(now + poll);
         }
     }
-
-    /// A query that blocks was refused: reads at once, and blocks after a pause.
-    fn refused(&mut self, now: Instant, rng: &mut impl Rng) -> Outcome {
-        self.index = None;
-        self.failing_since.get_or_insert(now);
-        self.failures = self.failures.saturating_add(1);
-        self.pay(USEFUL, now);
-        let pause = if self.copies.refused(now, rng) { Duration::ZERO } else { self.backoff(rng) };
-        self.rounds = self.rounds.saturating_add(1);
-        self.blocks_at = Some(now + pause);
-        Outcome::Failed { failures: self.failures, retry_in: pause, round: true }
-    }
-
-    fn failed(&mut self, now: Instant, rng: &mut impl Rng) -> Outcome {
-        self.index = None;
-        self.copies.are_doubted = false;
-        self.failing_since.get_or_insert(now);
-        self.failures = self.failures.saturating_add(1);
-        self.server = (self.server + 1) % self.settings.servers;
-        self.tried += 1;
-        self.pay(USEFUL, now);
-        let round = self.tried >= self.settings.servers;
-        if round {
-            self.tried = 0;
-            let pause = self.backoff(rng);
-            self.rounds = self.rounds.saturating_add(1);
-            self.wait_until(now + pause);
-        }
-        let retry_in = self.not_before.map_or(Duration::ZERO, |at| at - now);
-        Outcome::Failed { failures: self.failures, retry_in, round }
-    }
-
-    /// Somewhere between the shortest pause and one that doubles with every round.
-    fn backoff(&self, rng: &mut impl Rng) -> Duration {
-        let Settings { retry_min: min, retry_max: max, .. } = self.settings;
-        let factor = 2u32.checked_pow(self.rounds.saturating_add(1)).unwrap_or(u32::MAX);
-        let ceiling = min.saturating_mul(factor).min(max);
-        min + (ceiling - min).mul_f64(rng.random_range(0.0..=1.0))
-    }
 }
 
 /// `time`, up to `share` of it sooner or later.
@@ -394,6 +363,7 @@ fn jitter(time: Duration, share: f64, rng: &mut impl Rng) -> Duration {
 }
 
 mod copies;
+mod failures;
 mod terms;
 #[cfg(test)]
 mod tests;

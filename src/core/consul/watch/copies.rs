@@ -106,6 +106,11 @@ impl Copies {
         turn
     }
 
+    /// Nothing is answered: that says nothing about copies.
+    pub(super) fn failed(&mut self) {
+        (self.refusals, self.are_doubted) = (0, false);
+    }
+
     /// A blocking query was answered.
     pub(super) fn answered(&mut self) {
         self.refusals = 0;

@@ -75,6 +75,26 @@ fn an_expired_wait_of_a_view_may_have_a_lower_index_and_costs_no_read() {
 }
 
 #[test]
+fn a_lower_index_that_leads_back_at_once_is_not_asked_for_again() {
+    let mut bench = streamed(|settings| settings.wait = SECOND);
+    let mut asked = Vec::new();
+    for _ in 0..8 {
+        let fetch = bench.fetch_after_sleep().0;
+        let index = fetch.index.expect("it blocks");
+        asked.push(index);
+        match index {
+            7 => bench.view(SECOND, 6, 1),
+            _ => bench.view(Duration::ZERO, 7, 1),
+        };
+    }
+    assert_eq!(asked, [7, 6, 7, 7, 7, 7, 7, 7]);
+    // A change is followed as ever.
+    bench.fetch_after_sleep();
+    bench.view(Duration::ZERO, 9, 2);
+    assert_eq!(bench.fetch_after_sleep().0.index, Some(9));
+}
+
+#[test]
 fn a_view_is_outdated_if_it_says_something_else_and_is_not_newer() {
     assert!(!is_outdated(None, 1, 1));
     assert!(!is_outdated(Some((7, 1)), 5, 1), "it says the same");
@@ -227,6 +247,20 @@ fn while_queries_that_block_are_refused_it_reads_every_poll_interval_and_backs_o
     assert!(bench.watch.polls());
     let failures = bench.watch.failures;
     assert_eq!(failures as usize, blocks.len(), "a read does not end the outage");
+}
+
+#[test]
+fn an_outage_of_everything_is_no_reason_to_do_without_streams() {
+    let mut bench = streamed(|_| {});
+    for _ in 0..6 {
+        while bench.fetch_after_sleep().0.index.is_none() {
+            bench.good(Duration::ZERO, 7, 1);
+        }
+        bench.answer(Duration::ZERO, Answer::Refused);
+        bench.fetch_after_sleep();
+        bench.answer(Duration::ZERO, Answer::Refused);
+    }
+    assert!(!bench.watch.avoids_copies());
 }
 
 #[test]
