@@ -82,7 +82,9 @@ fn refusals_are_logged_once_and_their_counters_survive_a_reload() {
     let (consul, backends, mut nginx) = following("");
     let body = json!([instance("b", backends[1].address())]).to_string();
     consul.script(move |_| Some(Answer::ok(9, &body).header("X-Consul-KnownLeader", "false")));
-    wait::until("many refusals", SOON, || refusals(&nginx, "web", "no_leader") >= 10);
+    nginx.wait_for_log("KnownLeader: false");
+    let told = refusals(&nginx, "web", "no_leader");
+    wait::until("many refusals", SOON, || refusals(&nginx, "web", "no_leader") >= told + 10);
     let lines: Vec<_> =
         nginx.logged("[error]").into_iter().filter(|line| line.contains("KnownLeader")).collect();
     assert_eq!(lines.len(), 1, "{lines:#?}");
