@@ -53,7 +53,7 @@ pub struct Tier {
 struct Out {
     /// Milliseconds of the monotonic clock.
     until: Cell<u64>,
-    /// [`Table::recoveries`] at that time.
+    /// [`Table::recoveries`](crate::table::Table::recoveries) at that time.
     recoveries: Cell<u64>,
 }
 

@@ -71,6 +71,7 @@ type Script = dyn FnMut(&Query) -> Option<Answer> + Send;
 struct State {
     services: HashMap<String, (u64, Vec<u8>)>,
     script: Option<Box<Script>>,
+    hangs: bool,
     queries: Vec<Query>,
     open: Vec<TcpStream>,
 }
@@ -149,6 +150,11 @@ impl FakeConsul {
     pub fn unscript(&self) {
         lock(&self.shared.state).script = None;
         self.shared.changed.notify_all();
+    }
+
+    /// Queries that block never end by themselves from now on.
+    pub fn hang(&self) {
+        lock(&self.shared.state).hangs = true;
     }
 
     /// The queries received so far.
@@ -241,10 +247,13 @@ fn decide(shared: &Shared, query: &Query) -> Option<Answer> {
         }
         let known = state.services.get(&query.service).cloned();
         let (index, body) = known.unwrap_or_else(|| (1, b"[]".to_vec()));
-        if query.index != Some(index) || Instant::now() >= end {
+        let is_over = Instant::now() >= end && !state.hangs;
+        if query.index != Some(index) || is_over {
             return Some(Answer { body, ..Answer::ok(index, "") });
         }
-        let patience = end.saturating_duration_since(Instant::now()).min(Duration::from_secs(1));
+        let left = end.saturating_duration_since(Instant::now());
+        let patience = Duration::from_secs(1);
+        let patience = if state.hangs { patience } else { patience.min(left) };
         state = shared
             .changed
             .wait_timeout(state, patience)

@@ -249,6 +249,7 @@ fn invariant_5_a_watch_survives_whatever_consul_does() {
 #[test]
 fn invariant_5_a_consul_that_never_answers_is_left_at_the_deadline() {
     let (consul, backends) = scripted();
+    consul.hang();
     let nginx = gateway(
         &consul.url(),
         "web",
@@ -256,7 +257,7 @@ fn invariant_5_a_consul_that_never_answers_is_left_at_the_deadline() {
     )
     .start();
     until_served_by(&nginx, "/", "a");
-    // The fake blocks for a minute, whatever the wait asked for: wait × 17/16 + 10 s is earlier.
+    // The deadline is wait × 17/16 + 10 s.
     let hanging = wait::until_some("a query that hangs", SOON, || {
         consul.queries().iter().position(|query| query.index == Some(7))
     });

@@ -43,8 +43,8 @@ pub(super) fn work(shared: &Arc<Shared>) {
     let stop = &shared.stop;
     let mut client = Client::numbered(Arc::clone(stop), number);
     let resolver = SystemResolver::new(Arc::clone(stop));
-    let mut last = Last::default();
-    while let Some(task) = next(shared, &last) {
+    let (mut last, mut done) = (Last::default(), None);
+    while let Some(task) = next(shared, &last, done.take()) {
         let mut tools = Tools {
             client: &mut client,
             resolver: &resolver,
@@ -52,7 +52,10 @@ pub(super) fn work(shared: &Arc<Shared>) {
             outages: &shared.outages,
         };
         let goes_on = match task {
-            Task::Watch(id, job) => watch(shared, &mut tools, &mut last, id, job),
+            Task::Watch(id, job) => {
+                done = watch(shared, &mut tools, &mut last, id, job);
+                done.is_some()
+            }
             Task::Beside(id, common) => beside(shared, &mut tools, id, &common),
             Task::Look(place, lookout) => look(shared, &mut tools, place, lookout),
         };
@@ -62,9 +65,21 @@ pub(super) fn work(shared: &Arc<Shared>) {
     }
 }
 
-/// Waits for the next task; `None` if the thread is to end.
-fn next(shared: &Shared, last: &Last) -> Option<Task> {
+/// A watch whose request has ended.
+struct Done {
+    id: u64,
+    job: Box<Job>,
+    changed: bool,
+}
+
+/// Takes a watch back, and waits for the next task; `None` if the thread is to end. No other thread
+/// comes between: this one has the connection that the index of the watch is good for.
+fn next(shared: &Shared, last: &Last, done: Option<Done>) -> Option<Task> {
     let mut board = shared.board.lock();
+    if let Some(Done { id, job, changed }) = done {
+        board.put(id, job, changed, Instant::now());
+        shared.note(&mut board);
+    }
     loop {
         if board.ended {
             return None;
@@ -118,11 +133,11 @@ fn watch(
     last: &mut Last,
     id: u64,
     mut job: Box<Job>,
-) -> bool {
+) -> Option<Done> {
     let subject = job.subject();
     let ran = catch_unwind(AssertUnwindSafe(|| job.run(tools)));
     let changed = match ran {
-        Ok(Ran::Stopped) => return false,
+        Ok(Ran::Stopped) => return None,
         Ok(Ran::Done { changed }) => changed,
         Err(_) => {
             job.restart();
@@ -131,14 +146,10 @@ fn watch(
         }
     };
     *last = Last { watch: Some(id), endpoint: Some(Arc::clone(&subject.endpoint)) };
-    let mut board = shared.board.lock();
-    board.put(id, job, changed, Instant::now());
-    shared.note(&mut board);
-    drop(board);
     if shared.outages.take_news() {
         shared.keeper.poke();
     }
-    true
+    Some(Done { id, job, changed })
 }
 
 fn beside(shared: &Shared, tools: &mut Tools<'_>, id: u64, common: &Arc<Common>) -> bool {
