@@ -42,7 +42,7 @@ impl Cluster {
         wait::until("three servers vote", Duration::from_secs(60), || cluster.voters() == 3);
         let mut since = Instant::now();
         let mut last = None;
-        wait::until("the three agree on a leader", Duration::from_secs(30), || {
+        wait::until("the three agree on a leader", Duration::from_secs(60), || {
             let leader = cluster.leader();
             if leader.is_none() || leader != last {
                 (since, last) = (Instant::now(), leader);
