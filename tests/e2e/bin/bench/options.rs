@@ -15,7 +15,7 @@ scripts/bench [option]…
                     with that method, group or whole name: least_conn, ours, over:hash_consistent …
                     (default: all; cpu takes only static:round_robin, static:random, lua and ours)
   --part NAME,…     instructions, memory, update, propagation, status, cpu (default: these), and dead,
-                    a healthy service beside a dead one, which takes eight minutes; propagation is
+                    a healthy service beside a dead one, which takes ten minutes; propagation is
                     judged: the exit status tells whether its promises were kept
   --worker 0|1      whose instructions are counted: those of worker 0, which follows Consul and so
                     has threads, or of another one (default 1)
