@@ -3,10 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use nginx_consul_core::balance::{
-    self, Admitted, Candidates, Clock, Method, Rules, Shared, Tried, View,
-};
-use nginx_consul_core::table::{Outage, Table};
+use nginx_consul_core::balance::{self, Admitted, Candidates, Clock, Method, Rules, Tried, View};
+use nginx_consul_core::table::Table;
 use nginx_sys::{ngx_http_complex_value, ngx_http_request_t, ngx_str_t};
 use rand::{RngCore, SeedableRng};
 use rand_xoshiro::SplitMix64;
@@ -21,6 +19,7 @@ use crate::conf::{Balance, Dynamic, Settings};
 use crate::ffi::{OK, bytes, str_over};
 use crate::watcher;
 
+mod failures;
 mod told;
 
 /// An `upstream` that follows Consul, as requests see it. Each worker has its own after fork().
@@ -373,18 +372,6 @@ impl Block {
         Some(admitted)
     }
 
-    /// What the requests to its instances share while these have failed.
-    #[cold]
-    pub(super) fn outage(&self, worker: Worker) -> Option<Outage<'static>> {
-        let entry = self.sources.iter().find_map(|source| source.present(worker.table))?;
-        Some(worker.table.outage(entry))
-    }
-
-    #[cold]
-    pub(super) fn shared(&self, worker: Worker) -> Shared<'static> {
-        Shared { outage: self.outage(worker), lane: worker.lane }
-    }
-
     pub(super) fn candidates<'a>(
         &self,
         table: &'a Table<'static>,
@@ -393,21 +380,5 @@ impl Block {
     ) -> Candidates<'a, 'static> {
         let alone = !self.has_fallback;
         Candidates { view, table, tried, now: now(), key: b"", panic: false, alone }
-    }
-
-    /// Whether it has one peer and nobody else to ask, so that no failure keeps that one out.
-    pub(crate) fn is_single(&self) -> bool {
-        let view = self.view.borrow();
-        !self.has_fallback && view.as_ref().is_some_and(|view| view.len() == 1)
-    }
-
-    /// Whether so many peers have failed that failures are not to count. Looked at once a second,
-    /// because that takes a look at each peer.
-    fn is_in_panic(&self, candidates: &Candidates<'_, '_>) -> bool {
-        let Some(percent) = self.panic else { return false };
-        if self.counted.is_due() {
-            self.in_panic.set(candidates.healthy_percent() < usize::from(percent));
-        }
-        self.in_panic.get()
     }
 }
