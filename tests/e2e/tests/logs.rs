@@ -44,7 +44,9 @@ fn each_change_is_one_line() {
         text("3 peers", "+1 -0"),
         text("2 peers", "+0 -1"),
     ];
-    wait::until("four lines", SOON, || lines(&nginx, &service).len() >= 4);
+    // One that says that there is nobody may come before them.
+    let is_last = |line: &String| without_index(line) == expected[3];
+    wait::until("the last line", SOON, || lines(&nginx, &service).last().is_some_and(is_last));
     let seen = lines(&nginx, &service);
     let bare: Vec<String> = seen.iter().map(|line| without_index(line)).collect();
     assert_eq!(bare[bare.len() - 4..], expected, "{seen:#?}");
