@@ -5,6 +5,7 @@ use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 
+use serde::{Deserialize, Serialize};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use crate::address::AddressFilter;
@@ -129,7 +130,8 @@ pub struct Selection {
 }
 
 /// Health of an instance: the worst of its service's and its node's checks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Health {
     /// Every check passes, or there is none.
     Passing,
@@ -147,6 +149,13 @@ impl Health {
             Health::Warning => "warning",
             Health::Critical => "critical",
         }
+    }
+
+    /// The health of that word.
+    pub(crate) fn from_name(word: &str) -> Option<Health> {
+        [Health::Passing, Health::Warning, Health::Critical]
+            .into_iter()
+            .find(|health| health.as_str() == word)
     }
 }
 
@@ -178,27 +187,33 @@ pub struct Instance {
 }
 
 /// One address that requests can go to.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Peer {
     /// Where to connect.
+    #[serde(rename = "address")]
     pub addr: SocketAddr,
     /// Weight in effect, at least 1.
     pub weight: NonZeroU16,
     /// Says that this is the same instance as before, over updates: see [`identity`].
+    #[serde(skip)]
     pub identity: u64,
     /// Name of the node.
     pub node: String,
     /// Service id.
     pub id: String,
     /// Tags, in Consul's order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
     /// Health when the answer was given.
     pub health: Health,
     /// Datacenter of the node.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub datacenter: String,
     /// Its own parameters, but for the weight.
+    #[serde(default, skip_serializing_if = "Params::is_default")]
     pub params: Params,
     /// What is kept of its `Service.Meta`.
+    #[serde(default, skip_serializing_if = "Meta::is_empty")]
     pub meta: Meta,
 }
 

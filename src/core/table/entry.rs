@@ -48,7 +48,7 @@ const NAME_LEN: usize = USED + 3;
 const NAME: usize = USED + 4;
 /// Process that confirmed the set last, with a good answer.
 const CONFIRMED_BY: usize = NAME + MAX_NAME / 8;
-/// [`scope`](super::orders::scope) of what is asked for.
+/// [`scope`](super::overrides::scope) of what is asked for.
 const SCOPE: usize = CONFIRMED_BY + 1;
 /// Worker 0 is to ask Consul now.
 pub(super) const ASKED: usize = SCOPE + 1;
@@ -242,7 +242,7 @@ impl<'z> Table<'z> {
         set(NAME_LEN, len as u64);
     }
 
-    /// Notes which instances the target's are, for orders about them.
+    /// Notes which instances the target's are, for overrides of them.
     pub fn note_scope(&self, entry: usize, scope: u64) {
         self.entry_word(entry, SCOPE).store(scope, Relaxed);
     }

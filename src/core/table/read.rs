@@ -13,7 +13,6 @@ use super::machine::atomic::{
     Ordering::{Acquire, Relaxed},
     fence,
 };
-use super::orders::Action;
 use super::publish::Held;
 use super::slots::Place;
 use crate::model::{Meta, Peer, PeerSet};
@@ -26,7 +25,7 @@ const IPV6: u64 = 1 << 8;
 const BACKUP: u64 = 1 << 9;
 const DOWN: u64 = 1 << 10;
 /// How often a reader starts over before it stays with what it has.
-const TRIES: usize = 8;
+pub(super) const TRIES: usize = 8;
 
 /// What a request needs of a peer. As small as in the table, because a worker copies all of them for
 /// each change.
@@ -119,18 +118,16 @@ impl Record {
         }
     }
 
-    /// Makes it what is ordered of the instance.
-    pub(super) fn obey(&mut self, action: Action) {
-        match action {
-            Action::Freeze => {}
-            Action::Drain | Action::Down => self.mixed |= DOWN,
-            Action::Up => {
-                self.mixed &= !DOWN;
-                let timeout = self.limits[0] & u64::from(u32::MAX);
-                self.limits[0] = u64::from(optional(Some(0))) << 32 | timeout;
-            }
-            Action::Weight(weight) => self.weight = u32::from(weight).max(1),
-        }
+    /// Keeps new requests from it.
+    pub(super) fn set_down(&mut self) {
+        self.mixed |= DOWN;
+    }
+
+    /// Neither its failures nor its own word keep it out.
+    pub(super) fn set_up(&mut self) {
+        self.mixed &= !DOWN;
+        let timeout = self.limits[0] & u64::from(u32::MAX);
+        self.limits[0] = u64::from(optional(Some(0))) << 32 | timeout;
     }
 
     pub(super) fn encode(peer: &Peer, slot: u32) -> [u64; RECORD] {
