@@ -5,6 +5,7 @@ use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 
+use serde::Deserialize;
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use crate::address::AddressFilter;
@@ -129,13 +130,16 @@ pub struct Selection {
 }
 
 /// Health of an instance: the worst of its service's and its node's checks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Health {
     /// Every check passes, or there is none.
     Passing,
     /// The worst check warns.
     Warning,
-    /// A check is critical; maintenance mode is a critical check.
+    /// A check is critical; maintenance mode is a critical check. So is a word that Consul may learn
+    /// one day.
+    #[serde(other)]
     Critical,
 }
 

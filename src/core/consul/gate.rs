@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::consul::client::{Answer, Error};
 use crate::consul::instances::{Instances, ParseError, Want};
-use crate::consul::{catalog, health, kv, prepared};
+use crate::consul::{catalog, health, kv};
 use crate::model::{Query, Source};
 use crate::text::quote;
 
@@ -216,7 +216,7 @@ fn parse(body: &[u8], query: &Query) -> Result<Instances, ParseError> {
         Source::Health => health::parse(body, want),
         Source::Catalog => catalog::parse(body, want),
         Source::Kv => kv::parse(body, &query.service),
-        Source::Query => prepared::parse(body, want),
+        Source::Query => health::parse_executed(body, want),
     }
 }
 
