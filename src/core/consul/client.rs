@@ -113,7 +113,6 @@ struct Line {
     dial: Arc<Dial>,
     agent: Agent,
     token: CurrentToken,
-    origin: String,
 }
 
 impl Client {
@@ -247,7 +246,6 @@ impl Line {
         Line {
             endpoint: Arc::clone(endpoint),
             server,
-            origin: dial.server.origin() + dial.server.prefix(),
             dial,
             agent,
             token: CurrentToken::new(endpoint.token.clone()),
@@ -276,7 +274,7 @@ impl Line {
         deadline: Duration,
         body: Duration,
     ) -> Result<Answer, Error> {
-        let mut call = self.agent.get(format!("{}{path}", self.origin));
+        let mut call = self.agent.get(format!("{}{path}", self.dial.server.base()));
         if let Some(token) = self.token.get() {
             call = call.header("X-Consul-Token", token.expose());
         }

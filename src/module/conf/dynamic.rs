@@ -3,7 +3,7 @@
 use std::ptr;
 
 use nginx_consul_core::balance::Rules;
-use nginx_consul_core::model::{Admit, Consistency, Query, Selection, Source};
+use nginx_consul_core::model::{Query, Selection, Source};
 use nginx_sys::{
     NGX_HTTP_UPSTREAM_BACKUP, NGX_HTTP_UPSTREAM_CREATE, NGX_HTTP_UPSTREAM_DOWN,
     NGX_HTTP_UPSTREAM_FAIL_TIMEOUT, NGX_HTTP_UPSTREAM_MAX_CONNS, NGX_HTTP_UPSTREAM_MAX_FAILS,
@@ -165,15 +165,15 @@ fn set_parameter(name: &str, value: &str, dynamic: &mut Dynamic) -> Parsed {
     let time = || args::time("", value.as_bytes()).map_err(|_| invalid());
     match name {
         "tag" => selection.tags.push(value.to_owned()),
-        "source" => query.source = Source::from_name(value).ok_or_else(invalid)?,
+        "source" => query.source = value.parse().map_err(|_| invalid())?,
         "filter" => query.filter = owned(),
         "dc" => *datacenters = self::datacenters(value).ok_or_else(invalid)?,
         "ns" => query.namespace = owned(),
         "partition" => query.partition = owned(),
         "near" => query.near = owned(),
         "address" => query.address = owned(),
-        "status" => selection.admit = admit(value).ok_or_else(invalid)?,
-        "consistency" => query.consistency = consistency(value).ok_or_else(invalid)?,
+        "status" => selection.admit = value.parse().map_err(|_| invalid())?,
+        "consistency" => query.consistency = value.parse().map_err(|_| invalid())?,
         "max_fails" => rules.max_fails = number()?,
         "max_conns" => rules.max_conns = number()?,
         "fail_timeout" => {
@@ -202,25 +202,6 @@ fn senseless_with(source: Source) -> &'static [&'static str] {
         Source::Catalog => &["status"],
         Source::Kv => &["tag", "status", "filter", "near", "address"],
         Source::Query => &["filter"],
-    }
-}
-
-fn admit(value: &str) -> Option<Admit> {
-    match value {
-        "passing" => Some(Admit::Passing),
-        "warning" => Some(Admit::Warning),
-        "any" => Some(Admit::Any),
-        _ => None,
-    }
-}
-
-fn consistency(value: &str) -> Option<Consistency> {
-    match value {
-        "default" => Some(Consistency::Default),
-        "stale" => Some(Consistency::Stale),
-        "consistent" => Some(Consistency::Consistent),
-        "cached" => Some(Consistency::Cached),
-        _ => None,
     }
 }
 
