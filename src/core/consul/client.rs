@@ -303,18 +303,15 @@ impl Line {
 
     fn read(&self, body: Body, timeout: Duration) -> Result<Vec<u8>, Error> {
         let limit = self.endpoint.max_body;
-        let announced = body.content_length().unwrap_or(0);
-        if announced > limit {
+        if body.content_length().is_some_and(|announced| announced > limit) {
             return Err(Error::TooLong(limit));
         }
-        let mut bytes = Vec::with_capacity(usize::try_from(announced).unwrap_or(0));
-        let mut reader = body.into_with_config().limit(limit).reader();
-        match reader.read_to_end(&mut bytes).map_err(ureq::Error::from) {
-            Ok(_) => Ok(bytes),
-            Err(ureq::Error::BodyExceedsLimit(_)) => Err(Error::TooLong(limit)),
-            Err(ureq::Error::Timeout(_)) => Err(Error::Slow(timeout)),
-            Err(error) => Err(Error::BrokeOff(plain(&error))),
-        }
+        let read = body.into_with_config().limit(limit).read_to_vec();
+        read.map_err(|error| match error {
+            ureq::Error::BodyExceedsLimit(_) => Error::TooLong(limit),
+            ureq::Error::Timeout(_) => Error::Slow(timeout),
+            error => Error::BrokeOff(plain(&error)),
+        })
     }
 }
 
