@@ -108,8 +108,6 @@ pub(crate) struct Balance {
     pub(crate) method: Method,
     /// Of `hash`: in the pool of the configuration.
     pub(crate) key: Option<NonNull<ngx_http_complex_value_t>>,
-    /// Peers with an idle connection take the turns of others.
-    pub(crate) reuse: bool,
 }
 
 /// `consul_dynamic` of a block.

@@ -130,7 +130,6 @@ fn gather(
         }
         check_method(dynamic, &conf.settings)?;
         warn_of_placeholders(cf, &conf.directives);
-        check_reuse(dynamic, &conf.settings, conf.keepalive.is_some())?;
         dynamic.has_fallback = dynamic::has_fallback(block);
         let settings = conf.settings.or(defaults);
         let of_block = targets_of.targets(settings.clone(), dynamic)?;
@@ -221,19 +220,6 @@ unsafe fn block_conf<'a>(upstream: *mut ngx_http_upstream_srv_conf_t) -> Option<
         ffi::conf_of::<SrvConf>((*upstream).srv_conf, &raw const crate::ngx_http_consul_module)
             .as_mut()
     }
-}
-
-/// Only of what the block says itself: where `http` says it for all, those that keep no connections
-/// have nothing to use again.
-fn check_reuse(dynamic: &super::Dynamic, settings: &Settings, keeps_alive: bool) -> Parsed {
-    if keeps_alive || settings.balance.is_none_or(|balance| !balance.reuse) {
-        return Ok(());
-    }
-    Err(format!(
-        "\"reuse\" in \"consul_balance\" directive needs \"consul_keepalive\" in the same \
-         \"upstream\", in {}:{}",
-        dynamic.file, dynamic.line
-    ))
 }
 
 /// What nginx itself doesn't see.

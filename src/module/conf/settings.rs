@@ -175,24 +175,13 @@ fn retry(directive: &str, words: &[&[u8]]) -> Parsed<(Duration, Duration)> {
     Ok((min, max))
 }
 
-/// `consul_balance method [reuse]` or `consul_balance hash key [consistent]`.
+/// `consul_balance method` or `consul_balance hash key [consistent]`.
 fn balance(cf: *mut ngx_conf_t, words: &[&[u8]]) -> Parsed<Balance> {
     let directive = "consul_balance";
-    let (words, reuse) = match words {
-        [_, b"hash", ..] => (words, false),
-        [words @ .., b"reuse"] if words.len() > 1 => (words, true),
-        _ => (words, false),
-    };
     let consistent = match words[1..] {
         [b"hash"] => return Err(format!("no key of \"hash\" in \"{directive}\" directive")),
         [b"hash", _] => false,
         [b"hash", _, b"consistent"] => true,
-        [b"hash", _, b"reuse"] => {
-            return Err(format!(
-                "\"reuse\" can't be used with \"hash\" in \"{directive}\" directive, the key \
-                 decides"
-            ));
-        }
         [_, word, ..] if words[1] != b"hash" => return Err(invalid(directive, word)),
         [_, _, word] => return Err(invalid(directive, word)),
         _ => {
@@ -203,11 +192,11 @@ fn balance(cf: *mut ngx_conf_t, words: &[&[u8]]) -> Parsed<Balance> {
                      \"round_robin\", \"random\", \"least_conn\", \"least_time\" or \"hash\""
                 )
             })?;
-            return Ok(Balance { method, key: None, reuse });
+            return Ok(Balance { method, key: None });
         }
     };
     let key = complex_value(cf, directive, words[2])?;
-    Ok(Balance { method: Method::Hash { consistent }, key: Some(key), reuse })
+    Ok(Balance { method: Method::Hash { consistent }, key: Some(key) })
 }
 
 /// A value with variables; what is wrong with it nginx has said.
