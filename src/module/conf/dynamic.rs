@@ -11,7 +11,7 @@ use nginx_sys::{
     ngx_http_upstream_srv_conf_t, ngx_pcalloc, sockaddr, sockaddr_in,
 };
 
-use super::args::{self, Parsed, text};
+use super::args::{self, Args, Parsed, text};
 use super::inner::Inner;
 use super::named::ByRequest;
 use super::settings::complex_value;
@@ -19,15 +19,21 @@ use super::{Dynamic, SrvConf};
 use crate::ffi::{bytes, str_over};
 use crate::peer;
 
-/// Takes the directive; errors go on from `"consul_dynamic" directive …`.
-pub(super) fn set(cf: *mut ngx_conf_t, conf: &mut SrvConf, words: &[&[u8]]) -> Parsed {
+/// Takes the directive.
+pub(super) fn set(args: &Args<'_>, conf: &mut SrvConf) -> Parsed {
+    add(args, conf).map_err(|e| format!("\"consul_dynamic\" directive {e}"))
+}
+
+/// Errors go on from `"consul_dynamic" directive …`.
+fn add(args: &Args<'_>, conf: &mut SrvConf) -> Parsed {
+    let (cf, service) = (args.cf, args.words[0]);
     if conf.dynamic.is_some() {
         return Err("is duplicate".into());
     }
     // SAFETY: the directive is only allowed within `upstream`, whose configuration this is.
     let upstream = unsafe { upstream_of(cf) };
     let (file, line) = position(cf);
-    let inner = Inner::of(upstream, &conf.directives, words[1].contains(&b'$'))?;
+    let inner = Inner::of(upstream, &conf.directives, service.contains(&b'$'))?;
     if inner.is_none() {
         upstream.flags = (NGX_HTTP_UPSTREAM_CREATE
             | NGX_HTTP_UPSTREAM_WEIGHT
@@ -38,9 +44,9 @@ pub(super) fn set(cf: *mut ngx_conf_t, conf: &mut SrvConf, words: &[&[u8]]) -> P
             | NGX_HTTP_UPSTREAM_BACKUP) as _;
     }
     let before = conf.directives.methods.len();
-    let mut dynamic = Dynamic { file, line, inner, before, ..parse(words)? };
-    if words[1].contains(&b'$') {
-        dynamic.by_request = Some(by_request(cf, words[1], &mut dynamic.query)?);
+    let mut dynamic = Dynamic { file, line, inner, before, ..parse(args.words)? };
+    if service.contains(&b'$') {
+        dynamic.by_request = Some(by_request(cf, service, &mut dynamic.query)?);
     }
     conf.dynamic = Some(dynamic);
     upstream.peer.init_upstream = Some(peer::ngx_http_upstream_init_consul);
@@ -107,7 +113,7 @@ fn add_placeholder(cf: *mut ngx_conf_t, upstream: &mut ngx_http_upstream_srv_con
 static PLACEHOLDER: [u8; 6] = *b"consul";
 
 fn parse(words: &[&[u8]]) -> Parsed<Dynamic> {
-    let service = text(words[1])?;
+    let service = text(words[0])?;
     if service.is_empty() {
         return Err("has an empty service name".into());
     }
@@ -128,7 +134,7 @@ fn parse(words: &[&[u8]]) -> Parsed<Dynamic> {
         line: 0,
     };
     let mut seen = Vec::new();
-    for word in &words[2..] {
+    for word in &words[1..] {
         let parameter = text(word)?;
         let Some((name, value)) = parameter.split_once('=') else {
             return Err(format!("has an unknown parameter \"{parameter}\""));
