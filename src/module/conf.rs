@@ -97,9 +97,8 @@ pub(crate) struct Dynamic {
     pub(crate) inner: Option<Inner>,
     /// How many [`Directives::methods`] stand before.
     pub(crate) before: usize,
-    /// Where the directive stands.
-    pub(crate) file: String,
-    pub(crate) line: usize,
+    /// Where the directive stands, as `file:line`.
+    pub(crate) place: String,
 }
 
 /// Of `http` (its `block` stays empty) or of one `upstream`.
@@ -215,7 +214,9 @@ pub(crate) extern "C" fn ngx_http_consul_init_main_conf(
         match finish::finish(cf, http) {
             Ok(()) => CONF_OK,
             Err(text) => {
-                ngx::ngx_conf_log_error!(nginx_sys::NGX_LOG_EMERG, cf, "{text}");
+                // It says where the directive stands; this is the end of `http`.
+                // SAFETY: nginx passes a valid configuration.
+                ngx::ngx_log_error!(nginx_sys::NGX_LOG_EMERG, unsafe { (*cf).log }, "{text}");
                 CONF_ERROR
             }
         }

@@ -50,14 +50,19 @@ pub(super) fn add<T>(
     Ok(())
 }
 
-impl Args<'_> {
-    /// Where the directive stands, as `file:line`.
-    pub(super) fn place(&self) -> String {
-        let (file, line) = super::dynamic::position(self.cf);
-        format!("{file}:{line}")
+/// Where the directive stands that is being read, as `file:line`.
+pub(crate) fn place(cf: *mut ngx_conf_t) -> String {
+    // SAFETY: while a directive handler runs, `conf_file` is the file that is being read; it is
+    // null for `-g`, which can't hold what is asked about.
+    unsafe {
+        let Some(file) = (*cf).conf_file.as_ref() else { return String::new() };
+        format!("{}:{}", String::from_utf8_lossy(bytes(&file.file.name)), file.line)
     }
+}
 
-    /// Has `set` take each `name=value` from the word of this number on. It answers what is wrong
+impl Args<'_> {
+    /// Has `set` take each `name=value` from the word of this number on; none but tags may stand
+    /// twice. It answers what is wrong
     /// with the value, if more can be said than that it is invalid.
     pub(crate) fn parameters(
         &self,
@@ -68,7 +73,7 @@ impl Args<'_> {
         for word in &self.words[from..] {
             let (name, value) =
                 text(word)?.split_once('=').ok_or_else(|| invalid(self.name, word))?;
-            if seen.contains(&name) {
+            if name != "tag" && seen.contains(&name) {
                 return Err(duplicate(&format!("{} {name}", self.name)));
             }
             seen.push(name);

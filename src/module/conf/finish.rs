@@ -228,9 +228,7 @@ fn check_block(
     dynamic: &super::Dynamic,
     directives: &Directives,
 ) -> Parsed {
-    let told = |why: String| {
-        format!("\"consul_dynamic\" directive {why}, in {}:{}", dynamic.file, dynamic.line)
-    };
+    let told = |why: String| format!("\"consul_dynamic\" directive {why}, in {}", dynamic.place);
     if !upstream.shm_zone.is_null() {
         let why = "can't be used together with \"zone\" in the same \"upstream\", its peers are \
                    shared anyway";
@@ -255,8 +253,8 @@ fn check_method(dynamic: &super::Dynamic, settings: &Settings) -> Parsed {
         None => Ok(()),
         Some(name) => Err(format!(
             "\"{name}\" directive can't be used together with another load balancing method, \
-             \"{}\", in the same \"upstream\", in {}:{}",
-            inner.name, dynamic.file, dynamic.line
+             \"{}\", in the same \"upstream\", in {}",
+            inner.name, dynamic.place
         )),
     }
 }

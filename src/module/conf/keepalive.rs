@@ -27,7 +27,7 @@ impl KeepaliveConf {
             requests: 1000,
             timeout: Duration::from_secs(60),
             time: Duration::from_secs(3600),
-            place: args.place(),
+            place: args::place(args.cf),
         };
         args.parameters(1, |name, value| {
             let value = value.as_bytes();

@@ -95,8 +95,8 @@ pub(super) fn check_fixed(settings: &Settings, dynamic: &Dynamic) -> Parsed {
         None => Ok(()),
         Some((name, _)) => Err(format!(
             "\"{name}\" directive is without effect, the service of \"consul_dynamic\" has no \
-             variable, in {}:{}",
-            dynamic.file, dynamic.line
+             variable, in {}",
+            dynamic.place
         )),
     }
 }

@@ -54,8 +54,7 @@ impl TargetMaker {
     }
 
     fn target(&mut self, mut settings: Settings, dynamic: &Dynamic) -> Parsed<Target> {
-        let (file, line) = (&dynamic.file, dynamic.line);
-        let at = |e: String| format!("{e} for \"consul_dynamic\" in {file}:{line}");
+        let at = |e: String| format!("{e} for \"consul_dynamic\" in {}", dynamic.place);
         let (retry_min, retry_max) =
             settings.retry.unwrap_or((Duration::from_millis(250), Duration::from_secs(30)));
         let wait = settings.wait.unwrap_or(Duration::from_secs(60));
