@@ -324,7 +324,6 @@ fn failure(error: ureq::Error, deadline: Duration) -> Error {
     match error {
         ureq::Error::Other(cause) => match cause.downcast_ref::<ConnectError>() {
             Some(ConnectError::NotAllowed) => Error::Reconnected,
-            Some(ConnectError::Stopped) => Error::Stopped,
             // A certificate's names are its own choice.
             _ => Error::Connect(text::printable(&cause.to_string()).into_owned()),
         },
