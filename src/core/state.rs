@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use siphasher::sip128::SipHasher13;
 
 use crate::address::AddressFilter;
-use crate::model::{Health, Peer, PeerSet};
+use crate::model::{Peer, PeerSet};
 use crate::table::{Image, Override};
 
 mod content;
@@ -164,7 +164,7 @@ pub fn peers_of(image: &Image) -> Option<PeerSet> {
             node: detail.node,
             id: detail.id,
             tags: detail.tags,
-            health: Health::from_name(&detail.health)?,
+            health: detail.health.parse().ok()?,
             datacenter: detail.datacenter,
             params: record.params(),
             meta: detail.meta,

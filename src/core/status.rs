@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
+use strum::{IntoStaticStr, VariantArray};
 
 #[cfg(test)]
 use crate::consul::gate::Reason;
@@ -240,7 +241,7 @@ pub struct Service {
     /// The last good answer is not in force, because the zone has no room.
     pub zone_full: bool,
     /// How often answers changed nothing, by reason; reasons that never were are left out.
-    #[cfg_attr(test, schemars(extend("propertyNames" = { "enum": Reason::ALL.map(Reason::word) })))]
+    #[cfg_attr(test, schemars(extend("propertyNames" = { "enum": reasons() })))]
     pub refusals: BTreeMap<&'static str, u64>,
     /// A removal of peers that is not in force yet.
     pub pending: Option<Pending>,
@@ -255,6 +256,11 @@ pub struct Service {
     /// Its peers, written as they are told.
     #[cfg_attr(test, schemars(with = "Vec<Peer>"))]
     pub peers: Vec<Box<RawValue>>,
+}
+
+#[cfg(test)]
+fn reasons() -> Vec<&'static str> {
+    Reason::ALL.iter().map(|reason| reason.word()).collect()
 }
 
 /// A change of a service's peers.
@@ -363,9 +369,12 @@ pub struct PeerConnections {
 }
 
 /// Whether a peer gets requests, in the words of NGINX Plus and Angie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, IntoStaticStr, VariantArray,
+)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum PeerState {
     /// It does.
     Up,
@@ -379,23 +388,6 @@ pub enum PeerState {
     Draining,
     /// It says so itself (`nginx_down`).
     Down,
-}
-
-impl PeerState {
-    /// All, and their words.
-    pub const ALL: [(PeerState, &'static str); 6] = [
-        (PeerState::Up, "up"),
-        (PeerState::Recovering, "recovering"),
-        (PeerState::Busy, "busy"),
-        (PeerState::Unavail, "unavail"),
-        (PeerState::Draining, "draining"),
-        (PeerState::Down, "down"),
-    ];
-
-    /// Its word.
-    pub fn word(self) -> &'static str {
-        PeerState::ALL[self as usize].1
-    }
 }
 
 #[cfg(test)]
@@ -428,8 +420,9 @@ mod tests {
 
     #[test]
     fn a_state_has_the_same_word_everywhere() {
-        for (state, word) in PeerState::ALL {
-            assert_eq!((state.word(), serde_json::to_value(state).unwrap()), (word, word.into()));
+        for state in PeerState::VARIANTS {
+            let word: &str = state.into();
+            assert_eq!(serde_json::to_value(state).unwrap(), word);
         }
     }
 }

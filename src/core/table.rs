@@ -43,8 +43,10 @@ pub mod overrides;
 pub mod permits;
 pub mod publish;
 pub mod read;
+mod record;
 pub mod slots;
 pub mod verdicts;
+mod words;
 
 pub use asked::Withheld;
 pub use entry::{Freshness, Mode, Named};
@@ -53,8 +55,9 @@ pub use history::Changed;
 pub use outage::Outage;
 pub use overrides::{Action, NotSet, Override, Overrides};
 pub use permits::Permit;
-pub use publish::{Change, Full};
-pub use read::{Detail, Image, Record};
+pub use publish::Full;
+pub use read::Image;
+pub use record::{Detail, Record};
 pub use slots::{Counters, InFlight, Lane, Place, Slot};
 pub use verdicts::Verdict;
 
@@ -205,7 +208,7 @@ impl<'z> Table<'z> {
 
     /// Bytes in use; a slot is while an instance has it.
     pub fn usage(&self) -> usize {
-        let blocks: usize = self.live_places().map(|(_, len)| len).sum();
+        let blocks: usize = self.live_blocks().map(|block| block.len()).sum();
         let slots = (0..self.layout.slot_count)
             .filter(|&s| self.slot_word(s, slots::OWNER).load(Relaxed) != 0)
             .count();

@@ -48,8 +48,8 @@ pub(crate) unsafe fn ask(
         Ok(outcome) => {
             let mut told = &outcome.told[..];
             // The last line may be cut off: the child may have been killed while it wrote.
-            while let Ok(((level, text), rest)) = postcard::take_from_bytes::<Line>(told) {
-                sink.log(level, text);
+            while let Ok(((level, line), rest)) = postcard::take_from_bytes::<Line>(told) {
+                sink.log(level, line);
                 told = rest;
             }
             match outcome.end {

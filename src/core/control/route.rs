@@ -56,12 +56,6 @@ pub const PATHS: [&str; 10] = [
     "DELETE /services/{service}/instances/{id or address:port}",
 ];
 
-/// What can be ordered of an instance.
-fn action(name: &str) -> Option<Action> {
-    let all = [Action::Drain, Action::Down, Action::Up, Action::Weight];
-    all.into_iter().find(|action| action.name() == name)
-}
-
 /// Finds out what a request is about; `path` is what follows the location's name, decoded.
 ///
 /// # Errors
@@ -90,7 +84,7 @@ pub fn route(verb: Verb, path: &[u8]) -> Result<Route, Refusal> {
         ["services", _, "instances"] => (Route::Instances(name), READ),
         // An id may contain slashes, so the action is looked for at the end.
         ["services", _, "instances", ref id @ .., last] => {
-            let action = action(last).filter(|_| !id.is_empty());
+            let action = last.parse().ok().filter(|a| *a != Action::Freeze && !id.is_empty());
             let id = if action.is_some() { id.join("/") } else { parts[3..].join("/") };
             match (action, verb) {
                 (Some(action), Verb::Write) => (Route::Set(name, id, action), ORDER),

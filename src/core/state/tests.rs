@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::file::{load, save, set_aside};
 use super::*;
-use crate::model::{Meta, identity};
+use crate::model::{Health, Meta, identity};
 use crate::params::Params;
 use crate::process::ProcessId;
 use crate::table::overrides::of_instance;

@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt::{Display, Write as _};
 use std::io::Write as _;
 
+use strum::VariantArray;
+
 use super::{Document, Peer, PeerConnections, PeerState, Service, Status, Upstream};
 
 /// Blocks that a label names; of the others it has the number.
@@ -73,7 +75,7 @@ pub(super) struct Metrics {
 /// A service, and what its peers add up to.
 struct Current {
     labels: String,
-    states: [u64; PeerState::ALL.len()],
+    states: [u64; PeerState::VARIANTS.len()],
     in_flight: u64,
 }
 
@@ -137,9 +139,8 @@ impl Metrics {
 
     fn end_service(&mut self) {
         let Some(Current { labels, states, in_flight }) = self.service.take() else { return };
-        for (state, word) in PeerState::ALL {
-            let labels = with(&labels, "state", word);
-            self.add("service_peers", &labels, states[state as usize]);
+        for (state, count) in PeerState::VARIANTS.iter().zip(states) {
+            self.add("service_peers", &with(&labels, "state", state.into()), count);
         }
         self.add("service_in_flight", &labels, in_flight);
     }
@@ -200,7 +201,7 @@ impl Document for Metrics {
         let labels = with(&current.labels, "server", &peer.server);
         let info = with(&with(&labels, "node", &peer.node), "service_id", &peer.service_id);
         self.add("peer_info", &info, 1);
-        self.add("peer_state", &with(&labels, "state", peer.state.word()), 1);
+        self.add("peer_state", &with(&labels, "state", peer.state.into()), 1);
         self.add("peer_picks_total", &labels, peer.picks);
         self.add("peer_fails_total", &labels, peer.fails);
         self.add("peer_in_flight", &labels, peer.in_flight);

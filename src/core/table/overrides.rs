@@ -16,11 +16,12 @@ use std::num::NonZeroU16;
 
 use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher13;
+use strum::{EnumString, IntoStaticStr};
 
 use super::lock::Guard;
 use super::machine::atomic::Ordering::{Acquire, Relaxed, Release};
 use super::machine::atomic::fence;
-use super::publish::pack;
+use super::words::{join, pack, split};
 use super::{H_OVERRIDES, H_OVERRIDES_BEGUN, Table, entry, read};
 use crate::model::identity;
 use crate::process::ProcessId;
@@ -37,9 +38,10 @@ const AREA_WORDS: usize = 16;
 pub(super) const WORDS: usize = 2 * AREA_WORDS;
 
 /// What is to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, EnumString, IntoStaticStr)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Action {
     /// The set of a selection stays as it is.
     Freeze,
@@ -107,13 +109,7 @@ pub fn scope(service: &str, datacenter: Option<&str>) -> u64 {
 impl Action {
     /// As the API calls it.
     pub fn name(self) -> &'static str {
-        match self {
-            Action::Freeze => "freeze",
-            Action::Drain => "drain",
-            Action::Down => "down",
-            Action::Up => "up",
-            Action::Weight => "weight",
-        }
+        self.into()
     }
 }
 
@@ -228,9 +224,9 @@ impl Table<'_> {
     }
 
     /// First word and size of the area of a list.
-    fn override_area(&self, list: u64) -> (usize, usize) {
+    fn override_area(&self, number: u32) -> (usize, usize) {
         let words = self.layout.override_count * AREA_WORDS;
-        (self.layout.overrides + (list >> 32 & 1) as usize * words, words)
+        (self.layout.overrides + (number & 1) as usize * words, words)
     }
 
     /// All overrides, whose time may be over; the oldest first. `None` if writers were faster than
@@ -238,10 +234,10 @@ impl Table<'_> {
     pub fn all_overrides(&self) -> Option<Vec<Override>> {
         (0..read::TRIES).find_map(|_| {
             let list = self.word(H_OVERRIDES).load(Acquire);
-            let (len, (first, words)) = (list as u32 as usize, self.override_area(list));
-            let used = first..first + len.div_ceil(8).min(words);
-            let mut bytes: Vec<u8> = used.flat_map(|at| self.load(at).to_le_bytes()).collect();
-            bytes.truncate(len);
+            let (number, len) = split(list);
+            let (first, words) = self.override_area(number);
+            let used = first..first + (len as usize).div_ceil(8).min(words);
+            let bytes: Vec<u8> = used.flat_map(|at| self.load(at).to_le_bytes()).collect();
             // Pairs with the fence of who takes the lock: a word of a later list in the same area
             // can only be seen after the one between them was in force.
             fence(Acquire);
@@ -303,15 +299,16 @@ impl Guard<'_, '_> {
     /// have changed; `false` if there is no room for it.
     fn store_overrides(&self, all: &[Override], changed: &[Override]) -> bool {
         let table = self.table;
-        let next = (table.load(H_OVERRIDES) >> 32).wrapping_add(1) << 32;
-        let ((words, len), (first, room)) = (pack(&encode(all)), table.override_area(next));
+        let next = split(table.load(H_OVERRIDES)).0.wrapping_add(1);
+        let (bytes, (first, room)) = (encode(all), table.override_area(next));
+        let words = pack(&bytes);
         if all.len() > table.layout.override_count || words.len() > room {
             return false;
         }
         for (at, word) in (first..).zip(words) {
             table.word(at).store(word, Relaxed);
         }
-        table.word(H_OVERRIDES).store(next | len as u64, Release);
+        table.word(H_OVERRIDES).store(join(next, bytes.len() as u32), Release);
         let scopes = changed.iter().filter(|held| held.selection.is_none());
         let scopes: HashSet<u64> = scopes.map(|held| held.instance().0).collect();
         self.renew_entries(|scope| scopes.contains(&scope));

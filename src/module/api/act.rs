@@ -211,7 +211,10 @@ impl Asked {
     fn resync(&self, name: &str) -> Answer {
         let asked = self.ask_again(&self.selections(name)?);
         let (service, by) = (quote(name), quote(&self.who));
-        self.log(format!("service \"{service}\": Consul is asked again for \"{by}\""));
+        self.log(
+            Level::Notice,
+            format!("service \"{service}\": Consul is asked again for \"{by}\""),
+        );
         Ok((202, json!({ "service": name, "asked": asked })))
     }
 
@@ -306,12 +309,12 @@ impl Asked {
 
     /// What is ordered of several selections of a service is one line.
     fn log_each(&self, lines: impl Iterator<Item = String>) {
-        lines.collect::<BTreeSet<_>>().into_iter().for_each(|line| self.log(line));
+        lines.collect::<BTreeSet<_>>().into_iter().for_each(|line| self.log(Level::Notice, line));
     }
 
-    fn log(&self, line: String) {
+    fn log(&self, level: Level, line: String) {
         // SAFETY: the log of the request's connection, in the event loop.
-        unsafe { log::write(self.log, &(Level::Notice, line)) };
+        unsafe { log::write(self.log, &(level, line)) };
     }
 }
 

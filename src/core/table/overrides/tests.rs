@@ -208,7 +208,7 @@ fn a_writer_that_was_killed_leaves_the_list_before_and_the_next_one_tells_the_wo
     let entry = table.claim(KEY, me).unwrap();
     table.publish((entry, KEY), &set([1]), 1, me).unwrap();
     table.set_overrides(&[about(5, Action::Drain)], me).unwrap();
-    let (first, words) = table.override_area(table.load(H_OVERRIDES) ^ 1 << 32);
+    let (first, words) = table.override_area(split(table.load(H_OVERRIDES)).0 ^ 1);
     for at in first..first + words {
         table.word(at).store(u64::MAX, Relaxed);
     }
