@@ -22,8 +22,8 @@ pub use latency::Latency;
 pub use order::Order;
 pub use tried::Tried;
 pub use view::{
-    Admission, Admitted, Candidates, Clock, Known, MOST, Obstacle, Picked, Reuse, Rules, Shared,
-    Tier, View, pick, share,
+    Admission, Admitted, Candidates, Clock, Known, Obstacle, Picked, Rules, Shared, Tier, View,
+    pick, share,
 };
 pub use weighted::Weighted;
 
@@ -109,8 +109,6 @@ pub trait Peers {
     fn load(&self, peer: Self::Peer) -> u64;
     /// What one more request costs, as [`latency::score`] has it.
     fn cost(&self, peer: Self::Peer) -> f32;
-    /// What a millisecond, which nginx measures no finer, makes of that.
-    fn cost_of_millisecond(&self, peer: Self::Peer) -> f32;
     /// The first peer that suits of those that the request's key belongs to, in turn. `None` if it
     /// has no key, or after as many looks as nginx takes.
     fn keyed(&self, suits: impl Fn(Self::Peer) -> bool) -> Option<Self::Peer>;

@@ -8,7 +8,6 @@ pub mod instances;
 pub mod kv;
 pub mod overview;
 pub mod policy;
-pub mod prepared;
 pub mod query;
 pub mod server;
 pub mod tls;

@@ -129,14 +129,6 @@ impl<C> Idle<C> {
         self.len == 0
     }
 
-    /// How many there are to the peer that was found there, of which two stand for more.
-    #[inline]
-    pub fn count(&self, Hint(peer): Hint) -> usize {
-        let Some(peer) = self.peers.get(peer as usize) else { return 0 };
-        let newest = self.items.get(peer.newest as usize);
-        newest.map_or(0, |item| 1 + usize::from(item.older_of_peer != NONE))
-    }
-
     /// Where a peer is, which may be where `hint` says; [`Hint::NONE`] if it has no connection.
     #[inline]
     pub fn find(&self, key: &Key, Hint(hint): Hint) -> Hint {

@@ -5,7 +5,9 @@ use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 
+use serde::Deserialize;
 use siphasher::sip128::{Hasher128, SipHasher13};
+use strum::{EnumString, IntoStaticStr};
 
 use crate::address::AddressFilter;
 use crate::params::Params;
@@ -14,7 +16,8 @@ pub use crate::consul::instances::meta::{Meta, MetaKeys};
 
 /// Consistency mode of a Consul query
 /// (<https://developer.hashicorp.com/consul/api-docs/features/consistency>).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, EnumString)]
+#[strum(serialize_all = "lowercase")]
 pub enum Consistency {
     /// The leader answers, from its lease.
     #[default]
@@ -28,7 +31,8 @@ pub enum Consistency {
 }
 
 /// Where in Consul the peers are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, EnumString, IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum Source {
     /// `/v1/health/service`: the instances of a service with their health.
     #[default]
@@ -44,19 +48,7 @@ pub enum Source {
 impl Source {
     /// Its name in the configuration and the status.
     pub fn name(self) -> &'static str {
-        match self {
-            Source::Health => "health",
-            Source::Catalog => "catalog",
-            Source::Kv => "kv",
-            Source::Query => "query",
-        }
-    }
-
-    /// The source of that name.
-    pub fn from_name(name: &str) -> Option<Source> {
-        [Source::Health, Source::Catalog, Source::Kv, Source::Query]
-            .into_iter()
-            .find(|source| source.name() == name)
+        self.into()
     }
 }
 
@@ -106,7 +98,8 @@ impl Query {
 }
 
 /// Which states of health a block takes into its set of peers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, EnumString)]
+#[strum(serialize_all = "lowercase")]
 pub enum Admit {
     /// All checks pass.
     #[default]
@@ -129,24 +122,24 @@ pub struct Selection {
 }
 
 /// Health of an instance: the worst of its service's and its node's checks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, IntoStaticStr)]
+#[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Health {
     /// Every check passes, or there is none.
     Passing,
     /// The worst check warns.
     Warning,
-    /// A check is critical; maintenance mode is a critical check.
+    /// A check is critical; maintenance mode is a critical check. So is a word that Consul may learn
+    /// one day.
+    #[serde(other)]
     Critical,
 }
 
 impl Health {
     /// Consul's word for it.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Health::Passing => "passing",
-            Health::Warning => "warning",
-            Health::Critical => "critical",
-        }
+        self.into()
     }
 }
 

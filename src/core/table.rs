@@ -43,8 +43,10 @@ pub mod outage;
 pub mod permits;
 pub mod publish;
 pub mod read;
+mod record;
 pub mod slots;
 pub mod verdicts;
+mod words;
 
 pub use asked::Withheld;
 pub use entry::{Freshness, Mode, Named};
@@ -53,13 +55,14 @@ pub use history::Changed;
 pub use orders::{Action, NotGiven, Order, Overrides, Subject};
 pub use outage::Outage;
 pub use permits::Permit;
-pub use publish::{Change, Full};
-pub use read::{Detail, Image, Record};
+pub use publish::Full;
+pub use read::Image;
+pub use record::{Detail, Record};
 pub use slots::{Counters, InFlight, Lane, Place, Slot};
 pub use verdicts::Verdict;
 
 /// Says that the zone holds a table of this layout.
-const MAGIC: u64 = 0x6e67_782d_636e_0009;
+const MAGIC: u64 = 0x6e67_782d_636e_000a;
 
 /// Words of the header; the rest of them is spare.
 const HEADER: usize = 24;
@@ -204,7 +207,7 @@ impl<'z> Table<'z> {
 
     /// Bytes in use; a slot is while an instance has it.
     pub fn usage(&self) -> usize {
-        let blocks: usize = self.live_places().map(|(_, len)| len).sum();
+        let blocks: usize = self.live_blocks().map(|block| block.len()).sum();
         let slots = (0..self.layout.slot_count)
             .filter(|&s| self.slot_word(s, slots::OWNER).load(Relaxed) != 0)
             .count();

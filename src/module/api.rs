@@ -62,9 +62,8 @@ pub(crate) extern "C" fn ngx_http_consul_api(
             if is_regex(&*core) || (*core).exact_match() != 0 || name.starts_with(b"@") {
                 return c"must be in a location that is a prefix".as_ptr().cast_mut();
             }
-            let (file, line) = conf::dynamic::position(cf);
             (*core).handler = Some(ngx_http_consul_api_handler);
-            http.apis.push(ApiLocation { core, place: format!("{file}:{line}") });
+            http.apis.push(ApiLocation { core, place: conf::args::place(cf) });
         }
         CONF_OK
     })

@@ -7,12 +7,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nginx_consul_core::address::IpNet;
 use nginx_consul_core::balance::{Method, Rules};
 use nginx_consul_core::model::{Query, Selection};
 use nginx_consul_core::named::Templates;
 use nginx_consul_core::status::ready::Demand;
-use nginx_consul_core::sync::{OnEmpty, Plan, Server, Token};
+use nginx_consul_core::sync::Plan;
 use nginx_sys::{
     ngx_conf_t, ngx_http_complex_value_t, ngx_http_upstream_rr_peers_t,
     ngx_http_upstream_srv_conf_t, ngx_module_t, ngx_shm_zone_t, ngx_str_t,
@@ -40,7 +39,8 @@ pub(crate) use commands::COMMANDS;
 pub(crate) use directives::Directives;
 pub(crate) use inner::Inner;
 pub(crate) use keepalive::KeepaliveConf;
-pub(crate) use named::{ByRequest, UnknownService};
+pub(crate) use named::ByRequest;
+pub(crate) use settings::Settings;
 
 /// What holds for the whole of `http`.
 pub(crate) struct HttpConf {
@@ -70,46 +70,12 @@ pub(crate) struct HttpConf {
     pub(crate) templates: Option<Arc<Templates>>,
 }
 
-/// What `http` gives as default and an `upstream` overrides. `None`: not set here.
-#[derive(Clone, Default)]
-pub(crate) struct Settings {
-    pub(crate) servers: Option<Vec<Server>>,
-    pub(crate) token: Option<Token>,
-    pub(crate) ssl_trusted: Option<Vec<u8>>,
-    pub(crate) ssl_certificate: Option<Vec<u8>>,
-    pub(crate) ssl_key: Option<Vec<u8>>,
-    pub(crate) ssl_verify: Option<bool>,
-    pub(crate) ssl_name: Option<String>,
-    pub(crate) wait: Option<Duration>,
-    pub(crate) connect_timeout: Option<Duration>,
-    pub(crate) retry: Option<(Duration, Duration)>,
-    pub(crate) resolve: Option<Duration>,
-    pub(crate) poll: Option<Duration>,
-    pub(crate) max_body: Option<u64>,
-    /// `Some(None)`: off.
-    pub(crate) max_stale: Option<Option<Duration>>,
-    pub(crate) on_empty: Option<OnEmpty>,
-    /// Percent; `Some(None)`: off.
-    pub(crate) max_removal: Option<Option<u8>>,
-    pub(crate) allow: Option<Vec<IpNet>>,
-    pub(crate) deny: Option<Vec<IpNet>>,
-    pub(crate) balance: Option<Balance>,
-    /// Percent; `Some(None)`: off.
-    pub(crate) panic: Option<Option<u8>>,
-    pub(crate) allow_service: Option<named::AllowService>,
-    pub(crate) first_wait: Option<Duration>,
-    pub(crate) idle: Option<Duration>,
-    pub(crate) unknown_service: Option<UnknownService>,
-}
-
 /// `consul_balance`.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Balance {
     pub(crate) method: Method,
     /// Of `hash`: in the pool of the configuration.
     pub(crate) key: Option<NonNull<ngx_http_complex_value_t>>,
-    /// Peers with an idle connection take the turns of others.
-    pub(crate) reuse: bool,
 }
 
 /// `consul_dynamic` of a block.
@@ -131,9 +97,8 @@ pub(crate) struct Dynamic {
     pub(crate) inner: Option<Inner>,
     /// How many [`Directives::methods`] stand before.
     pub(crate) before: usize,
-    /// Where the directive stands.
-    pub(crate) file: String,
-    pub(crate) line: usize,
+    /// Where the directive stands, as `file:line`.
+    pub(crate) place: String,
 }
 
 /// Of `http` (its `block` stays empty) or of one `upstream`.
@@ -249,7 +214,9 @@ pub(crate) extern "C" fn ngx_http_consul_init_main_conf(
         match finish::finish(cf, http) {
             Ok(()) => CONF_OK,
             Err(text) => {
-                ngx::ngx_conf_log_error!(nginx_sys::NGX_LOG_EMERG, cf, "{text}");
+                // It says where the directive stands; this is the end of `http`.
+                // SAFETY: nginx passes a valid configuration.
+                ngx::ngx_log_error!(nginx_sys::NGX_LOG_EMERG, unsafe { (*cf).log }, "{text}");
                 CONF_ERROR
             }
         }

@@ -241,10 +241,10 @@ impl Sink for TableSink {
                 self.refused.lock().remove(&target);
                 let Some(Ok(Some(change))) = published else { return Published::Unchanged };
                 Published::Changed {
-                    peers: change.peers,
-                    added: change.added,
-                    removed: change.removed,
-                    changed: change.changed,
+                    peers: set.peers().len(),
+                    added: change.joined_total,
+                    removed: change.left_total,
+                    changed: change.changed_total,
                 }
             }
         }

@@ -15,9 +15,8 @@ use nginx_consul_core::state::{LoadError, Mark, Saved, Source, State, file, peer
 use nginx_consul_core::status;
 use nginx_consul_core::sync::{Level, Plan, Sink, Target};
 use nginx_consul_core::table::{Named, Order, Table, Verdict};
-use nginx_sys::ngx_conf_t;
 
-use crate::conf::args::{self, Parsed, text};
+use crate::conf::args::{self, Args, Parsed};
 use crate::sink::{TableSink, now_ms};
 
 pub(crate) mod directory;
@@ -31,30 +30,21 @@ pub(crate) struct StateFile {
 }
 
 impl StateFile {
-    /// Reads the words of the directive; `None` is `off`.
-    pub(crate) fn parse(cf: *mut ngx_conf_t, words: &[&[u8]]) -> Parsed<Option<StateFile>> {
-        let name = text(words[0])?;
-        if words[1] == b"off" {
-            return match words.get(2) {
-                Some(word) => Err(args::invalid(name, word)),
-                None => Ok(None),
-            };
+    /// Reads the directive; `None` is `off`.
+    pub(crate) fn parse(args: &Args<'_>) -> Parsed<Option<StateFile>> {
+        let (name, mut valid) = (args.name, None);
+        match args.words {
+            [b"off"] => return Ok(None),
+            [b"off", word, ..] | [word @ b"", ..] => return Err(args::invalid(name, word)),
+            _ => {}
         }
-        if words[1].is_empty() {
-            return Err(args::invalid(name, words[1]));
-        }
-        let valid = match words.get(2) {
-            None => None,
-            Some(word) => {
-                let time = word.strip_prefix(b"valid=");
-                let time = time.ok_or_else(|| {
-                    format!("invalid parameter \"{}\"", String::from_utf8_lossy(word))
-                        + &format!(" in \"{name}\" directive")
-                })?;
-                Some(args::positive_time(name, time)?)
-            }
-        };
-        let path = args::prefix_path(cf, words[1])?;
+        args.parameters(1, |parameter, time| {
+            let time =
+                args::positive_time(name, time.as_bytes()).ok().filter(|_| parameter == "valid");
+            valid = Some(time.ok_or(None)?);
+            Ok(())
+        })?;
+        let path = args::prefix_path(args.cf, args.words[0])?;
         directory::check_path(&path).map_err(|why| {
             format!("can't use \"{}\" of the \"{name}\" directive ({why})", path.display())
         })?;

@@ -66,9 +66,6 @@ impl Peers for Fake {
     fn cost(&self, peer: usize) -> f32 {
         self.loads[peer] as f32
     }
-    fn cost_of_millisecond(&self, _: usize) -> f32 {
-        1.0
-    }
     /// Of two looks the last one is the peer's that has the key.
     fn keyed(&self, suits: impl Fn(usize) -> bool) -> Option<usize> {
         [0, self.len().checked_sub(1)?].into_iter().rev().find(|&peer| suits(peer))
@@ -217,9 +214,6 @@ fn a_pick_looks_at_as_few_peers_among_10_000_as_among_3() {
         }
         fn cost(&self, peer: usize) -> f32 {
             self.0.cost(peer)
-        }
-        fn cost_of_millisecond(&self, peer: usize) -> f32 {
-            self.0.cost_of_millisecond(peer)
         }
         fn keyed(&self, suits: impl Fn(usize) -> bool) -> Option<usize> {
             self.0.keyed(suits)

@@ -12,12 +12,10 @@ use crate::params::Params;
 use crate::table::{Image, Limits, Place, Record};
 
 mod candidates;
-mod reuse;
 
 pub use candidates::{
     Admission, Admitted, Candidates, Clock, Obstacle, Picked, Shared, pick, share,
 };
-pub use reuse::{MOST, Reuse};
 
 /// The sets of a block as a worker uses them: never changed, so a request that holds it sees one
 /// generation of each from beginning to end.

@@ -1,15 +1,7 @@
 //! An answer of `/v1/catalog/service` as instances: every registered one, whatever its health.
 
-use std::collections::HashMap;
-
-use serde::Deserialize;
-use serde_json::value::RawValue;
-
-use super::instances::{
-    Draft, Element, Instances, ParseError, Skipped, Tagged, Want, Weights, list, meta,
-};
+use super::instances::{Instances, ParseError, Want, element, list};
 use crate::model::Health;
-use crate::text::quote;
 
 /// Reads the body of an answer; an element that breaks a rule is skipped.
 ///
@@ -17,48 +9,8 @@ use crate::text::quote;
 ///
 /// The body is not a JSON array, or ends early.
 pub fn parse(body: &[u8], want: Want<'_>) -> Result<Instances, ParseError> {
-    list(body, |json| instance(json, want))
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Entry<'a> {
-    node: Option<String>,
-    address: Option<String>,
-    datacenter: Option<String>,
-    tagged_addresses: Option<HashMap<String, String>>,
-    service_tagged_addresses: Option<HashMap<String, Tagged>>,
-    #[serde(rename = "ServiceID")]
-    service_id: Option<String>,
-    service_tags: Option<Vec<String>>,
-    service_address: Option<String>,
-    service_port: Option<i64>,
-    service_weights: Option<Weights>,
-    #[serde(borrow)]
-    service_meta: Option<&'a RawValue>,
-}
-
-fn instance(json: &str, want: Want<'_>) -> Element {
-    let skip = |error: serde_json::Error| {
-        let json: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
-        let text = |name: &str| json[name].as_str().unwrap_or_default().to_owned();
-        Skipped { node: text("Node"), id: text("ServiceID"), reason: quote(&error.to_string()) }
-    };
-    let entry: Entry<'_> = serde_json::from_str(json).map_err(skip)?;
-    let draft = Draft {
-        node: entry.node,
-        node_address: entry.address,
-        datacenter: entry.datacenter,
-        id: entry.service_id,
-        address: entry.service_address,
-        port: entry.service_port,
-        tagged: entry.service_tagged_addresses,
-        node_tagged: entry.tagged_addresses,
-        tags: entry.service_tags,
-        weights: entry.service_weights,
-        meta: meta::parse(entry.service_meta, want.meta).map_err(skip)?,
-    };
-    draft.finish(Health::Passing, want.tag)
+    let names = ["/Node", "/ServiceID"];
+    list(body, |json| element(json, names, |draft| (draft, Health::Passing), want))
 }
 
 #[cfg(test)]

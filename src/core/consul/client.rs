@@ -113,7 +113,6 @@ struct Line {
     dial: Arc<Dial>,
     agent: Agent,
     token: CurrentToken,
-    origin: String,
 }
 
 impl Client {
@@ -247,7 +246,6 @@ impl Line {
         Line {
             endpoint: Arc::clone(endpoint),
             server,
-            origin: dial.server.origin() + dial.server.prefix(),
             dial,
             agent,
             token: CurrentToken::new(endpoint.token.clone()),
@@ -276,7 +274,7 @@ impl Line {
         deadline: Duration,
         body: Duration,
     ) -> Result<Answer, Error> {
-        let mut call = self.agent.get(format!("{}{path}", self.origin));
+        let mut call = self.agent.get(format!("{}{path}", self.dial.server.base()));
         if let Some(token) = self.token.get() {
             call = call.header("X-Consul-Token", token.expose());
         }
@@ -305,18 +303,15 @@ impl Line {
 
     fn read(&self, body: Body, timeout: Duration) -> Result<Vec<u8>, Error> {
         let limit = self.endpoint.max_body;
-        let announced = body.content_length().unwrap_or(0);
-        if announced > limit {
+        if body.content_length().is_some_and(|announced| announced > limit) {
             return Err(Error::TooLong(limit));
         }
-        let mut bytes = Vec::with_capacity(usize::try_from(announced).unwrap_or(0));
-        let mut reader = body.into_with_config().limit(limit).reader();
-        match reader.read_to_end(&mut bytes).map_err(ureq::Error::from) {
-            Ok(_) => Ok(bytes),
-            Err(ureq::Error::BodyExceedsLimit(_)) => Err(Error::TooLong(limit)),
-            Err(ureq::Error::Timeout(_)) => Err(Error::Slow(timeout)),
-            Err(error) => Err(Error::BrokeOff(plain(&error))),
-        }
+        let read = body.into_with_config().limit(limit).read_to_vec();
+        read.map_err(|error| match error {
+            ureq::Error::BodyExceedsLimit(_) => Error::TooLong(limit),
+            ureq::Error::Timeout(_) => Error::Slow(timeout),
+            error => Error::BrokeOff(plain(&error)),
+        })
     }
 }
 
@@ -329,7 +324,6 @@ fn failure(error: ureq::Error, deadline: Duration) -> Error {
     match error {
         ureq::Error::Other(cause) => match cause.downcast_ref::<ConnectError>() {
             Some(ConnectError::NotAllowed) => Error::Reconnected,
-            Some(ConnectError::Stopped) => Error::Stopped,
             // A certificate's names are its own choice.
             _ => Error::Connect(text::printable(&cause.to_string()).into_owned()),
         },

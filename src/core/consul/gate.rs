@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use strum::{IntoStaticStr, VariantArray};
+
 use crate::consul::client::{Answer, Error};
 use crate::consul::instances::{Instances, ParseError, Want};
-use crate::consul::{catalog, health, kv, prepared};
+use crate::consul::{catalog, health, kv};
 use crate::model::{Query, Source};
 use crate::text::quote;
 
@@ -12,8 +14,9 @@ use crate::text::quote;
 /// blocking on it would hide every change.
 const MAX_INDEX: u64 = i64::MAX as u64;
 
-/// Why an answer changes nothing. Each is counted by itself in the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// Why an answer changes nothing. Each is counted by itself in the table, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, VariantArray, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Reason {
     /// No connection.
     Connect,
@@ -49,23 +52,7 @@ pub enum Reason {
 
 impl Reason {
     /// All, in the order of their counters in the table.
-    pub const ALL: [Reason; 15] = [
-        Reason::Connect,
-        Reason::Timeout,
-        Reason::Closed,
-        Reason::Protocol,
-        Reason::Status,
-        Reason::TooLarge,
-        Reason::Truncated,
-        Reason::ContentType,
-        Reason::Json,
-        Reason::Index,
-        Reason::NoLeader,
-        Reason::Stale,
-        Reason::Filtered,
-        Reason::Token,
-        Reason::Outdated,
-    ];
+    pub const ALL: &[Reason] = Reason::VARIANTS;
 
     /// Whether the server has answered, if not usefully.
     pub fn is_answered(self) -> bool {
@@ -81,23 +68,7 @@ impl Reason {
 
     /// The word for it in the status; never changes.
     pub fn word(self) -> &'static str {
-        match self {
-            Reason::Connect => "connect",
-            Reason::Timeout => "timeout",
-            Reason::Closed => "closed",
-            Reason::Protocol => "protocol",
-            Reason::Status => "status",
-            Reason::TooLarge => "too_large",
-            Reason::Truncated => "truncated",
-            Reason::ContentType => "content_type",
-            Reason::Json => "json",
-            Reason::Index => "index",
-            Reason::NoLeader => "no_leader",
-            Reason::Stale => "stale",
-            Reason::Filtered => "filtered",
-            Reason::Token => "token",
-            Reason::Outdated => "outdated",
-        }
+        self.into()
     }
 }
 
@@ -216,7 +187,7 @@ fn parse(body: &[u8], query: &Query) -> Result<Instances, ParseError> {
         Source::Health => health::parse(body, want),
         Source::Catalog => catalog::parse(body, want),
         Source::Kv => kv::parse(body, &query.service),
-        Source::Query => prepared::parse(body, want),
+        Source::Query => health::parse_executed(body, want),
     }
 }
 

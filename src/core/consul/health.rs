@@ -1,16 +1,12 @@
-//! An answer of `/v1/health/service` as instances.
+//! An answer of `/v1/health/service`, or of `/v1/query/<name>/execute`, as instances.
+
+use std::collections::HashMap;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Visitor};
 use serde_json::value::RawValue;
-use std::collections::HashMap;
-use std::fmt;
 
-use super::instances::{
-    Draft, Element, Instances, ParseError, Skipped, Tagged, Want, Weights, list, meta,
-};
+use super::instances::{Draft, Instances, ParseError, Tagged, Want, Weights, element, list};
 use crate::model::Health;
-use crate::text::quote;
 
 /// Reads the body of an answer.
 ///
@@ -21,7 +17,23 @@ use crate::text::quote;
 ///
 /// The body is not a JSON array, or ends early.
 pub fn parse(body: &[u8], want: Want<'_>) -> Result<Instances, ParseError> {
-    list(body, |json| instance(json, want))
+    list(body, |json| element(json, ["/Node/Node", "/Service/ID"], draft, want))
+}
+
+/// Reads what a prepared query gives: the same list, as a member of an object.
+///
+/// # Errors
+///
+/// The body is not a JSON object with a list of nodes.
+pub fn parse_executed(body: &[u8], want: Want<'_>) -> Result<Instances, ParseError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Executed<'a> {
+        #[serde(borrow)]
+        nodes: Option<&'a RawValue>,
+    }
+    let executed: Executed<'_> = serde_json::from_slice(body)?;
+    executed.nodes.map_or(Ok(Instances::default()), |nodes| parse(nodes.get().as_bytes(), want))
 }
 
 #[derive(Deserialize)]
@@ -42,7 +54,7 @@ struct Node {
     tagged_addresses: Option<HashMap<String, String>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Service<'a> {
     #[serde(rename = "ID")]
@@ -59,80 +71,32 @@ struct Service<'a> {
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Check {
-    status: Option<Status>,
+    status: Option<Health>,
 }
 
-struct Status(Health);
-
-impl<'de> Deserialize<'de> for Status {
-    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
-        struct StatusVisitor;
-        impl Visitor<'_> for StatusVisitor {
-            type Value = Status;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a status")
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Status, E> {
-                Ok(Status(match text {
-                    "passing" => Health::Passing,
-                    "warning" => Health::Warning,
-                    // Also a word that Consul may learn one day.
-                    _ => Health::Critical,
-                }))
-            }
-        }
-        json.deserialize_str(StatusVisitor)
-    }
-}
-
-/// One element; those of a prepared query's answer are the same.
-pub(super) fn instance(json: &str, want: Want<'_>) -> Element {
-    let skip = |error: serde_json::Error| {
-        let (node, id) = name_of(json);
-        Skipped { node, id, reason: quote(&error.to_string()) }
-    };
-    let entry: Entry<'_> = serde_json::from_str(json).map_err(skip)?;
+fn draft(entry: Entry<'_>) -> (Draft<'_>, Health) {
     let health = health(entry.checks.as_deref().unwrap_or_default());
-    let node = entry.node.unwrap_or_default();
-    let Some(service) = entry.service else {
-        let node = node.node.unwrap_or_default();
-        return Err(Skipped { node, id: String::new(), reason: "no service".to_owned() });
-    };
+    let (node, service) = (entry.node.unwrap_or_default(), entry.service.unwrap_or_default());
     let draft = Draft {
         node: node.node,
         node_address: node.address,
         datacenter: node.datacenter,
+        node_tagged: node.tagged_addresses,
         id: service.id,
+        tags: service.tags,
         address: service.address,
         port: service.port,
         tagged: service.tagged_addresses,
-        node_tagged: node.tagged_addresses,
-        tags: service.tags,
         weights: service.weights,
-        meta: meta::parse(service.meta, want.meta).map_err(skip)?,
+        meta: service.meta,
     };
-    draft.finish(health, want.tag)
+    (draft, health)
 }
 
 /// The worst of all checks, those of the node included.
 fn health(checks: &[Option<Check>]) -> Health {
-    let status = |check: &Option<Check>| {
-        let status = check.as_ref().and_then(|check| check.status.as_ref());
-        status.map_or(Health::Critical, |status| status.0)
-    };
-    checks.iter().map(status).max().unwrap_or(Health::Passing)
-}
-
-/// Node and id of an element that is not an instance, as far as they can be told.
-fn name_of(json: &str) -> (String, String) {
-    let json: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
-    let text = |a: &str, b: &str| match &json[a][b] {
-        serde_json::Value::String(text) => text.clone(),
-        _ => String::new(),
-    };
-    (text("Node", "Node"), text("Service", "ID"))
+    let status = |check: &Option<Check>| check.as_ref()?.status;
+    checks.iter().map(|c| status(c).unwrap_or(Health::Critical)).max().unwrap_or(Health::Passing)
 }
 
 #[cfg(test)]

@@ -119,20 +119,30 @@ impl<'de, F: FnMut(&str)> Visitor<'de> for ListVisitor<F> {
     }
 }
 
-/// What a source says of an instance.
-#[derive(Default)]
-pub(super) struct Draft {
+/// What a source says of an instance, in the layout of `/v1/catalog/service`.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Draft<'a> {
     pub(super) node: Option<String>,
+    #[serde(rename = "Address")]
     pub(super) node_address: Option<String>,
     pub(super) datacenter: Option<String>,
-    pub(super) id: Option<String>,
-    pub(super) address: Option<String>,
-    pub(super) port: Option<i64>,
-    pub(super) tagged: Option<HashMap<String, Tagged>>,
+    #[serde(rename = "TaggedAddresses")]
     pub(super) node_tagged: Option<HashMap<String, String>>,
+    #[serde(rename = "ServiceID")]
+    pub(super) id: Option<String>,
+    #[serde(rename = "ServiceTags")]
     pub(super) tags: Option<Vec<String>>,
+    #[serde(rename = "ServiceAddress")]
+    pub(super) address: Option<String>,
+    #[serde(rename = "ServicePort")]
+    pub(super) port: Option<i64>,
+    #[serde(rename = "ServiceTaggedAddresses")]
+    pub(super) tagged: Option<HashMap<String, Tagged>>,
+    #[serde(rename = "ServiceWeights")]
     pub(super) weights: Option<Weights>,
-    pub(super) meta: meta::Own,
+    #[serde(rename = "ServiceMeta", borrow)]
+    pub(super) meta: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -150,7 +160,33 @@ pub(super) struct Tagged {
     port: Option<i64>,
 }
 
-impl Draft {
+/// Reads one element of an answer, of the layout `T`. Where that is not possible, `names` are the
+/// JSON pointers to its node and its service id.
+pub(super) fn element<'a, T: Deserialize<'a>>(
+    json: &'a str,
+    names: [&str; 2],
+    draft: impl FnOnce(T) -> (Draft<'a>, Health),
+    want: Want<'_>,
+) -> Element {
+    let skip = |error: serde_json::Error| {
+        let json: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
+        let [node, id] = names
+            .map(|at| json.pointer(at).and_then(|v| v.as_str()).unwrap_or_default().to_owned());
+        Skipped { node, id, reason: quote(&error.to_string()) }
+    };
+    let (mut draft, health) = draft(serde_json::from_str(json).map_err(skip)?);
+    let meta = meta::parse(draft.meta, want.meta).map_err(skip)?;
+    if let Some(tag) = want.tag {
+        draft.choose(tag);
+    }
+    let missing = [(&draft.node, "no node name"), (&draft.id, "no service id")];
+    match missing.iter().find(|(name, _)| name.as_deref().is_none_or(str::is_empty)) {
+        Some((_, reason)) => Err(draft.skip((*reason).to_owned())),
+        None => draft.finish(health, meta),
+    }
+}
+
+impl Draft<'_> {
     /// Takes the tagged address in place of the plain one, in the order of Consul's own DNS
     /// interface (`translate_wan_addrs`): of the service, the service's only one, of the node.
     fn choose(&mut self, tag: &str) {
@@ -167,42 +203,30 @@ impl Draft {
         }
     }
 
-    /// The instance, if it has all that one needs. `tag`: which of its addresses to take.
-    pub(super) fn finish(mut self, health: Health, tag: Option<&str>) -> Element {
-        if let Some(tag) = tag {
-            self.choose(tag);
-        }
-        let node = shortened(self.node.unwrap_or_default(), MAX_NAME);
-        let id = shortened(self.id.unwrap_or_default(), MAX_NAME);
-        let skip = |reason: String| Err(Skipped { node: node.clone(), id: id.clone(), reason });
-        if node.is_empty() {
-            return skip("no node name".to_owned());
-        }
-        if id.is_empty() {
-            return skip("no service id".to_owned());
-        }
-        let address = [self.address, self.node_address].into_iter().flatten();
-        let address = address.into_iter().find(|a| !a.is_empty());
-        let host = match host(address.as_deref().unwrap_or_default()) {
-            Ok(host) => host,
-            Err(reason) => return skip(reason),
-        };
-        let port = match port(self.port.unwrap_or(0)) {
-            Ok(port) => port,
-            Err(reason) => return skip(reason),
-        };
+    fn skip(&self, reason: String) -> Skipped {
+        let name = |name: &Option<String>| shortened(name.clone().unwrap_or_default(), MAX_NAME);
+        Skipped { node: name(&self.node), id: name(&self.id), reason }
+    }
+
+    /// The instance, if its address and port can be connected to.
+    pub(super) fn finish(self, health: Health, meta: meta::Own) -> Element {
+        let address = [&self.address, &self.node_address].into_iter().flatten();
+        let address = address.map(String::as_str).find(|a| !a.is_empty()).unwrap_or_default();
+        let host = host(address).map_err(|reason| self.skip(reason))?;
+        let port = port(self.port.unwrap_or(0)).map_err(|reason| self.skip(reason))?;
         let (weight_passing, weight_warning) = weights(self.weights.as_ref());
-        let meta::Own { params, flaws, meta } = self.meta;
+        let name = |name: Option<String>| shortened(name.unwrap_or_default(), MAX_NAME);
+        let meta::Own { params, flaws, meta } = meta;
         let instance = Instance {
-            node,
-            id,
+            node: name(self.node),
+            id: name(self.id),
             host,
             port,
             tags: self.tags.unwrap_or_default(),
             health,
             weight_passing,
             weight_warning,
-            datacenter: shortened(self.datacenter.unwrap_or_default(), MAX_NAME),
+            datacenter: name(self.datacenter),
             params,
             meta,
         };
@@ -211,13 +235,13 @@ impl Draft {
 }
 
 /// A port that can be connected to.
-pub(super) fn port(port: i64) -> Result<u16, String> {
+fn port(port: i64) -> Result<u16, String> {
     let valid = u16::try_from(port).ok().filter(|port| *port > 0);
     valid.ok_or_else(|| format!("port {port} is not in 1-65535"))
 }
 
 /// An IP address without brackets, or a host name.
-pub(super) fn host(address: &str) -> Result<String, String> {
+fn host(address: &str) -> Result<String, String> {
     if address.is_empty() {
         return Err("no address".to_owned());
     }
@@ -237,9 +261,7 @@ pub(super) fn host(address: &str) -> Result<String, String> {
 
 /// Absent weights are 1, as is a passing weight of 0; 0/0 is how `/catalog` writes "none".
 fn weights(weights: Option<&Weights>) -> (NonZeroU16, u16) {
-    let of = |weight: Option<i64>| {
-        u16::try_from(weight.unwrap_or(1).clamp(0, i64::from(u16::MAX))).unwrap_or(u16::MAX)
-    };
+    let of = |weight: Option<i64>| weight.unwrap_or(1).clamp(0, i64::from(u16::MAX)) as u16;
     let (passing, warning) = match weights {
         None => (1, 1),
         Some(weights) => match (of(weights.passing), of(weights.warning)) {

@@ -7,15 +7,14 @@
 //!
 //! Names are host names or addresses, IPv6 in brackets.
 
-use std::num::NonZeroU16;
-
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::instances::{Element, Instances, ParseError, Skipped, elements, host, port};
-use crate::model::{Health, Instance, Meta};
+use super::instances::meta::Own;
+use super::instances::{Draft, Element, Instances, ParseError, Skipped, elements};
+use crate::model::Health;
 use crate::params::Params;
 use crate::text::quote;
 
@@ -29,11 +28,11 @@ pub fn parse(body: &[u8], prefix: &str) -> Result<Instances, ParseError> {
     let mut lists = Vec::new();
     let mut instances = Instances::default();
     elements(body, |json| match pair(json) {
-        Ok(pair) => match pair.key.strip_prefix(prefix) {
-            Some("") => lists.push(pair.value),
+        Ok((key, value)) => match key.strip_prefix(prefix) {
+            Some("") => lists.push(value),
             Some(rest) => {
                 if let Some(server) = rest.strip_prefix('/').filter(|name| !name.is_empty()) {
-                    instances.add(of_key(&pair.key, server, pair.value.as_deref()));
+                    instances.add(of_key(&key, server, value.as_deref()));
                 }
             }
             None => {}
@@ -41,16 +40,10 @@ pub fn parse(body: &[u8], prefix: &str) -> Result<Instances, ParseError> {
         Err(skipped) => instances.skipped.push(skipped),
     })?;
     for value in lists.into_iter().flatten() {
-        of_list(prefix, &value, &mut instances);
+        of_list(prefix, &value).into_iter().for_each(|server| instances.add(server));
     }
     instances.sort();
     Ok(instances)
-}
-
-/// A key and its value.
-struct Pair {
-    key: String,
-    value: Option<Vec<u8>>,
 }
 
 #[derive(Deserialize)]
@@ -60,78 +53,58 @@ struct Entry {
     value: Option<String>,
 }
 
-fn pair(json: &str) -> Result<Pair, Skipped> {
-    let bad = |id: &str, reason: String| Skipped { node: String::new(), id: id.to_owned(), reason };
-    let entry: Entry =
-        serde_json::from_str(json).map_err(|error| bad("", quote(&error.to_string())))?;
-    let value = entry.value.map(|value| STANDARD.decode(value)).transpose();
-    let value = value.map_err(|_| bad(&entry.key, "its value is not base64".to_owned()))?;
-    Ok(Pair { key: entry.key, value: value.filter(|value| !value.is_empty()) })
+fn skipped(id: &str, reason: impl Into<String>) -> Skipped {
+    Skipped { node: String::new(), id: id.to_owned(), reason: reason.into() }
+}
+
+/// A key and its value, unless that is empty.
+fn pair(json: &str) -> Result<(String, Option<Vec<u8>>), Skipped> {
+    let Entry { key, value } =
+        serde_json::from_str(json).map_err(|error| skipped("", quote(&error.to_string())))?;
+    let value = value.map(|value| STANDARD.decode(value)).transpose();
+    let value = value.map_err(|_| skipped(&key, "its value is not base64"))?;
+    Ok((key, value.filter(|value| !value.is_empty())))
 }
 
 fn of_key(key: &str, server: &str, value: Option<&[u8]>) -> Element {
-    let skip = |reason: String| Skipped { node: String::new(), id: key.to_owned(), reason };
-    let invalid = || skip(format!("invalid key, \"{}\" is no host:port", quote(server)));
+    let invalid = || skipped(key, format!("invalid key, \"{}\" is no host:port", quote(server)));
     let (host, port) = server.rsplit_once(':').ok_or_else(invalid)?;
-    let port: i64 = port.parse().map_err(|_| invalid())?;
-    let parameters = match value {
-        None => Map::new(),
-        Some(value) => match serde_json::from_slice(value) {
-            Ok(Value::Object(parameters)) => parameters,
-            _ => return Err(skip("its value is not a JSON object".to_owned())),
-        },
-    };
+    let port = port.parse().map_err(|_| invalid())?;
+    let parameters = value.map_or(Ok(Map::new()), serde_json::from_slice);
+    let parameters = parameters.map_err(|_| skipped(key, "its value is not a JSON object"))?;
     instance(key.to_owned(), host, port, &parameters)
 }
 
-/// A key that holds all servers.
-fn of_list(key: &str, value: &[u8], instances: &mut Instances) {
-    let skip = |reason: &str| {
-        Err(Skipped { node: String::new(), id: key.to_owned(), reason: reason.to_owned() })
-    };
-    let Ok(Value::Array(servers)) = serde_json::from_slice(value) else {
-        return instances.add(skip("its value is not a JSON list"));
-    };
-    for server in servers {
-        let Value::Object(server) = server else {
-            instances.add(skip("an element of its list is not an object"));
-            continue;
-        };
-        let text = |name: &str| server.get(name).and_then(Value::as_str);
-        let number = |name: &str| match server.get(name) {
-            Some(Value::String(text)) => text.parse().ok(),
-            value => value.and_then(Value::as_i64),
-        };
-        let (Some(host), Some(port)) = (text("ip").or(text("host")), number("port")) else {
-            instances.add(skip("an element of its list has no \"ip\" or no \"port\""));
-            continue;
-        };
-        // The name that the same server would have as a key.
-        let brackets = host.contains(':') && !host.starts_with('[');
-        let name = if brackets { format!("[{host}]") } else { host.to_owned() };
-        instances.add(instance(format!("{key}/{name}:{port}"), host, port, &server));
+/// Servers of a key that holds a list of them.
+fn of_list(key: &str, value: &[u8]) -> Vec<Element> {
+    match serde_json::from_slice::<Vec<Value>>(value) {
+        Ok(servers) => servers.iter().map(|server| of_element(key, server)).collect(),
+        Err(_) => vec![Err(skipped(key, "its value is not a JSON list"))],
     }
 }
 
-fn instance(id: String, name: &str, number: i64, parameters: &Map<String, Value>) -> Element {
-    let skip = |reason| Skipped { node: String::new(), id: id.clone(), reason };
-    let host = host(name).map_err(skip)?;
-    let port = port(number).map_err(skip)?;
+fn of_element(key: &str, server: &Value) -> Element {
+    let not_an_object = || skipped(key, "an element of its list is not an object");
+    let server = server.as_object().ok_or_else(not_an_object)?;
+    let host = server.get("ip").or(server.get("host")).and_then(Value::as_str);
+    let port = server.get("port").and_then(|port| match port {
+        Value::String(text) => text.parse().ok(),
+        value => value.as_i64(),
+    });
+    let (host, port) = host
+        .zip(port)
+        .ok_or_else(|| skipped(key, "an element of its list has no \"ip\" or no \"port\""))?;
+    // The name that the same server would have as a key.
+    let brackets = host.contains(':') && !host.starts_with('[');
+    let name = if brackets { format!("[{host}]") } else { host.to_owned() };
+    instance(format!("{key}/{name}:{port}"), host, port, server)
+}
+
+fn instance(id: String, host: &str, port: i64, parameters: &Map<String, Value>) -> Element {
     let (params, flaws) = params(parameters);
-    let instance = Instance {
-        node: String::new(),
-        id,
-        host,
-        port,
-        tags: Vec::new(),
-        health: Health::Passing,
-        weight_passing: NonZeroU16::MIN,
-        weight_warning: 1,
-        datacenter: String::new(),
-        params,
-        meta: Meta::new(),
-    };
-    Ok((instance, flaws))
+    let address = Some(host.to_owned());
+    let draft = Draft { id: Some(id), address, port: Some(port), ..Draft::default() };
+    draft.finish(Health::Passing, Own { params, flaws, ..Own::default() })
 }
 
 /// nginx's parameters; members that are none of these are nobody's business here.

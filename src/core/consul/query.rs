@@ -1,6 +1,5 @@
 //! A [`Query`] as the path of an HTTP request.
 
-use std::fmt::Write;
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -48,12 +47,11 @@ pub enum ReadFrom {
 
 /// Whether an answer may come from a copy of the state, and need not: see [`ReadFrom`].
 pub fn may_be_copy(query: &Query) -> bool {
-    let has_near = query.near.as_deref().is_some_and(|node| !node.is_empty());
     query.source == Source::Health
         && match query.consistency {
             Consistency::Cached => true,
             Consistency::Consistent => false,
-            Consistency::Default | Consistency::Stale => !has_near,
+            Consistency::Default | Consistency::Stale => !has_near(query),
         }
 }
 
@@ -72,51 +70,53 @@ pub fn path(
     index: Option<u64>,
     wait: Duration,
 ) -> String {
-    let mut path = String::with_capacity(96);
-    push_subject(&mut path, query, view);
-    let mut separator = '?';
-    let mut parameter = |name: &str, value: Option<&str>| {
-        path.push(separator);
-        separator = '&';
-        path.push_str(name);
-        if let Some(value) = value {
-            path.push('=');
-            path.extend(utf8_percent_encode(value, ESCAPED));
-        }
-    };
+    let mut path = subject(query, view);
     if query.source == Source::Kv {
-        parameter("recurse", None);
+        push(&mut path, "recurse", None);
     }
     if view == View::Index && has_tags(query.source) {
-        parameter("tag", Some(NO_TAG));
+        push(&mut path, "tag", Some(NO_TAG));
     }
     for (name, value) in query.parameters() {
-        parameter(name, Some(value));
+        push(&mut path, name, Some(value));
     }
     match query.consistency {
-        Consistency::Stale if from != ReadFrom::Leader => parameter("stale", None),
-        Consistency::Cached if from == ReadFrom::Anywhere => parameter("cached", None),
-        Consistency::Consistent => parameter("consistent", None),
+        Consistency::Stale if from != ReadFrom::Leader => push(&mut path, "stale", None),
+        Consistency::Cached if from == ReadFrom::Anywhere => push(&mut path, "cached", None),
+        Consistency::Consistent => push(&mut path, "consistent", None),
         Consistency::Default | Consistency::Stale | Consistency::Cached => {}
     }
     if index.is_some() && is_kept_from_streams(query, view, from) {
         // A stream's view has no order, so Consul answers this from a server.
-        parameter("near", Some("_agent"));
+        push(&mut path, "near", Some("_agent"));
     }
     if let Some(index) = index {
-        parameter("index", Some(&index.to_string()));
-        parameter("wait", Some(&go_duration(wait)));
+        push(&mut path, "index", Some(&index.to_string()));
+        push(&mut path, "wait", Some(&go_duration(wait)));
     }
     path
+}
+
+/// Adds a parameter.
+fn push(path: &mut String, name: &str, value: Option<&str>) {
+    path.push(if path.contains('?') { '&' } else { '?' });
+    path.push_str(name);
+    if let Some(value) = value {
+        path.push('=');
+        path.extend(utf8_percent_encode(value, ESCAPED));
+    }
 }
 
 /// Whether a blocking query needs a `near` to be answered by a server. A streamed answer would
 /// ignore `consistent`.
 fn is_kept_from_streams(query: &Query, view: View, from: ReadFrom) -> bool {
     let is_streamed = query.source == Source::Health && matches!(view, View::Full | View::Index);
-    let has_near = query.near.as_deref().is_some_and(|node| !node.is_empty());
     let is_unwanted = from != ReadFrom::Anywhere || query.consistency == Consistency::Consistent;
-    is_streamed && is_unwanted && !has_near
+    is_streamed && is_unwanted && !has_near(query)
+}
+
+fn has_near(query: &Query) -> bool {
+    query.parameters().any(|(name, _)| name == "near")
 }
 
 /// Whether [`View::Index`] saves anything.
@@ -124,49 +124,34 @@ pub fn has_tags(source: Source) -> bool {
     matches!(source, Source::Health | Source::Catalog)
 }
 
-fn push_subject(path: &mut String, query: &Query, view: View) {
+fn subject(query: &Query, view: View) -> String {
     let (before, escaped, after) = match (view, query.source) {
-        (View::Critical, _) => return path.push_str("/v1/health/state/critical"),
-        (View::Warning, _) => return path.push_str("/v1/health/state/warning"),
-        (View::Names, _) => return path.push_str("/v1/catalog/services"),
+        (View::Critical, _) => return "/v1/health/state/critical".to_owned(),
+        (View::Warning, _) => return "/v1/health/state/warning".to_owned(),
+        (View::Names, _) => return "/v1/catalog/services".to_owned(),
         (_, Source::Health) => ("/v1/health/service/", ESCAPED, ""),
         (_, Source::Catalog) => ("/v1/catalog/service/", ESCAPED, ""),
         (_, Source::Kv) => ("/v1/kv/", KEY, ""),
         (_, Source::Query) => ("/v1/query/", ESCAPED, "/execute"),
     };
-    path.push_str(before);
-    path.extend(utf8_percent_encode(&query.service, escaped));
-    path.push_str(after);
+    format!("{before}{}{after}", utf8_percent_encode(&query.service, escaped))
 }
 
 /// Path and query string of a request for the token itself, where the query goes to.
 pub fn token_self(query: &Query) -> String {
     let mut path = "/v1/acl/token/self".to_owned();
-    let mut separator = '?';
-    for (name, value) in
-        [("dc", &query.datacenter), ("ns", &query.namespace), ("partition", &query.partition)]
-    {
-        if let Some(value) = value.as_deref().filter(|value| !value.is_empty()) {
-            path.push(separator);
-            separator = '&';
-            path.push_str(name);
-            path.push('=');
-            path.extend(utf8_percent_encode(value, ESCAPED));
-        }
-    }
+    let places = query.parameters().filter(|(name, _)| ["dc", "ns", "partition"].contains(name));
+    places.for_each(|(name, value)| push(&mut path, name, Some(value)));
     path
 }
 
 /// A duration in Go's form. The unit is needed: Consul answers 400 to `wait=10`.
 fn go_duration(time: Duration) -> String {
-    let mut text = String::new();
-    let written = if time.subsec_nanos() == 0 {
-        write!(text, "{}s", time.as_secs())
+    if time.subsec_nanos() == 0 {
+        format!("{}s", time.as_secs())
     } else {
-        write!(text, "{}ms", time.as_millis().max(1))
-    };
-    debug_assert!(written.is_ok(), "a String takes everything");
-    text
+        format!("{}ms", time.as_millis().max(1))
+    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,12 @@
 //! Where a Consul agent listens.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+use http::Uri;
+use http::uri::InvalidUri;
 
 /// Port of Consul's HTTP API, used by plain `http://host` (as `consul` itself does).
 const HTTP_PORT: u16 = 8500;
@@ -18,7 +21,7 @@ const HTTPS_PORT: u16 = 8501;
 pub struct Server {
     text: String,
     address: Address,
-    prefix: String,
+    base: String,
 }
 
 /// How a server is reached.
@@ -38,23 +41,17 @@ pub enum Address {
 }
 
 /// Why a server URL was refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// Nothing there.
-    #[error("empty server URL")]
-    Empty,
+    /// No URL at all.
+    #[error(transparent)]
+    Syntax(#[from] InvalidUri),
     /// Something else than http, https and unix.
     #[error("unknown scheme \"{0}\", expected http, https or unix")]
     Scheme(String),
-    /// No host.
-    #[error("no host in the server URL")]
-    NoHost,
-    /// A character that no host name has, or half a bracket.
-    #[error("invalid host \"{0}\"")]
-    Host(String),
-    /// Not a number from 1 to 65535.
-    #[error("invalid port \"{0}\", expected 1-65535")]
-    Port(String),
+    /// No host, a character that no host name has, or a port that is not from 1 to 65535.
+    #[error("invalid host or port \"{0}\"")]
+    Authority(String),
     /// `user:password@`.
     #[error("credentials are not allowed in the server URL, use consul_token")]
     Credentials,
@@ -75,28 +72,10 @@ impl Server {
         &self.address
     }
 
-    /// What stands before `/v1/…`: empty, or a path that starts with `/` and does not end with it.
-    pub fn prefix(&self) -> &str {
-        &self.prefix
-    }
-
-    /// Whether requests to it are encrypted.
-    pub fn is_tls(&self) -> bool {
-        matches!(self.address, Address::Tcp { tls: true, .. })
-    }
-
-    /// `scheme://host:port` of a request; for a unix socket the host is `localhost`.
-    pub fn origin(&self) -> String {
-        match &self.address {
-            Address::Unix(_) => "http://localhost".to_owned(),
-            Address::Tcp { host, port, tls } => {
-                let scheme = if *tls { "https" } else { "http" };
-                match host.parse::<IpAddr>() {
-                    Ok(IpAddr::V6(ip)) => format!("{scheme}://[{ip}]:{port}"),
-                    _ => format!("{scheme}://{host}:{port}"),
-                }
-            }
-        }
+    /// What stands before `/v1/…` in the URL of a request; for a unix socket the host is
+    /// `localhost`.
+    pub fn base(&self) -> &str {
+        &self.base
     }
 }
 
@@ -110,38 +89,30 @@ impl FromStr for Server {
     type Err = ServerError;
 
     fn from_str(text: &str) -> Result<Self, ServerError> {
-        if text.is_empty() {
-            return Err(ServerError::Empty);
-        }
         if let Some(path) = text.strip_prefix("unix:") {
-            return Ok(Server {
-                text: text.to_owned(),
-                address: Address::Unix(socket_path(path)?),
-                prefix: String::new(),
-            });
+            let address = Address::Unix(socket_path(path)?);
+            return Ok(Server { text: text.into(), address, base: "http://localhost".into() });
         }
-        let (tls, rest) = match text.split_once("://") {
-            None => (false, text),
-            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (false, rest),
-            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (true, rest),
-            Some((scheme, _)) => {
-                return Err(ServerError::Scheme(scheme.escape_debug().to_string()));
-            }
+        let has_scheme = text.is_empty() || text.contains("://");
+        let text = if has_scheme { text.to_owned() } else { format!("http://{text}") };
+        let uri: Uri = text.parse()?;
+        let (scheme, default_port) = match uri.scheme_str() {
+            Some("https") => ("https", HTTPS_PORT),
+            Some("http") => ("http", HTTP_PORT),
+            other => return Err(ServerError::Scheme(other.unwrap_or_default().to_owned())),
         };
-        let (authority, path) = match rest.find(['/', '?', '#']) {
-            None => (rest, ""),
-            Some(end) => rest.split_at(end),
-        };
-        if path.contains(['?', '#']) {
+        if uri.query().is_some() || text.contains('#') {
             return Err(ServerError::Query);
         }
-        if authority.contains('@') {
-            return Err(ServerError::Credentials);
+        let (host, port) = host_and_port(&uri)?;
+        let port = port.unwrap_or(default_port);
+        let prefix = uri.path().trim_end_matches('/');
+        if !prefix.bytes().all(|b| b.is_ascii_graphic() && b != b'"') {
+            return Err(ServerError::Prefix(prefix.to_owned()));
         }
-        let (host, port) = host_and_port(authority)?;
-        let port = port.unwrap_or(if tls { HTTPS_PORT } else { HTTP_PORT });
-        let text = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-        Ok(Server { text, address: Address::Tcp { host, port, tls }, prefix: prefix(path)? })
+        let base = format!("{scheme}://{host}:{port}{prefix}");
+        let host = host.trim_matches(['[', ']']).to_owned();
+        Ok(Server { text, address: Address::Tcp { host, port, tls: scheme == "https" }, base })
     }
 }
 
@@ -156,51 +127,28 @@ fn socket_path(path: &str) -> Result<PathBuf, ServerError> {
     }
 }
 
-fn host_and_port(authority: &str) -> Result<(String, Option<u16>), ServerError> {
-    let bad_host = |host: &str| ServerError::Host(host.escape_debug().to_string());
-    let (host, port) = if let Some(rest) = authority.strip_prefix('[') {
-        let (host, after) = rest.split_once(']').ok_or_else(|| bad_host(authority))?;
-        if !matches!(host.parse(), Ok(IpAddr::V6(_))) {
-            return Err(bad_host(host));
-        }
-        match after.strip_prefix(':') {
-            Some(port) => (host, Some(port)),
-            None if after.is_empty() => (host, None),
-            None => return Err(bad_host(authority)),
-        }
-    } else {
-        match authority.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => (authority, None),
-        }
+/// The host, an IPv6 address in brackets, and the port, if there is one.
+fn host_and_port(uri: &Uri) -> Result<(&str, Option<u16>), ServerError> {
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    if authority.contains('@') {
+        return Err(ServerError::Credentials);
+    }
+    let (host, port) = (uri.host().unwrap_or_default(), uri.port_u16().filter(|port| *port > 0));
+    let is_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.bytes().all(is_of_name),
     };
-    if host.is_empty() {
-        return Err(ServerError::NoHost);
-    }
-    let literal = host.parse::<IpAddr>().is_ok();
-    if !literal && !host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b)) {
-        return Err(bad_host(host));
-    }
-    let port = port.map(parse_port).transpose()?;
-    Ok((host.to_owned(), port))
-}
-
-fn parse_port(text: &str) -> Result<u16, ServerError> {
-    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    match text.parse() {
-        Ok(port) if digits && port > 0 => Ok(port),
-        _ => Err(ServerError::Port(text.escape_debug().to_string())),
-    }
-}
-
-fn prefix(path: &str) -> Result<String, ServerError> {
-    let path = path.trim_end_matches('/');
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:@".contains(&b);
-    if path.bytes().all(plain) {
-        Ok(path.to_owned())
+    // `Uri` passes over what it can't take for a port.
+    let whole = port.map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+    if is_host && authority == whole {
+        Ok((host, port))
     } else {
-        Err(ServerError::Prefix(path.escape_debug().to_string()))
+        Err(ServerError::Authority(authority.to_owned()))
     }
+}
+
+fn is_of_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._".contains(&byte)
 }
 
 #[cfg(test)]
@@ -213,22 +161,23 @@ mod tests {
 
     #[test]
     fn accepts_every_form() {
-        for (text, origin, prefix) in [
-            ("http://127.0.0.1:8500", "http://127.0.0.1:8500", ""),
-            ("http://consul", "http://consul:8500", ""),
-            ("HTTPS://consul.example", "https://consul.example:8501", ""),
-            ("https://c:443/", "https://c:443", ""),
-            ("http://c:80/consul/api/", "http://c:80", "/consul/api"),
-            ("http://[::1]:8500", "http://[::1]:8500", ""),
-            ("[::1]", "http://[::1]:8500", ""),
-            ("127.0.0.1:8500", "http://127.0.0.1:8500", ""),
-            ("consul_1.local:1", "http://consul_1.local:1", ""),
-            ("unix:/run/consul.sock", "http://localhost", ""),
-            ("unix:///run/consul.sock", "http://localhost", ""),
+        for (text, base) in [
+            ("http://127.0.0.1:8500", "http://127.0.0.1:8500"),
+            ("http://consul", "http://consul:8500"),
+            ("HTTPS://consul.example", "https://consul.example:8501"),
+            ("https://c:443/", "https://c:443"),
+            ("http://c:80/consul/api/", "http://c:80/consul/api"),
+            ("http://[::1]:8500", "http://[::1]:8500"),
+            ("[::1]", "http://[::1]:8500"),
+            ("127.0.0.1:8500", "http://127.0.0.1:8500"),
+            ("consul_1.local:1", "http://consul_1.local:1"),
+            ("unix:/run/consul.sock", "http://localhost"),
+            ("unix:///run/consul.sock", "http://localhost"),
         ] {
-            let server = parse(text);
-            assert_eq!((server.origin().as_str(), server.prefix()), (origin, prefix), "{text}");
+            assert_eq!(parse(text).base(), base, "{text}");
         }
+        let tcp = |host: &str, port, tls| Address::Tcp { host: host.to_owned(), port, tls };
+        assert_eq!(parse("https://[::1]/").address(), &tcp("::1", 8501, true));
     }
 
     #[test]
@@ -243,23 +192,25 @@ mod tests {
     #[test]
     fn refuses_with_a_clear_text() {
         for (text, error) in [
-            ("", "empty server URL"),
+            ("", "empty string"),
             ("ftp://x", "unknown scheme \"ftp\", expected http, https or unix"),
-            ("http://", "no host in the server URL"),
-            ("http://:8500", "no host in the server URL"),
-            ("http://a:0", "invalid port \"0\", expected 1-65535"),
-            ("http://a:65536", "invalid port \"65536\", expected 1-65535"),
-            ("http://a:+1", "invalid port \"+1\", expected 1-65535"),
-            ("http://a:", "invalid port \"\", expected 1-65535"),
-            ("::1", "no host in the server URL"),
-            ("http://[::1", "invalid host \"[::1\""),
-            ("http://[::1]x", "invalid host \"[::1]x\""),
-            ("http://[10.0.0.1]", "invalid host \"10.0.0.1\""),
-            ("http://a b", "invalid host \"a b\""),
-            ("http://a\n", "invalid host \"a\\n\""),
+            ("http://", "empty string"),
+            ("http://:8500", "invalid host or port \":8500\""),
+            ("http://a:0", "invalid host or port \"a:0\""),
+            ("http://a:65536", "invalid host or port \"a:65536\""),
+            ("http://a:+1", "invalid host or port \"a:+1\""),
+            ("http://a:", "invalid host or port \"a:\""),
+            ("::1", "invalid authority"),
+            ("http://[::1", "invalid authority"),
+            ("http://[::1]x", "invalid host or port \"[::1]x\""),
+            ("http://[10.0.0.1]", "invalid host or port \"[10.0.0.1]\""),
+            ("http://a b", "invalid uri character"),
+            ("http://a\n", "invalid uri character"),
+            ("http://a,b", "invalid host or port \"a,b\""),
             ("http://u:p@a", "credentials are not allowed in the server URL, use consul_token"),
             ("http://a/?token=x", "query and fragment are not allowed in the server URL"),
             ("http://a?x", "query and fragment are not allowed in the server URL"),
+            ("http://a/#x", "query and fragment are not allowed in the server URL"),
             ("http://a/ä", "invalid path prefix \"/ä\""),
             ("unix:relative", "a unix socket needs an absolute path of at most 107 bytes"),
             ("unix:", "a unix socket needs an absolute path of at most 107 bytes"),

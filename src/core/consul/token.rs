@@ -3,7 +3,6 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use crate::model::Secret;
 
@@ -15,7 +14,7 @@ const MAX_TOKEN_FILE: u64 = 64 * 1024;
 pub enum Token {
     /// `consul_token`.
     Value(Secret),
-    /// `consul_token_file`: read again whenever its time of change or its size changes.
+    /// `consul_token_file`: read again for each request.
     File {
         /// The file.
         path: PathBuf,
@@ -68,41 +67,24 @@ impl Token {
 pub(crate) struct CurrentToken {
     source: Option<Token>,
     value: Option<Secret>,
-    seen: Option<Stamp>,
 }
-
-type Stamp = (SystemTime, u64, u64);
 
 impl CurrentToken {
     pub(crate) fn new(source: Option<Token>) -> Self {
         let value = source.as_ref().map(|token| match token {
             Token::Value(value) | Token::File { initial: value, .. } => value.clone(),
         });
-        CurrentToken { source, value, seen: None }
+        CurrentToken { source, value }
     }
 
-    /// The token for the next request; one `stat` if it comes from a file.
+    /// The token for the next request. A file is read each time, which costs less than the request;
+    /// while it can't be used (one that is being written is empty), the last token is.
     pub(crate) fn get(&mut self) -> Option<&Secret> {
         if let Some(Token::File { path, .. }) = &self.source {
-            let stamp = stamp(path);
-            if stamp.is_some() && stamp != self.seen {
-                // What can't be used is tried again next time: a file that is being written is
-                // empty, and one that becomes readable keeps its time of change.
-                if let Ok(value) = read(path) {
-                    self.value = Some(value);
-                    self.seen = stamp;
-                }
-            }
+            self.value = read(path).ok().or(self.value.take());
         }
         self.value.as_ref()
     }
-}
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    use std::os::unix::fs::MetadataExt;
-    let meta = fs::metadata(path).ok()?;
-    // The inode too: a rename within the clock's tick keeps time and length.
-    Some((meta.modified().ok()?, meta.len(), meta.ino()))
 }
 
 fn read(path: &Path) -> Result<Secret, TokenError> {

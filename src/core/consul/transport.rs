@@ -6,7 +6,6 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -14,8 +13,8 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, connect,
-    recv, send, socket_with, sockopt,
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    addr::SocketAddrArg, bind, connect, recv, send, socket_with, sockopt,
 };
 use rustls::{ClientConnection, StreamOwned};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
@@ -38,9 +37,6 @@ pub(crate) enum ConnectError {
     /// A new connection would be needed, and the request must not have one.
     #[error("the connection was closed")]
     NotAllowed,
-    /// The engine ends.
-    #[error("stopped")]
-    Stopped,
     /// Longer than `consul_connect_timeout`.
     #[error("no connection within {0:?} (consul_connect_timeout)")]
     Timeout(Duration),
@@ -107,89 +103,75 @@ impl Dial {
         }
         let deadline = Instant::now() + self.timeout;
         let stream = match self.server.address() {
-            Address::Unix(path) => Stream::Plain(self.connect_unix(path, deadline)?),
+            Address::Unix(path) => {
+                let socket = SocketAddrUnix::new(path).map_err(io::Error::from);
+                // A full backlog is an error here, not something to wait for.
+                let socket =
+                    socket.and_then(|a| self.open((AddressFamily::UNIX, None), &a, deadline));
+                Stream::Plain(socket.map_err(|error| self.failure(error, ConnectError::Io))?)
+            }
             Address::Tcp { host, port, tls: false } => {
-                Stream::Plain(self.connect_tcp(host, *port, deadline)?)
+                Stream::Plain(self.connect(host, *port, deadline)?)
             }
             Address::Tcp { host, port, tls: true } => {
-                let socket = self.connect_tcp(host, *port, deadline)?;
+                let socket = self.connect(host, *port, deadline)?;
                 Stream::Tls(Box::new(self.handshake(socket, host)?))
             }
         };
         Ok(Wire { stream, buffers: LazyBuffers::new(INPUT_BUFFER, OUTPUT_BUFFER) })
     }
 
-    fn connect_unix(&self, path: &Path, deadline: Instant) -> Result<Socket, ConnectError> {
-        let address = SocketAddrUnix::new(path).map_err(io::Error::from)?;
-        let fd = new_socket(AddressFamily::UNIX)?;
-        // A full backlog is an error here, not something to wait for.
-        let connected = connect(&fd, &address);
-        self.finish(fd, connected, deadline)
-    }
-
-    fn connect_tcp(&self, host: &str, port: u16, until: Instant) -> Result<Socket, ConnectError> {
+    fn connect(&self, host: &str, port: u16, until: Instant) -> Result<Socket, ConnectError> {
         let addresses = match host.parse::<IpAddr>() {
             Ok(ip) => vec![ip],
-            Err(_) => self.resolve(host, until)?,
+            Err(_) => SystemResolver::new(Arc::clone(&self.stop))
+                .resolve(host, until)
+                .map_err(|error| ConnectError::Resolve(host.to_owned(), error))?,
         };
-        let mut failure = ConnectError::Io(io::Error::other("no address"));
+        let mut result = Err(io::Error::other("no address"));
         for (tried, ip) in addresses.iter().enumerate() {
-            let address = SocketAddr::new(*ip, port);
             // The addresses left share the time left: a black hole must not eat it all.
             let share = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
             let now = Instant::now();
             let deadline = now + until.saturating_duration_since(now) / share;
-            let family = if ip.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-            let fd = new_socket(family)?;
-            if let (IpAddr::V4(ip), Some(source)) = (ip, self.source) {
-                if ip.is_loopback() {
-                    // Where there is no such address, the system's choice is good too.
-                    let _ = bind(&fd, &SocketAddr::from((source, 0)));
-                }
-            }
-            let connected = connect(&fd, &address);
-            match self.finish(fd, connected, deadline) {
-                Ok(socket) => {
-                    // One small request at a time: waiting for more output gains nothing.
-                    sockopt::set_tcp_nodelay(&socket.fd, true).map_err(io::Error::from)?;
-                    return Ok(socket);
-                }
-                Err(ConnectError::Stopped) => return Err(ConnectError::Stopped),
-                Err(error) => failure = error,
+            let from = match ip {
+                IpAddr::V4(ip) => (AddressFamily::INET, self.source.filter(|_| ip.is_loopback())),
+                IpAddr::V6(_) => (AddressFamily::INET6, None),
+            };
+            result = self.open(from, &SocketAddr::new(*ip, port), deadline).and_then(|socket| {
+                // One small request at a time: waiting for more output gains nothing.
+                sockopt::set_tcp_nodelay(&socket.fd, true)?;
+                Ok(socket)
+            });
+            if result.is_ok() {
+                break;
             }
         }
-        Err(failure)
+        result.map_err(|error| self.failure(error, ConnectError::Io))
     }
 
-    fn resolve(&self, host: &str, deadline: Instant) -> Result<Vec<IpAddr>, ConnectError> {
-        let resolver = SystemResolver::new(Arc::clone(&self.stop));
-        resolver.resolve(host, deadline).map_err(|error| match error.kind() {
-            io::ErrorKind::ConnectionAborted => ConnectError::Stopped,
-            _ => ConnectError::Resolve(host.to_owned(), error),
-        })
-    }
-
-    fn finish(
+    fn open(
         &self,
-        fd: OwnedFd,
-        connected: rustix::io::Result<()>,
+        (family, source): (AddressFamily, Option<Ipv4Addr>),
+        address: &impl SocketAddrArg,
         deadline: Instant,
-    ) -> Result<Socket, ConnectError> {
-        match connected {
-            Ok(()) => {}
-            Err(Errno::INPROGRESS | Errno::INTR) => {
-                match self.stop.wait(fd.as_fd(), PollFlags::OUT, Some(deadline))? {
-                    Woken::Ready => {}
-                    Woken::Stopped => return Err(ConnectError::Stopped),
-                    Woken::Timeout => return Err(ConnectError::Timeout(self.timeout)),
-                }
-                sockopt::socket_error(&fd)
-                    .and_then(|result| result)
-                    .map_err(|errno| ConnectError::Io(errno.into()))?;
-            }
-            Err(errno) => return Err(ConnectError::Io(errno.into())),
+    ) -> io::Result<Socket> {
+        // CLOEXEC: nginx executes its new binary on upgrade.
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let fd = socket_with(family, SocketType::STREAM, flags, None)?;
+        let socket = Socket { fd, stop: Arc::clone(&self.stop), deadline: Some(deadline) };
+        if let Some(source) = source {
+            // Where there is no such address, the system's choice is good too.
+            let _ = bind(&socket.fd, &SocketAddr::from((source, 0)));
         }
-        Ok(Socket { fd, stop: Arc::clone(&self.stop), deadline: Some(deadline) })
+        match connect(&socket.fd, address) {
+            Err(Errno::INPROGRESS | Errno::INTR) => {
+                socket.wait(PollFlags::OUT)?;
+                sockopt::socket_error(&socket.fd)??;
+            }
+            connected => connected?,
+        }
+        Ok(socket)
     }
 
     fn handshake(&self, mut socket: Socket, host: &str) -> Result<TlsStream, ConnectError> {
@@ -198,20 +180,22 @@ impl Dial {
         let name = self.tls.name_for(host).map_err(|error| tls(&error))?;
         let mut session = ClientConnection::new(config, name).map_err(|error| tls(&error))?;
         while session.is_handshaking() {
-            session.complete_io(&mut socket).map_err(|error| match error.kind() {
-                io::ErrorKind::ConnectionAborted => ConnectError::Stopped,
-                io::ErrorKind::TimedOut => ConnectError::Timeout(self.timeout),
-                _ => tls(&error),
-            })?;
+            let done = session.complete_io(&mut socket);
+            done.map_err(|error| self.failure(error, |error| tls(&error)))?;
         }
         Ok(StreamOwned::new(session, socket))
     }
-}
 
-fn new_socket(family: AddressFamily) -> io::Result<OwnedFd> {
-    // CLOEXEC: nginx executes its new binary on upgrade.
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    Ok(socket_with(family, SocketType::STREAM, flags, None)?)
+    fn failure(
+        &self,
+        error: io::Error,
+        other: impl FnOnce(io::Error) -> ConnectError,
+    ) -> ConnectError {
+        match error.kind() {
+            io::ErrorKind::TimedOut => ConnectError::Timeout(self.timeout),
+            _ => other(error),
+        }
+    }
 }
 
 type TlsStream = StreamOwned<ClientConnection, Socket>;
@@ -225,27 +209,25 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// Runs `attempt` until it does not have to wait.
-    fn retry(
+    fn wait(&self, events: PollFlags) -> io::Result<()> {
+        match self.stop.wait(self.fd.as_fd(), events, self.deadline)? {
+            Woken::Ready => Ok(()),
+            Woken::Stopped => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "stopped")),
+            Woken::Timeout => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+
+    /// Runs `attempt` once it does not have to wait.
+    fn when_ready(
         &self,
         events: PollFlags,
         mut attempt: impl FnMut(&OwnedFd) -> rustix::io::Result<usize>,
     ) -> io::Result<usize> {
         loop {
-            if self.stop.is_raised() {
-                return Err(stopped());
-            }
+            self.wait(events)?;
             match attempt(&self.fd) {
-                Ok(count) => return Ok(count),
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => {
-                    match self.stop.wait(self.fd.as_fd(), events, self.deadline)? {
-                        Woken::Ready => {}
-                        Woken::Stopped => return Err(stopped()),
-                        Woken::Timeout => return Err(io::ErrorKind::TimedOut.into()),
-                    }
-                }
-                Err(errno) => return Err(errno.into()),
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                done => return Ok(done?),
             }
         }
     }
@@ -257,19 +239,16 @@ impl Socket {
     }
 }
 
-fn stopped() -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionAborted, "stopped")
-}
-
 impl Read for Socket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.retry(PollFlags::IN, |fd| recv(fd, &mut *buffer, RecvFlags::empty()).map(|r| r.1))
+        let receive = |fd: &OwnedFd| recv(fd, &mut *buffer, RecvFlags::empty()).map(|r| r.1);
+        self.when_ready(PollFlags::IN, receive)
     }
 }
 
 impl Write for Socket {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        self.retry(PollFlags::OUT, |fd| send(fd, data, SendFlags::NOSIGNAL))
+        self.when_ready(PollFlags::OUT, |fd| send(fd, data, SendFlags::NOSIGNAL))
     }
 
     fn flush(&mut self) -> io::Result<()> {

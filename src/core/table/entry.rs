@@ -1,29 +1,30 @@
 //! Entries: what the table knows of one target besides its peers.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use super::machine::atomic::{
     AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
 };
+use super::words::{load_text, store_text, wide};
 use super::{H_LEADER, Table, outage};
 use crate::consul::gate::Reason;
 use crate::consul::policy::Pending;
 use crate::named::MAX_NAME;
 use crate::process::ProcessId;
 
-pub(super) const WORDS: usize = 92 + outage::WORDS;
+pub(super) const WORDS: usize = 90 + outage::WORDS;
 pub(super) const KEY_LO: usize = 0;
 pub(super) const KEY_HI: usize = 1;
 /// Generation; its lowest bit says which of the two descriptors is in force. 0: no data yet.
 pub(super) const GENERATION: usize = 2;
 /// Two descriptors, so that a new one is complete before the generation names it.
 pub(super) const DESCRIPTORS: [usize; 2] = [3, 8];
-/// Within a descriptor: offset and length of the block in one word, number of peers, digest.
+/// Within a descriptor: offset and length of the block, words of details and number of peers, digest.
 pub(super) const D_PLACE: usize = 0;
 pub(super) const D_COUNT: usize = 1;
-pub(super) const D_DIGEST_LO: usize = 2;
-pub(super) const D_DIGEST_HI: usize = 3;
+pub(super) const D_DIGEST: [usize; 2] = [2, 3];
 /// When Consul is asked again after a failure, milliseconds since the epoch.
 const RETRY_AT: usize = 7;
 /// 1 while the set is from the state file. A descriptor has four words.
@@ -36,16 +37,13 @@ const MODE: usize = 17;
 const LAST_CHANGE: usize = 18;
 /// A removal that waits: how many peers, reads that agreed, reads that have to. 0: none.
 const PENDING: usize = 19;
-const ERROR_LEN: usize = 20;
 /// A counter for each [`Reason`].
-const REFUSALS: usize = 21;
+const REFUSALS: usize = 20;
 /// When a request last asked for the target, milliseconds since the epoch.
 const USED: usize = REFUSALS + Reason::ALL.len();
 /// Of a service that a request named: what else there is to its key, and its name. 0: none.
-const TEMPLATE_LO: usize = USED + 1;
-const TEMPLATE_HI: usize = USED + 2;
-const NAME_LEN: usize = USED + 3;
-const NAME: usize = USED + 4;
+const TEMPLATE: [usize; 2] = [USED + 1, USED + 2];
+const NAME: usize = USED + 3;
 /// Process that confirmed the set last, with a good answer.
 const CONFIRMED_BY: usize = NAME + MAX_NAME / 8;
 /// [`scope`](super::orders::scope) of what is asked for.
@@ -57,7 +55,6 @@ pub(super) const WITHHELD: usize = SCOPE + 2;
 /// See [`Outage`](super::Outage).
 pub(super) const OUTAGE: usize = SCOPE + 3;
 const ERROR: usize = OUTAGE + outage::WORDS;
-const ERROR_BYTES: usize = (WORDS - ERROR) * 8;
 
 /// How a target's answers come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,7 +125,7 @@ impl<'z> Table<'z> {
             return 0;
         }
         let hi = self.entry_word(entry, KEY_HI).load(Acquire);
-        u128::from(hi) << 64 | u128::from(lo)
+        wide([lo, hi])
     }
 
     /// Generation of the entry's set: moves with every change, 0 before the first answer.
@@ -136,6 +133,11 @@ impl<'z> Table<'z> {
     #[inline]
     pub fn generation(&self, entry: usize) -> u64 {
         self.entry_word(entry, GENERATION).load(Acquire)
+    }
+
+    fn entry_words(&self, entry: usize, words: Range<usize>) -> &'z [AtomicU64] {
+        let first = self.layout.entries + entry * WORDS;
+        &self.words[first + words.start..first + words.end]
     }
 
     pub(super) fn descriptor(&self, entry: usize, generation: u64, word: usize) -> &'z AtomicU64 {
@@ -149,7 +151,7 @@ impl<'z> Table<'z> {
         set(SERVER, server as u64);
         set(MODE, mode.encode());
         set(FAILURES, 0);
-        set(ERROR_LEN, 0);
+        set(ERROR, 0);
         set(RESTORED, 0);
         set(RETRY_AT, 0);
         self.entry_word(entry, LAST_GOOD).store(now_ms, Release);
@@ -202,44 +204,26 @@ impl<'z> Table<'z> {
 
     /// Notes a failure; the text is cut to what fits.
     pub fn note_failure(&self, entry: usize, error: &str, failures: u64, server: usize) {
-        let mut len = error.len().min(ERROR_BYTES);
-        while !error.is_char_boundary(len) {
-            len -= 1;
-        }
-        let (words, _) = super::publish::pack(&error.as_bytes()[..len]);
-        for (i, w) in words.iter().enumerate() {
-            self.entry_word(entry, ERROR + i).store(*w, Relaxed);
-        }
+        store_text(self.entry_words(entry, ERROR..WORDS), error);
         self.entry_word(entry, SERVER).store(server as u64, Relaxed);
         self.entry_word(entry, FAILURES).store(failures, Relaxed);
-        self.entry_word(entry, ERROR_LEN).store(len as u64, Release);
     }
 
     /// The request's name for the service, if one named it.
     pub fn named(&self, entry: usize) -> Option<Named> {
-        let get = |word| self.entry_word(entry, word).load(Relaxed);
-        let len = get(NAME_LEN) as usize;
-        if self.key(entry) == 0 || !(1..=MAX_NAME).contains(&len) {
-            return None;
-        }
-        let mut bytes: Vec<u8> =
-            (0..len.div_ceil(8)).flat_map(|i| get(NAME + i).to_le_bytes()).collect();
-        bytes.truncate(len);
-        let template = u128::from(get(TEMPLATE_HI)) << 64 | u128::from(get(TEMPLATE_LO));
-        Some(Named { template, name: String::from_utf8(bytes).ok()? })
+        let name = load_text(self.entry_words(entry, NAME..CONFIRMED_BY));
+        let template = TEMPLATE.map(|word| self.entry_word(entry, word).load(Relaxed));
+        let is_named = self.key(entry) != 0 && !name.is_empty();
+        is_named.then(|| Named { template: wide(template), name })
     }
 
     /// Only under the publishers' lock, while the entry has no key.
     pub(super) fn set_named(&self, entry: usize, named: &Named, now_ms: u64) {
         let set = |word, value| self.entry_word(entry, word).store(value, Relaxed);
         set(USED, now_ms);
-        set(TEMPLATE_LO, named.template as u64);
-        set(TEMPLATE_HI, (named.template >> 64) as u64);
-        let (words, len) = super::publish::pack(named.name.as_bytes());
-        for (at, word) in words.iter().take(MAX_NAME / 8).enumerate() {
-            set(NAME + at, *word);
-        }
-        set(NAME_LEN, len as u64);
+        set(TEMPLATE[0], named.template as u64);
+        set(TEMPLATE[1], (named.template >> 64) as u64);
+        store_text(self.entry_words(entry, NAME..CONFIRMED_BY), &named.name);
     }
 
     /// Notes which instances the target's are, for orders about them.
@@ -273,9 +257,6 @@ impl<'z> Table<'z> {
     /// What the status page says of an entry.
     pub fn freshness(&self, entry: usize) -> Freshness {
         let get = |word| self.entry_word(entry, word).load(Relaxed);
-        let len = (self.entry_word(entry, ERROR_LEN).load(Acquire) as usize).min(ERROR_BYTES);
-        let bytes: Vec<u8> =
-            (0..len.div_ceil(8)).flat_map(|i| get(ERROR + i).to_le_bytes()).collect();
         Freshness {
             index: get(INDEX),
             last_good: get(LAST_GOOD),
@@ -286,7 +267,10 @@ impl<'z> Table<'z> {
             restored: get(RESTORED) != 0,
             confirmed: get(CONFIRMED_BY) != 0 && get(CONFIRMED_BY) == self.load(H_LEADER),
             retry_at: get(RETRY_AT),
-            error: String::from_utf8_lossy(&bytes[..len]).into_owned(),
+            error: match get(ERROR) {
+                0 => String::new(),
+                _ => load_text(self.entry_words(entry, ERROR..WORDS)),
+            },
             pending: match get(PENDING) {
                 0 => None,
                 raw => Some(Pending {

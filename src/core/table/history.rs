@@ -3,14 +3,13 @@
 //! It lies at the end of the set's block, so it is whole whenever the set is, stays over reloads, and
 //! goes with the entry. A publisher copies what the block before had, and adds its own.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::Table;
-use super::publish::{Held, pack};
-use super::read::{RECORD, Record};
+use super::record::Record;
+use super::words::{pack, unpack};
 use crate::model::PeerSet;
 
 /// Changes that are kept.
@@ -47,15 +46,13 @@ pub struct Changed {
     pub changed_total: usize,
 }
 
-/// As words of a block, the length in bytes first; none if there is nothing to keep. `changes` are
-/// newest first.
+/// As words of a block; none if there is nothing to keep. `changes` are newest first.
 pub(super) fn encode(mut changes: Vec<Changed>) -> Vec<u64> {
     changes.truncate(MAX_CHANGES);
     while !changes.is_empty() {
         let bytes = serde_json::to_vec(&changes).unwrap_or_default();
         if bytes.len() <= MAX_BYTES {
-            let (words, len) = pack(&bytes);
-            return std::iter::once(len as u64).chain(words).collect();
+            return pack(&bytes);
         }
         changes.pop();
     }
@@ -63,36 +60,26 @@ pub(super) fn encode(mut changes: Vec<Changed>) -> Vec<u64> {
 }
 
 /// Of the words after the details of a block; nothing of what is damaged.
-pub(super) fn decode(words: &[u64]) -> Vec<Changed> {
-    let Some((&len, words)) = words.split_first() else { return Vec::new() };
-    let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    bytes.truncate(usize::try_from(len).unwrap_or(0));
-    serde_json::from_slice(&bytes).unwrap_or_default()
+pub(super) fn decode(words: impl Iterator<Item = u64>) -> Vec<Changed> {
+    serde_json::from_slice(&unpack(words)).unwrap_or_default()
 }
 
-impl Table<'_> {
-    /// What `set`, of a new generation, changes of the peers before. Only under the publishers'
-    /// lock.
-    pub(super) fn changed(
-        &self,
+impl Changed {
+    /// What `set`, of a new generation, changes of the peers before.
+    pub(super) fn of(
         set: &PeerSet,
-        before: &HashMap<u64, Held>,
+        before: &HashMap<u64, Record>,
         (generation, time_ms): (u64, u64),
     ) -> Changed {
-        let (mut staying, mut changed_total) = (HashSet::new(), 0);
+        let (mut gone, mut changed_total) = (before.clone(), 0);
         let mut joined = Vec::new();
         for peer in set.peers() {
-            let Some(held) = before.get(&peer.identity) else {
-                joined.push(peer.addr);
-                continue;
-            };
-            staying.insert(peer.identity);
-            let record = Record::encode(peer, held.slot);
-            changed_total += usize::from((0..RECORD).any(|i| self.load(held.at + i) != record[i]));
+            match gone.remove(&peer.identity) {
+                Some(held) => changed_total += usize::from(Record::new(peer, held.place) != held),
+                None => joined.push(peer.addr),
+            }
         }
-        let gone = before.iter().filter(|(identity, _)| !staying.contains(identity));
-        let mut left: Vec<SocketAddr> =
-            gone.filter_map(|(_, held)| self.record_at(held.at)).map(|r| r.addr()).collect();
+        let mut left: Vec<SocketAddr> = gone.values().map(Record::addr).collect();
         let (joined_total, left_total) = (joined.len(), left.len());
         for addresses in [&mut joined, &mut left] {
             addresses.sort_unstable();
@@ -101,12 +88,6 @@ impl Table<'_> {
         Changed { time_ms, generation, joined, left, joined_total, left_total, changed_total }
     }
 
-    fn record_at(&self, at: usize) -> Option<Record> {
-        Record::decode(self.words.get(at..at + RECORD)?.try_into().ok()?, self)
-    }
-}
-
-impl Changed {
     /// Whether anybody came, went or changed. What only the status shows doesn't count.
     pub(super) fn is_any(&self) -> bool {
         self.joined_total + self.left_total + self.changed_total > 0
@@ -115,6 +96,7 @@ impl Changed {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use super::super::Table;
     use super::super::tests::{peer, set, zone};
     use super::*;
     use crate::process::ProcessId;
@@ -195,6 +177,7 @@ mod tests {
 
     #[test]
     fn damaged_words_are_no_history() {
+        let decode = |words: &[u64]| decode(words.iter().copied());
         assert_eq!(decode(&[]), []);
         assert_eq!(decode(&[u64::MAX, 7]), []);
         let words = encode(vec![Changed {

@@ -13,7 +13,7 @@ use loom::thread::{JoinHandle, spawn};
 
 use super::machine::atomic::{AtomicU64, Ordering::Relaxed};
 use super::machine::{killed_after, process};
-use super::read::RECORD;
+use super::record::RECORD;
 use super::*;
 use crate::model::{Health, Peer, PeerSet};
 use crate::params::Params;
@@ -85,14 +85,14 @@ fn set(peers: &[u16]) -> PeerSet {
 
 /// Words of a block of one peer.
 fn block_len() -> usize {
-    RECORD + publish::pack(&Detail::encode(&set(&[1]))).0.len()
+    RECORD + words::pack(&Detail::encode(&set(&[1]))).len()
 }
 
 /// Publishes and expects that it changed something.
 fn publish(table: Table<'_>, key: u128, peers: &[u16], me: ProcessId) {
     let entry = table.find(key).expect("an entry");
     let change = table.publish((entry, key), &set(peers), 1, me).expect("room");
-    assert_eq!(change.expect("a change").peers, peers.len());
+    assert!(change.is_some(), "a change");
 }
 
 /// The peers of `key`, each of them whole.

@@ -5,34 +5,19 @@
 //! left become free. What a killed publisher leaves behind is slots that no block names;
 //! [`Guard::recover`] frees them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
-use super::entry::{D_COUNT, D_DIGEST_HI, D_DIGEST_LO, D_PLACE, GENERATION, KEY_HI, KEY_LO};
+use super::entry::{D_COUNT, D_DIGEST, D_PLACE, GENERATION, KEY_HI, KEY_LO};
+use super::history::{self, Changed};
 use super::lock::Guard;
 use super::machine::atomic::Ordering::{Relaxed, Release};
-use super::read::{Detail, RECORD, Record};
+use super::record::{Detail, RECORD, Record};
+use super::slots::Place;
+use super::words::{join, pack, wide};
 use super::{H_LEADER, H_SLOT_CURSOR, Named, Table, slots};
-use crate::model::PeerSet;
+use crate::model::{Peer, PeerSet};
 use crate::process::ProcessId;
-
-/// What a published set changed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Change {
-    /// Peers in the set.
-    pub peers: usize,
-    /// Peers that were not there before.
-    pub added: usize,
-    /// Peers that are no longer there.
-    pub removed: usize,
-    /// Peers that are still there, with another address or weight.
-    pub changed: usize,
-}
-
-/// A peer of the set before: its slot, and where its record lies.
-pub(super) struct Held {
-    pub(super) slot: u32,
-    pub(super) at: usize,
-}
 
 /// The zone has no room; the last set stays in force.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -48,30 +33,20 @@ pub enum Full {
     Arena(usize),
 }
 
-/// Bytes as words, the last one filled with zeros; and how many bytes they were.
-pub(super) fn pack(bytes: &[u8]) -> (Vec<u64>, usize) {
-    let word = |chunk: &[u8]| {
-        let mut w = [0; 8];
-        w[..chunk.len()].copy_from_slice(chunk);
-        u64::from_le_bytes(w)
-    };
-    (bytes.chunks(8).map(word).collect(), bytes.len())
-}
-
 impl<'z> Table<'z> {
     /// The entry of a target, made if there is none. Waits for other publishers.
     pub fn claim(&self, key: u128, me: ProcessId) -> Result<usize, Full> {
         self.claim_as(key, None, me)
     }
 
-    /// As [`Table::claim`], for a service that a request named just now.
+    /// As [`Table::claim`]; `named` is of a service that a request named just now.
     pub fn claim_named(
         &self,
         key: u128,
-        (named, now_ms): (&Named, u64),
+        named: (&Named, u64),
         me: ProcessId,
     ) -> Result<usize, Full> {
-        self.claim_as(key, Some((named, now_ms)), me)
+        self.claim_as(key, Some(named), me)
     }
 
     fn claim_as(
@@ -106,11 +81,9 @@ impl<'z> Table<'z> {
         if self.key(entry) != key || !self.is_led_by(me) {
             return;
         }
-        let held = self.identities(entry, self.generation(entry));
+        let held = self.held(entry, self.generation(entry));
         self.vacate(entry);
-        for held in held.into_values() {
-            self.slot_word(held.slot as usize, slots::OWNER).store(0, Release);
-        }
+        held.values().for_each(|record| self.free_slot(record));
     }
 
     /// Takes the entry from its target. The generation goes on, so that nobody takes the next
@@ -145,7 +118,7 @@ impl<'z> Table<'z> {
         set: &PeerSet,
         now_ms: u64,
         me: ProcessId,
-    ) -> Result<Option<Change>, Full> {
+    ) -> Result<Option<Changed>, Full> {
         let guard = self.lock(me);
         if self.key(entry) != key || (self.has_data(entry) && !self.is_led_by(me)) {
             return Ok(None);
@@ -180,27 +153,23 @@ impl<'z> Table<'z> {
     }
 
     fn digest(&self, entry: usize, generation: u64) -> u128 {
-        let lo = self.descriptor(entry, generation, D_DIGEST_LO).load(Relaxed);
-        let hi = self.descriptor(entry, generation, D_DIGEST_HI).load(Relaxed);
-        u128::from(hi) << 64 | u128::from(lo)
+        wide(D_DIGEST.map(|word| self.descriptor(entry, generation, word).load(Relaxed)))
     }
 
-    /// Offset and length of every block in force.
-    pub(super) fn live_places(&self) -> impl Iterator<Item = (usize, usize)> {
-        (0..self.layout.entry_count)
-            .filter_map(|e| if self.key(e) == 0 { None } else { self.place(e, self.generation(e)) })
+    /// Every block in force.
+    pub(super) fn live_blocks(&self) -> impl Iterator<Item = Range<usize>> {
+        let live = (0..self.layout.entry_count).filter(|&entry| self.key(entry) != 0);
+        let block = |entry| self.block(entry, self.generation(entry));
+        live.filter_map(block).map(|block| block.records.start..block.history.end)
     }
 
     /// Whether the entry has a set, be it an empty one.
     pub fn has_data(&self, entry: usize) -> bool {
-        self.key(entry) != 0 && self.place(entry, self.generation(entry)).is_some()
+        self.key(entry) != 0 && self.block(entry, self.generation(entry)).is_some()
     }
 
-    /// The block of an entry, never outside the arena; `None` if it has none.
-    pub(super) fn place(&self, entry: usize, generation: u64) -> Option<(usize, usize)> {
-        let place = self.descriptor(entry, generation, D_PLACE).load(Relaxed);
-        let (offset, len) = ((place >> 32) as usize, (place & u64::from(u32::MAX)) as usize);
-        (offset >= self.layout.arena && offset + len <= self.layout.end).then_some((offset, len))
+    fn free_slot(&self, record: &Record) {
+        self.slot(record.place).words[slots::OWNER].store(0, Release);
     }
 }
 
@@ -212,14 +181,18 @@ impl Guard<'_, '_> {
         set: &PeerSet,
         digest: u128,
         now_ms: u64,
-    ) -> Result<Change, Full> {
+    ) -> Result<Changed, Full> {
         let table = self.table;
         let next = generation.wrapping_add(1);
-        let before = table.identities(entry, generation);
-        let (details, detail_bytes) = pack(&Detail::encode(set));
-        let changed = table.changed(set, &before, (next, now_ms));
-        let (total, len) = (changed.changed_total, set.peers().len() * RECORD + details.len());
-        let history = table.next_history(entry, generation, changed);
+        let before = table.held(entry, generation);
+        let details = pack(&Detail::encode(set));
+        let changed = Changed::of(set, &before, (next, now_ms));
+        let mut history = table.history(entry, generation);
+        if changed.is_any() {
+            history.insert(0, changed.clone());
+        }
+        let history = history::encode(history);
+        let len = set.peers().len() * RECORD + details.len();
         // Where there is no room for the history, the set goes without.
         let (offset, history) = match self.find_gap(len + history.len()) {
             Some(offset) => (offset, history),
@@ -227,95 +200,81 @@ impl Guard<'_, '_> {
         };
         // Who is there from the first answer is not new: it gets its full share at once.
         let started = if table.has_data(entry) { now_ms } else { 0 };
-        let slots = self.assign_slots(set, &before, started)?;
+        let records = self.assign_slots(set, &before, started)?;
 
-        let records =
-            set.peers().iter().zip(slots).flat_map(|(peer, slot)| Record::encode(peer, slot));
-        let len = len + history.len();
+        let (len, detail_words) = (len + history.len(), details.len());
+        let records = records.iter().flat_map(|record| record.encode(table));
         for (at, word) in (offset..).zip(records.chain(details).chain(history)) {
             table.word(at).store(word, Relaxed);
         }
 
         let describe = |word, value| table.descriptor(entry, next, word).store(value, Relaxed);
-        describe(D_PLACE, (offset as u64) << 32 | len as u64);
-        describe(D_COUNT, (detail_bytes as u64) << 32 | set.peers().len() as u64);
-        describe(D_DIGEST_LO, digest as u64);
-        describe(D_DIGEST_HI, (digest >> 64) as u64);
+        describe(D_PLACE, join(offset as u32, len as u32));
+        describe(D_COUNT, join(detail_words as u32, set.peers().len() as u32));
+        describe(D_DIGEST[0], digest as u64);
+        describe(D_DIGEST[1], (digest >> 64) as u64);
         table.note_change(entry, now_ms);
         table.entry_word(entry, GENERATION).store(next, Release);
 
-        Ok(Change { changed: total, ..self.free_leavers(set, before) })
+        let stay: HashSet<u64> = set.peers().iter().map(|peer| peer.identity).collect();
+        let left = before.values().filter(|record| !stay.contains(&record.identity));
+        left.for_each(|record| table.free_slot(record));
+        Ok(changed)
     }
 
-    /// The slot of each peer of the set: the one it had, or a free one.
+    /// The peers of the set, each with the slot that it had or a free one.
     fn assign_slots(
         &self,
         set: &PeerSet,
-        before: &HashMap<u64, Held>,
+        before: &HashMap<u64, Record>,
         started: u64,
-    ) -> Result<Vec<u32>, Full> {
+    ) -> Result<Vec<Record>, Full> {
         let table = self.table;
         let new = set.peers().iter().filter(|p| !before.contains_key(&p.identity)).count();
-        let free = self.find_free_slots(new).ok_or(Full::Slots(new))?;
-        let mut free = free.into_iter();
-        let slots = set.peers().iter().map(|peer| {
+        let mut free = self.find_free_slots(new).ok_or(Full::Slots(new))?.into_iter();
+        let mut record = |peer: &Peer| {
             if let Some(held) = before.get(&peer.identity) {
-                return held.slot;
+                return Some(Record::new(peer, held.place));
             }
-            let slot = free.next().unwrap_or_default();
-            for word in slots::OWNER + 1..slots::WORDS {
-                table.slot_word(slot, word).store(0, Relaxed);
-            }
-            table.slot_word(slot, slots::STARTED).store(started, Relaxed);
-            table.slot_word(slot, slots::OWNER).store(peer.identity, Release);
-            slot as u32
-        });
-        Ok(slots.collect())
+            let place = free.next()?;
+            let words = table.slot(place).words;
+            words[slots::OWNER + 1..slots::WORDS].iter().for_each(|word| word.store(0, Relaxed));
+            words[slots::STARTED].store(started, Relaxed);
+            words[slots::OWNER].store(peer.identity, Release);
+            Some(Record::new(peer, place))
+        };
+        Ok(set.peers().iter().filter_map(|peer| record(peer)).collect())
     }
 
     /// Free slots, looked for from where the last search ended, so that a slot rests as long as
     /// possible before it is used again. One with requests still in flight is not free.
-    fn find_free_slots(&self, wanted: usize) -> Option<Vec<usize>> {
+    fn find_free_slots(&self, wanted: usize) -> Option<Vec<Place>> {
         let table = self.table;
         let count = table.layout.slot_count;
-        let start = table.word(H_SLOT_CURSOR).load(Relaxed) as usize % count;
-        let is_free = |slot: &usize| {
-            table.slot_word(*slot, slots::OWNER).load(Relaxed) == 0
-                && table.slot_place(*slot).is_some_and(|place| table.in_flight(place) == 0)
+        let start = table.load(H_SLOT_CURSOR) as usize % count;
+        let is_free = |place: &Place| {
+            table.slot(*place).load(slots::OWNER) == 0 && table.in_flight(*place) == 0
         };
-        let found: Vec<usize> =
-            (0..count).map(|i| (start + i) % count).filter(is_free).take(wanted).collect();
-        let last = found.last().copied().unwrap_or(start);
-        table.word(H_SLOT_CURSOR).store(last as u64 + 1, Relaxed);
+        let all = (start..count).chain(0..start).filter_map(|slot| table.slot_place(slot));
+        let found: Vec<Place> = all.filter(is_free).take(wanted).collect();
+        let last = found.last().map_or(start as u64, |place| table.slot_number(*place).into());
+        table.word(H_SLOT_CURSOR).store(last + 1, Relaxed);
         (found.len() == wanted).then_some(found)
     }
 
     /// The first stretch of the arena that no block in force touches.
     fn find_gap(&self, len: usize) -> Option<usize> {
         let layout = self.table.layout;
-        let mut used: Vec<(usize, usize)> = self.table.live_places().collect();
-        used.sort_unstable();
+        let mut used: Vec<Range<usize>> = self.table.live_blocks().collect();
+        used.sort_unstable_by_key(|block| block.start);
         let mut at = layout.arena;
-        for (offset, used_len) in used {
-            if offset >= at + len {
+        for block in used {
+            if block.start >= at + len {
                 return Some(at);
             }
-            at = at.max(offset + used_len);
+            at = at.max(block.end);
         }
         (at + len <= layout.end).then_some(at)
-    }
-
-    fn free_leavers(&self, set: &PeerSet, mut before: HashMap<u64, Held>) -> Change {
-        let had = before.len();
-        for peer in set.peers() {
-            before.remove(&peer.identity);
-        }
-        for held in before.values() {
-            self.table.slot_word(held.slot as usize, slots::OWNER).store(0, Release);
-        }
-        let kept = had - before.len();
-        let peers = set.peers().len();
-        Change { peers, added: peers - kept, removed: before.len(), changed: 0 }
     }
 
     /// Frees every slot that no block in force names.
@@ -324,8 +283,8 @@ impl Guard<'_, '_> {
         let mut named = vec![false; table.layout.slot_count];
         for entry in 0..table.layout.entry_count {
             if table.key(entry) != 0 {
-                for held in table.identities(entry, table.generation(entry)).into_values() {
-                    named[held.slot as usize] = true;
+                for record in table.held(entry, table.generation(entry)).values() {
+                    named[table.slot_number(record.place) as usize] = true;
                 }
             }
         }

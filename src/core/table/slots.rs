@@ -83,37 +83,36 @@ impl<'z> Table<'z> {
     /// Takes a lane for the calling process and clears what a killed one left in it.
     /// `None` if all lanes are held by running processes; its requests are then not counted.
     pub fn take_lane(&self, me: ProcessId) -> Option<Lane> {
-        let lanes = self.layout.entries - self.layout.lanes;
-        for lane in 0..lanes {
-            let word = self.word(self.layout.lanes + lane);
-            let holder = word.load(Acquire);
-            if holder != 0 && is_alive(holder) {
-                continue;
-            }
-            if word.compare_exchange(holder, me.get(), AcqRel, Acquire).is_ok() {
-                self.lane_words.fetch_max(lane as u64 / 2 + 1, AcqRel);
-                let lane = Lane(lane as u32);
-                self.clear_lane(lane);
-                return Some(lane);
-            }
-        }
-        None
+        let can_be_taken = |holder| holder == 0 || !is_alive(holder);
+        let lane = self.lanes().find(|lane| self.seize(*lane, me, can_be_taken))?;
+        self.lane_words.fetch_max(u64::from(lane.0) / 2 + 1, AcqRel);
+        self.clear_lane(lane);
+        Some(lane)
     }
 
     /// Clears the lanes of killed processes that no new worker has taken.
     pub fn clear_dead_lanes(&self) {
-        let lanes = self.layout.entries - self.layout.lanes;
-        for lane in 0..lanes {
-            let word = self.word(self.layout.lanes + lane);
-            let holder = word.load(Acquire);
-            if holder != 0 && !is_alive(holder) {
-                let me = ProcessId::own().get();
-                if word.compare_exchange(holder, me, AcqRel, Acquire).is_ok() {
-                    self.clear_lane(Lane(lane as u32));
-                    word.store(0, Release);
-                }
-            }
+        let me = ProcessId::own();
+        let is_left = |holder| holder != 0 && !is_alive(holder);
+        for lane in self.lanes().filter(|lane| self.seize(*lane, me, is_left)) {
+            self.clear_lane(lane);
+            self.release_lane(lane);
         }
+    }
+
+    fn lanes(&self) -> impl Iterator<Item = Lane> {
+        (0..(self.layout.entries - self.layout.lanes) as u32).map(Lane)
+    }
+
+    fn holder(&self, lane: Lane) -> &'z AtomicU64 {
+        self.word(self.layout.lanes + lane.0 as usize)
+    }
+
+    /// Takes a lane from a holder that it may be taken from, if nobody else does.
+    fn seize(&self, lane: Lane, me: ProcessId, can_be_taken: impl Fn(u64) -> bool) -> bool {
+        let holder = self.holder(lane).load(Acquire);
+        let take = || self.holder(lane).compare_exchange(holder, me.get(), AcqRel, Acquire);
+        can_be_taken(holder) && take().is_ok()
     }
 
     /// Takes all requests of a lane out of flight, and what permits they hold; for its holder.
@@ -131,7 +130,7 @@ impl<'z> Table<'z> {
 
     /// Gives the lane back; what is still in it is cleared by the next holder.
     pub fn release_lane(&self, lane: Lane) {
-        self.word(self.layout.lanes + lane.0 as usize).store(0, Release);
+        self.holder(lane).store(0, Release);
     }
 
     fn lane_of(&self, slot: usize, lane: Lane) -> (&'z AtomicU64, u32) {
@@ -144,6 +143,11 @@ impl<'z> Table<'z> {
         // A table has fewer words than 2³².
         (slot < self.layout.slot_count)
             .then(|| Place((self.layout.slots + slot * self.layout.slot_words) as u32))
+    }
+
+    /// The number of the slot there.
+    pub(super) fn slot_number(&self, Place(place): Place) -> u32 {
+        (place - self.layout.slots as u32) / self.layout.slot_words as u32
     }
 
     /// The counters of a slot but for its lanes, of which it has the first two.
@@ -195,22 +199,23 @@ impl<'z> Table<'z> {
     /// As [`Table::in_flight`], of a slot that was found before.
     #[inline]
     pub fn in_flight_at(&self, place: Place, slot: Slot<'z>) -> u64 {
-        // Two lanes to a word; the sum of either stays below 2³².
+        // The sum of either half stays below 2³².
         let mut sums = slot.words[WORDS].load(Relaxed) & REQUESTS;
-        let used = self.lane_words.load(Relaxed);
-        if used > 1 {
-            sums = sums.wrapping_add(self.sum_of_lanes(place, used));
+        if self.lane_words.load(Relaxed) > 1 {
+            sums = sums.wrapping_add(self.sum_of_lanes(place, 1, |pair| pair & REQUESTS));
         }
-        (sums & u64::from(u32::MAX)) + (sums >> 32)
+        both(sums)
     }
 
-    /// Sum of all words of lanes but the first. In lanes that nobody ever took there is nothing.
+    /// Sum over the words of lanes from this number on, two to a word. In lanes that nobody ever
+    /// took there is nothing.
     #[inline(never)]
-    fn sum_of_lanes(&self, place: Place, used: u64) -> u64 {
-        let used = (self.layout.slot_words - WORDS).min(used as usize);
+    fn sum_of_lanes(&self, place: Place, from: usize, part: impl Fn(u64) -> u64) -> u64 {
+        let used = self.lane_words.load(Relaxed) as usize;
+        let used = used.clamp(from, self.layout.slot_words - WORDS);
         let first = place.0 as usize + WORDS;
-        let pairs = self.words[first + 1..first + used].iter();
-        pairs.map(|pair| pair.load(Relaxed) & REQUESTS).fold(0, u64::wrapping_add)
+        let pairs = self.words[first + from..first + used].iter();
+        pairs.map(|pair| part(pair.load(Relaxed))).fold(0, u64::wrapping_add)
     }
 
     /// Counts an idle connection to the instance, or one less; for the holder of the lane.
@@ -227,15 +232,6 @@ impl<'z> Table<'z> {
         }
     }
 
-    /// Idle connections to the instance, over all workers.
-    fn idle(&self, place: Place) -> u64 {
-        let used = (self.layout.slot_words - WORDS).min(self.lane_words.load(Relaxed) as usize);
-        let first = place.0 as usize + WORDS;
-        let pairs = self.words[first..first + used].iter();
-        let sums: u64 = pairs.map(|pair| pair.load(Relaxed) >> REQUEST_BITS & IDLE).sum();
-        (sums & u64::from(u32::MAX)) + (sums >> 32)
-    }
-
     /// The counters, for the status page.
     pub fn counters(&self, place: Place) -> Counters {
         let counters = self.slot(place);
@@ -244,7 +240,7 @@ impl<'z> Table<'z> {
             picks: counters.picks(),
             failed: counters.load(FAILED),
             fails: counters.load(FAILS),
-            idle: self.idle(place),
+            idle: both(self.sum_of_lanes(place, 0, |pair| pair >> REQUEST_BITS & IDLE)),
             opened: counters.load(OPENED),
             reused: counters.load(REUSED),
         }
@@ -256,6 +252,12 @@ impl<'z> Table<'z> {
 #[derive(Clone, Copy, Debug)]
 pub struct Slot<'z> {
     pub(super) words: &'z [AtomicU64; WORDS + 1],
+}
+
+/// Of a sum over words of two lanes.
+#[inline]
+fn both(sums: u64) -> u64 {
+    (sums & u64::from(u32::MAX)) + (sums >> 32)
 }
 
 #[cold]

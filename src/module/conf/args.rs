@@ -10,6 +10,82 @@ use crate::ffi::{bytes, str_over};
 /// What a directive handler answers; the text gets ` in file:line` from nginx.
 pub(crate) type Parsed<T = ()> = Result<T, String>;
 
+/// A directive as it stands in the configuration.
+pub(crate) struct Args<'a> {
+    pub(crate) cf: *mut ngx_conf_t,
+    /// Its name.
+    pub(crate) name: &'a str,
+    /// The words after the name.
+    pub(crate) words: &'a [&'a [u8]],
+}
+
+/// What reads a directive with one word.
+pub(super) fn one<T>(
+    parse: impl FnOnce(&str, &[u8]) -> Parsed<T>,
+) -> impl FnOnce(&Args<'_>) -> Parsed<T> {
+    |args| parse(args.name, args.words[0])
+}
+
+/// Stores the value of a directive that may stand once in its block.
+pub(super) fn once<T>(
+    args: &Args<'_>,
+    place: &mut Option<T>,
+    parse: impl FnOnce(&Args<'_>) -> Parsed<T>,
+) -> Parsed {
+    let value = parse(args)?;
+    if place.is_some() {
+        return Err(duplicate(args.name));
+    }
+    *place = Some(value);
+    Ok(())
+}
+
+/// Adds the values of a directive that may stand several times in its block.
+pub(super) fn add<T>(
+    args: &Args<'_>,
+    place: &mut Option<Vec<T>>,
+    parse: impl FnOnce(&Args<'_>) -> Parsed<Vec<T>>,
+) -> Parsed {
+    place.get_or_insert_default().extend(parse(args)?);
+    Ok(())
+}
+
+/// Where the directive stands that is being read, as `file:line`.
+pub(crate) fn place(cf: *mut ngx_conf_t) -> String {
+    // SAFETY: while a directive handler runs, `conf_file` is the file that is being read; it is
+    // null for `-g`, which can't hold what is asked about.
+    unsafe {
+        let Some(file) = (*cf).conf_file.as_ref() else { return String::new() };
+        format!("{}:{}", String::from_utf8_lossy(bytes(&file.file.name)), file.line)
+    }
+}
+
+impl Args<'_> {
+    /// Has `set` take each `name=value` from the word of this number on; none but tags may stand
+    /// twice. It answers what is wrong
+    /// with the value, if more can be said than that it is invalid.
+    pub(crate) fn parameters(
+        &self,
+        from: usize,
+        mut set: impl FnMut(&str, &str) -> Result<(), Option<&'static str>>,
+    ) -> Parsed {
+        let mut seen = Vec::new();
+        for word in &self.words[from..] {
+            let (name, value) =
+                text(word)?.split_once('=').ok_or_else(|| invalid(self.name, word))?;
+            if name != "tag" && seen.contains(&name) {
+                return Err(duplicate(&format!("{} {name}", self.name)));
+            }
+            seen.push(name);
+            set(name, value).map_err(|why| match why {
+                Some(what) => must_be(self.name, word, what),
+                None => invalid(self.name, word),
+            })?;
+        }
+        Ok(())
+    }
+}
+
 /// A word as text.
 pub(crate) fn text(word: &[u8]) -> Parsed<&str> {
     std::str::from_utf8(word)
@@ -48,10 +124,7 @@ pub(crate) fn flag(directive: &str, word: &[u8]) -> Parsed<bool> {
     match word {
         b"on" => Ok(true),
         b"off" => Ok(false),
-        _ => Err(format!(
-            "invalid value \"{}\" in \"{directive}\" directive, it must be \"on\" or \"off\"",
-            String::from_utf8_lossy(word)
-        )),
+        _ => Err(must_be(directive, word, "\"on\" or \"off\"")),
     }
 }
 
@@ -77,16 +150,20 @@ fn full_path(cf: *mut ngx_conf_t, word: &[u8], conf_prefix: usize) -> Parsed<Pat
     Ok(PathBuf::from(text(full)?))
 }
 
-/// The content of a file that a directive names.
-pub(crate) fn file(cf: *mut ngx_conf_t, directive: &str, word: &[u8]) -> Parsed<Vec<u8>> {
-    let path = path(cf, word)?;
+/// The content of the file that a directive names.
+pub(super) fn file(args: &Args<'_>) -> Parsed<Vec<u8>> {
+    let path = path(args.cf, args.words[0])?;
     std::fs::read(&path).map_err(|e| {
-        format!("cannot read \"{}\" of the \"{directive}\" directive ({e})", path.display())
+        format!("cannot read \"{}\" of the \"{}\" directive ({e})", path.display(), args.name)
     })
 }
 
 pub(crate) fn invalid(directive: &str, word: &[u8]) -> String {
     format!("invalid value \"{}\" in \"{directive}\" directive", String::from_utf8_lossy(word))
+}
+
+pub(super) fn must_be(directive: &str, word: &[u8], what: &str) -> String {
+    format!("{}, it must be {what}", invalid(directive, word))
 }
 
 /// nginx's own words.

@@ -3,60 +3,50 @@
 use std::ffi::{CStr, c_char, c_void};
 
 use nginx_sys::{
-    NGX_CONF_1MORE, NGX_CONF_ANY, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_CONF_TAKE2, NGX_CONF_TAKE3,
-    NGX_CONF_TAKE12, NGX_HTTP_LOC_CONF, NGX_HTTP_LOC_CONF_OFFSET, NGX_HTTP_MAIN_CONF,
-    NGX_HTTP_MAIN_CONF_OFFSET, NGX_HTTP_SRV_CONF_OFFSET, NGX_HTTP_UPS_CONF, NGX_LOG_EMERG,
-    ngx_command_t, ngx_conf_t, ngx_str_t, ngx_uint_t,
+    NGX_CONF_1MORE as MORE, NGX_CONF_ANY, NGX_CONF_NOARGS, NGX_CONF_TAKE1 as TAKE1,
+    NGX_CONF_TAKE2 as TAKE2, NGX_CONF_TAKE12 as TAKE12, NGX_HTTP_LOC_CONF,
+    NGX_HTTP_LOC_CONF_OFFSET, NGX_HTTP_MAIN_CONF, NGX_HTTP_MAIN_CONF_OFFSET,
+    NGX_HTTP_SRV_CONF_OFFSET, NGX_HTTP_UPS_CONF, NGX_LOG_EMERG, ngx_command_t, ngx_conf_t,
+    ngx_str_t, ngx_uint_t,
 };
 
-use super::args::{self, Parsed, text};
-use super::settings::once;
+use super::args::{self, Args, Parsed, once, one, text};
+use super::settings::DIRECTIVES as HTTP_AND_UPSTREAM;
 use super::{HttpConf, KeepaliveConf, SrvConf, dynamic};
 use crate::ffi::{self, CONF_ERROR, CONF_OK, fence};
 use crate::state::StateFile;
 
 type Handler = extern "C" fn(*mut ngx_conf_t, *mut ngx_command_t, *mut c_void) -> *mut c_char;
+type Set<C> = fn(&Args<'_>, &mut C) -> Parsed;
 
-/// The directives, ended by an empty one.
-#[repr(transparent)]
-pub(crate) struct Commands([ngx_command_t; 35]);
+/// A directive, and what takes its words into a configuration of `C`.
+pub(super) struct Row<C> {
+    name: &'static CStr,
+    /// Where it may stand, and with how many words.
+    kind: u32,
+    set: Set<C>,
+}
 
-// SAFETY: nginx reads the table, in the master's main thread; nothing writes it.
-unsafe impl Sync for Commands {}
+const UPSTREAM: &[Row<SrvConf>] = &[
+    upstream(c"consul_dynamic", MORE, dynamic::set),
+    upstream(c"consul_keepalive", MORE, |args, conf| {
+        once(args, &mut conf.keepalive_conf, KeepaliveConf::parse)
+    }),
+];
 
-pub(crate) static COMMANDS: Commands = Commands([
-    upstream_only(c"consul_dynamic", NGX_CONF_1MORE, consul_dynamic),
-    upstream_only(c"consul_keepalive", NGX_CONF_1MORE, consul_keepalive),
-    default_or_override(c"consul_server", NGX_CONF_1MORE),
-    default_or_override(c"consul_token", NGX_CONF_TAKE1),
-    default_or_override(c"consul_token_file", NGX_CONF_TAKE1),
-    default_or_override(c"consul_ssl_trusted_certificate", NGX_CONF_TAKE1),
-    default_or_override(c"consul_ssl_certificate", NGX_CONF_TAKE1),
-    default_or_override(c"consul_ssl_certificate_key", NGX_CONF_TAKE1),
-    default_or_override(c"consul_ssl_verify", NGX_CONF_TAKE1),
-    default_or_override(c"consul_ssl_name", NGX_CONF_TAKE1),
-    default_or_override(c"consul_wait", NGX_CONF_TAKE1),
-    default_or_override(c"consul_connect_timeout", NGX_CONF_TAKE1),
-    default_or_override(c"consul_retry", NGX_CONF_TAKE2),
-    default_or_override(c"consul_poll", NGX_CONF_TAKE1),
-    default_or_override(c"consul_resolve", NGX_CONF_TAKE1),
-    default_or_override(c"consul_max_body_size", NGX_CONF_TAKE1),
-    default_or_override(c"consul_max_stale", NGX_CONF_TAKE1),
-    default_or_override(c"consul_empty", NGX_CONF_TAKE1 | NGX_CONF_TAKE2),
-    default_or_override(c"consul_max_removal", NGX_CONF_TAKE1),
-    default_or_override(c"consul_allow", NGX_CONF_1MORE),
-    default_or_override(c"consul_deny", NGX_CONF_1MORE),
-    default_or_override(c"consul_balance", NGX_CONF_TAKE1 | NGX_CONF_TAKE2 | NGX_CONF_TAKE3),
-    default_or_override(c"consul_panic", NGX_CONF_TAKE1),
-    default_or_override(c"consul_allow_service", NGX_CONF_1MORE),
-    default_or_override(c"consul_first_wait", NGX_CONF_TAKE1),
-    default_or_override(c"consul_idle", NGX_CONF_TAKE1),
-    default_or_override(c"consul_unknown_service", NGX_CONF_TAKE12),
-    http_only(c"consul_zone", NGX_CONF_TAKE2),
-    http_only(c"consul_init_timeout", NGX_CONF_TAKE1),
-    http_only(c"consul_connections", NGX_CONF_TAKE1),
-    http_only(c"consul_max_services", NGX_CONF_TAKE1),
-    http_only(c"consul_state", NGX_CONF_TAKE12),
+const HTTP: &[Row<HttpConf>] = &[
+    http(c"consul_zone", TAKE2, |args, conf| once(args, &mut conf.zone, zone)),
+    http(c"consul_init_timeout", TAKE1, |args, conf| {
+        once(args, &mut conf.init_timeout, one(args::time))
+    }),
+    http(c"consul_connections", TAKE1, |args, conf| once(args, &mut conf.connections, one(number))),
+    http(c"consul_max_services", TAKE1, |args, conf| {
+        once(args, &mut conf.max_services, one(number))
+    }),
+    http(c"consul_state", TAKE12, |args, conf| once(args, &mut conf.state, StateFile::parse)),
+];
+
+const LOCATION: [ngx_command_t; 2] = [
     command(
         c"consul_status",
         NGX_HTTP_LOC_CONF | NGX_CONF_ANY,
@@ -69,8 +59,57 @@ pub(crate) static COMMANDS: Commands = Commands([
         NGX_HTTP_MAIN_CONF_OFFSET,
         crate::api::ngx_http_consul_api,
     ),
-    ngx_command_t::empty(),
-]);
+];
+
+const COUNT: usize = UPSTREAM.len() + HTTP_AND_UPSTREAM.len() + HTTP.len() + LOCATION.len();
+
+/// The directives, ended by an empty one.
+#[repr(transparent)]
+pub(crate) struct Commands([ngx_command_t; COUNT + 1]);
+
+// SAFETY: nginx reads the table, in the master's main thread; nothing writes it.
+unsafe impl Sync for Commands {}
+
+pub(crate) static COMMANDS: Commands = {
+    let mut commands = [const { ngx_command_t::empty() }; COUNT + 1];
+    let at = fill(&mut commands, 0, UPSTREAM, NGX_HTTP_SRV_CONF_OFFSET);
+    let at = fill(&mut commands, at, HTTP_AND_UPSTREAM, NGX_HTTP_SRV_CONF_OFFSET);
+    let at = fill(&mut commands, at, HTTP, NGX_HTTP_MAIN_CONF_OFFSET);
+    [commands[at], commands[at + 1]] = LOCATION;
+    Commands(commands)
+};
+
+const fn upstream(name: &'static CStr, count: u32, set: Set<SrvConf>) -> Row<SrvConf> {
+    Row { name, kind: NGX_HTTP_UPS_CONF | count, set }
+}
+
+const fn http(name: &'static CStr, count: u32, set: Set<HttpConf>) -> Row<HttpConf> {
+    Row { name, kind: NGX_HTTP_MAIN_CONF | count, set }
+}
+
+pub(super) const fn http_and_upstream(
+    name: &'static CStr,
+    count: u32,
+    set: Set<SrvConf>,
+) -> Row<SrvConf> {
+    Row { name, kind: NGX_HTTP_MAIN_CONF | NGX_HTTP_UPS_CONF | count, set }
+}
+
+/// Adds a command for each row, from number `at` on; gives the number after them.
+const fn fill<C>(
+    commands: &mut [ngx_command_t],
+    mut at: usize,
+    rows: &'static [Row<C>],
+    conf: usize,
+) -> usize {
+    let mut row = 0;
+    while row < rows.len() {
+        commands[at] = command(rows[row].name, rows[row].kind, conf, set_row::<C>);
+        commands[at].post = (&raw const rows[row]).cast_mut().cast();
+        (at, row) = (at + 1, row + 1);
+    }
+    at
+}
 
 /// nginx compares names up to their NUL.
 const fn command(name: &'static CStr, kind: u32, conf: usize, set: Handler) -> ngx_command_t {
@@ -84,17 +123,21 @@ const fn command(name: &'static CStr, kind: u32, conf: usize, set: Handler) -> n
     }
 }
 
-const fn upstream_only(name: &'static CStr, args: u32, set: Handler) -> ngx_command_t {
-    command(name, NGX_HTTP_UPS_CONF | args, NGX_HTTP_SRV_CONF_OFFSET, set)
-}
-
-const fn default_or_override(name: &'static CStr, args: u32) -> ngx_command_t {
-    let kind = NGX_HTTP_MAIN_CONF | NGX_HTTP_UPS_CONF | args;
-    command(name, kind, NGX_HTTP_SRV_CONF_OFFSET, consul_setting)
-}
-
-const fn http_only(name: &'static CStr, args: u32) -> ngx_command_t {
-    command(name, NGX_HTTP_MAIN_CONF | args, NGX_HTTP_MAIN_CONF_OFFSET, consul_http_setting)
+/// The handler of the directives that have a [`Row`], which is the command's `post`.
+extern "C" fn set_row<C>(
+    cf: *mut ngx_conf_t,
+    command: *mut ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    fence(CONF_ERROR, || {
+        // SAFETY: a command of fill(), whose row's configuration `conf` is; nothing else refers to
+        // that while a directive handler runs.
+        let (row, conf) = unsafe { (&*(*command).post.cast::<Row<C>>(), &mut *conf.cast::<C>()) };
+        // SAFETY: `cf` is that of this handler.
+        let words = unsafe { ffi::args(cf) };
+        let set = |name| (row.set)(&Args { cf, name, words: &words[1..] }, conf);
+        finish(cf, text(words[0]).and_then(set))
+    })
 }
 
 /// Reports what a handler found wrong, with file and line.
@@ -108,86 +151,25 @@ pub(crate) fn finish(cf: *mut ngx_conf_t, result: Parsed) -> *mut c_char {
     }
 }
 
-extern "C" fn consul_dynamic(
-    cf: *mut ngx_conf_t,
-    _: *mut ngx_command_t,
-    conf: *mut c_void,
-) -> *mut c_char {
-    fence(CONF_ERROR, || {
-        // SAFETY: `conf` is the SrvConf of this block; nothing else refers to it now.
-        let (conf, words) = unsafe { (&mut *conf.cast::<SrvConf>(), ffi::args(cf)) };
-        let result = dynamic::set(cf, conf, &words);
-        finish(cf, result.map_err(|e| format!("\"consul_dynamic\" directive {e}")))
-    })
-}
-
-extern "C" fn consul_keepalive(
-    cf: *mut ngx_conf_t,
-    _: *mut ngx_command_t,
-    conf: *mut c_void,
-) -> *mut c_char {
-    fence(CONF_ERROR, || {
-        // SAFETY: as in consul_dynamic().
-        let (conf, words) = unsafe { (&mut *conf.cast::<SrvConf>(), ffi::args(cf)) };
-        let (file, line) = dynamic::position(cf);
-        let parsed = KeepaliveConf::parse(&words, format!("{file}:{line}"));
-        finish(cf, parsed.and_then(|p| once("consul_keepalive", &mut conf.keepalive_conf, p)))
-    })
-}
-
-extern "C" fn consul_setting(
-    cf: *mut ngx_conf_t,
-    _: *mut ngx_command_t,
-    conf: *mut c_void,
-) -> *mut c_char {
-    fence(CONF_ERROR, || {
-        // SAFETY: as in consul_dynamic().
-        let (conf, words) = unsafe { (&mut *conf.cast::<SrvConf>(), ffi::args(cf)) };
-        finish(cf, conf.settings.set(cf, &words))
-    })
-}
-
-extern "C" fn consul_http_setting(
-    cf: *mut ngx_conf_t,
-    _: *mut ngx_command_t,
-    conf: *mut c_void,
-) -> *mut c_char {
-    fence(CONF_ERROR, || {
-        // SAFETY: `conf` is the HttpConf; nothing else refers to it now.
-        let (conf, words) = unsafe { (&mut *conf.cast::<HttpConf>(), ffi::args(cf)) };
-        finish(cf, set_http(cf, conf, &words))
-    })
-}
-
 /// Least size of a zone: eight pages hold a handful of instances.
 const MIN_ZONE: usize = 128 * 1024;
 
-fn set_http(cf: *mut ngx_conf_t, conf: &mut HttpConf, words: &[&[u8]]) -> Parsed {
-    let name = text(words[0])?;
-    match name {
-        "consul_zone" => {
-            if words[1].is_empty() {
-                return Err(format!("empty zone name in \"{name}\" directive"));
-            }
-            let size = args::size(name, words[2])?;
-            if size < MIN_ZONE {
-                return Err(format!(
-                    "zone \"{}\" in \"{name}\" directive is too small, it must be at least 128k",
-                    text(words[1])?
-                ));
-            }
-            once(name, &mut conf.zone, (ffi::str_over(words[1]), size))
-        }
-        "consul_init_timeout" => once(name, &mut conf.init_timeout, args::time(name, words[1])?),
-        "consul_connections" => {
-            let n = args::number(name, words[1], 1)?;
-            once(name, &mut conf.connections, n as usize)
-        }
-        "consul_max_services" => {
-            let n = args::number(name, words[1], 1)?;
-            once(name, &mut conf.max_services, n as usize)
-        }
-        "consul_state" => once(name, &mut conf.state, StateFile::parse(cf, words)?),
-        _ => Err(format!("unknown directive \"{name}\"")),
+/// `consul_zone name size`.
+fn zone(args: &Args<'_>) -> Parsed<(ngx_str_t, usize)> {
+    let (zone, name) = (args.words[0], args.name);
+    if zone.is_empty() {
+        return Err(format!("empty zone name in \"{name}\" directive"));
     }
+    let size = args::size(name, args.words[1])?;
+    if size < MIN_ZONE {
+        let zone = text(zone)?;
+        return Err(format!(
+            "zone \"{zone}\" in \"{name}\" directive is too small, it must be at least 128k"
+        ));
+    }
+    Ok((ffi::str_over(zone), size))
+}
+
+fn number(name: &str, word: &[u8]) -> Parsed<usize> {
+    args::number(name, word, 1).map(|n| n as usize)
 }

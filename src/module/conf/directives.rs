@@ -16,7 +16,8 @@ use nginx_sys::{
 };
 
 use super::SrvConf;
-use super::dynamic::{position, upstream_of};
+use super::args::place;
+use super::dynamic::upstream_of;
 use super::inner::Kind;
 use crate::ffi::{self, CONF_ERROR, CONF_OK, fence};
 
@@ -234,7 +235,6 @@ unsafe fn seen(
     module: *mut ngx_module_t,
     handler: *const c_void,
 ) -> Directive {
-    let (file, line) = position(cf);
     // SAFETY: the caller's promise; nginx has named each module.
     let (words, module) = unsafe {
         let name = (*module).name;
@@ -245,7 +245,7 @@ unsafe fn seen(
         words: words.iter().map(|word| String::from_utf8_lossy(word).into_owned()).collect(),
         module,
         file: file_of(handler),
-        place: format!("{file}:{line}"),
+        place: place(cf),
         is_set: false,
     }
 }

@@ -3,7 +3,8 @@
 use std::ptr;
 
 use nginx_consul_core::balance::Rules;
-use nginx_consul_core::model::{Admit, Consistency, Query, Selection, Source};
+use nginx_consul_core::model::{Query, Selection, Source};
+use nginx_consul_core::params::Params;
 use nginx_sys::{
     NGX_HTTP_UPSTREAM_BACKUP, NGX_HTTP_UPSTREAM_CREATE, NGX_HTTP_UPSTREAM_DOWN,
     NGX_HTTP_UPSTREAM_FAIL_TIMEOUT, NGX_HTTP_UPSTREAM_MAX_CONNS, NGX_HTTP_UPSTREAM_MAX_FAILS,
@@ -11,24 +12,32 @@ use nginx_sys::{
     ngx_http_upstream_srv_conf_t, ngx_pcalloc, sockaddr, sockaddr_in,
 };
 
-use super::args::{self, Parsed, text};
+use super::args::{self, Args, Parsed, text};
 use super::inner::Inner;
 use super::named::ByRequest;
 use super::settings::complex_value;
 use super::{Dynamic, SrvConf};
-use crate::ffi::{bytes, str_over};
+use crate::ffi::str_over;
 use crate::peer;
 
-/// Takes the directive; errors go on from `"consul_dynamic" directive …`.
-pub(super) fn set(cf: *mut ngx_conf_t, conf: &mut SrvConf, words: &[&[u8]]) -> Parsed {
+/// Takes the directive.
+pub(super) fn set(args: &Args<'_>, conf: &mut SrvConf) -> Parsed {
     if conf.dynamic.is_some() {
-        return Err("is duplicate".into());
+        return Err(args::duplicate(args.name));
     }
+    let (mut dynamic, parameters) = parse(args)?;
+    let wrong = |e| format!("\"consul_dynamic\" directive {e}");
+    check(&mut dynamic.query, &parameters).map_err(wrong)?;
+    add(args, conf, dynamic).map_err(wrong)
+}
+
+/// Errors go on from `"consul_dynamic" directive …`.
+fn add(args: &Args<'_>, conf: &mut SrvConf, mut dynamic: Dynamic) -> Parsed {
+    let (cf, service) = (args.cf, args.words[0]);
     // SAFETY: the directive is only allowed within `upstream`, whose configuration this is.
     let upstream = unsafe { upstream_of(cf) };
-    let (file, line) = position(cf);
-    let inner = Inner::of(upstream, &conf.directives, words[1].contains(&b'$'))?;
-    if inner.is_none() {
+    dynamic.inner = Inner::of(upstream, &conf.directives, service.contains(&b'$'))?;
+    if dynamic.inner.is_none() {
         upstream.flags = (NGX_HTTP_UPSTREAM_CREATE
             | NGX_HTTP_UPSTREAM_WEIGHT
             | NGX_HTTP_UPSTREAM_MAX_CONNS
@@ -37,10 +46,9 @@ pub(super) fn set(cf: *mut ngx_conf_t, conf: &mut SrvConf, words: &[&[u8]]) -> P
             | NGX_HTTP_UPSTREAM_DOWN
             | NGX_HTTP_UPSTREAM_BACKUP) as _;
     }
-    let before = conf.directives.methods.len();
-    let mut dynamic = Dynamic { file, line, inner, before, ..parse(words)? };
-    if words[1].contains(&b'$') {
-        dynamic.by_request = Some(by_request(cf, words[1], &mut dynamic.query)?);
+    dynamic.before = conf.directives.methods.len();
+    if service.contains(&b'$') {
+        dynamic.by_request = Some(by_request(cf, service, &mut dynamic.query)?);
     }
     conf.dynamic = Some(dynamic);
     upstream.peer.init_upstream = Some(peer::ngx_http_upstream_init_consul);
@@ -106,84 +114,69 @@ fn add_placeholder(cf: *mut ngx_conf_t, upstream: &mut ngx_http_upstream_srv_con
 /// Name of the `server` that stands for the service.
 static PLACEHOLDER: [u8; 6] = *b"consul";
 
-fn parse(words: &[&[u8]]) -> Parsed<Dynamic> {
-    let service = text(words[1])?;
+/// The directive as it stands, and the names of its parameters.
+fn parse(args: &Args<'_>) -> Parsed<(Dynamic, Vec<String>)> {
+    let service = text(args.words[0])?.to_owned();
+    let mut dynamic = Dynamic {
+        query: Query { service, ..Query::default() },
+        by_request: None,
+        datacenters: Vec::new(),
+        selection: Selection::default(),
+        rules: Rules::default(),
+        has_fallback: false,
+        servers: ptr::null_mut(),
+        inner: None,
+        before: 0,
+        place: args::place(args.cf),
+    };
+    let (mut params, mut seen) = (Params::default(), Vec::new());
+    let Dynamic { query, selection, datacenters, .. } = &mut dynamic;
+    args.parameters(1, |name, value| {
+        seen.push(name.to_owned());
+        if value.is_empty() {
+            return Err(None);
+        }
+        let owned = || Some(value.to_owned());
+        match name {
+            "tag" => selection.tags.push(value.to_owned()),
+            "source" => query.source = value.parse().map_err(|_| None)?,
+            "filter" => query.filter = owned(),
+            "dc" => *datacenters = self::datacenters(value).ok_or(None)?,
+            "ns" => query.namespace = owned(),
+            "partition" => query.partition = owned(),
+            "near" => query.near = owned(),
+            "address" => query.address = owned(),
+            "status" => selection.admit = value.parse().map_err(|_| None)?,
+            "consistency" => query.consistency = value.parse().map_err(|_| None)?,
+            "max_fails" | "max_conns" | "fail_timeout" | "slow_start" => {
+                params.set(name, value).map_err(|_| None)?;
+            }
+            _ => return Err(None),
+        }
+        Ok(())
+    })?;
+    dynamic.rules = dynamic.rules.of(&params);
+    Ok((dynamic, seen))
+}
+
+/// What the service and the parameters mean to each other.
+fn check(query: &mut Query, parameters: &[String]) -> Parsed {
+    let (source, service) = (query.source, &query.service);
     if service.is_empty() {
         return Err("has an empty service name".into());
     }
     if service.contains('=') {
         return Err(format!("needs a service name before \"{service}\""));
     }
-    let mut dynamic = Dynamic {
-        query: Query { service: service.to_owned(), ..Query::default() },
-        by_request: None,
-        datacenters: Vec::new(),
-        selection: Selection::default(),
-        rules: Rules::default(),
-        has_fallback: false,
-        servers: std::ptr::null_mut(),
-        inner: None,
-        before: 0,
-        file: String::new(),
-        line: 0,
-    };
-    let mut seen = Vec::new();
-    for word in &words[2..] {
-        let parameter = text(word)?;
-        let Some((name, value)) = parameter.split_once('=') else {
-            return Err(format!("has an unknown parameter \"{parameter}\""));
-        };
-        if name != "tag" && seen.contains(&name) {
-            return Err(format!("has a duplicate parameter \"{name}\""));
-        }
-        seen.push(name);
-        set_parameter(name, value, &mut dynamic)?;
-    }
-    let source = dynamic.query.source;
     let senseless = senseless_with(source);
-    if let Some(name) = seen.iter().find(|name| senseless.contains(name)) {
+    if let Some(name) = parameters.iter().find(|name| senseless.contains(&name.as_str())) {
         return Err(format!("can't have \"{name}\" with \"source={}\"", source.name()));
     }
     if source == Source::Kv {
-        let prefix = dynamic.query.service.trim_matches('/');
-        if prefix.is_empty() {
+        query.service = query.service.trim_matches('/').to_owned();
+        if query.service.is_empty() {
             return Err("needs a prefix of keys".into());
         }
-        dynamic.query.service = prefix.to_owned();
-    }
-    Ok(dynamic)
-}
-
-fn set_parameter(name: &str, value: &str, dynamic: &mut Dynamic) -> Parsed {
-    let Dynamic { query, datacenters, selection, rules, .. } = dynamic;
-    if value.is_empty() {
-        return Err(format!("has an empty value of \"{name}\""));
-    }
-    let owned = || Some(value.to_owned());
-    let invalid = || format!("has an invalid value \"{value}\" of \"{name}\"");
-    let number = || args::number("", value.as_bytes(), 0).map_err(|_| invalid());
-    let time = || args::time("", value.as_bytes()).map_err(|_| invalid());
-    match name {
-        "tag" => selection.tags.push(value.to_owned()),
-        "source" => query.source = Source::from_name(value).ok_or_else(invalid)?,
-        "filter" => query.filter = owned(),
-        "dc" => *datacenters = self::datacenters(value).ok_or_else(invalid)?,
-        "ns" => query.namespace = owned(),
-        "partition" => query.partition = owned(),
-        "near" => query.near = owned(),
-        "address" => query.address = owned(),
-        "status" => selection.admit = admit(value).ok_or_else(invalid)?,
-        "consistency" => query.consistency = consistency(value).ok_or_else(invalid)?,
-        "max_fails" => rules.max_fails = number()?,
-        "max_conns" => rules.max_conns = number()?,
-        "fail_timeout" => {
-            let time = Some(time()?).filter(|time| time.subsec_nanos() == 0).ok_or_else(invalid)?;
-            rules.fail_timeout = time.as_secs().try_into().unwrap_or(u32::MAX);
-        }
-        "slow_start" => {
-            rules.slow_start = time()?.as_millis().try_into().unwrap_or(u32::MAX);
-        }
-        _ => return Err(format!("has an unknown parameter \"{name}={value}\"")),
     }
     Ok(())
 }
@@ -202,35 +195,6 @@ fn senseless_with(source: Source) -> &'static [&'static str] {
         Source::Catalog => &["status"],
         Source::Kv => &["tag", "status", "filter", "near", "address"],
         Source::Query => &["filter"],
-    }
-}
-
-fn admit(value: &str) -> Option<Admit> {
-    match value {
-        "passing" => Some(Admit::Passing),
-        "warning" => Some(Admit::Warning),
-        "any" => Some(Admit::Any),
-        _ => None,
-    }
-}
-
-fn consistency(value: &str) -> Option<Consistency> {
-    match value {
-        "default" => Some(Consistency::Default),
-        "stale" => Some(Consistency::Stale),
-        "consistent" => Some(Consistency::Consistent),
-        "cached" => Some(Consistency::Cached),
-        _ => None,
-    }
-}
-
-/// File and line of the directive.
-pub(crate) fn position(cf: *mut ngx_conf_t) -> (String, usize) {
-    // SAFETY: while a directive handler runs, `conf_file` is the file that is being read; it is
-    // null for `-g`, which can't hold this directive.
-    unsafe {
-        let Some(file) = (*cf).conf_file.as_ref() else { return (String::new(), 0) };
-        (String::from_utf8_lossy(bytes(&file.file.name)).into_owned(), file.line)
     }
 }
 

@@ -130,7 +130,6 @@ fn gather(
         }
         check_method(dynamic, &conf.settings)?;
         warn_of_placeholders(cf, &conf.directives);
-        check_reuse(dynamic, &conf.settings, conf.keepalive.is_some())?;
         dynamic.has_fallback = dynamic::has_fallback(block);
         let settings = conf.settings.or(defaults);
         let of_block = targets_of.targets(settings.clone(), dynamic)?;
@@ -223,28 +222,13 @@ unsafe fn block_conf<'a>(upstream: *mut ngx_http_upstream_srv_conf_t) -> Option<
     }
 }
 
-/// Only of what the block says itself: where `http` says it for all, those that keep no connections
-/// have nothing to use again.
-fn check_reuse(dynamic: &super::Dynamic, settings: &Settings, keeps_alive: bool) -> Parsed {
-    if keeps_alive || settings.balance.is_none_or(|balance| !balance.reuse) {
-        return Ok(());
-    }
-    Err(format!(
-        "\"reuse\" in \"consul_balance\" directive needs \"consul_keepalive\" in the same \
-         \"upstream\", in {}:{}",
-        dynamic.file, dynamic.line
-    ))
-}
-
 /// What nginx itself doesn't see.
 fn check_block(
     upstream: &ngx_http_upstream_srv_conf_t,
     dynamic: &super::Dynamic,
     directives: &Directives,
 ) -> Parsed {
-    let told = |why: String| {
-        format!("\"consul_dynamic\" directive {why}, in {}:{}", dynamic.file, dynamic.line)
-    };
+    let told = |why: String| format!("\"consul_dynamic\" directive {why}, in {}", dynamic.place);
     if !upstream.shm_zone.is_null() {
         let why = "can't be used together with \"zone\" in the same \"upstream\", its peers are \
                    shared anyway";
@@ -269,8 +253,8 @@ fn check_method(dynamic: &super::Dynamic, settings: &Settings) -> Parsed {
         None => Ok(()),
         Some(name) => Err(format!(
             "\"{name}\" directive can't be used together with another load balancing method, \
-             \"{}\", in the same \"upstream\", in {}:{}",
-            inner.name, dynamic.file, dynamic.line
+             \"{}\", in the same \"upstream\", in {}",
+            inner.name, dynamic.place
         )),
     }
 }

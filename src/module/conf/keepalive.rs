@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use super::args::{self, Parsed, invalid, text};
-use super::settings::once;
+use super::args::{self, Args, Parsed};
 
 /// How idle connections are kept.
 #[derive(Clone, Debug)]
@@ -21,36 +20,28 @@ pub(crate) struct KeepaliveConf {
 }
 
 impl KeepaliveConf {
-    /// Of the words of the directive. The defaults are nginx's of `keepalive_requests`,
-    /// `keepalive_timeout` and `keepalive_time`.
-    pub(super) fn parse(words: &[&[u8]], place: String) -> Parsed<KeepaliveConf> {
-        let directive = "consul_keepalive";
-        let connections = args::number(directive, words[1], 1)? as usize;
-        let (mut requests, mut timeout, mut time) = (None, None, None);
-        for word in &words[2..] {
-            let value = |value: &str| args::positive_time(directive, value.as_bytes());
-            let bad = |_| invalid(directive, word);
-            match text(word)?.split_once('=') {
-                Some(("requests", number)) => {
-                    let number = args::number(directive, number.as_bytes(), 1).map_err(bad)?;
-                    once(&format!("{directive} requests"), &mut requests, number as usize)?;
+    /// The defaults are nginx's of `keepalive_requests`, `keepalive_timeout` and `keepalive_time`.
+    pub(super) fn parse(args: &Args<'_>) -> Parsed<KeepaliveConf> {
+        let mut conf = KeepaliveConf {
+            connections: args::number(args.name, args.words[0], 1)? as usize,
+            requests: 1000,
+            timeout: Duration::from_secs(60),
+            time: Duration::from_secs(3600),
+            place: args::place(args.cf),
+        };
+        args.parameters(1, |name, value| {
+            let value = value.as_bytes();
+            let time = || args::positive_time(name, value).map_err(|_| None);
+            match name {
+                "requests" => {
+                    conf.requests = args::number(name, value, 1).map_err(|_| None)? as usize;
                 }
-                Some(("timeout", limit)) => {
-                    let limit = value(limit).map_err(bad)?;
-                    once(&format!("{directive} timeout"), &mut timeout, limit)?;
-                }
-                Some(("time", limit)) => {
-                    once(&format!("{directive} time"), &mut time, value(limit).map_err(bad)?)?;
-                }
-                _ => return Err(invalid(directive, word)),
+                "timeout" => conf.timeout = time()?,
+                "time" => conf.time = time()?,
+                _ => return Err(None),
             }
-        }
-        Ok(KeepaliveConf {
-            connections,
-            requests: requests.unwrap_or(1000),
-            timeout: timeout.unwrap_or(Duration::from_secs(60)),
-            time: time.unwrap_or(Duration::from_secs(3600)),
-            place,
-        })
+            Ok(())
+        })?;
+        Ok(conf)
     }
 }

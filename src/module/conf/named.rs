@@ -7,8 +7,7 @@ use nginx_consul_core::named::{Allowed, Template};
 use nginx_consul_core::sync::Target;
 use nginx_sys::ngx_http_complex_value_t;
 
-use super::args::{self, Parsed, invalid, text};
-use super::settings::once;
+use super::args::{self, Args, Parsed, invalid, text};
 use super::{Dynamic, Settings};
 
 /// `consul_dynamic $service`.
@@ -25,15 +24,14 @@ pub(crate) struct AllowService {
 }
 
 impl AllowService {
-    pub(super) fn parse(words: &[&[u8]]) -> Parsed<AllowService> {
-        let directive = "consul_allow_service";
+    pub(super) fn parse(args: &Args<'_>) -> Parsed<AllowService> {
         let mut allow = AllowService::default();
-        for word in words {
+        for word in args.words {
             let parameter = text(word)?;
             match parameter.split_once('=') {
                 None if !parameter.is_empty() => allow.patterns.push(parameter.to_owned()),
                 Some(("tag", tag)) if !tag.is_empty() => allow.tags.push(tag.to_owned()),
-                _ => return Err(invalid(directive, word)),
+                _ => return Err(invalid(args.name, word)),
             }
         }
         Ok(allow)
@@ -41,44 +39,39 @@ impl AllowService {
 }
 
 /// `consul_unknown_service [status=code] [valid=time]`.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub(crate) struct UnknownService {
-    status: Option<u16>,
-    valid: Option<Duration>,
+    /// What is answered.
+    pub(crate) status: u16,
+    /// How long nginx remembers that there is no such service.
+    valid: Duration,
+}
+
+impl Default for UnknownService {
+    fn default() -> Self {
+        UnknownService { status: 502, valid: Duration::from_secs(1) }
+    }
 }
 
 impl UnknownService {
-    pub(super) fn parse(words: &[&[u8]]) -> Parsed<UnknownService> {
-        let directive = "consul_unknown_service";
+    pub(super) fn parse(args: &Args<'_>) -> Parsed<UnknownService> {
         let mut unknown = UnknownService::default();
-        for word in words {
-            match text(word)?.split_once('=') {
-                Some(("status", code)) => {
-                    let code = args::number(directive, code.as_bytes(), 400)
-                        .ok()
-                        .filter(|&code| code <= 599 && code != 499)
-                        .ok_or_else(|| {
-                            format!(
-                                "{}, the status must be from 400 to 599",
-                                invalid(directive, word)
-                            )
-                        })?;
-                    once(&format!("{directive} status"), &mut unknown.status, code as u16)?;
+        args.parameters(0, |name, value| {
+            let value = value.as_bytes();
+            match name {
+                "status" => {
+                    let code = args::number(name, value, 400).ok().filter(|n| *n <= 599);
+                    let code = code.filter(|n| *n != 499).and_then(|n| u16::try_from(n).ok());
+                    unknown.status = code.ok_or(Some("a status from 400 to 599"))?;
                 }
-                Some(("valid", time)) => {
-                    let time = args::positive_time(directive, time.as_bytes())
-                        .map_err(|_| invalid(directive, word))?;
-                    once(&format!("{directive} valid"), &mut unknown.valid, time)?;
+                "valid" => {
+                    unknown.valid = args::positive_time(name, value).map_err(|_| None)?;
                 }
-                _ => return Err(invalid(directive, word)),
+                _ => return Err(None),
             }
-        }
+            Ok(())
+        })?;
         Ok(unknown)
-    }
-
-    /// What is answered, 502 unless set.
-    pub(crate) fn status(&self) -> u16 {
-        self.status.unwrap_or(502)
     }
 }
 
@@ -87,8 +80,7 @@ pub(super) fn template(targets: Vec<Target>, settings: &Settings) -> Template {
     let allow = settings.allow_service.clone().unwrap_or_default();
     let unknown = settings.unknown_service.unwrap_or_default();
     let idle = settings.idle.unwrap_or(Duration::from_secs(600));
-    let absent = unknown.valid.unwrap_or(Duration::from_secs(1));
-    Template::new(targets, Allowed::new(&allow.patterns, allow.tags), (idle, absent))
+    Template::new(targets, Allowed::new(&allow.patterns, allow.tags), (idle, unknown.valid))
 }
 
 /// What makes sense only where requests name the service.
@@ -103,8 +95,8 @@ pub(super) fn check_fixed(settings: &Settings, dynamic: &Dynamic) -> Parsed {
         None => Ok(()),
         Some((name, _)) => Err(format!(
             "\"{name}\" directive is without effect, the service of \"consul_dynamic\" has no \
-             variable, in {}:{}",
-            dynamic.file, dynamic.line
+             variable, in {}",
+            dynamic.place
         )),
     }
 }

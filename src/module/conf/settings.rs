@@ -5,124 +5,96 @@ use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 use std::time::Duration;
 
+use nginx_consul_core::address::IpNet;
 use nginx_consul_core::balance::Method;
-use nginx_consul_core::sync::{Server, ServerError, Token};
+use nginx_consul_core::sync::{OnEmpty, Server, ServerError, Token};
 use nginx_sys::{
-    ngx_conf_t, ngx_http_compile_complex_value, ngx_http_compile_complex_value_t,
-    ngx_http_complex_value_t, ngx_pcalloc,
+    NGX_CONF_1MORE as MORE, NGX_CONF_TAKE1 as TAKE1, NGX_CONF_TAKE2 as TAKE2,
+    NGX_CONF_TAKE3 as TAKE3, NGX_CONF_TAKE12 as TAKE12, ngx_conf_t, ngx_http_compile_complex_value,
+    ngx_http_compile_complex_value_t, ngx_http_complex_value_t, ngx_pcalloc,
 };
 
-use super::args::{self, Parsed, invalid, text};
+use super::args::{self, Args, Parsed, add, invalid, must_be, once, one, text};
+use super::commands::{Row, http_and_upstream};
 use super::named::{AllowService, UnknownService};
-use super::policy;
-use super::{Balance, Settings};
+use super::policy::{max_stale, networks, on_empty, percent};
+use super::{Balance, SrvConf};
 use crate::ffi::{OK, str_over};
 
-/// Stores the value of a directive that may stand once in its block.
-pub(super) fn once<T>(directive: &str, place: &mut Option<T>, value: T) -> Parsed {
-    if place.is_some() {
-        return Err(args::duplicate(directive));
-    }
-    *place = Some(value);
-    Ok(())
+/// A row is a field of [`Settings`] and its type, then each directive that fills it: its name, how
+/// many words it takes, whether it may stand `once` in a block or several `add` up, and what reads
+/// the words.
+macro_rules! settings {
+    ($(
+        $(#[$doc:meta])*
+        $field:ident: $type:ty = $($name:literal $count:expr, $store:ident $read:expr),+;
+    )+) => {
+        /// What `http` gives as default and an `upstream` overrides. `None`: not set here.
+        #[derive(Clone, Default)]
+        pub(crate) struct Settings {
+            $($(#[$doc])* pub(crate) $field: Option<$type>,)+
+        }
+
+        /// The directives that fill [`Settings`].
+        pub(super) const DIRECTIVES: &[Row<SrvConf>] = &[$($(
+            http_and_upstream($name, $count, |args, conf| {
+                $store(args, &mut conf.settings.$field, $read)
+            }),
+        )+)+];
+
+        impl Settings {
+            fn or_each(self, other: Settings) -> Settings {
+                Settings { $($field: self.$field.or(other.$field),)+ }
+            }
+        }
+    };
 }
 
-/// Adds the values of a directive that may stand several times in its block.
-fn add<T>(place: &mut Option<Vec<T>>, values: Vec<T>) -> Parsed {
-    place.get_or_insert_default().extend(values);
-    Ok(())
+settings! {
+    servers: Vec<Server> = c"consul_server" MORE, once servers;
+    token: Token = c"consul_token" TAKE1, once token, c"consul_token_file" TAKE1, once token;
+    ssl_trusted: Vec<u8> = c"consul_ssl_trusted_certificate" TAKE1, once args::file;
+    ssl_certificate: Vec<u8> = c"consul_ssl_certificate" TAKE1, once args::file;
+    ssl_key: Vec<u8> = c"consul_ssl_certificate_key" TAKE1, once args::file;
+    ssl_verify: bool = c"consul_ssl_verify" TAKE1, once one(args::flag);
+    ssl_name: String = c"consul_ssl_name" TAKE1, once one(|_, word| text(word).map(str::to_owned));
+    wait: Duration = c"consul_wait" TAKE1, once one(wait);
+    connect_timeout: Duration = c"consul_connect_timeout" TAKE1, once one(args::positive_time);
+    retry: (Duration, Duration) = c"consul_retry" TAKE2, once retry;
+    poll: Duration = c"consul_poll" TAKE1, once one(poll);
+    /// A watch blocks for that long, so Consul's limits of `wait` hold.
+    resolve: Duration = c"consul_resolve" TAKE1, once one(wait);
+    max_body: usize = c"consul_max_body_size" TAKE1, once one(args::size);
+    /// `Some(None)`: off.
+    max_stale: Option<Duration> = c"consul_max_stale" TAKE1, once one(max_stale);
+    on_empty: OnEmpty = c"consul_empty" TAKE12, once on_empty;
+    /// Percent; `Some(None)`: off.
+    max_removal: Option<u8> = c"consul_max_removal" TAKE1, once one(percent);
+    allow: Vec<IpNet> = c"consul_allow" MORE, add networks;
+    deny: Vec<IpNet> = c"consul_deny" MORE, add networks;
+    balance: Balance = c"consul_balance" TAKE1 | TAKE2 | TAKE3, once balance;
+    /// Percent; `Some(None)`: off.
+    panic: Option<u8> = c"consul_panic" TAKE1, once one(percent);
+    allow_service: AllowService = c"consul_allow_service" MORE, once AllowService::parse;
+    first_wait: Duration = c"consul_first_wait" TAKE1, once one(args::time);
+    idle: Duration = c"consul_idle" TAKE1, once one(args::positive_time);
+    unknown_service: UnknownService =
+        c"consul_unknown_service" TAKE12, once UnknownService::parse;
 }
 
 impl Settings {
-    /// Takes one directive with its words, the name among them.
-    pub(super) fn set(&mut self, cf: *mut ngx_conf_t, words: &[&[u8]]) -> Parsed {
-        let name = text(words[0])?;
-        let word = words[1];
-        match name {
-            "consul_server" => once(name, &mut self.servers, servers(&words[1..])?),
-            "consul_token" => once(name, &mut self.token, token(name, Token::value(text(word)?))?),
-            "consul_token_file" => {
-                once(name, &mut self.token, token(name, Token::file(&args::path(cf, word)?))?)
-            }
-            "consul_ssl_trusted_certificate" => {
-                once(name, &mut self.ssl_trusted, args::file(cf, name, word)?)
-            }
-            "consul_ssl_certificate" => {
-                once(name, &mut self.ssl_certificate, args::file(cf, name, word)?)
-            }
-            "consul_ssl_certificate_key" => {
-                once(name, &mut self.ssl_key, args::file(cf, name, word)?)
-            }
-            "consul_ssl_verify" => once(name, &mut self.ssl_verify, args::flag(name, word)?),
-            "consul_ssl_name" => once(name, &mut self.ssl_name, text(word)?.to_owned()),
-            "consul_wait" => once(name, &mut self.wait, wait(name, word)?),
-            "consul_connect_timeout" => {
-                once(name, &mut self.connect_timeout, args::positive_time(name, word)?)
-            }
-            "consul_retry" => once(name, &mut self.retry, retry(name, words)?),
-            "consul_resolve" => once(name, &mut self.resolve, resolve(name, word)?),
-            "consul_poll" => once(name, &mut self.poll, poll(name, word)?),
-            "consul_max_body_size" => {
-                once(name, &mut self.max_body, args::size(name, word)? as u64)
-            }
-            "consul_max_stale" => once(name, &mut self.max_stale, policy::max_stale(name, word)?),
-            "consul_empty" => once(name, &mut self.on_empty, policy::on_empty(name, words)?),
-            "consul_max_removal" => once(name, &mut self.max_removal, policy::percent(name, word)?),
-            "consul_allow" => add(&mut self.allow, policy::networks(name, &words[1..])?),
-            "consul_deny" => add(&mut self.deny, policy::networks(name, &words[1..])?),
-            "consul_panic" => once(name, &mut self.panic, policy::percent(name, word)?),
-            "consul_balance" => once(name, &mut self.balance, balance(cf, words)?),
-            "consul_allow_service" => {
-                once(name, &mut self.allow_service, AllowService::parse(&words[1..])?)
-            }
-            "consul_first_wait" => once(name, &mut self.first_wait, args::time(name, word)?),
-            "consul_idle" => once(name, &mut self.idle, args::positive_time(name, word)?),
-            "consul_unknown_service" => {
-                once(name, &mut self.unknown_service, UnknownService::parse(&words[1..])?)
-            }
-            _ => Err(format!("unknown directive \"{name}\"")),
-        }
-    }
-
     /// These settings, and where they say nothing the others.
     pub(super) fn or(&self, other: &Settings) -> Settings {
-        let (a, b) = (self.clone(), other.clone());
+        let mut other = other.clone();
         // A certificate goes with its own key.
-        let client = if a.ssl_certificate.is_some() || a.ssl_key.is_some() {
-            (a.ssl_certificate, a.ssl_key)
-        } else {
-            (b.ssl_certificate, b.ssl_key)
-        };
-        Settings {
-            servers: a.servers.or(b.servers),
-            token: a.token.or(b.token),
-            ssl_trusted: a.ssl_trusted.or(b.ssl_trusted),
-            ssl_certificate: client.0,
-            ssl_key: client.1,
-            ssl_verify: a.ssl_verify.or(b.ssl_verify),
-            ssl_name: a.ssl_name.or(b.ssl_name),
-            wait: a.wait.or(b.wait),
-            connect_timeout: a.connect_timeout.or(b.connect_timeout),
-            retry: a.retry.or(b.retry),
-            resolve: a.resolve.or(b.resolve),
-            poll: a.poll.or(b.poll),
-            max_body: a.max_body.or(b.max_body),
-            max_stale: a.max_stale.or(b.max_stale),
-            on_empty: a.on_empty.or(b.on_empty),
-            max_removal: a.max_removal.or(b.max_removal),
-            allow: a.allow.or(b.allow),
-            deny: a.deny.or(b.deny),
-            balance: a.balance.or(b.balance),
-            panic: a.panic.or(b.panic),
-            allow_service: a.allow_service.or(b.allow_service),
-            first_wait: a.first_wait.or(b.first_wait),
-            idle: a.idle.or(b.idle),
-            unknown_service: a.unknown_service.or(b.unknown_service),
+        if self.ssl_certificate.is_some() || self.ssl_key.is_some() {
+            (other.ssl_certificate, other.ssl_key) = (None, None);
         }
+        self.clone().or_each(other)
     }
 }
 
-fn servers(words: &[&[u8]]) -> Parsed<Vec<Server>> {
+fn servers(args: &Args<'_>) -> Parsed<Vec<Server>> {
     const SCHEMES: [&str; 3] = ["http://", "https://", "unix:"];
     let server = |word: &&[u8]| {
         let url = text(word)?;
@@ -134,80 +106,64 @@ fn servers(words: &[&[u8]]) -> Parsed<Vec<Server>> {
         }
         url.parse().map_err(|e: ServerError| bad(&e))
     };
-    words.iter().map(server).collect()
+    args.words.iter().map(server).collect()
 }
 
 /// The error names the file, never the token.
-fn token<E: Display>(directive: &str, token: Result<Token, E>) -> Parsed<Token> {
-    token.map_err(|e| format!("invalid token in \"{directive}\" directive: {e}"))
+fn token(args: &Args<'_>) -> Parsed<Token> {
+    let token = match args.name {
+        "consul_token_file" => Token::file(&args::path(args.cf, args.words[0])?),
+        _ => Token::value(text(args.words[0])?),
+    };
+    token.map_err(|e| format!("invalid token in \"{}\" directive: {e}", args.name))
 }
 
 /// Consul's own limits: it caps `wait` at ten minutes.
 fn wait(directive: &str, word: &[u8]) -> Parsed<Duration> {
     let wait = args::positive_time(directive, word)?;
-    if !(1..=600).contains(&wait.as_secs()) {
-        return Err(format!("{}, it must be from 1s to 10m", invalid(directive, word)));
-    }
-    Ok(wait)
-}
-
-/// A watch blocks for that long, so Consul's limits of `wait` hold.
-fn resolve(directive: &str, word: &[u8]) -> Parsed<Duration> {
-    wait(directive, word)
+    let fits = (1..=600).contains(&wait.as_secs());
+    if fits { Ok(wait) } else { Err(must_be(directive, word, "from 1s to 10m")) }
 }
 
 /// Not more often than a watch may ask in vain.
 fn poll(directive: &str, word: &[u8]) -> Parsed<Duration> {
     let poll = args::positive_time(directive, word)?;
-    if poll < Duration::from_millis(500) {
-        return Err(format!("{}, it must be at least 500ms", invalid(directive, word)));
-    }
-    Ok(poll)
+    let fits = poll >= Duration::from_millis(500);
+    if fits { Ok(poll) } else { Err(must_be(directive, word, "at least 500ms")) }
 }
 
-fn retry(directive: &str, words: &[&[u8]]) -> Parsed<(Duration, Duration)> {
-    let min = args::positive_time(directive, words[1])?;
-    let max = args::positive_time(directive, words[2])?;
+fn retry(args: &Args<'_>) -> Parsed<(Duration, Duration)> {
+    let time = |word: &[u8]| args::positive_time(args.name, word);
+    let (min, max) = (time(args.words[0])?, time(args.words[1])?);
     if min > max {
-        let shown = invalid(directive, words[2]);
+        let shown = invalid(args.name, args.words[1]);
         return Err(format!("{shown}, the longest pause is shorter than the shortest"));
     }
     Ok((min, max))
 }
 
-/// `consul_balance method [reuse]` or `consul_balance hash key [consistent]`.
-fn balance(cf: *mut ngx_conf_t, words: &[&[u8]]) -> Parsed<Balance> {
-    let directive = "consul_balance";
-    let (words, reuse) = match words {
-        [_, b"hash", ..] => (words, false),
-        [words @ .., b"reuse"] if words.len() > 1 => (words, true),
-        _ => (words, false),
-    };
-    let consistent = match words[1..] {
+/// `consul_balance method` or `consul_balance hash key [consistent]`.
+fn balance(args: &Args<'_>) -> Parsed<Balance> {
+    let (directive, words) = (args.name, args.words);
+    let consistent = match *words {
         [b"hash"] => return Err(format!("no key of \"hash\" in \"{directive}\" directive")),
         [b"hash", _] => false,
         [b"hash", _, b"consistent"] => true,
-        [b"hash", _, b"reuse"] => {
-            return Err(format!(
-                "\"reuse\" can't be used with \"hash\" in \"{directive}\" directive, the key \
-                 decides"
-            ));
-        }
-        [_, word, ..] if words[1] != b"hash" => return Err(invalid(directive, word)),
+        [_, word, ..] if words[0] != b"hash" => return Err(invalid(directive, word)),
         [_, _, word] => return Err(invalid(directive, word)),
         _ => {
-            let name = text(words[1])?;
+            let name = text(words[0])?;
             let method = Method::from_name(name).ok_or_else(|| {
                 format!(
                     "unknown method \"{name}\" in \"{directive}\" directive, it must be \
                      \"round_robin\", \"random\", \"least_conn\", \"least_time\" or \"hash\""
                 )
             })?;
-            return Ok(Balance { method, key: None, reuse });
+            return Ok(Balance { method, key: None });
         }
     };
-    let key = complex_value(cf, directive, words[2])?;
-    Ok(Balance { method: Method::Hash { consistent }, key: Some(key), reuse })
+    let key = complex_value(args.cf, directive, words[1])?;
+    Ok(Balance { method: Method::Hash { consistent }, key: Some(key) })
 }
 
 /// A value with variables; what is wrong with it nginx has said.

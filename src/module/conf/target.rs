@@ -11,7 +11,7 @@ use super::args::Parsed;
 use super::{Dynamic, Settings};
 
 /// An answer of 20,000 instances has about 15 MiB.
-const MAX_BODY: u64 = 16 << 20;
+const MAX_BODY: usize = 16 << 20;
 
 /// A follower that has not heard of its leader for this long, Consul's heartbeat timeout, starts an
 /// election: its data is not merely late.
@@ -54,8 +54,7 @@ impl TargetMaker {
     }
 
     fn target(&mut self, mut settings: Settings, dynamic: &Dynamic) -> Parsed<Target> {
-        let (file, line) = (&dynamic.file, dynamic.line);
-        let at = |e: String| format!("{e} for \"consul_dynamic\" in {file}:{line}");
+        let at = |e: String| format!("{e} for \"consul_dynamic\" in {}", dynamic.place);
         let (retry_min, retry_max) =
             settings.retry.unwrap_or((Duration::from_millis(250), Duration::from_secs(30)));
         let wait = settings.wait.unwrap_or(Duration::from_secs(60));
@@ -93,7 +92,7 @@ impl TargetMaker {
             servers: settings.servers.unwrap_or_default(),
             token: settings.token,
             connect_timeout: settings.connect_timeout.unwrap_or(Duration::from_secs(2)),
-            max_body: settings.max_body.unwrap_or(MAX_BODY),
+            max_body: settings.max_body.unwrap_or(MAX_BODY) as u64,
         };
         if let Some(known) = self.endpoints.iter().find(|known| ***known == endpoint) {
             return Ok(Arc::clone(known));

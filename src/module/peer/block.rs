@@ -161,11 +161,6 @@ impl Block {
         self.part.keepalive.is_some()
     }
 
-    /// Whether peers with an idle connection take the turns of others.
-    fn reuses(&self) -> bool {
-        self.balance.reuse && self.keeps_alive()
-    }
-
     pub(super) fn stock(&self) -> Option<&Stock> {
         self.stock.as_ref()
     }
@@ -282,10 +277,7 @@ impl Block {
                 let mut turn = self.turn.borrow_mut();
                 turn.cursor = turn.rng.next_u64();
             }
-            let mut view = PeerView::new(parts, &self.rules, self.method(), held.as_deref());
-            if self.reuses() {
-                view.reuse_idle(held.as_deref());
-            }
+            let view = PeerView::new(parts, &self.rules, self.method(), held.as_deref());
             self.part.keep_only(&view);
             *held = Some(Rc::new(view));
         }
@@ -361,15 +353,7 @@ impl Block {
         }
         let Turn { cursor, rng } = &mut *self.turn.borrow_mut();
         let shared = || self.shared(worker);
-        let mut admitted = balance::pick(self.method(), &candidates, shared, cursor, rng)?;
-        if let (Some(reuse), None) = (view.reuse(), &admitted.permit) {
-            let (given, method) = (admitted.picked, self.method());
-            let other = self.part.rather_idle((reuse, view), given, method, &candidates);
-            if !other.counters.has_fails() {
-                admitted.picked = other;
-            }
-        }
-        Some(admitted)
+        balance::pick(self.method(), &candidates, shared, cursor, rng)
     }
 
     pub(super) fn candidates<'a>(

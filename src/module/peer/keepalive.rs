@@ -10,7 +10,6 @@ use std::collections::HashMap;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-use nginx_consul_core::balance::{Candidates, Method, Picked, Reuse};
 use nginx_consul_core::idle::{Hint, Idle, Key};
 use nginx_consul_core::table::Record;
 use nginx_sys::{ngx_current_msec, ngx_msec_t, ngx_peer_connection_t};
@@ -241,23 +240,6 @@ impl Part {
         self.keepalive.as_ref().zip(self.owner.get())
     }
 
-    /// Who gets a request that the method has given to a peer: rather one with an idle connection.
-    #[inline(never)]
-    pub(super) fn rather_idle<'a, 'z>(
-        &self,
-        (reuse, view): (&Reuse, &PeerView),
-        given: Picked<'a, 'z>,
-        method: Method,
-        candidates: &Candidates<'a, 'z>,
-    ) -> Picked<'a, 'z> {
-        let Some((keepalive, owner)) = self.owner() else { return given };
-        let idle = keepalive.idle.borrow();
-        let records = candidates.view.records();
-        reuse.instead_of(given, method, candidates, |peer| {
-            idle.count(idle.find(&key(owner, &records[peer]), view.hint(peer)))
-        })
-    }
-
     /// The block has a new set.
     pub(super) fn keep_only(&self, view: &PeerView) {
         if let Some((keepalive, owner)) = self.owner() {
@@ -320,14 +302,6 @@ impl Whom<'_> {
     #[cold]
     fn note_hint(&self, hint: Hint) {
         self.view.note_hint(self.peer, hint);
-    }
-
-    /// A connection to the instance has become idle.
-    #[inline]
-    fn note_idle(&self) {
-        if let Some(reuse) = self.view.reuse() {
-            reuse.note_idle(self.peer);
-        }
     }
 
     /// Whether the instance is still there, and where it was.

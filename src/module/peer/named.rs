@@ -121,7 +121,7 @@ impl NamedBlock {
             number,
             plan,
             first_wait: settings.first_wait.unwrap_or(Duration::from_secs(1)),
-            status: settings.unknown_service.unwrap_or_default().status(),
+            status: settings.unknown_service.unwrap_or_default().status,
             worker: Cell::new(None),
             blocks: RefCell::default(),
             purge_at: Cell::new(PURGE),

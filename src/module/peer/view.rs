@@ -4,7 +4,7 @@ use std::cell::{Cell, OnceCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use nginx_consul_core::balance::{Method, Reuse, Rules, View};
+use nginx_consul_core::balance::{Method, Rules, View};
 use nginx_consul_core::idle::Hint;
 use nginx_consul_core::labels::LabelSet;
 use nginx_consul_core::table::{Image, Place, Record};
@@ -21,7 +21,6 @@ pub(crate) struct PeerView {
     sessions: Sessions,
     /// Of each set, if a variable wants them.
     labels: Box<[OnceCell<Rc<LabelSet>>]>,
-    reuse: Option<Reuse>,
     /// Where peers were found among idle connections; empty while nobody looks.
     hints: OnceCell<Box<[Cell<Hint>]>>,
 }
@@ -62,20 +61,8 @@ impl PeerView {
             contacts,
             sessions,
             labels: Vec::into_boxed_slice(labels),
-            reuse: None,
             hints: OnceCell::new(),
         }
-    }
-
-    /// Has peers with an idle connection take the turns of others, from where these stood before.
-    pub(super) fn reuse_idle(&mut self, before: Option<&PeerView>) {
-        let before = before.and_then(|before| Some((before.reuse.as_ref()?, &before.view)));
-        self.reuse = Some(Reuse::new(&self.view, before));
-    }
-
-    #[inline]
-    pub(super) fn reuse(&self) -> Option<&Reuse> {
-        self.reuse.as_ref()
     }
 
     pub(crate) fn peers(&self) -> &View {

@@ -277,20 +277,7 @@ fn a_state_file_that_can_never_be_written_is_refused() {
 fn an_unknown_method_is_refused() {
     refused_in_http("consul_balance fastest;", &["\"consul_balance\"", "\"fastest\""]);
     refused_in_http("consul_balance random two;", &["\"consul_balance\"", "\"two\""]);
-}
-
-#[test]
-fn reuse_needs_connections_and_a_method_that_has_a_choice() {
-    refused_in_http(
-        "consul_balance hash $uri reuse;",
-        &["\"reuse\" can't be used with \"hash\" in \"consul_balance\" directive"],
-    );
-    refused_in_http("consul_balance reuse;", &["unknown method \"reuse\""]);
-    refused_in_http("consul_balance random reuse twice;", &["\"consul_balance\"", "\"reuse\""]);
-    refused_in_upstream(
-        "consul_balance random reuse; consul_dynamic web;",
-        &["\"reuse\" in \"consul_balance\" directive needs \"consul_keepalive\""],
-    );
+    refused_in_http("consul_balance random reuse;", &["\"consul_balance\"", "\"reuse\""]);
 }
 
 #[test]

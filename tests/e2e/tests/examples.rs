@@ -80,14 +80,15 @@ fn the_example_of_every_directive_has_every_variable() {
     }
 }
 
-/// The directives' names, out of the module's own table.
+/// The directives' names, out of the module's own tables.
 fn directives() -> Vec<String> {
-    let path = nginx::workspace().join("src/module/conf/commands.rs");
-    let source = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let start = source.find("static COMMANDS").expect("the table");
-    let end = source[start..].find("ngx_command_t::empty()").expect("its end");
-    let words = source[start..start + end].split('"').skip(1).step_by(2);
-    let names: Vec<String> = words.map(str::to_owned).collect();
-    assert!(names.len() > 15 && names.iter().all(|n| n.starts_with("consul_")), "{names:?}");
+    let tables = ["commands.rs", "settings.rs"].map(|table| {
+        let path = nginx::workspace().join("src/module/conf").join(table);
+        fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    });
+    let source = tables.concat();
+    let words = source.split("c\"consul_").skip(1).filter_map(|rest| rest.split('"').next());
+    let names: Vec<String> = words.map(|name| format!("consul_{name}")).collect();
+    assert!(names.len() == 34, "{names:?}");
     names
 }

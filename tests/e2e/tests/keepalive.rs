@@ -10,7 +10,6 @@ mod churn;
 mod closing;
 mod leaving;
 mod protocols;
-mod reuse;
 mod trouble;
 
 /// What nginx needs to keep connections to peers alive.

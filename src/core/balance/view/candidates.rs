@@ -321,10 +321,6 @@ impl<'a, 'z> Peers for InTier<'_, 'a, 'z> {
         score(latency, self.load(peer), peer.known.weight as i32, self.all.now.millis)
     }
 
-    fn cost_of_millisecond(&self, peer: Picked<'a, 'z>) -> f32 {
-        (self.load(peer) as f32 + 1.0) / peer.known.weight as f32
-    }
-
     #[inline]
     fn keyed(&self, suits: impl Fn(Picked<'a, 'z>) -> bool) -> Option<Picked<'a, 'z>> {
         let key = self.all.key;

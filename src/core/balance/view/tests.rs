@@ -11,7 +11,6 @@ use crate::process::ProcessId;
 use crate::table::{Lane, Permit, Table};
 
 mod admission;
-mod reuse;
 
 const NOW: Clock = Clock { millis: 100_000, monotonic: 100_000 };
 

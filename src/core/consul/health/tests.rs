@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use std::num::NonZeroU16;
 
 use super::*;
+use crate::consul::instances::Skipped;
 use crate::model::Instance;
 use crate::params::Params;
 
@@ -261,4 +262,16 @@ fn a_tagged_address_is_chosen_as_consul_s_dns_does() {
     assert_eq!(of(r#""Address":"10.0.0.2""#, Some("wan")), "10.0.0.2:80");
     assert_eq!(of(r#""Address":"""#, Some("wan")), "1.0.0.1:80", "the node's");
     assert_eq!(of(r#""TaggedAddresses":null"#, Some("lan")), "10.0.0.1:80");
+}
+
+#[test]
+fn the_nodes_of_an_executed_query_are_instances_and_null_is_none() {
+    let body = br#"{"Service":"web","Datacenter":"dc2","Failovers":1,"Nodes":[
+        {"Node":{"Node":"n","Address":"10.0.0.1"},"Service":{"ID":"i","Port":80},"Checks":[]},
+        {"Node":{"Node":"n"},"Service":{"ID":"j","Port":0}}]}"#;
+    let want = Want::default();
+    let found = parse_executed(body, want).unwrap();
+    assert_eq!((found.good[0].id.as_str(), found.skipped[0].id.as_str()), ("i", "j"));
+    assert_eq!(parse_executed(br#"{"Nodes":null}"#, want).unwrap(), Instances::default());
+    assert!(parse_executed(b"[]", want).is_err() && parse_executed(b"", want).is_err());
 }

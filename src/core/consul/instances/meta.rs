@@ -1,11 +1,9 @@
 //! `Service.Meta`: how nginx is to treat the instance, and what variables tell of it.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::params::{BadParam, PREFIX, Params};
@@ -61,52 +59,30 @@ pub(crate) struct Own {
     pub(crate) meta: Meta,
 }
 
-/// Reads the pairs that matter; the others cost nothing. `None`, or `null` as Consul writes it, has
-/// none.
+/// Reads the pairs that matter; the values of the others are not looked at. `None`, or `null` as
+/// Consul writes it, has none.
 pub(crate) fn parse(json: Option<&RawValue>, keys: Option<&MetaKeys>) -> serde_json::Result<Own> {
-    let Some(json) = json else { return Ok(Own::default()) };
-    let mut json = serde_json::Deserializer::from_str(json.get());
-    Pairs(keys).deserialize(&mut json)
-}
-
-struct Pairs<'a>(Option<&'a MetaKeys>);
-
-impl<'de> DeserializeSeed<'de> for Pairs<'_> {
-    type Value = Own;
-
-    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Own, D::Error> {
-        json.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Pairs<'_> {
-    type Value = Own;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a map of texts")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Own, A::Error> {
-        let mut own = Own::default();
-        while let Some(key) = map.next_key::<String>()? {
-            let wanted = self.0.and_then(|keys| keys.wanted(&key));
-            let parameter = key.strip_prefix(PREFIX);
-            if wanted.is_none() && parameter.is_none() {
-                map.next_value::<IgnoredAny>()?;
-                continue;
-            }
-            let value: String = map.next_value()?;
-            if let Some(parameter) = parameter {
-                own.set(parameter, (&key, &value));
-            }
-            if let Some(name) = wanted {
-                // Keys that differ only in case or hyphens have one variable: the first counts.
-                let value = || shortened(value, MAX_VALUE);
-                own.meta.entry(name.clone()).or_insert_with(value);
-            }
+    let mut own = Own::default();
+    let Some(json) = json else { return Ok(own) };
+    // In order, as Consul writes it.
+    let pairs: BTreeMap<String, &RawValue> = serde_json::from_str(json.get())?;
+    for (key, value) in pairs {
+        let wanted = keys.and_then(|keys| keys.wanted(&key));
+        let parameter = key.strip_prefix(PREFIX);
+        if wanted.is_none() && parameter.is_none() {
+            continue;
         }
-        Ok(own)
+        let value: String = serde_json::from_str(value.get())?;
+        if let Some(parameter) = parameter {
+            own.set(parameter, (&key, &value));
+        }
+        if let Some(name) = wanted {
+            // Keys that differ only in case or hyphens have one variable: the first counts.
+            let value = || shortened(value, MAX_VALUE);
+            own.meta.entry(name.clone()).or_insert_with(value);
+        }
     }
+    Ok(own)
 }
 
 impl Own {
@@ -146,7 +122,7 @@ mod tests {
 
     #[test]
     fn of_keys_with_one_name_the_first_counts() {
-        assert_eq!(meta(r#"{"a-b":"1","a_b":"2","A-B":"3"}"#, &["a_b"])["a_b"], "1");
+        assert_eq!(meta(r#"{"A-B":"1","a-b":"2","a_b":"3"}"#, &["a_b"])["a_b"], "1");
     }
 
     #[test]

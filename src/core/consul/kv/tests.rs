@@ -1,3 +1,5 @@
+use std::num::NonZeroU16;
+
 use super::*;
 
 /// An answer with these keys and values.

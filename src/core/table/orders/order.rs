@@ -184,7 +184,7 @@ impl Order {
             words[LENGTHS] |= (text.len() as u64) << (16 * at);
             bytes.extend(text.bytes());
         }
-        let (packed, _) = crate::table::publish::pack(&bytes);
+        let packed = crate::table::words::pack(&bytes);
         words[TEXTS..TEXTS + packed.len()].copy_from_slice(&packed);
         words[DIGEST] = digest_of(&&words[SUBJECT..]);
         words

@@ -20,7 +20,6 @@ impl Block {
     pub(in super::super) fn method_name(&self) -> Cow<'_, str> {
         match self.stock() {
             Some(stock) => stock.name().into(),
-            None if self.reuses() => format!("{} reuse", self.method().name()).into(),
             None => self.method().name().into(),
         }
     }

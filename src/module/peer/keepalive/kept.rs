@@ -135,9 +135,6 @@ impl Kept {
             let Some(kept) = kept else { return };
             connection::keep(self.keepalive(), (key, self.hint), kept, pc);
         }
-        if let With::Instance(whom) = with {
-            whom.note_idle();
-        }
     }
 
     #[cold]

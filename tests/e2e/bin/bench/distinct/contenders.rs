@@ -23,29 +23,20 @@ pub(super) enum Contender {
     HaProxy,
     /// `consul_keepalive` of so many.
     Ours(usize),
-    /// The same with `consul_balance round_robin reuse`.
-    Reusing(usize),
     /// nginx's `keepalive` over Consul.
     Over(usize),
 }
 
 impl Contender {
     /// Those whose CPU time is compared; the first is the measure of the others.
-    pub(super) const ALL: [Contender; 6] = [
-        Contender::Static(64),
-        Contender::Static(8000),
-        Contender::HaProxy,
-        Contender::Ours(8000),
-        Contender::Reusing(64),
-        Contender::Reusing(8000),
-    ];
+    pub(super) const ALL: [Contender; 4] =
+        [Contender::Static(64), Contender::Static(8000), Contender::HaProxy, Contender::Ours(8000)];
 
     pub(super) fn title(self) -> String {
         match self {
             Contender::Static(n) => format!("static, `keepalive {n}`"),
             Contender::HaProxy => "HAProxy".to_owned(),
             Contender::Ours(n) => format!("**ours, `consul_keepalive {n}`**"),
-            Contender::Reusing(n) => format!("**ours, `consul_keepalive {n}`, `reuse`**"),
             Contender::Over(n) => format!("ours, `keepalive {n}`"),
         }
     }
@@ -62,9 +53,6 @@ impl Contender {
                 (false, format!("{lines}keepalive {n};\n{forever}"))
             }
             Contender::Ours(n) => (true, keeping(number, n)),
-            Contender::Reusing(n) => {
-                (true, keeping(number, n) + "consul_balance round_robin reuse;\n")
-            }
             Contender::Over(n) => {
                 (true, format!("consul_dynamic {};\nkeepalive {n};\n{forever}", service(number)))
             }

@@ -14,8 +14,7 @@ const LENGTH: usize = 3;
 pub(super) fn measure(peers: &Peers, keep: Option<&Path>) -> Table {
     let caption = "User-space instructions per request (callgrind) at N = 3, in thousands";
     let mut table = Table::new(caption, ["".to_owned(), "instructions".into(), "ratio".into()]);
-    let all =
-        [Contender::Static(64), Contender::Over(64), Contender::Ours(64), Contender::Reusing(64)];
+    let all = [Contender::Static(64), Contender::Over(64), Contender::Ours(64)];
     let mut base = None;
     for contender in all {
         let count = per_request(peers, contender, keep);
