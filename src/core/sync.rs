@@ -24,6 +24,8 @@ pub(crate) mod testing;
 use std::collections::HashSet;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::model::PeerSet;
 
 pub use crate::consul::gate::Reason;
@@ -158,7 +160,7 @@ pub enum Mode {
 }
 
 /// Levels of nginx's error log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Level {
     /// `error`
     Error,

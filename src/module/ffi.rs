@@ -7,8 +7,11 @@ use std::ptr;
 
 use nginx_sys::{
     ngx_array_t, ngx_conf_t, ngx_http_conf_ctx_t, ngx_http_core_loc_conf_t, ngx_http_core_module,
-    ngx_int_t, ngx_module_t, ngx_palloc, ngx_pool_cleanup_t, ngx_pool_t, ngx_str_t,
+    ngx_http_request_t, ngx_int_t, ngx_module_t, ngx_palloc, ngx_pool_cleanup_t, ngx_pool_t,
+    ngx_str_t,
 };
+use ngx::core::NgxStr;
+use ngx::http::Request;
 
 pub(crate) const OK: ngx_int_t = nginx_sys::NGX_OK as ngx_int_t;
 pub(crate) const ERROR: ngx_int_t = nginx_sys::NGX_ERROR as ngx_int_t;
@@ -147,6 +150,24 @@ pub(crate) unsafe fn conf_of<T>(list: *mut *mut c_void, module: *const ngx_modul
 pub(crate) unsafe fn http_context<'a>(cf: *mut ngx_conf_t) -> &'a ngx_http_conf_ctx_t {
     // SAFETY: within http{}, `cf.ctx` is an ngx_http_conf_ctx_t that lives as long as the cycle.
     unsafe { &*(*cf).ctx.cast::<ngx_http_conf_ctx_t>() }
+}
+
+/// The headers of this name that a request has.
+///
+/// # Safety
+///
+/// `r` is a valid request that lives as long as `'a`.
+pub(crate) unsafe fn headers<'a>(
+    r: *mut ngx_http_request_t,
+    name: &'static str,
+) -> impl Iterator<Item = &'a [u8]> {
+    // SAFETY: the caller's promise.
+    let request: &'a Request = unsafe { Request::from_ngx_http_request(r) };
+    let headers = request.headers_in_iterator();
+    let of_name = move |(key, value): (&'a NgxStr, &'a NgxStr)| {
+        key.as_bytes().eq_ignore_ascii_case(name.as_bytes()).then_some(value.as_bytes())
+    };
+    headers.filter_map(of_name)
 }
 
 /// nginx's own configuration of the location that a directive stands in.

@@ -10,7 +10,7 @@ use nginx_consul_core::named::Book;
 use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::state::{Mark, Saved};
 use nginx_consul_core::sync::{Connections, Level, Mode, Plan, Published, Report, Sink};
-use nginx_consul_core::table::{self, Image, Named, Table, Verdict, Withheld, orders};
+use nginx_consul_core::table::{self, Image, Named, Table, Verdict, Withheld, overrides};
 use parking_lot::{Mutex, RwLock};
 
 use crate::log::Line;
@@ -93,7 +93,7 @@ impl TableSink {
                 );
             });
             if let Ok(entry) = entry {
-                let scope = orders::scope(&query.service, query.datacenter.as_deref());
+                let scope = overrides::scope(&query.service, query.datacenter.as_deref());
                 table.note_scope(entry, scope);
             }
             (entry.ok(), key)
@@ -117,8 +117,7 @@ impl TableSink {
         let mut lines = self.lines.lock();
         let mut taken: Vec<Line> = lines.waiting.drain(..).collect();
         if lines.dropped > 0 {
-            let text = format!("{} log lines dropped", lines.dropped);
-            taken.push(Line { level: Level::Warn, text });
+            taken.push((Level::Warn, format!("{} log lines dropped", lines.dropped)));
             lines.dropped = 0;
         }
         taken
@@ -280,7 +279,7 @@ impl Sink for TableSink {
     fn log(&self, level: Level, text: String) {
         let mut lines = self.lines.lock();
         if lines.waiting.len() < MAX_LINES {
-            lines.waiting.push_back(Line { level, text });
+            lines.waiting.push_back((level, text));
         } else {
             lines.dropped += 1;
         }

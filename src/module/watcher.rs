@@ -20,14 +20,14 @@ use nginx_sys::{
 
 use crate::conf::{self, HttpConf};
 use crate::ffi::{OK, fence};
-use crate::orders::Orders;
+use crate::overrides::Resync;
 use crate::peer::{Guard, Worker, end_keepalive};
 use crate::signals::SignalsBlocked;
 use crate::sink::TableSink;
 use crate::state::{self, TableSource};
 use crate::timer::Timer;
 use crate::workers_user::Workers;
-use crate::{channel, first, orders, reach, zone};
+use crate::{channel, first, overrides, reach, zone};
 
 /// How often worker 0 writes the threads' log lines and looks whether it is to end, milliseconds.
 const TICK: usize = 100;
@@ -59,7 +59,7 @@ struct Watch {
     sink: Arc<TableSink>,
     timer: Timer,
     ticks: u32,
-    orders: Orders,
+    resync: Resync,
 }
 
 thread_local! {
@@ -119,7 +119,7 @@ pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) ->
             // SAFETY: nginx's master has no other threads, nor has the only process without one yet.
             unsafe { first::ask(plan, table, &needed, timeout, &sink) };
         }
-        let is_new = table.begin_orders();
+        let is_new = table.begin_overrides();
         let kept = http
             .state_file()
             .map(|state| state.restore(plan, http.templates.as_deref(), (&sink, is_new)));
@@ -137,7 +137,7 @@ pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) ->
 unsafe fn write_lines(sink: &TableSink, log: *mut ngx_log_t) {
     for line in sink.take_lines() {
         // SAFETY: the caller's promise.
-        unsafe { line.write(log) };
+        unsafe { crate::log::write(log, &line) };
     }
 }
 
@@ -165,18 +165,8 @@ pub(crate) extern "C" fn ngx_http_consul_init_process(cycle: *mut ngx_cycle_t) -
             );
         }
         let watch = (is_single || number == 0).then(|| Watch::start(http, plan, table));
-        for &upstream in &http.blocks {
-            // SAFETY: a block of the configuration.
-            if let Some(block) = unsafe { &conf::srv_conf(upstream).block } {
-                block.start(worker);
-            }
-        }
-        for &upstream in &http.named_blocks {
-            // SAFETY: a block of the configuration.
-            if let Some(block) = unsafe { &conf::srv_conf(upstream).named } {
-                block.start(worker);
-            }
-        }
+        http.blocks().for_each(|block| block.start(worker));
+        http.named_blocks().for_each(|block| block.start(worker));
         RUNNING.set(Some(Running { worker, watch }));
         OK
     })
@@ -253,7 +243,7 @@ impl Watch {
             sink,
             timer,
             ticks: 0,
-            orders: Orders::default(),
+            resync: Resync::default(),
         };
         watch.start_engine(table);
         watch.start_answerer();
@@ -331,7 +321,7 @@ impl Watch {
             self.start_answerer();
         }
         self.start_saver();
-        orders::check(table, &self.sink);
+        overrides::check(table, &self.sink);
         if self.ticks == RETAIN_TICKS || (self.ticks < RETAIN_TICKS && self.sink.is_short_of_room())
         {
             retain(table, &self.keys, self.templates.as_deref());
@@ -378,7 +368,7 @@ fn tick() -> bool {
             }
             return false;
         }
-        fence((), || watch.orders.ask(worker.table, &watch.sink, watch.engine.as_deref()));
+        fence((), || watch.resync.ask(worker.table, &watch.sink, watch.engine.as_deref()));
         watch.ticks = watch.ticks.saturating_add(1);
         if watch.ticks % CHECK_TICKS == 0 {
             fence((), || watch.check(worker.table));

@@ -110,7 +110,7 @@ impl<'z> Table<'z> {
 
     /// Makes `set` the peers of `key`, whose entry this was when the caller looked. `None` if they
     /// are what they were: no generation then; also if the entry has passed to another target, or
-    /// has a set and another process leads.
+    /// has a set that is frozen or another process leads.
     /// Waits for other publishers; never for requests.
     pub fn publish(
         &self,
@@ -120,7 +120,8 @@ impl<'z> Table<'z> {
         me: ProcessId,
     ) -> Result<Option<Changed>, Full> {
         let guard = self.lock(me);
-        if self.key(entry) != key || (self.has_data(entry) && !self.is_led_by(me)) {
+        let stays = || !self.is_led_by(me) || self.is_frozen(key, now_ms);
+        if self.key(entry) != key || (self.has_data(entry) && stays()) {
             return Ok(None);
         }
         let generation = self.generation(entry);

@@ -303,7 +303,7 @@ impl Block {
         });
         let mut parts: Vec<Part> = parts.collect();
         let images = parts.iter_mut().map(|part| &mut part.image);
-        source::obey(table, (&self.service, &self.name), &self.sources, images);
+        source::apply_overrides(table, (&self.service, &self.name), &self.sources, images)?;
         any.then_some(parts)
     }
 
