@@ -167,7 +167,7 @@ impl Walk {
         let first = blocks.first();
         let users = Users {
             upstreams: blocks.iter().map(|block| block.name().into_owned()).collect(),
-            rules: first.map(|block| block.rules).unwrap_or_default(),
+            rules: first.map(|block| block.rules()).unwrap_or_default(),
             is_single: first.is_some_and(|block| block.is_single()),
             keeps_alive: blocks.iter().any(|block| block.keeps_alive()),
         };
@@ -194,7 +194,7 @@ impl Walk {
         let blocks: Vec<_> = self.named_blocks.iter().filter(asks).collect();
         let users = Users {
             upstreams: blocks.iter().map(|block| block.pattern().name().into_owned()).collect(),
-            rules: blocks.first().map(|block| block.pattern().rules).unwrap_or_default(),
+            rules: blocks.first().map(|block| block.pattern().rules()).unwrap_or_default(),
             is_single: blocks.iter().any(|block| block.is_single(&named.name)),
             keeps_alive: blocks.iter().any(|block| block.pattern().keeps_alive()),
         };
