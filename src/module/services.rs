@@ -108,7 +108,7 @@ impl Followed {
             target,
             is_named: false,
             upstreams: blocks.iter().map(|block| block.name().into_owned()).collect(),
-            rules: blocks.first().map(|block| block.rules).unwrap_or_default(),
+            rules: blocks.first().map(|block| block.rules()).unwrap_or_default(),
             is_single,
             keeps_alive: blocks.iter().any(|block| block.keeps_alive()),
         }

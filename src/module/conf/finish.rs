@@ -16,7 +16,7 @@ use super::directives::Directive;
 use super::target::TargetMaker;
 use super::{Directives, HttpConf, KeepaliveConf, Settings, SrvConf, dynamic, inner, named};
 use crate::ffi;
-use crate::peer::{Block, Keepalive, NamedBlock, Source, Stock};
+use crate::peer::{self, Block, Keepalive, NamedBlock, NginxMethod, Source};
 use crate::variables::Used;
 use crate::zone;
 
@@ -165,17 +165,21 @@ fn make_block(
     let dynamic = conf.dynamic.as_ref()?;
     // SAFETY: the block's name lives in the pool of the configuration.
     let name = unsafe { ffi::bytes(&(*upstream).host) };
-    let mut block = Block::new(name, dynamic, sources, &conf.settings.or(defaults));
-    if let Some(inner) = &dynamic.inner {
+    let settings = conf.settings.or(defaults);
+    let nginx_method = dynamic.inner.clone();
+    let options = peer::Options {
+        // Those of `http` are for blocks where our methods pick.
+        balance: settings.balance.filter(|_| nginx_method.is_none()).unwrap_or_default(),
+        panic: settings.panic.flatten().filter(|_| nginx_method.is_none()),
+        rules: dynamic.rules,
+        has_fallback: dynamic.has_fallback,
+    };
+    let nginx_method = nginx_method.map(|method| {
         // SAFETY: both are of the configuration that is being read.
-        block.pick_by(unsafe {
-            Stock::new(inner.clone(), upstream, ptr::from_ref(context).cast_mut())
-        });
-    }
-    if let Some(keepalive) = &conf.keepalive {
-        block.keep_alive(Rc::clone(keepalive));
-    }
-    Some(block)
+        unsafe { NginxMethod::new(method, upstream, ptr::from_ref(context).cast_mut()) }
+    });
+    let (service, keepalive) = (&dynamic.query.service, conf.keepalive.clone());
+    Some(Block::new(name, service, sources, options, nginx_method, keepalive))
 }
 
 /// The idle connections of a block with `consul_keepalive`.
@@ -201,7 +205,7 @@ fn keep_alive(
     #[cfg(nginx_keepalive_anywhere)]
     // SAFETY: a block of the configuration that is being read.
     unsafe {
-        crate::peer::replace_keepalive(upstream, dynamic.inner.is_some());
+        peer::replace_keepalive(upstream);
     }
     #[cfg(not(nginx_keepalive_anywhere))]
     let _ = (upstream, dynamic);
