@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{
@@ -65,6 +66,16 @@ pub(crate) struct Dial {
     pub(crate) stop: Arc<Stop>,
     /// Whether the present request may have a new connection.
     pub(crate) allowed: AtomicBool,
+    pub(crate) last: Mutex<LastDial>,
+}
+
+/// The last connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LastDial {
+    /// When it was there, without TLS.
+    pub(crate) at: Option<Instant>,
+    /// It was closed or reset in the TLS handshake.
+    pub(crate) was_cut: bool,
 }
 
 /// [`Dial`] as ureq wants it.
@@ -189,6 +200,7 @@ impl Dial {
             }
             Err(errno) => return Err(ConnectError::Io(errno.into())),
         }
+        *self.last.lock() = LastDial { at: Some(Instant::now()), was_cut: false };
         Ok(Socket { fd, stop: Arc::clone(&self.stop), deadline: Some(deadline) })
     }
 
@@ -201,11 +213,20 @@ impl Dial {
             session.complete_io(&mut socket).map_err(|error| match error.kind() {
                 io::ErrorKind::ConnectionAborted => ConnectError::Stopped,
                 io::ErrorKind::TimedOut => ConnectError::Timeout(self.timeout),
-                _ => tls(&error),
+                kind => {
+                    let is_end = kind == io::ErrorKind::UnexpectedEof || is_reset(&error);
+                    self.last.lock().was_cut = is_end;
+                    tls(&error)
+                }
             })?;
         }
         Ok(StreamOwned::new(session, socket))
     }
+}
+
+/// Whether the other side has reset the connection.
+pub(crate) fn is_reset(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }
 
 fn new_socket(family: AddressFamily) -> io::Result<OwnedFd> {
