@@ -296,14 +296,6 @@ impl Sink for TableSink {
         self.with(target, |table, entry, _| table.has_data(entry)).unwrap_or(false)
     }
 
-    fn traffic(&self, target: usize) -> u64 {
-        let picks = self.with(target, |table, entry, key| {
-            let image = table.read_records(entry, key)?;
-            Some(image.records.iter().map(|record| table.slot(record.place).picks()).sum())
-        });
-        picks.flatten().unwrap_or(0)
-    }
-
     fn engine_starts(&self) {
         self.with_table(|table| table.take_over_connections(self.me, now_ms()));
     }

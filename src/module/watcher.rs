@@ -256,7 +256,10 @@ impl Watch {
     fn start_engine(&mut self, table: Table<'static>) {
         table.lead(ProcessId::own());
         let _blocked = SignalsBlocked::new();
-        self.engine = Engine::start(Arc::clone(&self.plan), self.sink.clone())
+        // SAFETY: a worker's cycle lives as long as the worker.
+        let connections = unsafe { (*ngx_cycle).connection_n };
+        let (plan, sink) = (Arc::clone(&self.plan), self.sink.clone());
+        self.engine = Engine::start_within(plan, sink, Some(connections))
             .map(Arc::new)
             .map_err(|e| {
                 let log = log();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::asking::{Failure, ask};
-use super::lookout::{Scope, look_over};
+use super::overview_watch::{fetch_overview, subject_of_overview};
 use super::plan::{Followed, Subject, Target};
 use super::publisher::Publisher;
 use super::{Mode, Report, Sink};
@@ -44,11 +44,11 @@ pub(crate) fn ask_once(
 ///
 /// As of [`ask_once`], and if the subject's answers may be of another time than the names.
 pub(crate) fn names_of_all(client: &mut Client, subject: &Subject) -> Result<HashSet<u64>, String> {
-    let scope = Scope::of(subject).ok_or("its answers are from the agent's cache")?;
+    let all = subject_of_overview(subject).ok_or("its answers are from the agent's cache")?;
     let mut failure = String::new();
     for server in 0..subject.endpoint.servers.len() {
         let fetch = Fetch::read(server, Duration::ZERO);
-        match look_over(client, scope.subject(), View::Names, fetch) {
+        match fetch_overview(client, &all, View::Names, fetch) {
             Ok(Some((.., overview))) => return Ok(overview.services()),
             Ok(None) => return Err("nginx ends".to_owned()),
             Err(Failure::Reconnected) => {}
