@@ -35,11 +35,6 @@ pub(super) struct Scope {
 }
 
 impl Scope {
-    /// What to ask about.
-    pub(super) fn subject(&self) -> &Subject {
-        &self.subject
-    }
-
     /// The scope of a watch; `None` if no lookout could speak for it.
     pub(super) fn of(subject: &Subject) -> Option<Scope> {
         let query = &subject.query;

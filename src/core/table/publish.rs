@@ -196,6 +196,12 @@ impl<'z> Table<'z> {
         self.key(entry) != 0 && self.place(entry, self.generation(entry)).is_some()
     }
 
+    /// How many peers the entry's set has; `None` before the first answer.
+    pub fn peer_count(&self, entry: usize) -> Option<usize> {
+        let count = self.descriptor(entry, self.generation(entry), D_COUNT).load(Relaxed);
+        self.has_data(entry).then_some((count & u64::from(u32::MAX)) as usize)
+    }
+
     /// The block of an entry, never outside the arena; `None` if it has none.
     pub(super) fn place(&self, entry: usize, generation: u64) -> Option<(usize, usize)> {
         let place = self.descriptor(entry, generation, D_PLACE).load(Relaxed);
