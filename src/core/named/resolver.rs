@@ -62,6 +62,8 @@ struct State {
     pending: HashMap<Named, Instant>,
     /// Dropped for newer ones since the log said so last.
     evicted: usize,
+    /// That there was no room, and for whom last.
+    refused: Option<String>,
 }
 
 /// What is known of a catalogue.
@@ -92,6 +94,7 @@ impl ServiceResolver {
             catalogs: (0..count).map(|_| Known::default()).collect(),
             pending: HashMap::new(),
             evicted: 0,
+            refused: None,
         };
         let shared = Arc::new(Shared {
             templates,
@@ -230,7 +233,7 @@ impl Shared {
                     }
                     Err(error) => {
                         let name = service.name.escape_debug();
-                        self.store.log(Level::Error, format!("service \"{name}\": {error}"));
+                        state.refused = Some(format!("no room for service \"{name}\": {error}"));
                         (Verdict::Failed, FAILED)
                     }
                 },

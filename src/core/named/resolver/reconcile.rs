@@ -15,6 +15,9 @@ impl Shared {
             let line = format!("service \"{name}\": no request has named it for long, dropped");
             self.store.log(Level::Info, line);
         }
+        if let Some(line) = state.refused.take() {
+            self.store.log(Level::Error, line);
+        }
         let evicted = std::mem::take(&mut state.evicted);
         if evicted > 0 {
             let s = if evicted == 1 { "" } else { "s" };
