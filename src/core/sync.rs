@@ -38,7 +38,6 @@ pub use crate::consul::token::{Token, TokenError};
 pub use engine::Engine;
 pub(crate) use engine::{join_all, spawn};
 pub use first::first_answers;
-pub(crate) use once::{ask_once, names_of_all, publish_once};
 pub use plan::{Endpoint, Plan, Subject, Target, Timing, WatchPlan};
 
 /// Who takes what the engine finds out. Called from several threads at a time.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nginx_consul_core::named::{Answerer, Book, Templates};
+use nginx_consul_core::named::{ServiceStore, Templates};
 use nginx_consul_core::state::saver::name;
 use nginx_consul_core::state::{LoadError, Mark, Saved, Source, State, file, peers_of};
 use nginx_consul_core::status;
@@ -123,10 +123,10 @@ impl StateFile {
         let Some(template) = templates.admit(&service) else { return };
         let places = template.places(name, plan);
         let Some(place) = places.iter().find(|place| place.key == saved.key) else { return };
-        match sink.open(&service, place.key) {
+        match sink.add(&service, place.key) {
             Ok(number) => {
                 self.publish((number, &place.target), saved, now, sink);
-                sink.rule(template.verdict_key(name), Verdict::Followed, Answerer::FOR_EVER_MS);
+                sink.record_lookup(template.verdict_key(name), Verdict::Followed, Duration::MAX);
             }
             Err(why) => {
                 let (service, name) = (name.escape_debug(), self::name(&self.path));
@@ -242,7 +242,7 @@ impl Source for TableSource {
     fn marks(&self) -> Option<Vec<Mark>> {
         let leads = self.sink.with_table(|table| table.is_led_by(self.sink.me()));
         let mark = |target| self.sink.mark(target).unwrap_or_default();
-        let named = self.sink.named().into_iter().map(|(number, ..)| number);
+        let named = self.sink.named_targets().into_iter().map(|(number, ..)| number);
         let all = (0..self.plan.targets.len()).chain(named);
         (leads == Some(true)).then(|| all.map(mark).collect())
     }
@@ -258,7 +258,7 @@ impl Source for TableSource {
             }
             targets.push(self.saved_target((number, key), &target.query.service, None)?);
         }
-        for (number, key, named) in self.sink.named() {
+        for (number, key, named) in self.sink.named_targets() {
             // Dropped meanwhile, or without an answer yet.
             if self.sink.mark(number).is_some() {
                 targets.push(self.saved_target(

@@ -4,7 +4,7 @@ use std::ptr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use nginx_consul_core::named::{LOOKUPS, Template, Templates};
+use nginx_consul_core::named::{Template, Templates};
 use nginx_consul_core::sync::{Plan, Target};
 use nginx_sys::{
     NGX_LOG_WARN, ngx_conf_t, ngx_http_conf_ctx_t, ngx_http_upstream_main_conf_t,
@@ -44,11 +44,10 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
     if http.blocks.is_empty() && http.named_blocks.is_empty() {
         return Ok(());
     }
-    let mut connections = http.connections();
-    if !gathered.templates.is_empty() {
-        // Names are looked up over connections of their own.
-        connections = connections.saturating_sub(LOOKUPS).max(1);
-    }
+    let max = http.max_services.unwrap_or(MAX_SERVICES);
+    let templates = Arc::new(Templates::new(gathered.templates, max));
+    // Each catalogue is read over a connection of its own.
+    let connections = http.connections().saturating_sub(templates.catalogs().len()).max(1);
     let (plan, target_of) = Plan::new(gathered.targets, connections);
     let plan = Arc::new(plan);
     let mut target_of = target_of.into_iter();
@@ -64,9 +63,7 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
             conf.block.iter().for_each(|block| block.keep_labels(used.labels));
         }
     }
-    if !gathered.templates.is_empty() {
-        let max = http.max_services.unwrap_or(MAX_SERVICES);
-        let templates = Arc::new(Templates::new(gathered.templates, max));
+    if !http.named_blocks.is_empty() {
         for (number, &upstream) in http.named_blocks.iter().enumerate() {
             // SAFETY: as in gather().
             let Some(conf) = (unsafe { block_conf(upstream) }) else { continue };
