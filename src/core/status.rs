@@ -102,6 +102,17 @@ pub struct Connections {
     pub max: usize,
     /// Those that Consul counts, with what earlier workers have left there.
     pub used: usize,
+    /// Most that whoever follows Consul may have now.
+    pub allowed: usize,
+    /// That would give each service a blocking query of its own.
+    pub needed: usize,
+    /// What keeps these away: `consul_connections`, `threads`, `descriptors` or `consul`; `null` if
+    /// they are within reach.
+    #[cfg_attr(
+        test,
+        schemars(extend("enum" = ["consul_connections", "threads", "descriptors", "consul", null]))
+    )]
+    pub limited_by: Option<&'static str>,
 }
 
 /// A block.

@@ -94,6 +94,8 @@ const H_ASKED: usize = 16;
 const H_OVERRIDES_BEGUN: usize = 17;
 /// Counts instances that answer again after they had failed.
 const H_RECOVERIES: usize = 18;
+/// How many connections to Consul are allowed, and why not more ([`ledger`]).
+const H_CONNECTIONS_PLAN: usize = 19;
 
 /// Most lanes, for 256 workers and their successors.
 const MAX_LANES: usize = 512;

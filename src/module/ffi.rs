@@ -75,31 +75,6 @@ struct InPool<T> {
 /// `pool` is valid; the value must not be used after the pool is destroyed.
 #[inline]
 pub(crate) unsafe fn make_in_pool<T>(pool: *mut ngx_pool_t, make: impl FnOnce() -> T) -> *mut T {
-    // SAFETY: the caller's promise.
-    unsafe { make_in_pool_for(pool, drop_value::<T>, make) }
-}
-
-/// Drops a `T` that a pool has.
-///
-/// # Safety
-///
-/// `data` is where [`make_in_pool_for`] has put it; the pool calls this once.
-pub(crate) unsafe extern "C" fn drop_value<T>(data: *mut c_void) {
-    // SAFETY: the cleanup was added once, with memory that holds a T.
-    fence((), || unsafe { ptr::drop_in_place(data.cast::<T>()) });
-}
-
-/// As [`make_in_pool`]; `drop` is what drops it, by which the value can be found in the pool.
-///
-/// # Safety
-///
-/// As there; `drop` drops a `T`.
-#[inline]
-pub(crate) unsafe fn make_in_pool_for<T>(
-    pool: *mut ngx_pool_t,
-    drop: unsafe extern "C" fn(*mut c_void),
-    make: impl FnOnce() -> T,
-) -> *mut T {
     const { assert!(align_of::<InPool<T>>() <= nginx_sys::NGX_ALIGNMENT) };
     // SAFETY: `pool` is valid (the caller's promise); ngx_palloc() aligns what it gives. This is
     // ngx_pool_cleanup_add() with one allocation instead of two, since each request has this.
@@ -112,13 +87,23 @@ pub(crate) unsafe fn make_in_pool_for<T>(
         value.write(make());
         let cleanup = &raw mut (*place).cleanup;
         cleanup.write(ngx_pool_cleanup_t {
-            handler: Some(drop),
+            handler: Some(drop_value::<T>),
             data: value.cast(),
             next: (*pool).cleanup,
         });
         (*pool).cleanup = cleanup;
         value
     }
+}
+
+/// Drops a `T` that a pool has.
+///
+/// # Safety
+///
+/// `data` is where [`make_in_pool`] has put it; the pool calls this once.
+unsafe extern "C" fn drop_value<T>(data: *mut c_void) {
+    // SAFETY: the cleanup was added once, with memory that holds a T.
+    fence((), || unsafe { ptr::drop_in_place(data.cast::<T>()) });
 }
 
 /// Moves a value into a pool's care, as [`make_in_pool`] does.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nginx_consul_core::named::{Answerer, Book, Templates};
+use nginx_consul_core::named::{ServiceStore, Templates};
 use nginx_consul_core::state::saver::name;
 use nginx_consul_core::state::{LoadError, Mark, Saved, Source, State, file, peers_of};
 use nginx_consul_core::status;
@@ -128,8 +128,8 @@ impl StateFile {
         let Some(template) = templates.admit(&service) else { return Ok(()) };
         let places = template.places(name, plan);
         let Some(place) = places.iter().find(|place| place.key == saved.key) else { return Ok(()) };
-        let number = sink.open(&service, place.key)?;
-        sink.rule(template.verdict_key(name), Verdict::Followed, Answerer::FOR_EVER_MS);
+        let number = sink.add(&service, place.key)?;
+        sink.record_lookup(template.verdict_key(name), Verdict::Followed, Duration::MAX);
         self.publish((number, &place.target), saved, now, sink)
     }
 
@@ -209,7 +209,7 @@ impl Source for TableSource {
     fn marks(&self) -> Option<Vec<Mark>> {
         let leads = self.sink.with_table(|table| table.is_led_by(self.sink.me()));
         let mark = |target| self.sink.mark(target).unwrap_or_default();
-        let named = self.sink.named().into_iter().map(|(number, ..)| number);
+        let named = self.sink.named_targets().into_iter().map(|(number, ..)| number);
         let all = (0..self.plan.targets.len()).chain(named);
         (leads == Some(true)).then(|| all.map(mark).collect())
     }
@@ -218,7 +218,7 @@ impl Source for TableSource {
         let planned = self.plan.targets.iter().enumerate();
         let planned = planned
             .map(|(number, target)| (number, self.plan.key(number), &target.query.service, None));
-        let named = self.sink.named();
+        let named = self.sink.named_targets();
         let named = named
             .iter()
             .map(|(number, key, named)| (*number, *key, &named.name, Some(named.template)));

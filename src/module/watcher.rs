@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nginx_consul_core::named::{Answerer, Templates};
+use nginx_consul_core::named::{ServiceResolver, Templates};
 use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::state::{Saved, Saver};
 use nginx_consul_core::sync::{Engine, Plan, Sink};
@@ -52,7 +52,7 @@ struct Watch {
     keys: Vec<u128>,
     engine: Option<Arc<Engine>>,
     /// Only with services that requests name.
-    answerer: Option<Answerer>,
+    resolver: Option<ServiceResolver>,
     /// With `consul_state`: where, and the thread that writes it.
     state: Option<(PathBuf, Arc<TableSource>)>,
     saver: Option<Saver>,
@@ -237,7 +237,7 @@ impl Watch {
             templates,
             keys,
             engine: None,
-            answerer: None,
+            resolver: None,
             state,
             saver: None,
             sink,
@@ -246,7 +246,7 @@ impl Watch {
             resync: Resync::default(),
         };
         watch.start_engine(table);
-        watch.start_answerer();
+        watch.start_resolver();
         watch.start_saver();
         watch
     }
@@ -256,7 +256,10 @@ impl Watch {
     fn start_engine(&mut self, table: Table<'static>) {
         table.lead(ProcessId::own());
         let _blocked = SignalsBlocked::new();
-        self.engine = Engine::start(Arc::clone(&self.plan), self.sink.clone())
+        // SAFETY: a worker's cycle lives as long as the worker.
+        let connections = unsafe { (*ngx_cycle).connection_n };
+        let (plan, sink) = (Arc::clone(&self.plan), self.sink.clone());
+        self.engine = Engine::start_within(plan, sink, Some(connections))
             .map(Arc::new)
             .map_err(|e| {
                 let log = log();
@@ -270,8 +273,8 @@ impl Watch {
     }
 
     /// Starts to look up the names that requests ask for.
-    fn start_answerer(&mut self) {
-        self.answerer = None;
+    fn start_resolver(&mut self) {
+        self.resolver = None;
         let Some(((templates, engine), channel)) =
             self.templates.clone().zip(self.engine.clone()).zip(channel::get())
         else {
@@ -279,8 +282,8 @@ impl Watch {
         };
         let _blocked = SignalsBlocked::new();
         let plan = Arc::clone(&self.plan);
-        let started = Answerer::start(templates, plan, channel, self.sink.clone(), engine);
-        self.answerer = started
+        let started = ServiceResolver::start(templates, plan, channel, self.sink.clone(), engine);
+        self.resolver = started
             .map_err(|e| {
                 let log = log();
                 ngx::ngx_log_error!(
@@ -318,7 +321,7 @@ impl Watch {
                 engine.stop();
             }
             self.start_engine(table);
-            self.start_answerer();
+            self.start_resolver();
         }
         self.start_saver();
         overrides::check(table, &self.sink);
@@ -330,8 +333,8 @@ impl Watch {
 
     fn end(&mut self) {
         self.timer.stop();
-        if let Some(answerer) = self.answerer.take() {
-            answerer.join(JOIN);
+        if let Some(resolver) = self.resolver.take() {
+            resolver.join(JOIN);
         }
         if let Some(engine) = self.engine.take() {
             engine.stop();
@@ -362,7 +365,7 @@ fn tick() -> bool {
             if let Some(engine) = &watch.engine {
                 engine.stop();
             }
-            watch.answerer = None;
+            watch.resolver = None;
             if let Some(saver) = &watch.saver {
                 saver.stop();
             }

@@ -27,7 +27,7 @@ fn head() -> Status {
             age_seconds: Some(7.5),
             error: Some("disk <full>".into()),
         }),
-        connections: Connections { max: 64, used: 3 },
+        connections: Connections { max: 64, used: 3, allowed: 64, needed: 2, limited_by: None },
         upstreams: vec![],
         services: vec![],
         named: None,

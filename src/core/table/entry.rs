@@ -202,6 +202,11 @@ impl<'z> Table<'z> {
         self.entry_word(entry, LAST_GOOD).load(Relaxed)
     }
 
+    /// Failures in a row since the last good answer.
+    pub fn failures(&self, entry: usize) -> u64 {
+        self.entry_word(entry, FAILURES).load(Relaxed)
+    }
+
     /// Notes a failure; the text is cut to what fits.
     pub fn note_failure(&self, entry: usize, error: &str, failures: u64, server: usize) {
         store_text(self.entry_words(entry, ERROR..WORDS), error);

@@ -169,6 +169,12 @@ impl<'z> Table<'z> {
         self.key(entry) != 0 && self.block(entry, self.generation(entry)).is_some()
     }
 
+    /// How many peers the entry's set has; `None` before the first answer.
+    pub fn peer_count(&self, entry: usize) -> Option<usize> {
+        let block = self.block(entry, self.generation(entry)).filter(|_| self.key(entry) != 0);
+        block.map(|block| block.records.len() / RECORD)
+    }
+
     fn free_slot(&self, record: &Record) {
         self.slot(record.place).words[slots::OWNER].store(0, Release);
     }

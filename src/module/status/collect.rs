@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use nginx_consul_core::status::{
     Connections, Document, Format, Nginx, Status, VERSION, Version, Zone, document,
 };
+use nginx_consul_core::sync::Limit;
 use nginx_consul_core::table::{Overrides, Table};
 
 use super::service::{Peers, service};
@@ -130,14 +131,17 @@ fn head(http: &HttpConf, table: Option<Table<'_>>, now: u64) -> Status {
             used: table.map_or(0, |t| t.usage()),
         },
         state: table.and_then(|t| Some(http.state_file()?.status(t, now))),
-        connections: Connections {
-            max: http.connections(),
-            used: table.map_or(0, |t| t.connections(now)),
-        },
+        connections: connections(http.connections(), table, now),
         upstreams: Vec::new(),
         services: Vec::new(),
         named: None,
     }
+}
+
+fn connections(max: usize, table: Option<Table<'_>>, now: u64) -> Connections {
+    let (allowed, needed, limit) = table.map_or((0, 0, None), |table| table.allowed_connections());
+    let used = table.map_or(0, |table| table.connections(now));
+    Connections { max, used, allowed, needed, limited_by: limit.map(Limit::word) }
 }
 
 /// `NGINX_VERSION`; the module only loads into that very version.

@@ -84,7 +84,7 @@ pub(crate) fn service(
         image,
         next: 0,
         detail_at: 0,
-        rules: followed.blocks.first().map(|block| block.rules).unwrap_or_default(),
+        rules: followed.blocks.first().map(|block| block.rules()).unwrap_or_default(),
         keeps_alive: followed.blocks.iter().any(|block| block.keeps_alive()),
         overrides: Rc::clone(overrides),
         scope: followed.scope(),

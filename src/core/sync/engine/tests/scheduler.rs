@@ -1,12 +1,13 @@
-//! The board by itself, with a clock of its own.
+//! The scheduler by itself, with a clock of its own.
 
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use crate::consul::overview::{Difference, key};
 use crate::consul::watch::Answer;
-use crate::sync::engine::board::{Board, Last, Task};
-use crate::sync::lookout::{Finding, Looked, Lookout, More};
+use crate::sync::Limit;
+use crate::sync::engine::scheduler::{Last, Scheduler, Task, Threads};
+use crate::sync::overview_watch::{OverviewDiff, OverviewOutcome, OverviewWatch};
 use crate::sync::plan::Followed;
 use crate::sync::runner::Job;
 use crate::sync::testing::{endpoint, target};
@@ -16,7 +17,8 @@ use super::*;
 const SECOND: Duration = Duration::from_secs(1);
 
 struct Bench {
-    board: Board,
+    scheduler: Scheduler,
+    connections: usize,
     now: Instant,
     rng: SmallRng,
     index: u64,
@@ -26,24 +28,25 @@ impl Bench {
     /// So many services `s0` and so on, all asked once.
     fn new(services: usize, connections: usize) -> Bench {
         let now = Instant::now();
-        let mut bench = Bench {
-            board: Board::new(connections, 0, now),
-            now,
-            rng: SmallRng::seed_from_u64(1),
-            index: 7,
-        };
+        let scheduler = Scheduler::new(now);
+        let rng = SmallRng::seed_from_u64(1);
+        let mut bench = Bench { scheduler, connections, now, rng, index: 7 };
         let endpoint = Arc::new(endpoint("http://127.0.0.1:1"));
         for number in 0..services {
             let target = Arc::new(target(&endpoint, &format!("s{number}")));
             let subject = Arc::new(target.subject());
-            bench.board.add(&subject, vec![Followed::new(number, target)], now);
+            bench.scheduler.add(&subject, vec![Followed::new(number, target)], now);
         }
-        bench.board.plan(0, now);
+        bench.replan();
         bench
     }
 
+    fn replan(&mut self) {
+        self.scheduler.replan((self.connections, Limit::Configured), 0, self.now);
+    }
+
     fn take(&mut self) -> Option<Task> {
-        self.board.take(self.now, &Last::default())
+        self.scheduler.take(self.now, &Last::default())
     }
 
     /// Answers a task and puts it back.
@@ -52,10 +55,10 @@ impl Bench {
         match task {
             Task::Watch(id, mut job) => {
                 self.reply(&mut job);
-                self.board.put(id, job, false, now);
+                self.scheduler.put(id, job, now);
             }
-            Task::Look(place, lookout) => self.look(place, lookout, Finding::default()),
-            Task::Beside(id, _) => self.board.put_beside(id, None, now),
+            Task::Overview(place, overview) => self.find(place, overview, OverviewDiff::default()),
+            Task::Beside(id, _) => self.scheduler.put_beside(id, None, now),
         }
     }
 
@@ -66,30 +69,30 @@ impl Bench {
         job.watch.answer(answer, self.now, &mut self.rng);
     }
 
-    fn look(&mut self, place: (usize, usize), lookout: Box<Lookout>, finding: Finding) {
-        self.board.release_wait(lookout.blocks_for());
-        self.board.put_lookout(place, lookout, Looked::Found(finding), self.now);
+    fn find(&mut self, place: (usize, usize), overview: Box<OverviewWatch>, diff: OverviewDiff) {
+        self.scheduler.blocking -= usize::from(overview.will_block());
+        self.scheduler.put_overview(place, overview, OverviewOutcome::Found(diff), self.now);
     }
 
     /// Does all that is due and doesn't block; gives the number of reads and, as they are under way
-    /// now, the queries and lookouts.
+    /// now, the queries and overviews.
     fn settle(&mut self) -> (usize, Vec<Task>) {
         let (mut reads, mut queries) = (0, Vec::new());
         while let Some(task) = self.take() {
-            if task.blocks() || matches!(task, Task::Look(..)) {
+            if task.blocks() || matches!(task, Task::Overview(..)) {
                 queries.push(task);
             } else {
                 reads += usize::from(matches!(task, Task::Watch(..)));
                 self.answer(task);
             }
-            assert!(queries.len() <= self.board.share.budget, "too many queries");
+            assert!(queries.len() <= self.scheduler.plan.budget, "too many queries");
             assert!(reads < 100_000, "without end");
         }
         (reads, queries)
     }
 
-    /// Lookouts speak for all; they are under way.
-    fn gated(services: usize, connections: usize) -> (Bench, Vec<Task>) {
+    /// Overviews speak for all; they are under way.
+    fn triggered(services: usize, connections: usize) -> (Bench, Vec<Task>) {
         let mut bench = Bench::new(services, connections);
         for task in bench.settle().1 {
             bench.answer(task);
@@ -107,9 +110,9 @@ fn what_fits_is_read_once_and_blocks() {
     let mut bench = Bench::new(7, 8);
     let (reads, queries) = bench.settle();
     assert_eq!((reads, queries.len()), (7, 7));
-    let connections = bench.board.connections();
+    let connections = bench.scheduler.connections();
     assert_eq!((connections.blocking, connections.wait), (7, SECOND * 60));
-    assert_eq!(bench.board.next_due(), None);
+    assert_eq!(bench.scheduler.next_due(bench.now), None);
     // What comes back is not read but blocks again.
     for task in queries {
         bench.answer(task);
@@ -125,32 +128,32 @@ fn queries_under_way_count_when_more_services_come() {
     let endpoint = Arc::new(endpoint("http://127.0.0.1:1"));
     for number in 7..40 {
         let target = Arc::new(target(&endpoint, &format!("s{number}")));
-        bench.board.follow(Followed::new(number, target), bench.now);
+        bench.scheduler.follow(Followed::new(number, target), bench.now);
     }
-    bench.board.plan(0, bench.now);
+    bench.replan();
     let (reads, more) = bench.settle();
-    let lookouts = more.iter().filter(|task| matches!(task, Task::Look(..))).count();
-    assert_eq!((reads, lookouts, more.len()), (33, 3, 3), "seven queries are under way");
+    assert_eq!((reads, more.len()), (33, 3), "the overviews, read for the first time");
     for task in queries {
         bench.answer(task);
     }
-    bench.board.plan(0, bench.now);
+    more.into_iter().for_each(|task| bench.answer(task));
+    bench.replan();
     bench.now += SECOND;
     let (_, queries) = bench.settle();
-    assert!(queries.len() <= bench.board.share.polls, "{}", queries.len());
-    assert!(bench.board.share.polls + 3 < 8);
+    assert_eq!(queries.len(), 3, "nobody has a query of its own");
+    assert!(queries.iter().all(|task| matches!(task, Task::Overview(..))));
 }
 
 #[test]
 fn only_who_is_named_is_read_at_once() {
-    let (mut bench, queries) = Bench::gated(200, 16);
-    let look = queries.into_iter().find_map(|task| match task {
-        Task::Look(place, lookout) => Some((place, lookout)),
+    let (mut bench, queries) = Bench::triggered(200, 16);
+    let overview = queries.into_iter().find_map(|task| match task {
+        Task::Overview(place, overview) => Some((place, overview)),
         _ => None,
     });
-    let (place, lookout) = look.unwrap();
-    let news = Difference { services: [key("S50"), key("other")].into(), nodes: [].into() };
-    bench.look(place, lookout, Finding { news, more: More::No });
+    let (place, overview) = overview.unwrap();
+    let named = Difference { services: [key("S50"), key("other")].into(), nodes: [].into() };
+    bench.find(place, overview, OverviewDiff { named, is_all: false });
     let reads = std::iter::from_fn(|| bench.take());
     let reads: Vec<Task> = reads.filter(|task| matches!(task, Task::Watch(..))).collect();
     let [Task::Watch(_, job)] = &reads[..] else { panic!("{} reads", reads.len()) };
@@ -160,15 +163,15 @@ fn only_who_is_named_is_read_at_once() {
 
 #[test]
 fn a_sweep_keeps_its_pace() {
-    let (mut bench, mut queries) = Bench::gated(3000, 16);
+    let (mut bench, mut queries) = Bench::triggered(3000, 16);
     bench.now += SECOND * 20;
     bench.settle();
     let mut reads = 0;
     for round in 0..10 {
-        let place = queries.iter().position(|task| matches!(task, Task::Look(..))).unwrap();
-        let Task::Look(place, lookout) = queries.swap_remove(place) else { unreachable!() };
-        let finding = Finding { news: Difference::default(), more: More::Yes };
-        bench.look(place, lookout, finding);
+        let place = queries.iter().position(|task| matches!(task, Task::Overview(..))).unwrap();
+        let Task::Overview(place, overview) = queries.swap_remove(place) else { unreachable!() };
+        let diff = OverviewDiff { named: Difference::default(), is_all: true };
+        bench.find(place, overview, diff);
         let (read, more) = bench.settle();
         reads += read;
         queries.extend(more);
@@ -178,4 +181,13 @@ fn a_sweep_keeps_its_pace() {
     }
     // Ten seconds at 600 a second, and 2,000 on credit.
     assert!((7000..=8100).contains(&reads), "{reads}");
+}
+
+#[test]
+fn numbers_of_threads_are_used_again_the_smallest_first() {
+    let mut threads = Threads::default();
+    assert_eq!([0; 4].map(|_| threads.take_number()), [0, 1, 2, 3]);
+    threads.give_number(2);
+    threads.give_number(1);
+    assert_eq!([0; 3].map(|_| threads.take_number()), [1, 2, 4]);
 }
