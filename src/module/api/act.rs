@@ -313,7 +313,7 @@ impl Asked {
 
     /// What is ordered of several selections of a service is one line.
     fn log_each(&self, lines: impl Iterator<Item = String>) {
-        lines.collect::<BTreeSet<_>>().into_iter().for_each(|line| self.log(Level::Notice, line));
+        lines.collect::<BTreeSet<_>>().into_iter().for_each(|told| self.log(Level::Notice, told));
     }
 
     fn log(&self, level: Level, line: String) {
