@@ -5,7 +5,7 @@ use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use siphasher::sip128::{Hasher128, SipHasher13};
 use strum::{EnumString, IntoStaticStr};
 
@@ -122,7 +122,20 @@ pub struct Selection {
 }
 
 /// Health of an instance: the worst of its service's and its node's checks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, IntoStaticStr)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    EnumString,
+    IntoStaticStr,
+)]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum Health {
@@ -171,27 +184,33 @@ pub struct Instance {
 }
 
 /// One address that requests can go to.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Peer {
     /// Where to connect.
+    #[serde(rename = "address")]
     pub addr: SocketAddr,
     /// Weight in effect, at least 1.
     pub weight: NonZeroU16,
     /// Says that this is the same instance as before, over updates: see [`identity`].
+    #[serde(skip)]
     pub identity: u64,
     /// Name of the node.
     pub node: String,
     /// Service id.
     pub id: String,
     /// Tags, in Consul's order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
     /// Health when the answer was given.
     pub health: Health,
     /// Datacenter of the node.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub datacenter: String,
     /// Its own parameters, but for the weight.
+    #[serde(default, skip_serializing_if = "Params::is_default")]
     pub params: Params,
     /// What is kept of its `Service.Meta`.
+    #[serde(default, skip_serializing_if = "Meta::is_empty")]
     pub meta: Meta,
 }
 

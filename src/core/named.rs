@@ -1,36 +1,42 @@
 //! Services that requests name: `consul_dynamic $service`.
 //!
 //! ```text
-//! worker ── Channel ──▶ Answerer (threads of worker 0) ─▶ Consul
-//!   ▲                        │ a service              │ none
-//!   └── table: entry ◀───────┴─▶ Engine follows it    └─▶ table: verdict
+//! worker ── Channel ──▶ ServiceResolver (threads of worker 0) ◀── names of all services ── Consul
+//!   ▲                      │ a service              │ none
+//!   └── table: entry ◀─────┴─▶ Engine follows it    └─▶ table: verdict
 //! ```
 //!
-//! Names come from outside. What a worker lets through ([`Allowed`]) is asked for once; what there
-//! is takes an entry of the table until nobody asks for it any more ([`roster`]), what there is not
-//! takes a cell of the verdicts for a moment.
+//! Names come from outside. What a worker lets through ([`Allowed`]) is looked up in the names that
+//! Consul's catalogue lists ([`Catalog`]); nothing is ever asked about a single name. A service
+//! takes an entry of the table until nobody asks for it any more, what is none takes a cell of the
+//! verdicts for a moment.
+//!
+//! The names are read when a request names what they don't list, once for all who wait, and not
+//! more than four times a second. So a service that was registered just before its first request is
+//! found, and a flood of names costs Consul no more than that. A watch on the catalogue whose names
+//! are in the zone would not spare this read, since it is always a moment behind, and Consul would
+//! send it all names at every registration, though nobody names a new service.
 
 use std::hash::Hash;
 use std::time::Duration;
 
 use siphasher::sip128::{Hasher128, SipHasher13};
 
-use crate::consul::instances::Instances;
-use crate::model::Instance;
 use crate::sync::{Plan, Target};
 use crate::table::Named;
 
-mod answerer;
-mod book;
+mod catalog;
 mod channel;
-mod lists;
 mod name;
-pub mod roster;
+mod registry;
+mod resolver;
+mod store;
 
-pub use answerer::{Answerer, LOOKUPS};
-pub use book::{Book, Follow};
-pub use channel::{Asked, Channel};
+pub use catalog::Catalog;
+pub use channel::Channel;
 pub use name::{Allowed, MAX_NAME, Refusal};
+pub use resolver::ServiceResolver;
+pub use store::ServiceStore;
 
 /// What a block with a service named by requests asks for, whatever the name.
 #[derive(Debug)]
@@ -43,6 +49,8 @@ pub struct Template {
     pub idle: Duration,
     /// How long it holds that there is no such service.
     pub absent: Duration,
+    /// Numbers of the catalogues that its services are in.
+    catalogs: Vec<usize>,
     /// The block, if it has a token of its own.
     owner: Option<String>,
     key: u128,
@@ -52,6 +60,7 @@ pub struct Template {
 #[derive(Debug, Default)]
 pub struct Templates {
     all: Vec<Template>,
+    catalogs: Vec<Catalog>,
     /// `consul_max_services`.
     pub max: usize,
 }
@@ -70,6 +79,7 @@ pub struct Place {
 impl Templates {
     /// Of the blocks of a configuration, in their order.
     pub fn new(mut all: Vec<Template>, max: usize) -> Templates {
+        let mut catalogs = Vec::new();
         for at in 0..all.len() {
             // Blocks that ask the same of the same servers share their services; those that differ
             // only in token or times must not.
@@ -84,8 +94,15 @@ impl Templates {
                     this.key_of_variant(variant)
                 }
             };
+            let of = this.targets.iter().map(Catalog::of);
+            this.catalogs = of.map(|catalog| number_in(&mut catalogs, catalog)).collect();
         }
-        Templates { all, max }
+        Templates { all, catalogs, max }
+    }
+
+    /// Where their services are listed; the resolver has a connection for each.
+    pub fn catalogs(&self) -> &[Catalog] {
+        &self.catalogs
     }
 
     /// That of a block, by its number among them.
@@ -127,7 +144,7 @@ impl Template {
         allowed: Allowed,
         (idle, absent): (Duration, Duration),
     ) -> Template {
-        Template { targets, allowed, idle, absent, owner: None, key: 0 }
+        Template { targets, allowed, idle, absent, catalogs: Vec::new(), owner: None, key: 0 }
     }
 
     /// For a block with a token of its own. What that one shows must never become another block's,
@@ -187,16 +204,15 @@ impl Template {
     pub fn named(&self, name: &str) -> Named {
         Named { template: self.key, name: name.to_owned() }
     }
+}
 
-    /// Whether an answer shows a service that requests may ask for.
-    fn has(&self, instances: &Instances) -> bool {
-        let tagged = |instance: &Instance| {
-            let has = |tag: &String| instance.tags.iter().any(|t| t.eq_ignore_ascii_case(tag));
-            self.allowed.tags.iter().all(has)
-        };
-        let skipped = self.allowed.tags.is_empty() && !instances.skipped.is_empty();
-        skipped || instances.good.iter().any(tagged)
-    }
+/// The number of a catalogue among others, added if it is new.
+fn number_in(catalogs: &mut Vec<Catalog>, catalog: Catalog) -> usize {
+    let known = catalogs.iter().position(|other| *other == catalog);
+    known.unwrap_or_else(|| {
+        catalogs.push(catalog);
+        catalogs.len() - 1
+    })
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! The last good answers on disk, so that an nginx that starts while Consul is down has peers.
 //!
-//! One file holds the sets of all targets: a first line with name, version, checksum and length,
-//! then JSON. A token is never in it.
+//! One file holds the sets of all targets: a first line with name, version and checksum, then JSON.
+//! A token is never in it.
 //!
 //! ```text
-//! nginx-consul-state 1 <SipHash-1-3-128 of the JSON, 32 hex digits> <bytes of JSON>
+//! nginx-consul-state 1 <SipHash-1-3-128 of the JSON, 32 hex digits>
 //! {"written_ms":…,"services":[{"key":…,"service":"web","index":…,"last_good_ms":…,"peers":[…]}],
-//!  "orders":[{"subject":…,"action":"drain",…}]}
+//!  "overrides":[{"service":"web","node":"n1","id":"web-1","action":"drain",…}]}
 //! ```
 //!
 //! The reader trusts nothing: what is not exactly as [`State::encode`] makes it is [`Damage`].
@@ -14,11 +14,12 @@
 use std::collections::HashSet;
 use std::num::NonZeroU16;
 
+use serde::{Deserialize, Serialize};
 use siphasher::sip128::SipHasher13;
 
 use crate::address::AddressFilter;
-use crate::model::{Health, Peer, PeerSet, identity};
-use crate::table::{Image, Order};
+use crate::model::{Peer, PeerSet};
+use crate::table::{Image, Override};
 
 mod content;
 pub mod file;
@@ -29,36 +30,38 @@ pub use saver::{Mark, Saver, Source};
 
 const NAME: &str = "nginx-consul-state";
 const VERSION: u32 = 1;
-/// Longer than any first line.
-const MAX_HEADER: usize = 96;
 /// Longest file that is read or written, in bytes: about a million instances.
 pub const MAX_BYTES: usize = 256 << 20;
 
 /// What a state file holds.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// When it was written, milliseconds since the epoch.
     pub written_ms: u64,
     /// The targets that had a good answer.
+    #[serde(rename = "services")]
     pub targets: Vec<Saved>,
-    /// What operators have ordered of instances.
-    pub orders: Vec<Order>,
+    /// What operators have ordered of instances; not of selections.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overrides: Vec<Override>,
 }
 
 /// The last good answer for one target.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saved {
     /// [`Plan::key`](crate::sync::Plan::key), never 0.
     pub key: u128,
     /// Name of the service, for people.
     pub service: String,
     /// If a request has named the service: [`Template::key`](crate::named::Template::key).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<u128>,
     /// `X-Consul-Index` of the answer.
     pub index: u64,
     /// When the answer came, milliseconds since the epoch.
     pub last_good_ms: u64,
     /// The peers, be it none.
+    #[serde(with = "content")]
     pub peers: PeerSet,
 }
 
@@ -71,15 +74,7 @@ pub enum Damage {
     /// Another version of the module wrote it.
     #[error("it has version {0}, only version {VERSION} is known")]
     Version(u32),
-    /// Cut off, or something was appended.
-    #[error("it has {found} bytes after the first line instead of {said}")]
-    Length {
-        /// What the first line says.
-        said: usize,
-        /// What there is.
-        found: usize,
-    },
-    /// A byte was changed.
+    /// It was changed or cut off.
     #[error("its checksum is wrong")]
     Checksum,
     /// The checksum is right, but not the content.
@@ -93,10 +88,8 @@ pub enum Damage {
 impl State {
     /// The bytes of the file.
     pub fn encode(&self) -> Vec<u8> {
-        let content = content::write(self);
-        let mut bytes = header(VERSION, checksum(&content), content.len()).into_bytes();
-        bytes.extend(content);
-        bytes
+        let content = serde_json::to_vec(self).unwrap_or_default();
+        [header(&content).as_bytes(), &content].concat()
     }
 
     /// The state in the bytes of a file.
@@ -134,12 +127,9 @@ impl Saved {
     }
 }
 
-fn checksum(content: &[u8]) -> u128 {
-    SipHasher13::new().hash(content).as_u128()
-}
-
-fn header(version: u32, checksum: u128, length: usize) -> String {
-    format!("{NAME} {version} {checksum:032x} {length}\n")
+fn header(content: &[u8]) -> String {
+    let checksum = SipHasher13::new().hash(content).as_u128();
+    format!("{NAME} {VERSION} {checksum:032x}\n")
 }
 
 /// The content behind the first line.
@@ -147,30 +137,17 @@ fn checked(bytes: &[u8]) -> Result<&[u8], Damage> {
     if bytes.len() > MAX_BYTES {
         return Err(Damage::TooLong);
     }
-    let end = bytes.iter().take(MAX_HEADER).position(|&b| b == b'\n').ok_or(Damage::Header)?;
-    let line = std::str::from_utf8(&bytes[..=end]).map_err(|_| Damage::Header)?;
-    let content = &bytes[end + 1..];
-    let mut words = line.trim_end().split(' ');
-    if words.next() != Some(NAME) {
-        return Err(Damage::Header);
+    let end = bytes.iter().position(|&b| b == b'\n').ok_or(Damage::Header)?;
+    let (line, content) = bytes.split_at(end + 1);
+    let mut words = line.split(|&b| b == b' ');
+    let is_ours = words.next() == Some(NAME.as_bytes());
+    let version = words.next().and_then(|word| std::str::from_utf8(word).ok()?.parse().ok());
+    match version.filter(|_| is_ours) {
+        None => Err(Damage::Header),
+        Some(VERSION) if line == header(content).as_bytes() => Ok(content),
+        Some(VERSION) => Err(Damage::Checksum),
+        Some(version) => Err(Damage::Version(version)),
     }
-    let version = words.next().and_then(|w| w.parse().ok()).ok_or(Damage::Header)?;
-    if version != VERSION {
-        return Err(Damage::Version(version));
-    }
-    let said = words.next().and_then(|w| u128::from_str_radix(w, 16).ok()).ok_or(Damage::Header)?;
-    let length: usize = words.next().and_then(|w| w.parse().ok()).ok_or(Damage::Header)?;
-    // There is one way to write a first line.
-    if line != header(version, said, length) {
-        return Err(Damage::Header);
-    }
-    if length != content.len() {
-        return Err(Damage::Length { said: length, found: content.len() });
-    }
-    if said != checksum(content) {
-        return Err(Damage::Checksum);
-    }
-    Ok(content)
 }
 
 /// The peers of a set in the shared table; `None` if its details can't be read.
@@ -187,7 +164,7 @@ pub fn peers_of(image: &Image) -> Option<PeerSet> {
             node: detail.node,
             id: detail.id,
             tags: detail.tags,
-            health: health(&detail.health)?,
+            health: detail.health.parse().ok()?,
             datacenter: detail.datacenter,
             params: record.params(),
             meta: detail.meta,
@@ -195,16 +172,6 @@ pub fn peers_of(image: &Image) -> Option<PeerSet> {
     };
     let peers: Option<Vec<Peer>> = image.records.iter().zip(details).map(peer).collect();
     peers.map(PeerSet::new)
-}
-
-/// Consul's word for a health.
-fn health(word: &str) -> Option<Health> {
-    [Health::Passing, Health::Warning, Health::Critical].into_iter().find(|h| h.as_str() == word)
-}
-
-/// Whether the peer's identity has its address in it: it is one of several of a host name.
-fn is_one_of_several(peer: &Peer) -> bool {
-    peer.identity != identity(&peer.node, &peer.id, None)
 }
 
 /// A set without the peers whose identity an earlier one has.

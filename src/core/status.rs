@@ -6,9 +6,13 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use serde_json::value::RawValue;
+use strum::{IntoStaticStr, VariantArray};
 
-use crate::control::{Frozen, Override};
-use crate::table::Changed;
+#[cfg(test)]
+use crate::consul::gate::Reason;
+use crate::control::Frozen;
+use crate::table::{Changed, Override};
 
 mod ask;
 mod json;
@@ -24,11 +28,9 @@ pub use page::{Page, page};
 /// Version of the JSON. Names and meanings stay while it does; what is new may come.
 pub const VERSION: u32 = 1;
 
-/// The status as it is written. First comes the head, then the upstreams, then the services, each
-/// followed by its peers, and then those that requests have named.
+/// The status as it is written. After the head come the upstreams, then the services, each followed
+/// by its peers, and then those that requests have named.
 pub trait Document {
-    /// What holds for all.
-    fn head(&mut self, head: Head);
     /// A block.
     fn upstream(&mut self, upstream: Upstream);
     /// A service; its peers follow.
@@ -41,21 +43,22 @@ pub trait Document {
     fn finish(self: Box<Self>) -> Vec<Vec<u8>>;
 }
 
-/// An empty document; `None` for HTML, which is a [`page()`] that asks for JSON by itself.
+/// A document that has its head; HTML is a [`page()`] that asks for JSON by itself.
 /// `with_peers`: metrics say something about each peer.
-pub fn document(format: Format, with_peers: bool) -> Option<Box<dyn Document>> {
-    Some(match format {
-        Format::Html => return None,
-        Format::Json => Box::new(json::Json::default()),
-        Format::Text => Box::new(metrics::Metrics::new(false, with_peers)),
-        Format::OpenMetrics => Box::new(metrics::Metrics::new(true, with_peers)),
-    })
+pub fn document(format: Format, with_peers: bool, head: Status) -> Box<dyn Document> {
+    match format {
+        Format::Html | Format::Json => Box::new(json::Json(head)),
+        Format::Text => Box::new(metrics::Metrics::new(&head, false, with_peers)),
+        Format::OpenMetrics => Box::new(metrics::Metrics::new(&head, true, with_peers)),
+    }
 }
 
-/// What holds for all services.
+/// The answer of `consul_status`.
 #[derive(Clone, Debug, Serialize)]
-pub struct Head {
-    /// [`VERSION`].
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
+pub struct Status {
+    /// Version of this format.
+    #[cfg_attr(test, schemars(extend("const" = VERSION)))]
     pub version: u32,
     /// Now, milliseconds since the epoch.
     pub time_ms: u64,
@@ -70,19 +73,49 @@ pub struct Head {
     pub state: Option<StateFile>,
     /// Connections to Consul.
     pub connections: Connections,
+    /// The blocks that follow Consul.
+    pub upstreams: Vec<Upstream>,
+    /// The services that blocks follow, one for each selection of instances.
+    pub services: Vec<Service>,
+    /// Those that requests have named, with `consul_dynamic $variable`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub named: Option<Named>,
+}
+
+/// The services that requests have named.
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
+pub struct Named {
+    /// `consul_max_services`.
+    pub max: usize,
+    /// One for each selection of instances.
+    pub services: Vec<Service>,
 }
 
 /// Connections to Consul.
 #[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct Connections {
     /// `consul_connections`.
     pub max: usize,
     /// Those that Consul counts, with what earlier workers have left there.
     pub used: usize,
+    /// Most that whoever follows Consul may have now.
+    pub allowed: usize,
+    /// That would give each service a blocking query of its own.
+    pub needed: usize,
+    /// What keeps these away: `consul_connections`, `threads`, `descriptors` or `consul`; `null` if
+    /// they are within reach.
+    #[cfg_attr(
+        test,
+        schemars(extend("enum" = ["consul_connections", "threads", "descriptors", "consul", null]))
+    )]
+    pub limited_by: Option<&'static str>,
 }
 
 /// A block.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct Upstream {
     /// Its name.
     pub name: String,
@@ -101,6 +134,7 @@ pub struct Upstream {
 
 /// Peers of equal standing.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct Tier {
     /// The datacenter or `instances`, with ` backup` for those with `nginx_backup`; `servers` for
     /// the block's `server` lines.
@@ -122,6 +156,7 @@ impl Upstream {
 
 /// A version.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct Version {
     /// As `1.2.3`.
     pub version: String,
@@ -129,6 +164,7 @@ pub struct Version {
 
 /// The nginx that answers.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct Nginx {
     /// As `1.2.3`.
     pub version: String,
@@ -140,6 +176,7 @@ pub struct Nginx {
 
 /// The shared zone.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct Zone {
     /// Name.
     pub name: String,
@@ -151,6 +188,7 @@ pub struct Zone {
 
 /// The state file.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct StateFile {
     /// Where it is.
     pub path: String,
@@ -162,10 +200,12 @@ pub struct StateFile {
 
 /// A service with one selection of its instances.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct Service {
     /// Name in Consul.
     pub service: String,
     /// Where in Consul it is looked for: `health`, `catalog`, `kv` or `query`.
+    #[cfg_attr(test, schemars(extend("enum" = ["health", "catalog", "kv", "query"])))]
     pub from: &'static str,
     /// Datacenter asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -175,6 +215,7 @@ pub struct Service {
     /// Tags asked for.
     pub tags: Vec<String>,
     /// Health asked for: `passing`, `warning` or `any`.
+    #[cfg_attr(test, schemars(extend("enum" = ["passing", "warning", "any"])))]
     pub status: &'static str,
     /// Filter asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -184,6 +225,7 @@ pub struct Service {
     /// The one in use.
     pub server: Option<String>,
     /// `blocking`, `gated` or `sweep`.
+    #[cfg_attr(test, schemars(extend("enum" = ["blocking", "gated", "sweep"])))]
     pub mode: &'static str,
     /// With `gated` and `sweep`: the longest expected time until a change is seen, milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -195,6 +237,7 @@ pub struct Service {
     /// Where the peers come from: `live`, what Consul has told whoever follows it now; `zone`, kept
     /// from before a start, a reload or the end of a worker, and not confirmed since; `state file`;
     /// `null` before the first answer.
+    #[cfg_attr(test, schemars(extend("enum" = ["live", "zone", "state file", null])))]
     pub source: Option<&'static str>,
     /// Age of the last good answer; `null` before the first.
     pub last_good_seconds: Option<f64>,
@@ -209,6 +252,7 @@ pub struct Service {
     /// The last good answer is not in force, because the zone has no room.
     pub zone_full: bool,
     /// How often answers changed nothing, by reason; reasons that never were are left out.
+    #[cfg_attr(test, schemars(extend("propertyNames" = { "enum": reasons() })))]
     pub refusals: BTreeMap<&'static str, u64>,
     /// A removal of peers that is not in force yet.
     pub pending: Option<Pending>,
@@ -220,10 +264,19 @@ pub struct Service {
     /// second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_used_seconds: Option<f64>,
+    /// Its peers, written as they are told.
+    #[cfg_attr(test, schemars(with = "Vec<Peer>"))]
+    pub peers: Vec<Box<RawValue>>,
+}
+
+#[cfg(test)]
+fn reasons() -> Vec<&'static str> {
+    Reason::ALL.iter().map(|reason| reason.word()).collect()
 }
 
 /// A change of a service's peers.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct Change {
     /// When, milliseconds since the epoch.
     pub time_ms: u64,
@@ -260,6 +313,7 @@ impl From<Changed> for Change {
 
 /// A removal of peers that is to be confirmed.
 #[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct Pending {
     /// Peers that would leave.
     pub removals: u32,
@@ -271,6 +325,7 @@ pub struct Pending {
 
 /// A peer.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct Peer {
     /// Address and port.
     pub server: String,
@@ -312,6 +367,7 @@ pub struct Peer {
 
 /// Connections to a peer, over all workers.
 #[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct PeerConnections {
     /// Kept for the next request.
     pub idle: u64,
@@ -324,8 +380,12 @@ pub struct PeerConnections {
 }
 
 /// Whether a peer gets requests, in the words of NGINX Plus and Angie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, IntoStaticStr, VariantArray,
+)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum PeerState {
     /// It does.
     Up,
@@ -341,25 +401,11 @@ pub enum PeerState {
     Down,
 }
 
-impl PeerState {
-    /// All, and their words.
-    pub const ALL: [(PeerState, &'static str); 6] = [
-        (PeerState::Up, "up"),
-        (PeerState::Recovering, "recovering"),
-        (PeerState::Busy, "busy"),
-        (PeerState::Unavail, "unavail"),
-        (PeerState::Draining, "draining"),
-        (PeerState::Down, "down"),
-    ];
-
-    /// Its word.
-    pub fn word(self) -> &'static str {
-        PeerState::ALL[self as usize].1
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use schemars::generate::SchemaSettings;
+    use serde_json::Value;
+
     use super::*;
 
     #[test]
@@ -372,9 +418,22 @@ mod tests {
     }
 
     #[test]
+    fn the_schema_of_the_documentation_is_that_of_the_types() {
+        let generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
+        let schema = generator.into_root_schema_for::<Status>().to_value();
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/status.schema.json");
+        if std::env::var_os("WRITE_SCHEMA").is_some() {
+            std::fs::write(path, format!("{schema:#}\n")).unwrap();
+        }
+        let written: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        assert_eq!(written, schema, "with WRITE_SCHEMA=1 this test writes {path}");
+    }
+
+    #[test]
     fn a_state_has_the_same_word_everywhere() {
-        for (state, word) in PeerState::ALL {
-            assert_eq!((state.word(), serde_json::to_value(state).unwrap()), (word, word.into()));
+        for state in PeerState::VARIANTS {
+            let word: &str = state.into();
+            assert_eq!(serde_json::to_value(state).unwrap(), word);
         }
     }
 }

@@ -5,16 +5,18 @@
 //! requests ─▶ follow, forget ────────────┘
 //! ```
 //!
-//! While there are connections enough, each watch blocks on its service. Otherwise lookouts block on
-//! what all services have in common and say which of them to read (`engine/share.rs` decides).
+//! While there are connections enough, each watch blocks on its service. Otherwise overview watches
+//! block on what all services have in common and say which of them to read
+//! (`engine/connection_plan.rs` decides).
 
 mod asking;
 mod engine;
 mod first;
-mod lookout;
+mod limits;
 mod names;
 mod once;
 mod outages;
+mod overview_watch;
 mod plan;
 mod publisher;
 mod runner;
@@ -23,6 +25,8 @@ pub(crate) mod testing;
 
 use std::collections::HashSet;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use crate::model::PeerSet;
 
@@ -34,7 +38,6 @@ pub use crate::consul::token::{Token, TokenError};
 pub use engine::Engine;
 pub(crate) use engine::{join_all, spawn};
 pub use first::first_answers;
-pub(crate) use once::{ask_once, names_of_all, publish_once};
 pub use plan::{Endpoint, Plan, Subject, Target, Timing, WatchPlan};
 
 /// Who takes what the engine finds out. Called from several threads at a time.
@@ -53,12 +56,6 @@ pub trait Sink: Send + Sync {
 
     /// Identities of the target's peers in force, perhaps from an earlier engine.
     fn held(&self, target: usize) -> HashSet<u64>;
-
-    /// Requests that the target's peers were picked for so far. Services with much traffic come
-    /// first where not all can have a blocking query.
-    fn traffic(&self, _target: usize) -> u64 {
-        0
-    }
 
     /// An engine begins: the connections noted so far are another one's, which ends soon. Consul
     /// counts those of its blocking queries until their `wait` is over.
@@ -83,6 +80,51 @@ pub struct Connections {
     pub others: usize,
     /// Longest time that the blocking queries last.
     pub wait: Duration,
+    /// Most that the engine may have now.
+    pub allowed: usize,
+    /// That would give each service a blocking query of its own.
+    pub needed: usize,
+    /// What keeps these away, if they are out of reach.
+    pub limit: Option<Limit>,
+}
+
+/// What bounds the number of connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// `consul_connections`.
+    Configured,
+    /// Threads: `pids.max` of control groups, `RLIMIT_NPROC`.
+    Threads,
+    /// Descriptors: `RLIMIT_NOFILE` less `worker_connections`.
+    Descriptors,
+    /// Consul has refused more.
+    Refused,
+}
+
+impl Limit {
+    /// All.
+    pub const ALL: [Limit; 4] =
+        [Limit::Configured, Limit::Threads, Limit::Descriptors, Limit::Refused];
+
+    /// The word for it in the status.
+    pub fn word(self) -> &'static str {
+        match self {
+            Limit::Configured => "consul_connections",
+            Limit::Threads => "threads",
+            Limit::Descriptors => "descriptors",
+            Limit::Refused => "consul",
+        }
+    }
+
+    /// What it is, for a log line.
+    pub(crate) fn what(self) -> &'static str {
+        match self {
+            Limit::Configured => "consul_connections",
+            Limit::Threads => "a quarter of the threads that pids.max and RLIMIT_NPROC leave",
+            Limit::Descriptors => "RLIMIT_NOFILE less worker_connections",
+            Limit::Refused => "Consul, which refused more",
+        }
+    }
 }
 
 /// What became of a published set.
@@ -158,7 +200,7 @@ pub enum Mode {
 }
 
 /// Levels of nginx's error log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Level {
     /// `error`
     Error,

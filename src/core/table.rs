@@ -1,7 +1,7 @@
 //! The table of peers that all processes share: a slice of words in nginx's shared zone.
 //!
 //! ```text
-//! header │ verdicts │ orders │ lanes │ entries │ slots │ arena
+//! header │ verdicts │ overrides │ lanes │ entries │ slots │ arena
 //! ```
 //!
 //! * An **entry** is one target (a selection of a service's instances): its generation and where
@@ -15,7 +15,7 @@
 //!   it, so when a worker is killed its column is all there is to clear.
 //! * A **permit**, in an entry or a slot, lets a request try what has failed ([`permits`]).
 //! * A **verdict** says what became of a name that a request asked for ([`verdicts`]).
-//! * An **order** is what an operator wants of an instance or a target ([`orders`]).
+//! * An **override** is what an operator wants of an instance or a selection ([`overrides`]).
 //!
 //! Which parts of the arena and which slots are free is not stored anywhere: it follows from the
 //! entries. So a publisher may be killed at any instruction, and the next one has nothing to
@@ -38,8 +38,8 @@ mod machine;
 mod machine;
 #[cfg(all(test, loom))]
 mod model;
-pub mod orders;
 pub mod outage;
+pub mod overrides;
 pub mod permits;
 pub mod publish;
 pub mod read;
@@ -52,8 +52,8 @@ pub use asked::Withheld;
 pub use entry::{Freshness, Mode, Named};
 pub use failures::{Limits, PROBE_PACE};
 pub use history::Changed;
-pub use orders::{Action, NotGiven, Order, Overrides, Subject};
 pub use outage::Outage;
+pub use overrides::{Action, NotSet, Override, Overrides};
 pub use permits::Permit;
 pub use publish::Full;
 pub use read::Image;
@@ -85,14 +85,17 @@ const H_CONNECTIONS_ENDING: usize = 12;
 const H_CONNECTIONS_OWNER: usize = 13;
 /// See [`Table`].
 const H_LANE_WORDS: usize = 14;
-/// Cells of orders up to the last one that is in use.
-const H_ORDERS: usize = 15;
+/// The list of overrides in force: its number, whose last bit says in which area it is, and in the
+/// lower half its bytes.
+const H_OVERRIDES: usize = 15;
 /// Counts what workers ask of worker 0 ([`asked`]).
 const H_ASKED: usize = 16;
-/// 1 once orders were restored, or there were none to restore.
-const H_ORDERS_BEGUN: usize = 17;
+/// 1 once overrides were restored, or there were none to restore.
+const H_OVERRIDES_BEGUN: usize = 17;
 /// Counts instances that answer again after they had failed.
 const H_RECOVERIES: usize = 18;
+/// How many connections to Consul are allowed, and why not more ([`ledger`]).
+const H_CONNECTIONS_PLAN: usize = 19;
 
 /// Most lanes, for 256 workers and their successors.
 const MAX_LANES: usize = 512;
@@ -114,8 +117,8 @@ pub struct Table<'z> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Layout {
     verdicts: usize,
-    orders: usize,
-    order_count: usize,
+    overrides: usize,
+    override_count: usize,
     /// Up to the entries.
     lanes: usize,
     entries: usize,
@@ -131,9 +134,9 @@ impl Layout {
     fn new(words: usize, lanes: usize) -> Option<Layout> {
         let entry_count = entries_in(words * 8);
         let slot_words = slots::WORDS + lanes / 2;
-        let orders = HEADER + entry_count * verdicts::WORDS_PER_ENTRY;
-        let order_count = entry_count.min(orders::MAX);
-        let first_lane = orders + order_count * orders::WORDS;
+        let overrides = HEADER + entry_count * verdicts::WORDS_PER_ENTRY;
+        let override_count = entry_count.min(overrides::MAX);
+        let first_lane = overrides + override_count * overrides::WORDS;
         let entries = first_lane + lanes;
         let slots = entries + entry_count * entry::WORDS;
         // Two sevenths of what is left for slots: a slot is about 40 % of what an instance takes,
@@ -142,8 +145,8 @@ impl Layout {
         let arena = slots + slot_count * slot_words;
         (slot_count > 0 && words > arena && words <= u32::MAX as usize).then_some(Layout {
             verdicts: HEADER,
-            orders,
-            order_count,
+            overrides,
+            override_count,
             lanes: first_lane,
             entries,
             entry_count,

@@ -6,7 +6,7 @@
 use std::ffi::{c_char, c_void};
 
 use nginx_consul_core::control::{
-    Arguments, Body, MAX_BODY, Refusal, Route, Verb, check_origin, route,
+    Arguments, Body, MAX_BODY, Refusal, Route, Verb, check_origin, route, to_json,
 };
 use nginx_sys::{
     NGX_HTTP_DELETE, NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_PATCH,
@@ -17,14 +17,14 @@ use nginx_sys::{
 
 use crate::conf::{self, HttpConf};
 use crate::ffi::{self, CONF_ERROR, CONF_OK, fence};
+use crate::response;
+use crate::services::Services;
 
 mod act;
-mod answer;
 mod request;
-mod services;
 
-use answer::{Answer, send};
-use request::{body_of, headers_of, path_of, who};
+use act::Answer;
+use request::{body_of, path_of, who};
 
 const FAILED: ngx_int_t = NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t;
 const DONE: ngx_int_t = nginx_sys::NGX_DONE as ngx_int_t;
@@ -141,7 +141,7 @@ unsafe fn admit(r: *mut ngx_http_request_t) -> Result<(Verb, Route), Refusal> {
     unsafe {
         let verb = verb((*r).method);
         if verb != Verb::Read {
-            check_origin(&headers_of(r))?;
+            check_origin(|name| ffi::headers(r, name).next())?;
         }
         let route = route(verb, path_of(r)?)?;
         Arguments::parse(ffi::bytes(&(*r).args))?;
@@ -186,18 +186,33 @@ unsafe extern "C" fn with_body(r: *mut ngx_http_request_t) {
 /// # Safety
 ///
 /// `r` is a valid request of the running configuration.
-unsafe fn answer(
-    r: *mut ngx_http_request_t,
-    route: &Route,
-    body: &[u8],
-) -> Result<Answer, Refusal> {
+unsafe fn answer(r: *mut ngx_http_request_t, route: &Route, body: &[u8]) -> Answer {
     // SAFETY: the caller's promise.
     let (http, args, who, log) = unsafe {
         let http = conf::http_conf(nginx_sys::ngx_cycle);
         (http, ffi::bytes(&(*r).args), who(r), (*(*r).connection).log)
     };
     let none = || Refusal::new(404, "ServiceNotFound", "no upstream follows Consul");
-    let services = services::Services::new(http.ok_or_else(none)?).ok_or_else(none)?;
+    let services = http.and_then(Services::new).ok_or_else(none)?;
     let asked = act::Asked { services, arguments: Arguments::parse(args)?, who, log };
     asked.answer(route, body)
+}
+
+/// Sends the response.
+///
+/// # Safety
+///
+/// `r` is a valid request whose header was not sent.
+unsafe fn send(r: *mut ngx_http_request_t, answer: Answer) -> ngx_int_t {
+    let (status, body, allow) = match answer {
+        Ok((status, body)) => (status, to_json(&body), None),
+        Err(refusal) => (refusal.status, refusal.to_json(), refusal.allow),
+    };
+    // SAFETY: the caller's promise.
+    unsafe {
+        if allow.is_some_and(|allow| !response::add_header(r, "Allow", allow)) {
+            return ffi::ERROR;
+        }
+        response::send(r, status.into(), "application/json", vec![body])
+    }
 }

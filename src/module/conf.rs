@@ -132,7 +132,7 @@ impl SrvConf {
 #[derive(Default)]
 pub(crate) struct LocConf {
     /// `consul_status`.
-    pub(crate) status: Option<status::Params>,
+    pub(crate) status: Option<status::Metrics>,
     /// `consul_status ready`.
     pub(crate) ready: Option<Demand>,
 }
@@ -141,6 +141,18 @@ impl HttpConf {
     /// The state file in use.
     pub(crate) fn state_file(&self) -> Option<&StateFile> {
         self.state.as_ref()?.as_ref()
+    }
+
+    /// The blocks that follow Consul.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = &Block> {
+        // SAFETY: blocks of this configuration, which has been read.
+        self.blocks.iter().filter_map(|&block| unsafe { srv_conf(block) }.block.as_deref())
+    }
+
+    /// The blocks whose service requests name.
+    pub(crate) fn named_blocks(&self) -> impl Iterator<Item = &NamedBlock> {
+        // SAFETY: as above.
+        self.named_blocks.iter().filter_map(|&block| unsafe { srv_conf(block) }.named.as_deref())
     }
 
     /// `consul_connections`.

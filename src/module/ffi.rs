@@ -7,8 +7,11 @@ use std::ptr;
 
 use nginx_sys::{
     ngx_array_t, ngx_conf_t, ngx_http_conf_ctx_t, ngx_http_core_loc_conf_t, ngx_http_core_module,
-    ngx_int_t, ngx_module_t, ngx_palloc, ngx_pool_cleanup_t, ngx_pool_t, ngx_str_t,
+    ngx_http_request_t, ngx_int_t, ngx_module_t, ngx_palloc, ngx_pool_cleanup_t, ngx_pool_t,
+    ngx_str_t,
 };
+use ngx::core::NgxStr;
+use ngx::http::Request;
 
 pub(crate) const OK: ngx_int_t = nginx_sys::NGX_OK as ngx_int_t;
 pub(crate) const ERROR: ngx_int_t = nginx_sys::NGX_ERROR as ngx_int_t;
@@ -72,31 +75,6 @@ struct InPool<T> {
 /// `pool` is valid; the value must not be used after the pool is destroyed.
 #[inline]
 pub(crate) unsafe fn make_in_pool<T>(pool: *mut ngx_pool_t, make: impl FnOnce() -> T) -> *mut T {
-    // SAFETY: the caller's promise.
-    unsafe { make_in_pool_for(pool, drop_value::<T>, make) }
-}
-
-/// Drops a `T` that a pool has.
-///
-/// # Safety
-///
-/// `data` is where [`make_in_pool_for`] has put it; the pool calls this once.
-pub(crate) unsafe extern "C" fn drop_value<T>(data: *mut c_void) {
-    // SAFETY: the cleanup was added once, with memory that holds a T.
-    fence((), || unsafe { ptr::drop_in_place(data.cast::<T>()) });
-}
-
-/// As [`make_in_pool`]; `drop` is what drops it, by which the value can be found in the pool.
-///
-/// # Safety
-///
-/// As there; `drop` drops a `T`.
-#[inline]
-pub(crate) unsafe fn make_in_pool_for<T>(
-    pool: *mut ngx_pool_t,
-    drop: unsafe extern "C" fn(*mut c_void),
-    make: impl FnOnce() -> T,
-) -> *mut T {
     const { assert!(align_of::<InPool<T>>() <= nginx_sys::NGX_ALIGNMENT) };
     // SAFETY: `pool` is valid (the caller's promise); ngx_palloc() aligns what it gives. This is
     // ngx_pool_cleanup_add() with one allocation instead of two, since each request has this.
@@ -109,13 +87,23 @@ pub(crate) unsafe fn make_in_pool_for<T>(
         value.write(make());
         let cleanup = &raw mut (*place).cleanup;
         cleanup.write(ngx_pool_cleanup_t {
-            handler: Some(drop),
+            handler: Some(drop_value::<T>),
             data: value.cast(),
             next: (*pool).cleanup,
         });
         (*pool).cleanup = cleanup;
         value
     }
+}
+
+/// Drops a `T` that a pool has.
+///
+/// # Safety
+///
+/// `data` is where [`make_in_pool`] has put it; the pool calls this once.
+unsafe extern "C" fn drop_value<T>(data: *mut c_void) {
+    // SAFETY: the cleanup was added once, with memory that holds a T.
+    fence((), || unsafe { ptr::drop_in_place(data.cast::<T>()) });
 }
 
 /// Moves a value into a pool's care, as [`make_in_pool`] does.
@@ -147,6 +135,24 @@ pub(crate) unsafe fn conf_of<T>(list: *mut *mut c_void, module: *const ngx_modul
 pub(crate) unsafe fn http_context<'a>(cf: *mut ngx_conf_t) -> &'a ngx_http_conf_ctx_t {
     // SAFETY: within http{}, `cf.ctx` is an ngx_http_conf_ctx_t that lives as long as the cycle.
     unsafe { &*(*cf).ctx.cast::<ngx_http_conf_ctx_t>() }
+}
+
+/// The headers of this name that a request has.
+///
+/// # Safety
+///
+/// `r` is a valid request that lives as long as `'a`.
+pub(crate) unsafe fn headers<'a>(
+    r: *mut ngx_http_request_t,
+    name: &'static str,
+) -> impl Iterator<Item = &'a [u8]> {
+    // SAFETY: the caller's promise.
+    let request: &'a Request = unsafe { Request::from_ngx_http_request(r) };
+    let headers = request.headers_in_iterator();
+    let of_name = move |(key, value): (&'a NgxStr, &'a NgxStr)| {
+        key.as_bytes().eq_ignore_ascii_case(name.as_bytes()).then_some(value.as_bytes())
+    };
+    headers.filter_map(of_name)
 }
 
 /// nginx's own configuration of the location that a directive stands in.

@@ -38,15 +38,19 @@ pub(crate) unsafe fn ask(
         own.take_lines();
         let shared: Arc<dyn Sink> = own.clone();
         first_answers(plan, &shared, needed, timeout);
-        let lines: Vec<u8> = own.take_lines().iter().flat_map(encode).collect();
-        u8::from(out.write_all(&lines).is_err())
+        let lines = own.take_lines();
+        let encoded = lines.iter().flat_map(postcard::to_stdvec).flatten();
+        u8::from(out.write_all(&encoded.collect::<Vec<u8>>()).is_err())
     };
     // SAFETY: the caller's promise.
     let outcome = unsafe { child::run(Some(timeout.saturating_add(GRACE)), work) };
     let why = match outcome {
         Ok(outcome) => {
-            for line in decode(&outcome.told) {
-                sink.log(line.level, line.text);
+            let mut told = &outcome.told[..];
+            // The last line may be cut off: the child may have been killed while it wrote.
+            while let Ok(((level, line), rest)) = postcard::take_from_bytes::<Line>(told) {
+                sink.log(level, line);
+                told = rest;
             }
             match outcome.end {
                 End::Status(0) | End::Unknown => return,
@@ -58,29 +62,4 @@ pub(crate) unsafe fn ask(
         Err(error) => format!("no process to ask for them: {error}"),
     };
     sink.log(Level::Error, format!("first answers may be missing ({why}), going on"));
-}
-
-const LEVELS: [Level; 4] = [Level::Error, Level::Warn, Level::Notice, Level::Info];
-
-/// A line as the child writes it: level, length, text.
-fn encode(line: &Line) -> Vec<u8> {
-    let level = LEVELS.iter().position(|level| *level == line.level).unwrap_or(0);
-    let mut bytes = vec![level as u8];
-    bytes.extend((line.text.len() as u32).to_ne_bytes());
-    bytes.extend(line.text.as_bytes());
-    bytes
-}
-
-/// The whole lines of what the child has written; it may have been killed while it did.
-fn decode(mut told: &[u8]) -> Vec<Line> {
-    let mut lines = Vec::new();
-    while let Some((head, rest)) = told.split_first_chunk::<5>() {
-        let [level, length @ ..] = *head;
-        let length = u32::from_ne_bytes(length) as usize;
-        let Some((text, rest)) = rest.split_at_checked(length) else { break };
-        let level = LEVELS.get(usize::from(level)).copied().unwrap_or(Level::Error);
-        lines.push(Line { level, text: String::from_utf8_lossy(text).into_owned() });
-        told = rest;
-    }
-    lines
 }

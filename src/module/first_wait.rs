@@ -3,6 +3,7 @@
 //! A balancer can't: its `peer.init` has to know the peers at once. So the request waits before, in
 //! nginx's precontent phase, where access was granted already.
 
+use std::cell::Cell;
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
 use std::ptr;
@@ -39,12 +40,26 @@ const PROXIES: [&CStr; 6] = [
     c"ngx_http_memcached_module",
 ];
 
+/// How often a single request looks whether there is an answer, milliseconds.
+const LOOK: usize = 4;
+
+thread_local! {
+    /// Requests of this worker that wait.
+    static WAITING: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How often a waiting request looks whether there is an answer, milliseconds: the less often the
+/// more of them there are.
+fn look_every() -> usize {
+    LOOK + WAITING.get() / 64
+}
+
 /// A request that waits, or has waited.
 struct Waiting {
     request: *mut ngx_http_request_t,
     block: *const NamedBlock,
     /// For whom; `None` once it is over.
-    key: Option<u128>,
+    service: Option<New>,
     until: usize,
     /// It has waited in vain.
     is_late: bool,
@@ -229,8 +244,8 @@ unsafe fn wait(
             None => {
                 let timer = MaybeUninit::zeroed().assume_init();
                 let until = now + block.first_wait.as_millis() as usize;
-                let (key, is_late) = (None, false);
-                let new = Box::new(Waiting { request: r, block, key, until, is_late, timer });
+                let (service, is_late) = (None, false);
+                let new = Box::new(Waiting { request: r, block, service, until, is_late, timer });
                 let Some(new) = give_to_pool((*r).pool, new).as_mut() else { return ERROR };
                 let new = &mut **new;
                 new.timer.handler = Some(look);
@@ -255,11 +270,11 @@ unsafe fn wait(
             block.pattern().name()
         );
         waiting.block = block;
-        waiting.key = Some(new_service.key);
-        block.begin_wait(new_service);
+        waiting.service = Some(new_service);
+        WAITING.set(WAITING.get() + 1);
         (*r).read_event_handler = Some(ngx_http_test_reading);
         (*r).write_event_handler = Some(ngx_http_request_empty_handler);
-        ngx_add_timer(&mut waiting.timer, block.look_every());
+        ngx_add_timer(&mut waiting.timer, look_every());
     }
     OK
 }
@@ -270,10 +285,10 @@ extern "C" fn look(event: *mut ngx_event_t) {
         // SAFETY: set in wait(); the request has not ended, or the timer would be gone.
         unsafe {
             let waiting = &mut *(*event).data.cast::<Waiting>();
-            let Some(key) = waiting.key else { return };
+            let Some(service) = &waiting.service else { return };
             let is_late = ngx_current_msec as isize - waiting.until as isize >= 0;
-            if !is_late && !(*waiting.block).is_answered(key) {
-                ngx_add_timer(&mut waiting.timer, (*waiting.block).look_every());
+            if !is_late && !(*waiting.block).is_answered(service) {
+                ngx_add_timer(&mut waiting.timer, look_every());
                 return;
             }
             waiting.end();
@@ -296,9 +311,8 @@ extern "C" fn look(event: *mut ngx_event_t) {
 
 impl Waiting {
     fn end(&mut self) {
-        if let Some(key) = self.key.take() {
-            // SAFETY: the configuration outlives the request.
-            unsafe { (*self.block).end_wait(key) };
+        if self.service.take().is_some() {
+            WAITING.set(WAITING.get() - 1);
         }
     }
 }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nginx_consul_core::model::PeerSet;
-use nginx_consul_core::named::Book;
+use nginx_consul_core::named::ServiceStore;
 use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::state::{Mark, Saved};
 use nginx_consul_core::sync::{Connections, Level, Mode, Plan, Published, Report, Sink};
-use nginx_consul_core::table::{self, Image, Named, Table, Verdict, Withheld, orders};
+use nginx_consul_core::table::{self, Image, Named, Table, Verdict, Withheld, overrides};
 use parking_lot::{Mutex, RwLock};
 
 use crate::log::Line;
@@ -93,7 +93,7 @@ impl TableSink {
                 );
             });
             if let Ok(entry) = entry {
-                let scope = orders::scope(&query.service, query.datacenter.as_deref());
+                let scope = overrides::scope(&query.service, query.datacenter.as_deref());
                 table.note_scope(entry, scope);
             }
             (entry.ok(), key)
@@ -117,8 +117,7 @@ impl TableSink {
         let mut lines = self.lines.lock();
         let mut taken: Vec<Line> = lines.waiting.drain(..).collect();
         if lines.dropped > 0 {
-            let text = format!("{} log lines dropped", lines.dropped);
-            taken.push(Line { level: Level::Warn, text });
+            taken.push((Level::Warn, format!("{} log lines dropped", lines.dropped)));
             lines.dropped = 0;
         }
         taken
@@ -180,6 +179,20 @@ impl TableSink {
             let number = named.numbers.get(&key).copied();
             number.filter(|number| named.places.get(number) == Some(&(entry, key)))
         })
+    }
+
+    /// The targets of services that requests have named: number, key and service.
+    pub(crate) fn named_targets(&self) -> Vec<(usize, u128, Named)> {
+        let held = self.with_table(|table| {
+            let entry = |entry| Some((entry, table.key(entry), table.named(entry)?));
+            (0..table.entry_capacity()).filter_map(entry).collect::<Vec<_>>()
+        });
+        let mut held = held.unwrap_or_default();
+        let mut named = self.named.write();
+        for (number, key, _) in &mut held {
+            *number = named.number(*number, *key, self.entries.len());
+        }
+        held
     }
 
     /// Whether an operator wants the set to stay as it is; notes what `set` would change.
@@ -280,7 +293,7 @@ impl Sink for TableSink {
     fn log(&self, level: Level, text: String) {
         let mut lines = self.lines.lock();
         if lines.waiting.len() < MAX_LINES {
-            lines.waiting.push_back(Line { level, text });
+            lines.waiting.push_back((level, text));
         } else {
             lines.dropped += 1;
         }
@@ -297,14 +310,6 @@ impl Sink for TableSink {
         self.with(target, |table, entry, _| table.has_data(entry)).unwrap_or(false)
     }
 
-    fn traffic(&self, target: usize) -> u64 {
-        let picks = self.with(target, |table, entry, key| {
-            let image = table.read_records(entry, key)?;
-            Some(image.records.iter().map(|record| table.slot(record.place).picks()).sum())
-        });
-        picks.flatten().unwrap_or(0)
-    }
-
     fn engine_starts(&self) {
         self.with_table(|table| table.take_over_connections(self.me, now_ms()));
     }
@@ -318,45 +323,34 @@ impl Sink for TableSink {
     }
 }
 
-impl Book for TableSink {
-    fn open(&self, service: &Named, key: u128) -> Result<usize, String> {
+impl ServiceStore for TableSink {
+    fn add(&self, service: &Named, key: u128) -> Result<usize, String> {
         let claimed = self.with_table(|table| table.claim_named(key, (service, now_ms()), self.me));
         let entry = claimed.ok_or_else(|| "nginx ends".to_owned())?.map_err(full)?;
         Ok(self.named.write().number(entry, key, self.entries.len()))
     }
 
-    fn close(&self, target: usize) {
+    fn remove(&self, target: usize) {
         self.with(target, |table, entry, key| table.release(entry, key, self.me));
         self.refused.lock().remove(&target);
         self.named.write().remove(target);
     }
 
-    fn is_open(&self, target: usize) -> bool {
-        self.with(target, |_, _, _| ()).is_some()
+    fn lacks_room(&self, target: usize) -> bool {
+        self.refused.lock().contains_key(&target)
     }
 
-    fn last_used(&self, target: usize) -> u64 {
-        self.with(target, |table, entry, _| table.last_used(entry)).unwrap_or(0)
+    fn unused_for(&self, target: usize) -> Duration {
+        let used = self.with(target, |table, entry, _| table.last_used(entry)).unwrap_or(0);
+        Duration::from_millis(now_ms().saturating_sub(used))
     }
 
-    fn rule(&self, key: u128, verdict: Verdict, until_ms: u64) {
-        self.with_table(|table| table.note_verdict(key, verdict, until_ms));
+    fn record_lookup(&self, key: u128, verdict: Verdict, valid: Duration) {
+        self.with_table(|table| table.note_verdict(key, verdict, now_ms(), valid));
     }
 
-    fn named(&self) -> Vec<(usize, u128, Named)> {
-        let held = self.with_table(|table| {
-            let entry = |entry| Some((entry, table.key(entry), table.named(entry)?));
-            (0..table.entry_capacity()).filter_map(entry).collect::<Vec<_>>()
-        });
-        let mut held = held.unwrap_or_default();
-        let mut named = self.named.write();
-        for (number, key, _) in &mut held {
-            *number = named.number(*number, *key, self.entries.len());
-        }
-        held
-    }
-
-    fn now_ms(&self) -> u64 {
-        now_ms()
+    fn services(&self) -> Vec<(Named, usize)> {
+        let targets = self.named_targets().into_iter();
+        targets.map(|(number, _, service)| (service, number)).collect()
     }
 }

@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nginx_consul_core::named::{Answerer, Book, Templates};
+use nginx_consul_core::named::{ServiceStore, Templates};
 use nginx_consul_core::state::saver::name;
 use nginx_consul_core::state::{LoadError, Mark, Saved, Source, State, file, peers_of};
 use nginx_consul_core::status;
 use nginx_consul_core::sync::{Level, Plan, Sink, Target};
-use nginx_consul_core::table::{Named, Order, Table, Verdict};
+use nginx_consul_core::table::{Named, Override, Table, Verdict};
 
 use crate::conf::args::{self, Args, Parsed};
 use crate::sink::{TableSink, now_ms};
@@ -52,7 +52,7 @@ impl StateFile {
     }
 
     /// Publishes what the file knows of the targets that have no data. Gives what it knows of them
-    /// but is too old, for the file's next version. Orders are taken from it if the zone `is_new`.
+    /// but is too old, for the file's next version. Overrides are taken from it if the zone `is_new`.
     pub(crate) fn restore(
         &self,
         plan: &Plan,
@@ -70,7 +70,7 @@ impl StateFile {
         sink.with_table(|table| table.note_state_written(state.written_ms));
         let (mut kept, now) = (Vec::new(), now_ms());
         if is_new {
-            self.restore_orders(&state.orders, now, sink);
+            self.restore_overrides(state.overrides, now, sink);
         }
         for saved in state.targets {
             if saved.template.is_some() {
@@ -95,18 +95,17 @@ impl StateFile {
     }
 
     /// What operators had ordered of instances.
-    fn restore_orders(&self, orders: &[Order], now: u64, sink: &TableSink) {
-        let in_force = orders.iter().filter(|order| order.is_in_force(now));
-        let orders: Vec<Order> = in_force.cloned().collect();
-        if orders.is_empty() {
+    fn restore_overrides(&self, mut overrides: Vec<Override>, now: u64, sink: &TableSink) {
+        overrides.retain(|held| held.is_in_force(now));
+        if overrides.is_empty() {
             return;
         }
-        let (name, count) = (name(&self.path), orders.len());
-        match sink.with_table(|table| table.give_orders(&orders, sink.me())) {
+        let (name, count) = (name(&self.path), overrides.len());
+        match sink.with_table(|table| table.set_overrides(&overrides, sink.me())) {
             Some(Err(why)) => {
-                sink.log(Level::Error, format!("{name}: {count} orders are not taken ({why})"));
+                sink.log(Level::Error, format!("{name}: {count} overrides are not taken ({why})"));
             }
-            _ => sink.log(Level::Notice, format!("{name}: {count} orders about instances taken")),
+            _ => sink.log(Level::Notice, format!("{name}: {count} overrides of instances taken")),
         }
     }
 
@@ -124,10 +123,10 @@ impl StateFile {
         let Some(template) = templates.admit(&service) else { return };
         let places = template.places(name, plan);
         let Some(place) = places.iter().find(|place| place.key == saved.key) else { return };
-        match sink.open(&service, place.key) {
+        match sink.add(&service, place.key) {
             Ok(number) => {
                 self.publish((number, &place.target), saved, now, sink);
-                sink.rule(template.verdict_key(name), Verdict::Followed, Answerer::FOR_EVER_MS);
+                sink.record_lookup(template.verdict_key(name), Verdict::Followed, Duration::MAX);
             }
             Err(why) => {
                 let (service, name) = (name.escape_debug(), self::name(&self.path));
@@ -243,7 +242,7 @@ impl Source for TableSource {
     fn marks(&self) -> Option<Vec<Mark>> {
         let leads = self.sink.with_table(|table| table.is_led_by(self.sink.me()));
         let mark = |target| self.sink.mark(target).unwrap_or_default();
-        let named = self.sink.named().into_iter().map(|(number, ..)| number);
+        let named = self.sink.named_targets().into_iter().map(|(number, ..)| number);
         let all = (0..self.plan.targets.len()).chain(named);
         (leads == Some(true)).then(|| all.map(mark).collect())
     }
@@ -259,7 +258,7 @@ impl Source for TableSource {
             }
             targets.push(self.saved_target((number, key), &target.query.service, None)?);
         }
-        for (number, key, named) in self.sink.named() {
+        for (number, key, named) in self.sink.named_targets() {
             // Dropped meanwhile, or without an answer yet.
             if self.sink.mark(number).is_some() {
                 targets.push(self.saved_target(
@@ -269,8 +268,9 @@ impl Source for TableSource {
                 )?);
             }
         }
-        let orders = self.sink.with_table(|table| table.orders()).unwrap_or_default();
-        Some(State { written_ms: now_ms(), targets, orders })
+        let mut overrides = self.sink.with_table(|table| table.all_overrides())??;
+        overrides.retain(|held| held.selection.is_none());
+        Some(State { written_ms: now_ms(), targets, overrides })
     }
 
     fn saved(&self, outcome: Result<u64, &io::Error>) {

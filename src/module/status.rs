@@ -8,20 +8,28 @@ use nginx_sys::{
     NGX_HTTP_OK, ngx_command_t, ngx_conf_t, ngx_http_request_t, ngx_int_t,
 };
 
-use crate::conf::args::duplicate;
+use crate::conf::args::{Parsed, duplicate};
 use crate::conf::commands::finish;
 use crate::conf::{self, LocConf};
 use crate::ffi::{self, CONF_ERROR, ERROR, fence};
 use crate::{ready, response};
 use collect::Walk;
-use params::Metrics;
 
 mod collect;
-mod params;
 mod send;
 mod service;
 
-pub(crate) use params::Params;
+pub(crate) use service::service;
+
+/// `metrics=`: what Prometheus gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Metrics {
+    /// Nothing for each peer: as many series as the configuration has services.
+    Service,
+    /// Also some for each peer.
+    #[default]
+    Peer,
+}
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
@@ -47,9 +55,29 @@ pub(crate) extern "C" fn ngx_http_consul_status(
                 return finish(cf, demand.map(|demand| conf.ready = Some(demand)));
             }
             (*core).handler = Some(ngx_http_consul_status_handler);
-            finish(cf, Params::set(&mut conf.status, &words))
+            finish(cf, parse(&words[1..]).map(|metrics| conf.status = Some(metrics)))
         }
     })
+}
+
+/// Reads the words of the directive that follow its name.
+fn parse(words: &[&[u8]]) -> Parsed<Metrics> {
+    let mut metrics = None;
+    for word in words {
+        let wrong = |what| {
+            let parameter = String::from_utf8_lossy(word);
+            format!("{what} parameter \"{parameter}\" in \"consul_status\" directive")
+        };
+        let found = match *word {
+            b"metrics=service" => Metrics::Service,
+            b"metrics=peer" => Metrics::Peer,
+            _ => return Err(wrong("invalid")),
+        };
+        if metrics.replace(found).is_some() {
+            return Err(wrong("duplicate"));
+        }
+    }
+    Ok(metrics.unwrap_or_default())
 }
 
 pub(crate) extern "C" fn ngx_http_consul_status_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
@@ -77,12 +105,11 @@ unsafe fn answer(r: *mut ngx_http_request_t, ask: Ask) -> ngx_int_t {
     // SAFETY: the caller's promise; the cycle is the one that the worker runs.
     unsafe {
         let Some(http) = conf::http_conf(nginx_sys::ngx_cycle) else { return ERROR };
-        let params = conf::loc_conf(r).status.unwrap_or_default();
-        let with_peers = params.metrics == Metrics::Peer;
-        let Some(document) = status::document(ask.format, with_peers) else {
+        let with_peers = conf::loc_conf(r).status.unwrap_or_default() == Metrics::Peer;
+        if ask.format == Format::Html {
             return page(r);
-        };
-        let Some(walk) = Walk::new(http, ask.service, document) else {
+        }
+        let Some(walk) = Walk::new(http, ask.service, (ask.format, with_peers)) else {
             let (kind, text) = match ask.format {
                 Format::Json => ("application/json", "{\"error\":\"no such service\"}\n"),
                 _ => (TEXT, "no such service\n"),
@@ -103,11 +130,8 @@ unsafe fn page(r: *mut ngx_http_request_t) -> ngx_int_t {
     let page = status::page();
     // SAFETY: the caller's promise.
     unsafe {
-        let request = ngx::http::Request::from_ngx_http_request(r);
-        for (name, value) in page.headers() {
-            if request.add_header_out(name, value).is_none() {
-                return ERROR;
-            }
+        if !page.headers().iter().all(|(name, value)| response::add_header(r, name, value)) {
+            return ERROR;
         }
         let body = vec![page.body.clone().into_bytes()];
         response::send(r, NGX_HTTP_OK, Format::Html.content_type(), body)
@@ -121,10 +145,6 @@ unsafe fn page(r: *mut ngx_http_request_t) -> ngx_int_t {
 /// `r` is a valid request.
 unsafe fn accept(r: *mut ngx_http_request_t) -> String {
     // SAFETY: the caller's promise.
-    let request = unsafe { ngx::http::Request::from_ngx_http_request(r) };
-    let accepts = request
-        .headers_in_iterator()
-        .filter(|(name, _)| name.as_bytes().eq_ignore_ascii_case(b"accept"))
-        .map(|(_, value)| value.to_string_lossy().into_owned());
-    accepts.collect::<Vec<_>>().join(",")
+    let accepts = unsafe { ffi::headers(r, "accept") };
+    accepts.map(String::from_utf8_lossy).collect::<Vec<_>>().join(",")
 }

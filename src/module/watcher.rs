@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nginx_consul_core::named::{Answerer, Templates};
+use nginx_consul_core::named::{ServiceResolver, Templates};
 use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::state::{Saved, Saver};
 use nginx_consul_core::sync::{Engine, Plan, Sink};
@@ -20,14 +20,14 @@ use nginx_sys::{
 
 use crate::conf::{self, HttpConf};
 use crate::ffi::{OK, fence};
-use crate::orders::Orders;
+use crate::overrides::Resync;
 use crate::peer::{Guard, Worker, end_keepalive};
 use crate::signals::SignalsBlocked;
 use crate::sink::TableSink;
 use crate::state::{self, TableSource};
 use crate::timer::Timer;
 use crate::workers_user::Workers;
-use crate::{channel, first, orders, reach, zone};
+use crate::{channel, first, overrides, reach, zone};
 
 /// How often worker 0 writes the threads' log lines and looks whether it is to end, milliseconds.
 const TICK: usize = 100;
@@ -52,14 +52,14 @@ struct Watch {
     keys: Vec<u128>,
     engine: Option<Arc<Engine>>,
     /// Only with services that requests name.
-    answerer: Option<Answerer>,
+    resolver: Option<ServiceResolver>,
     /// With `consul_state`: where, and the thread that writes it.
     state: Option<(PathBuf, Arc<TableSource>)>,
     saver: Option<Saver>,
     sink: Arc<TableSink>,
     timer: Timer,
     ticks: u32,
-    orders: Orders,
+    resync: Resync,
 }
 
 thread_local! {
@@ -119,7 +119,7 @@ pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) ->
             // SAFETY: nginx's master has no other threads, nor has the only process without one yet.
             unsafe { first::ask(plan, table, &needed, timeout, &sink) };
         }
-        let is_new = table.begin_orders();
+        let is_new = table.begin_overrides();
         let kept = http
             .state_file()
             .map(|state| state.restore(plan, http.templates.as_deref(), (&sink, is_new)));
@@ -137,7 +137,7 @@ pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) ->
 unsafe fn write_lines(sink: &TableSink, log: *mut ngx_log_t) {
     for line in sink.take_lines() {
         // SAFETY: the caller's promise.
-        unsafe { line.write(log) };
+        unsafe { crate::log::write(log, &line) };
     }
 }
 
@@ -165,18 +165,8 @@ pub(crate) extern "C" fn ngx_http_consul_init_process(cycle: *mut ngx_cycle_t) -
             );
         }
         let watch = (is_single || number == 0).then(|| Watch::start(http, plan, table));
-        for &upstream in &http.blocks {
-            // SAFETY: a block of the configuration.
-            if let Some(block) = unsafe { &conf::srv_conf(upstream).block } {
-                block.start(worker);
-            }
-        }
-        for &upstream in &http.named_blocks {
-            // SAFETY: a block of the configuration.
-            if let Some(block) = unsafe { &conf::srv_conf(upstream).named } {
-                block.start(worker);
-            }
-        }
+        http.blocks().for_each(|block| block.start(worker));
+        http.named_blocks().for_each(|block| block.start(worker));
         RUNNING.set(Some(Running { worker, watch }));
         OK
     })
@@ -247,16 +237,16 @@ impl Watch {
             templates,
             keys,
             engine: None,
-            answerer: None,
+            resolver: None,
             state,
             saver: None,
             sink,
             timer,
             ticks: 0,
-            orders: Orders::default(),
+            resync: Resync::default(),
         };
         watch.start_engine(table);
-        watch.start_answerer();
+        watch.start_resolver();
         watch.start_saver();
         watch
     }
@@ -266,7 +256,10 @@ impl Watch {
     fn start_engine(&mut self, table: Table<'static>) {
         table.lead(ProcessId::own());
         let _blocked = SignalsBlocked::new();
-        self.engine = Engine::start(Arc::clone(&self.plan), self.sink.clone())
+        // SAFETY: a worker's cycle lives as long as the worker.
+        let connections = unsafe { (*ngx_cycle).connection_n };
+        let (plan, sink) = (Arc::clone(&self.plan), self.sink.clone());
+        self.engine = Engine::start_within(plan, sink, Some(connections))
             .map(Arc::new)
             .map_err(|e| {
                 let log = log();
@@ -280,8 +273,8 @@ impl Watch {
     }
 
     /// Starts to look up the names that requests ask for.
-    fn start_answerer(&mut self) {
-        self.answerer = None;
+    fn start_resolver(&mut self) {
+        self.resolver = None;
         let Some(((templates, engine), channel)) =
             self.templates.clone().zip(self.engine.clone()).zip(channel::get())
         else {
@@ -289,8 +282,8 @@ impl Watch {
         };
         let _blocked = SignalsBlocked::new();
         let plan = Arc::clone(&self.plan);
-        let started = Answerer::start(templates, plan, channel, self.sink.clone(), engine);
-        self.answerer = started
+        let started = ServiceResolver::start(templates, plan, channel, self.sink.clone(), engine);
+        self.resolver = started
             .map_err(|e| {
                 let log = log();
                 ngx::ngx_log_error!(
@@ -328,10 +321,10 @@ impl Watch {
                 engine.stop();
             }
             self.start_engine(table);
-            self.start_answerer();
+            self.start_resolver();
         }
         self.start_saver();
-        orders::check(table, &self.sink);
+        overrides::check(table, &self.sink);
         if self.ticks == RETAIN_TICKS || (self.ticks < RETAIN_TICKS && self.sink.is_short_of_room())
         {
             retain(table, &self.keys, self.templates.as_deref());
@@ -340,8 +333,8 @@ impl Watch {
 
     fn end(&mut self) {
         self.timer.stop();
-        if let Some(answerer) = self.answerer.take() {
-            answerer.join(JOIN);
+        if let Some(resolver) = self.resolver.take() {
+            resolver.join(JOIN);
         }
         if let Some(engine) = self.engine.take() {
             engine.stop();
@@ -372,13 +365,13 @@ fn tick() -> bool {
             if let Some(engine) = &watch.engine {
                 engine.stop();
             }
-            watch.answerer = None;
+            watch.resolver = None;
             if let Some(saver) = &watch.saver {
                 saver.stop();
             }
             return false;
         }
-        fence((), || watch.orders.ask(worker.table, &watch.sink, watch.engine.as_deref()));
+        fence((), || watch.resync.ask(worker.table, &watch.sink, watch.engine.as_deref()));
         watch.ticks = watch.ticks.saturating_add(1);
         if watch.ticks % CHECK_TICKS == 0 {
             fence((), || watch.check(worker.table));

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use ureq::{Agent, Body, Timeout};
 
 pub use answer::Answer;
@@ -14,7 +15,7 @@ use rights::token_rights;
 
 use crate::consul::query::{self, ReadFrom, View};
 use crate::consul::token::CurrentToken;
-use crate::consul::transport::{ConnectError, Dial, DialConnector, NoResolver};
+use crate::consul::transport::{ConnectError, Dial, DialConnector, LastDial, NoResolver, is_reset};
 use crate::model::{Query, Source};
 use crate::stop::Stop;
 use crate::sync::Endpoint;
@@ -29,6 +30,8 @@ const BODY: Duration = Duration::from_secs(30);
 /// Connections from one loopback address: two engines' and some others' are within the 200 that
 /// Consul allows by default.
 const PER_ADDRESS: usize = 80;
+/// Time after connecting in which a close or reset is a refusal.
+const AT_ONCE: Duration = Duration::from_secs(1);
 /// How much of an error's body is read, and quoted, in bytes.
 const MAX_ERROR_BODY: u64 = 4096;
 const MAX_ERROR_QUOTE: usize = 200;
@@ -90,9 +93,21 @@ pub enum Error {
     /// The body ended early.
     #[error("answer broke off ({0})")]
     BrokeOff(String),
+    /// Reset.
+    #[error("{0}")]
+    Reset(String),
     /// Not HTTP.
     #[error("{0}")]
     Other(String),
+}
+
+/// What an error says of the number of connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// A new connection was refused: HTTP 429, or closed or reset within a second.
+    Refused(String),
+    /// A blocking query was cut off.
+    Lost,
 }
 
 /// Asks servers, over one connection. For one thread.
@@ -103,6 +118,7 @@ pub struct Client {
     probed: Option<Line>,
     /// Where connections to an agent on this machine come from.
     source: Option<Ipv4Addr>,
+    trouble: Option<Trouble>,
 }
 
 /// The server in use.
@@ -118,7 +134,7 @@ struct Line {
 impl Client {
     /// Requests are aborted when `stop` is raised.
     pub fn new(stop: Arc<Stop>) -> Self {
-        Client { stop, line: None, probed: None, source: None }
+        Client { stop, line: None, probed: None, source: None, trouble: None }
     }
 
     /// One of many: Consul bounds the connections from one address, but this machine has more of
@@ -139,15 +155,23 @@ impl Client {
         if self.stop.is_raised() {
             return Err(Error::Stopped);
         }
-        let answer = self.line(request.endpoint, request.server).get(request);
+        let line = self.line(request.endpoint, request.server);
+        let answer = line.get(request);
+        let trouble = answer.as_ref().err().and_then(|error| line.trouble(error, request));
         // An aborted read can look like the end of a body.
         if self.stop.is_raised() {
             return Err(Error::Stopped);
         }
+        self.trouble = self.trouble.take().or(trouble);
         if !matches!(answer, Ok(_) | Err(Error::Status { .. })) {
             self.close();
         }
         answer
+    }
+
+    /// What the errors since the last time say of the number of connections.
+    pub fn take_trouble(&mut self) -> Option<Trouble> {
+        self.trouble.take()
     }
 
     /// Asks over a connection of its own; the one in use stays open. [`Client::end_probe`] is owed.
@@ -157,7 +181,9 @@ impl Client {
     /// See [`Error`].
     pub fn probe(&mut self, request: Request<'_>) -> Result<Answer, Error> {
         let line = Line::new(request.endpoint, request.server, self.source, &self.stop);
-        let answer = self.probed.insert(line).get(request);
+        let line = self.probed.insert(line);
+        let answer = line.get(request);
+        self.trouble = answer.as_ref().err().and_then(|error| line.trouble(error, request));
         if self.stop.is_raised() { Err(Error::Stopped) } else { answer }
     }
 
@@ -227,6 +253,7 @@ impl Line {
             source,
             stop: Arc::clone(stop),
             allowed: AtomicBool::new(true),
+            last: Mutex::default(),
         });
         let config = Agent::config_builder()
             .proxy(None)
@@ -264,6 +291,22 @@ impl Line {
         self.dial.allowed.store(request.index.is_none(), Ordering::Relaxed);
         let missing = request.query.source == Source::Kv;
         self.fetch(&path, missing, deadline, request.patience.unwrap_or(BODY))
+    }
+
+    /// What an error says of the number of connections.
+    fn trouble(&self, error: &Error, request: Request<'_>) -> Option<Trouble> {
+        let LastDial { at, was_cut } = *self.dial.last.lock();
+        let is_new = at.is_some_and(|at| at.elapsed() < AT_ONCE);
+        // Whoever blocks has been answered over this connection before.
+        let blocks = request.index.is_some();
+        match error {
+            Error::Closed | Error::Reset(_) | Error::BrokeOff(_) if blocks => Some(Trouble::Lost),
+            Error::Status { status: 429, .. } | Error::Closed | Error::Reset(_) if is_new => {
+                Some(Trouble::Refused(error.to_string()))
+            }
+            Error::Connect(text) if was_cut => Some(Trouble::Refused(text.clone())),
+            _ => None,
+        }
     }
 
     /// `missing`: what is not there (404) is an empty list, as Consul has it for keys alone.
@@ -332,6 +375,7 @@ fn failure(error: ureq::Error, deadline: Duration) -> Error {
         ureq::Error::Io(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
             Error::Closed
         }
+        ureq::Error::Io(ref io) if is_reset(io) => Error::Reset(plain(&error)),
         error => Error::Other(plain(&error)),
     }
 }

@@ -122,7 +122,7 @@ pub fn reason_of(error: &Error) -> Option<Reason> {
         Error::Silent(_) | Error::Slow(_) => Reason::Timeout,
         Error::Closed => Reason::Closed,
         Error::BrokeOff(_) => Reason::Truncated,
-        Error::Other(_) => Reason::Protocol,
+        Error::Reset(_) | Error::Other(_) => Reason::Protocol,
     })
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{
@@ -61,6 +62,16 @@ pub(crate) struct Dial {
     pub(crate) stop: Arc<Stop>,
     /// Whether the present request may have a new connection.
     pub(crate) allowed: AtomicBool,
+    pub(crate) last: Mutex<LastDial>,
+}
+
+/// The last connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LastDial {
+    /// When it was there, without TLS.
+    pub(crate) at: Option<Instant>,
+    /// It was closed or reset in the TLS handshake.
+    pub(crate) was_cut: bool,
 }
 
 /// [`Dial`] as ureq wants it.
@@ -171,6 +182,7 @@ impl Dial {
             }
             connected => connected?,
         }
+        *self.last.lock() = LastDial { at: Some(Instant::now()), was_cut: false };
         Ok(socket)
     }
 
@@ -180,8 +192,11 @@ impl Dial {
         let name = self.tls.name_for(host).map_err(|error| tls(&error))?;
         let mut session = ClientConnection::new(config, name).map_err(|error| tls(&error))?;
         while session.is_handshaking() {
-            let done = session.complete_io(&mut socket);
-            done.map_err(|error| self.failure(error, |error| tls(&error)))?;
+            session.complete_io(&mut socket).map_err(|error| {
+                let is_end = error.kind() == io::ErrorKind::UnexpectedEof || is_reset(&error);
+                self.last.lock().was_cut = is_end;
+                self.failure(error, |error| tls(&error))
+            })?;
         }
         Ok(StreamOwned::new(session, socket))
     }
@@ -196,6 +211,11 @@ impl Dial {
             _ => other(error),
         }
     }
+}
+
+/// Whether the other side has reset the connection.
+pub(crate) fn is_reset(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }
 
 type TlsStream = StreamOwned<ClientConnection, Socket>;

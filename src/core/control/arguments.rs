@@ -1,7 +1,5 @@
 //! What follows the question mark.
 
-use percent_encoding::percent_decode;
-
 use super::Refusal;
 use crate::text::quote;
 
@@ -22,22 +20,18 @@ impl Arguments {
     /// There is one that means nothing (400): what was to be narrowed would not be.
     pub fn parse(args: &[u8]) -> Result<Arguments, Refusal> {
         let mut arguments = Arguments::default();
-        for arg in args.split(|byte| *byte == b'&').filter(|arg| !arg.is_empty()) {
-            let mut parts = arg.splitn(2, |byte| *byte == b'=');
-            let (name, value) = (parts.next().unwrap_or_default(), parts.next());
-            let value = percent_decode(value.unwrap_or_default()).decode_utf8_lossy();
-            let place = match name {
-                b"upstream" => &mut arguments.upstream,
-                b"node" => &mut arguments.node,
-                _ => {
-                    let name = quote(&String::from_utf8_lossy(name));
+        for (name, value) in form_urlencoded::parse(args) {
+            let place = match &*name {
+                "upstream" => &mut arguments.upstream,
+                "node" => &mut arguments.node,
+                name => {
+                    let name = quote(name);
                     return Err(bad(format!(
                         "there is no argument \"{name}\", only \"upstream\" and \"node\""
                     )));
                 }
             };
             if value.is_empty() || place.replace(value.into_owned()).is_some() {
-                let name = String::from_utf8_lossy(name);
                 return Err(bad(format!("argument \"{name}\" must have one value")));
             }
         }

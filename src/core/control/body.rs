@@ -1,12 +1,15 @@
 //! The body of a request.
 
+use std::num::NonZeroU16;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
 
 use super::Refusal;
 use crate::params;
 use crate::table::Action;
+use crate::text::quote;
 
 /// Largest body, in bytes.
 pub const MAX_BODY: usize = 16 * 1024;
@@ -15,18 +18,14 @@ const LONGEST: Duration = Duration::from_secs(365 * 86_400);
 const SHORTEST: Duration = Duration::from_secs(1);
 
 /// What a request to change something says besides its path.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Body {
-    /// For how long; `None`: until it is lifted.
-    pub expires: Option<Duration>,
-    weight: Option<u16>,
-}
-
-#[derive(Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Raw {
-    expires: Option<String>,
-    weight: Option<u64>,
+pub struct Body {
+    /// For how long; `None`: until it is removed.
+    #[serde(default, deserialize_with = "expires")]
+    pub expires: Option<Duration>,
+    /// Which weight.
+    pub weight: Option<NonZeroU16>,
 }
 
 impl Body {
@@ -46,13 +45,9 @@ impl Body {
         if body.trim_ascii_start().first() != Some(&b'{') {
             return Err(bad("the body must be a JSON object".to_owned()));
         }
-        let raw: Raw = serde_json::from_slice(body).map_err(|e| {
-            // The text quotes what is unknown, which can be long.
-            bad(format!("the body can't be read: {}", crate::text::quote(&e.to_string())))
-        })?;
-        let expires = raw.expires.map(|text| expires(&text)).transpose()?;
-        let weight = raw.weight.map(weight).transpose()?;
-        Ok(Body { expires, weight })
+        // The text quotes what is unknown, which can be long.
+        serde_json::from_slice(body)
+            .map_err(|e| bad(format!("the body can't be read: {}", quote(&e.to_string()))))
     }
 
     /// That it is too long.
@@ -61,63 +56,34 @@ impl Body {
         Refusal::new(413, "BodyTooLarge", text)
     }
 
-    /// What is ordered of an instance, by the last part of the path.
+    /// Sees to it that it says what this action needs and nothing more; `None`: it needs nothing.
     ///
     /// # Errors
     ///
-    /// A weight is missing, or given where it says nothing (400).
-    pub fn action(&self, name: &str) -> Result<Action, Refusal> {
-        let action = match (name, self.weight) {
-            ("weight", Some(weight)) => return Ok(Action::Weight(weight)),
-            ("weight", None) => {
-                return Err(bad("\"weight\" is missing, from 1 to 65535".to_owned()));
+    /// See there (400).
+    pub fn check(&self, action: Option<Action>) -> Result<(), Refusal> {
+        let wrong = match (action, self) {
+            (Some(Action::Weight), Body { weight: None, .. }) => {
+                "\"weight\" is missing, from 1 to 65535"
             }
-            ("drain", _) => Action::Drain,
-            ("down", _) => Action::Down,
-            _ => Action::Up,
+            (Some(Action::Weight), _) => return Ok(()),
+            (_, Body { weight: Some(_), .. }) => "\"weight\" belongs to …/weight",
+            (None, Body { expires: Some(_), .. }) => "\"expires\" means nothing here",
+            _ => return Ok(()),
         };
-        self.without_weight().map(|()| action)
-    }
-
-    /// Sees to it that there is no weight.
-    ///
-    /// # Errors
-    ///
-    /// There is one (400).
-    pub fn without_weight(&self) -> Result<(), Refusal> {
-        match self.weight {
-            Some(_) => Err(bad("\"weight\" belongs to …/weight".to_owned())),
-            None => Ok(()),
-        }
-    }
-
-    /// Sees to it that it says nothing.
-    ///
-    /// # Errors
-    ///
-    /// It does (400).
-    pub fn is_nothing(&self) -> Result<(), Refusal> {
-        self.without_weight()?;
-        match self.expires {
-            Some(_) => Err(bad("\"expires\" means nothing here".to_owned())),
-            None => Ok(()),
-        }
+        Err(bad(wrong.to_owned()))
     }
 }
 
-fn expires(text: &str) -> Result<Duration, Refusal> {
-    let time = params::time(text).filter(|time| (SHORTEST..=LONGEST).contains(time));
-    time.ok_or_else(|| {
-        let shown = crate::text::quote(text);
-        bad(format!(
-            "\"expires\" is a time as \"10m\" or \"1h30m\", from 1s to 1y, not \"{shown}\""
+fn expires<'d, D: Deserializer<'d>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
+    let time = params::time(&text).filter(|time| (SHORTEST..=LONGEST).contains(time));
+    time.map(Some).ok_or_else(|| {
+        D::Error::custom(format_args!(
+            "\"expires\" is a time as \"10m\" or \"1h30m\", from 1s to 1y, not \"{}\"",
+            quote(&text)
         ))
     })
-}
-
-fn weight(number: u64) -> Result<u16, Refusal> {
-    let weight = u16::try_from(number).ok().filter(|weight| *weight > 0);
-    weight.ok_or_else(|| bad(format!("\"weight\" is from 1 to 65535, not {number}")))
 }
 
 fn bad(text: String) -> Refusal {
@@ -139,14 +105,24 @@ mod tests {
         assert_eq!(body(r#"{"expires":null}"#), Body::default());
         let both = body(r#"{"expires":"1h30m","weight":65535}"#);
         assert_eq!(both.expires, Some(Duration::from_secs(5400)));
-        assert_eq!(both.action("weight"), Ok(Action::Weight(65_535)));
-        for (name, action) in [("drain", Action::Drain), ("down", Action::Down), ("up", Action::Up)]
-        {
-            assert_eq!(body(r#"{"expires":"90"}"#).action(name), Ok(action));
-            assert_eq!(both.action(name).unwrap_err().status, 400);
+        assert_eq!(both.weight, NonZeroU16::new(65_535));
+    }
+
+    #[test]
+    fn each_action_takes_what_it_needs_and_nothing_more() {
+        let [none, time, weight] = ["", r#"{"expires":"90"}"#, r#"{"weight":5}"#].map(body);
+        for (action, taken) in [
+            (Some(Action::Drain), [true, true, false]),
+            (Some(Action::Down), [true, true, false]),
+            (Some(Action::Up), [true, true, false]),
+            (Some(Action::Freeze), [true, true, false]),
+            (Some(Action::Weight), [false, false, true]),
+            (None, [true, false, false]),
+        ] {
+            let seen = [none, time, weight].map(|body| body.check(action).is_ok());
+            assert_eq!(seen, taken, "{action:?}");
         }
-        assert!(body("{}").action("weight").unwrap_err().text.contains("missing"));
-        assert!(body("{}").is_nothing().is_ok() && both.is_nothing().is_err());
+        assert!(none.check(Some(Action::Weight)).unwrap_err().text.contains("missing"));
     }
 
     #[test]
@@ -158,7 +134,7 @@ mod tests {
             ("{} x", "trailing"),
             (r#"{"wieght":5}"#, "unknown field `wieght`"),
             (r#"{"weight":5,"weight":6}"#, "duplicate"),
-            (r#"{"weight":0}"#, "not 0"),
+            (r#"{"weight":0}"#, "nonzero u16"),
             (r#"{"weight":65536}"#, "65536"),
             (r#"{"weight":-1}"#, "invalid value"),
             (r#"{"weight":"5"}"#, "invalid type"),

@@ -1,6 +1,7 @@
 //! Paths and methods.
 
 use super::Refusal;
+use crate::table::Action;
 use crate::text::quote;
 
 /// The method of a request, as far as it matters.
@@ -35,14 +36,25 @@ pub enum Route {
     Instances(String),
     /// One of them, by its service id or its address.
     Instance(String, String),
-    /// Something is ordered of it; which of them, by [`Action::name`](crate::table::Action::name).
-    Order(String, String, &'static str),
-    /// What was ordered of it is lifted.
-    Lift(String, String),
+    /// Something is ordered of it.
+    Set(String, String, Action),
+    /// What was ordered of it is removed.
+    Remove(String, String),
 }
 
-/// What can be ordered of an instance.
-const ACTIONS: [&str; 4] = ["drain", "down", "up", "weight"];
+/// The paths there are.
+pub const PATHS: [&str; 10] = [
+    "GET /",
+    "GET /services",
+    "GET /services/{service}",
+    "POST /services/{service}/freeze",
+    "POST /services/{service}/thaw",
+    "POST /services/{service}/resync",
+    "GET /services/{service}/instances",
+    "GET /services/{service}/instances/{id or address:port}",
+    "POST /services/{service}/instances/{id or address:port}/{drain|down|up|weight}",
+    "DELETE /services/{service}/instances/{id or address:port}",
+];
 
 /// Finds out what a request is about; `path` is what follows the location's name, decoded.
 ///
@@ -50,64 +62,50 @@ const ACTIONS: [&str; 4] = ["drain", "down", "up", "weight"];
 ///
 /// There is no such path (404) or method (405).
 pub fn route(verb: Verb, path: &[u8]) -> Result<Route, Refusal> {
+    const READ: &str = "GET, HEAD";
+    const WRITE: &str = "PATCH, POST";
+    const INSTANCE: &str = "DELETE, GET, HEAD";
+    const ORDER: &str = "DELETE, PATCH, POST";
     let not_found = || {
         let shown = quote(&String::from_utf8_lossy(path));
         let text = format!("there is no path \"{shown}\"; \"/\" says what there is");
         Refusal::new(404, "PathNotFound", text)
     };
-    let path = std::str::from_utf8(path).map_err(|_| not_found())?;
-    let path = path.trim_matches('/');
-    let Some(rest) = path.strip_prefix("services") else {
-        return if path.is_empty() { only(verb, Route::Root) } else { Err(not_found()) };
+    let path = std::str::from_utf8(path).map_err(|_| not_found())?.trim_matches('/');
+    let parts: Vec<&str> = path.split('/').collect();
+    let name = parts.get(1).copied().unwrap_or_default().to_owned();
+    let (route, allow) = match parts[..] {
+        [""] => (Route::Root, READ),
+        ["services"] => (Route::Services, READ),
+        ["services", _] => (Route::Service(name), READ),
+        ["services", _, "freeze"] => (Route::Freeze(name), WRITE),
+        ["services", _, "thaw"] => (Route::Thaw(name), WRITE),
+        ["services", _, "resync"] => (Route::Resync(name), WRITE),
+        ["services", _, "instances"] => (Route::Instances(name), READ),
+        // An id may contain slashes, so the action is looked for at the end.
+        ["services", _, "instances", ref id @ .., last] => {
+            let action = last.parse().ok().filter(|a| *a != Action::Freeze && !id.is_empty());
+            let id = if action.is_some() { id.join("/") } else { parts[3..].join("/") };
+            match (action, verb) {
+                (Some(action), Verb::Write) => (Route::Set(name, id, action), ORDER),
+                (Some(_), _) => (Route::Remove(name, id), ORDER),
+                (None, Verb::Read) => (Route::Instance(name, id), INSTANCE),
+                (None, _) => (Route::Remove(name, id), INSTANCE),
+            }
+        }
+        _ => return Err(not_found()),
     };
-    if rest.is_empty() {
-        return only(verb, Route::Services);
+    let method = match verb {
+        Verb::Read => "GET",
+        Verb::Write => "POST",
+        Verb::Delete => "DELETE",
+        Verb::Other => "none",
+    };
+    if allow.contains(method) {
+        return Ok(route);
     }
-    let (service, rest) = rest.strip_prefix('/').map(first).ok_or_else(not_found)?;
-    let service = service.to_owned();
-    match first(rest) {
-        ("", "") => only(verb, Route::Service(service)),
-        ("freeze", "") => write(verb, Route::Freeze(service)),
-        ("thaw", "") => write(verb, Route::Thaw(service)),
-        ("resync", "") => write(verb, Route::Resync(service)),
-        ("instances", "") => only(verb, Route::Instances(service)),
-        ("instances", rest) => instance(verb, service, rest),
-        _ => Err(not_found()),
-    }
-}
-
-/// The first part of a path, and what follows it.
-fn first(path: &str) -> (&str, &str) {
-    path.split_once('/').unwrap_or((path, ""))
-}
-
-/// An id may contain slashes, so the action is looked for at the end.
-fn instance(verb: Verb, service: String, rest: &str) -> Result<Route, Refusal> {
-    let ordered = rest.rsplit_once('/').and_then(|(id, last)| {
-        let action = ACTIONS.into_iter().find(|action| *action == last)?;
-        Some((id.to_owned(), action))
-    });
-    match (ordered, verb) {
-        (Some((id, action)), Verb::Write) => Ok(Route::Order(service, id, action)),
-        (Some((id, _)), Verb::Delete) => Ok(Route::Lift(service, id)),
-        (Some(_), _) => Err(method("DELETE, PATCH, POST")),
-        (None, Verb::Read) => Ok(Route::Instance(service, rest.to_owned())),
-        (None, Verb::Delete) => Ok(Route::Lift(service, rest.to_owned())),
-        (None, _) => Err(method("DELETE, GET, HEAD")),
-    }
-}
-
-fn only(verb: Verb, route: Route) -> Result<Route, Refusal> {
-    if verb == Verb::Read { Ok(route) } else { Err(method("GET, HEAD")) }
-}
-
-fn write(verb: Verb, route: Route) -> Result<Route, Refusal> {
-    if verb == Verb::Write { Ok(route) } else { Err(method("PATCH, POST")) }
-}
-
-fn method(allow: &'static str) -> Refusal {
     let text = format!("this path has {allow} only");
-    Refusal { allow: Some(allow), ..Refusal::new(405, "MethodDisabled", text) }
+    Err(Refusal { allow: Some(allow), ..Refusal::new(405, "MethodDisabled", text) })
 }
 
 #[cfg(test)]
@@ -134,22 +132,22 @@ mod tests {
             (
                 Verb::Write,
                 "/services/web/instances/[::1]:80/weight",
-                web(|web| Route::Order(web, "[::1]:80".into(), "weight")),
+                web(|web| Route::Set(web, "[::1]:80".into(), Action::Weight)),
             ),
             (
                 Verb::Write,
                 "/services/web/instances/a/b/drain",
-                web(|web| Route::Order(web, "a/b".into(), "drain")),
+                web(|web| Route::Set(web, "a/b".into(), Action::Drain)),
             ),
             (
                 Verb::Delete,
                 "/services/web/instances/web-1",
-                web(|web| Route::Lift(web, "web-1".into())),
+                web(|web| Route::Remove(web, "web-1".into())),
             ),
             (
                 Verb::Delete,
                 "/services/web/instances/web-1/drain",
-                web(|web| Route::Lift(web, "web-1".into())),
+                web(|web| Route::Remove(web, "web-1".into())),
             ),
             (
                 Verb::Read,

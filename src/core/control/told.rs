@@ -1,74 +1,76 @@
-//! What the log says of orders.
+//! What the log says of overrides.
 
 use std::time::Duration;
 
-use crate::table::{Action, Order};
+use crate::table::{Action, Override};
 use crate::text::quote;
 
-/// That it was given.
-pub fn given(order: &Order, expires: Option<Duration>) -> String {
+/// That it was set.
+pub fn set(held: &Override, expires: Option<Duration>) -> String {
     let how_long = match expires {
         Some(time) => format!("for {time:?}"),
-        None if order.action == Action::Freeze => "until it is thawed".to_owned(),
+        None if held.action == Action::Freeze => "until it is thawed".to_owned(),
         None => "until it is lifted".to_owned(),
     };
-    format!("{} ordered by \"{}\", {how_long}", what(order), quote(&order.by))
+    format!("{} ordered by \"{}\", {how_long}", what(held), quote(&held.by))
 }
 
-/// That somebody lifted it.
-pub fn lifted(order: &Order, by: &str) -> String {
-    format!("{} lifted by \"{}\"", what(order), quote(by))
+/// That somebody removed it.
+pub fn removed(held: &Override, by: &str) -> String {
+    format!("{} lifted by \"{}\"", what(held), quote(by))
 }
 
 /// That its time is over.
-pub fn over(order: &Order) -> String {
-    format!("{} is over, it was ordered by \"{}\"", what(order), quote(&order.by))
+pub fn over(held: &Override) -> String {
+    format!("{} is over, it was ordered by \"{}\"", what(held), quote(&held.by))
 }
 
-fn what(order: &Order) -> String {
-    let service = quote(&order.service);
-    if order.action == Action::Freeze {
-        return format!("service \"{service}\": freeze");
+fn what(held: &Override) -> String {
+    let (service, action) = (quote(&held.service), held.action.name());
+    if held.action == Action::Freeze {
+        return format!("service \"{service}\": {action}");
     }
-    let weight = order.action.weight().map_or_else(String::new, |weight| format!(" {weight}"));
-    let upstream = match &*order.upstream {
-        "" => String::new(),
-        upstream => format!(" in upstream \"{}\"", quote(upstream)),
-    };
-    let (action, instance) = (order.action.name(), quote(&order.instance));
-    format!("service \"{service}\": {action}{weight} of instance \"{instance}\"{upstream}")
+    let weight = held.weight.map_or_else(String::new, |weight| format!(" {weight}"));
+    let named = |name: &String| format!(" in upstream \"{}\"", quote(name));
+    let upstream = held.upstream.as_ref().map_or_else(String::new, named);
+    let (id, node) = (quote(&held.id), quote(&held.node));
+    format!(
+        "service \"{service}\": {action}{weight} of instance \"{id}\" on node \"{node}\"{upstream}"
+    )
 }
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU16;
+
     use super::*;
-    use crate::table::Subject;
+    use crate::table::overrides::of_instance;
 
     #[test]
     fn a_line_says_what_for_how_long_and_by_whom_and_stays_one_line() {
-        let order = |action, upstream: &str| Order {
-            subject: Subject::Target(1),
-            action,
-            since_ms: 0,
-            until_ms: 0,
-            service: "web".into(),
-            instance: "web-1\n".into(),
-            upstream: upstream.into(),
+        let held = |action| Override {
+            id: "web-1\n".into(),
             by: "a\"n@::1".into(),
+            ..of_instance("web-1", action)
         };
-        let weight = order(Action::Weight(5), "api");
-        let expected = "service \"web\": weight 5 of instance \"web-1\\n\" in upstream \"api\" ";
+        let weight = Override {
+            upstream: Some("api".into()),
+            weight: NonZeroU16::new(5),
+            ..held(Action::Weight)
+        };
+        let expected = "service \"web\": weight 5 of instance \"web-1\\n\" on node \"n1\" \
+                        in upstream \"api\" ";
         assert_eq!(
-            given(&weight, Some(Duration::from_secs(600))),
+            set(&weight, Some(Duration::from_secs(600))),
             format!("{expected}ordered by \"a\\\"n@::1\", for 600s")
         );
-        assert_eq!(lifted(&weight, "b"), format!("{expected}lifted by \"b\""));
-        let freeze = order(Action::Freeze, "");
+        assert_eq!(removed(&weight, "b"), format!("{expected}lifted by \"b\""));
+        let freeze = held(Action::Freeze);
         assert_eq!(
-            given(&freeze, None),
+            set(&freeze, None),
             "service \"web\": freeze ordered by \"a\\\"n@::1\", until it is thawed"
         );
         assert!(over(&freeze).starts_with("service \"web\": freeze is over, "));
-        assert!(given(&order(Action::Drain, ""), None).ends_with("until it is lifted"));
+        assert!(set(&held(Action::Drain), None).ends_with("until it is lifted"));
     }
 }

@@ -1,4 +1,4 @@
-//! From the workers to the threads that ask Consul.
+//! From the workers to the resolver.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,24 +11,15 @@ use rustix::net::{
 use super::MAX_NAME;
 use crate::table::Named;
 
-/// Template and time before the name.
-const HEAD: usize = 16 + 8;
-
-/// A name that a request waits for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Asked {
-    /// What it names.
-    pub service: Named,
-    /// When the request gives up, milliseconds since the epoch.
-    pub until_ms: u64,
-}
+/// The template before the name.
+const HEAD: usize = 16;
 
 /// A queue in the kernel: made in the master, inherited by every worker of every configuration, so
 /// that it outlives them all. It holds a few hundred names; then it is full.
 #[derive(Debug)]
 pub struct Channel {
     workers: OwnedFd,
-    threads: OwnedFd,
+    resolver: OwnedFd,
 }
 
 impl Channel {
@@ -39,57 +30,50 @@ impl Channel {
     /// No descriptor is left.
     pub fn new() -> io::Result<Channel> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (workers, threads) =
+        let (workers, resolver) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        Ok(Channel { workers, threads })
+        Ok(Channel { workers, resolver })
     }
 
-    /// Asks, without waiting; `false` if the queue is full.
-    pub fn ask(&self, asked: &Asked) -> bool {
-        let mut message = Vec::with_capacity(HEAD + asked.service.name.len());
-        message.extend(asked.service.template.to_ne_bytes());
-        message.extend(asked.until_ms.to_ne_bytes());
-        message.extend(asked.service.name.as_bytes());
+    /// Asks for a service, without waiting; `false` if the queue is full.
+    pub fn ask(&self, service: &Named) -> bool {
+        let message = [&service.template.to_ne_bytes(), service.name.as_bytes()].concat();
         send(&self.workers, &message, SendFlags::NOSIGNAL) == Ok(message.len())
     }
 
-    /// The next name, if there is one. Any thread of any process may take it.
-    pub(super) fn take(&self) -> Option<Asked> {
+    /// The next service, if there is one. Any process may take it.
+    pub(super) fn take(&self) -> Option<Named> {
         let mut message = [0; HEAD + MAX_NAME + 1];
         loop {
-            let len = match recv(&self.threads, &mut message, RecvFlags::empty()) {
+            let len = match recv(&self.resolver, &mut message, RecvFlags::empty()) {
                 Ok((len, _)) => len,
                 Err(Errno::INTR) => continue,
                 Err(_) => return None,
             };
-            if let Some(asked) = decode(&message[..len]) {
-                return Some(asked);
+            if let Some(service) = decode(&message[..len]) {
+                return Some(service);
             }
         }
     }
 
     /// Readable while there is a name.
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
-        self.threads.as_fd()
+        self.resolver.as_fd()
     }
 }
 
-fn decode(message: &[u8]) -> Option<Asked> {
-    let (template, rest) = message.split_first_chunk()?;
-    let (until, name) = rest.split_first_chunk()?;
+fn decode(message: &[u8]) -> Option<Named> {
+    let (template, name) = message.split_first_chunk()?;
     let name = std::str::from_utf8(name).ok().filter(|name| name.len() <= MAX_NAME)?;
-    Some(Asked {
-        service: Named { template: u128::from_ne_bytes(*template), name: name.to_owned() },
-        until_ms: u64::from_ne_bytes(*until),
-    })
+    Some(Named { template: u128::from_ne_bytes(*template), name: name.to_owned() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn asked(name: &str) -> Asked {
-        Asked { service: Named { template: 7 << 100, name: name.to_owned() }, until_ms: 5 }
+    fn service(name: &str) -> Named {
+        Named { template: 7 << 100, name: name.to_owned() }
     }
 
     #[test]
@@ -97,11 +81,11 @@ mod tests {
         let channel = Channel::new().unwrap();
         let names = ["a".repeat(MAX_NAME), "web".to_owned()];
         for name in &names {
-            assert!(channel.ask(&asked(name)));
+            assert!(channel.ask(&service(name)));
         }
-        assert!(channel.ask(&asked(&"x".repeat(MAX_NAME + 1))), "which nobody takes");
+        assert!(channel.ask(&service(&"x".repeat(MAX_NAME + 1))), "which nobody takes");
         for name in &names {
-            assert_eq!(channel.take(), Some(asked(name)));
+            assert_eq!(channel.take(), Some(service(name)));
         }
         assert_eq!(channel.take(), None);
     }
@@ -109,9 +93,9 @@ mod tests {
     #[test]
     fn a_full_queue_says_so_and_has_room_again() {
         let channel = Channel::new().unwrap();
-        let held = (0..100_000).take_while(|n| channel.ask(&asked(&format!("s{n}")))).count();
+        let held = (0..100_000).take_while(|n| channel.ask(&service(&format!("s{n}")))).count();
         assert!((100..10_000).contains(&held), "{held}");
         while channel.take().is_some() {}
-        assert!(channel.ask(&asked("web")));
+        assert!(channel.ask(&service("web")));
     }
 }

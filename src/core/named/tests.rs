@@ -2,7 +2,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::*;
-use crate::consul::instances::{Skipped, Want};
 use crate::sync::testing::{endpoint, target};
 use crate::sync::{Endpoint, Token};
 
@@ -41,6 +40,8 @@ fn blocks_that_ask_the_same_share_their_services_and_others_do_not() {
         templates.find(keys[4]).unwrap().targets[0].endpoint.servers[0].to_string(),
         "http://127.0.0.1:2"
     );
+    let catalogs: Vec<_> = templates.all.iter().map(|t| t.catalogs.clone()).collect();
+    assert_eq!(catalogs, [[0], [1], [0], [0], [2], [1]], "what a token shows is its own");
 }
 
 #[test]
@@ -120,28 +121,4 @@ fn a_service_that_a_block_follows_is_that_target_and_others_have_keys_of_their_o
     assert_eq!(place(1, "web").target.selection.tags, ["v1"]);
     let keys = [place(0, "web").key, place(1, "web").key, place(0, "api").key, place(1, "api").key];
     assert_eq!(HashSet::<u128>::from_iter(keys).len(), 4);
-}
-
-#[test]
-fn an_answer_without_an_instance_or_without_the_tag_shows_no_service() {
-    let parse =
-        |json: &str| crate::consul::health::parse(json.as_bytes(), Want::default()).unwrap();
-    let (any, tagged) = (
-        template(nameless("http://127.0.0.1:1"), &[]),
-        template(nameless("http://127.0.0.1:1"), &["public"]),
-    );
-    let instance = |tags: &str| {
-        parse(&format!(
-            r#"[{{"Node":{{"Node":"n","Address":"127.0.0.1"}},"Checks":[{{"Status":"critical"}}],
-            "Service":{{"ID":"a","Port":1,"Tags":[{tags}]}}}}]"#
-        ))
-    };
-    let none = parse("[]");
-    assert!(!any.has(&none) && !tagged.has(&none));
-    assert!(any.has(&instance("")), "a service that is critical is one");
-    assert!(!tagged.has(&instance("\"internal\"")));
-    assert!(tagged.has(&instance("\"a\",\"PUBLIC\"")));
-    let skipped = Skipped { node: String::new(), id: String::new(), reason: String::new() };
-    let unusable = Instances { skipped: vec![skipped], ..Instances::default() };
-    assert!(any.has(&unusable) && !tagged.has(&unusable));
 }

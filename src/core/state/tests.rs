@@ -5,13 +5,12 @@ use proptest::prelude::*;
 
 use super::file::{load, save, set_aside};
 use super::*;
-use crate::model::Meta;
+use crate::model::{Health, Meta, identity};
 use crate::params::Params;
 use crate::process::ProcessId;
+use crate::table::overrides::of_instance;
 use crate::table::tests::{peer, set, zone};
-use crate::table::{Action, Order, Subject, Table};
-
-mod orders;
+use crate::table::{Action, Override, Table};
 
 fn saved(key: u128, ports: std::ops::Range<u16>) -> Saved {
     let peers = set(ports);
@@ -25,24 +24,16 @@ fn saved(key: u128, ports: std::ops::Range<u16>) -> Saved {
     }
 }
 
-fn order(action: Action) -> Order {
-    Order {
-        subject: Subject::Instance { scope: 1, upstream: u64::MAX, identity: 1 << 63 },
-        action,
-        since_ms: 1_000,
-        until_ms: 0,
-        service: "web".into(),
-        instance: "web-1".into(),
-        upstream: "api".into(),
-        by: "ann@::1".into(),
-    }
+fn weighted() -> Override {
+    let (weight, upstream) = (NonZeroU16::new(5), Some("api".into()));
+    Override { weight, upstream, ..of_instance("web-1", Action::Weight) }
 }
 
 fn state() -> State {
     State {
         written_ms: 42_000,
         targets: vec![saved(7, 8081..8084), saved(u128::MAX, 1..1)],
-        orders: vec![order(Action::Drain), order(Action::Weight(5))],
+        overrides: vec![of_instance("web-2", Action::Drain), weighted()],
     }
 }
 
@@ -58,11 +49,11 @@ fn the_format_is_as_documented() {
     let one = State { written_ms: 5, targets: vec![saved(7, 80..81)], ..State::default() };
     let text = String::from_utf8(one.encode()).unwrap();
     let (first, content) = text.split_once('\n').unwrap();
-    let sum = checksum(content.as_bytes());
-    assert_eq!(first, format!("nginx-consul-state 1 {sum:032x} {}", content.len()));
+    let sum = SipHasher13::new().hash(content.as_bytes()).as_u128();
+    assert_eq!(first, format!("nginx-consul-state 1 {sum:032x}"));
     assert_eq!(
         content,
-        "{\"written_ms\":5,\"services\":[{\"key\":\"00000000000000000000000000000007\",\
+        "{\"written_ms\":5,\"services\":[{\"key\":7,\
          \"service\":\"web\",\"index\":4711,\"last_good_ms\":41000,\"peers\":[\
          {\"address\":\"127.0.0.1:80\",\"weight\":1,\"node\":\"n1\",\"id\":\"web-80\",\
          \"tags\":[\"v1\"],\"health\":\"passing\",\"datacenter\":\"dc1\"}]}]}"
@@ -87,35 +78,43 @@ fn every_cut_and_every_flipped_bit_is_refused() {
 
 #[test]
 fn the_damage_is_named() {
-    let bytes = state().encode();
-    let content = checked(&bytes).unwrap();
-    let sum = checksum(content);
-    let with = |line: String| State::decode(&[line.as_bytes(), content].concat()).unwrap_err();
-    let length = content.len();
+    let good = String::from_utf8(state().encode()).unwrap();
+    let end = good.find('\n').unwrap();
+    for (line, damage) in [
+        ("something else", Damage::Header),
+        ("nginx-consul-state one 1", Damage::Header),
+        ("nginx-consul-state", Damage::Header),
+        (&good[..end].replacen('1', "2", 1), Damage::Version(2)),
+        (&good[..end - 1], Damage::Checksum),
+        (&good[..end].to_uppercase().replacen("NGINX-CONSUL-STATE", NAME, 1), Damage::Checksum),
+        (&format!("{} ", &good[..end]), Damage::Checksum),
+    ] {
+        let bytes = format!("{line}{}", &good[end..]);
+        assert_eq!(State::decode(bytes.as_bytes()), Err(damage), "{line}");
+    }
     assert_eq!(State::decode(b""), Err(Damage::Header));
-    assert_eq!(with("something else\n".to_owned()), Damage::Header);
-    assert_eq!(with(header(2, sum, length)), Damage::Version(2));
-    assert_eq!(with(header(1, sum ^ 1, length)), Damage::Checksum);
-    let said = length + 1;
-    assert_eq!(with(header(1, sum, said)), Damage::Length { said, found: length });
-    assert_eq!(with(format!("{NAME} 1 {sum:032X} {length}\n")), Damage::Header);
-    assert_eq!(with(format!("{NAME} 1 {sum:032x} +{length}\n")), Damage::Header);
+    assert_eq!(State::decode(&good.as_bytes()[..good.len() - 1]), Err(Damage::Checksum));
+    assert_eq!(State::decode(format!("{good} ").as_bytes()), Err(Damage::Checksum));
     assert_eq!(State::decode(&vec![b'x'; MAX_BYTES + 1]), Err(Damage::TooLong));
 }
 
 #[test]
 fn content_that_makes_no_sense_is_refused_whatever_its_checksum_says() {
-    let good = String::from_utf8(content::write(&state())).unwrap();
+    let good = serde_json::to_string(&state()).unwrap();
     assert_eq!(State::decode_content(good.as_bytes()), Ok(state()));
     for (old, new, why) in [
-        ("127.0.0.1:8081", "127.0.0.1:0", "service \"web\": its address 127.0.0.1:0 has no port"),
+        ("127.0.0.1:8081", "127.0.0.1:0", "the address 127.0.0.1:0 has no port"),
         ("127.0.0.1:8081", "localhost:80", "invalid socket address"),
         ("\"weight\":1", "\"weight\":0", "nonzero"),
         ("\"weight\":1", "\"weight\":65536", "65536"),
-        ("\"health\":\"passing\"", "\"health\":\"we\\nll\"", "unknown health \"we\\nll\""),
-        ("0007", "0000", "its key is not one"),
-        ("0007", "+007", "its key is not one"),
-        ("ffffffffffffffffffffffffffffffff", "00000000000000000000000000000007", "twice"),
+        ("\"health\":\"passing\"", "\"health\":\"we\\nll\"", "unknown variant `we\\nll`"),
+        ("\"key\":7", "\"key\":0", "service \"web\": its key is not its own"),
+        ("\"key\":7", "\"key\":-7", "out of range"),
+        ("\"key\":7", "\"key\":340282366920938463463374607431768211455", "not its own"),
+        ("\"weight\":5,", "\"weight\":0,", "nonzero"),
+        ("\"weight\":5,", "\"weight\":null,", "an override is none"),
+        ("\"action\":\"weight\"", "\"action\":\"drain\"", "an override is none"),
+        ("\"action\":\"weight\"", "\"action\":\"freeze\"", "an override is none"),
         ("\"index\":4711", "\"index\":-1", "-1"),
         ("written_ms", "written", "written_ms"),
     ] {
@@ -242,7 +241,7 @@ proptest! {
         at in any::<prop::sample::Index>(),
         byte in any::<u8>(),
     ) {
-        let mut content = content::write(&state);
+        let mut content = serde_json::to_vec(&state).unwrap();
         let at = at.index(content.len());
         content[at] = byte;
         if let Ok(read) = State::decode_content(&content) {

@@ -1,110 +1,42 @@
 //! The status as JSON.
 
-use serde::Serialize;
+use serde_json::value::to_raw_value;
 
-use super::{Document, Head, Peer, Service, Upstream};
+use super::{Document, Named, Peer, Service, Status, Upstream};
+use crate::control::to_json;
 
-/// The text so far, and what is open at its end.
-#[derive(Default)]
-pub(super) struct Json {
-    text: Vec<u8>,
-    list: List,
-    /// A service's list of peers is open, too.
-    in_service: bool,
-    /// The innermost list has no item yet.
-    is_empty: bool,
-}
-
-/// The list that is open.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum List {
-    #[default]
-    None,
-    Upstreams,
-    Services,
-    Named,
-}
+/// The status so far.
+pub(super) struct Json(pub(super) Status);
 
 impl Json {
-    /// Writes a value, as the next of its list.
-    fn item(&mut self, value: &impl Serialize) {
-        if !std::mem::take(&mut self.is_empty) {
-            self.text.push(b',');
-        }
-        self.value(value);
-    }
-
-    fn value(&mut self, value: &impl Serialize) {
-        // Writing to memory doesn't fail, nor do our types.
-        let _ = serde_json::to_writer(&mut self.text, value);
-    }
-
-    /// Opens a list at the end of the object that was written last, as its last member.
-    fn open_member(&mut self, opening: &str) {
-        if self.text.last() == Some(&b'}') {
-            self.text.pop();
-        }
-        self.text.push(b',');
-        self.open(opening);
-    }
-
-    fn open(&mut self, opening: &str) {
-        self.text.extend_from_slice(opening.as_bytes());
-        self.is_empty = true;
-    }
-
-    fn end_service(&mut self) {
-        if std::mem::take(&mut self.in_service) {
-            self.text.extend_from_slice(b"]}");
-            self.is_empty = false;
-        }
-    }
-
-    /// Goes on to the list of services.
-    fn end_upstreams(&mut self) {
-        if self.list == List::Upstreams {
-            self.list = List::Services;
-            self.open("],\"services\":[");
-        }
+    /// The list of services that is told of now.
+    fn services(&mut self) -> &mut Vec<Service> {
+        self.0.named.as_mut().map_or(&mut self.0.services, |named| &mut named.services)
     }
 }
 
 impl Document for Json {
-    fn head(&mut self, head: Head) {
-        self.value(&head);
-        self.open_member("\"upstreams\":[");
-        self.list = List::Upstreams;
-    }
-
     fn upstream(&mut self, upstream: Upstream) {
-        self.item(&upstream);
+        self.0.upstreams.push(upstream);
     }
 
     fn service(&mut self, service: Service) {
-        self.end_upstreams();
-        self.end_service();
-        self.item(&service);
-        self.open_member("\"peers\":[");
-        self.in_service = true;
+        self.services().push(service);
     }
 
     fn peer(&mut self, peer: Peer) {
-        self.item(&peer);
+        // Written now, since there may be thousands.
+        if let (Some(service), Ok(peer)) = (self.services().last_mut(), to_raw_value(&peer)) {
+            service.peers.push(peer);
+        }
     }
 
     fn named(&mut self, max: usize) {
-        self.end_upstreams();
-        self.end_service();
-        self.list = List::Named;
-        self.open(&format!("],\"named\":{{\"max\":{max},\"services\":["));
+        self.0.named = Some(Named { max, services: Vec::new() });
     }
 
-    fn finish(mut self: Box<Self>) -> Vec<Vec<u8>> {
-        self.end_upstreams();
-        self.end_service();
-        let end: &[u8] = if self.list == List::Named { b"]}}\n" } else { b"]}\n" };
-        self.text.extend_from_slice(end);
-        vec![self.text]
+    fn finish(self: Box<Self>) -> Vec<Vec<u8>> {
+        vec![to_json(&self.0)]
     }
 }
 
@@ -112,7 +44,7 @@ impl Document for Json {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::super::testing::{head, peer, service, upstream, write};
+    use super::super::testing::{peer, service, upstream, write};
     use super::super::{Format, PeerState};
     use super::*;
 
@@ -122,11 +54,10 @@ mod tests {
 
     #[test]
     fn lists_hold_what_was_told_be_it_nothing() {
-        let empty = read(|doc| doc.head(head()));
+        let empty = read(|_| {});
         assert_eq!((&empty["upstreams"], &empty["services"]), (&json!([]), &json!([])));
         assert_eq!((&empty["version"], &empty["named"]), (&json!(1), &Value::Null));
         let full = read(|doc| {
-            doc.head(head());
             doc.upstream(upstream("a", "web"));
             doc.upstream(upstream("b", "db"));
             doc.service(service("web", "a"));
@@ -148,10 +79,7 @@ mod tests {
             (&json!(5000), vec![1])
         );
         assert_eq!(full["services"][0]["peers"][1]["state"], "down");
-        let none_named = read(|doc| {
-            doc.head(head());
-            doc.named(7);
-        });
+        let none_named = read(|doc| doc.named(7));
         assert_eq!(none_named["named"], json!({"max": 7, "services": []}));
     }
 
@@ -159,7 +87,6 @@ mod tests {
     fn hostile_text_stays_text() {
         let text = "</script>\"\\\n\u{7}";
         let status = read(|doc| {
-            doc.head(head());
             doc.service(Service { last_error: Some(text.into()), ..service(text, "a") });
             doc.peer(Peer { tags: vec![text.into()], ..peer("[::1]:1", PeerState::Up) });
         });
@@ -171,7 +98,6 @@ mod tests {
     #[test]
     fn refusals_what_is_pending_and_changes_show() {
         let status = read(|doc| {
-            doc.head(head());
             doc.service(service("web", "a"));
         });
         let shown = &status["services"][0];

@@ -5,22 +5,65 @@
 //! formats ask for is little: the lines of a family together, after its help and type, and three
 //! characters of a label escaped. promtool and the Python client's parser check it (tests/e2e).
 
-use std::collections::HashSet;
-use std::fmt::Write as _;
+use std::collections::{BTreeMap, HashSet};
+use std::fmt::{Display, Write as _};
 use std::io::Write as _;
 
-use self::families::{Family, Kind};
-use super::{Document, Head, Peer, PeerConnections, PeerState, Service, Upstream};
+use strum::VariantArray;
 
-mod families;
+use super::{Document, Peer, PeerConnections, PeerState, Service, Status, Upstream};
 
 /// Blocks that a label names; of the others it has the number.
 const NAMED: usize = 4;
+
+/// The families without the `nginx_consul_` before their names, and their help. Those that end with
+/// `_total` are counters, the others gauges.
+const FAMILIES: &[(&str, &str)] = &[
+    ("info", "Versions of the module and of nginx; always 1."),
+    ("zone_size_bytes", "Size of the shared zone, consul_zone."),
+    ("zone_used_bytes", "Bytes of the shared zone in use."),
+    ("connections", "Connections to Consul, those that Consul still counts included."),
+    ("connections_max", "Most connections to Consul, consul_connections."),
+    ("state_file_written_timestamp_seconds", "When the state file was last written."),
+    ("state_file_error", "1 while the state file can't be written."),
+    ("upstream_usable", "1 if a request to the block finds a peer or a server line to go to."),
+    ("upstream_tier_in_use", "1 for the tier that requests go to now."),
+    ("upstream_tier_peers", "Peers of a tier."),
+    ("upstream_tier_usable_peers", "Peers of a tier that could take a request now."),
+    ("upstream_panic", "1 while so many peers have failed that failures keep nobody out."),
+    ("service_index", "X-Consul-Index of the last good answer."),
+    ("service_generation", "Moves with every change of the peers."),
+    ("service_last_good_timestamp_seconds", "When the last good answer came."),
+    ("service_last_change_timestamp_seconds", "When the peers last changed."),
+    ("service_source", "1 for where the peers come from: live, zone, state_file or none."),
+    ("service_change_delay_seconds", "Longest expected time until a change is seen."),
+    ("service_failures", "Failed queries in a row."),
+    ("service_backoff_seconds", "Time until Consul is asked again after a failure."),
+    ("service_refusals_total", "Answers that changed nothing, by reason."),
+    ("service_pending_removals", "Peers whose removal waits to be confirmed."),
+    ("service_zone_full", "1 while the zone has no room for the last good answer."),
+    ("service_peers", "Peers by state."),
+    ("service_in_flight", "Requests with the peers of the service now, over all workers."),
+    ("named_services_max", "Most services that requests may name, consul_max_services."),
+    ("peer_info", "Node and service id of a peer; always 1."),
+    ("peer_state", "1 for the state of the peer."),
+    ("peer_picks_total", "Times the peer was picked."),
+    ("peer_fails_total", "Failed attempts."),
+    ("peer_in_flight", "Requests with the peer now, over all workers."),
+    ("peer_weight", "Weight wanted."),
+    ("peer_effective_weight", "Weight in effect."),
+    ("peer_latency_seconds", "Mean time to the response header, with least_time."),
+    ("peer_connections", "Connections to the peer, idle and active, with consul_keepalive."),
+    ("peer_connections_opened_total", "Connections opened to the peer, with consul_keepalive."),
+    ("peer_connections_reused_total", "Requests over an idle connection, with consul_keepalive."),
+];
 
 /// The lines so far, by family.
 pub(super) struct Metrics {
     is_open: bool,
     with_peers: bool,
+    /// Their place in [`FAMILIES`], by name.
+    families: BTreeMap<&'static str, usize>,
     lines: Vec<Vec<u8>>,
     time_ms: u64,
     /// Labels of the services so far: a set of labels must not come twice.
@@ -32,94 +75,92 @@ pub(super) struct Metrics {
 /// A service, and what its peers add up to.
 struct Current {
     labels: String,
-    states: [u64; PeerState::ALL.len()],
+    states: [u64; PeerState::VARIANTS.len()],
     in_flight: u64,
 }
 
 impl Metrics {
-    pub(super) fn new(is_open: bool, with_peers: bool) -> Metrics {
-        let lines = vec![Vec::new(); Family::COUNT];
-        Metrics { is_open, with_peers, lines, time_ms: 0, seen: HashSet::new(), service: None }
+    pub(super) fn new(head: &Status, is_open: bool, with_peers: bool) -> Metrics {
+        let mut metrics = Metrics {
+            is_open,
+            with_peers,
+            families: FAMILIES.iter().enumerate().map(|(at, (name, _))| (*name, at)).collect(),
+            lines: vec![Vec::new(); FAMILIES.len()],
+            time_ms: head.time_ms,
+            seen: HashSet::new(),
+            service: None,
+        };
+        metrics.head(head);
+        metrics
+    }
+
+    fn head(&mut self, head: &Status) {
+        let version = label("version", &head.module.version);
+        self.add("info", &with(&version, "nginx_version", &head.nginx.version), 1);
+        let zone = label("zone", &head.zone.name);
+        self.add("zone_size_bytes", &zone, head.zone.size);
+        self.add("zone_used_bytes", &zone, head.zone.used);
+        self.add("connections", "", head.connections.used);
+        self.add("connections_max", "", head.connections.max);
+        if let Some(state) = &head.state {
+            self.add_time("state_file_written_timestamp_seconds", "", state.age_seconds);
+            self.add("state_file_error", "", u8::from(state.error.is_some()));
+        }
     }
 
     /// Adds a line. `labels` are written, and without braces.
-    fn add(&mut self, family: Family, labels: &str, value: impl std::fmt::Display) {
-        let lines = &mut self.lines[family as usize];
-        let (name, kind, help) = family.describe();
+    fn add(&mut self, name: &str, labels: &str, value: impl Display) {
+        let Some(&family) = self.families.get(name) else { return };
+        let (lines, (name, help)) = (&mut self.lines[family], FAMILIES[family]);
         if lines.is_empty() {
             // OpenMetrics names the counter, and its samples with `_total`.
-            let suffix = if self.is_open && kind == Kind::Counter { "_total" } else { "" };
-            let family = name.strip_suffix(suffix).unwrap_or(name);
-            let _ = writeln!(lines, "# HELP {family} {help}\n# TYPE {family} {}", kind.word());
+            let (family, kind) = match name.strip_suffix("_total") {
+                Some(family) if self.is_open => (family, "counter"),
+                Some(_) => (name, "counter"),
+                None => (name, "gauge"),
+            };
+            let family = format!("nginx_consul_{family}");
+            let _ = writeln!(lines, "# HELP {family} {help}\n# TYPE {family} {kind}");
         }
         // Writing to memory doesn't fail.
         let _ = match labels {
-            "" => writeln!(lines, "{name} {value}"),
-            labels => writeln!(lines, "{name}{{{labels}}} {value}"),
+            "" => writeln!(lines, "nginx_consul_{name} {value}"),
+            labels => writeln!(lines, "nginx_consul_{name}{{{labels}}} {value}"),
         };
     }
 
-    /// Adds a line of the service whose peers come now.
-    fn of_service(&mut self, family: Family, value: impl std::fmt::Display) {
-        if let Some(current) = self.service.take() {
-            self.add(family, &current.labels, value);
-            self.service = Some(current);
+    /// Adds the time so many seconds ago, in seconds since the epoch; nothing if there is none.
+    fn add_time(&mut self, name: &str, labels: &str, seconds_ago: Option<f64>) {
+        if let Some(seconds_ago) = seconds_ago {
+            let ms = self.time_ms as f64 - (seconds_ago * 1000.0).round();
+            self.add(name, labels, ms / 1000.0);
         }
     }
 
     fn end_service(&mut self) {
         let Some(Current { labels, states, in_flight }) = self.service.take() else { return };
-        for (state, word) in PeerState::ALL {
-            let labels = with(&labels, "state", word);
-            self.add(Family::ServicePeers, &labels, states[state as usize]);
+        for (state, count) in PeerState::VARIANTS.iter().zip(states) {
+            self.add("service_peers", &with(&labels, "state", state.into()), count);
         }
-        self.add(Family::ServiceInFlight, &labels, in_flight);
-    }
-
-    /// The time so many seconds ago, in seconds since the epoch.
-    fn at(&self, seconds_ago: f64) -> f64 {
-        let ms = self.time_ms as f64 - (seconds_ago * 1000.0).round();
-        ms / 1000.0
+        self.add("service_in_flight", &labels, in_flight);
     }
 }
 
 impl Document for Metrics {
-    fn head(&mut self, head: Head) {
-        self.time_ms = head.time_ms;
-        let mut labels = String::new();
-        label(&mut labels, "version", &head.module.version);
-        label(&mut labels, "nginx_version", &head.nginx.version);
-        self.add(Family::Info, &labels, 1);
-        let mut zone = String::new();
-        label(&mut zone, "zone", &head.zone.name);
-        self.add(Family::ZoneSize, &zone, head.zone.size);
-        self.add(Family::ZoneUsed, &zone, head.zone.used);
-        self.add(Family::Connections, "", head.connections.used);
-        self.add(Family::ConnectionsMax, "", head.connections.max);
-        if let Some(state) = head.state {
-            if let Some(age) = state.age_seconds {
-                self.add(Family::StateWritten, "", self.at(age));
-            }
-            self.add(Family::StateError, "", u8::from(state.error.is_some()));
-        }
-    }
-
     fn upstream(&mut self, upstream: Upstream) {
-        let mut labels = String::new();
-        label(&mut labels, "upstream", &upstream.name);
-        label(&mut labels, "service", &upstream.service);
+        let labels = with(&label("upstream", &upstream.name), "service", &upstream.service);
         for tier in &upstream.tiers {
             let of_tier = with(&labels, "tier", &tier.name);
             let in_use = upstream.in_use.as_ref() == Some(&tier.name);
-            self.add(Family::TierInUse, &of_tier, u8::from(in_use));
+            self.add("upstream_tier_in_use", &of_tier, u8::from(in_use));
             if let (Some(peers), Some(usable)) = (tier.peers, tier.usable) {
-                self.add(Family::TierPeers, &of_tier, peers);
-                self.add(Family::TierUsable, &of_tier, usable);
+                self.add("upstream_tier_peers", &of_tier, peers);
+                self.add("upstream_tier_usable_peers", &of_tier, usable);
             }
         }
-        self.add(Family::Usable, &labels, u8::from(upstream.in_use.is_some()));
+        self.add("upstream_usable", &labels, u8::from(upstream.in_use.is_some()));
         if let Some(panic) = upstream.panic {
-            self.add(Family::Panic, &labels, u8::from(panic));
+            self.add("upstream_panic", &labels, u8::from(panic));
         }
     }
 
@@ -129,28 +170,25 @@ impl Document for Metrics {
         if !self.seen.insert(labels.clone()) {
             return;
         }
-        self.service =
-            Some(Current { labels: labels.clone(), states: Default::default(), in_flight: 0 });
-        self.of_service(Family::Index, service.index);
-        self.of_service(Family::Generation, service.generation);
-        if let Some(age) = service.last_good_seconds {
-            self.of_service(Family::LastGood, self.at(age));
-        }
-        if let Some(age) = service.last_change_seconds {
-            self.of_service(Family::LastChange, self.at(age));
-        }
-        let source = service.source.map_or("none".to_owned(), |word| word.replace(' ', "_"));
-        self.add(Family::Source, &with(&labels, "source", &source), 1);
         let seconds = |ms: u64| ms as f64 / 1000.0;
-        let delay = with(&labels, "mode", service.mode);
-        self.add(Family::ChangeDelay, &delay, seconds(service.delay_ms.unwrap_or(0).into()));
-        self.of_service(Family::Failures, service.failures);
-        self.of_service(Family::Backoff, seconds(service.backoff_ms.unwrap_or(0)));
+        self.add("service_index", &labels, service.index);
+        self.add("service_generation", &labels, service.generation);
+        self.add_time("service_last_good_timestamp_seconds", &labels, service.last_good_seconds);
+        let last_change = service.last_change_seconds;
+        self.add_time("service_last_change_timestamp_seconds", &labels, last_change);
+        let source = service.source.unwrap_or("none").replace(' ', "_");
+        self.add("service_source", &with(&labels, "source", &source), 1);
+        let delay = seconds(service.delay_ms.unwrap_or(0).into());
+        self.add("service_change_delay_seconds", &with(&labels, "mode", service.mode), delay);
+        self.add("service_failures", &labels, service.failures);
+        self.add("service_backoff_seconds", &labels, seconds(service.backoff_ms.unwrap_or(0)));
         for (reason, count) in &service.refusals {
-            self.add(Family::Refusals, &with(&labels, "reason", reason), count);
+            self.add("service_refusals_total", &with(&labels, "reason", reason), count);
         }
-        self.of_service(Family::Pending, service.pending.map_or(0, |pending| pending.removals));
-        self.of_service(Family::ZoneFull, u8::from(service.zone_full));
+        let pending = service.pending.map_or(0, |pending| pending.removals);
+        self.add("service_pending_removals", &labels, pending);
+        self.add("service_zone_full", &labels, u8::from(service.zone_full));
+        self.service = Some(Current { labels, states: Default::default(), in_flight: 0 });
     }
 
     fn peer(&mut self, peer: Peer) {
@@ -161,30 +199,29 @@ impl Document for Metrics {
             return;
         }
         let labels = with(&current.labels, "server", &peer.server);
-        let mut info = with(&labels, "node", &peer.node);
-        label(&mut info, "service_id", &peer.service_id);
-        self.add(Family::PeerInfo, &info, 1);
-        self.add(Family::PeerState, &with(&labels, "state", peer.state.word()), 1);
-        self.add(Family::PeerPicks, &labels, peer.picks);
-        self.add(Family::PeerFails, &labels, peer.fails);
-        self.add(Family::PeerInFlight, &labels, peer.in_flight);
-        self.add(Family::PeerWeight, &labels, peer.weight);
-        self.add(Family::PeerEffectiveWeight, &labels, peer.effective_weight);
+        let info = with(&with(&labels, "node", &peer.node), "service_id", &peer.service_id);
+        self.add("peer_info", &info, 1);
+        self.add("peer_state", &with(&labels, "state", peer.state.into()), 1);
+        self.add("peer_picks_total", &labels, peer.picks);
+        self.add("peer_fails_total", &labels, peer.fails);
+        self.add("peer_in_flight", &labels, peer.in_flight);
+        self.add("peer_weight", &labels, peer.weight);
+        self.add("peer_effective_weight", &labels, peer.effective_weight);
         if let Some(ms) = peer.latency_ms {
-            self.add(Family::PeerLatency, &labels, ms / 1000.0);
+            self.add("peer_latency_seconds", &labels, ms / 1000.0);
         }
         if let Some(PeerConnections { idle, active, opened, reused }) = peer.connections {
             for (state, count) in [("idle", idle), ("active", active)] {
-                self.add(Family::PeerConnections, &with(&labels, "state", state), count);
+                self.add("peer_connections", &with(&labels, "state", state), count);
             }
-            self.add(Family::PeerOpened, &labels, opened);
-            self.add(Family::PeerReused, &labels, reused);
+            self.add("peer_connections_opened_total", &labels, opened);
+            self.add("peer_connections_reused_total", &labels, reused);
         }
     }
 
     fn named(&mut self, max: usize) {
         self.end_service();
-        self.add(Family::NamedMax, "", max);
+        self.add("named_services_max", "", max);
     }
 
     fn finish(mut self: Box<Self>) -> Vec<Vec<u8>> {
@@ -200,52 +237,43 @@ impl Document for Metrics {
 
 /// What tells a service from the others: a block follows each (name, datacenter) once.
 fn labels_of(service: &Service) -> String {
-    let mut labels = String::new();
-    label(&mut labels, "service", &service.service);
     let mut upstream = service.upstreams.iter().take(NAMED).cloned().collect::<Vec<_>>().join(",");
     if let Some(more @ 1..) = service.upstreams.len().checked_sub(NAMED) {
         let _ = write!(upstream, ",+{more}");
     }
-    label(&mut labels, "upstream", &upstream);
-    if let Some(datacenter) = &service.datacenter {
-        label(&mut labels, "datacenter", datacenter);
+    let labels = with(&label("service", &service.service), "upstream", &upstream);
+    match &service.datacenter {
+        Some(datacenter) => with(&labels, "datacenter", datacenter),
+        None => labels,
     }
-    labels
 }
 
 /// The labels and one more.
 fn with(labels: &str, name: &str, value: &str) -> String {
-    let mut all = String::with_capacity(labels.len() + name.len() + value.len() + 4);
-    all.push_str(labels);
-    label(&mut all, name, value);
-    all
+    format!("{labels},{}", label(name, value))
 }
 
-fn label(labels: &mut String, name: &str, value: &str) {
-    if !labels.is_empty() {
-        labels.push(',');
-    }
-    labels.push_str(name);
-    labels.push_str("=\"");
+fn label(name: &str, value: &str) -> String {
+    let mut label = format!("{name}=\"");
     for c in value.chars() {
         match c {
-            '\\' => labels.push_str("\\\\"),
-            '"' => labels.push_str("\\\""),
-            '\n' => labels.push_str("\\n"),
-            c => labels.push(c),
+            '\\' => label.push_str("\\\\"),
+            '"' => label.push_str("\\\""),
+            '\n' => label.push_str("\\n"),
+            c => label.push(c),
         }
     }
-    labels.push('"');
+    label.push('"');
+    label
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::Format;
-    use super::super::testing::{head, peer, service, upstream, write};
+    use super::super::testing::{peer, service, upstream, write};
     use super::*;
 
     fn tell(doc: &mut dyn Document) {
-        doc.head(head());
         doc.upstream(upstream("api", "web"));
         doc.service(service("web", "api"));
         doc.peer(peer("10.0.0.1:80", PeerState::Up));
@@ -317,7 +345,6 @@ mod tests {
     #[test]
     fn hostile_labels_are_escaped() {
         let text = write(Format::Text, true, |doc| {
-            doc.head(head());
             doc.service(service("a\"} 1\n\\", "api"));
         });
         let line = "nginx_consul_service_index{service=\"a\\\"} 1\\n\\\\\",upstream=\"api\"}";
@@ -332,15 +359,21 @@ mod tests {
     }
 
     #[test]
-    fn every_family_is_named_by_the_conventions() {
-        let mut names = HashSet::new();
-        for family in Family::ALL {
-            let (name, kind, help) = family.describe();
-            assert!(name.starts_with("nginx_consul_") && names.insert(name), "{name}");
-            assert_eq!(name.ends_with("_total"), kind == Kind::Counter, "{name}");
-            assert!(!help.is_empty() && !help.contains(['\n', '\\']), "{name}: {help}");
-        }
-        assert_eq!(Family::ALL.len(), Family::COUNT);
-        assert!(Family::ALL.iter().enumerate().all(|(at, family)| *family as usize == at));
+    fn every_family_is_used_once_and_described_on_one_line() {
+        let mut full = service("web", "api");
+        full.last_change_seconds = Some(1.0);
+        let metrics = write(Format::OpenMetrics, true, |doc| {
+            let mut upstream = upstream("api", "web");
+            upstream.panic = Some(true);
+            doc.upstream(upstream);
+            doc.service(full);
+            doc.peer(peer("10.0.0.1:80", PeerState::Up));
+            doc.named(9);
+        });
+        let described = |line: &&str| line.starts_with("# HELP nginx_consul_");
+        assert_eq!(metrics.lines().filter(described).count(), FAMILIES.len(), "{metrics}");
+        let names: HashSet<&str> = FAMILIES.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names.len(), FAMILIES.len());
+        assert!(FAMILIES.iter().all(|(_, help)| !help.is_empty() && !help.contains(['\n', '\\'])));
     }
 }

@@ -10,13 +10,13 @@ pub(super) fn write(
     with_peers: bool,
     tell: impl FnOnce(&mut dyn Document),
 ) -> String {
-    let mut document = document(format, with_peers).unwrap();
+    let mut document = document(format, with_peers, head());
     tell(&mut *document);
     String::from_utf8(document.finish().concat()).unwrap()
 }
 
-pub(super) fn head() -> Head {
-    Head {
+fn head() -> Status {
+    Status {
         version: VERSION,
         time_ms: 1_700_000_000_500,
         module: Version { version: "0.1.0".into() },
@@ -27,7 +27,10 @@ pub(super) fn head() -> Head {
             age_seconds: Some(7.5),
             error: Some("disk <full>".into()),
         }),
-        connections: Connections { max: 64, used: 3 },
+        connections: Connections { max: 64, used: 3, allowed: 64, needed: 2, limited_by: None },
+        upstreams: vec![],
+        services: vec![],
+        named: None,
     }
 }
 
@@ -75,6 +78,7 @@ pub(super) fn service(name: &str, upstream: &str) -> Service {
             changed_total: 1,
         }],
         last_used_seconds: None,
+        peers: vec![],
     }
 }
 

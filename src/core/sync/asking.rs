@@ -1,6 +1,7 @@
 //! One question about a watch, and whether its answer is one.
 
 use std::hash::Hash;
+use std::time::Duration;
 
 use siphasher::sip128::{Hasher128, SipHasher13};
 
@@ -8,7 +9,7 @@ use super::plan::Subject;
 use crate::consul::client::{self, Client, Request, TokenState};
 use crate::consul::gate::{Disbelief, Reason, believe, reason_of};
 use crate::consul::instances::Instances;
-use crate::consul::query::{ReadFrom, View};
+use crate::consul::query::{ReadFrom, View, has_tags};
 use crate::consul::watch::{self, Fetch};
 use crate::model::{Consistency, Instance};
 
@@ -114,6 +115,28 @@ fn ask_as_told(
         Err(client::Error::Stopped) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Reads over a new connection, which is the client's from here on; `patience` is the longest time to
+/// the answer.
+pub(super) fn read_anew(
+    client: &mut Client,
+    subject: &Subject,
+    patience: Duration,
+) -> Result<(), client::Error> {
+    let view = if has_tags(subject.query.source) { View::Index } else { View::Full };
+    let read = client.probe(Request {
+        endpoint: &subject.endpoint,
+        server: 0,
+        query: &subject.query,
+        view,
+        from: ReadFrom::Anywhere,
+        index: None,
+        wait: Duration::ZERO,
+        patience: Some(patience),
+    });
+    client.end_probe(read.is_ok());
+    read.map(drop)
 }
 
 /// Before peers leave that could be hidden from the token: asks whether it is one that could see

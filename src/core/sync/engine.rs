@@ -1,28 +1,26 @@
 //! Threads of the watches.
 //!
 //! ```text
-//! follow, forget ─▶ keeper ─▶ board (what is due) ◀─▶ workers (a connection each) ─▶ Sink
+//! follow, forget ─▶ scheduler (what is due) ◀─▶ workers (a connection each) ─▶ Sink
+//!                       ▲ supervisor: starts threads, shares connections out
 //! ```
 
-mod board;
-mod counts;
-mod entry;
-mod gated;
-mod keeper;
-mod share;
+mod budget;
+mod connection_plan;
+mod scheduler;
+mod supervisor;
+mod triggered;
 mod worker;
 
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use self::board::Board;
-use self::keeper::{Command, Keeper};
+use self::scheduler::Scheduler;
 use super::outages::Outages;
 use super::plan::Followed;
 use super::{Connections, Plan, Sink, Target};
@@ -40,22 +38,24 @@ const STACK: usize = 256 * 1024;
 /// Dropping it stops the threads without waiting for them.
 pub struct Engine {
     shared: Arc<Shared>,
-    keeper: Mutex<Option<JoinHandle<()>>>,
-    /// Targets that were followed later.
-    followed: Mutex<std::collections::HashMap<usize, Followed>>,
-    fixed: usize,
+    supervisor: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// What the threads share.
 struct Shared {
     stop: Arc<Stop>,
     sink: Arc<dyn Sink>,
-    board: Mutex<Board>,
+    /// `consul_connections`.
+    connections: usize,
+    /// Descriptors that are for requests; `None`: the system's limits don't matter.
+    worker_connections: Option<usize>,
+    scheduler: Mutex<Scheduler>,
     /// There is work, or a change of who waits for it.
     work: Condvar,
+    /// The supervisor is to look around.
+    called: Condvar,
     /// A thread has ended.
     ended: Condvar,
-    keeper: Keeper,
     /// Of the threads that have a connection, some of which may have ended.
     handles: Mutex<Vec<JoinHandle<()>>>,
     noted: Mutex<Connections>,
@@ -64,8 +64,8 @@ struct Shared {
 
 impl Shared {
     /// Tells the sink of the connections, if they have changed.
-    fn note(&self, board: &mut Board) {
-        let connections = board.connections();
+    fn note(&self, scheduler: &Scheduler) {
+        let connections = scheduler.connections();
         let mut noted = self.noted.lock();
         if *noted != connections {
             *noted = connections;
@@ -73,18 +73,10 @@ impl Shared {
         }
     }
 
-    /// How many more threads the work needs; they count from now on.
-    fn missing(&self, board: &mut Board, now: Instant) -> usize {
-        let room = board.share.budget.saturating_sub(board.threads);
-        let ready = board.idle + board.starting;
-        let due = board.count_due(now, room + ready);
-        let missing = due.saturating_sub(ready).min(room);
-        if due > 0 && board.idle > 0 {
-            self.work.notify_one();
-        }
-        board.threads += missing;
-        board.starting += missing;
-        missing
+    /// Has the supervisor look whether there are threads enough, among others.
+    fn call(&self, scheduler: &mut Scheduler) {
+        scheduler.is_called = true;
+        self.called.notify_one();
     }
 }
 
@@ -99,36 +91,52 @@ impl Engine {
     /// has none. The connections that an earlier engine still has at Consul count too.
     ///
     /// While there are connections enough, each service has a blocking query of its own. Otherwise
-    /// the services that are used or changed most have one; the others are read when queries about
-    /// all services say that something has changed, and now and then.
+    /// services are read when queries about all of them say that something has changed, and now and
+    /// then. More than 64 connections are tried out step by step.
     ///
     /// # Errors
     ///
     /// No thread or descriptor is left; what was started is stopped again.
     pub fn start(plan: Arc<Plan>, sink: Arc<dyn Sink>) -> io::Result<Engine> {
+        Engine::start_within(plan, sink, None)
+    }
+
+    /// The same, within what the system's limits leave if so many descriptors are for requests
+    /// (`worker_connections`).
+    ///
+    /// # Errors
+    ///
+    /// As of [`start`](Self::start).
+    pub fn start_within(
+        plan: Arc<Plan>,
+        sink: Arc<dyn Sink>,
+        worker_connections: Option<usize>,
+    ) -> io::Result<Engine> {
         sink.engine_starts();
-        let (now, foreign) = (Instant::now(), sink.foreign_connections());
-        let mut board = Board::new(plan.connections, foreign, now);
+        let now = Instant::now();
+        let mut scheduler = Scheduler::new(now);
         for watch in &plan.watches {
             let followed = |(number, target): &(usize, Arc<Target>)| {
                 Followed::new(*number, Arc::clone(target))
             };
-            board.add(&watch.subject, watch.targets.iter().map(followed).collect(), now);
+            scheduler.add(&watch.subject, watch.targets.iter().map(followed).collect(), now);
         }
         let shared = Arc::new(Shared {
             stop: Arc::new(Stop::new()?),
             sink,
-            board: Mutex::new(board),
+            connections: plan.connections,
+            worker_connections,
+            scheduler: Mutex::new(scheduler),
             work: Condvar::new(),
+            called: Condvar::new(),
             ended: Condvar::new(),
-            keeper: Keeper::default(),
             handles: Mutex::default(),
             noted: Mutex::default(),
             outages: Arc::default(),
         });
-        let kept = Arc::clone(&shared);
-        let keeper = Mutex::new(Some(spawn(move || keeper::keep(&kept))?));
-        Ok(Engine { shared, keeper, followed: Mutex::default(), fixed: plan.targets.len() })
+        let supervised = Arc::clone(&shared);
+        let supervisor = spawn(move || supervisor::supervise(&supervised))?;
+        Ok(Engine { shared, supervisor: Mutex::new(Some(supervisor)) })
     }
 
     /// Follows one more target until [`forget`](Self::forget). Its number must not be one of the
@@ -139,15 +147,8 @@ impl Engine {
     /// call is seen. What is published comes from answers to requests of before the call at most if
     /// the service was followed already.
     pub fn follow(&self, target: usize, what: impl Into<Arc<Target>>) {
-        debug_assert!(target >= self.fixed, "numbers of the plan are taken");
         let followed = Followed::new(target, what.into());
-        let before = self.followed.lock().insert(target, followed.clone());
-        debug_assert!(before.is_none(), "the number is in use");
-        if let Some(before) = before {
-            before.forget();
-            self.shared.keeper.tell(Command::Forget(target));
-        }
-        self.shared.keeper.tell(Command::Follow(followed));
+        self.with_scheduler(|scheduler| scheduler.follow(followed, Instant::now()));
     }
 
     /// Stops following a target. Never waits: a publication or report that another thread is just
@@ -156,23 +157,25 @@ impl Engine {
     /// The watch ends with its last target. A blocking query that is under way runs to its end:
     /// Consul would count a connection that is closed before until then too.
     pub fn forget(&self, target: usize) {
-        if let Some(followed) = self.followed.lock().remove(&target) {
-            followed.forget();
-            self.shared.keeper.tell(Command::Forget(target));
-        }
+        self.with_scheduler(|scheduler| scheduler.forget(target));
     }
 
     /// Asks Consul about a target now, without an index: beside the query that is under way, if there
     /// is one. Never waits.
     pub fn ask_again(&self, target: usize) {
-        self.shared.keeper.tell(Command::AskAgain(target));
+        self.with_scheduler(|scheduler| scheduler.ask_again(target, Instant::now()));
+    }
+
+    fn with_scheduler(&self, f: impl FnOnce(&mut Scheduler)) {
+        let mut scheduler = self.shared.scheduler.lock();
+        f(&mut scheduler);
+        self.shared.call(&mut scheduler);
     }
 
     /// Tells the threads to end: at once, whatever they wait for. Needs no waiting itself.
     pub fn stop(&self) {
         self.shared.stop.raise();
-        self.shared.keeper.end();
-        self.shared.board.lock().ended = true;
+        self.with_scheduler(|scheduler| scheduler.has_ended = true);
         self.shared.work.notify_all();
     }
 
@@ -181,18 +184,18 @@ impl Engine {
     pub fn join(&self, timeout: Duration) -> bool {
         self.stop();
         let deadline = Instant::now() + timeout;
-        if let Some(keeper) = self.keeper.lock().take() {
+        if let Some(supervisor) = self.supervisor.lock().take() {
             // It never does anything that takes long.
-            let _ = keeper.join();
+            let _ = supervisor.join();
         }
-        let mut board = self.shared.board.lock();
-        while board.threads > 0 {
-            if self.shared.ended.wait_until(&mut board, deadline).timed_out() {
+        let mut scheduler = self.shared.scheduler.lock();
+        while scheduler.threads.count > 0 {
+            if self.shared.ended.wait_until(&mut scheduler, deadline).timed_out() {
                 break;
             }
         }
-        let all = board.threads == 0;
-        drop(board);
+        let all = scheduler.threads.count == 0;
+        drop(scheduler);
         // A thread counts itself out a moment before it is gone.
         let handles = std::mem::take(&mut *self.shared.handles.lock());
         all && join_all(handles, deadline)
@@ -222,26 +225,11 @@ impl Drop for Engine {
 
 /// A thread of the engine.
 pub(crate) fn spawn(body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
-    thread::Builder::new().name("consul-watch".to_owned()).stack_size(STACK).spawn(body)
+    thread_builder().spawn(body)
 }
 
-/// Hands out numbers to threads that share work.
-#[derive(Debug, Default)]
-pub(super) struct Counter(AtomicUsize);
-
-impl Counter {
-    pub(super) fn next(&self) -> usize {
-        self.0.fetch_add(1, Ordering::Relaxed)
-    }
-
-    pub(super) fn get(&self) -> usize {
-        self.0.load(Ordering::SeqCst)
-    }
-
-    /// Whether this was the last of `all`.
-    pub(super) fn is_last_of(&self, all: usize) -> bool {
-        self.0.fetch_add(1, Ordering::SeqCst) + 1 == all
-    }
+pub(super) fn thread_builder() -> thread::Builder {
+    thread::Builder::new().name("consul-watch".to_owned()).stack_size(STACK)
 }
 
 #[cfg(test)]

@@ -1,19 +1,20 @@
 //! Answers before the first request: in a child of the master, before there are workers.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use super::asking::{Failure, Reply, ask};
-use super::engine::{Counter, spawn};
+use parking_lot::{Condvar, Mutex};
+
+use super::engine::thread_builder;
 use super::names::query_name;
-use super::plan::{Followed, Subject};
-use super::publisher::Publisher;
-use super::{Level, Mode, Plan, Report, Sink, Target};
+use super::once::{ask_once, publish_once};
+use super::plan::WatchPlan;
+use super::{Level, Plan, Sink};
 use crate::consul::client::Client;
-use crate::consul::query::View;
-use crate::consul::watch::Fetch;
 use crate::resolve::SystemResolver;
 use crate::stop::Stop;
 
@@ -21,19 +22,23 @@ use crate::stop::Stop;
 const THREADS: usize = 64;
 
 /// What the threads share.
-struct Round {
-    plan: Arc<Plan>,
-    sink: Arc<dyn Sink>,
-    watches: Vec<usize>,
+struct Round<'a> {
+    sink: &'a dyn Sink,
+    watches: Vec<&'a WatchPlan>,
     stop: Arc<Stop>,
-    /// Raised by the last thread.
-    done: Stop,
-    threads: usize,
-    taken: Counter,
-    answered: Counter,
-    ended: Counter,
+    /// How many watches were taken.
+    taken: AtomicUsize,
+    progress: Mutex<Progress>,
+    /// The last thread has ended.
+    done: Condvar,
+}
+
+#[derive(Default)]
+struct Progress {
+    running: usize,
+    answered: usize,
     /// Service and error of the first watch that no server answered.
-    failure: Mutex<Option<String>>,
+    failure: Option<String>,
 }
 
 /// Asks once for each watch of `targets_needed` and publishes what comes within `timeout`.
@@ -51,38 +56,45 @@ pub fn first_answers(
     timeout: Duration,
 ) -> usize {
     let deadline = Instant::now() + timeout;
-    let needed: BTreeSet<usize> = targets_needed.iter().copied().collect();
-    let wanted =
-        |watch: &usize| plan.watches[*watch].targets.iter().any(|(t, _)| needed.contains(t));
-    let watches: Vec<usize> = (0..plan.watches.len()).filter(wanted).collect();
+    let needed: HashSet<usize> = targets_needed.iter().copied().collect();
+    let is_needed = |watch: &&WatchPlan| watch.targets.iter().any(|(t, _)| needed.contains(t));
+    let watches: Vec<&WatchPlan> = plan.watches.iter().filter(is_needed).collect();
     if watches.is_empty() {
         return 0;
     }
-    let (stop, done) = match (Stop::new(), Stop::new()) {
-        (Ok(stop), Ok(done)) => (Arc::new(stop), done),
-        (Err(error), _) | (_, Err(error)) => {
+    let stop = match Stop::new() {
+        Ok(stop) => Arc::new(stop),
+        Err(error) => {
             sink.log(Level::Error, format!("cannot ask for first answers ({error})"));
             return 0;
         }
     };
     // Before a reload the engine of the running configuration has its share.
-    let foreign = sink.foreign_connections();
-    let round = Arc::new(Round {
-        threads: watches.len().min(plan.connections.saturating_sub(foreign).clamp(1, THREADS)),
-        plan: Arc::clone(plan),
-        sink: Arc::clone(sink),
+    let most = plan.connections.saturating_sub(sink.foreign_connections()).clamp(1, THREADS);
+    let (threads, all) = (watches.len().min(most), watches.len());
+    let progress = Progress { running: threads, ..Progress::default() };
+    let round = Round {
+        sink: &**sink,
         watches,
         stop,
-        done,
-        taken: Counter::default(),
-        answered: Counter::default(),
-        ended: Counter::default(),
-        failure: Mutex::default(),
+        taken: AtomicUsize::new(0),
+        progress: Mutex::new(progress),
+        done: Condvar::new(),
+    };
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            if let Err(error) = thread_builder().spawn_scoped(scope, || round.work()) {
+                // Those that run take all the work.
+                round.end(Some(format!("cannot start a thread: {error}")));
+            }
+        }
+        let mut progress = round.progress.lock();
+        let is_running = |progress: &mut Progress| progress.running > 0;
+        round.done.wait_while_until(&mut progress, is_running, deadline);
+        round.stop.raise();
     });
-    run(&round, deadline);
-    let (answered, all) = (round.answered.get(), round.watches.len());
+    let Progress { answered, failure, .. } = round.progress.into_inner();
     if answered < all {
-        let failure = round.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
         let why = failure.unwrap_or_else(|| format!("no answer within {timeout:?}"));
         let missing = all - answered;
         let line = format!("no first answer for {missing} of {all} services ({why}), going on");
@@ -91,85 +103,59 @@ pub fn first_answers(
     answered
 }
 
-fn run(round: &Arc<Round>, deadline: Instant) {
-    let mut threads = Vec::new();
-    for _ in 0..round.threads {
-        let shared = Arc::clone(round);
-        let body = move || {
-            let work = AssertUnwindSafe(|| shared.work());
-            if catch_unwind(work).is_err() {
-                shared.fail("panic".to_owned());
-            }
-            if shared.ended.is_last_of(shared.threads) {
-                shared.done.raise();
-            }
-        };
-        match spawn(body) {
-            Ok(thread) => threads.push(thread),
-            Err(error) => {
-                round.fail(format!("cannot start a thread: {error}"));
-                // Those that run take all the work; this one counts as ended.
-                if round.ended.is_last_of(round.threads) {
-                    round.done.raise();
-                }
-            }
-        }
-    }
-    round.done.sleep(deadline.saturating_duration_since(Instant::now()));
-    round.stop.raise();
-    for thread in threads {
-        let _ = thread.join();
-    }
-}
-
-impl Round {
+impl Round<'_> {
+    /// A thread.
     fn work(&self) {
+        let asked = catch_unwind(AssertUnwindSafe(|| self.ask_all()));
+        self.end(asked.is_err().then(|| "panic".to_owned()));
+    }
+
+    fn end(&self, failure: Option<String>) {
+        let mut progress = self.progress.lock();
+        progress.running -= 1;
+        progress.failure = progress.failure.take().or(failure);
+        self.done.notify_one();
+    }
+
+    fn ask_all(&self) {
         let mut client = Client::new(Arc::clone(&self.stop));
         let resolver = SystemResolver::new(Arc::clone(&self.stop));
-        while let Some(&number) = self.watches.get(self.taken.next()) {
+        while let Some(watch) = self.watches.get(self.taken.fetch_add(1, Ordering::Relaxed)) {
+            let failure = self.ask(watch, &mut client, &resolver).err();
             if self.stop.is_raised() {
                 return;
             }
-            self.ask_once(number, &mut client, &resolver);
+            let mut progress = self.progress.lock();
+            progress.answered += usize::from(failure.is_none());
+            progress.failure = progress.failure.take().or(failure);
         }
     }
 
-    fn ask_once(&self, number: usize, client: &mut Client, resolver: &SystemResolver) {
-        let watch = &self.plan.watches[number];
-        let subject: &Subject = &watch.subject;
-        let followed = |(n, target): &(usize, Arc<Target>)| Followed::new(*n, Arc::clone(target));
-        let targets: Vec<Followed> = watch.targets.iter().map(followed).collect();
-        for server in 0..subject.endpoint.servers.len() {
-            let fetch = Fetch::read(server, subject.timing.wait);
-            match ask(client, subject, fetch, View::Full) {
-                Ok(Some(Reply { index, instances, .. })) => {
-                    let answer = (index, &instances, true);
-                    let sink = &*self.sink;
-                    // The engine that starts next warns of skipped instances. It also has the time
-                    // to see removals confirmed, if another target of the watch has peers.
-                    let mut publisher = Publisher::quiet();
-                    let prepared = publisher.prepare(subject, &targets, answer, resolver, sink);
-                    publisher.publish(&prepared, sink);
-                    for &(target, _) in &watch.targets {
-                        let (mode, pending) = (Mode::Blocking, prepared.pending(target));
-                        sink.report(target, &Report::Good { index, server, mode, pending });
+    /// Asks the servers in their order until one answers.
+    fn ask(
+        &self,
+        watch: &WatchPlan,
+        client: &mut Client,
+        resolver: &SystemResolver,
+    ) -> Result<(), String> {
+        let subject = &watch.subject;
+        let mut failure = String::new();
+        for (server, name) in subject.endpoint.servers.iter().enumerate() {
+            match ask_once(client, subject, server) {
+                Ok((index, instances)) => {
+                    for (number, target) in &watch.targets {
+                        let answer = (index, server, &instances);
+                        publish_once(*number, target, answer, resolver, self.sink);
                     }
-                    self.answered.next();
-                    return;
+                    return Ok(());
                 }
-                Ok(None) => return,
-                Err(Failure::Reconnected) => {}
-                Err(Failure::Refused(_, error)) => {
-                    let server = &subject.endpoint.servers[server];
-                    let name = query_name(&subject.query);
-                    self.fail(format!("{name}: {error}, server \"{server}\""));
+                Err(_) if self.stop.is_raised() => break,
+                Err(error) => {
+                    failure = format!("{}: {error}, server \"{name}\"", query_name(&subject.query));
                 }
             }
         }
-    }
-
-    fn fail(&self, error: String) {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        Err(failure)
     }
 }
 

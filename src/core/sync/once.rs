@@ -1,11 +1,9 @@
 //! One answer for one target, outside of any watch: for a service that is new.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::asking::{Failure, ask};
-use super::lookout::{Scope, look_over};
 use super::plan::{Followed, Subject, Target};
 use super::publisher::Publisher;
 use super::{Mode, Report, Sink};
@@ -36,26 +34,6 @@ pub(crate) fn ask_once(
         }
     }
     Err("the connection is closed again and again".to_owned())
-}
-
-/// The names of all services, by their [`key`](crate::consul::overview::key), where a subject's is.
-///
-/// # Errors
-///
-/// As of [`ask_once`], and if the subject's answers may be of another time than the names.
-pub(crate) fn names_of_all(client: &mut Client, subject: &Subject) -> Result<HashSet<u64>, String> {
-    let scope = Scope::of(subject).ok_or("its answers are from the agent's cache")?;
-    let mut failure = String::new();
-    for server in 0..subject.endpoint.servers.len() {
-        let fetch = Fetch::read(server, Duration::ZERO);
-        match look_over(client, scope.subject(), View::Names, fetch) {
-            Ok(Some((.., overview))) => return Ok(overview.services()),
-            Ok(None) => return Err("nginx ends".to_owned()),
-            Err(Failure::Reconnected) => {}
-            Err(Failure::Refused(_, error)) => failure = error,
-        }
-    }
-    Err(failure)
 }
 
 /// Puts the answer of a server in force for a target; `false` if there is no room for it.

@@ -9,6 +9,7 @@ use super::plan::{Followed, Subject};
 use super::{Level, Pending, Published, Sink, Target};
 use crate::consul::instances::{Instances, Skipped};
 use crate::consul::policy::{Guard, OnEmpty, Policy, Verdict};
+use crate::consul::query::ReadFrom;
 use crate::consul::watch;
 use crate::model::{Consistency, PeerSet, Source};
 use crate::resolve::{Names, Resolve};
@@ -31,6 +32,14 @@ pub(super) struct Publisher {
     guards: HashMap<usize, Guard>,
     /// Index and digest of the newest answer.
     latest: Option<(u64, u128)>,
+    pub(super) last: Last,
+}
+
+/// The last publication: its number, and the server whose answer it was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Last {
+    count: u64,
+    pub(super) server: usize,
 }
 
 /// An answer with what is to become of it.
@@ -99,15 +108,19 @@ impl Publisher {
         watch::is_outdated(self.latest, index, digest)
     }
 
-    /// Takes note of an answer that is not outdated.
-    pub(super) fn note(&mut self, index: u64, digest: u128, is_copy: bool) {
+    /// Takes note of a published answer of a server: index, digest and whether it is a copy's.
+    pub(super) fn note(&mut self, (index, digest, is_copy): (u64, u128, bool), server: usize) {
         let before = self.latest.filter(|_| is_copy).map_or(0, |(index, _)| index);
         self.latest = Some((index.max(before), digest));
+        self.last = Last { count: self.last.count + 1, server };
     }
 
-    /// Whether a removal waits to be confirmed.
-    pub(super) fn is_waiting(&self) -> bool {
-        self.guards.values().any(Guard::is_waiting)
+    /// Where a read has to come from: no copy of the state confirms a removal that waits.
+    pub(super) fn from(&self) -> ReadFrom {
+        match self.guards.values().any(Guard::is_waiting) {
+            true => ReadFrom::Server,
+            false => ReadFrom::Anywhere,
+        }
     }
 
     /// Makes the sets of the targets of a watch and judges them. An answer from a copy of the state

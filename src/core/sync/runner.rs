@@ -1,14 +1,13 @@
 //! Carries out what the rules of a watch say.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use self::report::Good;
+use self::report::report_good;
 use super::asking::{Failure, Reply, ask, digest, vouch};
 use super::names::query_name;
 use super::outages::{Failing, Outages};
@@ -43,12 +42,6 @@ pub(super) struct Common {
     targets: Mutex<Arc<[Followed]>>,
     /// Locked from the judging of an answer to its publication.
     publisher: Mutex<Publisher>,
-    /// A removal waits to be confirmed, which no copy of the state can.
-    confirms: AtomicBool,
-    /// Counts publications.
-    published: AtomicU64,
-    /// The one that answered last.
-    server: AtomicUsize,
 }
 
 impl Common {
@@ -57,9 +50,6 @@ impl Common {
             subject,
             targets: Mutex::new(targets.into()),
             publisher: Mutex::default(),
-            confirms: AtomicBool::new(false),
-            published: AtomicU64::new(0),
-            server: AtomicUsize::new(0),
         })
     }
 
@@ -71,37 +61,29 @@ impl Common {
         *self.targets.lock() = targets.into();
     }
 
-    /// A read has to come from a server now if it could come from a copy of the state.
-    fn from(&self) -> ReadFrom {
-        match self.confirms.load(Ordering::Relaxed) {
-            true => ReadFrom::Server,
-            false => ReadFrom::Anywhere,
-        }
-    }
-
     /// Reads once, beside a blocking query that is under way. `Ok(Some)`: once more then. `Err`:
     /// no believable answer.
     pub(super) fn read_beside(&self, tools: &mut Tools<'_>) -> Result<Option<Instant>, Failure> {
         let subject = &*self.subject;
-        let before = self.published.load(Ordering::SeqCst);
-        let server = self.server.load(Ordering::Relaxed);
-        let fetch = Fetch { from: self.from(), ..Fetch::read(server, subject.timing.wait) };
+        let (before, from) = {
+            let publisher = self.publisher.lock();
+            (publisher.last, publisher.from())
+        };
+        let fetch = Fetch { from, ..Fetch::read(before.server, subject.timing.wait) };
         let Some(reply) = ask(tools.client, subject, fetch, View::Full)? else {
             return Ok(None);
         };
         let mut publisher = self.publisher.lock();
         let digest = digest(&reply.instances.good);
-        if self.published.load(Ordering::SeqCst) != before
-            || reply.is_copy && publisher.is_outdated(reply.index, digest)
-        {
+        if publisher.last != before || reply.is_copy && publisher.is_outdated(reply.index, digest) {
             // What the watch itself has published, to all targets, may be newer.
             return Ok(None);
         }
-        let Some(put) = self.put(&mut publisher, (&reply, digest), server, tools)? else {
+        let Some(put) = self.put(&mut publisher, (&reply, digest), before.server, tools)? else {
             return Ok(None);
         };
-        let good = Good { index: reply.index, server, mode: Mode::Blocking };
-        good.report(&put.targets, Some(&put.prepared), tools.sink);
+        let good = (reply.index, before.server, Mode::Blocking);
+        report_good(good, &put.targets, Some(&put.prepared), tools.sink);
         Ok(put.prepared.again())
     }
 
@@ -120,8 +102,7 @@ impl Common {
             return Ok(None);
         }
         let is_in_force = publisher.publish(&prepared, tools.sink);
-        publisher.note(reply.index, digest, reply.is_copy);
-        self.confirms.store(publisher.is_waiting(), Ordering::Relaxed);
+        publisher.note((reply.index, digest, reply.is_copy), server);
         Ok(Some(Put { targets, prepared, is_in_force }))
     }
 }
@@ -147,20 +128,9 @@ pub(super) struct Job {
     pub(super) must_read: bool,
     /// How the service is followed now.
     pub(super) mode: Mode,
-    /// Longest `wait` now.
-    pub(super) patience: Option<Duration>,
-    /// The same because of the last answer: host names have to be looked up again.
+    /// Longest `wait` because of the last answer: host names have to be looked up again.
     limit: Option<Duration>,
     failing: Option<Failing>,
-}
-
-/// How a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ran {
-    /// The engine ends.
-    Stopped,
-    /// Perhaps with an answer; `changed` if it says something else than the one before.
-    Done { changed: bool },
 }
 
 impl Job {
@@ -173,7 +143,6 @@ impl Job {
             nodes: Vec::new(),
             must_read: false,
             mode: Mode::Blocking,
-            patience: None,
             limit: None,
             failing: None,
         }
@@ -197,30 +166,22 @@ impl Job {
         self.nodes.contains(&node)
     }
 
-    /// One request and what follows from it.
-    pub(super) fn run(&mut self, tools: &mut Tools<'_>) -> Ran {
+    /// One request and what follows from it; `None` if the engine ends.
+    pub(super) fn run(&mut self, tools: &mut Tools<'_>) -> Option<()> {
         let now = Instant::now();
-        let limits = self.patience.into_iter().chain(self.limit);
-        self.watch.limit_wait(limits.min());
-        let Step::Fetch(mut fetch) = self.watch.next(now) else {
-            return Ran::Done { changed: false };
-        };
+        self.watch.limit_wait(self.limit);
+        let Step::Fetch(mut fetch) = self.watch.next(now) else { return Some(()) };
         let common = Arc::clone(&self.common);
         if fetch.index.is_none() {
-            fetch.from = fetch.from.max(common.from());
+            fetch.from = fetch.from.max(common.publisher.lock().from());
         }
-        match self.glance(&common.subject, fetch, now, tools) {
-            Ok(Some(done)) => return done,
-            Ok(None) => {}
-            Err(failure) => return self.failed(&common, fetch, &failure, tools),
-        }
-        let asked = ask(tools.client, &common.subject, fetch, View::Full);
-        tools.client.end_probe(asked.is_ok());
-        let taken = asked.and_then(|reply| match reply {
-            Some(reply) => self.take(&common, (fetch, now), &reply, tools),
-            None => Ok(Ran::Stopped),
-        });
-        let ran = taken.unwrap_or_else(|failure| self.failed(&common, fetch, &failure, tools));
+        let ran = match self.fetch(&common, fetch, now, tools) {
+            Ok(ran) => ran,
+            Err(failure) => {
+                self.failed(&common, fetch, &failure, tools);
+                Some(())
+            }
+        };
         if let Some(turn) = self.watch.take_turn() {
             let server = common.subject.endpoint.servers[fetch.server].to_string();
             let name = query_name(&common.subject.query);
@@ -229,40 +190,44 @@ impl Job {
         ran
     }
 
-    /// Where the index alone can say that nothing has changed, asks only for that. `None` if all
-    /// has to be read.
-    fn glance(
+    /// Asks for the index alone where that can say that nothing has changed, or for all there is.
+    fn fetch(
         &mut self,
-        subject: &Subject,
+        common: &Common,
         fetch: Fetch,
         now: Instant,
         tools: &mut Tools<'_>,
-    ) -> Result<Option<Ran>, Failure> {
-        let query = &subject.query;
-        // The agent's cache has entries of its own age for every set of parameters.
-        let usable = has_tags(query.source) && query.consistency != Consistency::Cached;
-        let Some((server, index, at)) = self.seen.filter(|_| usable && !self.must_read) else {
-            return Ok(None);
-        };
-        let verifies = fetch.from == ReadFrom::Leader;
-        let is_other = fetch.index.is_some() || fetch.probe || verifies || fetch.server != server;
-        if is_other || now - at > TRUST {
-            return Ok(None);
-        }
-        match ask(tools.client, subject, fetch, View::Index)? {
-            None => Ok(Some(Ran::Stopped)),
-            Some(reply) if reply.index == index => {
+    ) -> Result<Option<()>, Failure> {
+        let (subject, server) = (&common.subject, fetch.server);
+        if let Some(index) = self.index_to_check(fetch, now) {
+            let Some(reply) = ask(tools.client, subject, fetch, View::Index)? else {
+                return Ok(None);
+            };
+            if reply.index == index {
                 let digest = self.watch.digest().unwrap_or_default();
                 let Reply { bytes, is_copy, .. } = reply;
                 let answer = Answer::Good { index, digest, bytes, is_copy };
                 let outcome = self.watch.answer(answer, Instant::now(), &mut self.rng);
                 self.log_good(fetch, outcome, tools);
-                let good = Good { index, server, mode: self.mode() };
-                good.report(&self.common.targets(), None, tools.sink);
-                Ok(Some(Ran::Done { changed: false }))
+                report_good((index, server, self.mode()), &common.targets(), None, tools.sink);
+                return Ok(Some(()));
             }
-            Some(_) => Ok(None),
         }
+        let reply = ask(tools.client, subject, fetch, View::Full);
+        tools.client.end_probe(reply.is_ok());
+        let Some(reply) = reply? else { return Ok(None) };
+        self.take(common, (fetch, now), &reply, tools)
+    }
+
+    /// The index that says, if it has not moved, that nothing has changed.
+    fn index_to_check(&self, fetch: Fetch, now: Instant) -> Option<u64> {
+        let query = &self.common.subject.query;
+        // The agent's cache has entries of its own age for every set of parameters.
+        let usable = has_tags(query.source) && query.consistency != Consistency::Cached;
+        let (server, index, at) = self.seen.filter(|_| usable && !self.must_read)?;
+        let verifies = fetch.from == ReadFrom::Leader;
+        let is_other = fetch.index.is_some() || fetch.probe || verifies || fetch.server != server;
+        (!is_other && now - at <= TRUST).then_some(index)
     }
 
     /// Takes a believable answer.
@@ -272,7 +237,7 @@ impl Job {
         (fetch, sent): (Fetch, Instant),
         reply: &Reply,
         tools: &mut Tools<'_>,
-    ) -> Result<Ran, Failure> {
+    ) -> Result<Option<()>, Failure> {
         let server = fetch.server;
         let &Reply { index, bytes, is_copy, .. } = reply;
         let digest = digest(&reply.instances.good);
@@ -283,18 +248,16 @@ impl Job {
                 let reason = Reason::Outdated;
                 tools.sink.report(target.number, &Report::Ignored { reason });
             }
-            return Ok(Ran::Done { changed: false });
+            return Ok(Some(()));
         }
         let Some(put) = common.put(&mut publisher, (reply, digest), server, tools)? else {
-            return Ok(Ran::Stopped);
+            return Ok(None);
         };
-        common.published.fetch_add(1, Ordering::SeqCst);
         drop(publisher);
         let Put { targets, prepared, is_in_force } = put;
         let answer = Answer::Good { index, digest, bytes, is_copy };
         let outcome = self.watch.answer(answer, Instant::now(), &mut self.rng);
         self.log_good(fetch, outcome, tools);
-        common.server.store(server, Ordering::Relaxed);
         let waits = targets.iter().any(|target| prepared.pending(target.number).is_some());
         let settled = is_in_force && !waits && prepared.limit().is_none();
         self.seen = settled.then_some((server, index, sent));
@@ -309,9 +272,8 @@ impl Job {
         } else if !is_in_force {
             self.watch.read_again(Instant::now() + REFUSED);
         }
-        let good = Good { index, server, mode: self.mode() };
-        good.report(&targets, Some(&prepared), tools.sink);
-        Ok(Ran::Done { changed: matches!(outcome, Outcome::Publish { changed: true, .. }) })
+        report_good((index, server, self.mode()), &targets, Some(&prepared), tools.sink);
+        Ok(Some(()))
     }
 
     /// How changes are seen now.
@@ -330,13 +292,7 @@ impl Job {
         self.nodes.shrink_to_fit();
     }
 
-    fn failed(
-        &mut self,
-        common: &Common,
-        fetch: Fetch,
-        failure: &Failure,
-        tools: &mut Tools<'_>,
-    ) -> Ran {
+    fn failed(&mut self, common: &Common, fetch: Fetch, failure: &Failure, tools: &mut Tools<'_>) {
         self.seen = None;
         let now = Instant::now();
         let outcome = self.watch.answer(failure.answer(), now, &mut self.rng);
@@ -346,7 +302,6 @@ impl Job {
             self.watch.pause_until(tools.outages.turn(next, at, &mut self.rng));
             self.report_failure(fetch, (*reason, error), outcome, tools);
         }
-        Ran::Done { changed: false }
     }
 }
 

@@ -46,7 +46,7 @@ const TEMPLATE: [usize; 2] = [USED + 1, USED + 2];
 const NAME: usize = USED + 3;
 /// Process that confirmed the set last, with a good answer.
 const CONFIRMED_BY: usize = NAME + MAX_NAME / 8;
-/// [`scope`](super::orders::scope) of what is asked for.
+/// [`scope`](super::overrides::scope) of what is asked for.
 const SCOPE: usize = CONFIRMED_BY + 1;
 /// Worker 0 is to ask Consul now.
 pub(super) const ASKED: usize = SCOPE + 1;
@@ -202,6 +202,11 @@ impl<'z> Table<'z> {
         self.entry_word(entry, LAST_GOOD).load(Relaxed)
     }
 
+    /// Failures in a row since the last good answer.
+    pub fn failures(&self, entry: usize) -> u64 {
+        self.entry_word(entry, FAILURES).load(Relaxed)
+    }
+
     /// Notes a failure; the text is cut to what fits.
     pub fn note_failure(&self, entry: usize, error: &str, failures: u64, server: usize) {
         store_text(self.entry_words(entry, ERROR..WORDS), error);
@@ -226,7 +231,7 @@ impl<'z> Table<'z> {
         store_text(self.entry_words(entry, NAME..CONFIRMED_BY), &named.name);
     }
 
-    /// Notes which instances the target's are, for orders about them.
+    /// Notes which instances the target's are, for overrides of them.
     pub fn note_scope(&self, entry: usize, scope: u64) {
         self.entry_word(entry, SCOPE).store(scope, Relaxed);
     }

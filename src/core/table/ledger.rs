@@ -5,9 +5,12 @@
 //! has to know of them, or a reload would use twice the number that the operator allows.
 
 use super::machine::atomic::Ordering::Relaxed;
-use super::{H_CONNECTIONS, H_CONNECTIONS_ENDING, H_CONNECTIONS_LEFT, H_CONNECTIONS_OWNER, Table};
+use super::{
+    H_CONNECTIONS, H_CONNECTIONS_ENDING, H_CONNECTIONS_LEFT, H_CONNECTIONS_OWNER,
+    H_CONNECTIONS_PLAN, Table,
+};
 use crate::process::ProcessId;
-use crate::sync::Connections;
+use crate::sync::{Connections, Limit};
 
 /// An old worker 0 sees within this time that it is to end, milliseconds.
 const GRACE: u64 = 1000;
@@ -61,7 +64,21 @@ impl Table<'_> {
     pub fn note_connections(&self, connections: Connections, me: ProcessId) {
         if self.load(H_CONNECTIONS_OWNER) == me.get() {
             self.word(H_CONNECTIONS).store(encode(connections), Relaxed);
+            let Connections { allowed, needed, limit, .. } = connections;
+            let limit = Limit::ALL.iter().position(|each| Some(*each) == limit);
+            let numbers = [allowed, needed].map(|number| (number as u64).min(0xff_ffff));
+            let limit = limit.map_or(0, |limit| limit as u64 + 1);
+            let raw = numbers[0] << 40 | numbers[1] << 16 | limit;
+            self.word(H_CONNECTIONS_PLAN).store(raw, Relaxed);
         }
+    }
+
+    /// How many connections whoever follows Consul may have, how many would give each service a
+    /// blocking query of its own, and what keeps these away.
+    pub fn allowed_connections(&self) -> (usize, usize, Option<Limit>) {
+        let raw = self.load(H_CONNECTIONS_PLAN);
+        let limit = (raw as usize & 0xffff).checked_sub(1).and_then(|at| Limit::ALL.get(at));
+        ((raw >> 40) as usize, (raw >> 16 & 0xff_ffff) as usize, limit.copied())
     }
 
     /// All connections that Consul counts.
@@ -87,7 +104,7 @@ impl Table<'_> {
 }
 
 fn encode(connections: Connections) -> u64 {
-    let Connections { blocking, others, wait } = connections;
+    let Connections { blocking, others, wait, .. } = connections;
     let wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).min(u64::from(u32::MAX));
     wait << 32 | (others as u64).min(0xffff) << 16 | (blocking as u64).min(0xffff)
 }
@@ -97,6 +114,7 @@ fn decode(raw: u64) -> Connections {
         blocking: (raw & 0xffff) as usize,
         others: (raw >> 16 & 0xffff) as usize,
         wait: std::time::Duration::from_millis(raw >> 32),
+        ..Connections::default()
     }
 }
 
@@ -110,7 +128,8 @@ mod tests {
     const NOW: u64 = 1_700_000_000_000;
 
     fn of(blocking: usize, others: usize) -> Connections {
-        Connections { blocking, others, wait: Duration::from_secs(16) }
+        let wait = Duration::from_secs(16);
+        Connections { blocking, others, wait, ..Connections::default() }
     }
 
     #[test]
@@ -146,8 +165,22 @@ mod tests {
     }
 
     #[test]
+    fn what_the_status_says_of_them_is_kept() {
+        let table = Table::create(zone(1 << 17), 16).unwrap();
+        assert_eq!(table.allowed_connections(), (0, 0, None));
+        let me = ProcessId::own();
+        table.take_over_connections(me, NOW);
+        for limit in Limit::ALL.map(Some).into_iter().chain([None]) {
+            let noted = Connections { allowed: 64, needed: 2016, limit, ..of(3, 1) };
+            table.note_connections(noted, me);
+            assert_eq!(table.allowed_connections(), (64, 2016, limit));
+        }
+    }
+
+    #[test]
     fn numbers_too_large_for_a_word_are_bounded() {
-        let huge = Connections { blocking: 1 << 20, others: 1 << 20, wait: Duration::MAX };
+        let (blocking, others, wait) = (1 << 20, 1 << 20, Duration::MAX);
+        let huge = Connections { blocking, others, wait, ..Connections::default() };
         let seen = decode(encode(huge));
         assert_eq!((seen.blocking, seen.others), (65_535, 65_535));
         assert_eq!(seen.wait, Duration::from_millis(u32::MAX.into()));

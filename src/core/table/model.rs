@@ -19,7 +19,7 @@ use crate::model::{Health, Peer, PeerSet};
 use crate::params::Params;
 use crate::process::ProcessId;
 
-mod ordered;
+mod with_overrides;
 
 /// Two lanes, so that they share a word.
 const LANES: usize = 2;
@@ -34,13 +34,19 @@ struct Zone(Vec<AtomicU64>);
 
 impl Zone {
     fn new() -> Arc<Zone> {
-        let lanes = HEADER + 4 * (verdicts::WORDS_PER_ENTRY + orders::WORDS);
+        let list = HEADER + 4 * verdicts::WORDS_PER_ENTRY;
+        let lanes = list + 4 * overrides::WORDS;
         let entries = lanes + LANES;
         let slots = entries + 4 * entry::WORDS;
         let arena = slots + SLOTS * (slots::WORDS + LANES / 2);
         let word = |at: usize| {
-            let watched = if at < entries {
-                at < HEADER || at >= lanes
+            let watched = if at < list {
+                at < HEADER
+            } else if at < lanes {
+                // Of each area of overrides the first two words.
+                (at - list) % (4 * overrides::WORDS / 2) < 2
+            } else if at < entries {
+                true
             } else if at < slots {
                 // The first two entries, without what only the status page reads.
                 (at - entries) / entry::WORDS < 2 && (at - entries) % entry::WORDS < entry::RESTORED

@@ -110,7 +110,7 @@ impl<'z> Table<'z> {
 
     /// Makes `set` the peers of `key`, whose entry this was when the caller looked. `None` if they
     /// are what they were: no generation then; also if the entry has passed to another target, or
-    /// has a set and another process leads.
+    /// has a set that is frozen or another process leads.
     /// Waits for other publishers; never for requests.
     pub fn publish(
         &self,
@@ -120,7 +120,8 @@ impl<'z> Table<'z> {
         me: ProcessId,
     ) -> Result<Option<Changed>, Full> {
         let guard = self.lock(me);
-        if self.key(entry) != key || (self.has_data(entry) && !self.is_led_by(me)) {
+        let stays = || !self.is_led_by(me) || self.is_frozen(key, now_ms);
+        if self.key(entry) != key || (self.has_data(entry) && stays()) {
             return Ok(None);
         }
         let generation = self.generation(entry);
@@ -166,6 +167,12 @@ impl<'z> Table<'z> {
     /// Whether the entry has a set, be it an empty one.
     pub fn has_data(&self, entry: usize) -> bool {
         self.key(entry) != 0 && self.block(entry, self.generation(entry)).is_some()
+    }
+
+    /// How many peers the entry's set has; `None` before the first answer.
+    pub fn peer_count(&self, entry: usize) -> Option<usize> {
+        let block = self.block(entry, self.generation(entry)).filter(|_| self.key(entry) != 0);
+        block.map(|block| block.records.len() / RECORD)
     }
 
     fn free_slot(&self, record: &Record) {

@@ -14,7 +14,7 @@ use super::record::{Detail, RECORD, Record};
 use super::words::{split, unpack};
 
 /// How often a reader starts over before it stays with what it has.
-const TRIES: usize = 8;
+pub(super) const TRIES: usize = 8;
 
 /// A copy of one set.
 #[derive(Clone, Debug, Default)]

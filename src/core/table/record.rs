@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 
 use super::Table;
 use super::machine::atomic::{AtomicU64, Ordering::Relaxed};
-use super::orders::Action;
 use super::slots::Place;
 use super::words::{join, split, wide};
 use crate::model::{Meta, Peer, PeerSet};
@@ -102,18 +101,16 @@ impl Record {
         }
     }
 
-    /// Makes it what is ordered of the instance.
-    pub(super) fn obey(&mut self, action: Action) {
-        match action {
-            Action::Freeze => {}
-            Action::Drain | Action::Down => self.mixed |= DOWN,
-            Action::Up => {
-                self.mixed &= !DOWN;
-                // No number of failures.
-                self.limits[0] = join(0, split(self.limits[0]).1);
-            }
-            Action::Weight(weight) => self.weight = u32::from(weight).max(1),
-        }
+    /// Keeps new requests from it.
+    pub(super) fn set_down(&mut self) {
+        self.mixed |= DOWN;
+    }
+
+    /// Neither its failures nor its own word keep it out.
+    pub(super) fn set_up(&mut self) {
+        self.mixed &= !DOWN;
+        // No number of failures.
+        self.limits[0] = join(0, split(self.limits[0]).1);
     }
 
     /// Of a peer whose counters are there.

@@ -5,6 +5,8 @@
 //! reader to be safe: the first word of a cell is its key XOR the second, so a cell that two
 //! writers have mixed has nobody's key.
 
+use std::time::Duration;
+
 use super::Table;
 use super::machine::atomic::Ordering::Relaxed;
 
@@ -21,27 +23,11 @@ const KIND_BITS: u32 = 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It is followed: it has an entry, or had one a short time ago.
-    Followed,
+    Followed = 1,
     /// Consul has no such service, or not one that is allowed.
     Absent,
     /// Nobody could tell: Consul does not answer, or there is no room.
     Failed,
-}
-
-impl Verdict {
-    fn kind(self) -> u64 {
-        match self {
-            Verdict::Followed => 1,
-            Verdict::Absent => 2,
-            Verdict::Failed => 3,
-        }
-    }
-
-    fn of_kind(kind: u64) -> Option<Verdict> {
-        [Verdict::Followed, Verdict::Absent, Verdict::Failed]
-            .into_iter()
-            .find(|verdict| verdict.kind() == kind)
-    }
 }
 
 impl Table<'_> {
@@ -52,8 +38,10 @@ impl Table<'_> {
     }
 
     /// Notes what became of a key, for so long.
-    pub fn note_verdict(&self, key: u128, verdict: Verdict, until_ms: u64) {
-        let value = until_ms << KIND_BITS | verdict.kind();
+    pub fn note_verdict(&self, key: u128, verdict: Verdict, now_ms: u64, valid: Duration) {
+        let valid_ms = u64::try_from(valid.as_millis()).unwrap_or(u64::MAX);
+        let until_ms = now_ms.saturating_add(valid_ms).min(u64::MAX >> KIND_BITS);
+        let value = until_ms << KIND_BITS | verdict as u64;
         // A name that exists must not be driven out by names that don't.
         let rank = |(at, value): &(usize, u64)| match self.is_of(*at, *value, key) {
             true => (0, 0),
@@ -77,13 +65,18 @@ impl Table<'_> {
 }
 
 fn kind_of(value: u64) -> Option<Verdict> {
-    Verdict::of_kind(value & ((1 << KIND_BITS) - 1))
+    let kind = value & ((1 << KIND_BITS) - 1);
+    [Verdict::Followed, Verdict::Absent, Verdict::Failed].into_iter().find(|v| *v as u64 == kind)
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::tests::zone;
     use super::*;
+
+    fn ms(time: u64) -> Duration {
+        Duration::from_millis(time)
+    }
 
     fn table() -> Table<'static> {
         Table::create(zone(1 << 17), 16).unwrap()
@@ -93,11 +86,11 @@ mod tests {
     fn a_verdict_holds_until_its_time_is_over() {
         let table = table();
         assert_eq!(table.verdict(7, 0), None);
-        table.note_verdict(7, Verdict::Absent, 1_000);
+        table.note_verdict(7, Verdict::Absent, 0, ms(1_000));
         assert_eq!(table.verdict(7, 999), Some(Verdict::Absent));
         assert_eq!(table.verdict(7, 1_000), None);
         assert_eq!(table.verdict(8, 999), None, "another key of the same set");
-        table.note_verdict(7, Verdict::Followed, 5_000);
+        table.note_verdict(7, Verdict::Followed, 1_000, ms(4_000));
         assert_eq!(table.verdict(7, 1_000), Some(Verdict::Followed));
     }
 
@@ -108,10 +101,10 @@ mod tests {
         // All keys of a set differ in their lower half.
         let key = |n: u128| (n % 3) << 64 | (n + 1);
         for n in names.clone().take(6) {
-            table.note_verdict(key(n), Verdict::Followed, 10_000 + n as u64);
+            table.note_verdict(key(n), Verdict::Followed, 10_000, ms(n as u64));
         }
         for n in 100..1_000_100 {
-            table.note_verdict(key(n), Verdict::Absent, 20_000 + n as u64);
+            table.note_verdict(key(n), Verdict::Absent, 20_000, ms(n as u64));
         }
         for n in names.take(6) {
             assert_eq!(table.verdict(key(n), 9_000), Some(Verdict::Followed), "{n}");
@@ -125,7 +118,7 @@ mod tests {
         let me = crate::process::ProcessId::own();
         let lane = table.take_lane(me).unwrap();
         for n in 0..100_000u128 {
-            table.note_verdict(n << 64 | (n + 1), Verdict::Absent, u64::MAX >> KIND_BITS);
+            table.note_verdict(n << 64 | (n + 1), Verdict::Absent, 0, Duration::MAX);
         }
         let entry = table.claim(7, me).unwrap();
         table.publish((entry, 7), &super::super::tests::set([1, 2]), 1, me).unwrap();
@@ -145,9 +138,9 @@ mod tests {
     #[test]
     fn words_of_two_writers_are_no_verdict() {
         let table = table();
-        table.note_verdict(7, Verdict::Followed, 1_000);
+        table.note_verdict(7, Verdict::Followed, 0, ms(1_000));
         let (at, _) = table.cells(7).find(|(_, value)| *value != 0).unwrap();
-        table.word(at + 1).store(2_000 << KIND_BITS | Verdict::Absent.kind(), Relaxed);
+        table.word(at + 1).store(2_000 << KIND_BITS | Verdict::Absent as u64, Relaxed);
         assert_eq!(table.verdict(7, 0), None);
     }
 }

@@ -1,20 +1,24 @@
 //! Doing what is asked for.
 
-use nginx_consul_core::control::{
-    self, Arguments, AskedShown, Body, Frozen, FrozenShown, InstancesShown, LiftedShown,
-    OrderShown, Overview, PATHS, Refusal, Route, ServiceShown,
-};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use nginx_consul_core::control::{self, Arguments, Body, Frozen, PATHS, Refusal, Route};
+use nginx_consul_core::model::identity;
 use nginx_consul_core::process::ProcessId;
+use nginx_consul_core::status::Peer;
 use nginx_consul_core::sync::Level;
-use nginx_consul_core::table::orders::{self, order_text};
-use nginx_consul_core::table::{Action, NotGiven, Order, Subject};
+use nginx_consul_core::table::{Action, NotSet, Override};
 use nginx_consul_core::text::quote;
 use nginx_sys::ngx_log_t;
+use serde::Serialize;
+use serde_json::value::to_raw_value;
+use serde_json::{Value, json};
 
-use super::answer::Answer;
-use super::services::{Found, Selection, Services};
-use crate::log::Line;
+use crate::log;
+use crate::services::{Followed, Services};
 use crate::sink::now_ms;
+use crate::status::service;
 
 /// A request, and whom it is from.
 pub(super) struct Asked {
@@ -25,126 +29,178 @@ pub(super) struct Asked {
     pub(super) log: *mut ngx_log_t,
 }
 
+/// Status and body.
+pub(super) type Answer = Result<(u16, Value), Refusal>;
+
+/// An instance, as a selection has it.
+struct Found {
+    /// Which the selection asks for.
+    datacenter: Option<String>,
+    /// If it is one of several of a host name.
+    address: Option<String>,
+    upstreams: Vec<String>,
+    peer: Peer,
+}
+
 impl Asked {
-    pub(super) fn answer(&self, route: &Route, body: &[u8]) -> Result<Answer, Refusal> {
+    pub(super) fn answer(&self, route: &Route, body: &[u8]) -> Answer {
         let body = Body::parse(body)?;
+        body.check(match route {
+            Route::Set(_, _, action) => Some(*action),
+            Route::Freeze(_) => Some(Action::Freeze),
+            _ => None,
+        })?;
         match route {
-            Route::Root => ok(&self.overview()),
-            Route::Services => ok(&control::Services { services: self.services.names() }),
+            Route::Root => Ok((200, self.overview())),
+            Route::Services => Ok((200, json!({ "services": self.names() }))),
             Route::Service(name) => self.service(name),
             Route::Freeze(name) => self.freeze(name, body),
-            Route::Thaw(name) => body.is_nothing().and_then(|()| self.thaw(name)),
-            Route::Resync(name) => body.is_nothing().and_then(|()| self.resync(name)),
-            Route::Instances(name) => ok(&self.instances(name, |_| true)?),
-            Route::Instance(name, id) => self.instance(name, id),
-            Route::Order(name, id, action) => self.order(name, id, body.action(action)?, body),
-            Route::Lift(name, id) => body.is_nothing().and_then(|()| self.lift(name, id)),
+            Route::Thaw(name) => self.thaw(name),
+            Route::Resync(name) => self.resync(name),
+            Route::Instances(name) => self.instances(name, None),
+            Route::Instance(name, id) => self.instances(name, Some(id)),
+            Route::Set(name, id, action) => self.set(name, id, *action, body),
+            Route::Remove(name, id) => self.remove(name, id),
         }
     }
 
-    fn selections(&self, name: &str) -> Result<Vec<Selection>, Refusal> {
-        self.services.of_name(name, self.arguments.upstream.as_deref())
-    }
-
-    fn overview(&self) -> Overview {
+    fn overview(&self) -> Value {
         let (table, now) = (self.services.table, now_ms());
-        let orders = table.orders();
-        let in_force = || orders.iter().filter(|order| order.is_in_force(now));
-        let frozen = in_force().filter_map(|order| {
-            let Subject::Target(key) = order.subject else { return None };
-            let withheld = table.find(key).map(|entry| table.withheld(entry));
-            let frozen = Frozen::new(order, withheld.unwrap_or_default());
-            Some(FrozenShown { service: order.service.clone(), frozen })
+        let held = table.all_overrides().unwrap_or_default().into_iter();
+        let in_force = held.filter(|held| held.is_in_force(now));
+        let (frozen, overrides): (Vec<_>, Vec<_>) =
+            in_force.partition(|held| held.selection.is_some());
+        let frozen = frozen.iter().map(|held| {
+            let entry = held.selection.and_then(|key| table.find(key));
+            let withheld = entry.map(|entry| table.withheld(entry)).unwrap_or_default();
+            with(&Frozen::new(held, withheld), "service", &held.service)
         });
-        let overrides = in_force().filter(|order| order.action != Action::Freeze);
-        Overview {
-            version: 1,
-            frozen: frozen.collect(),
-            overrides: overrides.map(OrderShown::from).collect(),
-            capacity: table.order_capacity(),
-            paths: PATHS,
+        json!({
+            "version": 1,
+            "frozen": frozen.collect::<Vec<_>>(),
+            "overrides": overrides,
+            "capacity": table.override_capacity(),
+            "paths": PATHS,
+        })
+    }
+
+    fn names(&self) -> BTreeSet<String> {
+        let numbers = self.services.numbers();
+        numbers.filter_map(|n| Some(self.services.name(n)?.into_owned())).collect()
+    }
+
+    /// The selections of a service, in one upstream or all.
+    fn selections(&self, name: &str) -> Result<Vec<Followed>, Refusal> {
+        let is_named = |number: &usize| self.services.name(*number).is_some_and(|n| n == name);
+        let numbers = self.services.numbers().filter(is_named);
+        let mut found: Vec<Followed> = numbers.filter_map(|n| self.services.get(n)).collect();
+        if found.is_empty() {
+            let text = format!("no upstream follows a service \"{}\" now", quote(name));
+            return Err(Refusal::new(404, "ServiceNotFound", text));
+        }
+        if let Some(upstream) = &self.arguments.upstream {
+            found.retain(|selection| selection.upstreams.contains(upstream));
+            if found.is_empty() {
+                let (upstream, name) = (quote(upstream), quote(name));
+                let text = format!("no upstream \"{upstream}\" follows service \"{name}\"");
+                return Err(Refusal::new(404, "UpstreamNotFound", text));
+            }
+        }
+        Ok(found)
+    }
+
+    fn service(&self, name: &str) -> Answer {
+        let (table, now) = (self.services.table, now_ms());
+        let overrides = Rc::new(table.overrides(now).unwrap_or_default());
+        let selections = self.selections(name)?.into_iter().map(|selection| {
+            let (mut service, mut peers) = service(selection, table, &overrides, now);
+            while let Some((_, peer)) = peers.next(table, now) {
+                service.peers.extend(to_raw_value(&peer));
+            }
+            service
+        });
+        let selections: Vec<_> = selections.collect();
+        Ok((200, json!({ "service": name, "selections": selections })))
+    }
+
+    /// The instances of a service that go by this id or address, or all.
+    fn found(&self, name: &str, id: Option<&str>) -> Result<Vec<Found>, Refusal> {
+        let (table, now, mut found) = (self.services.table, now_ms(), Vec::new());
+        let overrides = Rc::new(table.overrides(now).unwrap_or_default());
+        for selection in self.selections(name)? {
+            let datacenter = selection.target.query.datacenter.clone();
+            let upstreams = selection.upstreams.clone();
+            let (_, mut peers) = service(selection, table, &overrides, now);
+            while let Some((record, peer)) = peers.next(table, now) {
+                let is_meant = id.is_none_or(|id| peer.service_id == id || peer.server == id)
+                    && self.arguments.node.as_ref().is_none_or(|node| *node == peer.node);
+                if is_meant {
+                    let is_several =
+                        record.identity != identity(&peer.node, &peer.service_id, None);
+                    let address = is_several.then(|| peer.server.clone());
+                    let (datacenter, upstreams) = (datacenter.clone(), upstreams.clone());
+                    found.push(Found { datacenter, address, upstreams, peer });
+                }
+            }
+        }
+        match id {
+            Some(id) if found.is_empty() => {
+                let (name, id) = (quote(name), quote(id));
+                let text = format!("service \"{name}\" has no instance \"{id}\" now");
+                Err(Refusal::new(404, "InstanceNotFound", text))
+            }
+            _ => Ok(found),
         }
     }
 
-    fn service(&self, name: &str) -> Result<Answer, Refusal> {
-        let (table, orders) = (self.services.table, self.services.table.orders());
-        let selections = self.selections(name)?;
-        let selections = selections.iter().map(|s| s.shown(table, &orders)).collect();
-        ok(&ServiceShown { service: name.to_owned(), selections })
-    }
-
-    fn instances(
-        &self,
-        name: &str,
-        which: impl Fn(&Found) -> bool,
-    ) -> Result<InstancesShown, Refusal> {
-        let (table, orders) = (self.services.table, self.services.table.orders());
-        let selections = self.selections(name)?;
-        let all = selections.iter().flat_map(|s| s.instances(table, &orders));
-        let instances = all.filter(which).map(|found| found.shown).collect();
-        Ok(InstancesShown { service: name.to_owned(), instances })
-    }
-
-    fn is_meant(&self, found: &Found, id: &str) -> bool {
-        let shown = &found.shown;
-        (shown.id == id || shown.server == id)
-            && self.arguments.node.as_ref().is_none_or(|node| *node == shown.node)
-    }
-
-    fn instance(&self, name: &str, id: &str) -> Result<Answer, Refusal> {
-        let shown = self.instances(name, |found| self.is_meant(found, id))?;
-        if shown.instances.is_empty() { Err(no_instance(name, id)) } else { ok(&shown) }
+    fn instances(&self, name: &str, id: Option<&str>) -> Answer {
+        let found = self.found(name, id)?;
+        let shown = found.iter().map(|found| with(&found.peer, "upstreams", &found.upstreams));
+        Ok((200, json!({ "service": name, "instances": shown.collect::<Vec<_>>() })))
     }
 
     /// The one instance that is meant, in every selection that it is in.
     fn the_instance(&self, name: &str, id: &str) -> Result<Vec<Found>, Refusal> {
-        let table = self.services.table;
-        let selections = self.selections(name)?;
-        let all = selections.iter().flat_map(|s| s.instances(table, &[]));
-        let found: Vec<Found> = all.filter(|found| self.is_meant(found, id)).collect();
-        let first = found.first().ok_or_else(|| no_instance(name, id))?;
+        let found = self.found(name, Some(id))?;
         // Nodes of several datacenters can have the same names.
-        let name = |found: &Found| {
-            let shown = &found.shown;
-            (shown.datacenter.clone(), shown.node.clone(), shown.id.clone())
-        };
-        if found.iter().any(|other| name(other) != name(first)) {
-            let text = format!(
-                "several instances are \"{}\", say which by its address, or with ?node=",
-                quote(id)
-            );
+        let names: BTreeSet<_> = found
+            .iter()
+            .map(|Found { peer, .. }| (&peer.datacenter, &peer.node, &peer.service_id))
+            .collect();
+        if names.len() > 1 {
+            let id = quote(id);
+            let text =
+                format!("several instances are \"{id}\", say which by its address, or with ?node=");
             return Err(Refusal::new(409, "InstanceAmbiguous", text));
         }
         Ok(found)
     }
 
-    fn freeze(&self, name: &str, body: Body) -> Result<Answer, Refusal> {
-        body.without_weight()?;
-        let table = self.services.table;
-        let selections = self.selections(name)?;
-        let has_data = |s: &&Selection| s.entry.is_some_and(|entry| table.has_data(entry));
-        let order = |selection: &Selection| {
-            self.new_order(Subject::Target(selection.key), Action::Freeze, (name, ""), body)
-        };
-        let orders: Vec<Order> = selections.iter().filter(has_data).map(order).collect();
-        if orders.is_empty() {
+    fn freeze(&self, name: &str, body: Body) -> Answer {
+        let has_data = |entry: usize| self.services.table.has_data(entry);
+        let selections =
+            self.selections(name)?.into_iter().filter(|s| s.entry.is_some_and(has_data));
+        let freeze = self.new_override(name, Action::Freeze, body);
+        let new: Vec<Override> = selections
+            .map(|selection| Override { selection: Some(selection.key), ..freeze.clone() })
+            .collect();
+        if new.is_empty() {
             let text = format!("Consul has not answered for service \"{}\" yet", quote(name));
             return Err(Refusal::new(409, "NoData", text));
         }
-        self.give(&orders, body)?;
+        self.put(&new, body)?;
         self.service(name)
     }
 
-    fn thaw(&self, name: &str) -> Result<Answer, Refusal> {
+    fn thaw(&self, name: &str) -> Answer {
         let selections = self.selections(name)?;
-        let service = order_text(name);
-        let lifted = self.take_back(|order| {
-            let Subject::Target(key) = order.subject else { return false };
+        let removed = self.take_back(|held| {
+            let Some(key) = held.selection else { return false };
             // One that the configuration has no more is the service's too.
-            let is_meant = self.arguments.upstream.is_none() && order.service == service;
+            let is_meant = self.arguments.upstream.is_none() && held.service == name;
             is_meant || selections.iter().any(|selection| selection.key == key)
         })?;
-        if lifted.is_empty() {
+        if removed.is_empty() {
             let text = format!("service \"{}\" is not frozen", quote(name));
             return Err(Refusal::new(409, "NotFrozen", text));
         }
@@ -152,134 +208,130 @@ impl Asked {
         self.service(name)
     }
 
-    fn resync(&self, name: &str) -> Result<Answer, Refusal> {
+    fn resync(&self, name: &str) -> Answer {
         let asked = self.ask_again(&self.selections(name)?);
         let (service, by) = (quote(name), quote(&self.who));
         self.log(
             Level::Notice,
             format!("service \"{service}\": Consul is asked again for \"{by}\""),
         );
-        Ok(Answer { status: 202, ..ok(&AskedShown { service: name.to_owned(), asked })? })
+        Ok((202, json!({ "service": name, "asked": asked })))
     }
 
-    fn ask_again(&self, selections: &[Selection]) -> usize {
+    fn ask_again(&self, selections: &[Followed]) -> usize {
         let entries = selections.iter().filter_map(|selection| selection.entry);
         entries.map(|entry| self.services.table.ask_again(entry)).count()
     }
 
-    fn order(&self, name: &str, id: &str, action: Action, body: Body) -> Result<Answer, Refusal> {
-        let upstream = self.upstream();
-        let mut orders: Vec<Order> = Vec::new();
-        for Found { scope, identity, shown } in self.the_instance(name, id)? {
-            let subject = Subject::Instance { scope, upstream, identity };
+    fn set(&self, name: &str, id: &str, action: Action, body: Body) -> Answer {
+        let mut new: Vec<Override> = Vec::new();
+        for Found { datacenter, address, peer, .. } in self.the_instance(name, id)? {
+            let held = Override {
+                datacenter,
+                node: peer.node,
+                id: peer.service_id,
+                address,
+                upstream: self.arguments.upstream.clone(),
+                ..self.new_override(name, action, body)
+            };
             // Several selections may have it.
-            if orders.iter().all(|order| order.subject != subject) {
-                orders.push(self.new_order(subject, action, (name, &shown.id), body));
+            if !new.iter().any(|new| new.is_about_same(&held)) {
+                new.push(held);
             }
         }
-        self.give(&orders, body)?;
-        self.instance(name, id)
+        self.put(&new, body)?;
+        self.instances(name, Some(id))
     }
 
-    fn lift(&self, name: &str, id: &str) -> Result<Answer, Refusal> {
+    fn remove(&self, name: &str, id: &str) -> Answer {
         // The instance need not be there, nor the service; but if it is, it may go by its address.
         let found = match self.the_instance(name, id) {
-            Ok(found) => found,
-            Err(refusal) if refusal.status == 404 && self.arguments.node.is_none() => Vec::new(),
-            Err(refusal) => return Err(refusal),
+            Err(refusal) if refusal.status != 404 => return Err(refusal),
+            found => found.unwrap_or_default(),
         };
-        let (service, instance) = (order_text(name), order_text(id));
-        let upstream = self.arguments.upstream.as_ref().map(|_| self.upstream());
-        let lifted = self.take_back(|order| {
-            let Subject::Instance { scope, upstream: of, identity } = order.subject else {
-                return false;
-            };
-            let is_meant = match found.is_empty() {
-                true => order.service == service && order.instance == instance,
-                false => found.iter().any(|f| (f.scope, f.identity) == (scope, identity)),
-            };
-            is_meant && upstream.is_none_or(|upstream| upstream == of)
+        let Arguments { upstream, node } = &self.arguments;
+        let removed = self.take_back(|held| {
+            held.selection.is_none()
+                && held.service == name
+                && (upstream.is_none() || held.upstream == *upstream)
+                && node.as_ref().is_none_or(|node| held.node == *node)
+                && match found.is_empty() {
+                    true => held.id == id,
+                    false => found.iter().any(|found| found.is_of(held)),
+                }
         })?;
-        if lifted.is_empty() {
+        if removed.is_empty() {
             let (id, name) = (quote(id), quote(name));
             let text = format!("nothing is ordered of instance \"{id}\" of service \"{name}\"");
             return Err(Refusal::new(404, "OverrideNotFound", text));
         }
-        let lifted = lifted.iter().map(OrderShown::from).collect();
-        ok(&LiftedShown { service: name.to_owned(), lifted })
+        Ok((200, json!({ "service": name, "lifted": removed })))
     }
 
-    fn upstream(&self) -> u64 {
-        self.arguments.upstream.as_ref().map_or(0, |name| orders::upstream(name.as_bytes()))
-    }
-
-    fn new_order(
-        &self,
-        subject: Subject,
-        action: Action,
-        (service, instance): (&str, &str),
-        body: Body,
-    ) -> Order {
+    /// One of a service, from now on.
+    fn new_override(&self, service: &str, action: Action, body: Body) -> Override {
         let now = now_ms();
-        let is_narrow = action != Action::Freeze;
-        let upstream = self.arguments.upstream.clone().filter(|_| is_narrow);
-        Order {
-            subject,
-            action,
-            since_ms: now,
-            until_ms: body.expires.map_or(0, |time| now + time.as_millis() as u64),
+        Override {
+            selection: None,
             service: service.to_owned(),
-            instance: instance.to_owned(),
-            upstream: upstream.unwrap_or_default(),
+            datacenter: None,
+            node: String::new(),
+            id: String::new(),
+            address: None,
+            upstream: None,
+            action,
+            weight: body.weight,
             by: self.who.clone(),
+            since_ms: now,
+            until_ms: body.expires.map(|time| now + time.as_millis() as u64),
         }
     }
 
-    fn give(&self, orders: &[Order], body: Body) -> Result<(), Refusal> {
-        let given = self.services.table.give_orders(orders, ProcessId::own());
-        given.map_err(|why| match why {
-            NotGiven::Full(_) => {
+    fn put(&self, new: &[Override], body: Body) -> Result<(), Refusal> {
+        let set = self.services.table.set_overrides(new, ProcessId::own());
+        set.map_err(|why| match why {
+            NotSet::Full(_) => {
                 let text = format!("{why}; lift one, or make \"consul_zone\" larger");
                 Refusal::new(507, "TooManyOrders", text)
             }
-            NotGiven::Busy => busy(),
+            NotSet::Busy => busy(),
         })?;
-        self.log_each(orders.iter().map(|order| control::given(order, body.expires)));
+        self.log_each(new.iter().map(|held| control::set(held, body.expires)));
         Ok(())
     }
 
-    fn take_back(&self, which: impl Fn(&Order) -> bool) -> Result<Vec<Order>, Refusal> {
-        let lifted = self.services.table.lift_orders(which, ProcessId::own());
-        let lifted = lifted.ok_or_else(busy)?;
-        self.log_each(lifted.iter().map(|order| control::lifted(order, &self.who)));
-        Ok(lifted)
+    fn take_back(&self, which: impl Fn(&Override) -> bool) -> Result<Vec<Override>, Refusal> {
+        let removed = self.services.table.remove_overrides(which, ProcessId::own());
+        let removed = removed.ok_or_else(busy)?;
+        self.log_each(removed.iter().map(|held| control::removed(held, &self.who)));
+        Ok(removed)
     }
 
     /// What is ordered of several selections of a service is one line.
     fn log_each(&self, lines: impl Iterator<Item = String>) {
-        let mut lines: Vec<String> = lines.collect();
-        lines.sort_unstable();
-        lines.dedup();
-        lines.into_iter().for_each(|told| self.log(Level::Notice, told));
+        lines.collect::<BTreeSet<_>>().into_iter().for_each(|line| self.log(Level::Notice, line));
     }
 
-    fn log(&self, level: Level, told: String) {
-        let line = Line { level, text: told };
+    fn log(&self, level: Level, line: String) {
         // SAFETY: the log of the request's connection, in the event loop.
-        unsafe { line.write(self.log) };
+        unsafe { log::write(self.log, &(level, line)) };
     }
 }
 
-fn ok(body: &impl control::Json) -> Result<Answer, Refusal> {
-    Ok(Answer { status: 200, body: control::to_json(body) })
+impl Found {
+    fn is_of(&self, held: &Override) -> bool {
+        (&held.datacenter, &held.node, &held.id, &held.address)
+            == (&self.datacenter, &self.peer.node, &self.peer.service_id, &self.address)
+    }
+}
+
+/// A value with one more member.
+fn with(value: &impl Serialize, name: &str, member: impl Serialize) -> Value {
+    let mut value = json!(value);
+    value[name] = json!(member);
+    value
 }
 
 fn busy() -> Refusal {
     Refusal::new(503, "Busy", "the shared memory is busy, try again")
-}
-
-fn no_instance(name: &str, id: &str) -> Refusal {
-    let (name, id) = (quote(name), quote(id));
-    let text = format!("service \"{name}\" has no instance \"{id}\" now");
-    Refusal::new(404, "InstanceNotFound", text)
 }

@@ -2,10 +2,10 @@
 
 use std::ptr;
 
-use nginx_consul_core::control::{Body, Headers, MAX_BODY, Refusal};
+use nginx_consul_core::control::{Body, MAX_BODY, Refusal};
 use nginx_sys::{
     ngx_buf_t, ngx_http_auth_basic_user, ngx_http_core_loc_conf_t, ngx_http_core_module,
-    ngx_http_request_t, ngx_list_part_t, ngx_table_elt_t,
+    ngx_http_request_t,
 };
 
 use crate::ffi::{OK, bytes, conf_of};
@@ -26,47 +26,6 @@ pub(super) unsafe fn path_of<'a>(r: *mut ngx_http_request_t) -> Result<&'a [u8],
     uri.strip_prefix(name).ok_or_else(|| {
         Refusal::new(404, "PathNotFound", "the path does not begin with the location's name")
     })
-}
-
-/// # Safety
-///
-/// `r` is a valid request; the values live as long as it.
-pub(super) unsafe fn headers_of<'a>(r: *mut ngx_http_request_t) -> Headers<'a> {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let known = |header: *mut ngx_table_elt_t| header.as_ref().map(|h| bytes(&h.value));
-        Headers {
-            sec_fetch_site: header(r, b"sec-fetch-site"),
-            origin: header(r, b"origin"),
-            host: known((*r).headers_in.host),
-            content_type: known((*r).headers_in.content_type),
-        }
-    }
-}
-
-/// A header that nginx itself has no use for.
-///
-/// # Safety
-///
-/// As of [`headers_of`].
-unsafe fn header<'a>(r: *mut ngx_http_request_t, name: &[u8]) -> Option<&'a [u8]> {
-    // SAFETY: the caller's promise; each part of the list has as many elements as it says.
-    unsafe {
-        let mut part: *const ngx_list_part_t = &raw const (*r).headers_in.headers.part;
-        while let Some(present) = part.as_ref() {
-            if present.nelts != 0 {
-                let elements = present.elts.cast::<ngx_table_elt_t>();
-                let headers = std::slice::from_raw_parts(elements, present.nelts);
-                if let Some(found) =
-                    headers.iter().find(|h| bytes(&h.key).eq_ignore_ascii_case(name))
-                {
-                    return Some(bytes(&found.value));
-                }
-            }
-            part = present.next;
-        }
-    }
-    None
 }
 
 /// Who asks: `$remote_user`, if there is one, and the address.

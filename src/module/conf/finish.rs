@@ -4,7 +4,7 @@ use std::ptr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use nginx_consul_core::named::{LOOKUPS, Template, Templates};
+use nginx_consul_core::named::{Template, Templates};
 use nginx_consul_core::sync::{Plan, Target};
 use nginx_sys::{
     NGX_LOG_WARN, ngx_conf_t, ngx_http_conf_ctx_t, ngx_http_upstream_main_conf_t,
@@ -16,7 +16,7 @@ use super::directives::Directive;
 use super::target::TargetMaker;
 use super::{Directives, HttpConf, KeepaliveConf, Settings, SrvConf, dynamic, inner, named};
 use crate::ffi;
-use crate::peer::{Block, Keepalive, NamedBlock, Source, Stock};
+use crate::peer::{self, Block, Keepalive, NamedBlock, NginxMethod, Source};
 use crate::variables::Used;
 use crate::zone;
 
@@ -44,11 +44,10 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
     if http.blocks.is_empty() && http.named_blocks.is_empty() {
         return Ok(());
     }
-    let mut connections = http.connections();
-    if !gathered.templates.is_empty() {
-        // Names are looked up over connections of their own.
-        connections = connections.saturating_sub(LOOKUPS).max(1);
-    }
+    let max = http.max_services.unwrap_or(MAX_SERVICES);
+    let templates = Arc::new(Templates::new(gathered.templates, max));
+    // Each catalogue is read over a connection of its own.
+    let connections = http.connections().saturating_sub(templates.catalogs().len()).max(1);
     let (plan, target_of) = Plan::new(gathered.targets, connections);
     let plan = Arc::new(plan);
     let mut target_of = target_of.into_iter();
@@ -64,9 +63,7 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
             conf.block.iter().for_each(|block| block.keep_labels(used.labels));
         }
     }
-    if !gathered.templates.is_empty() {
-        let max = http.max_services.unwrap_or(MAX_SERVICES);
-        let templates = Arc::new(Templates::new(gathered.templates, max));
+    if !http.named_blocks.is_empty() {
         for (number, &upstream) in http.named_blocks.iter().enumerate() {
             // SAFETY: as in gather().
             let Some(conf) = (unsafe { block_conf(upstream) }) else { continue };
@@ -165,17 +162,21 @@ fn make_block(
     let dynamic = conf.dynamic.as_ref()?;
     // SAFETY: the block's name lives in the pool of the configuration.
     let name = unsafe { ffi::bytes(&(*upstream).host) };
-    let mut block = Block::new(name, dynamic, sources, &conf.settings.or(defaults));
-    if let Some(inner) = &dynamic.inner {
+    let settings = conf.settings.or(defaults);
+    let nginx_method = dynamic.inner.clone();
+    let options = peer::Options {
+        // Those of `http` are for blocks where our methods pick.
+        balance: settings.balance.filter(|_| nginx_method.is_none()).unwrap_or_default(),
+        panic: settings.panic.flatten().filter(|_| nginx_method.is_none()),
+        rules: dynamic.rules,
+        has_fallback: dynamic.has_fallback,
+    };
+    let nginx_method = nginx_method.map(|method| {
         // SAFETY: both are of the configuration that is being read.
-        block.pick_by(unsafe {
-            Stock::new(inner.clone(), upstream, ptr::from_ref(context).cast_mut())
-        });
-    }
-    if let Some(keepalive) = &conf.keepalive {
-        block.keep_alive(Rc::clone(keepalive));
-    }
-    Some(block)
+        unsafe { NginxMethod::new(method, upstream, ptr::from_ref(context).cast_mut()) }
+    });
+    let (service, keepalive) = (&dynamic.query.service, conf.keepalive.clone());
+    Some(Block::new(name, service, sources, options, nginx_method, keepalive))
 }
 
 /// The idle connections of a block with `consul_keepalive`.
@@ -201,7 +202,7 @@ fn keep_alive(
     #[cfg(nginx_keepalive_anywhere)]
     // SAFETY: a block of the configuration that is being read.
     unsafe {
-        crate::peer::replace_keepalive(upstream, dynamic.inner.is_some());
+        peer::replace_keepalive(upstream);
     }
     #[cfg(not(nginx_keepalive_anywhere))]
     let _ = (upstream, dynamic);

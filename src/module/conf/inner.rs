@@ -1,6 +1,6 @@
 //! The load balancing methods of nginx that may stand before `consul_dynamic`, and all others.
 
-use nginx_sys::{ngx_http_upstream_init_round_robin, ngx_http_upstream_srv_conf_t};
+use nginx_sys::ngx_http_upstream_srv_conf_t;
 
 use super::args::Parsed;
 use super::directives::{Directive, Directives, file_of};
@@ -10,8 +10,6 @@ use crate::peer::InitUpstream;
 #[derive(Clone)]
 pub(crate) struct Inner {
     pub(crate) init: InitUpstream,
-    /// It is within nginx's `sticky`.
-    pub(crate) is_sticky: bool,
     /// Its lines in the configuration, for people.
     pub(crate) name: String,
 }
@@ -78,11 +76,6 @@ impl Kind {
 }
 
 impl Inner {
-    pub(crate) fn round_robin() -> Inner {
-        let init = ngx_http_upstream_init_round_robin;
-        Inner { init, is_sticky: false, name: String::new() }
-    }
-
     /// The method that has taken the block before `consul_dynamic`, if any. Errors go on from
     /// `"consul_dynamic" directive …`.
     pub(super) fn of(
@@ -118,8 +111,7 @@ impl Inner {
             ));
         }
         let lines: Vec<String> = set.iter().map(|directive| directive.words.join(" ")).collect();
-        let is_sticky = set.iter().any(|directive| Kind::is_sticky(directive));
-        Ok(Some(Inner { init, is_sticky, name: lines.join("; ") }))
+        Ok(Some(Inner { init, name: lines.join("; ") }))
     }
 }
 

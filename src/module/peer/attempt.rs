@@ -1,11 +1,10 @@
 //! A request's way through the instances: who is next, and how it went.
 
-use std::ffi::c_void;
 use std::ptr;
 use std::rc::Rc;
 
-use nginx_consul_core::balance::{Admitted, Known, Latency, Method, Tried};
-use nginx_consul_core::table::Slot;
+use nginx_consul_core::balance::{Admission, Admitted, Known, Latency, Method, Picked, Tried};
+use nginx_consul_core::table::{Permit, Slot};
 use nginx_sys::{
     NGX_LOG_WARN, NGX_PEER_FAILED, ngx_current_msec, ngx_http_request_t,
     ngx_http_upstream_init_round_robin_peer, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_log_t,
@@ -16,20 +15,23 @@ use super::block::Block;
 use super::clock::now;
 use super::counted::{Account, Counted};
 use super::delegate::Delegate;
-use super::keepalive::{Whom, With};
+use super::keepalive::{InstanceRef, Kept, UpstreamPeer};
+use super::nginx_method::Snapshot;
 use super::outcome::Attempted;
 use super::trace;
 use super::trace::trace;
 use super::view::PeerView;
-use crate::ffi::{DECLINED, ERROR, OK, fence};
+use super::worker::Worker;
+use crate::ffi::{DECLINED, ERROR, OK};
 
-pub(super) mod kept;
+pub(super) mod callbacks;
+pub(super) mod cell;
 
 /// A request to the block; `peer.data`.
 pub(super) struct Attempt {
-    pub(super) view: Rc<PeerView>,
+    view: Rc<PeerView>,
     tried: Tried,
-    pub(super) counted: Counted,
+    counted: Counted,
     /// Lives in the configuration, which outlives the request, or in `named`.
     block: *const Block,
     /// Keeps the block of a service that the request has named.
@@ -38,8 +40,19 @@ pub(super) struct Attempt {
     key: &'static [u8],
     pub(super) request: *mut ngx_http_request_t,
     pub(super) upstream: *mut ngx_http_upstream_srv_conf_t,
+    picker: Picker,
+    /// With `consul_keepalive`.
+    kept: Option<Kept>,
+}
+
+/// Who picks.
+pub(super) enum Picker {
+    /// The block's method of ours, or round robin after nginx's method.
+    Own,
+    /// nginx's method, over these peers of the view's first tier.
+    Method(Rc<Snapshot>, Delegate),
     /// Once no instance can be used: nginx's round robin over the block's `server` lines.
-    pub(super) servers: Option<Box<Delegate>>,
+    Servers(Delegate),
 }
 
 /// What a request begins with.
@@ -50,34 +63,8 @@ pub(super) struct Start {
     pub(super) view: Rc<PeerView>,
     /// What the request is hashed by; lives as long as the request.
     pub(super) key: &'static [u8],
-    /// How often nginx may try.
-    pub(super) tries: ngx_uint_t,
-}
-
-/// # Safety
-///
-/// `data` is the `peer.data` of a request that [`super::ngx_http_upstream_init_consul_peer`] set; nginx
-/// runs one callback of a request at a time.
-pub(super) unsafe fn attempt<'a>(data: *mut c_void) -> &'a mut Attempt {
-    // SAFETY: the caller's promise; the request's pool has the attempt.
-    unsafe { &mut *data.cast::<Attempt>() }
-}
-
-pub(super) extern "C" fn ngx_http_upstream_get_consul_peer(
-    pc: *mut ngx_peer_connection_t,
-    data: *mut c_void,
-) -> ngx_int_t {
-    // SAFETY: nginx passes our data, and the request's connection.
-    fence(ERROR, || unsafe { attempt(data).get(pc) })
-}
-
-pub(super) extern "C" fn ngx_http_upstream_free_consul_peer(
-    pc: *mut ngx_peer_connection_t,
-    data: *mut c_void,
-    state: ngx_uint_t,
-) {
-    // SAFETY: as above.
-    fence((), || unsafe { attempt(data).free(pc, state) });
+    pub(super) picker: Picker,
+    pub(super) kept: Option<Kept>,
 }
 
 impl Attempt {
@@ -85,7 +72,7 @@ impl Attempt {
     #[inline(always)]
     pub(super) fn new(
         (request, upstream): (*mut ngx_http_request_t, *mut ngx_http_upstream_srv_conf_t),
-        Start { block, named, view, key, .. }: Start,
+        Start { block, named, view, key, picker, kept }: Start,
     ) -> Attempt {
         Attempt {
             view,
@@ -96,11 +83,12 @@ impl Attempt {
             key,
             request,
             upstream,
-            servers: None,
+            picker,
+            kept,
         }
     }
 
-    /// `peer.get`.
+    /// `peer.get`, but for idle connections.
     ///
     /// # Safety
     ///
@@ -113,13 +101,22 @@ impl Attempt {
             (*pc).set_cached(0);
             (*pc).connection = ptr::null_mut();
         }
+        if let Some(kept) = &mut self.kept {
+            kept.forget();
+        }
         // nginx has freed the peer before; this is for what it forgets.
         if self.counted.is_in_flight() {
             self.counted.end();
         }
-        if let Some(servers) = &self.servers {
-            return servers.get(pc);
+        match &self.picker {
+            Picker::Own => self.pick(pc),
+            Picker::Method(..) => self.pick_by_method(pc),
+            Picker::Servers(servers) => servers.get(pc),
         }
+    }
+
+    #[inline(always)]
+    fn pick(&mut self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
         // SAFETY: the configuration outlives the request, or the attempt keeps the block.
         let block = unsafe { &*self.block };
         let now = now();
@@ -128,7 +125,65 @@ impl Attempt {
         let Some(Admitted { picked, permit }) = admitted else { return self.get_none(pc) };
         let peer = picked.known.number as usize;
         self.counted.begin(worker, picked, permit, now.monotonic);
-        // SAFETY: the caller's promise.
+        self.point(pc, peer)
+    }
+
+    /// Asks nginx's method. What it can't use, and what has changed since the request began, is left
+    /// to our round robin.
+    #[inline(never)]
+    fn pick_by_method(&mut self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
+        let Picker::Method(snapshot, method) = &self.picker else { return ERROR };
+        let (block, worker) = (self.block(), self.block().worker());
+        let is_current = block.nginx_method().is_some_and(|method| method.is_current(snapshot));
+        let Some(worker) = worker.filter(|_| is_current) else { return self.pick_after_method(pc) };
+        let permit = match self.admit(worker) {
+            Admission::Free => None,
+            Admission::With(permit) => Some(permit),
+            Admission::Refused => return self.get_none(pc),
+        };
+        let picked = method.get(pc);
+        // SAFETY: nginx passes the request's connection.
+        let peer = self.view.number_at(unsafe { (*pc).sockaddr });
+        match (picked, peer) {
+            (OK, Some(peer)) => {
+                let picked = picked_of(worker, &self.view, peer);
+                self.counted.begin(worker, picked, permit, now().monotonic);
+                self.point(pc, peer)
+            }
+            _ => {
+                permit.into_iter().for_each(Permit::end);
+                self.pick_after_method(pc)
+            }
+        }
+    }
+
+    #[cold]
+    fn pick_after_method(&mut self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
+        self.picker = Picker::Own;
+        self.pick(pc)
+    }
+
+    /// Whether the request may try the block's only instance; nginx's method decides on others.
+    #[inline]
+    fn admit(&self, worker: Worker) -> Admission<'static> {
+        if self.is_single() { self.admit_to_single(worker) } else { Admission::Free }
+    }
+
+    #[inline(never)]
+    fn admit_to_single(&self, worker: Worker) -> Admission<'static> {
+        let picked = picked_of(worker, &self.view, 0);
+        if !picked.counters.has_fails() {
+            return Admission::Free;
+        }
+        let (block, tried) = (self.block(), Tried::default());
+        let candidates = block.candidates(&worker.share().table, self.view.peers(), &tried);
+        candidates.admit(picked, &block.shared(worker))
+    }
+
+    /// Points the connection at the peer that was picked.
+    #[inline(always)]
+    fn point(&mut self, pc: *mut ngx_peer_connection_t, peer: usize) -> ngx_int_t {
+        // SAFETY: nginx passes the request's connection.
         let pc = unsafe { &mut *pc };
         if trace::is_on(pc.log) {
             self.tell(pc.log, Some(peer));
@@ -138,18 +193,24 @@ impl Attempt {
         OK
     }
 
-    /// `peer.free`.
+    /// `peer.free`, but for idle connections.
     ///
     /// # Safety
     ///
     /// `pc` is the request's connection.
     #[inline(always)]
     unsafe fn free(&mut self, pc: *mut ngx_peer_connection_t, state: ngx_uint_t) {
-        if let Some(servers) = &self.servers {
-            servers.free(pc, state);
-            return;
-        }
         // SAFETY: the caller's promise.
+        let tries = unsafe { (*pc).tries };
+        match &self.picker {
+            Picker::Own => {}
+            Picker::Method(snapshot, method) => {
+                method.free(pc, state);
+                self.note_end(snapshot);
+            }
+            Picker::Servers(servers) => return servers.free(pc, state),
+        }
+        // SAFETY: as above.
         let pc = unsafe { &mut *pc };
         let single = self.is_single();
         if let (true, Some(peer)) = (trace::is_on(pc.log), self.counted.peer()) {
@@ -158,28 +219,41 @@ impl Attempt {
         }
         self.judge(state, single, pc.log);
         self.counted.end();
-        pc.tries = if single { 0 } else { pc.tries.saturating_sub(1) };
+        pc.tries = if single { 0 } else { tries.saturating_sub(1) };
     }
 
-    pub(super) fn block(&self) -> &Block {
-        // SAFETY: the configuration outlives the request.
-        unsafe { &*self.block }
-    }
-
+    /// A request to a peer of nginx's ends: newer ones count it too.
     #[inline]
-    fn with(&self) -> With<'_> {
-        match (&self.servers, self.counted.peer()) {
-            (Some(_), _) => With::Server,
-            (None, Some(peer)) => {
-                With::Instance(Whom { block: self.block(), view: &self.view, peer })
+    fn note_end(&self, snapshot: &Rc<Snapshot>) {
+        if let (Some(method), Some(peer)) = (self.block().nginx_method(), self.counted.peer()) {
+            if !method.is_current(snapshot) {
+                method.note_end(snapshot, peer);
             }
-            (None, None) => With::Unknown,
         }
+    }
+
+    fn block(&self) -> &Block {
+        // SAFETY: the configuration outlives the request, or the attempt keeps the block.
+        unsafe { &*self.block }
     }
 
     /// Whether there is one instance and nobody else.
     fn is_single(&self) -> bool {
-        self.view.len() == 1 && !self.block().has_fallback
+        self.view.len() == 1 && !self.block().has_fallback()
+    }
+
+    /// The peer that has the request, and what the request keeps of connections.
+    #[inline]
+    fn connection(&mut self) -> Option<(UpstreamPeer<'_>, &mut Kept)> {
+        // SAFETY: the configuration outlives the request, or the attempt keeps the block.
+        let block = unsafe { &*self.block };
+        let peer = match (&self.picker, self.counted.peer()) {
+            (Picker::Servers(_), _) => UpstreamPeer::Server,
+            (_, peer) => {
+                UpstreamPeer::Instance(InstanceRef { block, view: &self.view, peer: peer? })
+            }
+        };
+        Some((peer, self.kept.as_mut()?))
     }
 
     /// Writes who was picked to the debug log, and before the first attempt what there is.
@@ -217,28 +291,34 @@ impl Attempt {
 
     /// From here on the block's `server` lines are asked, if it has some.
     fn turn_to_servers(&mut self) -> Option<&Delegate> {
-        if !self.block().has_fallback {
+        if !self.block().has_fallback() {
             return None;
         }
         let (r, us) = (self.request, self.upstream);
         // SAFETY: the request and block that peer.init got.
         let servers =
-            unsafe { Delegate::new(r, || ngx_http_upstream_init_round_robin_peer(r, us)) };
+            unsafe { Delegate::new(r, || ngx_http_upstream_init_round_robin_peer(r, us)) }?;
         self.counted.forget_last();
-        self.servers = servers.map(|(servers, _)| Box::new(servers));
-        self.servers.as_deref()
+        self.picker = Picker::Servers(servers);
+        self.servers()
+    }
+
+    fn servers(&self) -> Option<&Delegate> {
+        if let Picker::Servers(servers) = &self.picker { Some(servers) } else { None }
     }
 
     #[inline(always)]
     fn judge(&mut self, state: ngx_uint_t, single: bool, log: *mut ngx_log_t) {
-        if self.block().method() == Method::LeastTime {
-            self.note_time(state & NGX_PEER_FAILED as ngx_uint_t != 0);
-        }
         // SAFETY: the configuration outlives the request, or the attempt keeps the block.
         let block = unsafe { &*self.block };
+        if block.method() == Method::LeastTime {
+            self.note_time(state & NGX_PEER_FAILED as ngx_uint_t != 0);
+        }
         // SAFETY: the request that peer.init got.
         let attempted = unsafe { Attempted::new(self.request, state) };
-        if self.counted.judge(attempted, Account { block, view: &self.view, single }) {
+        if self.counted.judge(attempted, Account { block, view: &self.view, single })
+            && matches!(self.picker, Picker::Own)
+        {
             warn_of_failures(log);
         }
     }
@@ -282,6 +362,23 @@ impl Attempt {
             Latency::from_raw(raw).after(state.header_time as u64, now).raw()
         });
     }
+
+    /// The block that the request was sent to, what it picked from, and the peer that it went to last;
+    /// `None` if it went to a `server` line.
+    #[expect(clippy::type_complexity, reason = "read in one place")]
+    pub(super) fn served(&self) -> Option<(&Block, &PeerView, Option<usize>)> {
+        match self.picker {
+            Picker::Servers(_) => None,
+            _ => Some((self.block(), &self.view, self.counted.last())),
+        }
+    }
+}
+
+/// A peer that nginx's method decides on.
+#[inline]
+fn picked_of(worker: Worker, view: &PeerView, peer: usize) -> Picked<'_, 'static> {
+    let known = view.peers().known(peer);
+    Picked { known, counters: worker.share().table.slot(known.place) }
 }
 
 /// Notes an attempt that failed, or that the client gave up.
@@ -310,33 +407,4 @@ impl Drop for Attempt {
     fn drop(&mut self) {
         self.counted.end();
     }
-}
-
-pub(super) extern "C" fn set_session(
-    pc: *mut ngx_peer_connection_t,
-    data: *mut c_void,
-) -> ngx_int_t {
-    fence(ERROR, || {
-        // SAFETY: nginx passes our data.
-        let attempt = unsafe { attempt(data) };
-        match (&attempt.servers, attempt.counted.peer()) {
-            (Some(servers), _) => servers.set_session(pc),
-            // SAFETY: nginx passes the request's connection.
-            (None, Some(peer)) => attempt.view.sessions().resume(unsafe { &*pc }, peer),
-            (None, None) => OK,
-        }
-    })
-}
-
-pub(super) extern "C" fn save_session(pc: *mut ngx_peer_connection_t, data: *mut c_void) {
-    fence((), || {
-        // SAFETY: nginx passes our data.
-        let attempt = unsafe { attempt(data) };
-        match (&attempt.servers, attempt.counted.peer()) {
-            (Some(servers), _) => servers.save_session(pc),
-            // SAFETY: nginx passes the request's connection.
-            (None, Some(peer)) => attempt.view.sessions().save(unsafe { &*pc }, peer),
-            (None, None) => {}
-        }
-    });
 }

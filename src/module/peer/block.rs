@@ -11,11 +11,11 @@ use rand_xoshiro::SplitMix64;
 
 use super::clock::{Interval, now};
 use super::keepalive::{self, Keepalive};
+use super::nginx_method::NginxMethod;
 use super::source::{self, Source};
-use super::stock::Stock;
 use super::view::{Part, PeerView};
 use super::worker::Worker;
-use crate::conf::{Balance, Dynamic, Settings};
+use crate::conf::Balance;
 use crate::ffi::{OK, bytes, str_over};
 use crate::watcher;
 
@@ -27,13 +27,9 @@ pub(crate) struct Block {
     name: Box<[u8]>,
     name_str: ngx_str_t,
     pub(crate) service: String,
-    balance: Balance,
-    /// The method that picks in place of `balance`.
-    stock: Option<Stock>,
-    pub(crate) rules: Rules,
-    /// `consul_panic`, percent.
-    panic: Option<u8>,
-    pub(crate) has_fallback: bool,
+    options: Options,
+    /// What picks in place of `consul_balance`.
+    nginx_method: Option<NginxMethod>,
     /// One for each datacenter, the first to be used first.
     sources: Box<[Source]>,
     part: keepalive::Part,
@@ -49,17 +45,15 @@ pub(crate) struct Block {
     keeps_labels: Cell<bool>,
 }
 
-/// What a block is made of.
-struct Parts {
-    name: Box<[u8]>,
-    service: String,
-    balance: Balance,
-    stock: Option<Stock>,
-    rules: Rules,
-    panic: Option<u8>,
-    has_fallback: bool,
-    sources: Box<[Source]>,
-    keepalive: Option<Rc<Keepalive>>,
+/// What the configuration says of the picks.
+#[derive(Clone, Copy)]
+pub(crate) struct Options {
+    pub(crate) balance: Balance,
+    pub(crate) rules: Rules,
+    /// `consul_panic`, percent.
+    pub(crate) panic: Option<u8>,
+    /// It has `server` lines to fall back on.
+    pub(crate) has_fallback: bool,
 }
 
 /// Where a worker is in its picks.
@@ -73,35 +67,21 @@ struct Turn {
 impl Block {
     pub(crate) fn new(
         name: &[u8],
-        dynamic: &Dynamic,
+        service: &str,
         sources: Box<[Source]>,
-        settings: &Settings,
+        options: Options,
+        nginx_method: Option<NginxMethod>,
+        keepalive: Option<Rc<Keepalive>>,
     ) -> Block {
-        Block::of(Parts {
-            name: name.into(),
-            service: dynamic.query.service.clone(),
-            balance: settings.balance.unwrap_or_default(),
-            stock: None,
-            rules: dynamic.rules,
-            panic: settings.panic.flatten(),
-            has_fallback: dynamic.has_fallback,
-            sources,
-            keepalive: None,
-        })
-    }
-
-    fn of(parts: Parts) -> Block {
+        let name: Box<[u8]> = name.into();
         Block {
-            name_str: str_over(&parts.name),
-            name: parts.name,
-            service: parts.service,
-            balance: parts.balance,
-            stock: parts.stock,
-            rules: parts.rules,
-            panic: parts.panic,
-            has_fallback: parts.has_fallback,
-            sources: parts.sources,
-            part: keepalive::Part::new(parts.keepalive),
+            name_str: str_over(&name),
+            name,
+            service: service.to_owned(),
+            options,
+            nginx_method,
+            sources,
+            part: keepalive::Part::new(keepalive),
             worker: Cell::new(None),
             view: RefCell::new(None),
             turn: RefCell::new(Turn { cursor: 0, rng: SplitMix64::seed_from_u64(0) }),
@@ -116,22 +96,19 @@ impl Block {
 
     /// One like it for requests that name nobody: they are not even for its `server` lines.
     pub(super) fn for_nobody(&self) -> Block {
-        Block { has_fallback: false, ..self.for_service("", Box::new([])) }
+        let options = Options { has_fallback: false, ..self.options };
+        self.like(options, "", Box::new([]))
     }
 
     /// One like it, for a service that a request has named.
     pub(super) fn for_service(&self, service: &str, sources: Box<[Source]>) -> Block {
-        let block = Block::of(Parts {
-            name: self.name.clone(),
-            service: service.to_owned(),
-            balance: self.balance,
-            stock: self.stock.as_ref().map(Stock::another),
-            rules: self.rules,
-            panic: self.panic,
-            has_fallback: self.has_fallback,
-            sources,
-            keepalive: self.part.keepalive.clone(),
-        });
+        self.like(self.options, service, sources)
+    }
+
+    fn like(&self, options: Options, service: &str, sources: Box<[Source]>) -> Block {
+        let nginx_method = self.nginx_method.as_ref().map(NginxMethod::another);
+        let keepalive = self.part.keepalive.clone();
+        let block = Block::new(&self.name, service, sources, options, nginx_method, keepalive);
         block.keep_labels(self.keeps_labels.get());
         block
     }
@@ -139,17 +116,6 @@ impl Block {
     /// Variables tell of its peers.
     pub(crate) fn keep_labels(&self, keep: bool) {
         self.keeps_labels.set(keep);
-    }
-
-    /// Has nginx's method, or another module's, pick.
-    pub(crate) fn pick_by(&mut self, stock: Stock) {
-        self.balance = Balance::default();
-        self.stock = Some(stock);
-    }
-
-    /// Has idle connections to its instances kept.
-    pub(crate) fn keep_alive(&mut self, keepalive: Rc<Keepalive>) {
-        self.part = keepalive::Part::new(Some(keepalive));
     }
 
     pub(super) fn part(&self) -> &keepalive::Part {
@@ -161,8 +127,20 @@ impl Block {
         self.part.keepalive.is_some()
     }
 
-    pub(super) fn stock(&self) -> Option<&Stock> {
-        self.stock.as_ref()
+    #[inline]
+    pub(super) fn nginx_method(&self) -> Option<&NginxMethod> {
+        self.nginx_method.as_ref()
+    }
+
+    /// Whether there are `server` lines to fall back on.
+    #[inline]
+    pub(super) fn has_fallback(&self) -> bool {
+        self.options.has_fallback
+    }
+
+    /// Parameters of its peers that have none of their own.
+    pub(crate) fn rules(&self) -> Rules {
+        self.options.rules
     }
 
     /// Its name, for people.
@@ -203,7 +181,7 @@ impl Block {
     }
 
     pub(super) fn method(&self) -> Method {
-        self.balance.method
+        self.options.balance.method
     }
 
     /// What the request is hashed by, in the request's pool; empty if the method wants nothing.
@@ -213,7 +191,7 @@ impl Block {
     /// `r` is a valid request; the key lives as long as it.
     #[inline]
     pub(super) unsafe fn key<'a>(&self, r: *mut ngx_http_request_t) -> Option<&'a [u8]> {
-        let Some(value) = self.balance.key else { return Some(b"") };
+        let Some(value) = self.options.balance.key else { return Some(b"") };
         let mut key = str_over(b"");
         // SAFETY: the value was compiled for this configuration, which outlives the request.
         unsafe { (ngx_http_complex_value(r, value.as_ptr(), &mut key) == OK).then(|| bytes(&key)) }
@@ -277,7 +255,7 @@ impl Block {
                 let mut turn = self.turn.borrow_mut();
                 turn.cursor = turn.rng.next_u64();
             }
-            let view = PeerView::new(parts, &self.rules, self.method(), held.as_deref());
+            let view = PeerView::new(parts, &self.options.rules, self.method(), held.as_deref());
             self.part.keep_only(&view);
             *held = Some(Rc::new(view));
         }
@@ -303,7 +281,7 @@ impl Block {
         });
         let mut parts: Vec<Part> = parts.collect();
         let images = parts.iter_mut().map(|part| &mut part.image);
-        source::obey(table, (&self.service, &self.name), &self.sources, images);
+        source::apply_overrides(table, (&self.service, &self.name), &self.sources, images)?;
         any.then_some(parts)
     }
 
@@ -348,7 +326,7 @@ impl Block {
         let table = &worker.share().table;
         let peers = view.peers();
         let mut candidates = Candidates { key, now, ..self.candidates(table, peers, tried) };
-        if self.panic.is_some() {
+        if self.options.panic.is_some() {
             candidates.panic = self.is_in_panic(&candidates);
         }
         let Turn { cursor, rng } = &mut *self.turn.borrow_mut();
@@ -362,7 +340,7 @@ impl Block {
         view: &'a View,
         tried: &'a Tried,
     ) -> Candidates<'a, 'static> {
-        let alone = !self.has_fallback;
+        let alone = !self.options.has_fallback;
         Candidates { view, table, tried, now: now(), key: b"", panic: false, alone }
     }
 }

@@ -144,12 +144,6 @@ impl Counted {
         }
     }
 
-    /// Whether the peer that has the request has failed others.
-    #[inline]
-    pub(super) fn has_fails(&self) -> bool {
-        self.at.is_some_and(|(slot, _)| slot.has_fails())
-    }
-
     /// Whether the request counts as in flight.
     #[inline]
     pub(super) fn is_in_flight(&self) -> bool {

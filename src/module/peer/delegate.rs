@@ -4,42 +4,39 @@ use std::ffi::c_void;
 use std::ptr;
 
 use nginx_sys::{
-    ngx_event_free_peer_pt, ngx_event_notify_peer_pt, ngx_event_save_peer_session_pt,
-    ngx_event_set_peer_session_pt, ngx_http_request_t, ngx_int_t, ngx_peer_connection_t,
-    ngx_uint_t,
+    ngx_event_free_peer_pt, ngx_event_get_peer_pt, ngx_event_notify_peer_pt,
+    ngx_event_save_peer_session_pt, ngx_event_set_peer_session_pt, ngx_http_request_t, ngx_int_t,
+    ngx_peer_connection_t, ngx_uint_t,
 };
 
-use crate::ffi::OK;
+use crate::ffi::{ERROR, OK};
 
 /// What a balancer's `peer.init` sets for a request: of the connection not all, since requests have
 /// one in their pool.
 pub(super) struct Delegate {
     data: *mut c_void,
-    get: Get,
+    get: ngx_event_get_peer_pt,
     free: ngx_event_free_peer_pt,
     notify: ngx_event_notify_peer_pt,
     set_session: ngx_event_set_peer_session_pt,
     save_session: ngx_event_save_peer_session_pt,
 }
 
-/// A callback that nginx calls without asking whether it is there.
-type Get = unsafe extern "C" fn(*mut ngx_peer_connection_t, *mut c_void) -> ngx_int_t;
-
 impl Delegate {
     #[inline]
-    fn of(pc: &ngx_peer_connection_t) -> Option<Delegate> {
-        Some(Delegate {
+    fn of(pc: &ngx_peer_connection_t) -> Delegate {
+        Delegate {
             data: pc.data,
-            get: pc.get?,
+            get: pc.get,
             free: pc.free,
             notify: pc.notify,
             set_session: pc.set_session,
             save_session: pc.save_session,
-        })
+        }
     }
 
-    /// Runs a `peer.init` and takes what it sets, with the number of tries it gives the request.
-    /// `None` if it fails. What the connection has afterwards is of no use to anybody.
+    /// Runs a `peer.init` and takes what it sets; `None` if it fails. What the connection has
+    /// afterwards is of no use to anybody.
     ///
     /// # Safety
     ///
@@ -48,16 +45,13 @@ impl Delegate {
     pub(super) unsafe fn take(
         r: *mut ngx_http_request_t,
         init: impl FnOnce() -> ngx_int_t,
-    ) -> Option<(Delegate, ngx_uint_t)> {
+    ) -> Option<Delegate> {
         // SAFETY: the caller's promise. No reference is held while `init` writes the connection.
         unsafe {
             let peer = &raw mut (*(*r).upstream).peer;
             // Round robin would take what it finds for its own.
             (*peer).data = ptr::null_mut();
-            if init() != OK {
-                return None;
-            }
-            Some((Delegate::of(&*peer)?, (*peer).tries))
+            (init() == OK).then(|| Delegate::of(&*peer))
         }
     }
 
@@ -69,14 +63,14 @@ impl Delegate {
     pub(super) unsafe fn new(
         r: *mut ngx_http_request_t,
         init: impl FnOnce() -> ngx_int_t,
-    ) -> Option<(Delegate, ngx_uint_t)> {
+    ) -> Option<Delegate> {
         // SAFETY: the caller's promise.
         unsafe {
             let peer = &raw mut (*(*r).upstream).peer;
-            let (before, tries) = (Delegate::of(&*peer)?, (*peer).tries);
+            let (before, tries) = (Delegate::of(&*peer), (*peer).tries);
             let taken = Delegate::take(r, init);
             (*peer).data = before.data;
-            (*peer).get = Some(before.get);
+            (*peer).get = before.get;
             (*peer).free = before.free;
             (*peer).notify = before.notify;
             (*peer).set_session = before.set_session;
@@ -84,20 +78,6 @@ impl Delegate {
             (*peer).tries = tries;
             taken
         }
-    }
-
-    /// Whether this is the callback that picks.
-    #[inline]
-    pub(super) fn gets_by(
-        &self,
-        get: extern "C" fn(*mut ngx_peer_connection_t, *mut c_void) -> ngx_int_t,
-    ) -> bool {
-        ptr::fn_addr_eq(self.get, get)
-    }
-
-    /// What the balancer knows of the request.
-    pub(super) fn data(&self) -> *mut c_void {
-        self.data
     }
 
     /// Whether the balancer wants to be told how the request goes on.
@@ -108,7 +88,7 @@ impl Delegate {
     /// Each of these takes the connection that nginx passes to the callback of the same name.
     pub(super) fn get(&self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
         // SAFETY: the callback and its data are of one balancer, for this request.
-        unsafe { (self.get)(pc, self.data) }
+        self.get.map_or(ERROR, |get| unsafe { get(pc, self.data) })
     }
 
     pub(super) fn free(&self, pc: *mut ngx_peer_connection_t, state: ngx_uint_t) {

@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 
 use nginx_sys::{
     NGX_LOG_ERR, ngx_http_request_t, ngx_http_upstream_init_round_robin,
-    ngx_http_upstream_rr_peers_t, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_palloc,
-    ngx_peer_connection_t, ngx_uint_t, sockaddr, socklen_t,
+    ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_palloc, ngx_peer_connection_t, ngx_uint_t,
+    sockaddr,
 };
 
 use super::clock::Interval;
 use super::delegate::Delegate;
-use super::{InitUpstream, peer_init, served::Served};
+use super::{InitUpstream, ngx_http_upstream_init_consul_peer};
 use crate::conf::{self, SrvConf};
 use crate::ffi::{ERROR, OK, bytes, fence, object_of};
 use crate::session;
@@ -28,18 +28,25 @@ pub(crate) struct Guard {
     /// The module, for people.
     module: String,
     upstream: String,
-    /// What nginx has made of the block's `server` lines.
-    servers: *mut ngx_http_upstream_rr_peers_t,
     said: Interval,
 }
 
 /// The request that has reached our `peer.init` last.
 static LAST: AtomicPtr<ngx_http_request_t> = AtomicPtr::new(ptr::null_mut());
 
+/// The address that our `peer.get` has picked last.
+static PICKED: AtomicPtr<sockaddr> = AtomicPtr::new(ptr::null_mut());
+
 /// Our `peer.init` is called for the request.
 #[inline(always)]
 pub(super) fn note_init(r: *mut ngx_http_request_t) {
     LAST.store(r, Relaxed);
+}
+
+/// Our `peer.get` has picked an address, if it is not null.
+#[inline(always)]
+pub(super) fn note_pick(address: *mut sockaddr) {
+    PICKED.store(address, Relaxed);
 }
 
 impl Guard {
@@ -52,15 +59,15 @@ impl Guard {
     pub(crate) unsafe fn set(us: *mut ngx_http_upstream_srv_conf_t) {
         // SAFETY: the caller's promise.
         let (conf, init) = unsafe { (conf::srv_conf(us), (*us).peer.init) };
-        let (Some(dynamic), Some(init)) = (&conf.dynamic, init) else { return };
-        let Some(module) = wraps(conf, init) else { return };
+        let Some((init, module)) = init.and_then(|init| Some((init, wraps(conf, init)?))) else {
+            return;
+        };
         // SAFETY: the block's name lives in the pool of the configuration.
         let name = unsafe { bytes(&(*us).host) };
         let guard = Guard {
             init,
             module,
             upstream: String::from_utf8_lossy(name).into_owned(),
-            servers: dynamic.servers,
             said: Interval::default(),
         };
         if conf.guard.set(guard).is_ok() {
@@ -88,44 +95,12 @@ impl Guard {
             );
         }
     }
-
-    /// Whether the request is on its way to an instance of its service, or to a `server` line once
-    /// it has come to these.
-    ///
-    /// # Safety
-    ///
-    /// `r` is a request to the block, whose peer has this address.
-    unsafe fn is_ours(&self, r: *mut ngx_http_request_t, pc: &ngx_peer_connection_t) -> bool {
-        // SAFETY: the caller's promise; addresses are as long as said, and the peers of the
-        // `server` lines live as long as the configuration.
-        unsafe {
-            if let Some(served) = Served::of(r) {
-                let (address, length) = match served.peer {
-                    Some((view, peer)) => view.address(peer),
-                    None => return false,
-                };
-                return is_same((address, length as _), (pc.sockaddr, pc.socklen));
-            }
-            let mut peers = self.servers;
-            while let Some(list) = peers.as_ref() {
-                let mut peer = list.peer;
-                while let Some(server) = peer.as_ref() {
-                    if is_same((server.sockaddr, server.socklen), (pc.sockaddr, pc.socklen)) {
-                        return true;
-                    }
-                    peer = server.next;
-                }
-                peers = list.next;
-            }
-        }
-        false
-    }
 }
 
 /// The module that has put its callback, `init`, around ours; `None` if none has, or nginx.
 fn wraps(conf: &SrvConf, init: Init) -> Option<String> {
-    let of_ours = [(false, false), (false, true), (true, false), (true, true)];
-    if of_ours.iter().any(|&(kept, stock)| init as usize == peer_init(kept, stock) as usize) {
+    let ours: Init = ngx_http_upstream_init_consul_peer;
+    if ptr::fn_addr_eq(init, ours) {
         return None;
     }
     if let Some(directive) = conf.wrapped_by() {
@@ -137,17 +112,6 @@ fn wraps(conf: &SrvConf, init: Init) -> Option<String> {
         return None;
     }
     Some(own.map_or_else(|| "another module".to_owned(), |object| object.file))
-}
-
-/// # Safety
-///
-/// Both addresses are as long as said.
-unsafe fn is_same(one: (*mut sockaddr, socklen_t), other: (*mut sockaddr, socklen_t)) -> bool {
-    // SAFETY: the caller's promise.
-    let bytes = |(address, length): (*mut sockaddr, socklen_t)| unsafe {
-        (!address.is_null()).then(|| std::slice::from_raw_parts(address.cast::<u8>(), length as _))
-    };
-    bytes(one).is_some() && bytes(one) == bytes(other)
 }
 
 /// `peer.data`. Nothing of it has to be given back.
@@ -171,7 +135,7 @@ extern "C" fn ngx_http_upstream_init_guarded_peer(
             note_init(ptr::null_mut());
             let place = ngx_palloc((*r).pool, size_of::<Guarded>()).cast::<Guarded>();
             let taken = Delegate::take(r, || (guard.init)(r, us));
-            let (Some(place), Some((picker, _))) = (NonNull::new(place), taken) else {
+            let (Some(place), Some(picker)) = (NonNull::new(place), taken) else {
                 return ERROR;
             };
             if LAST.load(Relaxed) != r {
@@ -210,8 +174,9 @@ extern "C" fn ngx_http_upstream_get_guarded_peer(
             let Guarded { picker, guard, request } = guarded(data);
             // What an attempt before has left.
             (*pc).sockaddr = ptr::null_mut();
+            note_pick(ptr::null_mut());
             let picked = picker.get(pc);
-            if (*pc).sockaddr.is_null() || guard.is_ours(*request, &*pc) {
+            if (*pc).sockaddr == PICKED.load(Relaxed) {
                 return picked;
             }
             guard.complain(*request);

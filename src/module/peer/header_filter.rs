@@ -10,8 +10,8 @@ use nginx_sys::{
     ngx_peer_connection_t, ngx_uint_t,
 };
 
-use super::attempt::kept::ngx_http_upstream_free_kept_peer;
-use super::attempt::{Attempt, ngx_http_upstream_free_consul_peer};
+use super::attempt::Attempt;
+use super::attempt::callbacks::ngx_http_upstream_free_consul_peer;
 use super::served;
 use crate::conf;
 use crate::ffi::{ERROR, fence};
@@ -70,10 +70,10 @@ unsafe fn note_header(r: *mut ngx_http_request_t) {
 }
 
 type Free = unsafe extern "C" fn(*mut ngx_peer_connection_t, *mut c_void, ngx_uint_t);
+const FREE: Free = ngx_http_upstream_free_consul_peer;
 
-/// Whether the `peer.data` of this callback is an attempt, or begins with one.
+/// Whether the `peer.data` of this callback is an attempt.
 #[inline]
 fn frees_attempt(free: Free) -> bool {
-    ptr::fn_addr_eq(free, ngx_http_upstream_free_consul_peer as super::Free)
-        || ptr::fn_addr_eq(free, ngx_http_upstream_free_kept_peer as super::Free)
+    ptr::fn_addr_eq(free, FREE)
 }

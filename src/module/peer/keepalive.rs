@@ -1,7 +1,7 @@
 //! `consul_keepalive`: a worker's idle connections to the peers of an `upstream`.
 //!
 //! A connection belongs to the instance that it was opened to, not to its address: it is closed
-//! when the instance leaves, and nobody else ever gets it. [`attempt`] is what a request does,
+//! when the instance leaves, and nobody else ever gets it. [`kept`] is what a request does,
 //! [`connection`] what an idle connection does, [`lookout`] sees to it that a worker without
 //! requests notices who has left.
 
@@ -19,17 +19,15 @@ use super::view::PeerView;
 use super::worker::Worker;
 use crate::conf::KeepaliveConf;
 
-mod attempt;
 mod connection;
 mod kept;
 mod lookout;
 mod terms;
 
-pub(super) use attempt::{init_around, ngx_http_upstream_init_kept_stock_peer};
 use connection::Connection;
 pub(super) use kept::Kept;
 pub(crate) use lookout::end;
-use terms::Wanted;
+pub(super) use terms::Wanted;
 
 /// The idle connections of an `upstream`, be it to the instances of many services. Each worker has
 /// its own after fork().
@@ -259,34 +257,31 @@ impl Drop for Part {
 }
 
 /// Whom a request is with.
-pub(super) enum With<'a> {
-    Instance(Whom<'a>),
+pub(super) enum UpstreamPeer<'a> {
+    Instance(InstanceRef<'a>),
     /// One of the block's `server` lines.
     Server,
-    /// Another module's method has an address of its own.
-    Unknown,
 }
 
-impl With<'_> {
+impl UpstreamPeer<'_> {
     /// Whether that is still there.
     #[inline]
     fn is_there(&self) -> bool {
         match self {
-            With::Instance(whom) => whom.is_there(),
-            With::Server => true,
-            With::Unknown => false,
+            UpstreamPeer::Instance(instance) => instance.is_there(),
+            UpstreamPeer::Server => true,
         }
     }
 }
 
 /// The instance that a request is with.
-pub(super) struct Whom<'a> {
+pub(super) struct InstanceRef<'a> {
     pub(super) block: &'a Block,
     pub(super) view: &'a PeerView,
     pub(super) peer: usize,
 }
 
-impl Whom<'_> {
+impl InstanceRef<'_> {
     fn record(&self) -> &Record {
         &self.view.peers().records()[self.peer]
     }
@@ -296,12 +291,6 @@ impl Whom<'_> {
     fn key(&self) -> Option<(Key, Hint)> {
         let (_, owner) = self.block.part().owner()?;
         Some((key(owner, self.record()), self.view.hint(self.peer)))
-    }
-
-    /// It is there among the idle connections.
-    #[cold]
-    fn note_hint(&self, hint: Hint) {
-        self.view.note_hint(self.peer, hint);
     }
 
     /// Whether the instance is still there, and where it was.

@@ -7,16 +7,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nginx_consul_core::named::{Asked, Place, Refusal, Template, Templates};
+use nginx_consul_core::named::{Place, Refusal, Template, Templates};
 use nginx_consul_core::sync::Plan;
-use nginx_consul_core::table::{Named, Verdict};
+use nginx_consul_core::table::{Named, Table, Verdict};
 use nginx_sys::{
     NGX_HTTP_BAD_GATEWAY, NGX_LOG_ERR, ngx_http_complex_value, ngx_http_complex_value_t,
     ngx_http_request_t, ngx_log_t,
 };
 
 use super::block::Block;
-use super::clock::{Interval, now};
+use super::clock::{Interval, monotonic, now};
 use super::source::Source;
 use super::worker::Worker;
 use crate::channel;
@@ -27,8 +27,8 @@ use crate::ffi::{OK, bytes, str_over};
 /// have been killed.
 const AGAIN: u64 = 500;
 
-/// How often a single request looks whether there is an answer, milliseconds.
-const LOOK: usize = 4;
+/// So many questions are remembered.
+const ASKED: usize = 256;
 
 /// So many services of a worker's are kept before those that were dropped are looked for.
 const PURGE: usize = 64;
@@ -52,26 +52,17 @@ pub(crate) struct NamedBlock {
     /// For requests whose service can't be had.
     nobody: Rc<Block>,
     purge_at: Cell<usize>,
-    /// What requests wait for, by the services' verdict keys.
-    waiting: RefCell<HashMap<u128, Awaited>>,
-    /// Of all of them.
-    requests: Cell<usize>,
+    /// What worker 0 was asked, and when: keys of verdicts, each in one place.
+    asked: Box<[Cell<(u128, u64)>]>,
     complained: Interval,
 }
 
-/// A service that requests wait for.
-struct Awaited {
-    service: Named,
-    requests: usize,
-    /// When worker 0 was last asked, milliseconds since the epoch.
-    asked_ms: u64,
-}
-
-/// A service that nobody has asked for yet.
+/// A service that this worker has no block for yet.
 pub(crate) struct New {
     /// Its verdict's.
-    pub(crate) key: u128,
+    key: u128,
     service: Named,
+    places: Vec<Place>,
 }
 
 impl New {
@@ -85,7 +76,7 @@ impl New {
 pub(crate) enum Lookup {
     /// It is followed.
     Known(Rc<Block>),
-    /// Nobody has asked for it yet.
+    /// Nobody has asked for it yet, or there is no answer.
     New(New),
     /// It can't be had.
     Refused(Why),
@@ -125,8 +116,7 @@ impl NamedBlock {
             worker: Cell::new(None),
             blocks: RefCell::default(),
             purge_at: Cell::new(PURGE),
-            waiting: RefCell::default(),
-            requests: Cell::new(0),
+            asked: (0..ASKED).map(|_| Cell::default()).collect(),
             complained: Interval::default(),
         }
     }
@@ -208,18 +198,11 @@ impl NamedBlock {
             return Lookup::Known(block);
         }
         let places = template.places(&name, &self.plan);
-        let mut own = places.iter().filter(|place| place.fixed.is_none()).peekable();
-        if own.peek().is_none() {
-            return Lookup::Known(self.keep(&name, places, worker));
-        }
-        let key = template.verdict_key(&name);
-        match worker.table.verdict(key, now().millis) {
-            Some(Verdict::Absent) => Lookup::Refused(Why::Absent),
-            Some(Verdict::Failed) => Lookup::Refused(Why::Failed),
-            Some(Verdict::Followed) if own.any(|p| worker.table.find(p.key).is_some()) => {
-                Lookup::Known(self.keep(&name, places, worker))
-            }
-            _ => Lookup::New(New { key, service: template.named(&name) }),
+        let new = New { key: template.verdict_key(&name), service: template.named(&name), places };
+        match outcome(&new, worker) {
+            Some(Ok(())) => Lookup::Known(self.keep(new, worker)),
+            Some(Err(why)) => Lookup::Refused(why),
+            None => Lookup::New(new),
         }
     }
 
@@ -233,13 +216,14 @@ impl NamedBlock {
         None
     }
 
-    fn keep(&self, name: &str, places: Vec<Place>, worker: Worker) -> Rc<Block> {
+    fn keep(&self, new: New, worker: Worker) -> Rc<Block> {
+        let (name, places) = (new.service.name, new.places);
         let source = |place: Place| {
             let number = place.fixed.unwrap_or(usize::MAX);
             Source::new(place.key, number, place.target.query.datacenter)
         };
         let sources = places.into_iter().map(source).collect();
-        let block = Rc::new(self.pattern.for_service(name, sources));
+        let block = Rc::new(self.pattern.for_service(&name, sources));
         block.start(worker);
         block.note_used(worker);
         let mut blocks = self.blocks.borrow_mut();
@@ -251,58 +235,34 @@ impl NamedBlock {
         block
     }
 
-    /// Has worker 0 find out about a service that a request waits for. `false` if too many
-    /// others are asked for.
+    /// Has worker 0 find out about a service, unless it does so already. `false` if too many others
+    /// are asked for.
     pub(crate) fn ask(&self, new: &New) -> bool {
-        // Who waits has asked, and asks again.
-        self.waiting.borrow().contains_key(&new.key) || self.send(new.service.clone())
-    }
-
-    fn send(&self, service: Named) -> bool {
-        let until_ms = now().millis + self.first_wait.as_millis() as u64;
-        channel::get().is_some_and(|channel| channel.ask(&Asked { service, until_ms }))
-    }
-
-    /// One more request waits for the service.
-    pub(crate) fn begin_wait(&self, new: New) {
-        let New { key, service } = new;
-        let awaited = || Awaited { service, requests: 0, asked_ms: now().millis };
-        self.waiting.borrow_mut().entry(key).or_insert_with(awaited).requests += 1;
-        self.requests.set(self.requests.get() + 1);
-    }
-
-    /// One of them does no more.
-    pub(crate) fn end_wait(&self, key: u128) {
-        let mut waiting = self.waiting.borrow_mut();
-        if let Some(awaited) = waiting.get_mut(&key) {
-            awaited.requests -= 1;
-            self.requests.set(self.requests.get() - 1);
-            if awaited.requests == 0 {
-                waiting.remove(&key);
-            }
+        let (asked, now) = (self.asked(new), monotonic());
+        let (key, at) = asked.get();
+        if key == new.key && now.wrapping_sub(at) < AGAIN {
+            return true;
         }
+        let is_sent = channel::get().is_some_and(|channel| channel.ask(&new.service));
+        if is_sent {
+            asked.set((new.key, now));
+        }
+        is_sent
     }
 
-    /// How often a waiting request looks whether there is an answer, milliseconds: the less often the
-    /// more of them there are.
-    pub(crate) fn look_every(&self) -> usize {
-        LOOK + self.requests.get() / 64
+    fn asked(&self, new: &New) -> &Cell<(u128, u64)> {
+        &self.asked[new.key as usize % ASKED]
     }
 
     /// Whether there is an answer for a service that was asked for; asks again at times.
-    pub(crate) fn is_answered(&self, key: u128) -> bool {
-        let now_ms = now().millis;
-        if self.worker.get().is_none_or(|w| w.table.verdict(key, now_ms).is_some()) {
-            return true;
+    pub(crate) fn is_answered(&self, new: &New) -> bool {
+        let is_answered = self.worker.get().is_none_or(|worker| outcome(new, worker).is_some());
+        if is_answered {
+            self.asked(new).take();
+        } else {
+            self.ask(new);
         }
-        let mut waiting = self.waiting.borrow_mut();
-        if let Some(awaited) = waiting.get_mut(&key) {
-            if now_ms.saturating_sub(awaited.asked_ms) >= AGAIN {
-                awaited.asked_ms = now_ms;
-                self.send(awaited.service.clone());
-            }
-        }
-        false
+        is_answered
     }
 
     /// What a request whose service can't be had is answered.
@@ -331,4 +291,35 @@ impl NamedBlock {
             self.pattern.name()
         );
     }
+}
+
+/// Whether a service can be had; `None` while nobody knows.
+fn outcome(new: &New, worker: Worker) -> Option<Result<(), Why>> {
+    if new.places.iter().all(|place| place.fixed.is_some()) {
+        return Some(Ok(()));
+    }
+    match worker.table.verdict(new.key, now().millis)? {
+        Verdict::Absent => Some(Err(Why::Absent)),
+        Verdict::Failed => Some(Err(Why::Failed)),
+        Verdict::Followed => is_ready(&new.places, worker.table).then_some(Ok(())),
+    }
+}
+
+/// Whether a service that is followed can be served: the first datacenter that has instances is
+/// known, or none has any. One that failed to answer has none.
+fn is_ready(places: &[Place], table: Table<'static>) -> bool {
+    let find = |place: &Place| Some((place.fixed, table.find(place.key)?));
+    let entries: Vec<_> = places.iter().filter_map(find).collect();
+    if entries.iter().all(|(fixed, _)| fixed.is_some()) {
+        return false;
+    }
+    for (_, entry) in entries {
+        match table.peer_count(entry) {
+            Some(0) => {}
+            Some(_) => return true,
+            None if table.failures(entry) == 0 => return false,
+            None => {}
+        }
+    }
+    true
 }

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use nginx_consul_core::table::{Image, Table, orders};
+use nginx_consul_core::table::{Image, Table, overrides};
 
 use super::clock::now;
 
@@ -37,7 +37,7 @@ impl Source {
     }
 
     fn scope(&self, service: &str) -> u64 {
-        orders::scope(service, self.datacenter.as_deref())
+        overrides::scope(service, self.datacenter.as_deref())
     }
 
     /// Its place in the table, if it still has it.
@@ -74,19 +74,17 @@ impl Source {
 }
 
 /// Makes the sets of a block, by its service and name, what an operator wants them to be. After
-/// they were read: an order that comes later moves their generations.
-pub(super) fn obey<'a>(
+/// they were read: an override that comes later moves their generations. `None` as for
+/// [`Source::read`].
+pub(super) fn apply_overrides<'a>(
     table: Table<'static>,
     (service, upstream): (&str, &[u8]),
     sources: &[Source],
     images: impl Iterator<Item = &'a mut Image>,
-) {
-    let overrides = table.overrides(now().millis);
-    if overrides.is_empty() {
-        return;
-    }
-    let upstream = orders::upstream(upstream);
+) -> Option<()> {
+    let overrides = table.overrides(now().millis)?;
     for (source, image) in sources.iter().zip(images) {
         overrides.apply((source.scope(service), upstream), &mut image.records);
     }
+    Some(())
 }

@@ -1,48 +1,35 @@
 //! Tells a document what there is, a little at a time.
 
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use nginx_consul_core::named::Template;
-use nginx_consul_core::status::{Connections, Document, Head, Nginx, VERSION, Version, Zone};
-use nginx_consul_core::table::Table;
+use nginx_consul_core::status::{
+    Connections, Document, Format, Nginx, Status, VERSION, Version, Zone, document,
+};
+use nginx_consul_core::sync::Limit;
+use nginx_consul_core::table::{Overrides, Table};
 
-use super::service::{Peers, Users, service};
-use crate::conf::{self, HttpConf};
-use crate::orders::Shown;
-use crate::peer::{Block, NamedBlock};
-use crate::zone;
+use super::service::{Peers, service};
+use crate::conf::HttpConf;
+use crate::peer::Block;
+use crate::services::Services;
 
 /// Peers between looks at the clock.
 const PEERS: usize = 32;
 
 /// The way through all that the status says.
 pub(super) struct Walk {
-    http: &'static HttpConf,
-    table: Option<Table<'static>>,
+    services: Option<Services>,
     /// Milliseconds since the epoch, when it began: for all alike.
     now: u64,
     /// Only this service.
     only: Option<String>,
     document: Box<dyn Document>,
-    blocks: Vec<&'static Block>,
-    named_blocks: Vec<&'static NamedBlock>,
-    /// Of each target of the plan.
-    users: Vec<Vec<&'static Block>>,
-    entries: HashMap<u128, usize>,
-    orders: Rc<Shown>,
-    next: Next,
+    blocks: std::vec::IntoIter<&'static Block>,
+    overrides: Rc<Overrides>,
+    /// Number of the next service.
+    next: usize,
     peers: Option<Peers>,
-}
-
-/// What comes next, by number.
-enum Next {
-    Upstream(usize),
-    Planned(usize),
-    /// An entry of the table.
-    Named(usize),
-    Nothing,
 }
 
 impl Walk {
@@ -50,45 +37,23 @@ impl Walk {
     pub(super) fn new(
         http: &'static HttpConf,
         only: Option<String>,
-        mut document: Box<dyn Document>,
+        (format, with_peers): (Format, bool),
     ) -> Option<Walk> {
-        // SAFETY: the zone of the running configuration, or null.
-        let table = unsafe { http.shm_zone.as_ref() }.and_then(zone::table);
-        let now = now_ms();
-        if only.as_ref().is_some_and(|name| !is_known(http, table, name)) {
-            return None;
+        let (services, now) = (Services::new(http), now_ms());
+        if let Some(only) = &only {
+            let services = services.as_ref()?;
+            services.numbers().find(|&number| services.name(number).is_some_and(|n| n == *only))?;
         }
-        document.head(head(http, table, now));
-        // SAFETY: blocks of the running configuration.
-        let blocks: Vec<&Block> = unsafe {
-            http.blocks.iter().filter_map(|&block| conf::srv_conf(block).block.as_deref()).collect()
-        };
-        // SAFETY: as above.
-        let named_blocks = unsafe {
-            let blocks = http.named_blocks.iter();
-            blocks.filter_map(|&block| conf::srv_conf(block).named.as_deref()).collect()
-        };
-        let targets = http.plan.as_ref().map_or(0, |plan| plan.targets.len());
-        let mut users: Vec<Vec<&Block>> = vec![Vec::new(); targets];
-        for block in &blocks {
-            for source in block.sources() {
-                users[source.target].push(block);
-            }
-        }
-        let entries = table.map_or_else(HashMap::new, |table| table.entries());
-        let orders = table.map(|table| Shown::new(table, now)).unwrap_or_default();
+        let table = services.as_ref().map(|services| services.table);
+        let overrides = table.and_then(|table| table.overrides(now)).unwrap_or_default();
         Some(Walk {
-            http,
-            table,
+            services,
             now,
             only,
-            document,
-            blocks,
-            named_blocks,
-            users,
-            entries,
-            orders: Rc::new(orders),
-            next: Next::Upstream(0),
+            document: document(format, with_peers, head(http, table, now)),
+            blocks: http.blocks().collect::<Vec<_>>().into_iter(),
+            overrides: Rc::new(overrides),
+            next: 0,
             peers: None,
         })
     }
@@ -96,7 +61,7 @@ impl Walk {
     /// Goes on for about that long; whether the end is reached.
     pub(super) fn go_on(&mut self, time: Duration) -> bool {
         let start = Instant::now();
-        while self.step() {
+        while self.step().is_some() {
             if start.elapsed() >= time {
                 return false;
             }
@@ -109,120 +74,47 @@ impl Walk {
         self.document.finish()
     }
 
-    /// One block, one service, or some peers; `false` at the end.
-    fn step(&mut self) -> bool {
-        if let Some((peers, table)) = self.peers.as_mut().zip(self.table) {
+    /// One block, one service, or some peers; `None` at the end.
+    fn step(&mut self) -> Option<()> {
+        let is_wanted = |name: &str| self.only.as_ref().is_none_or(|only| only == name);
+        let services = self.services.as_ref()?;
+        if let Some(peers) = &mut self.peers {
             for _ in 0..PEERS {
-                let Some(peer) = peers.next(table, self.now) else {
+                let Some((_, peer)) = peers.next(services.table, self.now) else {
                     self.peers = None;
                     break;
                 };
                 self.document.peer(peer);
             }
-            return true;
+            return Some(());
         }
-        self.next = match self.next {
-            Next::Upstream(number) => match self.blocks.get(number) {
-                Some(block) => {
-                    if self.is_wanted(&block.service) {
-                        self.document.upstream(block.status());
-                    }
-                    Next::Upstream(number + 1)
-                }
-                None => Next::Planned(0),
-            },
-            Next::Planned(target) if target < self.users.len() => {
-                self.planned(target);
-                Next::Planned(target + 1)
+        if let Some(block) = self.blocks.next() {
+            if is_wanted(&block.service) {
+                self.document.upstream(block.status());
             }
-            Next::Planned(_) => match self.http.templates.as_ref().filter(|_| self.table.is_some())
-            {
-                Some(templates) => {
-                    self.document.named(templates.max);
-                    Next::Named(0)
-                }
-                None => Next::Nothing,
-            },
-            Next::Named(entry) if self.table.is_some_and(|t| entry < t.entry_capacity()) => {
-                self.named(entry);
-                Next::Named(entry + 1)
+            return Some(());
+        }
+        let (number, templates) = (self.next, services.http.templates.as_ref());
+        self.next += 1;
+        if let Some(templates) = templates.filter(|_| number == services.planned()) {
+            self.document.named(templates.max);
+        }
+        let name = services.numbers().contains(&number).then(|| services.name(number))?;
+        if name.is_some_and(|name| is_wanted(&name)) {
+            if let Some(followed) = services.get(number) {
+                let (service, peers) = service(followed, services.table, &self.overrides, self.now);
+                self.document.service(service);
+                self.peers = Some(peers);
             }
-            Next::Named(_) | Next::Nothing => return false,
-        };
-        true
-    }
-
-    fn is_wanted(&self, service: &str) -> bool {
-        self.only.as_ref().is_none_or(|only| only == service)
-    }
-
-    /// A service that blocks name.
-    fn planned(&mut self, target: usize) {
-        let (Some(plan), Some(table)) = (&self.http.plan, self.table) else { return };
-        let followed = &plan.targets[target];
-        if !self.is_wanted(&followed.query.service) {
-            return;
         }
-        let (key, blocks) = (plan.key(target), &self.users[target]);
-        let first = blocks.first();
-        let users = Users {
-            upstreams: blocks.iter().map(|block| block.name().into_owned()).collect(),
-            rules: first.map(|block| block.rules).unwrap_or_default(),
-            is_single: first.is_some_and(|block| block.is_single()),
-            keeps_alive: blocks.iter().any(|block| block.keeps_alive()),
-        };
-        let entry = self.entries.get(&key).copied();
-        let (service, peers) =
-            service(followed, key, (table, entry), users, (&self.orders, self.now));
-        self.document.service(service);
-        self.peers = peers;
-    }
-
-    /// A service that a request has named, if the entry is that of one.
-    fn named(&mut self, entry: usize) -> Option<()> {
-        let (templates, plan) = (self.http.templates.as_ref()?, self.http.plan.as_ref()?);
-        let table = self.table?;
-        let named = table.named(entry)?;
-        if !self.is_wanted(&named.name) {
-            return None;
-        }
-        let template = templates.find(named.template)?;
-        let key = table.key(entry);
-        let place = template.places(&named.name, plan).into_iter().find(|p| p.key == key)?;
-        let asks =
-            |block: &&&NamedBlock| block.template().map(Template::key) == Some(named.template);
-        let blocks: Vec<_> = self.named_blocks.iter().filter(asks).collect();
-        let users = Users {
-            upstreams: blocks.iter().map(|block| block.pattern().name().into_owned()).collect(),
-            rules: blocks.first().map(|block| block.pattern().rules).unwrap_or_default(),
-            is_single: blocks.iter().any(|block| block.is_single(&named.name)),
-            keeps_alive: blocks.iter().any(|block| block.pattern().keeps_alive()),
-        };
-        let (mut service, peers) =
-            service(&place.target, key, (table, Some(entry)), users, (&self.orders, self.now));
-        let unused = self.now.saturating_sub(table.last_used(entry));
-        service.last_used_seconds = Some(unused as f64 / 1000.0);
-        self.document.service(service);
-        self.peers = peers;
         Some(())
     }
 }
 
-/// Whether a block follows the service, or a request has named it.
-fn is_known(http: &HttpConf, table: Option<Table<'_>>, name: &str) -> bool {
-    let mut planned = http.plan.iter().flat_map(|plan| &plan.targets);
-    let is_named = |table: Table<'_>| {
-        http.templates.is_some()
-            && (0..table.entry_capacity())
-                .any(|entry| table.named(entry).is_some_and(|named| named.name == name))
-    };
-    planned.any(|target| target.query.service == name) || table.is_some_and(is_named)
-}
-
-fn head(http: &HttpConf, table: Option<Table<'_>>, now: u64) -> Head {
+fn head(http: &HttpConf, table: Option<Table<'_>>, now: u64) -> Status {
     // SAFETY: the zone of the running configuration, or null.
     let shm_zone = unsafe { http.shm_zone.as_ref() };
-    Head {
+    Status {
         version: VERSION,
         time_ms: now,
         module: Version { version: env!("CARGO_PKG_VERSION").into() },
@@ -238,11 +130,17 @@ fn head(http: &HttpConf, table: Option<Table<'_>>, now: u64) -> Head {
             used: table.map_or(0, |t| t.usage()),
         },
         state: table.and_then(|t| Some(http.state_file()?.status(t, now))),
-        connections: Connections {
-            max: http.connections(),
-            used: table.map_or(0, |t| t.connections(now)),
-        },
+        connections: connections(http.connections(), table, now),
+        upstreams: Vec::new(),
+        services: Vec::new(),
+        named: None,
     }
+}
+
+fn connections(max: usize, table: Option<Table<'_>>, now: u64) -> Connections {
+    let (allowed, needed, limit) = table.map_or((0, 0, None), |table| table.allowed_connections());
+    let used = table.map_or(0, |table| table.connections(now));
+    Connections { max, used, allowed, needed, limited_by: limit.map(Limit::word) }
 }
 
 /// `NGINX_VERSION`; the module only loads into that very version.

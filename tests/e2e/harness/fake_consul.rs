@@ -245,6 +245,10 @@ fn decide(shared: &Shared, query: &Query) -> Option<Answer> {
         if let Some(answer) = state.script.as_mut().and_then(|script| script(query)) {
             return Some(answer);
         }
+        if query.target.starts_with("/v1/catalog/services") && query.index.is_none() {
+            let names = state.services.keys().map(|name| (name.clone(), json!([])));
+            return Some(Answer::ok(1, Value::Object(names.collect())));
+        }
         let known = state.services.get(&query.service).cloned();
         let (index, body) = known.unwrap_or_else(|| (1, b"[]".to_vec()));
         let is_over = Instant::now() >= end && !state.hangs;

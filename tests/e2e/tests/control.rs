@@ -107,7 +107,7 @@ fn a_drained_instance_gets_no_new_request_and_those_with_it_end() {
     let shown = order(&nginx, &format!("{path}/drain"), "");
     // At once, in every worker.
     served_by_now(&nginx, "b");
-    let ordered = &shown["instances"][0]["overrides"][0];
+    let ordered = &shown["instances"][0]["override"];
     assert_eq!((&ordered["action"], &ordered["by"]), (&json!("drain"), &json!("127.0.0.1")));
     assert!(ordered["until_ms"].is_null() && ordered["since_ms"].as_u64() > Some(0), "{shown:#}");
     let drained = peer(&nginx, &service, &ids[0]);
@@ -193,11 +193,12 @@ fn an_order_ends_by_itself_in_every_worker() {
     served_by_now(&nginx, "a b");
     let path = format!("{service}/instances/{}/down", ids[0]);
     let shown = order(&nginx, &path, r#"{"expires":"3s"}"#);
-    let ordered = &shown["instances"][0]["overrides"][0];
+    let ordered = &shown["instances"][0]["override"];
     let [since, until] = ["since_ms", "until_ms"].map(|f| ordered[f].as_u64().expect("a time"));
     assert_eq!(until - since, 3000);
     assert_eq!(tally(&nginx, "/", 20), "b: 20");
-    nginx.wait_for_log(&format!("down of instance \"{}\" is over", ids[0]));
+    let name = format!("down of instance \"{}\" on node \"{}\"", ids[0], consul.node());
+    nginx.wait_for_log(&format!("{name} is over"));
     served_by_now(&nginx, "a b");
     assert!(peer(&nginx, &service, &ids[0])["override"].is_null());
     assert!(nginx.logged("ordered by \"127.0.0.1\", for 3s").len() == 1);

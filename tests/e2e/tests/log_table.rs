@@ -10,9 +10,9 @@ use nginx_consul_e2e::nginx;
 const MAKERS: [&str; 5] = [
     "fn told(target",
     "pub(super) fn notice(",
-    "pub fn given(order",
-    "pub fn lifted(order",
-    "pub fn over(order",
+    "pub fn set(held",
+    "pub fn removed(held",
+    "pub fn over(held",
 ];
 /// What such a function puts into a line.
 const PARTS: [&str; 4] = ["queries about all", "they are read in turn and", "*s", "until it is"];
@@ -108,11 +108,10 @@ fn arguments(source: &str, at: usize) -> &str {
 /// The lines that a file's calls write.
 fn lines_of(path: &Path, source: &str) -> Vec<Line> {
     let mut lines = Vec::new();
-    for call in ["ngx_log_error!(", ".log(", "trace!(", "Line { level"] {
+    for call in ["ngx_log_error!(", ".log(", "trace!(", ".push(("] {
         let mut from = 0;
         while let Some(found) = source[from..].find(call) {
-            let opening = call.find(['(', '{']).expect("a bracket") + 1;
-            let at = from + found + opening;
+            let at = from + found + call.len();
             from = at;
             let arguments = arguments(source, at);
             let number = source[..at].lines().count();
@@ -138,13 +137,8 @@ fn lines_of(path: &Path, source: &str) -> Vec<Line> {
 /// line on, or isn't about the log.
 fn level(call: &str, arguments: &str) -> Option<Option<String>> {
     let first = arguments.split(',').next().unwrap_or_default().trim();
-    let handed_on = [
-        "level, line",
-        "level, log, \"consul: {}\"",
-        "level: Level, line",
-        "Level::Notice, told",
-        "level, text: told",
-    ];
+    let handed_on =
+        ["level, line", "level, log, \"consul: {}\"", "level: Level, line", "Level::Notice, line"];
     if handed_on.iter().any(|start| arguments.trim().starts_with(start)) {
         return None;
     }

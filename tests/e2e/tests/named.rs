@@ -81,7 +81,8 @@ fn many_first_requests_at_a_time_share_one_question() {
     assert_eq!(tally.outcomes(), service, "{tally}");
     let first = proxy.requests(&format!("/v1/health/service/{service}"));
     let plain = first.iter().filter(|request| !request.line.contains("index=")).count();
-    assert!(plain <= 2, "one to find it, one of its watch: {first:?}");
+    assert_eq!(plain, 1, "that of its watch: {first:?}");
+    assert!(proxy.requests("/v1/catalog/services").len() <= 2, "each worker may ask");
 }
 
 #[test]
@@ -131,18 +132,25 @@ fn only_services_that_are_allowed_are_asked_for() {
 #[test]
 fn a_tag_opens_a_service_and_keeps_its_other_instances_out() {
     let consul = Agent::shared();
+    let proxy = Proxy::start(consul.address());
     let backends = Backend::start_all(&["public", "private", "hidden"]);
-    let (service, hidden) = (unique("tagged"), unique("tagged"));
-    let instance = |service: &str, backend: &Backend| {
-        Instance::new(service, &format!("{service}-{}", backend.name()), backend.address())
+    let (service, hidden) = (unique("tagged"), unique("hidden"));
+    let register = |service: &str, backend: &Backend, tags: &[&str]| {
+        let id = format!("{service}-{}", backend.name());
+        consul.register(&Instance::new(service, &id, backend.address()).tags(tags));
     };
-    consul.register(&instance(&service, &backends[0]).tags(&["Public"]));
-    consul.register(&instance(&service, &backends[1]));
-    consul.register(&instance(&hidden, &backends[2]).tags(&["internal"]));
-    let nginx = by_argument(&consul.url(), "consul_allow_service tag=public;").start();
+    register(&service, &backends[0], &["Public"]);
+    register(&service, &backends[1], &[]);
+    register(&hidden, &backends[2], &["internal"]);
+    let nginx = by_argument(&proxy.url(), "consul_allow_service tag=public;").start();
     assert_eq!(tally(&nginx, &path(&service), 6), "public: 6");
-    assert_eq!(nginx.outcome(&path(&hidden)), "502");
+    for _ in 0..20 {
+        assert_eq!(nginx.outcome(&path(&hidden)), "502");
+    }
     nginx.wait_for_log("Consul has no such service");
+    assert!(proxy.requests(&hidden).is_empty(), "Consul was asked about it");
+    register(&hidden, &backends[2], &["PUBLIC"]);
+    until_served_by(&nginx, &path(&hidden), "hidden");
 }
 
 #[test]

@@ -47,7 +47,7 @@ fn read(path: &Path) -> Option<Value> {
     let (first, content) = text.split_once('\n').expect("a first line");
     let words: Vec<&str> = first.split(' ').collect();
     assert_eq!(words[..2], ["nginx-consul-state", "1"], "{first}");
-    assert_eq!(words[3].parse(), Ok(content.len()), "{first}");
+    assert_eq!(words[2].len(), 32, "{first}");
     Some(serde_json::from_str(content).unwrap_or_else(|e| panic!("{e} in {content}")))
 }
 
@@ -224,7 +224,7 @@ fn a_damaged_file_is_set_aside_and_survived() {
     nginx.quit();
     let good = fs::read(&path).expect("the file");
     drop(survives(b"garbage\n", &path, &proxy, &service, "its first line is not that"));
-    drop(survives(&good[..good.len() - 1], &path, &proxy, &service, "it has "));
+    drop(survives(&good[..good.len() - 1], &path, &proxy, &service, "its checksum is wrong"));
     let mut changed = good.clone();
     let at = good.len() - 20;
     changed[at] ^= 1;
@@ -296,7 +296,7 @@ fn the_test_makes_no_directory_and_off_no_file() {
 }
 
 #[test]
-fn orders_about_instances_outlive_a_restart_and_are_not_given_twice() {
+fn overrides_of_instances_outlive_a_restart_and_are_not_set_twice() {
     let (consul, service) = (Agent::shared(), unique("web"));
     let backends = Backend::start_all(&["a", "b"]);
     let ids = register(&consul, &service, &backends);
@@ -315,19 +315,19 @@ fn orders_about_instances_outlive_a_restart_and_are_not_given_twice() {
     let mut nginx = start();
     until_served_by(&nginx, "/", "a b");
     assert_eq!(send(&nginx, "POST", &format!("{}/drain", ids[0])), 200);
-    let orders = || read(&path).unwrap_or_default()["orders"].as_array().map_or(0, Vec::len);
-    wait::until_eq("orders in the file", SOON, &1, orders);
+    let held = || read(&path).unwrap_or_default()["overrides"].as_array().map_or(0, Vec::len);
+    wait::until_eq("overrides in the file", SOON, &1, held);
     nginx.quit();
     drop(nginx);
     let mut nginx = start();
-    nginx.wait_for_log("1 orders about instances taken");
+    nginx.wait_for_log("1 overrides of instances taken");
     assert_eq!(tally(&nginx, "/", 6), "b: 6");
     let peers = nginx.service(&service)["peers"].as_array().cloned().expect("peers");
     assert!(peers.iter().any(|peer| peer["state"] == "draining"), "{peers:#?}");
     assert_eq!(send(&nginx, "DELETE", &ids[0]), 200);
     nginx.reload_and_wait();
     assert_eq!(tally(&nginx, "/", 6), "a: 3, b: 3");
-    wait::until_eq("orders in the file", SOON, &0, orders);
+    wait::until_eq("overrides in the file", SOON, &0, held);
     nginx.quit();
     drop(nginx);
     let nginx = start();

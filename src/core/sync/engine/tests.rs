@@ -1,7 +1,8 @@
-mod board;
 mod many;
+mod scheduler;
 
 use std::net::TcpListener;
+use std::sync::atomic::Ordering;
 use std::thread;
 
 use super::*;
@@ -131,7 +132,9 @@ fn more_services_than_connections_share_them_in_a_sweep() {
     let (engine, sink) = start(blocks, 8);
     sink.until(|told| told.sets.len() == 40);
     sink.until(|told| told.reports.join(" ").contains("Sweep { delay: 5s }"));
-    sink.until(|told| told.lines.iter().any(|line| line.contains("is not to be had")));
+    sink.until(|told| {
+        told.lines.iter().any(|line| line.contains("overview watch of all services failed"))
+    });
     end(engine);
     assert!(consul.connections() <= 8, "{}", consul.connections());
     let notice = "Notice more services than consul_connections: 40 services, 8 connections, ";

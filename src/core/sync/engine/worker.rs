@@ -5,44 +5,42 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Shared;
-use super::board::{Board, Last, Task};
-use crate::consul::client::Client;
+use super::budget::{PATIENCE, Refused};
+use super::scheduler::{Last, Scheduler, Task};
+use crate::consul::client::{self, Client, Trouble};
 use crate::resolve::SystemResolver;
 use crate::sync::Level;
-use crate::sync::asking::Failure;
-use crate::sync::lookout::{Looked, Lookout};
+use crate::sync::asking::{Failure, read_anew};
 use crate::sync::names::query_name;
-use crate::sync::runner::{Common, Job, Ran, Tools};
+use crate::sync::overview_watch::{OverviewOutcome, OverviewWatch};
+use crate::sync::plan::Subject;
+use crate::sync::runner::{Common, Job, Tools};
 
-/// Shortest time between two looks at a queue whose work has to wait for other threads.
-const BUSY: Duration = Duration::from_millis(20);
-/// Pause before a read that failed is repeated.
+/// Pause before a read that failed is repeated, and one that panicked.
 const RETRY: Duration = Duration::from_millis(250);
+const AFTER_PANIC: Duration = Duration::from_secs(5);
 
 /// Counts a thread for as long as it runs.
 struct Present<'a>(&'a Shared, usize);
 
 impl Drop for Present<'_> {
     fn drop(&mut self) {
-        let mut board = self.0.board.lock();
-        board.threads -= 1;
-        board.numbers.give(self.1);
-        self.0.note(&mut board);
+        let mut scheduler = self.0.scheduler.lock();
+        scheduler.threads.count -= 1;
+        scheduler.threads.give_number(self.1);
+        self.0.note(&scheduler);
         self.0.ended.notify_all();
     }
 }
 
 /// Takes and does work until the engine stops or has too many threads.
 pub(super) fn work(shared: &Arc<Shared>) {
-    let number = {
-        let mut board = shared.board.lock();
-        board.starting -= 1;
-        board.numbers.take()
-    };
+    let number = shared.scheduler.lock().threads.take_number();
     let _present = Present(shared, number);
     let stop = &shared.stop;
     let mut client = Client::numbered(Arc::clone(stop), number);
     let resolver = SystemResolver::new(Arc::clone(stop));
+    try_connection(shared, &mut client);
     let (mut last, mut done) = (Last::default(), None);
     while let Some(task) = next(shared, &last, done.take()) {
         let mut tools = Tools {
@@ -53,103 +51,135 @@ pub(super) fn work(shared: &Arc<Shared>) {
         };
         let goes_on = match task {
             Task::Watch(id, job) => {
-                done = watch(shared, &mut tools, &mut last, id, job);
+                last.endpoint = Some(Arc::clone(&job.subject().endpoint));
+                last.watch = Some(id);
+                done = watch(shared, &mut tools, job).map(|job| (id, job));
                 done.is_some()
             }
             Task::Beside(id, common) => beside(shared, &mut tools, id, &common),
-            Task::Look(place, lookout) => look(shared, &mut tools, place, lookout),
+            Task::Overview(place, watch) => overview(shared, &mut tools, place, watch),
         };
         if !goes_on {
             return;
         }
+        if let Some(trouble) = client.take_trouble() {
+            note_trouble(shared, trouble);
+        }
     }
 }
 
-/// A watch whose request has ended.
-struct Done {
-    id: u64,
-    job: Box<Job>,
-    changed: bool,
+/// While more connections are wanted than are known to be taken: finds out whether Consul answers
+/// over one more.
+fn try_connection(shared: &Shared, client: &mut Client) {
+    let (subject, is_counted) = {
+        let mut scheduler = shared.scheduler.lock();
+        let subject = subject_to_try(&scheduler);
+        if subject.is_none() {
+            scheduler.threads.starting -= 1;
+        }
+        let to_try = scheduler.threads.to_try;
+        scheduler.threads.to_try = to_try.saturating_sub(1);
+        (subject, to_try > 0)
+    };
+    let Some(subject) = subject else { return };
+    let tried = catch_unwind(AssertUnwindSafe(|| read_anew(client, &subject, PATIENCE)));
+    let tried = tried.unwrap_or(Err(client::Error::Stopped));
+    let (trouble, now) = (client.take_trouble(), Instant::now());
+    let mut scheduler = shared.scheduler.lock();
+    scheduler.threads.starting -= 1;
+    let budget = &mut scheduler.budget;
+    match (tried, trouble) {
+        _ if !is_counted => {}
+        (_, Some(Trouble::Refused(error))) => budget.on_trial_refused(Refused::Limit(error), now),
+        (Err(client::Error::Silent(_)), _) => budget.on_trial_refused(Refused::Silent, now),
+        (Ok(()) | Err(client::Error::Status { .. }), _) => budget.on_answer(),
+        (Err(_), _) => budget.on_failure(now),
+    }
+    shared.call(&mut scheduler);
+}
+
+/// Of the services, one after the other: whom to ask over a new connection.
+fn subject_to_try(scheduler: &Scheduler) -> Option<Arc<Subject>> {
+    let which = scheduler.threads.count % scheduler.entries.len().max(1);
+    let entry = scheduler.entries.values().nth(which).filter(|_| scheduler.is_growing());
+    entry.map(|entry| Arc::clone(&entry.common.subject))
+}
+
+/// A connection was refused, or a query cut off.
+fn note_trouble(shared: &Shared, trouble: Trouble) {
+    let (mut scheduler, now) = (shared.scheduler.lock(), Instant::now());
+    match trouble {
+        Trouble::Refused(error) => {
+            let number = scheduler.threads.count;
+            scheduler.budget.on_refusal(number, Refused::Limit(error), now);
+        }
+        Trouble::Lost => {
+            let blocking = scheduler.blocking + 1;
+            scheduler.budget.on_loss(blocking, now);
+        }
+    }
+    shared.call(&mut scheduler);
 }
 
 /// Takes a watch back, and waits for the next task; `None` if the thread is to end. No other thread
 /// comes between: this one has the connection that the index of the watch is good for.
-fn next(shared: &Shared, last: &Last, done: Option<Done>) -> Option<Task> {
-    let mut board = shared.board.lock();
-    if let Some(Done { id, job, changed }) = done {
-        board.put(id, job, changed, Instant::now());
-        shared.note(&mut board);
+fn next(shared: &Shared, last: &Last, done: Option<(u64, Box<Job>)>) -> Option<Task> {
+    let mut scheduler = shared.scheduler.lock();
+    if let Some((id, job)) = done {
+        scheduler.put(id, job, Instant::now());
+        shared.note(&scheduler);
     }
     loop {
-        if board.ended {
+        if scheduler.has_ended || scheduler.threads.count > scheduler.most_threads() {
             return None;
         }
         let now = Instant::now();
-        if let Some(task) = board.take(now, last) {
-            shared.note(&mut board);
-            hand_on(shared, &board, &task, now);
+        if let Some(task) = scheduler.take(now, last) {
+            shared.note(&scheduler);
+            hand_on(shared, &mut scheduler, &task, now);
             return Some(task);
         }
-        if board.surplus > 0 {
-            board.surplus -= 1;
-            shared.work.notify_one();
-            return None;
-        }
-        board.idle += 1;
-        // What is due already waits for a thread that reads.
-        let due = board.next_due().map(|due| if due <= now { now + BUSY } else { due });
+        scheduler.threads.idle += 1;
         // One of the idle threads is enough to wait for the time.
-        match due.filter(|due| board.timed.is_none_or(|timed| *due < timed)) {
+        let timed = scheduler.threads.timed;
+        match scheduler.next_due(now).filter(|due| timed.is_none_or(|timed| *due < timed)) {
             Some(due) => {
-                board.timed = Some(due);
-                shared.work.wait_until(&mut board, due);
-                board.timed = board.timed.filter(|timed| *timed != due);
+                scheduler.threads.timed = Some(due);
+                shared.work.wait_until(&mut scheduler, due);
+                scheduler.threads.timed = scheduler.threads.timed.filter(|timed| *timed != due);
             }
-            None => shared.work.wait(&mut board),
+            None => shared.work.wait(&mut scheduler),
         }
-        board.idle -= 1;
-        board.least_idle = board.least_idle.min(board.idle);
+        scheduler.threads.idle -= 1;
     }
 }
 
 /// Before a thread is busy, perhaps for long: somebody else has to take what is left, or to wait for
 /// what comes next.
-fn hand_on(shared: &Shared, board: &Board, task: &Task, now: Instant) {
-    let due = board.next_due();
-    let is_due = due.is_some_and(|due| due <= now);
-    if board.idle > 0 {
-        let is_timed = due.is_none_or(|due| board.timed.is_some_and(|timed| timed <= due));
-        if is_due || !is_timed {
+fn hand_on(shared: &Shared, scheduler: &mut Scheduler, task: &Task, now: Instant) {
+    let is_due = scheduler.count_due(now, 1) > 0;
+    if scheduler.threads.idle > 0 {
+        let timed = scheduler.threads.timed;
+        let is_timed = |due: Instant| timed.is_some_and(|timed| timed <= due);
+        if is_due || scheduler.next_due(now).is_some_and(|due| !is_timed(due)) {
             shared.work.notify_one();
         }
-    } else if board.threads < board.share.budget && (is_due || task.blocks()) {
-        shared.keeper.poke();
+    } else if scheduler.threads.count < scheduler.most_threads() && (is_due || task.blocks()) {
+        shared.call(scheduler);
     }
 }
 
-fn watch(
-    shared: &Shared,
-    tools: &mut Tools<'_>,
-    last: &mut Last,
-    id: u64,
-    mut job: Box<Job>,
-) -> Option<Done> {
-    let subject = job.subject();
+fn watch(shared: &Shared, tools: &mut Tools<'_>, mut job: Box<Job>) -> Option<Box<Job>> {
     let ran = catch_unwind(AssertUnwindSafe(|| job.run(tools)));
-    let changed = match ran {
-        Ok(Ran::Stopped) => return None,
-        Ok(Ran::Done { changed }) => changed,
-        Err(_) => {
-            job.restart();
-            panicked(shared, tools, &query_name(&subject.query));
-            false
-        }
-    };
-    *last = Last { watch: Some(id), endpoint: Some(Arc::clone(&subject.endpoint)) };
+    ran.unwrap_or_else(|_| {
+        job.restart();
+        panicked(shared, tools, &query_name(&job.subject().query));
+        Some(())
+    })?;
     if shared.outages.take_news() {
-        shared.keeper.poke();
+        shared.call(&mut shared.scheduler.lock());
     }
-    Some(Done { id, job, changed })
+    Some(job)
 }
 
 fn beside(shared: &Shared, tools: &mut Tools<'_>, id: u64, common: &Arc<Common>) -> bool {
@@ -160,35 +190,34 @@ fn beside(shared: &Shared, tools: &mut Tools<'_>, id: u64, common: &Arc<Common>)
         Ok(Err(Failure::Reconnected | Failure::Refused(..))) => Some(now + RETRY),
         Err(_) => {
             panicked(shared, tools, &query_name(&common.subject.query));
-            Some(now + Duration::from_secs(5))
+            Some(now + AFTER_PANIC)
         }
     };
-    let mut board = shared.board.lock();
-    board.put_beside(id, again, now);
+    shared.scheduler.lock().put_beside(id, again, now);
     true
 }
 
-fn look(
+fn overview(
     shared: &Shared,
     tools: &mut Tools<'_>,
     place: (usize, usize),
-    mut lookout: Box<Lookout>,
+    mut watch: Box<OverviewWatch>,
 ) -> bool {
-    let wait = lookout.blocks_for();
-    let looked = catch_unwind(AssertUnwindSafe(|| lookout.run(tools)));
-    let looked = match looked {
-        Ok(Looked::Stopped) => return false,
-        Ok(looked) => looked,
+    let was_blocking = watch.will_block();
+    let ran = catch_unwind(AssertUnwindSafe(|| watch.run(tools)));
+    let outcome = match ran {
+        Ok(None) => return false,
+        Ok(Some(outcome)) => outcome,
         Err(_) => {
-            lookout.restart();
-            panicked(shared, tools, "a look at all services");
-            Looked::Failed
+            watch.restart();
+            panicked(shared, tools, "overview watch of all services");
+            OverviewOutcome::Failed
         }
     };
-    let mut board = shared.board.lock();
-    board.release_wait(wait);
-    board.put_lookout(place, lookout, looked, Instant::now());
-    shared.note(&mut board);
+    let mut scheduler = shared.scheduler.lock();
+    scheduler.blocking -= usize::from(was_blocking);
+    scheduler.put_overview(place, watch, outcome, Instant::now());
+    shared.note(&scheduler);
     true
 }
 

@@ -11,21 +11,16 @@ use crate::sync::plan::Followed;
 use crate::sync::publisher::Prepared;
 use crate::sync::{Level, Mode, Report, Sink};
 
-/// What is reported of a good answer.
-#[derive(Clone, Copy)]
-pub(super) struct Good {
-    pub(super) index: u64,
-    pub(super) server: usize,
-    pub(super) mode: Mode,
-}
-
-impl Good {
-    pub(super) fn report(self, targets: &[Followed], prepared: Option<&Prepared>, sink: &dyn Sink) {
-        let Good { index, server, mode } = self;
-        for target in targets.iter().filter(|target| !target.is_gone()) {
-            let pending = prepared.and_then(|prepared| prepared.pending(target.number));
-            sink.report(target.number, &Report::Good { index, server, mode, pending });
-        }
+/// Reports a good answer: its index, the server and how the service is followed.
+pub(super) fn report_good(
+    (index, server, mode): (u64, usize, Mode),
+    targets: &[Followed],
+    prepared: Option<&Prepared>,
+    sink: &dyn Sink,
+) {
+    for target in targets.iter().filter(|target| !target.is_gone()) {
+        let pending = prepared.and_then(|prepared| prepared.pending(target.number));
+        sink.report(target.number, &Report::Good { index, server, mode, pending });
     }
 }
 

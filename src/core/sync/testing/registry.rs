@@ -34,6 +34,11 @@ struct State {
     requests: Vec<String>,
     connections: usize,
     most_connections: usize,
+    /// More connections are closed, or not heard until there are fewer.
+    limit: Option<(usize, bool)>,
+    /// Clones of the connections, to cut them, and how often that was done.
+    streams: Vec<TcpStream>,
+    cuts: usize,
     /// Blocking queries under way, by path.
     blocked: HashMap<String, usize>,
 }
@@ -52,7 +57,9 @@ impl Registry {
             for stream in listener.incoming().flatten() {
                 let shared = Arc::clone(&shared);
                 thread::spawn(move || {
-                    shared.count(1);
+                    if !shared.accept(&stream) {
+                        return;
+                    }
                     shared.serve(stream);
                     shared.count(-1);
                 });
@@ -88,6 +95,23 @@ impl Registry {
             state.refuses = status;
             (state.names, state.critical.0) = (index, index);
         });
+    }
+
+    /// Closes connections beyond so many, or lets them wait until there are fewer.
+    pub(in crate::sync) fn limit(&self, most: usize, is_silent: bool) {
+        self.shared.state.lock().unwrap().limit = Some((most, is_silent));
+    }
+
+    /// Closes all connections.
+    pub(in crate::sync) fn cut_all(&self) {
+        let streams = std::mem::take(&mut self.shared.state.lock().unwrap().streams);
+        streams.iter().for_each(|stream| drop(stream.shutdown(std::net::Shutdown::Both)));
+        self.change(|state, _| state.cuts += 1);
+    }
+
+    /// Connections now.
+    pub(in crate::sync) fn connections(&self) -> usize {
+        self.shared.state.lock().unwrap().connections
     }
 
     fn change(&self, f: impl FnOnce(&mut State, u64)) {
@@ -127,6 +151,28 @@ impl Registry {
 }
 
 impl Shared {
+    /// Takes a connection within the limit.
+    fn accept(&self, stream: &TcpStream) -> bool {
+        loop {
+            let mut state = self.state.lock().unwrap();
+            match state.limit {
+                Some((most, is_silent)) if state.connections >= most => {
+                    drop(state);
+                    if !is_silent {
+                        return false;
+                    }
+                    thread::sleep(Duration::from_millis(2));
+                }
+                _ => {
+                    state.streams.push(stream.try_clone().unwrap());
+                    drop(state);
+                    self.count(1);
+                    return true;
+                }
+            }
+        }
+    }
+
     fn count(&self, by: isize) {
         let mut state = self.state.lock().unwrap();
         state.connections = state.connections.wrapping_add_signed(by);
@@ -163,13 +209,15 @@ impl Shared {
         let deadline = Instant::now() + wait;
         let mut state = self.state.lock().unwrap();
         state.requests.push(format!("{path}?{query}"));
+        let cuts = state.cuts;
         if index.is_some() {
             *state.blocked.entry(path.to_owned()).or_default() += 1;
         }
         loop {
             let (status, now, body) = state.answer(path, query);
             let left = deadline.saturating_duration_since(Instant::now());
-            if index.is_none_or(|index| now > index) || status != 200 || left.is_zero() {
+            let is_over = left.is_zero() || state.cuts != cuts;
+            if index.is_none_or(|index| now > index) || status != 200 || is_over {
                 if let (Some(_), Some(count)) = (index, state.blocked.get_mut(path)) {
                     *count -= 1;
                 }

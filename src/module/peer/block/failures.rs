@@ -22,13 +22,13 @@ impl Block {
     /// Whether it has one peer and nobody else to ask, so that no failure keeps that one out.
     pub(crate) fn is_single(&self) -> bool {
         let view = self.view.borrow();
-        !self.has_fallback && view.as_ref().is_some_and(|view| view.len() == 1)
+        !self.has_fallback() && view.as_ref().is_some_and(|view| view.len() == 1)
     }
 
     /// Whether so many peers have failed that failures are not to count. Looked at once a second,
     /// because that takes a look at each peer.
     pub(super) fn is_in_panic(&self, candidates: &Candidates<'_, '_>) -> bool {
-        let Some(percent) = self.panic else { return false };
+        let Some(percent) = self.options.panic else { return false };
         if self.counted.is_due() {
             self.in_panic.set(candidates.healthy_percent() < usize::from(percent));
         }

@@ -1,6 +1,5 @@
 //! What is told of a block to variables, probes and the log.
 
-use std::borrow::Cow;
 use std::time::Duration;
 
 use nginx_consul_core::balance::{Candidates, Tier, Tried};
@@ -11,17 +10,15 @@ use nginx_consul_core::status::ready::{Demand, Known, Lack, Origin};
 use nginx_sys::{NGX_LOG_ERR, ngx_log_t};
 
 use super::super::clock::now;
+use super::super::nginx_method::NginxMethod;
 use super::super::source::Source;
 use super::super::view::PeerView;
 use super::Block;
 
 impl Block {
     /// Its method, as the configuration names it.
-    pub(in super::super) fn method_name(&self) -> Cow<'_, str> {
-        match self.stock() {
-            Some(stock) => stock.name().into(),
-            None => self.method().name().into(),
-        }
+    pub(in super::super) fn method_name(&self) -> &str {
+        self.nginx_method.as_ref().map_or(self.method().name(), NginxMethod::name)
     }
 
     /// Where its requests go, for the status page.
@@ -33,15 +30,15 @@ impl Block {
         if let Some((worker, view)) = &view {
             let mut candidates = self.candidates(&worker.table, view.peers(), &tried);
             candidates.panic = self.is_in_panic(&candidates);
-            panic = self.panic.map(|_| candidates.panic);
+            panic = self.options.panic.map(|_| candidates.panic);
             tiers = self.tiers(&candidates);
         }
-        if self.has_fallback {
+        if self.has_fallback() {
             let name = "servers".to_owned();
             tiers.push(status::Tier { name, peers: None, usable: None });
         }
         let (name, service) = (self.name().into_owned(), self.service.clone());
-        let method = self.method_name().into_owned();
+        let method = self.method_name().to_owned();
         status::Upstream { panic, ..status::Upstream::new(name, service, method, tiers) }
     }
 

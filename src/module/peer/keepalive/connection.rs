@@ -1,5 +1,6 @@
 //! An idle connection: what it is good for, and what becomes of it.
 
+use std::hash::{DefaultHasher, Hasher};
 use std::ptr::{self, NonNull};
 use std::rc::Rc;
 
@@ -11,7 +12,7 @@ use nginx_sys::{
 };
 
 use super::terms::{Bytes, Wanted};
-use super::{Hint, Keepalive, Key};
+use super::{Hint, Keepalive, Key, SERVERS};
 use crate::ffi::{OK, fence};
 
 /// A connection that was idle before, or is; in its own pool.
@@ -232,17 +233,17 @@ unsafe extern "C" fn close_connection(c: *mut ngx_connection_t) {
     }
 }
 
-/// A hash of an address that no instance has.
+/// Where connections to a `server` line are kept: by a hash of its address.
 ///
 /// # Safety
 ///
-/// The address is a valid one.
+/// `pc` points at a valid address.
 #[cold]
-pub(super) unsafe fn hash_of_address(address: *const sockaddr, len: libc::socklen_t) -> u64 {
+pub(super) unsafe fn key_of_server(pc: &ngx_peer_connection_t) -> (Key, Hint) {
     // SAFETY: the caller's promise.
-    let bytes = unsafe { std::slice::from_raw_parts(address.cast::<u8>(), len as usize) };
-    // FNV-1a.
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    let bytes =
+        unsafe { std::slice::from_raw_parts(pc.sockaddr.cast::<u8>(), pc.socklen as usize) };
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    (Key { owner: SERVERS, place: None, identity: hasher.finish() }, Hint::NONE)
 }

@@ -14,15 +14,13 @@ use nginx_sys::{
 
 use super::connection::{self, Connection};
 use super::terms::{Wanted, is_tls};
-use super::{Keepalive, SERVERS, With};
+use super::{Keepalive, UpstreamPeer};
 use crate::ffi::OK;
 
-/// Beside what picks for a request. It holds nothing that has to be given back, so that its memory
-/// needs no cleanup.
+/// What a request keeps of connections. It holds nothing that has to be given back.
 pub(in super::super) struct Kept {
     /// In the configuration, or in the block that the attempt beside this keeps.
     keepalive: *const Rc<Keepalive>,
-    request: *mut ngx_http_request_t,
     /// Whom the request is with; `None` if its connection is not to be kept.
     key: Option<Key>,
     hint: Hint,
@@ -33,11 +31,8 @@ pub(in super::super) struct Kept {
 impl Kept {
     /// Of a request that has no peer yet. `keepalive` stays where it is until the request's end.
     #[inline]
-    pub(in super::super) fn new(
-        keepalive: *const Rc<Keepalive>,
-        request: *mut ngx_http_request_t,
-    ) -> Kept {
-        Kept { keepalive, request, key: None, hint: Hint::NONE, given: None }
+    pub(in super::super) fn new(keepalive: *const Rc<Keepalive>) -> Kept {
+        Kept { keepalive, key: None, hint: Hint::NONE, given: None }
     }
 
     fn keepalive(&self) -> &'static Rc<Keepalive> {
@@ -52,28 +47,15 @@ impl Kept {
         Some(worker.share().table.slot(place))
     }
 
-    /// Whom the request was sent to just now, and where that is if it is known.
-    ///
-    /// # Safety
-    ///
-    /// `pc` is the request's connection, and points at a peer.
-    #[inline]
-    unsafe fn key_of(&self, pc: &ngx_peer_connection_t, with: &With<'_>) -> Option<(Key, Hint)> {
-        match with {
-            With::Instance(whom) => whom.key(),
-            With::Server => {
-                // SAFETY: the caller's promise.
-                let identity = unsafe { connection::hash_of_address(pc.sockaddr, pc.socklen) };
-                Some((Key { owner: SERVERS, place: None, identity }, Hint::NONE))
-            }
-            With::Unknown => None,
-        }
-    }
-
     /// Another peer is to be picked.
     #[inline]
     pub(in super::super) fn forget(&mut self) {
         (self.key, self.given) = (None, None);
+    }
+
+    /// Whether the request was given an idle connection.
+    pub(in super::super) fn was_given(&self) -> bool {
+        self.given.is_some()
     }
 
     /// Takes an idle connection to the peer that was picked, if there is one; says to nginx whether
@@ -81,58 +63,60 @@ impl Kept {
     ///
     /// # Safety
     ///
-    /// As for [`Kept::key_of`]; the request is there.
+    /// `pc` is the connection of a request, and points at `peer`; `wanted` is what the request wants.
     #[inline(always)]
     pub(in super::super) unsafe fn take(
         &mut self,
         pc: &mut ngx_peer_connection_t,
-        with: &With<'_>,
+        peer: &UpstreamPeer<'_>,
+        wanted: &Wanted,
     ) -> ngx_int_t {
-        // SAFETY: the caller's promise; the request's upstream.
-        unsafe {
-            let Some((key, hint)) = self.key_of(pc, with) else { return OK };
-            let u = &*(*self.request).upstream;
-            let Some(wanted) = Wanted::by(self.request, u, pc) else { return OK };
-            let (found_at, found) = self.keepalive().take(&key, hint, pc, &wanted);
-            if let (true, With::Instance(whom)) = (found_at != hint, with) {
-                whom.note_hint(found_at);
-            }
-            (self.key, self.hint, self.given) = (Some(key), found_at, found);
-            let Some(found) = found else { return OK };
-            connection::hand_out(found, pc);
-            if let Some(counters) = self.counters(&key) {
-                counters.note_reused(key.identity);
-            }
+        let at = match peer {
+            UpstreamPeer::Instance(instance) => instance.key(),
+            // SAFETY: the caller's promise.
+            UpstreamPeer::Server => Some(unsafe { connection::key_of_server(pc) }),
+        };
+        let Some((key, hint)) = at else { return OK };
+        let (found_at, found) = self.keepalive().take(&key, hint, pc, wanted);
+        if let (true, UpstreamPeer::Instance(instance)) = (found_at != hint, peer) {
+            instance.view.note_hint(instance.peer, found_at);
+        }
+        (self.key, self.hint, self.given) = (Some(key), found_at, found);
+        let Some(found) = found else { return OK };
+        // SAFETY: it was taken out, so it is nobody else's.
+        unsafe { connection::hand_out(found, pc) };
+        if let Some(counters) = self.counters(&key) {
+            counters.note_reused(key.identity);
         }
         NGX_DONE as ngx_int_t
     }
 
-    /// Keeps the request's connection, if it is fit for another request.
+    /// Keeps the request's connection, if it is fit for another request. A new one is what was
+    /// `wanted`.
     ///
     /// # Safety
     ///
-    /// `pc` is the request's connection, and the request is there; it is `with` the same as when
-    /// that was taken.
+    /// `pc` is the connection of the request; it leads to `peer`, as when that was taken.
     #[inline(always)]
     pub(in super::super) unsafe fn put(
         &mut self,
-        pc: &mut ngx_peer_connection_t,
-        state: ngx_uint_t,
-        with: &With<'_>,
+        (pc, state): (&mut ngx_peer_connection_t, ngx_uint_t),
+        request: *mut ngx_http_request_t,
+        peer: &UpstreamPeer<'_>,
+        wanted: Option<Wanted>,
     ) {
         let Some(key) = self.key.take() else { return };
         let given = self.given.take();
         // SAFETY: the request's upstream; its connection is fit for others.
         unsafe {
-            let u = &*(*self.request).upstream;
+            let u = &*(*request).upstream;
             if given.is_none() {
                 self.note_opened(u, &key);
             }
-            if !self.is_fit(pc, u, state) || !with.is_there() {
+            if !self.is_fit(pc, u, state) || !peer.is_there() {
                 return;
             }
-            let kept = given.or_else(|| Connection::new(pc, &Wanted::by(self.request, u, pc)?));
-            let Some(kept) = kept else { return };
+            let Some(kept) = given.or_else(|| Connection::new(pc, &wanted?)) else { return };
             connection::keep(self.keepalive(), (key, self.hint), kept, pc);
         }
     }

@@ -53,7 +53,7 @@ impl Bytes {
 
 /// What a connection is, or what a request wants it to be.
 #[derive(Clone, Copy)]
-pub(super) struct Wanted {
+pub(in super::super) struct Wanted {
     /// The protocol, by who makes its requests: the peer may serve several.
     protocol: *const c_void,
     /// `None` of most.
@@ -86,13 +86,14 @@ impl Wanted {
     ///
     /// # Safety
     ///
-    /// `r`, `u` and `pc` are those of a request.
+    /// `pc` is the connection of the request `r`, whose variables may be evaluated.
     #[inline]
-    pub(super) unsafe fn by(
+    pub(in super::super) unsafe fn by(
         r: *mut ngx_http_request_t,
-        u: &ngx_http_upstream_t,
         pc: &ngx_peer_connection_t,
     ) -> Option<Wanted> {
+        // SAFETY: the caller's promise.
+        let u = unsafe { &*(*r).upstream };
         let protocol = u.create_request.map_or(ptr::null(), |create| create as *const c_void);
         if !is_tls(u) && pc.local.is_null() {
             return Some(Wanted { protocol, terms: None });

@@ -16,15 +16,15 @@ pub(crate) const TICKS: f64 = 100.0;
 /// Measures all variants in each round, every round beginning with another one, so that what
 /// disturbs the machine disturbs them all. Ratios are taken within a round.
 pub(crate) fn measure(stage: &Stage, options: &Options) -> [Table; 2] {
-    let head = table::columns(&options.lengths);
+    let head = table::columns(&options.lengths());
     let caption = "CPU per request of the nginx worker, as a ratio to static round robin in the same round \
                    (static itself: µs); least–**median**–most";
     let mut costs = Table::new(caption, head.clone());
     let caption = "Requests per second, as a ratio to static round robin in the same round (static itself: k)";
     let mut rates = Table::new(caption, head);
     let columns: Vec<Vec<Vec<Sample>>> =
-        options.lengths.iter().map(|&length| rounds(stage, options, length)).collect();
-    for (row, variant) in options.on_cpu.iter().enumerate() {
+        options.lengths().into_iter().map(|length| rounds(stage, options, length)).collect();
+    for (row, variant) in options.on_cpu().iter().enumerate() {
         let cell = |column: &Vec<Vec<Sample>>, of: fn(&Sample) -> f64, unit: f64| {
             let of_static = |round: &Vec<Sample>| if row == 0 { unit } else { of(&round[0]) };
             let values: Vec<f64> =
@@ -49,13 +49,14 @@ struct Sample {
 
 /// For each round the samples of all variants, in their order.
 fn rounds(stage: &Stage, options: &Options, length: usize) -> Vec<Vec<Sample>> {
-    (0..options.rounds)
+    let variants = options.on_cpu();
+    (0..options.rounds.get() as usize)
         .map(|round| {
-            let count = options.on_cpu.len();
+            let count = variants.len();
             let mut samples = vec![Sample::default(); count];
             for step in 0..count {
                 let at = (round + step) % count;
-                let variant = options.on_cpu[at];
+                let variant = variants[at];
                 samples[at] = run(stage, options, variant, length);
                 eprintln!(
                     "cpu: N = {length}, round {}, {}: {:.1} µs, {:.0}/s",
@@ -78,7 +79,7 @@ fn run(stage: &Stage, options: &Options, variant: Variant, length: usize) -> Sam
     wrk(&url, 1);
     let worker = nginx.workers()[0];
     let before = process::cpu_ticks(worker);
-    let (requests, rate) = wrk(&url, options.seconds);
+    let (requests, rate) = wrk(&url, options.seconds.get());
     let ticks = process::cpu_ticks(worker) - before;
     Sample { cost: ticks as f64 / TICKS * 1e6 / requests, rate }
 }

@@ -104,9 +104,9 @@ pub(crate) fn measure(stage: &Stage, options: &Options) -> Table {
     let mut table = Table::new(caption, head);
     for (number, (setup, how)) in CELLS.into_iter().enumerate() {
         let mut cell = Cell::start(stage, number, setup, how);
-        let length = Duration::from_secs(options.seconds.into());
+        let length = Duration::from_secs(options.seconds.get().into());
         let (mut ours, mut stock) = (Vec::new(), Vec::new());
-        for _ in 0..options.rounds {
+        for _ in 0..options.rounds.get() {
             stock.push(cell.run(&cell.stock(), length));
             ours.push(cell.run(&cell.ours(stage), length));
         }

@@ -5,71 +5,55 @@ mod contenders;
 mod instructions;
 mod peers;
 
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
 use crate::cpu;
 use crate::table::{self, Table};
 use contenders::{Contender, Running};
 use nginx_consul_e2e::process;
 use peers::Peers;
-use std::path::PathBuf;
 
-/// What the command takes after `distinct`.
-pub(crate) const USAGE: &str = "\
-scripts/bench distinct [option]…
-  --n N,N        numbers of instances (default 100,1000,5000)
-  --rounds R     rounds of all contenders (default 5)
-  --seconds S    length of one run (default 3)
-  --only cpu|instructions
-  --keep FOLDER  callgrind's files go there";
-
-struct Options {
-    numbers: Vec<usize>,
-    rounds: usize,
-    seconds: u32,
-    cpu: bool,
-    instructions: bool,
+/// The options, with their defaults.
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    /// Numbers of instances
+    #[arg(long = "n", value_name = "N", value_delimiter = ',', default_value = "100,1000,5000")]
+    numbers: Vec<NonZeroU32>,
+    /// Rounds of all contenders
+    #[arg(long, default_value = "5")]
+    rounds: NonZeroU32,
+    /// Length of one run
+    #[arg(long, default_value = "3")]
+    seconds: NonZeroU32,
+    /// What is measured
+    #[arg(long = "only", value_delimiter = ',', default_value = "instructions,cpu")]
+    parts: Vec<Part>,
+    /// callgrind's files go there
+    #[arg(long, value_name = "FOLDER")]
     keep: Option<PathBuf>,
 }
 
-fn parse(arguments: &[String]) -> Result<Options, String> {
-    let mut options = Options {
-        numbers: vec![100, 1000, 5000],
-        rounds: 5,
-        seconds: 3,
-        cpu: true,
-        instructions: true,
-        keep: None,
-    };
-    for pair in arguments.chunks(2) {
-        let [name, value] = pair else { return Err(format!("{}: without a value", pair[0])) };
-        let number = |text: &str| match text.parse() {
-            Ok(number) if number > 0 => Ok(number),
-            _ => Err(format!("{name}: {text:?}")),
-        };
-        match name.as_str() {
-            "--n" => options.numbers = value.split(',').map(number).collect::<Result<_, _>>()?,
-            "--rounds" => options.rounds = number(value)?,
-            "--seconds" => options.seconds = number(value)? as u32,
-            "--only" if value == "cpu" => options.instructions = false,
-            "--only" if value == "instructions" => options.cpu = false,
-            "--keep" => options.keep = Some(value.into()),
-            _ => return Err(format!("{name} {value}: unknown")),
-        }
-    }
-    Ok(options)
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    Cpu,
+    Instructions,
 }
 
-/// Measures as the arguments say; an error is for people.
-pub(crate) fn run(arguments: &[String]) -> Result<Vec<Table>, String> {
-    let options = parse(arguments)?;
-    let peers = Peers::start(&options.numbers);
+/// Measures, and gives the tables.
+pub(crate) fn run(options: &Options) -> Vec<Table> {
+    let numbers: Vec<usize> = options.numbers.iter().map(|n| n.get() as usize).collect();
+    let peers = Peers::start(&numbers);
     let mut tables = Vec::new();
-    if options.instructions {
+    if options.parts.contains(&Part::Instructions) {
         tables.push(instructions::measure(&peers, options.keep.as_deref()));
     }
-    if options.cpu {
-        tables.extend(measure(&peers, &options));
+    if options.parts.contains(&Part::Cpu) {
+        tables.extend(measure(&peers, options, &numbers));
     }
-    Ok(tables)
+    tables
 }
 
 /// One run's result.
@@ -81,16 +65,16 @@ struct Sample {
     connections: f64,
 }
 
-fn measure(peers: &Peers, options: &Options) -> [Table; 2] {
+fn measure(peers: &Peers, options: &Options, numbers: &[usize]) -> [Table; 2] {
     let mut costs = Table::new(
         "CPU per request of the proxy's one process, as a ratio to static `keepalive 64` in the same \
          round (static itself: µs); least–**median**–most",
-        table::columns(&options.numbers),
+        table::columns(numbers),
     );
     let caption = "New connections to instances per request, median";
-    let mut connections = Table::new(caption, table::columns(&options.numbers));
+    let mut connections = Table::new(caption, table::columns(numbers));
     let columns: Vec<Vec<Vec<Sample>>> =
-        options.numbers.iter().map(|&number| rounds(peers, options, number)).collect();
+        numbers.iter().map(|&number| rounds(peers, options, number)).collect();
     for (row, contender) in Contender::ALL.iter().enumerate() {
         let title = || std::iter::once(contender.title());
         costs.row(title().chain(columns.iter().map(|column| {
@@ -124,7 +108,7 @@ fn rounds(peers: &Peers, options: &Options, number: usize) -> Vec<Vec<Sample>> {
         }
         samples
     };
-    (0..options.rounds).map(round).collect()
+    (0..options.rounds.get() as usize).map(round).collect()
 }
 
 /// Until there is a connection to each where they are kept, or each was asked so often that they
@@ -148,7 +132,7 @@ fn sample(peers: &Peers, options: &Options, contender: Contender, number: usize)
     let url = format!("http://{}/", running.address());
     warm_up(&url, peers, number);
     let (ticks, opened) = (process::cpu_ticks(running.pid()), peers.connections());
-    let (requests, _) = cpu::wrk(&url, options.seconds);
+    let (requests, _) = cpu::wrk(&url, options.seconds.get());
     let ticks = process::cpu_ticks(running.pid()) - ticks;
     // The look at the counter is a connection too.
     let opened = peers.connections() - opened - 1;

@@ -25,16 +25,16 @@ struct Cost {
 pub(crate) fn measure(stage: &Stage, options: &Options) -> [Table; 2] {
     let caption = "User-space instructions per request (callgrind), in thousands; in brackets the \
                    difference to the same method over `server` lines";
-    let mut all = Table::new(caption, table::columns(&options.lengths));
+    let mut all = Table::new(caption, table::columns(&options.lengths()));
     let caption = "Of these in the module, for picking: its `init`, `get`, `free` and what the end \
                    of the request runs, including what they call, in instructions";
-    let mut picking = Table::new(caption, table::columns(&options.lengths));
+    let mut picking = Table::new(caption, table::columns(&options.lengths()));
     let mut measured: Vec<(Variant, Vec<Cost>)> = Vec::new();
-    for &variant in &options.variants {
+    for variant in options.variants() {
         let costs: Vec<Cost> = options
-            .lengths
-            .iter()
-            .map(|&length| per_request(stage, options, variant, length))
+            .lengths()
+            .into_iter()
+            .map(|length| per_request(stage, options, variant, length))
             .collect();
         let twin = variant.static_twin();
         let twin = measured.iter().find(|(other, _)| Some(*other) == twin);
@@ -61,7 +61,7 @@ fn per_request(stage: &Stage, options: &Options, variant: Variant, length: usize
         (false, false) => 2400,
     };
     let text = variant.configuration(stage, options.setup, length, NEVER);
-    let nginx = Counted::start(&text, options.worker);
+    let nginx = Counted::start(&text, options.worker.into());
     let mut clients = nginx.connect(CLIENTS);
     let mut ask = |n: usize| {
         let answer = clients[n % CLIENTS].get(&format!("/?key={}", n % CLIENTS));

@@ -20,18 +20,20 @@ mod variants;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
+use clap::Parser;
 use nginx_consul_e2e::{nginx, wait};
-use options::{Options, Part};
+use options::{Command, Options, Other, Part};
 use stage::Stage;
 use table::Table;
 
 fn main() -> ExitCode {
+    let command = Command::parse();
     if let Err(error) = ctrlc::set_handler(wait::interrupt) {
         eprintln!("bench: cannot catch signals: {error}");
         return ExitCode::FAILURE;
     }
     // Unwinding stops whatever was started, by its pid.
-    match catch_unwind(AssertUnwindSafe(run)) {
+    match catch_unwind(AssertUnwindSafe(|| run(&command))) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => {
             eprintln!("bench: a promise was missed");
@@ -46,29 +48,13 @@ fn main() -> ExitCode {
 }
 
 /// Whether what is promised was kept, where anything is.
-fn run() -> bool {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (first, rest) = match arguments.split_first() {
-        Some((first, rest)) => (first.as_str(), rest),
-        None => ("", &[][..]),
+fn run(command: &Command) -> bool {
+    let tables = match &command.other {
+        None => return measure(&command.options),
+        Some(Other::Services(options)) => services::run(options),
+        Some(Other::Distinct(options)) => distinct::run(options),
     };
-    match first {
-        _ if arguments.iter().any(|argument| argument == "--help") => {
-            println!("{}\n\n{}\n\n{}", options::USAGE, services::USAGE, distinct::USAGE);
-        }
-        "services" => match services::run(rest) {
-            Ok(tables) => tables.iter().for_each(Table::print),
-            Err(problem) => refuse(&problem, services::USAGE),
-        },
-        "distinct" => match distinct::run(rest) {
-            Ok(tables) => tables.iter().for_each(Table::print),
-            Err(problem) => refuse(&problem, distinct::USAGE),
-        },
-        _ => match Options::parse(arguments.into_iter()) {
-            Ok(options) => return measure(&options),
-            Err(problem) => refuse(&problem, options::USAGE),
-        },
-    }
+    tables.iter().for_each(Table::print);
     true
 }
 
@@ -76,7 +62,7 @@ fn run() -> bool {
 fn measure(options: &Options) -> bool {
     let mut missed = false;
     let stage = Stage::start(options);
-    println!("nginx {}, {} setup", stage::nginx_version(), options.setup.name());
+    println!("nginx {}, {:?} setup", stage::nginx_version(), options.setup);
     println!("module {}\n", nginx::module().display());
     if options.has(Part::Instructions) {
         instructions::measure(&stage, options).iter().for_each(Table::print);
@@ -103,9 +89,4 @@ fn measure(options: &Options) -> bool {
         dead::measure(&stage, options).print();
     }
     !missed
-}
-
-fn refuse(problem: &str, usage: &str) -> ! {
-    eprintln!("bench: {problem}\n\n{usage}");
-    std::process::exit(2);
 }

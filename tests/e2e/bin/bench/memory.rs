@@ -32,7 +32,7 @@ pub(crate) fn measure(stage: &Stage, options: &Options) -> Table {
          worker after {MOVES} changes of one instance, each with {REQUESTS} requests"
     );
     let mut table = Table::new(caption, ["", "zone", "worker"].map(str::to_owned));
-    for &variant in options.variants.iter().filter(|v| v.is_dynamic()) {
+    for variant in options.variants().into_iter().filter(|v| v.is_dynamic()) {
         let (few, many) = (used(stage, variant, FEW), used(stage, variant, FEW + MORE));
         let each =
             |pick: fn(&Used) -> f64| format!("{:.0}", (pick(&many) - pick(&few)) / MORE as f64);

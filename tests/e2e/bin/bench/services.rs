@@ -5,26 +5,24 @@ mod changes;
 mod scene;
 mod stall;
 
+use std::num::NonZeroU32;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use clap::{Args, ValueEnum};
 
 use crate::table::Table;
 use changes::{Changes, Kind};
 use scene::Scene;
 
-/// What the command takes after `services`.
-pub(crate) const USAGE: &str = "\
-scripts/bench services [option]…
-  --n N,N        numbers of services, of 5 instances each (default 50,500,2000)
-  --seconds S    length of each measurement (default 30)
-  --only few|default|raised
-                 only with 16 connections, with 64, or with one for each service";
-
 /// `consul_connections`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Limit {
+    /// 16
     Few,
+    /// 64
     Default,
+    /// One for each service
     Raised,
 }
 
@@ -34,38 +32,25 @@ const MANY: u32 = 200;
 /// Until all is as it stays.
 const SETTLING: Duration = Duration::from_secs(6);
 
-struct Options {
-    numbers: Vec<usize>,
-    length: Duration,
+/// The options, with their defaults.
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    /// Numbers of services, of 5 instances each
+    #[arg(long = "n", value_name = "N", value_delimiter = ',', default_value = "50,500,2000")]
+    numbers: Vec<NonZeroU32>,
+    /// Length of each measurement
+    #[arg(long, default_value = "30")]
+    seconds: NonZeroU32,
+    /// consul_connections
+    #[arg(long = "only", value_delimiter = ',', default_value = "few,default,raised")]
     limits: Vec<Limit>,
 }
 
-fn parse(arguments: &[String]) -> Result<Options, String> {
-    let mut options = Options {
-        numbers: vec![50, 500, 2000],
-        length: Duration::from_secs(30),
-        limits: vec![Limit::Few, Limit::Default, Limit::Raised],
-    };
-    for pair in arguments.chunks(2) {
-        let [name, value] = pair else { return Err(format!("{}: without a value", pair[0])) };
-        let number = |text: &str| text.parse().map_err(|_| format!("{name}: {text:?}"));
-        match name.as_str() {
-            "--n" => options.numbers = value.split(',').map(number).collect::<Result<_, _>>()?,
-            "--seconds" => options.length = Duration::from_secs(number(value)? as u64),
-            "--only" if value == "few" => options.limits = vec![Limit::Few],
-            "--only" if value == "default" => options.limits = vec![Limit::Default],
-            "--only" if value == "raised" => options.limits = vec![Limit::Raised],
-            _ => return Err(format!("{name} {value}: unknown")),
-        }
-    }
-    Ok(options)
-}
-
-/// Measures, and gives the tables or what is wrong with the options.
-pub(crate) fn run(arguments: &[String]) -> Result<Vec<Table>, String> {
-    let options = parse(arguments)?;
+/// Measures, and gives the tables.
+pub(crate) fn run(options: &Options) -> Vec<Table> {
+    let length = Duration::from_secs(options.seconds.get().into());
     let [mut delays, mut costs, mut stalls] = tables();
-    for &services in &options.numbers {
+    for services in options.numbers.iter().map(|number| number.get() as usize) {
         for &limit in &options.limits {
             let connections = match limit {
                 Limit::Few => 16,
@@ -76,9 +61,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<Vec<Table>, String> {
             eprintln!("services: {name}");
             let scene = Scene::start(services, connections);
             thread::sleep(SETTLING);
-            let idle = costs_of(&scene, options.length / 2, || ());
+            let idle = costs_of(&scene, length / 2, || ());
             let mut changes = Changes::new(&scene);
-            let busy = costs_of(&scene, options.length, || changes.run(FEW, options.length));
+            let busy = costs_of(&scene, length, || changes.run(FEW, length));
             let seen = changes.delays();
             let (health, address) = (seen.spread(Kind::Health), seen.spread(Kind::Address));
             delays.row([
@@ -89,12 +74,11 @@ pub(crate) fn run(arguments: &[String]) -> Result<Vec<Table>, String> {
                 format!("{:.2}", scene.first_sync.as_secs_f64()),
             ]);
             costs.row(row_of_costs(&name, &scene, &busy, &idle));
-            let (quiet, stirred, made) =
-                stall::measure(&scene, &mut changes, MANY, options.length / 2);
+            let (quiet, stirred, made) = stall::measure(&scene, &mut changes, MANY, length / 2);
             stalls.row([name, quiet, stirred, format!("{made:.0}")]);
         }
     }
-    Ok(vec![delays, costs, stalls])
+    vec![delays, costs, stalls]
 }
 
 /// The tables, empty.

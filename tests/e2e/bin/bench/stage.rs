@@ -57,7 +57,7 @@ impl Stage {
             wide,
             moves: AtomicUsize::new(0),
         };
-        for &length in &options.lengths {
+        for length in options.lengths() {
             stage.register_list(&stage.lua_service(length), &stage.shared(length), |_| 1);
             stage.register(Setup::Hot, length);
             stage.register(Setup::Distinct, length);
@@ -97,7 +97,7 @@ impl Stage {
 
     /// The service whose instances our module finds.
     pub(crate) fn service(&self, setup: Setup, length: usize) -> String {
-        format!("{}-{length}", setup.name())
+        format!("{setup:?}-{length}").to_lowercase()
     }
 
     /// The service whose instances the recipe finds: N entries over the sockets.

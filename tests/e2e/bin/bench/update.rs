@@ -37,7 +37,7 @@ pub(crate) fn measure(stage: &Stage, options: &Options) -> Table {
     let lengths: Vec<usize> = if options.quick { LENGTHS[..2].to_vec() } else { LENGTHS.to_vec() };
     let mut table = Table::new(caption, table::columns(&lengths));
     lengths.iter().for_each(|&length| stage.register(Setup::Distinct, length));
-    for &variant in options.variants.iter().filter(|v| v.is_dynamic()) {
+    for variant in options.variants().into_iter().filter(|v| v.is_dynamic()) {
         let cells = lengths.iter().map(|&length| {
             let times = match variant.static_twin() {
                 None => OURS,

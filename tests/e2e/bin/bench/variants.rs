@@ -2,27 +2,18 @@
 
 use std::fmt::Write as _;
 
+use clap::ValueEnum;
 use nginx_consul_e2e::nginx;
 
 use crate::stage::Stage;
 
 /// Where the N list entries point.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Setup {
-    /// At few sockets, so that connections are reused and picking is what differs.
+    /// Nearly all weight on 8 of N, so that connections are reused and picking is what differs
     Hot,
-    /// Each at an address of its own.
+    /// N addresses, so nearly each request opens a connection
     Distinct,
-}
-
-impl Setup {
-    /// Its name on the command line.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Setup::Hot => "hot",
-            Setup::Distinct => "distinct",
-        }
-    }
 }
 
 /// A way to balance.

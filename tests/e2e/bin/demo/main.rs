@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use clap::Parser;
 use nginx_consul_e2e::wait;
 
 mod consul;
@@ -13,28 +14,21 @@ mod stage;
 mod steps;
 mod story;
 
-const USAGE: &str = "usage: demo [--cluster] [--keep]
-
-  --cluster  a cluster instead of one agent: a server, two agents that joined it, and a client
-             agent with leave_on_terminate and retry-join
-  --keep     leave all of it running at the end, until Ctrl-C";
+/// The main job, told as a story with measured figures: stock nginx follows a real Consul
+#[derive(Parser)]
+#[command(bin_name = "scripts/demo")]
+struct Options {
+    /// A cluster instead of one agent: a server, two agents that joined it, and a client agent with
+    /// leave_on_terminate and retry-join
+    #[arg(long)]
+    cluster: bool,
+    /// Leave all of it running at the end, until Ctrl-C
+    #[arg(long)]
+    keep: bool,
+}
 
 fn main() -> ExitCode {
-    let (mut cluster, mut keep) = (false, false);
-    for argument in std::env::args().skip(1) {
-        match argument.as_str() {
-            "--cluster" => cluster = true,
-            "--keep" => keep = true,
-            "--help" | "-h" => {
-                println!("{USAGE}");
-                return ExitCode::SUCCESS;
-            }
-            other => {
-                eprintln!("unknown argument {other:?}\n{USAGE}");
-                return ExitCode::from(2);
-            }
-        }
-    }
+    let Options { cluster, keep } = Options::parse();
     if let Err(error) = ctrlc::set_handler(wait::interrupt) {
         eprintln!("cannot catch signals: {error}");
         return ExitCode::FAILURE;

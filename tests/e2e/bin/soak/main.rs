@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::Parser;
 use nginx_consul_e2e::wait;
 
 mod actors;
@@ -15,25 +16,23 @@ mod gauge;
 mod report;
 mod scene;
 
-const USAGE: &str = "usage: soak [minutes]
+/// Churn, kills, reloads and Consul restarts under load, then a table
+#[derive(Parser)]
+#[command(bin_name = "scripts/soak")]
+struct Options {
+    /// How long the trouble lasts: 0.1 to 240
+    #[arg(default_value = "1", value_parser = minutes)]
+    minutes: Duration,
+}
 
-  minutes  how long the trouble lasts: 0.1 to 240, 1 unless told";
-
-fn span(arguments: &[String]) -> Option<Duration> {
-    let minutes: f64 = match arguments {
-        [] => 1.0,
-        [text] => text.parse().ok()?,
-        _ => return None,
-    };
-    (0.1..=240.0).contains(&minutes).then(|| Duration::from_secs_f64(minutes * 60.0))
+fn minutes(text: &str) -> Result<Duration, String> {
+    let minutes: f64 = text.parse().map_err(|_| "not a number of minutes")?;
+    let is_valid = (0.1..=240.0).contains(&minutes);
+    is_valid.then(|| Duration::from_secs_f64(minutes * 60.0)).ok_or("not in 0.1 to 240".to_owned())
 }
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let Some(span) = span(&arguments) else {
-        eprintln!("{USAGE}");
-        return ExitCode::from(2);
-    };
+    let Options { minutes: span } = Options::parse();
     if let Err(error) = ctrlc::set_handler(wait::interrupt) {
         eprintln!("cannot catch signals: {error}");
         return ExitCode::FAILURE;

@@ -27,7 +27,7 @@ fn an_order_is_for_every_upstream_of_the_service_unless_it_is_narrowed() {
     assert_eq!(shares(), "a: 2, b: 2 | a: 2, b: 2");
     let shown = order(&nginx, &format!("{a}/drain?upstream=other"), "");
     assert_eq!(shares(), "a: 2, b: 2 | b: 4");
-    assert_eq!(shown["instances"][0]["overrides"][0]["upstream"], "other", "{shown:#}");
+    assert_eq!(shown["instances"][0]["override"]["upstream"], "other", "{shown:#}");
     assert_eq!(peer(&nginx, &service, &format!("{service}-a"))["override"]["upstream"], "other");
     // One for the upstream counts more than one for all.
     order(&nginx, &format!("{a}/up?upstream=other"), "");

@@ -80,13 +80,21 @@ fn the_paths_show_what_there_is() {
     let shown = get(&format!("/api/services/{service}"));
     let selection = &shown["selections"][0];
     assert_eq!(selection["upstreams"], json!(["api"]), "{shown:#}");
-    assert_eq!(selection["instances"].as_array().map(Vec::len), Some(2));
+    assert_eq!(selection["peers"].as_array().map(Vec::len), Some(2));
     let one = get(&format!("/api/services/{service}/instances/{}", backends[1].address()));
-    let expected = json!([{
-        "id": ids[1], "node": consul.node(), "datacenter": "dc1", "server": backends[1].address().to_string(),
-        "upstreams": ["api"], "health": "passing", "weight": 1, "overrides": [],
-    }]);
-    assert_eq!(one["instances"], expected);
+    let one = &one["instances"][0];
+    for (member, expected) in [
+        ("service_id", json!(ids[1])),
+        ("node", json!(consul.node())),
+        ("datacenter", json!("dc1")),
+        ("server", json!(backends[1].address().to_string())),
+        ("upstreams", json!(["api"])),
+        ("health", json!("passing")),
+        ("weight", json!(1)),
+        ("override", Value::Null),
+    ] {
+        assert_eq!(one[member], expected, "{member} of {one:#}");
+    }
     let all = get(&format!("/api/services/{service}/instances"));
     assert_eq!(all["instances"].as_array().map(Vec::len), Some(2));
     let mut connection =

@@ -149,7 +149,7 @@ fn a_question_that_is_lost_is_asked_again() {
                 })
             })
             .collect();
-        wait::until("Consul is asked", SOON, || !proxy.requests(&service).is_empty());
+        wait::until("Consul is asked", SOON, || !proxy.requests("/v1/catalog/").is_empty());
         kill(zero);
         nginx.until_replaced(zero);
         proxy.set(Fault::Pass);
@@ -218,8 +218,12 @@ fn what_one_token_shows_is_not_another_blocks_after_a_reload() {
     let body = Value::Array(vec![instance("secret", backend.address())]).to_string();
     consul.script(move |query| {
         let may = query.token.as_deref() == Some("strong");
-        let none = || Answer::ok(7, "[]").header("X-Consul-Results-Filtered-By-ACLs", "true");
-        Some(if may { Answer::ok(7, &body) } else { none() })
+        let (all, none) = match query.target.starts_with("/v1/catalog/services") {
+            true => (r#"{"hidden":[]}"#, "{}"),
+            false => (&*body, "[]"),
+        };
+        let filtered = || Answer::ok(7, none).header("X-Consul-Results-Filtered-By-ACLs", "true");
+        Some(if may { Answer::ok(7, all) } else { filtered() })
     });
     let first = "upstream first { consul_dynamic $arg_s; consul_token strong; }";
     let place = "location /first { proxy_pass http://first; }";

@@ -1,6 +1,7 @@
 //! Targets that come and go, and more services than connections.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::model::Selection;
@@ -19,7 +20,7 @@ fn follow_all(registry: &Registry, count: usize, connections: usize) -> (Engine,
     start(blocks, connections)
 }
 
-/// Waits until lookouts speak for all.
+/// Waits until overviews speak for all.
 fn until_gated(registry: &Registry, sink: &Memory, count: usize) {
     sink.until(|told| told.sets.len() == count);
     for path in ["state/critical", "state/warning", "catalog/services"] {
@@ -119,7 +120,7 @@ fn beyond_the_connections_a_change_of_health_is_seen_at_once_and_costs_only_its_
     let registry = Registry::new(100);
     let (engine, sink) = follow_all(&registry, 100, 8);
     until_gated(&registry, &sink, 100);
-    // The sweep that the first answers of the lookouts ask for is over.
+    // The sweep that the first answers of the overviews ask for is over.
     let quiet = || {
         let before = registry.requests("health/service");
         thread::sleep(Duration::from_millis(300));
@@ -156,7 +157,7 @@ fn where_all_services_must_not_be_looked_at_they_are_read_in_turn() {
     registry.refuse(Some(403));
     let (engine, sink) = follow_all(&registry, 40, 8);
     sink.until(|told| told.sets.len() == 40);
-    let refused = "is not to be had";
+    let refused = "overview watch of all services failed";
     sink.until(|told| told.lines.iter().any(|line| line.contains(refused)));
     registry.set("s33", &[element("a", 1), element("b", 2)]);
     sink.until_within(Duration::from_secs(6), |told| peers(told, 33) == 2);
@@ -166,20 +167,20 @@ fn where_all_services_must_not_be_looked_at_they_are_read_in_turn() {
     drop(told);
     // They may be looked at again.
     registry.refuse(None);
-    sink.until_within(SOON * 8, |told| told.lines.iter().any(|l| l.contains("is there again")));
+    sink.until_within(SOON * 8, |told| {
+        told.lines.iter().any(|l| l.contains("of all services answers again"))
+    });
     end(engine);
 }
 
-/// A sink with traffic on one target, behind connections of somebody else.
-struct Busy {
+/// A sink behind connections of somebody else.
+struct Shared {
     memory: Arc<Memory>,
-    hot: usize,
-    asked: AtomicUsize,
     foreign: AtomicUsize,
     noted: Mutex<Connections>,
 }
 
-impl Sink for Busy {
+impl Sink for Shared {
     fn publish(&self, target: usize, set: &crate::model::PeerSet, index: u64) -> Published {
         self.memory.publish(target, set, index)
     }
@@ -200,11 +201,6 @@ impl Sink for Busy {
         self.memory.held(target)
     }
 
-    fn traffic(&self, target: usize) -> u64 {
-        let asked = self.asked.fetch_add(1, Ordering::Relaxed) as u64;
-        if target == self.hot { asked * 1000 } else { 0 }
-    }
-
     fn note_connections(&self, connections: Connections) {
         *self.noted.lock() = connections;
     }
@@ -214,35 +210,23 @@ impl Sink for Busy {
     }
 }
 
-fn busy(registry: &Registry, services: usize, foreign: usize) -> (Engine, Arc<Busy>) {
+fn shared(
+    registry: &Registry,
+    (services, connections): (usize, usize),
+    foreign: usize,
+) -> (Engine, Arc<Shared>) {
     let endpoint = of(registry);
     let blocks = (0..services).map(|i| target(&endpoint, &format!("s{i}"))).collect();
-    let sink = Arc::new(Busy {
-        memory: Arc::default(),
-        hot: services - 1,
-        asked: AtomicUsize::new(0),
-        foreign: AtomicUsize::new(foreign),
-        noted: Mutex::default(),
-    });
-    let plan = Arc::new(Plan::new(blocks, 16).0);
+    let (memory, noted) = (Arc::default(), Mutex::default());
+    let sink = Arc::new(Shared { memory, foreign: AtomicUsize::new(foreign), noted });
+    let plan = Arc::new(Plan::new(blocks, connections).0);
     (Engine::start(plan, Arc::clone(&sink) as Arc<dyn Sink>).unwrap(), sink)
-}
-
-#[test]
-fn the_service_with_traffic_has_a_blocking_query() {
-    let registry = Registry::new(50);
-    let (engine, sink) = busy(&registry, 50, 0);
-    until_gated(&registry, &sink.memory, 50);
-    registry.until_blocked("service/s49", 1);
-    registry.set("s49", &[element("a", 1), element("b", 2)]);
-    assert!(sink.memory.until_peers(49, 2) < Duration::from_millis(500));
-    end(engine);
 }
 
 #[test]
 fn connections_of_an_engine_before_are_left_alone_until_they_are_gone() {
     let registry = Registry::new(12);
-    let (engine, sink) = busy(&registry, 12, 10);
+    let (engine, sink) = shared(&registry, (12, 16), 10);
     sink.memory.until(|told| told.sets.len() == 12);
     sink.memory.until(|told| told.lines.iter().any(|l| l.contains("12 services, 6 connections")));
     registry.set("s3", &[element("a", 1), element("b", 2)]);
@@ -256,4 +240,44 @@ fn connections_of_an_engine_before_are_left_alone_until_they_are_gone() {
     assert_eq!((noted.blocking >= 12, noted.wait >= Duration::from_secs(10)), (true, true));
     assert!(registry.most_connections() <= 16, "{}", registry.most_connections());
     end(engine);
+}
+
+#[test]
+fn more_than_64_connections_are_tried_out_and_a_restart_of_the_agent_is_no_refusal() {
+    let registry = Registry::new(150);
+    let (engine, sink) = shared(&registry, (150, 200), 0);
+    registry.until_blocked("service/", 150);
+    assert!(registry.most_connections() <= 166, "{}", registry.most_connections());
+    let noted = *sink.noted.lock();
+    assert_eq!((noted.allowed, noted.needed, noted.limit), (166, 166, None));
+    registry.cut_all();
+    registry.until_blocked("service/", 0);
+    registry.until_blocked("service/", 150);
+    registry.set("s7", &[element("a", 1), element("b", 2)]);
+    sink.memory.until_peers(7, 2);
+    end(engine);
+    let lines = sink.memory.lines();
+    assert!(lines.iter().all(|line| !line.contains("refused connection")), "{lines:#?}");
+}
+
+#[test]
+fn what_consul_refuses_is_told_and_the_connections_are_given_back() {
+    let cases = [(false, "raise limits.http_max_conns_per_client"), (true, "raise LimitNOFILE")];
+    for (is_silent, told) in cases {
+        let registry = Registry::new(150);
+        registry.limit(100, is_silent);
+        let (engine, sink) = shared(&registry, (150, 200), 0);
+        let refused = |line: &String| line.starts_with("Warn Consul refused connection ");
+        sink.memory.until(|told| told.lines.iter().any(refused));
+        let line = sink.memory.lines().into_iter().find(refused).unwrap();
+        assert!(line.contains(told), "{line}");
+        sink.memory.until(|_| registry.connections() <= 24);
+        registry.set("s70", &[element("a", 1), element("b", 2)]);
+        sink.memory.until_peers(70, 2);
+        let noted = *sink.noted.lock();
+        assert_eq!((noted.needed, noted.limit), (166, Some(crate::sync::Limit::Refused)));
+        assert!((64..100).contains(&noted.allowed), "{noted:?}");
+        assert_eq!(sink.memory.lines().iter().filter(|line| refused(line)).count(), 1);
+        end(engine);
+    }
 }

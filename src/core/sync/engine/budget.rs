@@ -1,0 +1,270 @@
+//! How many connections Consul takes, without any I/O.
+//!
+//! An agent without descriptors answers nobody at all until connections end, so the number is tried
+//! out: [`START`] at once, then step by step, each once all connections of the step before have
+//! answered a plain read within [`PATIENCE`].
+
+use std::time::{Duration, Instant};
+
+/// Connections that need no trial.
+pub(super) const START: usize = 64;
+/// Longest time to the answer to a plain read over a new connection.
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+/// Connections of a step.
+const STEP: usize = 16;
+/// How long the number stays below one that was refused.
+const MEMORY: Duration = Duration::from_secs(3600);
+/// Pause before the next step after an agent could not be reached, or was restarted.
+const PAUSE: Duration = Duration::from_secs(3);
+/// Connections that end within this time of each other end together.
+const TOGETHER: Duration = Duration::from_secs(2);
+/// Time to see whether a refusal comes with the end of all other connections.
+const JUDGING: Duration = Duration::from_millis(300);
+
+/// How Consul refuses a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// HTTP 429, or a close or reset within a second: `http_max_conns_per_client`.
+    Limit(String),
+    /// No answer within a second: the agent is out of descriptors.
+    Silent,
+}
+
+/// What [`ConnectionBudget::judge`] has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Judgement {
+    /// Connection `number` was refused; `allowed` are used from here on.
+    Refused { number: usize, allowed: usize, how: Refused },
+    /// All connections have ended at once: the number is tried out anew.
+    Restarted,
+}
+
+/// How many connections an engine may have.
+#[derive(Debug)]
+pub(super) struct ConnectionBudget {
+    allowed: usize,
+    /// Size of the step under way, and how many of its connections have not answered yet.
+    step: usize,
+    unanswered: usize,
+    not_before: Instant,
+    /// The number that was refused, and until when it is remembered.
+    refused: Option<(usize, Instant)>,
+    /// A refusal that is not judged yet: which connection, how, and when.
+    suspected: Option<(usize, Refused, Instant)>,
+    /// Blocking queries that were cut off together: since when, how many, and of how many.
+    lost: Option<(Instant, usize, usize)>,
+}
+
+impl ConnectionBudget {
+    pub(super) fn new(now: Instant) -> Self {
+        ConnectionBudget {
+            allowed: START,
+            step: 0,
+            unanswered: 0,
+            not_before: now,
+            refused: None,
+            suspected: None,
+            lost: None,
+        }
+    }
+
+    /// Connections that may do work.
+    pub(super) fn allowed(&self) -> usize {
+        self.allowed
+    }
+
+    /// Connections of the step under way, besides those.
+    pub(super) fn on_trial(&self) -> usize {
+        self.step
+    }
+
+    /// The number that was refused within the last hour.
+    pub(super) fn refused(&self, now: Instant) -> Option<usize> {
+        self.refused.filter(|(_, until)| now < *until).map(|(number, _)| number)
+    }
+
+    /// How many new connections are to be tried out now, towards `wanted`; those allowed so far are
+    /// there. Each is followed by [`Self::on_answer`], [`Self::on_trial_refused`] or
+    /// [`Self::on_failure`].
+    pub(super) fn next_step(&mut self, wanted: usize, now: Instant) -> usize {
+        self.allowed = self.allowed.min(wanted.max(START));
+        let below = self.refused(now).map_or(usize::MAX, |refused| refused - 1);
+        let missing = wanted.min(below).saturating_sub(self.allowed);
+        let is_busy = self.step > 0 || self.suspected.is_some() || now < self.not_before;
+        if is_busy || missing == 0 {
+            return 0;
+        }
+        self.step = missing.min(STEP);
+        self.unanswered = self.step;
+        self.step
+    }
+
+    /// A connection of the step has answered.
+    pub(super) fn on_answer(&mut self) {
+        self.unanswered = self.unanswered.saturating_sub(1);
+        if self.unanswered == 0 && self.suspected.is_none() {
+            self.allowed += std::mem::take(&mut self.step);
+        }
+    }
+
+    /// A connection of the step came to nothing, and that says nothing of their number.
+    pub(super) fn on_failure(&mut self, now: Instant) {
+        self.give_up(now);
+    }
+
+    /// A connection of the step was refused.
+    pub(super) fn on_trial_refused(&mut self, how: Refused, now: Instant) {
+        self.on_refusal(self.allowed + self.step - self.unanswered + 1, how, now);
+    }
+
+    /// The connection that would have been number `number` was refused.
+    pub(super) fn on_refusal(&mut self, number: usize, how: Refused, now: Instant) {
+        if number > START && self.suspected.is_none() {
+            self.suspected = Some((number, how, now));
+        }
+    }
+
+    /// One of `blocking` blocking queries was cut off.
+    pub(super) fn on_loss(&mut self, blocking: usize, now: Instant) {
+        match &mut self.lost {
+            Some((since, count, _)) if now < *since + TOGETHER => *count += 1,
+            lost => *lost = Some((now, 1, blocking)),
+        }
+    }
+
+    /// When a refusal is to be judged.
+    pub(super) fn judged_at(&self) -> Option<Instant> {
+        self.suspected.as_ref().map(|(.., at)| *at + JUDGING)
+    }
+
+    /// Judges what has happened. To be called now and then.
+    pub(super) fn judge(&mut self, now: Instant) -> Option<Judgement> {
+        let (since, count, of) = self.lost.unwrap_or((now, 0, 1));
+        if count > 0 && count * 2 >= of && (self.allowed > START || self.suspected.is_some()) {
+            self.give_up(now.max(since));
+            (self.allowed, self.lost) = (START, None);
+            return Some(Judgement::Restarted);
+        }
+        self.lost = self.lost.filter(|(since, ..)| now < *since + TOGETHER);
+        let (number, how, at) = self.suspected.take()?;
+        if now < at + JUDGING {
+            self.suspected = Some((number, how, at));
+            return None;
+        }
+        self.give_up(now);
+        self.refused = Some((number, now + MEMORY));
+        self.allowed = (number - number / 4).max(START).min(number - 1).min(self.allowed);
+        Some(Judgement::Refused { number, allowed: self.allowed, how })
+    }
+
+    fn give_up(&mut self, now: Instant) {
+        (self.step, self.unanswered, self.suspected) = (0, 0, None);
+        self.not_before = now + PAUSE;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn limit() -> Refused {
+        Refused::Limit("HTTP 429".to_owned())
+    }
+
+    /// Takes steps while all connections up to `most` answer; gives how many there are then.
+    fn grow(budget: &mut ConnectionBudget, (wanted, most): (usize, usize), now: Instant) -> usize {
+        loop {
+            let step = budget.next_step(wanted, now);
+            if step == 0 || budget.allowed() + step > most {
+                return budget.allowed() + step;
+            }
+            (0..step).for_each(|_| budget.on_answer());
+        }
+    }
+
+    #[test]
+    fn sixty_four_need_no_trial_and_further_ones_come_in_steps_that_answer() {
+        let now = Instant::now();
+        let mut budget = ConnectionBudget::new(now);
+        assert_eq!((budget.allowed(), budget.next_step(64, now)), (64, 0));
+        assert_eq!(budget.next_step(1000, now), 16);
+        for _ in 0..15 {
+            budget.on_answer();
+            assert_eq!((budget.allowed(), budget.next_step(1000, now)), (64, 0));
+        }
+        budget.on_answer();
+        assert_eq!((budget.allowed(), budget.on_trial()), (80, 0));
+        assert_eq!(grow(&mut budget, (1000, 2000), now), 1000);
+        assert_eq!(budget.next_step(300, now), 0, "what is not wanted is given back");
+        assert_eq!(budget.allowed(), 300);
+    }
+
+    #[test]
+    fn a_refusal_takes_a_quarter_and_is_remembered_for_an_hour() {
+        for how in [limit(), Refused::Silent] {
+            let mut now = Instant::now();
+            let mut budget = ConnectionBudget::new(now);
+            assert_eq!(grow(&mut budget, (400, 199), now), 208);
+            (0..7).for_each(|_| budget.on_answer());
+            budget.on_trial_refused(how.clone(), now);
+            budget.on_refusal(203, how.clone(), now);
+            assert_eq!(budget.judge(now), None, "it may be a restart");
+            now = budget.judged_at().unwrap();
+            let refused = Judgement::Refused { number: 200, allowed: 150, how };
+            assert_eq!(budget.judge(now), Some(refused));
+            assert_eq!((budget.allowed(), budget.on_trial()), (150, 0));
+            assert_eq!(budget.next_step(400, now), 0, "a pause");
+            now += 60 * SECOND;
+            assert_eq!(grow(&mut budget, (400, 1000), now), 199);
+            now += MEMORY;
+            assert_eq!(grow(&mut budget, (400, 1000), now), 400);
+        }
+    }
+
+    #[test]
+    fn never_below_what_needs_no_trial() {
+        let now = Instant::now();
+        let mut budget = ConnectionBudget::new(now);
+        budget.on_refusal(60, limit(), now);
+        assert_eq!(budget.judged_at(), None);
+        budget.next_step(400, now);
+        budget.on_trial_refused(limit(), now);
+        let refused = Judgement::Refused { number: 65, allowed: 64, how: limit() };
+        assert_eq!(budget.judge(now + SECOND), Some(refused));
+    }
+
+    #[test]
+    fn the_end_of_all_connections_is_no_refusal_but_the_number_is_tried_out_anew() {
+        let mut now = Instant::now();
+        let mut budget = ConnectionBudget::new(now);
+        assert_eq!(grow(&mut budget, (130, 1000), now), 130);
+        budget.on_refusal(120, limit(), now);
+        (0..60).for_each(|_| budget.on_loss(120, now));
+        assert_eq!(budget.judge(now), Some(Judgement::Restarted));
+        assert_eq!((budget.allowed(), budget.refused(now)), (64, None));
+        now += PAUSE;
+        assert_eq!(grow(&mut budget, (130, 1000), now), 130);
+        // In a step, with three queries under way.
+        assert_eq!(budget.next_step(400, now), 16);
+        budget.on_trial_refused(limit(), now);
+        (0..3).for_each(|_| budget.on_loss(3, now + SECOND / 10));
+        assert_eq!(budget.judge(now + SECOND), Some(Judgement::Restarted));
+    }
+
+    #[test]
+    fn a_few_lost_connections_hide_no_refusal_and_an_agent_that_is_down_is_none() {
+        let now = Instant::now();
+        let mut budget = ConnectionBudget::new(now);
+        assert_eq!(grow(&mut budget, (200, 1000), now), 200);
+        (0..20).for_each(|_| budget.on_loss(180, now));
+        budget.on_refusal(190, limit(), now);
+        assert!(matches!(budget.judge(now + SECOND), Some(Judgement::Refused { .. })));
+        let mut budget = ConnectionBudget::new(now);
+        assert_eq!(budget.next_step(200, now), 16);
+        budget.on_failure(now);
+        assert_eq!((budget.judge(now + SECOND), budget.next_step(200, now + SECOND)), (None, 0));
+        assert_eq!(budget.next_step(200, now + PAUSE), 16);
+    }
+}

@@ -1,0 +1,340 @@
+//! What an operator wants of instances and services, whatever Consul says, until it is removed or
+//! its time is over.
+//!
+//! An override of an instance belongs to the instance, not to its slot or set: it is there again
+//! when the instance comes back. Nothing is ever driven out.
+//!
+//! The zone has two areas for the list of all overrides. Who changes it writes the new list into the
+//! area that is not in force, under the publishers' lock, and then stores which one is; so readers
+//! need no lock, and a writer may be killed at any store. In a list the texts that overrides have in
+//! common are stored once, and an override is a cell of numbers. Workers see a change of overrides
+//! as a change of the set: the entries in question get a new generation.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{Hash, Hasher};
+use std::num::NonZeroU16;
+
+use serde::{Deserialize, Serialize};
+use siphasher::sip::SipHasher13;
+use strum::{EnumString, IntoStaticStr};
+
+use super::lock::Guard;
+use super::machine::atomic::Ordering::{Acquire, Relaxed, Release};
+use super::machine::atomic::fence;
+use super::words::{join, pack, split};
+use super::{H_OVERRIDES, H_OVERRIDES_BEGUN, Table, entry, read};
+use crate::model::identity;
+use crate::process::ProcessId;
+
+mod by_instance;
+
+pub use by_instance::Overrides;
+
+/// Most overrides of a table.
+pub(super) const MAX: usize = 1024;
+/// Words of an area for each override, its texts included.
+const AREA_WORDS: usize = 16;
+/// Words of both areas for each override.
+pub(super) const WORDS: usize = 2 * AREA_WORDS;
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, EnumString, IntoStaticStr)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
+pub enum Action {
+    /// The set of a selection stays as it is.
+    Freeze,
+    /// No new request; those in flight end.
+    Drain,
+    /// The same, of one that is out of order.
+    Down,
+    /// Neither its failures nor its own word keep it out.
+    Up,
+    /// Another weight.
+    Weight,
+}
+
+/// What is ordered of an instance or a selection. Times are milliseconds since the epoch. In the
+/// zone a text is its number in the list of texts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Override"))]
+#[serde(deny_unknown_fields)]
+pub struct Override<T = String> {
+    /// Key of the selection that is frozen; `None` if it is about an instance.
+    #[serde(skip)]
+    pub selection: Option<u128>,
+    /// Name of the service.
+    pub service: T,
+    /// Datacenter that the service is asked for in; `null`: the agent's own.
+    pub datacenter: Option<T>,
+    /// Node of the instance.
+    pub node: T,
+    /// Service id of the instance.
+    pub id: T,
+    /// Address and port of an instance that has several, by a host name.
+    pub address: Option<T>,
+    /// The only `upstream` that it holds for; `null`: all.
+    pub upstream: Option<T>,
+    /// What.
+    pub action: Action,
+    /// With `weight`, else `null`.
+    pub weight: Option<NonZeroU16>,
+    /// Who ordered it: user and address.
+    pub by: T,
+    /// When.
+    pub since_ms: u64,
+    /// Until when; `null`: until it is removed.
+    pub until_ms: Option<u64>,
+}
+
+/// Why overrides can't be set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotSet {
+    /// The number or the texts of those in force leave no room.
+    #[error("there is no room for more than the {0} in force")]
+    Full(usize),
+    /// Somebody holds the lock for long.
+    #[error("the shared memory is busy")]
+    Busy,
+}
+
+/// What the instances of a service in a datacenter, as it is asked for, have in common. Never 0.
+pub fn scope(service: &str, datacenter: Option<&str>) -> u64 {
+    let mut hasher = SipHasher13::new();
+    (service, datacenter).hash(&mut hasher);
+    hasher.finish().max(1)
+}
+
+impl Action {
+    /// As the API calls it.
+    pub fn name(self) -> &'static str {
+        self.into()
+    }
+}
+
+impl Override {
+    /// Whether its time is not over.
+    pub fn is_in_force(&self, now_ms: u64) -> bool {
+        self.until_ms.is_none_or(|until| now_ms < until)
+    }
+
+    /// Whether both are about the same, so that only one of them can be in force.
+    pub fn is_about_same(&self, other: &Override) -> bool {
+        match (self.selection, other.selection) {
+            (None, None) => self.instance() == other.instance() && self.upstream == other.upstream,
+            (own, others) => own == others,
+        }
+    }
+
+    /// Whether it says what an override of an instance can say.
+    pub fn is_sound(&self) -> bool {
+        self.action != Action::Freeze && (self.action == Action::Weight) == self.weight.is_some()
+    }
+
+    /// [`scope`] of the instance, and its identity.
+    pub(super) fn instance(&self) -> (u64, u64) {
+        let scope = scope(&self.service, self.datacenter.as_deref());
+        let address = self.address.as_ref().and_then(|address| address.parse().ok());
+        (scope, identity(&self.node, &self.id, address))
+    }
+}
+
+impl<T> Override<T> {
+    /// The same with each text replaced by what `text` makes of it.
+    fn with_texts<'a, U, E>(
+        &'a self,
+        mut text: impl FnMut(&'a T) -> Result<U, E>,
+    ) -> Result<Override<U>, E> {
+        Ok(Override {
+            selection: self.selection,
+            service: text(&self.service)?,
+            datacenter: self.datacenter.as_ref().map(&mut text).transpose()?,
+            node: text(&self.node)?,
+            id: text(&self.id)?,
+            address: self.address.as_ref().map(&mut text).transpose()?,
+            upstream: self.upstream.as_ref().map(&mut text).transpose()?,
+            action: self.action,
+            weight: self.weight,
+            by: text(&self.by)?,
+            since_ms: self.since_ms,
+            until_ms: self.until_ms,
+        })
+    }
+}
+
+/// One of an instance of `web` on node `n1`.
+#[cfg(test)]
+pub(crate) fn of_instance(id: &str, action: Action) -> Override {
+    Override {
+        selection: None,
+        service: "web".into(),
+        datacenter: None,
+        node: "n1".into(),
+        id: id.into(),
+        address: None,
+        upstream: None,
+        action,
+        weight: None,
+        by: "ann@127.0.0.1".into(),
+        since_ms: 1_000,
+        until_ms: None,
+    }
+}
+
+/// A list as it lies in its area.
+#[derive(Default, Serialize, Deserialize)]
+struct List<T> {
+    texts: Vec<T>,
+    cells: Vec<(Option<u128>, Override<u16>)>,
+}
+
+fn encode(overrides: &[Override]) -> Vec<u8> {
+    if overrides.is_empty() {
+        return Vec::new();
+    }
+    let (mut texts, mut numbers) = (Vec::new(), HashMap::new());
+    let cell = |held: &'_ Override| {
+        let cell = held.with_texts(|text| {
+            let number = *numbers.entry(text.clone()).or_insert_with(|| {
+                texts.push(text.clone());
+                texts.len() - 1
+            });
+            u16::try_from(number)
+        });
+        Some((held.selection, cell.ok()?))
+    };
+    let cells = overrides.iter().filter_map(cell).collect();
+    postcard::to_stdvec(&List { texts, cells }).unwrap_or_default()
+}
+
+fn decode(bytes: &[u8]) -> Vec<Override> {
+    let List { texts, cells } = postcard::from_bytes(bytes).unwrap_or_default();
+    let whole = |(selection, cell): &(Option<u128>, Override<u16>)| {
+        let text = |number: &u16| texts.get(usize::from(*number)).cloned().ok_or(());
+        Some(Override { selection: *selection, ..cell.with_texts(text).ok()? })
+    };
+    cells.iter().filter_map(whole).collect()
+}
+
+impl Table<'_> {
+    /// How many overrides there can be.
+    pub fn override_capacity(&self) -> usize {
+        self.layout.override_count
+    }
+
+    /// First word and size of the area of a list.
+    fn override_area(&self, number: u32) -> (usize, usize) {
+        let words = self.layout.override_count * AREA_WORDS;
+        (self.layout.overrides + (number & 1) as usize * words, words)
+    }
+
+    /// All overrides, whose time may be over; the oldest first. `None` if writers were faster than
+    /// the reader.
+    pub fn all_overrides(&self) -> Option<Vec<Override>> {
+        (0..read::TRIES).find_map(|_| {
+            let list = self.word(H_OVERRIDES).load(Acquire);
+            let (number, len) = split(list);
+            let (first, words) = self.override_area(number);
+            let used = first..first + (len as usize).div_ceil(8).min(words);
+            let bytes: Vec<u8> = used.flat_map(|at| self.load(at).to_le_bytes()).collect();
+            // Pairs with the fence of who takes the lock: a word of a later list in the same area
+            // can only be seen after the one between them was in force.
+            fence(Acquire);
+            let is_whole = self.load(H_OVERRIDES) == list;
+            is_whole.then(|| if len == 0 { Vec::new() } else { decode(&bytes) })
+        })
+    }
+
+    /// What is ordered now; `None` as for [`Table::all_overrides`].
+    pub fn overrides(&self, now_ms: u64) -> Option<Overrides> {
+        let in_force = |held: &Override| held.is_in_force(now_ms);
+        Some(self.all_overrides()?.into_iter().filter(in_force).collect())
+    }
+
+    /// Whether the set of this key is to stay as it is.
+    pub fn is_frozen(&self, key: u128, now_ms: u64) -> bool {
+        self.overrides(now_ms).is_none_or(|overrides| overrides.frozen(key).is_some())
+    }
+
+    /// Whether nobody has asked this of the zone before: overrides that were kept elsewhere are to
+    /// be set once, or they would be again after they were removed.
+    pub fn begin_overrides(&self) -> bool {
+        self.word(H_OVERRIDES_BEGUN).swap(1, Relaxed) == 0
+    }
+
+    /// Sets overrides, all or none; each takes the place of an earlier one about the same. Waits
+    /// for a moment at most.
+    ///
+    /// # Errors
+    ///
+    /// See [`NotSet`].
+    pub fn set_overrides(&self, new: &[Override], me: ProcessId) -> Result<(), NotSet> {
+        let guard = self.lock_soon(me).ok_or(NotSet::Busy)?;
+        let mut all = self.all_overrides().ok_or(NotSet::Busy)?;
+        let in_force = all.len();
+        all.retain(|held| !new.iter().any(|new| new.is_about_same(held)));
+        all.extend_from_slice(new);
+        guard.store_overrides(&all, new).then_some(()).ok_or(NotSet::Full(in_force))
+    }
+
+    /// Removes the overrides that `which` chooses, and says which they were. `None` if somebody
+    /// holds the lock for long.
+    pub fn remove_overrides(
+        &self,
+        which: impl Fn(&Override) -> bool,
+        me: ProcessId,
+    ) -> Option<Vec<Override>> {
+        let guard = self.lock_soon(me)?;
+        let (removed, rest): (Vec<_>, Vec<_>) = self.all_overrides()?.into_iter().partition(which);
+        if !removed.is_empty() {
+            guard.store_overrides(&rest, &removed);
+        }
+        Some(removed)
+    }
+}
+
+impl Guard<'_, '_> {
+    /// Puts a list in force, and has the workers look at the sets of the instances whose overrides
+    /// have changed; `false` if there is no room for it.
+    fn store_overrides(&self, all: &[Override], changed: &[Override]) -> bool {
+        let table = self.table;
+        let next = split(table.load(H_OVERRIDES)).0.wrapping_add(1);
+        let (bytes, (first, room)) = (encode(all), table.override_area(next));
+        let words = pack(&bytes);
+        if all.len() > table.layout.override_count || words.len() > room {
+            return false;
+        }
+        for (at, word) in (first..).zip(words) {
+            table.word(at).store(word, Relaxed);
+        }
+        table.word(H_OVERRIDES).store(join(next, bytes.len() as u32), Release);
+        let scopes = changed.iter().filter(|held| held.selection.is_none());
+        let scopes: HashSet<u64> = scopes.map(|held| held.instance().0).collect();
+        self.renew_entries(|scope| scopes.contains(&scope));
+        true
+    }
+
+    /// After a writer was killed: it may have told nobody.
+    pub(super) fn renew_all(&self) {
+        if self.table.load(H_OVERRIDES) != 0 {
+            self.renew_entries(|_| true);
+        }
+    }
+
+    /// The next generation but one has the same descriptor.
+    fn renew_entries(&self, is_meant: impl Fn(u64) -> bool) {
+        let table = self.table;
+        for entry in 0..table.layout.entry_count {
+            let scope = table.scope(entry);
+            // Of 0 nobody has said whose it is.
+            if table.has_data(entry) && (scope == 0 || is_meant(scope)) {
+                let next = table.generation(entry).wrapping_add(2);
+                table.entry_word(entry, entry::GENERATION).store(next, Release);
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests;

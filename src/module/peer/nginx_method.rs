@@ -1,0 +1,232 @@
+//! A balancing method of nginx that stands before `consul_dynamic`: it does the picking, over peers
+//! that are made anew of each set.
+//!
+//! Each worker has peers of its own, as in an `upstream` without `zone`. The method's
+//! `init_upstream` makes them, in a pool of their own, as it does when nginx reads a configuration
+//! ([`snapshot`]). Requests hold the peers they use.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::ptr::NonNull;
+use std::rc::Rc;
+use std::time::Instant;
+
+use nginx_sys::{
+    NGX_LOG_DEBUG, ngx_conf_t, ngx_cycle, ngx_http_conf_ctx_t, ngx_http_request_t,
+    ngx_http_upstream_rr_peer_t, ngx_http_upstream_srv_conf_t, ngx_int_t,
+};
+
+use super::block::Block;
+use super::delegate::Delegate;
+use super::view::PeerView;
+use crate::conf::Inner;
+
+mod snapshot;
+
+pub(super) use snapshot::Snapshot;
+
+/// A balancer's `init_upstream`.
+pub(crate) type InitUpstream =
+    unsafe extern "C" fn(*mut ngx_conf_t, *mut ngx_http_upstream_srv_conf_t) -> ngx_int_t;
+
+/// After new peers were made the next ones have to wait so many times as long as that took: a storm
+/// of changes takes at most 5 % of a worker's time.
+const THROTTLE: u32 = 20;
+
+/// Identity of an instance, and which of the block's sets it is from: nodes of several datacenters
+/// can have the same names.
+type Key = (u64, usize);
+
+/// Requests in flight to instances that the present set lacks.
+type Departed = HashMap<Key, usize>;
+
+/// The method of a block, as a worker uses it.
+pub(crate) struct NginxMethod {
+    method: Inner,
+    upstream: *mut ngx_http_upstream_srv_conf_t,
+    /// Of `http`; lives as long as the configuration.
+    context: *mut ngx_http_conf_ctx_t,
+    current: RefCell<Option<Rc<Snapshot>>>,
+    /// No new peers before that.
+    throttled_until: Cell<Option<Instant>>,
+    /// Number of the newest peers, never given twice.
+    serial: Cell<usize>,
+    departed: RefCell<Departed>,
+}
+
+impl NginxMethod {
+    /// # Safety
+    ///
+    /// The block and the context are of the configuration that the value becomes part of.
+    pub(crate) unsafe fn new(
+        method: Inner,
+        upstream: *mut ngx_http_upstream_srv_conf_t,
+        context: *mut ngx_http_conf_ctx_t,
+    ) -> NginxMethod {
+        NginxMethod {
+            method,
+            upstream,
+            context,
+            current: RefCell::default(),
+            throttled_until: Cell::new(None),
+            serial: Cell::new(0),
+            departed: RefCell::default(),
+        }
+    }
+
+    /// The same for another service: the method keeps nothing in the block, or the configuration
+    /// was refused.
+    pub(super) fn another(&self) -> NginxMethod {
+        // SAFETY: both are of the configuration that `self` is part of.
+        unsafe { NginxMethod::new(self.method.clone(), self.upstream, self.context) }
+    }
+
+    /// The method, for people.
+    pub(super) fn name(&self) -> &str {
+        &self.method.name
+    }
+
+    /// Prepares a request for picks from the set of `view`, or from an older one for a while.
+    /// `Ok(None)` if there are no peers to pick from.
+    ///
+    /// # Safety
+    ///
+    /// `r` is a request with an upstream, which holds the snapshot as long as it asks the method.
+    #[inline(always)]
+    pub(super) unsafe fn bind(
+        &self,
+        block: &Block,
+        view: &Rc<PeerView>,
+        r: *mut ngx_http_request_t,
+    ) -> Result<Option<(Rc<Snapshot>, Delegate)>, ()> {
+        let current = self.current.borrow().clone();
+        match current {
+            // SAFETY: the caller's promise.
+            Some(current) if Rc::ptr_eq(current.view(), view) => unsafe { bind_to(current, r) },
+            // SAFETY: as above.
+            _ => unsafe { self.bind_anew(block, view, r) },
+        }
+    }
+
+    #[cold]
+    unsafe fn bind_anew(
+        &self,
+        block: &Block,
+        view: &Rc<PeerView>,
+        r: *mut ngx_http_request_t,
+    ) -> Result<Option<(Rc<Snapshot>, Delegate)>, ()> {
+        if view.is_empty() && self.current.borrow().is_none() {
+            return Ok(None);
+        }
+        let start = Instant::now();
+        let is_throttled = self.throttled_until.get().is_some_and(|until| start < until);
+        if !is_throttled {
+            self.renew(view, !block.has_fallback());
+        }
+        let current = self.current.borrow().clone();
+        // SAFETY: the caller's promise.
+        let bound = current.map_or(Ok(None), |current| unsafe { bind_to(current, r) });
+        if !is_throttled {
+            // Methods may leave work to the first request.
+            self.note_cost(block, view.len(), start);
+        }
+        bound
+    }
+
+    /// Makes peers of a set. If memory is short, or the method refuses, the old ones serve on.
+    fn renew(&self, view: &Rc<PeerView>, alone: bool) {
+        let new = if view.is_empty() {
+            None
+        } else {
+            self.serial.set(self.serial.get() + 1);
+            match Snapshot::new(self, view, alone) {
+                Some(new) => Some(Rc::new(new)),
+                None => return,
+            }
+        };
+        let old = self.current.replace(None);
+        carry_over(old.as_deref(), new.as_deref(), &mut self.departed.borrow_mut());
+        self.current.replace(new);
+    }
+
+    #[inline]
+    pub(super) fn is_current(&self, snapshot: &Rc<Snapshot>) -> bool {
+        self.current.borrow().as_ref().is_some_and(|current| Rc::ptr_eq(current, snapshot))
+    }
+
+    /// A request to a peer of an older snapshot has ended.
+    #[cold]
+    pub(super) fn note_end(&self, snapshot: &Snapshot, peer: usize) {
+        let Some(key) = snapshot.keys().nth(peer) else { return };
+        let current = self.current.borrow();
+        let mut departed = self.departed.borrow_mut();
+        if let Some(peer) = current.as_ref().and_then(|current| current.peer_of(key)) {
+            // SAFETY: a peer of the present snapshot; nobody else uses it in this moment.
+            let conns = unsafe { &mut (*peer.as_ptr()).conns };
+            *conns = conns.saturating_sub(1);
+        } else if let Some(conns) = departed.get_mut(&key) {
+            *conns -= 1;
+            departed.retain(|_, conns| *conns != 0);
+        }
+    }
+
+    fn note_cost(&self, block: &Block, peers: usize, start: Instant) {
+        let cost = start.elapsed();
+        // SAFETY: a worker's cycle and its log live as long as the worker.
+        let log = unsafe { (*ngx_cycle).log };
+        ngx::ngx_log_error!(
+            NGX_LOG_DEBUG,
+            log,
+            "consul: upstream \"{}\": {peers} peers made anew for \"{}\" in {cost:?}",
+            block.name(),
+            self.name()
+        );
+        self.throttled_until.set(start.checked_add(cost * (THROTTLE + 1)));
+    }
+}
+
+/// # Safety
+///
+/// As for [`NginxMethod::bind`].
+#[inline]
+unsafe fn bind_to(
+    snapshot: Rc<Snapshot>,
+    r: *mut ngx_http_request_t,
+) -> Result<Option<(Rc<Snapshot>, Delegate)>, ()> {
+    // SAFETY: the caller's promise.
+    let delegate = unsafe { Delegate::take(r, || snapshot.init(r)) };
+    Ok(Some((snapshot, delegate.ok_or(())?)))
+}
+
+/// Makes the peers of `new` go on where those of `old` are. From then on the numbers of requests in
+/// flight are right in `new`; requests that hold older peers tell when they end
+/// ([`NginxMethod::note_end`]).
+fn carry_over(old: Option<&Snapshot>, new: Option<&Snapshot>, departed: &mut Departed) {
+    let mut before: HashMap<Key, NonNull<ngx_http_upstream_rr_peer_t>> =
+        old.into_iter().flat_map(Snapshot::peers).collect();
+    for (key, peer) in new.into_iter().flat_map(Snapshot::peers) {
+        // SAFETY: peers of the two snapshots, which nobody else uses in this moment.
+        let (peer, before) = unsafe { (&mut *peer.as_ptr(), before.remove(&key)) };
+        let Some(before) = before else {
+            peer.conns = departed.remove(&key).unwrap_or(0);
+            continue;
+        };
+        // SAFETY: as above.
+        let before = unsafe { before.as_ref() };
+        peer.conns = before.conns;
+        peer.fails = before.fails;
+        peer.accessed = before.accessed;
+        peer.checked = before.checked;
+        if peer.weight == before.weight {
+            peer.current_weight = before.current_weight;
+            peer.effective_weight = before.effective_weight;
+        }
+    }
+    for (key, peer) in before {
+        // SAFETY: as above.
+        let conns = unsafe { peer.as_ref() }.conns;
+        if conns != 0 {
+            departed.insert(key, conns);
+        }
+    }
+}
