@@ -4,6 +4,7 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use siphasher::sip128::{Hasher128, SipHasher13};
@@ -50,6 +51,24 @@ impl Source {
     pub fn name(self) -> &'static str {
         self.into()
     }
+}
+
+/// How a service is followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// By blocking queries: changes are seen at once.
+    Blocking,
+    /// By queries about all services, which say which of them to ask: a change of health is seen
+    /// at once, another one (a registration, a weight) within a sweep of all.
+    Gated {
+        /// Longest expected time between a change of the second kind and its being seen.
+        delay: Duration,
+    },
+    /// By asking again and again.
+    Sweep {
+        /// Longest expected time between a change and its being seen.
+        delay: Duration,
+    },
 }
 
 /// What one watch asks Consul: everything that makes a separate query necessary.

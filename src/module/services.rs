@@ -42,8 +42,7 @@ pub(crate) struct Followed {
 impl Services {
     /// `None` if no block follows Consul.
     pub(crate) fn new(http: &'static HttpConf) -> Option<Services> {
-        // SAFETY: the zone of the running configuration, or null.
-        let table = zone::table(unsafe { http.shm_zone.as_ref() }?)?;
+        let table = zone::table(http.shm_zone()?)?;
         Some(Services { http, table, plan: http.plan.as_ref()?, entries: table.entries() })
     }
 

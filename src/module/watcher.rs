@@ -79,7 +79,7 @@ unsafe fn parts<'a>(
     // SAFETY: the caller's promise; the zone is mapped once nginx calls the hooks.
     unsafe {
         let http = conf::http_conf(cycle)?;
-        let table = zone::table(http.shm_zone.as_ref()?)?;
+        let table = zone::table(http.shm_zone()?)?;
         Some((http, http.plan.as_ref()?, table))
     }
 }

@@ -78,7 +78,7 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
         }
         http.templates = Some(templates);
     }
-    http.shm_zone = zone::request(cf, http.zone, plan.targets.len())?;
+    http.shm_zone = Some(zone::request(cf, http.zone, plan.targets.len())?);
     http.plan = Some(plan);
     Ok(())
 }
