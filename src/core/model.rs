@@ -32,7 +32,11 @@ pub enum Consistency {
 }
 
 /// Where in Consul the peers are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, EnumString, IntoStaticStr)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, EnumString, IntoStaticStr, Serialize,
+)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum Source {
     /// `/v1/health/service`: the instances of a service with their health.
@@ -117,7 +121,9 @@ impl Query {
 }
 
 /// Which states of health a block takes into its set of peers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, EnumString)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, EnumString, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum Admit {
     /// All checks pass.
@@ -142,21 +148,10 @@ pub struct Selection {
 
 /// Health of an instance: the worst of its service's and its node's checks.
 #[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    Serialize,
-    Deserialize,
-    EnumString,
-    IntoStaticStr,
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
-#[strum(serialize_all = "lowercase")]
 pub enum Health {
     /// Every check passes, or there is none.
     Passing,
@@ -164,15 +159,9 @@ pub enum Health {
     Warning,
     /// A check is critical; maintenance mode is a critical check. So is a word that Consul may learn
     /// one day.
+    #[default]
     #[serde(other)]
     Critical,
-}
-
-impl Health {
-    /// Consul's word for it.
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
 }
 
 /// One believable instance of a Consul answer, before addresses are resolved.

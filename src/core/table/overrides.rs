@@ -106,13 +106,6 @@ pub fn scope(service: &str, datacenter: Option<&str>) -> u64 {
     hasher.finish().max(1)
 }
 
-impl Action {
-    /// As the API calls it.
-    pub fn name(self) -> &'static str {
-        self.into()
-    }
-}
-
 impl Override {
     /// Whether its time is not over.
     pub fn is_in_force(&self, now_ms: u64) -> bool {
@@ -133,7 +126,7 @@ impl Override {
     }
 
     /// [`scope`] of the instance, and its identity.
-    pub(super) fn instance(&self) -> (u64, u64) {
+    pub fn instance(&self) -> (u64, u64) {
         let scope = scope(&self.service, self.datacenter.as_deref());
         let address = self.address.as_ref().and_then(|address| address.parse().ok());
         (scope, identity(&self.node, &self.id, address))
@@ -208,13 +201,14 @@ fn encode(overrides: &[Override]) -> Vec<u8> {
     postcard::to_stdvec(&List { texts, cells }).unwrap_or_default()
 }
 
-fn decode(bytes: &[u8]) -> Vec<Override> {
+/// At most so many, whatever lies there.
+fn decode(bytes: &[u8], most: usize) -> Vec<Override> {
     let List { texts, cells } = postcard::from_bytes(bytes).unwrap_or_default();
     let whole = |(selection, cell): &(Option<u128>, Override<u16>)| {
         let text = |number: &u16| texts.get(usize::from(*number)).cloned().ok_or(());
         Some(Override { selection: *selection, ..cell.with_texts(text).ok()? })
     };
-    cells.iter().filter_map(whole).collect()
+    cells.iter().filter_map(whole).take(most).collect()
 }
 
 impl Table<'_> {
@@ -242,7 +236,9 @@ impl Table<'_> {
             // can only be seen after the one between them was in force.
             fence(Acquire);
             let is_whole = self.load(H_OVERRIDES) == list;
-            is_whole.then(|| if len == 0 { Vec::new() } else { decode(&bytes) })
+            is_whole.then(|| {
+                if len == 0 { Vec::new() } else { decode(&bytes, self.override_capacity()) }
+            })
         })
     }
 

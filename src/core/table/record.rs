@@ -8,7 +8,7 @@ use super::Table;
 use super::machine::atomic::{AtomicU64, Ordering::Relaxed};
 use super::slots::Place;
 use super::words::{join, split, wide};
-use crate::model::{Meta, Peer, PeerSet};
+use crate::model::{Health, Meta, Peer, PeerSet};
 use crate::params::Params;
 
 /// Words of a peer's record.
@@ -51,7 +51,7 @@ pub struct Detail {
     pub tags: Vec<String>,
     /// Consul's word for its health.
     #[serde(rename = "h")]
-    pub health: String,
+    pub health: Health,
     /// Datacenter, if known.
     #[serde(rename = "d", default, skip_serializing_if = "String::is_empty")]
     pub datacenter: String,
@@ -168,7 +168,7 @@ impl Detail {
                 node: p.node.clone(),
                 id: p.id.clone(),
                 tags: p.tags.clone(),
-                health: p.health.as_str().to_owned(),
+                health: p.health,
                 datacenter: p.datacenter.clone(),
                 meta: p.meta.clone(),
             };
