@@ -162,9 +162,7 @@ pub enum Health {
     Passing,
     /// The worst check warns.
     Warning,
-    /// A check is critical; maintenance mode is a critical check. So is a word that Consul may learn
-    /// one day.
-    #[serde(other)]
+    /// A check is critical; maintenance mode is a critical check.
     Critical,
 }
 
