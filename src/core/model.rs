@@ -157,10 +157,8 @@ pub enum Health {
     Passing,
     /// The worst check warns.
     Warning,
-    /// A check is critical; maintenance mode is a critical check. So is a word that Consul may learn
-    /// one day.
+    /// A check is critical; maintenance mode is a critical check.
     #[default]
-    #[serde(other)]
     Critical,
 }
 
