@@ -38,7 +38,9 @@ const AREA_WORDS: usize = 16;
 pub(super) const WORDS: usize = 2 * AREA_WORDS;
 
 /// What is to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, EnumString, IntoStaticStr)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, EnumString, IntoStaticStr,
+)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
@@ -46,6 +48,7 @@ pub enum Action {
     /// The set of a selection stays as it is.
     Freeze,
     /// No new request; those in flight end.
+    #[default]
     Drain,
     /// The same, of one that is out of order.
     Down,
@@ -57,7 +60,7 @@ pub enum Action {
 
 /// What is ordered of an instance or a selection. Times are milliseconds since the epoch. In the
 /// zone a text is its number in the list of texts.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Override"))]
 #[serde(deny_unknown_fields)]
 pub struct Override<T = String> {
@@ -160,18 +163,13 @@ impl<T> Override<T> {
 #[cfg(test)]
 pub(crate) fn of_instance(id: &str, action: Action) -> Override {
     Override {
-        selection: None,
         service: "web".into(),
-        datacenter: None,
         node: "n1".into(),
         id: id.into(),
-        address: None,
-        upstream: None,
         action,
-        weight: None,
         by: "ann@127.0.0.1".into(),
         since_ms: 1_000,
-        until_ms: None,
+        ..Override::default()
     }
 }
 

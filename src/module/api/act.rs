@@ -197,11 +197,11 @@ impl Asked {
 
     fn thaw(&self, name: &str) -> Answer {
         let selections = self.selections(name)?;
-        let removed = self.take_back(|held| {
-            let Some(key) = held.selection else { return false };
-            // One that the configuration has no more is the service's too.
-            let is_meant = self.arguments.upstream.is_none() && held.service == name;
-            is_meant || selections.iter().any(|selection| selection.key == key)
+        let is_meant = |key| selections.iter().any(|selection| selection.key == key);
+        let removed = self.take_back(|held| match self.arguments.upstream {
+            // Also one that the configuration has no more.
+            None => held.selection.is_some() && held.service == name,
+            Some(_) => held.selection.is_some_and(is_meant),
         })?;
         if removed.is_empty() {
             let text = format!("service \"{}\" is not frozen", quote(name));
@@ -281,18 +281,13 @@ impl Asked {
     fn new_override(&self, service: &str, action: Action, body: Body) -> Override {
         let now = now_ms();
         Override {
-            selection: None,
             service: service.to_owned(),
-            datacenter: None,
-            node: String::new(),
-            id: String::new(),
-            address: None,
-            upstream: None,
             action,
             weight: body.weight,
             by: self.who.clone(),
             since_ms: now,
             until_ms: body.expires.map(|time| now + time.as_millis() as u64),
+            ..Override::default()
         }
     }
 
@@ -318,7 +313,7 @@ impl Asked {
 
     /// What is ordered of several selections of a service is one line.
     fn log_each(&self, lines: impl Iterator<Item = String>) {
-        lines.collect::<BTreeSet<_>>().into_iter().for_each(|line| self.log(Level::Notice, line));
+        lines.collect::<BTreeSet<_>>().into_iter().for_each(|told| self.log(Level::Notice, told));
     }
 
     fn log(&self, level: Level, line: String) {

@@ -143,18 +143,16 @@ fn note(table: Table<'_>, entry: usize) {
 fn weighted(id: &str, until_ms: Option<u64>) -> Override {
     let text = || "\u{e9}".repeat(30);
     Override {
-        selection: None,
         service: text(),
-        datacenter: None,
         node: "node".to_owned(),
         id: id.to_owned(),
-        address: None,
         upstream: Some(text()),
         action: Action::Weight,
         weight: NonZeroU16::new(7),
         by: text(),
         since_ms: 1,
         until_ms,
+        ..Override::default()
     }
 }
 
