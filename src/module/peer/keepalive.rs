@@ -6,13 +6,13 @@
 //! requests notices who has left.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-use nginx_consul_core::idle::{Hint, Idle, Key};
+use nginx_consul_core::idle::{Idle, Key};
 use nginx_consul_core::table::Record;
-use nginx_sys::{ngx_current_msec, ngx_msec_t, ngx_peer_connection_t};
+use nginx_sys::{ngx_current_msec, ngx_msec_t};
 
 use super::block::Block;
 use super::view::PeerView;
@@ -64,69 +64,28 @@ impl Keepalive {
         }
     }
 
-    /// A connection to the peer, which may be where `hint` says, that suits the request; it is idle
-    /// no more. And where the peer is.
-    #[inline(always)]
-    fn take(
-        &self,
-        key: &Key,
-        hint: Hint,
-        pc: &ngx_peer_connection_t,
-        wanted: &Wanted,
-    ) -> (Hint, Option<NonNull<Connection>>) {
-        let hint = self.idle.borrow().find(key, hint);
-        let found = self.take_at(hint, key, pc, wanted);
-        match found {
-            // SAFETY: it is alive. What its peer has closed, or sent unasked, the event loop may
-            // not have come to yet.
-            Some(found) if !unsafe { found.as_ref().is_quiet() } => {
-                (hint, self.take_another(found, hint, key, pc, wanted))
-            }
-            found => (hint, found),
-        }
-    }
-
-    #[inline(always)]
-    fn take_at(
-        &self,
-        hint: Hint,
-        key: &Key,
-        pc: &ngx_peer_connection_t,
-        wanted: &Wanted,
-    ) -> Option<NonNull<Connection>> {
-        // SAFETY: what is kept is alive until it is taken out.
-        let suits = |held: &NonNull<Connection>| unsafe { held.as_ref().suits(pc, wanted) };
-        let found = self.idle.borrow_mut().take(hint, suits)?;
-        self.note(key, false);
-        Some(found)
-    }
-
-    /// In place of one that its peer has closed.
-    #[cold]
-    fn take_another(
-        &self,
-        mut closed: NonNull<Connection>,
-        hint: Hint,
-        key: &Key,
-        pc: &ngx_peer_connection_t,
-        wanted: &Wanted,
-    ) -> Option<NonNull<Connection>> {
+    /// A connection to the peer that is what the request wants; it is idle no more.
+    #[inline]
+    fn take(&self, key: &Key, wanted: &Wanted) -> Option<NonNull<Connection>> {
         loop {
-            // SAFETY: it was taken out, so this is its only user; the next one is alive.
+            // SAFETY: what is kept is alive until it is taken out.
+            let suits = |held: &NonNull<Connection>| unsafe { held.as_ref().is == *wanted };
+            let found = self.idle.borrow_mut().take(key, suits)?;
+            self.note(key, false);
+            // SAFETY: it was taken out, so this is its only user. What its peer has closed, or sent
+            // unasked, the event loop may not have come to yet.
             unsafe {
-                connection::close(closed);
-                let next = self.take_at(hint, key, pc, wanted)?;
-                if next.as_ref().is_quiet() {
-                    return Some(next);
+                if found.as_ref().is_quiet() {
+                    return Some(found);
                 }
-                closed = next;
+                connection::close(found);
             }
         }
     }
 
     /// Keeps a connection that has just become idle.
-    fn put(self: &Rc<Keepalive>, key: Key, hint: Hint, connection: NonNull<Connection>) {
-        let (spot, evicted) = self.idle.borrow_mut().put(key, hint, connection);
+    fn put(self: &Rc<Keepalive>, key: Key, connection: NonNull<Connection>) {
+        let (spot, evicted) = self.idle.borrow_mut().put(key, connection);
         // SAFETY: the connection is alive, and nobody else uses it now.
         unsafe { (*connection.as_ptr()).spot = Some(spot) };
         self.note(&key, true);
@@ -147,17 +106,13 @@ impl Keepalive {
     }
 
     /// Closes those that lead to nobody of the owner's new set.
-    pub(super) fn keep_only(&self, owner: u32, view: &PeerView) {
+    fn keep_only(&self, owner: u32, records: &[Record]) {
         if self.idle.borrow().is_empty() {
             return;
         }
-        let records = view.peers().records();
-        let set = records.iter().map(|record| key(owner, record));
-        // SAFETY: what is kept is alive until it is taken out.
-        let leads_to = |held: &NonNull<Connection>, number: usize| unsafe {
-            is_wanted(&records[number]) && held.as_ref().leads_to(view.address(number))
-        };
-        let gone = self.idle.borrow_mut().retain(owner, set, leads_to);
+        let wanted = records.iter().filter(|record| is_wanted(record));
+        let set: HashSet<Key> = wanted.map(|record| key(owner, record)).collect();
+        let gone = self.idle.borrow_mut().remove_owned(owner, |key| !set.contains(key));
         self.close_all(gone);
     }
 
@@ -205,7 +160,8 @@ impl Keepalive {
 
 /// Whom a connection to an instance of an owner's set leads to.
 fn key(owner: u32, record: &Record) -> Key {
-    Key { owner, place: Some(record.place), identity: record.identity }
+    let (place, identity) = (Some(record.place), record.identity);
+    Key { owner, place, identity, address: record.address_id() }
 }
 
 /// Whether connections to an instance of the set are worth keeping.
@@ -241,7 +197,7 @@ impl Part {
     /// The block has a new set.
     pub(super) fn keep_only(&self, view: &PeerView) {
         if let Some((keepalive, owner)) = self.owner() {
-            keepalive.keep_only(owner, view);
+            keepalive.keep_only(owner, view.peers().records());
         }
     }
 }
@@ -250,8 +206,7 @@ impl Drop for Part {
     fn drop(&mut self) {
         if let Some((keepalive, owner)) = self.owner() {
             keepalive.owners.borrow_mut().remove(&owner);
-            let gone = keepalive.idle.borrow_mut().retain(owner, [].into_iter(), |_, _| false);
-            keepalive.close_all(gone);
+            keepalive.keep_only(owner, &[]);
         }
     }
 }
@@ -286,11 +241,10 @@ impl InstanceRef<'_> {
         &self.view.peers().records()[self.peer]
     }
 
-    /// And where it is among the idle connections, if it is known.
     #[inline]
-    fn key(&self) -> Option<(Key, Hint)> {
+    fn key(&self) -> Option<Key> {
         let (_, owner) = self.block.part().owner()?;
-        Some((key(owner, self.record()), self.view.hint(self.peer)))
+        Some(key(owner, self.record()))
     }
 
     /// Whether the instance is still there, and where it was.
