@@ -19,7 +19,7 @@ const NONE: u32 = u32::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
     /// Whose peer that is, of those that share the connections.
-    pub owner: u32,
+    pub owner: usize,
     /// Of an instance: where its counters are.
     pub place: Option<Place>,
     /// Identity of the instance, or a hash of what else names the peer.
@@ -31,7 +31,7 @@ pub struct Key {
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
         // The identity is a good hash already, but not of the owner.
-        state.write_u64(self.identity ^ u64::from(self.owner) << 32);
+        state.write_u64(self.identity ^ (self.owner as u64).rotate_left(32));
     }
 }
 
@@ -161,7 +161,7 @@ impl<C> Idle<C> {
     }
 
     /// Takes the connections of an owner to peers that are to go.
-    pub fn remove_owned(&mut self, owner: u32, goes: impl Fn(&Key) -> bool) -> Vec<(Key, C)> {
+    pub fn remove_owned(&mut self, owner: usize, goes: impl Fn(&Key) -> bool) -> Vec<(Key, C)> {
         let mut items = Vec::new();
         self.peers.retain(|key, own| {
             let stays = key.owner != owner || !goes(key);

@@ -164,11 +164,14 @@ impl Attempt {
         let is_newest = || block.nginx_method().is_some_and(|method| method.is_current(snapshot));
         let may_ask = self.tried.count() == 0 || is_newest();
         let Some(worker) = worker.filter(|_| may_ask) else { return self.pick_after_method(pc) };
-        let permit = match self.admit(worker) {
-            Admission::Free => None,
-            Admission::With(permit) => Some(permit),
-            Admission::Refused => return self.get_none(pc),
-        };
+        let mut permit = None;
+        if self.is_single() {
+            match self.admit_to_single(worker) {
+                Admission::Free => {}
+                Admission::With(given) => permit = Some(given),
+                Admission::Refused => return self.get_none(pc),
+            }
+        }
         let picked = method.get(pc);
         // SAFETY: nginx passes the request's connection.
         let peer = self.view.number_at(unsafe { (*pc).sockaddr });
@@ -192,11 +195,6 @@ impl Attempt {
     }
 
     /// Whether the request may try the block's only instance; nginx's method decides on others.
-    #[inline]
-    fn admit(&self, worker: Worker) -> Admission<'static> {
-        if self.is_single() { self.admit_to_single(worker) } else { Admission::Free }
-    }
-
     #[inline(never)]
     fn admit_to_single(&self, worker: Worker) -> Admission<'static> {
         let picked = picked_of(worker, &self.view, 0);

@@ -7,7 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 use std::rc::Rc;
 
 use nginx_consul_core::idle::{Idle, Key};
@@ -38,9 +38,8 @@ pub(crate) struct Keepalive {
     timeout: ngx_msec_t,
     time: ngx_msec_t,
     idle: RefCell<Idle<NonNull<Connection>>>,
-    /// The blocks whose instances they lead to, by the number they have as owners.
-    owners: RefCell<HashMap<u32, *const Block>>,
-    next_owner: Cell<u32>,
+    /// The blocks whose instances they lead to, by what they are as owners.
+    owners: RefCell<HashMap<usize, *const Block>>,
     /// Where idle connections are counted; `None` outside of workers.
     worker: Cell<Option<Worker>>,
     /// The lookout knows of it.
@@ -48,7 +47,7 @@ pub(crate) struct Keepalive {
 }
 
 /// Owner of the connections to the block's `server` lines, which never leave.
-const SERVERS: u32 = u32::MAX;
+const SERVERS: usize = 0;
 
 impl Keepalive {
     pub(crate) fn new(conf: &KeepaliveConf) -> Keepalive {
@@ -58,7 +57,6 @@ impl Keepalive {
             time: conf.time.as_millis() as ngx_msec_t,
             idle: RefCell::new(Idle::new(conf.connections)),
             owners: RefCell::default(),
-            next_owner: Cell::new(0),
             worker: Cell::new(None),
             is_watched: Cell::new(false),
         }
@@ -106,7 +104,7 @@ impl Keepalive {
     }
 
     /// Closes those that lead to nobody of the owner's new set.
-    fn keep_only(&self, owner: u32, records: &[Record]) {
+    fn keep_only(&self, owner: usize, records: &[Record]) {
         if self.idle.borrow().is_empty() {
             return;
         }
@@ -159,7 +157,7 @@ impl Keepalive {
 }
 
 /// Whom a connection to an instance of an owner's set leads to.
-fn key(owner: u32, record: &Record) -> Key {
+fn key(owner: usize, record: &Record) -> Key {
     let (place, identity) = (Some(record.place), record.identity);
     Key { owner, place, identity, address: record.address_id() }
 }
@@ -169,44 +167,38 @@ fn is_wanted(record: &Record) -> bool {
     !record.params().down
 }
 
-/// A block's part in the connections.
+/// A block's part in the connections. In a worker it stays where it is, and its address is the owner
+/// of those to the block's instances.
 pub(super) struct Part {
     pub(super) keepalive: Option<Rc<Keepalive>>,
-    owner: Cell<Option<u32>>,
 }
 
 impl Part {
-    pub(super) fn new(keepalive: Option<Rc<Keepalive>>) -> Part {
-        Part { keepalive, owner: Cell::new(None) }
-    }
-
-    /// In a worker, where the block stays where it is.
+    /// In a worker.
     pub(super) fn join(&self, block: &Block, worker: Worker) {
-        let Some(keepalive) = &self.keepalive else { return };
-        keepalive.worker.set(Some(worker));
-        let number = self.owner.get().unwrap_or_else(|| keepalive.next_owner.get());
-        keepalive.next_owner.set(keepalive.next_owner.get().max(number + 1));
-        keepalive.owners.borrow_mut().insert(number, &raw const *block);
-        self.owner.set(Some(number));
+        if let Some(keepalive) = &self.keepalive {
+            keepalive.worker.set(Some(worker));
+            keepalive.owners.borrow_mut().insert(self.owner(), &raw const *block);
+        }
     }
 
-    fn owner(&self) -> Option<(&Rc<Keepalive>, u32)> {
-        self.keepalive.as_ref().zip(self.owner.get())
+    fn owner(&self) -> usize {
+        ptr::from_ref(self).addr()
     }
 
     /// The block has a new set.
     pub(super) fn keep_only(&self, view: &PeerView) {
-        if let Some((keepalive, owner)) = self.owner() {
-            keepalive.keep_only(owner, view.peers().records());
+        if let Some(keepalive) = &self.keepalive {
+            keepalive.keep_only(self.owner(), view.peers().records());
         }
     }
 }
 
 impl Drop for Part {
     fn drop(&mut self) {
-        if let Some((keepalive, owner)) = self.owner() {
-            keepalive.owners.borrow_mut().remove(&owner);
-            keepalive.keep_only(owner, &[]);
+        if let Some(keepalive) = &self.keepalive {
+            keepalive.owners.borrow_mut().remove(&self.owner());
+            keepalive.keep_only(self.owner(), &[]);
         }
     }
 }
@@ -242,9 +234,8 @@ impl InstanceRef<'_> {
     }
 
     #[inline]
-    fn key(&self) -> Option<Key> {
-        let (_, owner) = self.block.part().owner()?;
-        Some(key(owner, self.record()))
+    fn key(&self) -> Key {
+        key(self.block.part().owner(), self.record())
     }
 
     /// Whether the instance is still there, and where it was.

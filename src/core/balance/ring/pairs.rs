@@ -109,7 +109,8 @@ mod tests {
     fn an_identity_that_comes_twice_is_two_members() {
         let others: Vec<u64> = (100..200).collect();
         let (old, new) = ([&[1, 1][..], &others].concat(), [&others[..], &[1, 1, 1]].concat());
-        let alone: Vec<Pair> = all(&old, &new).split_off(others.len());
+        let mut alone = all(&old, &new);
+        alone.retain(|pair| !matches!(pair, Pair::Both { old, .. } if *old >= 2));
         assert_eq!(alone[..2], [Pair::Both { old: 0, new: 102 }, Pair::Gone(1)]);
         assert_eq!(alone[2..], [Pair::Come(100), Pair::Come(101)]);
     }

@@ -73,9 +73,8 @@ impl Kept {
         let key = match peer {
             UpstreamPeer::Instance(instance) => instance.key(),
             // SAFETY: the caller's promise.
-            UpstreamPeer::Server => Some(unsafe { connection::key_of_server(pc) }),
+            UpstreamPeer::Server => unsafe { connection::key_of_server(pc) },
         };
-        let Some(key) = key else { return OK };
         let found = self.keepalive().take(&key, wanted);
         (self.key, self.given) = (Some(key), found);
         let Some(found) = found else { return OK };
