@@ -12,7 +12,6 @@ use nginx_sys::{
 };
 
 use super::args::Parsed;
-use super::directives::Directive;
 use super::target::TargetMaker;
 use super::{Directives, HttpConf, KeepaliveConf, Settings, SrvConf, dynamic, inner, named};
 use crate::ffi;
@@ -229,9 +228,9 @@ fn check_block(
     }
     let after = directives.methods.get(dynamic.before..).unwrap_or_default();
     let took = upstream.peer.init_upstream.filter(|_| dynamic.servers.is_null());
-    let wraps = inner::check_after(after, took).map_err(told)?;
+    inner::check_after(after, took).map_err(told)?;
     if !ptr::eq(upstream.peer.data, dynamic.servers.cast()) {
-        let who = wraps.map_or_else(|| "another module".to_owned(), Directive::shown);
+        let who = directives.wrapper(dynamic.before).unwrap_or_else(|| "another module".into());
         return Err(told(format!("is without effect, {who} takes the peers away")));
     }
     Ok(())
