@@ -124,7 +124,7 @@ impl Services {
                 .iter()
                 .filter_map(|&b| unsafe { &conf::srv_conf(b).named }.as_ref());
             let asks = blocks.filter(|block| {
-                block.template().is_some_and(|template| template.key() == named.template)
+                block.template().is_some_and(|template| template.key == named.template)
             });
             Some(Selection {
                 key,

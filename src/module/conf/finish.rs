@@ -132,16 +132,9 @@ fn gather(
         let settings = conf.settings.or(defaults);
         let of_block = targets_of.targets(settings.clone(), dynamic)?;
         if dynamic.by_request.is_some() {
-            let template = named::template(of_block, &settings);
-            gathered.templates.push(match conf.settings.token {
-                // SAFETY: the block's name lives in the pool of the configuration.
-                Some(_) => {
-                    // SAFETY: the block's name lives in the pool of the configuration.
-                    let name = unsafe { ffi::bytes(&block.host) };
-                    template.owned_by(name.escape_ascii().to_string())
-                }
-                None => template,
-            });
+            // SAFETY: the block's name lives in the pool of the configuration.
+            let name = unsafe { ffi::bytes(&block.host) };
+            gathered.templates.push(named::template(name, of_block, &settings));
             http.named_blocks.push(upstream);
         } else {
             named::check_fixed(&conf.settings, dynamic)?;

@@ -43,7 +43,7 @@ impl AllowService {
 /// `consul_unknown_service [status=code] [valid=time]`.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct UnknownService {
-    status: Option<u16>,
+    status: Option<i16>,
     valid: Option<Duration>,
 }
 
@@ -54,16 +54,12 @@ impl UnknownService {
         for word in words {
             match text(word)?.split_once('=') {
                 Some(("status", code)) => {
-                    let code = args::number(directive, code.as_bytes(), 400)
-                        .ok()
-                        .filter(|&code| code <= 599 && code != 499)
-                        .ok_or_else(|| {
-                            format!(
-                                "{}, the status must be from 400 to 599",
-                                invalid(directive, word)
-                            )
-                        })?;
-                    once(&format!("{directive} status"), &mut unknown.status, code as u16)?;
+                    let code = args::number(directive, code.as_bytes(), 400).ok();
+                    let Some(code) = code.filter(|&code| code <= 599 && code != 499) else {
+                        let invalid = invalid(directive, word);
+                        return Err(format!("{invalid}, the status must be from 400 to 599"));
+                    };
+                    once(&format!("{directive} status"), &mut unknown.status, code as i16)?;
                 }
                 Some(("valid", time)) => {
                     let time = args::positive_time(directive, time.as_bytes())
@@ -77,18 +73,18 @@ impl UnknownService {
     }
 
     /// What is answered, 502 unless set.
-    pub(crate) fn status(&self) -> u16 {
+    pub(crate) fn status(&self) -> i16 {
         self.status.unwrap_or(502)
     }
 }
 
 /// What the block asks for, whatever the name.
-pub(super) fn template(targets: Vec<Target>, settings: &Settings) -> Template {
+pub(super) fn template(block: &[u8], targets: Vec<Target>, settings: &Settings) -> Template {
     let allow = settings.allow_service.clone().unwrap_or_default();
     let unknown = settings.unknown_service.unwrap_or_default();
     let idle = settings.idle.unwrap_or(Duration::from_secs(600));
     let absent = unknown.valid.unwrap_or(Duration::from_secs(1));
-    Template::new(targets, Allowed::new(&allow.patterns, allow.tags), (idle, absent))
+    Template::new(block, targets, Allowed::new(&allow.patterns, allow.tags), (idle, absent))
 }
 
 /// What makes sense only where requests name the service.

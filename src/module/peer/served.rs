@@ -9,7 +9,7 @@ use std::fmt;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 
-use nginx_consul_core::labels::Labels;
+use nginx_consul_core::table::Detail;
 use nginx_sys::{ngx_http_request_t, ngx_http_upstream_srv_conf_t};
 
 use super::block::Block;
@@ -206,7 +206,7 @@ impl<'a> Served<'a> {
     }
 
     /// What is told of the peer.
-    pub(crate) fn labels(&self) -> Option<&'a Labels> {
+    pub(crate) fn labels(&self) -> Option<&'a Detail> {
         let (view, peer) = self.peer?;
         let (set, number) = view.peers().place_in_set(peer)?;
         self.block.labels(view, set)?.get(number)

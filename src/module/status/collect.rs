@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use nginx_consul_core::named::Template;
 use nginx_consul_core::status::{Connections, Document, Head, Nginx, VERSION, Version, Zone};
 use nginx_consul_core::table::Table;
 
@@ -189,8 +188,7 @@ impl Walk {
         let template = templates.find(named.template)?;
         let key = table.key(entry);
         let place = template.places(&named.name, plan).into_iter().find(|p| p.key == key)?;
-        let asks =
-            |block: &&&NamedBlock| block.template().map(Template::key) == Some(named.template);
+        let asks = |block: &&&NamedBlock| block.template().is_some_and(|t| t.key == named.template);
         let blocks: Vec<_> = self.named_blocks.iter().filter(asks).collect();
         let users = Users {
             upstreams: blocks.iter().map(|block| block.pattern().name().into_owned()).collect(),
