@@ -199,74 +199,51 @@ mod tests {
         Known { origin: Some(origin), age: Duration::from_secs(age), failures, ..Known::default() }
     }
 
-    fn judge(demand: &str, sets: &[Known], usable: usize) -> String {
-        let mut parsed = Demand::default();
-        for word in demand.split_whitespace() {
-            match word.split_once('=') {
+    #[test]
+    fn an_upstream_is_ready_if_one_of_its_sets_is_what_was_asked_for() {
+        use Origin::{Live, State, Zone};
+        let none = Known::default;
+        for (demand, sets, usable, verdict) in [
+            // Any data will do unless told otherwise.
+            ("", vec![known(State, 9, 0)], 0, "ready"),
+            ("source=state", vec![known(State, 9, 0)], 0, "ready"),
+            ("source=zone", vec![known(State, 9, 0)], 0, "source"),
+            ("source=zone", vec![known(Zone, 9, 0)], 0, "ready"),
+            ("source=zone", vec![known(Live, 9, 0)], 0, "ready"),
+            ("source=live", vec![known(Zone, 9, 0)], 0, "source"),
+            ("source=live", vec![known(Live, 9, 0)], 0, "ready"),
+            ("", vec![none()], 9, "data"),
+            ("", vec![], 9, "data"),
+            // It gets old once nobody follows it.
+            ("max_age=30", vec![known(Live, 60, 0)], 0, "ready"),
+            ("max_age=30", vec![known(Live, 60, 1)], 0, "max_age"),
+            ("max_age=30", vec![known(Live, 30, 5)], 0, "ready"),
+            ("max_age=30", vec![known(Zone, 31, 0)], 0, "max_age"),
+            ("max_age=30", vec![known(Zone, 30, 0)], 0, "ready"),
+            // One datacenter is enough, and the first one says why.
+            ("", vec![none(), known(Live, 0, 0)], 0, "ready"),
+            ("source=live", vec![known(Zone, 0, 0), none()], 0, "source"),
+            ("peers=2", vec![known(Live, 0, 0)], 1, "peers"),
+            ("peers=2", vec![known(Live, 0, 0)], 2, "ready"),
+            ("peers=2", vec![none()], 2, "data"),
+        ] {
+            let mut parsed = Demand::default();
+            match demand.split_once('=') {
                 Some(("source", name)) => parsed.source = Origin::from_name(name).unwrap(),
                 Some(("max_age", s)) => {
                     parsed.max_age = Some(Duration::from_secs(s.parse().unwrap()));
                 }
-                Some(("peers", n)) => parsed.peers = n.parse().unwrap(),
-                _ => panic!("{word}"),
+                Some((_, n)) => parsed.peers = n.parse().unwrap(),
+                None => {}
             }
+            let count = |enough| match parsed.peers {
+                0 => panic!("{demand}: nobody asked"),
+                peers => usable.min(peers.min(enough)),
+            };
+            let judged = parsed.judge(sets.clone(), count);
+            let word = judged.map_or_else(|lack| lack.what, |()| "ready");
+            assert_eq!(word, verdict, "{demand} {sets:?}");
         }
-        match parsed.judge(sets.to_vec(), |_| usable) {
-            Ok(()) => "ready".to_owned(),
-            Err(lack) => lack.what.to_owned(),
-        }
-    }
-
-    #[test]
-    fn any_data_will_do_unless_told_otherwise() {
-        use Origin::{Live, State, Zone};
-        for (demand, origin, verdict) in [
-            ("", State, "ready"),
-            ("source=state", State, "ready"),
-            ("source=zone", State, "source"),
-            ("source=zone", Zone, "ready"),
-            ("source=zone", Live, "ready"),
-            ("source=live", Zone, "source"),
-            ("source=live", Live, "ready"),
-        ] {
-            assert_eq!(judge(demand, &[known(origin, 9, 0)], 0), verdict, "{demand} {origin:?}");
-        }
-        assert_eq!(judge("", &[Known::default()], 9), "data");
-        assert_eq!(judge("", &[], 9), "data");
-    }
-
-    #[test]
-    fn data_gets_old_once_nobody_follows_it() {
-        use Origin::{Live, Zone};
-        for (origin, age, failures, verdict) in [
-            (Live, 60, 0, "ready"),
-            (Live, 60, 1, "max_age"),
-            (Live, 30, 5, "ready"),
-            (Zone, 31, 0, "max_age"),
-            (Zone, 30, 0, "ready"),
-        ] {
-            let sets = [known(origin, age, failures)];
-            assert_eq!(judge("max_age=30", &sets, 0), verdict, "{origin:?} {age} {failures}");
-        }
-    }
-
-    #[test]
-    fn one_datacenter_is_enough_and_the_first_one_says_why() {
-        let good = known(Origin::Live, 0, 0);
-        assert_eq!(judge("", &[Known::default(), good], 0), "ready");
-        let sets = [known(Origin::Zone, 0, 0), Known::default()];
-        assert_eq!(judge("source=live", &sets, 0), "source");
-    }
-
-    #[test]
-    fn instances_are_counted_only_if_that_matters() {
-        let sets = || [known(Origin::Live, 0, 0)];
-        assert_eq!(judge("peers=2", &sets(), 1), "peers");
-        assert_eq!(judge("peers=2", &sets(), 2), "ready");
-        let never = |_| panic!("nobody asked");
-        assert_eq!(Demand::default().judge(sets(), never), Ok(()));
-        let demand = Demand { peers: 1, ..Demand::default() };
-        assert!(demand.judge([Known::default()], never).is_err());
     }
 
     #[test]

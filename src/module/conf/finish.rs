@@ -46,8 +46,12 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
     }
     let max = http.max_services.unwrap_or(MAX_SERVICES);
     let templates = Arc::new(Templates::new(gathered.templates, max));
-    // Each catalogue is read over a connection of its own.
-    let connections = http.connections().saturating_sub(templates.catalogs().len()).max(1);
+    // Each catalogue is read over a connection of its own, and one has to be free for the first
+    // answer about a service while another one waits for changes.
+    let connections = match templates.catalogs().len() {
+        0 => http.connections(),
+        catalogs => http.connections().saturating_sub(catalogs).max(2),
+    };
     let (plan, target_of) = Plan::new(gathered.targets, connections);
     let plan = Arc::new(plan);
     let mut target_of = target_of.into_iter();
