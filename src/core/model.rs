@@ -4,6 +4,7 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use siphasher::sip128::{Hasher128, SipHasher13};
@@ -54,6 +55,24 @@ impl Source {
     pub fn name(self) -> &'static str {
         self.into()
     }
+}
+
+/// How a service is followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// By blocking queries: changes are seen at once.
+    Blocking,
+    /// By queries about all services, which say which of them to ask: a change of health is seen
+    /// at once, another one (a registration, a weight) within a sweep of all.
+    Gated {
+        /// Longest expected time between a change of the second kind and its being seen.
+        delay: Duration,
+    },
+    /// By asking again and again.
+    Sweep {
+        /// Longest expected time between a change and its being seen.
+        delay: Duration,
+    },
 }
 
 /// What one watch asks Consul: everything that makes a separate query necessary.
@@ -129,19 +148,29 @@ pub struct Selection {
 
 /// Health of an instance: the worst of its service's and its node's checks.
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    EnumString,
 )]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Health {
     /// Every check passes, or there is none.
     Passing,
     /// The worst check warns.
     Warning,
-    /// A check is critical; maintenance mode is a critical check. So is a word that Consul may learn
-    /// one day.
+    /// A check is critical; maintenance mode is a critical check.
     #[default]
-    #[serde(other)]
     Critical,
 }
 

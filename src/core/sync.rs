@@ -35,6 +35,7 @@ pub use crate::consul::policy::{Confirm, OnEmpty, Pending, Policy};
 pub use crate::consul::server::{Server, ServerError};
 pub use crate::consul::tls::{Tls, TlsError, TlsOptions};
 pub use crate::consul::token::{Token, TokenError};
+pub use crate::model::Mode;
 pub use engine::Engine;
 pub(crate) use engine::{join_all, spawn};
 pub use first::first_answers;
@@ -178,24 +179,6 @@ pub enum Report<'a> {
         failures: u32,
         /// Time to the next attempt.
         retry_in: Duration,
-    },
-}
-
-/// How a service is followed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// By blocking queries: changes are seen at once.
-    Blocking,
-    /// By queries about all services, which say which of them to ask: a change of health is seen
-    /// at once, another one (a registration, a weight) within a sweep of all.
-    Gated {
-        /// Longest expected time between a change of the second kind and its being seen.
-        delay: Duration,
-    },
-    /// By asking again and again.
-    Sweep {
-        /// Longest expected time between a change and its being seen.
-        delay: Duration,
     },
 }
 

@@ -49,7 +49,7 @@ pub mod verdicts;
 mod words;
 
 pub use asked::Withheld;
-pub use entry::{Freshness, Mode, Named};
+pub use entry::{Freshness, Named};
 pub use failures::{Limits, PROBE_PACE};
 pub use history::Changed;
 pub use outage::Outage;

@@ -43,6 +43,7 @@ pub(crate) use named::ByRequest;
 pub(crate) use settings::Settings;
 
 /// What holds for the whole of `http`.
+#[derive(Default)]
 pub(crate) struct HttpConf {
     /// `consul_zone`: name and size in bytes.
     pub(crate) zone: Option<(ngx_str_t, usize)>,
@@ -54,8 +55,8 @@ pub(crate) struct HttpConf {
     pub(crate) max_services: Option<usize>,
     /// `consul_state`; `Some(None)` is `off`.
     pub(crate) state: Option<Option<StateFile>>,
-    /// The zone asked for; null while no block follows Consul.
-    pub(crate) shm_zone: *mut ngx_shm_zone_t,
+    /// The zone asked for; none while no block follows Consul.
+    shm_zone: Option<NonNull<ngx_shm_zone_t>>,
     /// The blocks that follow Consul.
     pub(crate) blocks: Vec<*mut ngx_http_upstream_srv_conf_t>,
     /// The blocks whose service requests name, in the order of their templates.
@@ -160,39 +161,23 @@ impl HttpConf {
         self.connections.unwrap_or(64)
     }
 
-    fn new() -> HttpConf {
-        HttpConf {
-            zone: None,
-            init_timeout: None,
-            connections: None,
-            max_services: None,
-            state: None,
-            shm_zone: ptr::null_mut(),
-            blocks: Vec::new(),
-            named_blocks: Vec::new(),
-            apis: Vec::new(),
-            proxies: Vec::new(),
-            plan: None,
-            templates: None,
-        }
+    /// The zone; none while no block follows Consul.
+    pub(crate) fn shm_zone(&self) -> Option<&ngx_shm_zone_t> {
+        // SAFETY: the zone of this configuration, which lives as long.
+        self.shm_zone.map(|zone| unsafe { zone.as_ref() })
     }
 }
 
 pub(crate) extern "C" fn ngx_http_consul_create_main_conf(cf: *mut ngx_conf_t) -> *mut c_void {
     // The first of all callbacks.
     panics::log_them();
+    create_conf::<HttpConf>(cf)
+}
+
+/// A configuration of `http`, of an `upstream` or of a `location`.
+pub(crate) extern "C" fn create_conf<T: Default>(cf: *mut ngx_conf_t) -> *mut c_void {
     // SAFETY: nginx passes a valid configuration, whose pool lives as long as the cycle.
-    fence(ptr::null_mut(), || unsafe { give_to_pool((*cf).pool, HttpConf::new()).cast() })
-}
-
-pub(crate) extern "C" fn ngx_http_consul_create_srv_conf(cf: *mut ngx_conf_t) -> *mut c_void {
-    // SAFETY: as above.
-    fence(ptr::null_mut(), || unsafe { give_to_pool((*cf).pool, SrvConf::default()).cast() })
-}
-
-pub(crate) extern "C" fn ngx_http_consul_create_loc_conf(cf: *mut ngx_conf_t) -> *mut c_void {
-    // SAFETY: as above.
-    fence(ptr::null_mut(), || unsafe { give_to_pool((*cf).pool, LocConf::default()).cast() })
+    fence(ptr::null_mut(), || unsafe { give_to_pool((*cf).pool, T::default()).cast() })
 }
 
 /// A handler isn't inherited, but it goes on in an `if` of its location.
@@ -202,7 +187,7 @@ pub(crate) extern "C" fn ngx_http_consul_merge_loc_conf(
     inner: *mut c_void,
 ) -> *mut c_char {
     fence(CONF_ERROR, || {
-        // SAFETY: both are what ngx_http_consul_create_loc_conf() made; nothing else refers to them
+        // SAFETY: both are what create_conf() made; nothing else refers to them
         // while nginx reads the configuration.
         unsafe {
             let (outer, inner) = (&*outer.cast::<LocConf>(), &mut *inner.cast::<LocConf>());
@@ -260,7 +245,7 @@ pub(crate) unsafe fn http_conf<'a>(cycle: *mut nginx_sys::ngx_cycle_t) -> Option
 /// explicit `upstream` block). Mutable references are only made while the configuration is read,
 /// by one thread.
 pub(crate) unsafe fn srv_conf<'a>(upstream: *mut ngx_http_upstream_srv_conf_t) -> &'a SrvConf {
-    // SAFETY: the caller's promise; create_srv_conf() has filled the element.
+    // SAFETY: the caller's promise; create_conf() has filled the element.
     unsafe { &*ffi::conf_of((*upstream).srv_conf, &raw const crate::ngx_http_consul_module) }
 }
 
@@ -270,6 +255,6 @@ pub(crate) unsafe fn srv_conf<'a>(upstream: *mut ngx_http_upstream_srv_conf_t) -
 ///
 /// `r` is a valid request, which lives as long as `'a`.
 pub(crate) unsafe fn loc_conf<'a>(r: *mut nginx_sys::ngx_http_request_t) -> &'a LocConf {
-    // SAFETY: create_loc_conf() has filled the element; the configuration outlives its requests.
+    // SAFETY: create_conf() has filled the element; the configuration outlives its requests.
     unsafe { &*ffi::conf_of((*r).loc_conf, &raw const crate::ngx_http_consul_module) }
 }

@@ -22,7 +22,6 @@ use std::ptr;
 use nginx_sys::{NGX_HTTP_MODULE, ngx_http_module_t, ngx_module_t};
 
 mod api;
-mod channel;
 mod child;
 mod conf;
 mod ffi;
@@ -52,9 +51,9 @@ static MODULE_CONTEXT: ngx_http_module_t = ngx_http_module_t {
     postconfiguration: Some(first_wait::ngx_http_consul_postconfiguration),
     create_main_conf: Some(conf::ngx_http_consul_create_main_conf),
     init_main_conf: Some(conf::ngx_http_consul_init_main_conf),
-    create_srv_conf: Some(conf::ngx_http_consul_create_srv_conf),
+    create_srv_conf: Some(conf::create_conf::<conf::SrvConf>),
     merge_srv_conf: None,
-    create_loc_conf: Some(conf::ngx_http_consul_create_loc_conf),
+    create_loc_conf: Some(conf::create_conf::<conf::LocConf>),
     merge_loc_conf: Some(conf::ngx_http_consul_merge_loc_conf),
 };
 

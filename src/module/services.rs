@@ -5,7 +5,6 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use nginx_consul_core::named::Template;
 use nginx_consul_core::sync::{Plan, Target};
 use nginx_consul_core::table::{Table, overrides};
 
@@ -39,8 +38,7 @@ pub(crate) struct Followed {
 impl Services {
     /// `None` if no block follows Consul.
     pub(crate) fn new(http: &'static HttpConf) -> Option<Services> {
-        // SAFETY: the zone of the running configuration, or null.
-        let table = zone::table(unsafe { http.shm_zone.as_ref() }?)?;
+        let table = zone::table(http.shm_zone()?)?;
         Some(Services { http, table, plan: http.plan.as_ref()?, entries: table.entries() })
     }
 
@@ -86,7 +84,7 @@ impl Services {
         let places = template.places(&named.name, self.plan);
         let place = places.into_iter().find(|place| place.key == key)?;
         let follows =
-            |block: &&NamedBlock| block.template().map(Template::key) == Some(named.template);
+            |block: &&NamedBlock| block.template().is_some_and(|t| t.key == named.template);
         let blocks: Vec<&NamedBlock> = self.http.named_blocks().filter(follows).collect();
         Some(Followed {
             key,

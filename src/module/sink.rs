@@ -9,7 +9,7 @@ use nginx_consul_core::model::PeerSet;
 use nginx_consul_core::named::ServiceStore;
 use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::state::{Mark, Saved};
-use nginx_consul_core::sync::{Connections, Level, Mode, Plan, Published, Report, Sink};
+use nginx_consul_core::sync::{Connections, Level, Plan, Published, Report, Sink};
 use nginx_consul_core::table::{self, Image, Named, Table, Verdict, Withheld, overrides};
 use parking_lot::{Mutex, RwLock};
 
@@ -266,12 +266,6 @@ impl Sink for TableSink {
     fn report(&self, target: usize, report: &Report<'_>) {
         self.with(target, |table, entry, _| match *report {
             Report::Good { index, server, mode, pending } => {
-                let ms = |delay: Duration| u32::try_from(delay.as_millis()).unwrap_or(u32::MAX);
-                let mode = match mode {
-                    Mode::Blocking => table::Mode::Blocking,
-                    Mode::Gated { delay } => table::Mode::Gated(ms(delay)),
-                    Mode::Sweep { delay } => table::Mode::Sweep(ms(delay)),
-                };
                 table.note_good(entry, index, server, mode, now_ms());
                 table.note_confirmed(entry, self.me);
                 table.note_pending(entry, pending);

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nginx_consul_core::named::{ServiceResolver, Templates};
+use nginx_consul_core::named::{Channel, ServiceResolver, Templates};
 use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::state::{Saved, Saver};
 use nginx_consul_core::sync::{Engine, Plan, Sink};
@@ -27,7 +27,7 @@ use crate::sink::TableSink;
 use crate::state::{self, TableSource};
 use crate::timer::Timer;
 use crate::workers_user::Workers;
-use crate::{channel, first, overrides, reach, zone};
+use crate::{first, overrides, reach, zone};
 
 /// How often worker 0 writes the threads' log lines and looks whether it is to end, milliseconds.
 const TICK: usize = 100;
@@ -79,7 +79,7 @@ unsafe fn parts<'a>(
     // SAFETY: the caller's promise; the zone is mapped once nginx calls the hooks.
     unsafe {
         let http = conf::http_conf(cycle)?;
-        let table = zone::table(http.shm_zone.as_ref()?)?;
+        let table = zone::table(http.shm_zone()?)?;
         Some((http, http.plan.as_ref()?, table))
     }
 }
@@ -107,9 +107,15 @@ pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) ->
         if is_test {
             return OK;
         }
-        if http.templates.is_some() {
+        let opened = http.templates.as_ref().map_or(Ok(()), |_| Channel::open());
+        if let Err(e) = opened {
             // SAFETY: the cycle's log.
-            channel::open(unsafe { (*cycle).log });
+            let log = unsafe { (*cycle).log };
+            ngx::ngx_log_error!(
+                NGX_LOG_ALERT,
+                log,
+                "consul: requests can't name services: no socket pair ({e})"
+            );
         }
         let sink = TableSink::new(table, plan);
         let needed: Vec<usize> =
@@ -275,14 +281,12 @@ impl Watch {
     /// Starts to look up the names that requests ask for.
     fn start_resolver(&mut self) {
         self.resolver = None;
-        let Some(((templates, engine), channel)) =
-            self.templates.clone().zip(self.engine.clone()).zip(channel::get())
-        else {
+        let Some((templates, engine)) = self.templates.clone().zip(self.engine.clone()) else {
             return;
         };
         let _blocked = SignalsBlocked::new();
         let plan = Arc::clone(&self.plan);
-        let started = ServiceResolver::start(templates, plan, channel, self.sink.clone(), engine);
+        let started = ServiceResolver::start(templates, plan, self.sink.clone(), engine);
         self.resolver = started
             .map_err(|e| {
                 let log = log();

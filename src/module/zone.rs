@@ -1,6 +1,7 @@
 //! The shared zone: asked for while the configuration is read, laid out when nginx has mapped it.
 
 use std::ffi::c_void;
+use std::ptr::NonNull;
 use std::slice;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -22,7 +23,7 @@ pub(crate) fn request(
     cf: *mut ngx_conf_t,
     zone: Option<(ngx_str_t, usize)>,
     targets: usize,
-) -> Result<*mut ngx_shm_zone_t, String> {
+) -> Result<NonNull<ngx_shm_zone_t>, String> {
     let (mut name, size) = zone.unwrap_or((str_over(NAME), SIZE));
     let room = table::entries_in(size);
     if targets > room {
@@ -35,13 +36,11 @@ pub(crate) fn request(
     // an error of nginx's own.
     unsafe {
         let tag = (&raw mut crate::ngx_http_consul_module).cast::<c_void>();
-        let shm_zone = ngx_shared_memory_add(cf, &mut name, size, tag);
-        if shm_zone.is_null() {
-            return Err(format!("can't have zone \"{name}\" of \"consul_zone\""));
-        }
-        (*shm_zone).init = Some(ngx_http_consul_init_zone);
+        let mut shm_zone = NonNull::new(ngx_shared_memory_add(cf, &mut name, size, tag))
+            .ok_or_else(|| format!("can't have zone \"{name}\" of \"consul_zone\""))?;
+        shm_zone.as_mut().init = Some(ngx_http_consul_init_zone);
         // Until then, the cycle that the zone is made for.
-        (*shm_zone).data = (*cf).cycle.cast();
+        shm_zone.as_mut().data = (*cf).cycle.cast();
         Ok(shm_zone)
     }
 }

@@ -13,9 +13,10 @@ pub use answer::Answer;
 pub use rights::TokenState;
 use rights::token_rights;
 
-use crate::consul::query::{self, ReadFrom, View};
+use crate::consul::query::{self, View};
 use crate::consul::token::CurrentToken;
 use crate::consul::transport::{ConnectError, Dial, DialConnector, LastDial, NoResolver, is_reset};
+use crate::consul::watch::Fetch;
 use crate::model::{Query, Source};
 use crate::stop::Stop;
 use crate::sync::Endpoint;
@@ -41,19 +42,15 @@ const MAX_ERROR_QUOTE: usize = 200;
 pub struct Request<'a> {
     /// Whom.
     pub endpoint: &'a Arc<Endpoint>,
-    /// Which of the endpoint's servers.
-    pub server: usize,
     /// What.
     pub query: &'a Query,
     /// How much of it.
     pub view: View,
-    /// From where Consul may answer.
-    pub from: ReadFrom,
-    /// Blocks until the state is newer than this, or `wait` is over; `None` answers at once.
-    pub index: Option<u64>,
-    /// Longest time to block.
-    pub wait: Duration,
-    /// Gives up waiting for the header, and then for the body, after this time.
+    /// Of which of the endpoint's servers, and whether it blocks.
+    pub fetch: Fetch,
+    /// Asks over a connection of its own, and gives up waiting for the header, and then for the
+    /// body, after this time. If it is answered, that connection is the one in use; else the other
+    /// one stays.
     pub patience: Option<Duration>,
 }
 
@@ -115,7 +112,6 @@ pub enum Trouble {
 pub struct Client {
     stop: Arc<Stop>,
     line: Option<Line>,
-    probed: Option<Line>,
     /// Where connections to an agent on this machine come from.
     source: Option<Ipv4Addr>,
     trouble: Option<Trouble>,
@@ -134,7 +130,7 @@ struct Line {
 impl Client {
     /// Requests are aborted when `stop` is raised.
     pub fn new(stop: Arc<Stop>) -> Self {
-        Client { stop, line: None, probed: None, source: None, trouble: None }
+        Client { stop, line: None, source: None, trouble: None }
     }
 
     /// One of many: Consul bounds the connections from one address, but this machine has more of
@@ -152,47 +148,24 @@ impl Client {
     ///
     /// See [`Error`]. After an error other than [`Error::Status`] the connection is closed.
     pub fn get(&mut self, request: Request<'_>) -> Result<Answer, Error> {
-        if self.stop.is_raised() {
-            return Err(Error::Stopped);
-        }
-        let line = self.line(request.endpoint, request.server);
-        let answer = line.get(request);
-        let trouble = answer.as_ref().err().and_then(|error| line.trouble(error, request));
-        // An aborted read can look like the end of a body.
-        if self.stop.is_raised() {
-            return Err(Error::Stopped);
-        }
+        let Request { endpoint, fetch, patience, .. } = request;
+        let line = match patience {
+            None => self.take_line(endpoint, fetch.server),
+            Some(_) => Line::new(endpoint, fetch.server, self.source, &self.stop),
+        };
+        let mut trouble = None;
+        let answer = self.over(line, |line| {
+            let answer = line.get(request);
+            trouble = answer.as_ref().err().and_then(|error| line.trouble(error, fetch));
+            answer
+        });
         self.trouble = self.trouble.take().or(trouble);
-        if !matches!(answer, Ok(_) | Err(Error::Status { .. })) {
-            self.close();
-        }
         answer
     }
 
     /// What the errors since the last time say of the number of connections.
     pub fn take_trouble(&mut self) -> Option<Trouble> {
         self.trouble.take()
-    }
-
-    /// Asks over a connection of its own; the one in use stays open. [`Client::end_probe`] is owed.
-    ///
-    /// # Errors
-    ///
-    /// See [`Error`].
-    pub fn probe(&mut self, request: Request<'_>) -> Result<Answer, Error> {
-        let line = Line::new(request.endpoint, request.server, self.source, &self.stop);
-        let line = self.probed.insert(line);
-        let answer = line.get(request);
-        self.trouble = answer.as_ref().err().and_then(|error| line.trouble(error, request));
-        if self.stop.is_raised() { Err(Error::Stopped) } else { answer }
-    }
-
-    /// Makes the connection of the last probe the one in use, or closes it.
-    pub fn end_probe(&mut self, take: bool) {
-        let probed = self.probed.take();
-        if take && probed.is_some() {
-            self.line = probed;
-        }
     }
 
     /// Asks a server what it knows of the token.
@@ -206,23 +179,17 @@ impl Client {
         server: usize,
         query: &Query,
     ) -> Result<TokenState, Error> {
-        let line = self.line(endpoint, server);
-        line.dial.allowed.store(true, Ordering::Relaxed);
-        let answer = line.fetch(&query::token_self(query), false, SLACK, BODY);
-        if self.stop.is_raised() {
-            return Err(Error::Stopped);
-        }
+        let line = self.take_line(endpoint, server);
+        let answer = self.over(line, |line| {
+            line.dial.allowed.store(true, Ordering::Relaxed);
+            line.fetch(&query::token_self(query), false, SLACK, BODY)
+        });
         match answer {
             Ok(answer) if answer.default_allow => Ok(TokenState::Rightful),
             Ok(answer) => token_rights(&answer.body),
             // "ACL support disabled"
             Err(Error::Status { status: 401, .. }) => Ok(TokenState::Disabled),
-            Err(error) => {
-                if !matches!(error, Error::Status { .. }) {
-                    self.close();
-                }
-                Err(error)
-            }
+            Err(error) => Err(error),
         }
     }
 
@@ -231,11 +198,32 @@ impl Client {
         self.line = None;
     }
 
-    fn line(&mut self, endpoint: &Arc<Endpoint>, server: usize) -> &mut Line {
+    fn take_line(&mut self, endpoint: &Arc<Endpoint>, server: usize) -> Line {
         let same = |line: &Line| Arc::ptr_eq(&line.endpoint, endpoint) && line.server == server;
         let line = self.line.take().filter(same);
-        let (stop, source) = (&self.stop, self.source);
-        self.line.insert(line.unwrap_or_else(|| Line::new(endpoint, server, source, stop)))
+        line.unwrap_or_else(|| Line::new(endpoint, server, self.source, &self.stop))
+    }
+
+    /// Asks over a line, which is the one in use from here on, unless an error closes it. One that
+    /// refuses takes no other's place.
+    fn over(
+        &mut self,
+        mut line: Line,
+        ask: impl FnOnce(&mut Line) -> Result<Answer, Error>,
+    ) -> Result<Answer, Error> {
+        if self.stop.is_raised() {
+            return Err(Error::Stopped);
+        }
+        let answer = ask(&mut line);
+        // An aborted read can look like the end of a body.
+        if self.stop.is_raised() {
+            return Err(Error::Stopped);
+        }
+        let refuses = matches!(answer, Err(Error::Status { .. }));
+        if answer.is_ok() || (refuses && self.line.is_none()) {
+            self.line = Some(line);
+        }
+        answer
     }
 }
 
@@ -280,25 +268,22 @@ impl Line {
     }
 
     fn get(&mut self, request: Request<'_>) -> Result<Answer, Error> {
-        let path = {
-            let Request { query, view, from, index, wait, .. } = request;
-            query::path(query, view, from, index, wait)
-        };
-        let mut deadline = read_deadline(request.index.map(|_| request.wait));
-        if let Some(patience) = request.patience {
+        let Request { query, view, fetch, patience, .. } = request;
+        let path = query::path(query, view, fetch);
+        let mut deadline = read_deadline(fetch.index.map(|_| fetch.wait));
+        if let Some(patience) = patience {
             deadline = deadline.min(patience);
         }
-        self.dial.allowed.store(request.index.is_none(), Ordering::Relaxed);
-        let missing = request.query.source == Source::Kv;
-        self.fetch(&path, missing, deadline, request.patience.unwrap_or(BODY))
+        self.dial.allowed.store(fetch.index.is_none(), Ordering::Relaxed);
+        self.fetch(&path, query.source == Source::Kv, deadline, patience.unwrap_or(BODY))
     }
 
     /// What an error says of the number of connections.
-    fn trouble(&self, error: &Error, request: Request<'_>) -> Option<Trouble> {
+    fn trouble(&self, error: &Error, fetch: Fetch) -> Option<Trouble> {
         let LastDial { at, was_cut } = *self.dial.last.lock();
         let is_new = at.is_some_and(|at| at.elapsed() < AT_ONCE);
         // Whoever blocks has been answered over this connection before.
-        let blocks = request.index.is_some();
+        let blocks = fetch.index.is_some();
         match error {
             Error::Closed | Error::Reset(_) | Error::BrokeOff(_) if blocks => Some(Trouble::Lost),
             Error::Status { status: 429, .. } | Error::Closed | Error::Reset(_) if is_new => {

@@ -1,5 +1,6 @@
 //! An answer of `/v1/health/service`, or of `/v1/query/<name>/execute`, as instances.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use serde::Deserialize;
@@ -42,7 +43,8 @@ struct Entry<'a> {
     node: Option<Node>,
     #[serde(borrow)]
     service: Option<Service<'a>>,
-    checks: Option<Vec<Option<Check>>>,
+    #[serde(borrow)]
+    checks: Option<Vec<Option<Check<'a>>>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -70,8 +72,9 @@ struct Service<'a> {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Check {
-    status: Option<Health>,
+struct Check<'a> {
+    #[serde(borrow)]
+    status: Option<Cow<'a, str>>,
 }
 
 fn draft(entry: Entry<'_>) -> (Draft<'_>, Health) {
@@ -94,8 +97,9 @@ fn draft(entry: Entry<'_>) -> (Draft<'_>, Health) {
 }
 
 /// The worst of all checks, those of the node included.
-fn health(checks: &[Option<Check>]) -> Health {
-    let status = |check: &Option<Check>| check.as_ref()?.status;
+fn health(checks: &[Option<Check<'_>>]) -> Health {
+    // Also critical: a word that Consul may learn one day.
+    let status = |check: &Option<Check<'_>>| check.as_ref()?.status.as_ref()?.parse().ok();
     checks.iter().map(|c| status(c).unwrap_or(Health::Critical)).max().unwrap_or(Health::Passing)
 }
 

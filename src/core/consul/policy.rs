@@ -62,11 +62,13 @@ impl Policy {
         if peers == 0 { self.on_empty != OnEmpty::Drop } else { self.max_removal.is_some() }
     }
 
-    /// How a removal that is too large is confirmed: as an empty answer is, where that is.
-    fn confirm(&self) -> Confirm {
+    /// How a removal is confirmed; `None`: not at all. One that is too large is as an empty answer
+    /// is, where that is.
+    fn confirm(&self, is_empty: bool) -> Option<Confirm> {
         match self.on_empty {
-            OnEmpty::Confirm(confirm) => confirm,
-            OnEmpty::Keep | OnEmpty::Drop => Confirm::default(),
+            OnEmpty::Confirm(confirm) => Some(Confirm { reads: confirm.reads.max(1), ..confirm }),
+            OnEmpty::Keep if is_empty => None,
+            OnEmpty::Keep | OnEmpty::Drop => Some(Confirm::default()),
         }
     }
 
@@ -119,7 +121,7 @@ struct Wait {
     since: Instant,
     /// Peers that each answer so far lacks.
     removed: HashSet<u64>,
-    empty: bool,
+    is_empty: bool,
     confirmed: u32,
 }
 
@@ -140,38 +142,40 @@ impl Guard {
         now: Instant,
     ) -> Verdict {
         let removed: HashSet<u64> = held.difference(next).copied().collect();
-        let empty = next.is_empty();
-        let normal = if empty {
-            held.is_empty() || policy.on_empty == OnEmpty::Drop
-        } else {
-            policy.allows(removed.len(), held.len())
+        let is_empty = next.is_empty();
+        let is_too_much = |removed: &HashSet<u64>| match is_empty {
+            true => !held.is_empty() && policy.on_empty != OnEmpty::Drop,
+            false => !policy.allows(removed.len(), held.len()),
         };
-        if normal {
-            return Verdict::Publish { ended: self.end(policy, now) };
+        let before = self.wait.take();
+        if !is_too_much(&removed) {
+            let ended = before.map(|wait| (wait.pending(policy), now - wait.since));
+            return Verdict::Publish { ended };
         }
-        let keeps = empty && policy.on_empty == OnEmpty::Keep;
-        let confirm = policy.confirm();
-        let reads = confirm.reads.max(1);
-        let is_new = self.wait.is_none();
-        let goes_on = self.goes_on(policy, held.len(), &removed, empty);
-        let wait = match &mut self.wait {
-            Some(wait) if goes_on => wait,
-            place => place.insert(Wait { since: now, removed, empty, confirmed: 0 }),
+        let is_new = before.is_none();
+        // What all answers since the first one lack.
+        let before = before.filter(|wait| wait.is_empty == is_empty).map(|wait| Wait {
+            removed: wait.removed.intersection(&removed).copied().collect(),
+            ..wait
+        });
+        let before = before.filter(|wait| is_too_much(&wait.removed));
+        let goes_on = before.is_some();
+        let first = Wait { since: now, removed, is_empty, confirmed: 0 };
+        let wait = self.wait.insert(before.unwrap_or(first));
+        let Some(Confirm { reads, over }) = policy.confirm(is_empty) else {
+            return Verdict::Hold { pending: wait.pending(policy), is_new, again: None };
         };
-        if keeps {
-            return Verdict::Hold { pending: wait.pending(0), is_new, again: None };
-        }
-        let due = |wait: &Wait, read: u32| wait.since + confirm.over * read / reads;
-        if goes_on && may_confirm && now >= due(wait, wait.confirmed + 1) {
-            if wait.confirmed + 1 >= reads {
-                let last = wait.pending(reads);
-                let pending = Pending { confirmed: last.of, ..last };
+        let due = |wait: &Wait| wait.since + over * (wait.confirmed + 1) / reads;
+        if goes_on && may_confirm && now >= due(wait) {
+            wait.confirmed += 1;
+            if wait.confirmed >= reads {
+                let pending = wait.pending(policy);
+                // Until it is in force, this read may have to be made again.
+                wait.confirmed -= 1;
                 return Verdict::Confirmed { pending, after: now - wait.since };
             }
-            wait.confirmed += 1;
         }
-        let next = due(wait, wait.confirmed + 1);
-        Verdict::Hold { pending: wait.pending(reads), is_new, again: Some(next) }
+        Verdict::Hold { pending: wait.pending(policy), is_new, again: Some(due(wait)) }
     }
 
     /// Whether a removal waits.
@@ -183,38 +187,15 @@ impl Guard {
     pub fn settled(&mut self) {
         self.wait = None;
     }
-
-    fn end(&mut self, policy: &Policy, now: Instant) -> Option<(Pending, Duration)> {
-        let wait = self.wait.take()?;
-        let keeps = wait.empty && policy.on_empty == OnEmpty::Keep;
-        let of = if keeps { 0 } else { policy.confirm().reads.max(1) };
-        Some((wait.pending(of), now - wait.since))
-    }
-
-    /// Whether this answer says the same as those before: it is as empty, and what all of them lack
-    /// is still too much.
-    fn goes_on(
-        &mut self,
-        policy: &Policy,
-        held: usize,
-        removed: &HashSet<u64>,
-        empty: bool,
-    ) -> bool {
-        let Some(wait) = &mut self.wait else { return false };
-        if wait.empty != empty {
-            return false;
-        }
-        wait.removed.retain(|peer| removed.contains(peer));
-        empty || !policy.allows(wait.removed.len(), held)
-    }
 }
 
 impl Wait {
-    fn pending(&self, of: u32) -> Pending {
+    fn pending(&self, policy: &Policy) -> Pending {
+        let number = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
         Pending {
             removals: u32::try_from(self.removed.len()).unwrap_or(u32::MAX),
-            confirmed: u16::try_from(self.confirmed).unwrap_or(u16::MAX),
-            of: u16::try_from(of).unwrap_or(u16::MAX),
+            confirmed: number(self.confirmed),
+            of: policy.confirm(self.is_empty).map_or(0, |confirm| number(confirm.reads)),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
+use crate::consul::watch::Fetch;
 use crate::model::{Consistency, Query, Source};
 
 /// Everything but RFC 3986's unreserved characters.
@@ -63,13 +64,8 @@ const NO_TAG: &str = "nginx-consul:none";
 /// With an `index` it blocks for up to `wait`, without one Consul answers at once. Empty parameters
 /// are left out: to Consul, `tag=` is a tag that nothing has. Neither `passing` nor `tag` is ever
 /// sent, since one answer serves every selection.
-pub fn path(
-    query: &Query,
-    view: View,
-    from: ReadFrom,
-    index: Option<u64>,
-    wait: Duration,
-) -> String {
+pub fn path(query: &Query, view: View, fetch: Fetch) -> String {
+    let Fetch { from, index, wait, .. } = fetch;
     let mut path = subject(query, view);
     if query.source == Source::Kv {
         push(&mut path, "recurse", None);
@@ -160,6 +156,16 @@ mod tests {
 
     use super::*;
     use crate::model::MetaKeys;
+
+    fn path(
+        query: &Query,
+        view: View,
+        from: ReadFrom,
+        index: Option<u64>,
+        wait: Duration,
+    ) -> String {
+        super::path(query, view, Fetch { from, index, ..Fetch::read(0, wait) })
+    }
 
     fn query(service: &str) -> Query {
         Query { service: service.to_owned(), ..Query::default() }

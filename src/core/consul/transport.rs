@@ -17,7 +17,7 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
     addr::SocketAddrArg, bind, connect, recv, send, socket_with, sockopt,
 };
-use rustls::{ClientConnection, StreamOwned};
+use rustls::ClientConnection;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
@@ -113,23 +113,20 @@ impl Dial {
             return Err(ConnectError::NotAllowed);
         }
         let deadline = Instant::now() + self.timeout;
-        let stream = match self.server.address() {
+        let (mut socket, tls_host) = match self.server.address() {
             Address::Unix(path) => {
-                let socket = SocketAddrUnix::new(path).map_err(io::Error::from);
+                let address = SocketAddrUnix::new(path).map_err(io::Error::from);
+                let from = (AddressFamily::UNIX, None);
                 // A full backlog is an error here, not something to wait for.
-                let socket =
-                    socket.and_then(|a| self.open((AddressFamily::UNIX, None), &a, deadline));
-                Stream::Plain(socket.map_err(|error| self.failure(error, ConnectError::Io))?)
+                let socket = address.and_then(|address| self.open(from, &address, deadline));
+                (socket.map_err(|error| self.failure(error, ConnectError::Io))?, None)
             }
-            Address::Tcp { host, port, tls: false } => {
-                Stream::Plain(self.connect(host, *port, deadline)?)
-            }
-            Address::Tcp { host, port, tls: true } => {
-                let socket = self.connect(host, *port, deadline)?;
-                Stream::Tls(Box::new(self.handshake(socket, host)?))
+            Address::Tcp { host, port, tls } => {
+                (self.connect(host, *port, deadline)?, tls.then_some(host))
             }
         };
-        Ok(Wire { stream, buffers: LazyBuffers::new(INPUT_BUFFER, OUTPUT_BUFFER) })
+        let tls = tls_host.map(|host| self.handshake(&mut socket, host)).transpose()?;
+        Ok(Wire { socket, tls, buffers: LazyBuffers::new(INPUT_BUFFER, OUTPUT_BUFFER) })
     }
 
     fn connect(&self, host: &str, port: u16, until: Instant) -> Result<Socket, ConnectError> {
@@ -186,19 +183,23 @@ impl Dial {
         Ok(socket)
     }
 
-    fn handshake(&self, mut socket: Socket, host: &str) -> Result<TlsStream, ConnectError> {
+    fn handshake(
+        &self,
+        socket: &mut Socket,
+        host: &str,
+    ) -> Result<Box<ClientConnection>, ConnectError> {
         let tls = |error: &dyn fmt::Display| ConnectError::Tls(error.to_string());
         let config = self.tls.config().map_err(|error| tls(&error))?;
         let name = self.tls.name_for(host).map_err(|error| tls(&error))?;
         let mut session = ClientConnection::new(config, name).map_err(|error| tls(&error))?;
         while session.is_handshaking() {
-            session.complete_io(&mut socket).map_err(|error| {
+            session.complete_io(socket).map_err(|error| {
                 let is_end = error.kind() == io::ErrorKind::UnexpectedEof || is_reset(&error);
                 self.last.lock().was_cut = is_end;
                 self.failure(error, |error| tls(&error))
             })?;
         }
-        Ok(StreamOwned::new(session, socket))
+        Ok(Box::new(session))
     }
 
     fn failure(
@@ -217,8 +218,6 @@ impl Dial {
 pub(crate) fn is_reset(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }
-
-type TlsStream = StreamOwned<ClientConnection, Socket>;
 
 /// A connected descriptor.
 #[derive(Debug)]
@@ -276,31 +275,38 @@ impl Write for Socket {
     }
 }
 
-enum Stream {
-    Plain(Socket),
-    Tls(Box<TlsStream>),
-}
-
-impl Stream {
-    fn socket(&mut self) -> &mut Socket {
-        match self {
-            Stream::Plain(socket) => socket,
-            Stream::Tls(stream) => &mut stream.sock,
-        }
-    }
-
-    /// Gives every operation that follows this much time in all.
-    fn limit(&mut self, timeout: NextTimeout) {
-        let after = timeout.after;
-        let deadline = (!after.is_not_happening()).then(|| Instant::now().checked_add(*after));
-        self.socket().deadline = deadline.flatten();
-    }
-}
-
 /// A connection to a server, with ureq's buffers.
 pub(crate) struct Wire {
-    stream: Stream,
+    socket: Socket,
+    tls: Option<Box<ClientConnection>>,
     buffers: LazyBuffers,
+}
+
+trait ReadWrite: Read + Write {}
+
+impl<T: Read + Write> ReadWrite for T {}
+
+impl Wire {
+    /// Reads or writes within ureq's time.
+    fn within<T>(
+        &mut self,
+        timeout: NextTimeout,
+        run: impl FnOnce(&mut dyn ReadWrite, &mut LazyBuffers) -> io::Result<T>,
+    ) -> Result<T, ureq::Error> {
+        let after = timeout.after;
+        let has_end = !after.is_not_happening();
+        self.socket.deadline = Instant::now().checked_add(*after).filter(|_| has_end);
+        let done = match &mut self.tls {
+            None => run(&mut self.socket, &mut self.buffers),
+            Some(tls) => {
+                run(&mut rustls::Stream::new(&mut **tls, &mut self.socket), &mut self.buffers)
+            }
+        };
+        done.map_err(|error| match error.kind() {
+            io::ErrorKind::TimedOut => ureq::Error::Timeout(timeout.reason),
+            _ => ureq::Error::Io(error),
+        })
+    }
 }
 
 impl fmt::Debug for Wire {
@@ -315,39 +321,21 @@ impl Transport for Wire {
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
-        self.stream.limit(timeout);
-        let output = &self.buffers.output()[..amount];
-        let written = match &mut self.stream {
-            Stream::Plain(socket) => socket.write_all(output),
-            Stream::Tls(stream) => stream.write_all(output),
-        };
-        written.map_err(|error| ureq_error(error, timeout))
+        self.within(timeout, |stream, buffers| stream.write_all(&buffers.output()[..amount]))
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
-        self.stream.limit(timeout);
-        let input = self.buffers.input_append_buf();
-        let count = match &mut self.stream {
-            Stream::Plain(socket) => socket.read(input),
-            Stream::Tls(stream) => stream.read(input),
-        };
-        let count = count.map_err(|error| ureq_error(error, timeout))?;
+        let count =
+            self.within(timeout, |stream, buffers| stream.read(buffers.input_append_buf()))?;
         self.buffers.input_appended(count);
         Ok(count > 0)
     }
 
     fn is_open(&mut self) -> bool {
-        self.stream.socket().is_idle()
+        self.socket.is_idle()
     }
 
     fn is_tls(&self) -> bool {
-        matches!(self.stream, Stream::Tls(_))
-    }
-}
-
-fn ureq_error(error: io::Error, timeout: NextTimeout) -> ureq::Error {
-    match error.kind() {
-        io::ErrorKind::TimedOut => ureq::Error::Timeout(timeout.reason),
-        _ => ureq::Error::Io(error),
+        self.tls.is_some()
     }
 }

@@ -40,7 +40,7 @@ const TRIAL: Duration = MIN_WAIT;
 const MIN_RETRY: Duration = Duration::from_millis(10);
 
 /// State of one watch.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Watch {
     settings: Settings,
     server: usize,
@@ -83,28 +83,12 @@ impl Watch {
             poll: settings.poll.max(MIN_RETRY),
             ..settings
         };
-        let copies = Copies::new(settings.can_avoid_copies);
         Watch {
             settings,
-            server: 0,
-            index: None,
-            digest: None,
-            fetch: None,
-            not_before: None,
-            paced: None,
+            copies: Copies::new(settings.can_avoid_copies),
             wait_limit: MAX_WAIT,
-            return_at: None,
-            failures: 0,
-            failing_since: None,
-            tried: 0,
-            rounds: 0,
             tokens: BUCKET,
-            refilled: None,
-            copies,
-            verifies: false,
-            blocks_at: None,
-            bounced: None,
-            turn: None,
+            ..Watch::default()
         }
     }
 
@@ -164,7 +148,7 @@ impl Watch {
 
     /// Asks nothing before `at`; the index stays.
     pub fn pause_until(&mut self, at: Instant) {
-        self.wait_until(at);
+        self.not_before = self.not_before.max(Some(at));
     }
 
     /// What to do now. A fetch must be followed by [`answer`](Self::answer).
@@ -210,7 +194,7 @@ impl Watch {
         self.paced = None;
         self.not_before = Some(at);
         if let (true, Some(since)) = (self.tokens < 0.0, self.refilled) {
-            self.wait_until(since + Duration::from_secs_f64(-self.tokens / REFILL));
+            self.pause_until(since + Duration::from_secs_f64(-self.tokens / REFILL));
         }
     }
 
@@ -322,12 +306,8 @@ impl Watch {
         let since = self.refilled.replace(now).map_or(Duration::ZERO, |last| now - last);
         self.tokens = (self.tokens + since.as_secs_f64() * REFILL).min(BUCKET) - tokens;
         if self.tokens < 0.0 {
-            self.wait_until(now + Duration::from_secs_f64(-self.tokens / REFILL));
+            self.pause_until(now + Duration::from_secs_f64(-self.tokens / REFILL));
         }
-    }
-
-    fn wait_until(&mut self, at: Instant) {
-        self.not_before = Some(self.not_before.map_or(at, |other| other.max(at)));
     }
 
     fn plan_return(&mut self, now: Instant, rng: &mut impl Rng) {
@@ -349,10 +329,10 @@ impl Watch {
         let Some(at) = self.blocks_at.filter(|at| *at > now) else { return };
         let poll = jitter(self.settings.poll.mul_f64(0.9), 0.1, rng);
         if at <= now + poll {
-            self.wait_until(at);
+            self.pause_until(at);
         } else {
             self.index = None;
-            self.wait_until(now + poll);
+            self.pause_until(now + poll);
         }
     }
 }

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use crate::consul::client::{Client, Request};
 use crate::consul::gate::vet;
 use crate::consul::overview::key;
-use crate::consul::query::{ReadFrom, View};
+use crate::consul::query::View;
+use crate::consul::watch::Fetch;
 use crate::model::{Consistency, Query};
 use crate::sync::{Endpoint, Target};
 
@@ -74,16 +75,9 @@ impl Catalog {
     }
 
     fn ask(&self, client: &mut Client, server: usize) -> Result<HashMap<u64, Vec<u64>>, String> {
-        let answer = client.get(Request {
-            endpoint: &self.endpoint,
-            server,
-            query: &self.query,
-            view: View::Names,
-            from: ReadFrom::Anywhere,
-            index: None,
-            wait: Duration::ZERO,
-            patience: None,
-        });
+        let (endpoint, query, view) = (&self.endpoint, &self.query, View::Names);
+        let fetch = Fetch::read(server, Duration::ZERO);
+        let answer = client.get(Request { endpoint, query, view, fetch, patience: None });
         let answer = answer.map_err(|error| error.to_string())?;
         // One that is filtered by the token's rights is as good: what the token can't see here it
         // can't see of the services either.

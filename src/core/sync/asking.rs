@@ -93,22 +93,13 @@ fn ask_as_told(
     fetch: Fetch,
     view: View,
 ) -> Result<Option<Reply>, Failure> {
-    let request = Request {
-        endpoint: &subject.endpoint,
-        server: fetch.server,
-        query: &subject.query,
-        view,
-        from: fetch.from,
-        index: fetch.index,
-        wait: fetch.wait,
-        patience: fetch.probe.then_some(subject.endpoint.connect_timeout),
-    };
-    let answer = if fetch.probe { client.probe(request) } else { client.get(request) };
-    match answer {
+    let Subject { query, endpoint, timing } = subject;
+    let patience = fetch.probe.then_some(endpoint.connect_timeout);
+    match client.get(Request { endpoint, query, view, fetch, patience }) {
         Ok(answer) => {
-            let (index, instances) = believe(&answer, &subject.query, subject.timing.max_stale)?;
-            let is_cached = subject.query.consistency == Consistency::Cached
-                && fetch.from == ReadFrom::Anywhere;
+            let (index, instances) = believe(&answer, query, timing.max_stale)?;
+            let is_cached =
+                query.consistency == Consistency::Cached && fetch.from == ReadFrom::Anywhere;
             let (bytes, is_copy) = (answer.body.len() as u64, answer.streamed || is_cached);
             Ok(Some(Reply { index, bytes, instances, is_copy }))
         }
@@ -125,18 +116,9 @@ pub(super) fn read_anew(
     patience: Duration,
 ) -> Result<(), client::Error> {
     let view = if has_tags(subject.query.source) { View::Index } else { View::Full };
-    let read = client.probe(Request {
-        endpoint: &subject.endpoint,
-        server: 0,
-        query: &subject.query,
-        view,
-        from: ReadFrom::Anywhere,
-        index: None,
-        wait: Duration::ZERO,
-        patience: Some(patience),
-    });
-    client.end_probe(read.is_ok());
-    read.map(drop)
+    let Subject { query, endpoint, .. } = subject;
+    let fetch = Fetch::read(0, Duration::ZERO);
+    client.get(Request { endpoint, query, view, fetch, patience: Some(patience) }).map(drop)
 }
 
 /// Before peers leave that could be hidden from the token: asks whether it is one that could see

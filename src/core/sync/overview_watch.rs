@@ -57,9 +57,7 @@ pub(super) fn fetch_overview(
 ) -> Result<Option<(u64, u64, Overview)>, Failure> {
     let Subject { query, endpoint, timing } = subject;
     let patience = fetch.probe.then_some(endpoint.connect_timeout);
-    let Fetch { server, index, wait, probe, from } = fetch;
-    let request = Request { endpoint, server, query, view, from, index, wait, patience };
-    let answer = match if probe { client.probe(request) } else { client.get(request) } {
+    let answer = match client.get(Request { endpoint, query, view, fetch, patience }) {
         Ok(answer) => answer,
         Err(client::Error::Stopped) => return Ok(None),
         Err(error) => return Err(error.into()),
@@ -141,7 +139,6 @@ impl OverviewWatch {
         let step = self.watch.next(Instant::now());
         let Step::Fetch(fetch) = step else { return Some(OverviewOutcome::Idle) };
         let fetched = fetch_overview(tools.client, &self.subject, self.view, fetch);
-        tools.client.end_probe(fetched.is_ok());
         let failure = match fetched {
             Ok(None) => return None,
             Ok(Some(reply)) => {

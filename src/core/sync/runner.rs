@@ -214,7 +214,6 @@ impl Job {
             }
         }
         let reply = ask(tools.client, subject, fetch, View::Full);
-        tools.client.end_probe(reply.is_ok());
         let Some(reply) = reply? else { return Ok(None) };
         self.take(common, (fetch, now), &reply, tools)
     }

@@ -2,15 +2,17 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::time::Duration;
 
 use super::machine::atomic::{
     AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
 };
-use super::words::{load_text, store_text, wide};
+use super::words::{join, load_text, split, store_text, wide};
 use super::{H_LEADER, Table, outage};
 use crate::consul::gate::Reason;
 use crate::consul::policy::Pending;
+use crate::model::Mode;
 use crate::named::MAX_NAME;
 use crate::process::ProcessId;
 
@@ -55,18 +57,6 @@ pub(super) const WITHHELD: usize = SCOPE + 2;
 /// See [`Outage`](super::Outage).
 pub(super) const OUTAGE: usize = SCOPE + 3;
 const ERROR: usize = OUTAGE + outage::WORDS;
-
-/// How a target's answers come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// By a blocking query of its own: changes show within milliseconds.
-    Blocking,
-    /// By a read every so many milliseconds, together with others.
-    Sweep(u32),
-    /// By a read whenever queries about all services say that it may have changed; what they don't
-    /// say shows after so many milliseconds.
-    Gated(u32),
-}
 
 /// A service that a request named.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -149,7 +139,7 @@ impl<'z> Table<'z> {
         let set = |word, value: u64| self.entry_word(entry, word).store(value, Relaxed);
         set(INDEX, index);
         set(SERVER, server as u64);
-        set(MODE, mode.encode());
+        set(MODE, encode(mode));
         set(FAILURES, 0);
         set(ERROR, 0);
         set(RESTORED, 0);
@@ -268,7 +258,7 @@ impl<'z> Table<'z> {
             last_change: get(LAST_CHANGE),
             failures: get(FAILURES),
             server: get(SERVER) as usize,
-            mode: Mode::decode(get(MODE)),
+            mode: decode(get(MODE)),
             restored: get(RESTORED) != 0,
             confirmed: get(CONFIRMED_BY) != 0 && get(CONFIRMED_BY) == self.load(H_LEADER),
             retry_at: get(RETRY_AT),
@@ -288,21 +278,23 @@ impl<'z> Table<'z> {
     }
 }
 
-impl Mode {
-    fn encode(self) -> u64 {
-        match self {
-            Mode::Blocking => 0,
-            Mode::Sweep(ms) => 1 << 32 | u64::from(ms),
-            Mode::Gated(ms) => 2 << 32 | u64::from(ms),
-        }
+/// With a delay in milliseconds.
+fn encode(mode: Mode) -> u64 {
+    let ms = |delay: Duration| u32::try_from(delay.as_millis()).unwrap_or(u32::MAX);
+    match mode {
+        Mode::Blocking => 0,
+        Mode::Sweep { delay } => join(1, ms(delay)),
+        Mode::Gated { delay } => join(2, ms(delay)),
     }
+}
 
-    fn decode(raw: u64) -> Mode {
-        match raw >> 32 {
-            0 => Mode::Blocking,
-            1 => Mode::Sweep(raw as u32),
-            _ => Mode::Gated(raw as u32),
-        }
+fn decode(raw: u64) -> Mode {
+    let (kind, ms) = split(raw);
+    let delay = Duration::from_millis(ms.into());
+    match kind {
+        0 => Mode::Blocking,
+        1 => Mode::Sweep { delay },
+        _ => Mode::Gated { delay },
     }
 }
 
@@ -324,12 +316,16 @@ mod tests {
         let seen = table.freshness(e);
         assert_eq!((seen.restored, seen.index, seen.last_good), (true, 41, 500));
         assert_eq!(seen.failures, 3, "what is restored is no answer");
-        table.note_good(e, 42, 0, Mode::Sweep(5000), 1_000);
+        table.note_good(e, 42, 0, Mode::Sweep { delay: Duration::from_secs(5) }, 1_000);
         let seen = table.freshness(e);
         assert_eq!((seen.error.as_str(), seen.failures, seen.index), ("", 0, 42));
-        assert_eq!((seen.last_good, seen.mode), (1_000, Mode::Sweep(5000)));
-        table.note_good(e, 42, 0, Mode::Gated(u32::MAX), 1_000);
-        assert_eq!(table.freshness(e).mode, Mode::Gated(u32::MAX));
+        assert_eq!(
+            (seen.last_good, seen.mode),
+            (1_000, Mode::Sweep { delay: Duration::from_secs(5) })
+        );
+        let longest = Mode::Gated { delay: Duration::from_millis(u32::MAX.into()) };
+        table.note_good(e, 42, 0, longest, 1_000);
+        assert_eq!(table.freshness(e).mode, longest);
         assert!(!seen.restored);
     }
 

@@ -67,6 +67,14 @@ impl Record {
         own(self) == own(other)
     }
 
+    /// What tells its address from others: the same for the same one, and nothing else does it for
+    /// IPv4.
+    #[inline]
+    pub fn address_id(&self) -> u64 {
+        let rest = self.mixed & !(BACKUP | DOWN);
+        self.ip[0] ^ rest.rotate_left(32) ^ self.ip[1].wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
     /// Where to connect.
     pub fn addr(&self) -> SocketAddr {
         let ip = Ipv6Addr::from(wide(self.ip));

@@ -12,7 +12,6 @@ use nginx_sys::{
 };
 
 use super::args::Parsed;
-use super::directives::Directive;
 use super::target::TargetMaker;
 use super::{Directives, HttpConf, KeepaliveConf, Settings, SrvConf, dynamic, inner, named};
 use crate::ffi;
@@ -46,39 +45,40 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
     }
     let max = http.max_services.unwrap_or(MAX_SERVICES);
     let templates = Arc::new(Templates::new(gathered.templates, max));
-    // Each catalogue is read over a connection of its own.
-    let connections = http.connections().saturating_sub(templates.catalogs().len()).max(1);
+    // Each catalogue is read over a connection of its own, and one has to be free for the first
+    // answer about a service while another one waits for changes.
+    let connections = match templates.catalogs().len() {
+        0 => http.connections(),
+        catalogs => http.connections().saturating_sub(catalogs).max(2),
+    };
     let (plan, target_of) = Plan::new(gathered.targets, connections);
     let plan = Arc::new(plan);
-    let mut target_of = target_of.into_iter();
-    for (&upstream, count) in http.blocks.iter().zip(gathered.counts) {
+    let (mut target_of, mut templates_made) = (target_of.into_iter(), 0);
+    for (upstream, count) in gathered.blocks {
+        // SAFETY: as in gather().
+        let Some(conf) = (unsafe { block_conf(upstream) }) else { continue };
+        let Some(dynamic) = &conf.dynamic else { continue };
         let source = |target: usize| {
             let datacenter = plan.targets[target].query.datacenter.clone();
             Source::new(plan.key(target), target, datacenter)
         };
         let sources = target_of.by_ref().take(count).map(source).collect();
-        // SAFETY: as in gather().
-        if let Some(conf) = unsafe { block_conf(upstream) } {
-            conf.block = make_block(upstream, conf, defaults, sources, context).map(Box::new);
-            conf.block.iter().for_each(|block| block.keep_labels(used.labels));
+        let settings = conf.settings.or(defaults);
+        let block = make_block(upstream, (conf, dynamic, &settings), sources, context);
+        block.keep_labels(used.labels);
+        match &dynamic.by_request {
+            Some(by_request) => {
+                let parts = (Arc::clone(&templates), templates_made, Arc::clone(&plan));
+                templates_made += 1;
+                conf.named = Some(Box::new(NamedBlock::new(block, by_request, parts, &settings)));
+            }
+            None => conf.block = Some(Box::new(block)),
         }
     }
     if !http.named_blocks.is_empty() {
-        for (number, &upstream) in http.named_blocks.iter().enumerate() {
-            // SAFETY: as in gather().
-            let Some(conf) = (unsafe { block_conf(upstream) }) else { continue };
-            let pattern = make_block(upstream, conf, defaults, Box::new([]), context);
-            pattern.iter().for_each(|pattern| pattern.keep_labels(used.labels));
-            let by_request = conf.dynamic.as_ref().and_then(|d| d.by_request.as_ref());
-            let settings = conf.settings.or(defaults);
-            conf.named = pattern.zip(by_request).map(|(pattern, by_request)| {
-                let parts = (Arc::clone(&templates), number, Arc::clone(&plan));
-                Box::new(NamedBlock::new(pattern, by_request, parts, &settings))
-            });
-        }
         http.templates = Some(templates);
     }
-    http.shm_zone = zone::request(cf, http.zone, plan.targets.len())?;
+    http.shm_zone = Some(zone::request(cf, http.zone, plan.targets.len())?);
     http.plan = Some(plan);
     Ok(())
 }
@@ -87,8 +87,8 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
 #[derive(Default)]
 struct Gathered {
     targets: Vec<Target>,
-    /// Targets of each block.
-    counts: Vec<usize>,
+    /// The blocks, and how many of the targets are theirs.
+    blocks: Vec<(*mut ngx_http_upstream_srv_conf_t, usize)>,
     /// Of the blocks whose service requests name.
     templates: Vec<Template>,
 }
@@ -131,20 +131,14 @@ fn gather(
         let settings = conf.settings.or(defaults);
         let of_block = targets_of.targets(settings.clone(), dynamic)?;
         if dynamic.by_request.is_some() {
-            let template = named::template(of_block, &settings);
-            gathered.templates.push(match conf.settings.token {
-                // SAFETY: the block's name lives in the pool of the configuration.
-                Some(_) => {
-                    // SAFETY: the block's name lives in the pool of the configuration.
-                    let name = unsafe { ffi::bytes(&block.host) };
-                    template.owned_by(name.escape_ascii().to_string())
-                }
-                None => template,
-            });
+            // SAFETY: the block's name lives in the pool of the configuration.
+            let name = unsafe { ffi::bytes(&block.host) };
+            gathered.templates.push(named::template(name, of_block, &settings));
+            gathered.blocks.push((upstream, 0));
             http.named_blocks.push(upstream);
         } else {
             named::check_fixed(&conf.settings, dynamic)?;
-            gathered.counts.push(of_block.len());
+            gathered.blocks.push((upstream, of_block.len()));
             gathered.targets.extend(of_block);
             http.blocks.push(upstream);
         }
@@ -154,15 +148,12 @@ fn gather(
 
 fn make_block(
     upstream: *mut ngx_http_upstream_srv_conf_t,
-    conf: &SrvConf,
-    defaults: &Settings,
+    (conf, dynamic, settings): (&SrvConf, &super::Dynamic, &Settings),
     sources: Box<[Source]>,
     context: &ngx_http_conf_ctx_t,
-) -> Option<Block> {
-    let dynamic = conf.dynamic.as_ref()?;
+) -> Block {
     // SAFETY: the block's name lives in the pool of the configuration.
     let name = unsafe { ffi::bytes(&(*upstream).host) };
-    let settings = conf.settings.or(defaults);
     let nginx_method = dynamic.inner.clone();
     let options = peer::Options {
         // Those of `http` are for blocks where our methods pick.
@@ -176,7 +167,7 @@ fn make_block(
         unsafe { NginxMethod::new(method, upstream, ptr::from_ref(context).cast_mut()) }
     });
     let (service, keepalive) = (&dynamic.query.service, conf.keepalive.clone());
-    Some(Block::new(name, service, sources, options, nginx_method, keepalive))
+    Block::new(name, service, sources, options, nginx_method, keepalive)
 }
 
 /// The idle connections of a block with `consul_keepalive`.
@@ -237,9 +228,9 @@ fn check_block(
     }
     let after = directives.methods.get(dynamic.before..).unwrap_or_default();
     let took = upstream.peer.init_upstream.filter(|_| dynamic.servers.is_null());
-    let wraps = inner::check_after(after, took).map_err(told)?;
+    inner::check_after(after, took).map_err(told)?;
     if !ptr::eq(upstream.peer.data, dynamic.servers.cast()) {
-        let who = wraps.map_or_else(|| "another module".to_owned(), Directive::shown);
+        let who = directives.wrapper(dynamic.before).unwrap_or_else(|| "another module".into());
         return Err(told(format!("is without effect, {who} takes the peers away")));
     }
     Ok(())

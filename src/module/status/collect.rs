@@ -113,8 +113,7 @@ impl Walk {
 }
 
 fn head(http: &HttpConf, table: Option<Table<'_>>, now: u64) -> Status {
-    // SAFETY: the zone of the running configuration, or null.
-    let shm_zone = unsafe { http.shm_zone.as_ref() };
+    let shm_zone = http.shm_zone();
     Status {
         version: VERSION,
         time_ms: now,

@@ -1,13 +1,13 @@
 //! What the status says of a service and of its peers.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use nginx_consul_core::balance::{FULL_SHARE, Latency, Rules, share};
 use nginx_consul_core::control::Frozen;
+use nginx_consul_core::model::Mode;
 use nginx_consul_core::status::{Peer, PeerConnections, PeerState, Service};
-use nginx_consul_core::table::{
-    Action, Freshness, Image, Mode, Override, Overrides, Record, Table,
-};
+use nginx_consul_core::table::{Action, Freshness, Image, Override, Overrides, Record, Table};
 
 use crate::peer::monotonic;
 use crate::services::Followed;
@@ -40,10 +40,11 @@ pub(crate) fn service(
     let servers: Vec<String> =
         followed.target.endpoint.servers.iter().map(ToString::to_string).collect();
     let ago = |at: u64| (at != 0).then(|| now.saturating_sub(at) as f64 / 1000.0);
+    let ms = |delay: Duration| u32::try_from(delay.as_millis()).ok();
     let (mode, delay_ms) = match fresh.map_or(Mode::Blocking, |f| f.mode) {
         Mode::Blocking => ("blocking", None),
-        Mode::Gated(ms) => ("gated", Some(ms)),
-        Mode::Sweep(ms) => ("sweep", Some(ms)),
+        Mode::Gated { delay } => ("gated", ms(delay)),
+        Mode::Sweep { delay } => ("sweep", ms(delay)),
     };
     let image = entry.and_then(|e| table.read(e, followed.key)).unwrap_or_default();
     let unused = |e| now.saturating_sub(table.last_used(e)) as f64 / 1000.0;

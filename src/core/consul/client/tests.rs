@@ -86,16 +86,8 @@ fn client() -> Client {
 fn ask(client: &mut Client, endpoint: &Arc<Endpoint>, index: Option<u64>) -> Result<Answer, Error> {
     let query = Query { service: "web".to_owned(), ..Query::default() };
     let wait = Duration::from_secs(60);
-    client.get(Request {
-        endpoint,
-        server: 0,
-        query: &query,
-        view: View::Full,
-        from: ReadFrom::Anywhere,
-        index,
-        wait,
-        patience: None,
-    })
+    let fetch = Fetch { index, ..Fetch::read(0, wait) };
+    client.get(Request { endpoint, query: &query, view: View::Full, fetch, patience: None })
 }
 
 fn once(endpoint: Endpoint) -> Result<Answer, Error> {

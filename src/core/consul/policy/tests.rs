@@ -212,7 +212,7 @@ proptest! {
                 Verdict::Confirmed { after, .. } => {
                     prop_assert!(large);
                     prop_assert!(!(next.is_empty() && policy.on_empty == OnEmpty::Keep));
-                    let confirm = policy.confirm();
+                    let confirm = policy.confirm(next.is_empty()).unwrap();
                     prop_assert!(after >= confirm.over);
                     // What was confirmed was missing all the time, in every answer.
                     let proven = removed.iter().filter(|peer| {
@@ -239,7 +239,7 @@ proptest! {
         let mut bench = Bench::new(policy, 6);
         let next: Vec<u64> = next.into_iter().collect();
         let (took, answers) = bench.until_published(&next);
-        let confirm = policy.confirm();
+        let confirm = policy.confirm(next.is_empty()).unwrap();
         prop_assert!(took == Duration::ZERO || took == confirm.over, "{took:?}");
         prop_assert!(answers == 1 || answers == confirm.reads.max(1) + 1);
     }

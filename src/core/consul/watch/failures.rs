@@ -32,7 +32,7 @@ impl Watch {
             self.tried = 0;
             let pause = self.backoff(rng);
             self.rounds = self.rounds.saturating_add(1);
-            self.wait_until(now + pause);
+            self.pause_until(now + pause);
         }
         let retry_in = self.not_before.map_or(Duration::ZERO, |at| at - now);
         Outcome::Failed { failures: self.failures, retry_in, round }

@@ -7,7 +7,7 @@ use super::Watch;
 use crate::consul::query::ReadFrom;
 
 /// What a watch is told once.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Settings {
     /// Number of servers, at least 1.
     pub servers: usize,

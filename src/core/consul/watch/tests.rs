@@ -5,6 +5,7 @@ use rand::rngs::SmallRng;
 use super::*;
 
 mod copies;
+mod servers;
 
 const SECOND: Duration = Duration::from_secs(1);
 const WAIT: Duration = Duration::from_secs(60);
@@ -84,13 +85,6 @@ fn the_first_request_has_no_index_and_the_second_blocks_on_the_answers() {
 }
 
 #[test]
-fn a_change_is_published_and_the_next_request_follows_at_once() {
-    let mut bench = Bench::blocking();
-    assert_eq!(bench.good(SECOND, 9, 2), publish(true));
-    assert_eq!(bench.fetch().index, Some(9));
-}
-
-#[test]
 fn a_timeout_with_the_same_index_keeps_it_and_costs_nothing() {
     let mut bench = Bench::blocking();
     for _ in 0..100 {
@@ -102,34 +96,30 @@ fn a_timeout_with_the_same_index_keeps_it_and_costs_nothing() {
 }
 
 #[test]
+fn what_an_answer_says_decides_on_which_index_the_next_request_blocks() {
+    for (after, index, digest, changed, next, why) in [
+        (SECOND, 9, 2, true, Some(9), "a change"),
+        (SECOND, 8, 1, false, Some(8), "a wakeup without a change"),
+        (WAIT, 7, 1, false, Some(7), "an expired wait"),
+        (SECOND, 7, 1, false, None, "an early return with the same index"),
+        (SECOND, 6, 2, true, None, "a lower index"),
+    ] {
+        let mut bench = Bench::blocking();
+        assert_eq!(bench.good(after, index, digest), publish(changed), "{why}");
+        assert_eq!(bench.fetch().index, next, "{why}");
+        if next.is_none() {
+            bench.good(Duration::ZERO, index, digest);
+            assert_eq!(bench.fetch_after_sleep().0.index, Some(index), "{why}, read again");
+        }
+    }
+}
+
+#[test]
 fn the_index_is_at_least_1() {
     let mut bench = Bench::new(1, None);
     bench.fetch();
     bench.good(Duration::ZERO, 0, 1);
     assert_eq!(bench.fetch().index, Some(1));
-}
-
-#[test]
-fn a_lower_index_is_forgotten_but_its_answer_taken() {
-    let mut bench = Bench::blocking();
-    assert_eq!(bench.good(SECOND, 6, 2), publish(true));
-    assert_eq!(bench.fetch().index, None);
-    bench.good(Duration::ZERO, 6, 2);
-    assert_eq!(bench.fetch().index, Some(6));
-}
-
-#[test]
-fn an_early_return_with_the_same_index_forgets_it() {
-    let mut bench = Bench::blocking();
-    assert_eq!(bench.good(SECOND, 7, 1), publish(false));
-    assert_eq!(bench.fetch().index, None);
-}
-
-#[test]
-fn a_wakeup_without_change_keeps_its_new_index() {
-    let mut bench = Bench::blocking();
-    assert_eq!(bench.good(SECOND, 8, 1), publish(false));
-    assert_eq!(bench.fetch().index, Some(8));
 }
 
 #[test]
@@ -152,35 +142,6 @@ fn a_lost_connection_forgets_the_index_without_a_pause() {
     assert_eq!(bench.fetch(), Fetch::read(0, WAIT));
     let outcome = bench.answer(Duration::ZERO, Answer::Reconnected);
     assert!(matches!(outcome, Outcome::Failed { .. }), "no index was sent: {outcome:?}");
-}
-
-#[test]
-fn failures_go_through_the_servers_at_once_and_then_pause() {
-    let mut bench = Bench::new(3, None);
-    for round in 0..4 {
-        let mut slept = Duration::ZERO;
-        for server in 0..3 {
-            let (fetch, sleep) = bench.fetch_after_sleep();
-            assert_eq!((fetch.server, fetch.index), (server, None));
-            slept += sleep;
-            let outcome = bench.answer(Duration::ZERO, Answer::Failed);
-            let Outcome::Failed { failures, round: last, .. } = outcome else { panic!() };
-            assert_eq!((failures, last), (round * 3 + server as u32 + 1, server == 2));
-        }
-        assert_eq!(slept.is_zero(), round == 0);
-    }
-}
-
-#[test]
-fn the_server_that_answers_is_kept() {
-    let mut bench = Bench::new(3, None);
-    bench.fetch();
-    bench.answer(Duration::ZERO, Answer::Failed);
-    assert_eq!(bench.fetch().server, 1);
-    bench.good(Duration::ZERO, 5, 1);
-    assert_eq!(bench.fetch().server, 1);
-    bench.answer(Duration::ZERO, Answer::Failed);
-    assert_eq!(bench.fetch(), Fetch::read(2, WAIT));
 }
 
 #[test]
@@ -306,52 +267,6 @@ fn senseless_settings_are_bounded() {
     assert_eq!(bench.fetch().wait, SECOND);
     bench.answer(Duration::ZERO, Answer::Failed);
     assert_eq!(bench.step(), Step::Sleep(MIN_RETRY));
-}
-
-/// A watch of two servers that has gone over to the second.
-fn on_the_second() -> Bench {
-    let mut bench = Bench::new(2, None);
-    bench.fetch();
-    bench.answer(Duration::ZERO, Answer::Failed);
-    assert_eq!(bench.fetch().server, 1);
-    bench.good(Duration::ZERO, 7, 1);
-    let poll = bench.fetch();
-    assert_eq!((poll.server, poll.index, poll.wait), (1, Some(7), SECOND));
-    bench.good(SECOND, 7, 1);
-    bench
-}
-
-#[test]
-fn the_first_server_is_asked_again_while_another_is_in_use() {
-    let mut bench = on_the_second();
-    // The first answer of the second is a second old.
-    let mut elapsed = SECOND;
-    for round in 1..=5u32 {
-        // The poll of the server in use ends when it is time to ask.
-        let poll = bench.fetch();
-        assert_eq!((poll.server, poll.index, poll.probe), (1, Some(7), false));
-        assert!(poll.wait <= RETURN.mul_f64(1.2), "{poll:?}");
-        elapsed += poll.wait;
-        assert_eq!(bench.good(poll.wait, 7, 1), publish(false));
-        let probe = bench.fetch();
-        assert_eq!((probe.server, probe.index, probe.probe), (0, None, true));
-        let bounds = RETURN.mul_f64(0.8) * round..=RETURN.mul_f64(1.2) * round;
-        assert!(bounds.contains(&elapsed), "{elapsed:?}");
-        assert_eq!(bench.answer(Duration::ZERO, Answer::Failed), Outcome::Again);
-        assert_eq!(bench.watch.failures, 0, "the one in use is as good as before");
-    }
-    let poll = bench.fetch();
-    assert_eq!((poll.server, poll.index), (1, Some(7)), "the index is still good");
-}
-
-#[test]
-fn the_first_server_is_in_use_again_once_it_answers() {
-    let mut bench = on_the_second();
-    let poll = bench.fetch();
-    bench.good(poll.wait, 7, 1);
-    assert!(bench.fetch().probe);
-    assert_eq!(bench.good(Duration::ZERO, 3, 2), publish(true));
-    assert_eq!(bench.fetch(), Fetch { index: Some(3), ..Fetch::read(0, WAIT) });
 }
 
 #[test]

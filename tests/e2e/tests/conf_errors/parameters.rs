@@ -3,25 +3,6 @@
 use super::{refused_in_http, refused_in_upstream};
 
 #[test]
-fn no_service_name_is_refused() {
-    refused_in_upstream(
-        "consul_dynamic;",
-        &["invalid number of arguments in \"consul_dynamic\" directive"],
-    );
-}
-
-#[test]
-fn an_empty_service_name_is_refused() {
-    refused_in_upstream("consul_dynamic \"\";", &["consul_dynamic", "empty"]);
-}
-
-#[test]
-fn an_unknown_parameter_is_refused() {
-    refused_in_upstream("consul_dynamic web colour=red;", &["consul_dynamic", "\"colour=red\""]);
-    refused_in_upstream("consul_dynamic web passing;", &["consul_dynamic", "\"passing\""]);
-}
-
-#[test]
 fn a_doubled_parameter_is_refused() {
     for double in [
         "filter=a filter=b",
@@ -67,6 +48,19 @@ fn a_bad_value_of_a_parameter_is_refused() {
             &format!("consul_dynamic web {bad};"),
             &["consul_dynamic", name, value],
         );
+    }
+}
+
+#[test]
+fn what_is_no_service_and_no_parameter_is_refused() {
+    for (line, word) in [
+        ("consul_dynamic;", "invalid number of arguments"),
+        ("consul_dynamic \"\";", "empty"),
+        ("consul_dynamic tag=v1;", "a service name before \"tag=v1\""),
+        ("consul_dynamic web colour=red;", "\"colour=red\""),
+        ("consul_dynamic web passing;", "\"passing\""),
+    ] {
+        refused_in_upstream(line, &["\"consul_dynamic\" directive", word]);
     }
 }
 

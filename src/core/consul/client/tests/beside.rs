@@ -4,8 +4,12 @@ use super::*;
 
 fn request<'a>(endpoint: &'a Arc<Endpoint>, query: &'a Query, server: usize) -> Request<'a> {
     let patience = (server == 0).then_some(Duration::from_millis(200));
-    let (view, wait) = (View::Full, Duration::from_secs(60));
-    Request { endpoint, server, query, view, from: ReadFrom::Anywhere, index: None, wait, patience }
+    let fetch = Fetch::read(server, Duration::from_secs(60));
+    Request { endpoint, query, view: View::Full, fetch, patience }
+}
+
+fn blocking(request: Request<'_>) -> Request<'_> {
+    Request { fetch: Fetch { index: Some(7), ..request.fetch }, ..request }
 }
 
 #[test]
@@ -17,17 +21,16 @@ fn a_probe_leaves_the_connection_in_use_alone_and_is_soon_given_up() {
     let (mut client, both, query) = (client(), Arc::new(both), Query::default());
     client.get(request(&both, &query, 1)).unwrap();
     let start = Instant::now();
-    let silent = client.probe(request(&both, &query, 0)).unwrap_err();
+    let silent = client.get(request(&both, &query, 0)).unwrap_err();
     assert!(matches!(silent, Error::Silent(_)), "{silent}");
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-    client.end_probe(false);
     // Each server answers over a connection that it has already: another would hang.
-    let blocking = Request { index: Some(7), ..request(&both, &query, 1) };
-    assert_eq!(client.get(blocking).unwrap().body, b"[3]");
-    assert_eq!(client.probe(request(&both, &query, 0)).unwrap().body, b"[1]");
-    client.end_probe(true);
-    let blocking = Request { index: Some(7), ..request(&both, &query, 0) };
-    assert_eq!(client.get(blocking).unwrap().body, b"[2]");
+    assert_eq!(client.get(blocking(request(&both, &query, 1))).unwrap().body, b"[3]");
+    assert_eq!(client.get(request(&both, &query, 0)).unwrap().body, b"[1]");
+    assert_eq!(
+        client.get(Request { patience: None, ..blocking(request(&both, &query, 0)) }).unwrap().body,
+        b"[2]"
+    );
 }
 
 fn state_of_token(answer: String) -> Result<TokenState, Error> {
