@@ -26,6 +26,8 @@ pub(crate) mod testing;
 use std::collections::HashSet;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::model::PeerSet;
 
 pub use crate::consul::gate::Reason;
@@ -33,6 +35,7 @@ pub use crate::consul::policy::{Confirm, OnEmpty, Pending, Policy};
 pub use crate::consul::server::{Server, ServerError};
 pub use crate::consul::tls::{Tls, TlsError, TlsOptions};
 pub use crate::consul::token::{Token, TokenError};
+pub use crate::table::{Change, Mode};
 pub use engine::Engine;
 pub(crate) use engine::{join_all, spawn};
 pub use first::first_answers;
@@ -132,16 +135,7 @@ pub enum Published {
     /// The set is the one that is already in use.
     Unchanged,
     /// The set is in use now.
-    Changed {
-        /// Peers of the new set.
-        peers: usize,
-        /// Peers that the old set did not have.
-        added: usize,
-        /// Peers that the new set does not have.
-        removed: usize,
-        /// Peers of both, with another weight, address, health or tags.
-        changed: usize,
-    },
+    Changed(Change),
     /// The old set stays; the text says why, for example that the zone is full.
     Refused(String),
 }
@@ -180,26 +174,8 @@ pub enum Report<'a> {
     },
 }
 
-/// How a service is followed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// By blocking queries: changes are seen at once.
-    Blocking,
-    /// By queries about all services, which say which of them to ask: a change of health is seen
-    /// at once, another one (a registration, a weight) within a sweep of all.
-    Gated {
-        /// Longest expected time between a change of the second kind and its being seen.
-        delay: Duration,
-    },
-    /// By asking again and again.
-    Sweep {
-        /// Longest expected time between a change and its being seen.
-        delay: Duration,
-    },
-}
-
 /// Levels of nginx's error log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Level {
     /// `error`
     Error,

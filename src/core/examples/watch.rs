@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nginx_consul_core::model::{Peer, PeerSet, Query, Selection};
 use nginx_consul_core::sync::{
-    Endpoint, Engine, Level, Plan, Policy, Published, Report, Sink, Target, Timing, Tls,
+    Change, Endpoint, Engine, Level, Plan, Policy, Published, Report, Sink, Target, Timing, Tls,
 };
 
 /// Prints to standard output.
@@ -44,12 +44,12 @@ impl Sink for Printer {
         let (added, removed) = (only(set, &old), only(&old, set));
         removed.iter().for_each(|peer| self.line(&format!("- {}", show(peer))));
         added.iter().for_each(|peer| self.line(&format!("+ {}", show(peer))));
-        Published::Changed {
+        Published::Changed(Change {
             peers: set.peers().len(),
             added: added.len(),
             removed: removed.len(),
             changed: 0,
-        }
+        })
     }
 
     fn report(&self, _: usize, _: &Report<'_>) {}

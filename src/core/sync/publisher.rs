@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::names::{query_name, target_name};
 use super::plan::{Followed, Subject};
-use super::{Level, Pending, Published, Sink, Target};
+use super::{Change, Level, Pending, Published, Sink, Target};
 use crate::consul::instances::{Instances, Skipped};
 use crate::consul::policy::{Guard, OnEmpty, Policy, Verdict};
 use crate::consul::query::ReadFrom;
@@ -178,7 +178,7 @@ impl Publisher {
             }
             match sink.publish(*number, set, index) {
                 Published::Unchanged => {}
-                Published::Changed { peers, added, removed, changed } => {
+                Published::Changed(Change { peers, added, removed, changed }) => {
                     let s = if peers == 1 { "" } else { "s" };
                     let others = if changed == 0 { String::new() } else { format!(" ~{changed}") };
                     let line = format!(

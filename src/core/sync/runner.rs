@@ -279,7 +279,7 @@ impl Job {
     /// How changes are seen now.
     fn mode(&self) -> Mode {
         match self.watch.polls() {
-            true => Mode::Sweep { delay: self.common.subject.timing.poll },
+            true => Mode::Sweep(self.common.subject.timing.poll.as_millis() as u32),
             false => self.mode,
         }
     }

@@ -207,12 +207,12 @@ impl Sink for Memory {
         let not_in = |a: &PeerSet, b: &PeerSet| {
             a.peers().iter().filter(|p| b.peers().iter().all(|q| q.identity != p.identity)).count()
         };
-        Published::Changed {
+        Published::Changed(Change {
             peers: set.peers().len(),
             added: not_in(set, &old),
             removed: not_in(&old, set),
             changed: 0,
-        }
+        })
     }
 
     fn report(&self, target: usize, report: &Report<'_>) {

@@ -153,7 +153,8 @@ impl ConnectionPlan {
         } else {
             format!("they are read in turn and see changes within {sweep}")
         };
-        let limit = self.limit.map_or("connections of earlier workers that are still to end", Limit::what);
+        let limit =
+            self.limit.map_or("connections of earlier workers that are still to end", Limit::what);
         format!(
             "more services than consul_connections: {watches} services, {budget} connections, a \
              blocking query for each needs {needed} (limited by {limit}); {how}"

@@ -355,13 +355,14 @@ impl Scheduler {
         }
         // One that finds no room is read as the others are until there is some.
         let scope = entry.scope.and_then(|scope| self.scopes.get(scope));
+        let ms = |delay: Duration| u32::try_from(delay.as_millis()).unwrap_or(u32::MAX);
         let (sweep, mode) = match poll(&entry.common.subject) {
-            Some(interval) => (Some(interval), Mode::Sweep { delay: interval }),
+            Some(interval) => (Some(interval), Mode::Sweep(ms(interval))),
             None if entry.is_polled && has_room => (None, Mode::Blocking),
             None if scope.is_some_and(Scope::is_vouched) => {
-                (Some(TRIGGERED), Mode::Gated { delay: self.plan.triggered_delay() })
+                (Some(TRIGGERED), Mode::Gated(ms(self.plan.triggered_delay())))
             }
-            None => (Some(self.plan.interval), Mode::Sweep { delay: self.plan.sweep_delay() }),
+            None => (Some(self.plan.interval), Mode::Sweep(ms(self.plan.sweep_delay()))),
         };
         let mut job = entry.job.take()?;
         self.queue.remove(&(entry.due, key));

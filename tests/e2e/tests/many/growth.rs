@@ -72,10 +72,8 @@ fn an_agent_out_of_descriptors_answers_again_and_keeps_its_other_clients() {
 
 #[test]
 fn the_connections_that_consul_allows_a_client_are_not_exceeded_for_long() {
-    let (limit, addresses) = (
-        "limits { http_max_conns_per_client = 100 }",
-        "addresses { http = \"127.0.0.1 ::1\" }",
-    );
+    let (limit, addresses) =
+        ("limits { http_max_conns_per_client = 100 }", "addresses { http = \"127.0.0.1 ::1\" }");
     let consul = Options::dev().hcl(addresses).argument("-hcl").argument(limit).start();
     let backend = Backend::start("a");
     register(&consul, 300);
