@@ -72,7 +72,7 @@ pub(crate) fn publish_once(
     let answer = (index, instances, true);
     let prepared = publisher.prepare(&target.subject(), &followed, answer, resolver, sink);
     let has_room = publisher.publish(&prepared, sink);
-    let pending = prepared.pending(number);
+    let pending = prepared.targets().find_map(|(_, pending)| pending);
     sink.report(number, &Report::Good { index, server, mode: Mode::Blocking, pending });
     has_room
 }

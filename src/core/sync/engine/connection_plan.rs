@@ -121,7 +121,7 @@ impl ConnectionPlan {
 
     /// Connections that the engine should have.
     pub(super) fn wanted(&self) -> usize {
-        self.available.min(if self.limit.is_none() { self.needed } else { START })
+        if self.needed <= self.available { self.needed } else { START.min(self.available) }
     }
 
     /// Longest expected time until a change is seen where an overview speaks, but can't tell of
@@ -229,7 +229,7 @@ mod tests {
         assert_eq!((plan.limit, plan.wanted()), (None, 816));
         // After a reload, until the connections of before have ended.
         let plan = ConnectionPlan::of(&Demand { available: 100, ..few.clone() });
-        assert_eq!((plan.limit, plan.wanted()), (None, 100));
+        assert_eq!((plan.limit, plan.wanted()), (None, 64));
         let many = ConnectionPlan::of(&Demand { watches: 1000, scopes: vec![1000], ..few });
         assert_eq!((many.limit, many.wanted()), (Some(Limit::Configured), 64));
     }

@@ -74,12 +74,18 @@ fn round(shared: &Arc<Shared>, memory: &mut Memory) -> Instant {
     let is_full = scheduler.plan.all_block && scheduler.entries.len() > scheduler.plan.polls;
     let has_grown = scheduler.is_growing() && scheduler.budget.allowed() > scheduler.plan.budget;
     if is_tick || is_full || has_grown || judgement.is_some() {
+        let before = scheduler.plan.clone();
         scheduler.replan(most(shared.connections, memory.limits), foreign, now);
-        shared.work.notify_all();
+        if before != scheduler.plan {
+            shared.work.notify_all();
+        }
     }
     take_step(&mut scheduler, now);
     shared.note(&scheduler);
     let missing = missing(&mut scheduler, now);
+    if scheduler.threads.idle > 0 && scheduler.count_due(now, 1) > 0 {
+        shared.work.notify_one();
+    }
     let judged_at = scheduler.budget.judged_at();
     let is_short =
         scheduler.threads.idle == 0 && scheduler.threads.count < scheduler.most_threads();
@@ -174,7 +180,7 @@ fn notice(
 ) -> Option<String> {
     let plan = &scheduler.plan;
     // While more connections are tried out, what holds now is soon over.
-    if scheduler.is_growing() && plan.wanted() == plan.needed {
+    if scheduler.is_growing() {
         return None;
     }
     // That all is as it should be need not be said at the beginning, nor of how many then.

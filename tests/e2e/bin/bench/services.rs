@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::table::Table;
 use changes::{Changes, Kind};
-use scene::Scene;
+use scene::{Agents, Scene};
 
 /// What the command takes after `services`.
 pub(crate) const USAGE: &str = "\
@@ -18,7 +18,9 @@ scripts/bench services [option]…
   --n N,N        numbers of services, of 5 instances each (default 50,500,2000)
   --seconds S    length of each measurement (default 30)
   --only few|default|raised
-                 only with 16 connections, with 64, or with one for each service";
+                 only with 16 connections, with 64, or with one for each service
+  --agent local|remote
+                 only with an agent on 127.0.0.1, or only with one on ::1";
 
 /// `consul_connections`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +40,7 @@ struct Options {
     numbers: Vec<usize>,
     length: Duration,
     limits: Vec<Limit>,
+    agents: Vec<Agents>,
 }
 
 fn parse(arguments: &[String]) -> Result<Options, String> {
@@ -45,6 +48,7 @@ fn parse(arguments: &[String]) -> Result<Options, String> {
         numbers: vec![50, 500, 2000],
         length: Duration::from_secs(30),
         limits: vec![Limit::Few, Limit::Default, Limit::Raised],
+        agents: vec![Agents::Local, Agents::Remote],
     };
     for pair in arguments.chunks(2) {
         let [name, value] = pair else { return Err(format!("{}: without a value", pair[0])) };
@@ -55,6 +59,8 @@ fn parse(arguments: &[String]) -> Result<Options, String> {
             "--only" if value == "few" => options.limits = vec![Limit::Few],
             "--only" if value == "default" => options.limits = vec![Limit::Default],
             "--only" if value == "raised" => options.limits = vec![Limit::Raised],
+            "--agent" if value == "local" => options.agents = vec![Agents::Local],
+            "--agent" if value == "remote" => options.agents = vec![Agents::Remote],
             _ => return Err(format!("{name} {value}: unknown")),
         }
     }
@@ -65,16 +71,18 @@ fn parse(arguments: &[String]) -> Result<Options, String> {
 pub(crate) fn run(arguments: &[String]) -> Result<Vec<Table>, String> {
     let options = parse(arguments)?;
     let [mut delays, mut costs, mut stalls] = tables();
+    let of_agent = |agent| options.limits.iter().map(move |limit| (agent, *limit));
     for &services in &options.numbers {
-        for &limit in &options.limits {
+        for (agent, limit) in options.agents.iter().copied().flat_map(of_agent) {
             let connections = match limit {
                 Limit::Few => 16,
                 Limit::Default => 64,
                 Limit::Raised => services + 100,
             };
-            let name = format!("{services}, {connections}");
+            let place = if agent == Agents::Local { "" } else { ", ::1" };
+            let name = format!("{services}, {connections}{place}");
             eprintln!("services: {name}");
-            let scene = Scene::start(services, connections);
+            let scene = Scene::start(services, connections, agent);
             thread::sleep(SETTLING);
             let idle = costs_of(&scene, options.length / 2, || ());
             let mut changes = Changes::new(&scene);
