@@ -93,50 +93,52 @@ fn ask_as_told(
     fetch: Fetch,
     view: View,
 ) -> Result<Option<Reply>, Failure> {
-    let request = Request {
-        endpoint: &subject.endpoint,
-        server: fetch.server,
-        query: &subject.query,
-        view,
-        from: fetch.from,
-        index: fetch.index,
-        wait: fetch.wait,
-        patience: fetch.probe.then_some(subject.endpoint.connect_timeout),
-    };
-    let answer = if fetch.probe { client.probe(request) } else { client.get(request) };
-    match answer {
-        Ok(answer) => {
-            let (index, instances) = believe(&answer, &subject.query, subject.timing.max_stale)?;
-            let is_cached = subject.query.consistency == Consistency::Cached
-                && fetch.from == ReadFrom::Anywhere;
-            let (bytes, is_copy) = (answer.body.len() as u64, answer.streamed || is_cached);
-            Ok(Some(Reply { index, bytes, instances, is_copy }))
-        }
+    let Some(answer) = send(client, subject, fetch, view)? else { return Ok(None) };
+    let (index, instances) = believe(&answer, &subject.query, subject.timing.max_stale)?;
+    let is_cached =
+        subject.query.consistency == Consistency::Cached && fetch.from == ReadFrom::Anywhere;
+    let (bytes, is_copy) = (answer.body.len() as u64, answer.streamed || is_cached);
+    Ok(Some(Reply { index, bytes, instances, is_copy }))
+}
+
+/// One request; `None` if the engine ends.
+pub(super) fn send(
+    client: &mut Client,
+    subject: &Subject,
+    fetch: Fetch,
+    view: View,
+) -> Result<Option<client::Answer>, Failure> {
+    let Subject { query, endpoint, .. } = subject;
+    let patience = fetch.probe.then_some(endpoint.connect_timeout);
+    let Fetch { server, index, wait, probe, from } = fetch;
+    let request = Request { endpoint, server, query, view, from, index, wait, patience };
+    match if probe { client.probe(request) } else { client.get(request) } {
+        Ok(answer) => Ok(Some(answer)),
         Err(client::Error::Stopped) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Reads over a new connection, which is the client's from here on; `patience` is the longest time to
-/// the answer.
+/// Reads over a new connection, which is the client's from here on, to the first server that can be
+/// reached; `patience` is the longest time to the answer.
 pub(super) fn read_anew(
     client: &mut Client,
     subject: &Subject,
     patience: Duration,
 ) -> Result<(), client::Error> {
-    let view = if has_tags(subject.query.source) { View::Index } else { View::Full };
-    let read = client.probe(Request {
-        endpoint: &subject.endpoint,
-        server: 0,
-        query: &subject.query,
-        view,
-        from: ReadFrom::Anywhere,
-        index: None,
-        wait: Duration::ZERO,
-        patience: Some(patience),
-    });
+    let Subject { query, endpoint, .. } = subject;
+    let view = if has_tags(query.source) { View::Index } else { View::Full };
+    let (from, index, wait, patience) = (ReadFrom::Anywhere, None, Duration::ZERO, Some(patience));
+    let mut read = Err(client::Error::Stopped);
+    for server in 0..endpoint.servers.len() {
+        let request = Request { endpoint, server, query, view, from, index, wait, patience };
+        read = client.probe(request).map(drop);
+        if !matches!(read, Err(client::Error::Connect(_))) {
+            break;
+        }
+    }
     client.end_probe(read.is_ok());
-    read.map(drop)
+    read
 }
 
 /// Before peers leave that could be hidden from the token: asks whether it is one that could see

@@ -25,17 +25,12 @@ pub(crate) fn ask_once(
     subject: &Subject,
     server: usize,
 ) -> Result<(u64, Instances), String> {
-    let fetch = Fetch::read(server, Duration::ZERO);
-    // A kept connection that broke is worth a second try.
-    for _ in 0..2 {
-        match ask(client, subject, fetch, View::Full) {
-            Ok(Some(reply)) => return Ok((reply.index, reply.instances)),
-            Ok(None) => return Err("nginx ends".to_owned()),
-            Err(Failure::Reconnected) => {}
-            Err(Failure::Refused(_, error)) => return Err(error),
-        }
+    match ask(client, subject, Fetch::read(server, Duration::ZERO), View::Full) {
+        Ok(Some(reply)) => Ok((reply.index, reply.instances)),
+        Err(Failure::Refused(_, error)) => Err(error),
+        // Without an index nothing keeps a client from connecting.
+        Ok(None) | Err(Failure::Reconnected) => Err("nginx ends".to_owned()),
     }
-    Err("the connection is closed again and again".to_owned())
 }
 
 /// The names of all services, by their [`key`](crate::consul::overview::key), where a subject's is.
@@ -50,8 +45,7 @@ pub(crate) fn names_of_all(client: &mut Client, subject: &Subject) -> Result<Has
         let fetch = Fetch::read(server, Duration::ZERO);
         match fetch_overview(client, &all, View::Names, fetch) {
             Ok(Some((.., overview))) => return Ok(overview.services()),
-            Ok(None) => return Err("nginx ends".to_owned()),
-            Err(Failure::Reconnected) => {}
+            Ok(None) | Err(Failure::Reconnected) => return Err("nginx ends".to_owned()),
             Err(Failure::Refused(_, error)) => failure = error,
         }
     }
