@@ -82,13 +82,12 @@ impl Prepared {
         self.sets.iter().filter_map(|(.., verdict)| again(verdict)).min()
     }
 
-    /// What the answer would remove from a target, but does not yet.
-    pub(super) fn pending(&self, target: usize) -> Option<Pending> {
-        let (.., verdict) = self.sets.iter().find(|(followed, ..)| followed.number == target)?;
-        match verdict {
-            Verdict::Hold { pending, .. } => Some(*pending),
-            _ => None,
-        }
+    /// The targets, and what the answer would remove from each, but does not yet.
+    pub(super) fn targets(&self) -> impl Iterator<Item = (&Followed, Option<Pending>)> {
+        self.sets.iter().map(|(followed, _, verdict)| match verdict {
+            Verdict::Hold { pending, .. } => (followed, Some(*pending)),
+            _ => (followed, None),
+        })
     }
 
     /// The longest `wait` that the host names in the answer allow.

@@ -25,8 +25,8 @@ pub(super) fn pairs<T: Member>(old: &[T], new: &[T], mut each: impl FnMut(Pair))
     let mut places: HashMap<u64, usize> =
         (first..new_end).map(|place| (new[place].identity(), place)).collect();
     let mut stays = vec![false; new_end];
-    for place in first..old_end {
-        each(match places.remove(&old[place].identity()) {
+    for (place, member) in old[..old_end].iter().enumerate().skip(first) {
+        each(match places.remove(&member.identity()) {
             Some(new) => {
                 stays[new] = true;
                 Pair::Both { old: place, new }

@@ -131,6 +131,8 @@ fn next(shared: &Shared, last: &Last, done: Option<(u64, Box<Job>)>) -> Option<T
     }
     loop {
         if scheduler.has_ended || scheduler.threads.count > scheduler.most_threads() {
+            // It may have been the one to wait for the time.
+            shared.work.notify_one();
             return None;
         }
         let now = Instant::now();
