@@ -166,17 +166,11 @@ pub(crate) extern "C" fn ngx_http_consul_init_process(cycle: *mut ngx_cycle_t) -
             );
         }
         let watch = (is_single || number == 0).then(|| Watch::start(http, plan, table));
-        for &upstream in &http.blocks {
-            // SAFETY: a block of the configuration.
-            if let Some(block) = unsafe { &conf::srv_conf(upstream).block } {
-                block.start(worker);
-            }
-        }
-        for &upstream in &http.named_blocks {
-            // SAFETY: a block of the configuration.
-            if let Some(block) = unsafe { &conf::srv_conf(upstream).named } {
-                block.start(worker);
-            }
+        for &upstream in http.blocks.iter().chain(&http.named_blocks) {
+            // SAFETY: a block of the configuration, which stays as it is while the worker runs.
+            let conf = unsafe { conf::srv_conf(upstream) };
+            conf.block.iter().for_each(|block| block.start(worker));
+            conf.named.iter().for_each(|block| block.start(worker));
         }
         RUNNING.set(Some(Running { worker, watch }));
         OK

@@ -258,17 +258,10 @@ impl Publisher {
             return;
         }
         let name = query_name(&subject.query);
-        let mut lines = 0;
-        let mut more = 0;
-        for skipped in skipped {
-            if self.warned.len() >= MAX_WARNINGS || !self.warned.insert(hash(skipped)) {
-                continue;
-            }
-            lines += 1;
-            if lines > MAX_WARNINGS_PER_ANSWER {
-                more += 1;
-                continue;
-            }
+        let warned = &mut self.warned;
+        let is_new = |one: &&Skipped| warned.len() < MAX_WARNINGS && warned.insert(hash(one));
+        let new: Vec<&Skipped> = skipped.iter().filter(is_new).collect();
+        for skipped in new.iter().take(MAX_WARNINGS_PER_ANSWER) {
             let (id, node) = (quote(&skipped.id), quote(&skipped.node));
             let reason = &skipped.reason;
             let who = match subject.query.source {
@@ -278,6 +271,7 @@ impl Publisher {
             let line = format!("{name}: {who} {verb}: {reason}");
             sink.log(Level::Warn, line);
         }
+        let more = new.len().saturating_sub(MAX_WARNINGS_PER_ANSWER);
         if more > 0 {
             sink.log(Level::Warn, format!("{name}: {more} more instances {verb}"));
         }
