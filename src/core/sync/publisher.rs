@@ -211,13 +211,13 @@ impl Publisher {
         let budget = subject.endpoint.connect_timeout;
         let unresolved =
             self.names.refresh(&instances.good, resolver, (budget, subject.timing.resolve));
-        for name in &unresolved {
-            let of = instances.good.iter().filter(|instance| instance.host == name.host);
+        for (host, error) in &unresolved {
+            let of = instances.good.iter().filter(|instance| instance.host == *host);
             let skipped: Vec<_> = of
                 .map(|instance| Skipped {
                     node: instance.node.clone(),
                     id: instance.id.clone(),
-                    reason: format!("cannot resolve \"{}\" ({})", name.host, name.error),
+                    reason: format!("cannot resolve \"{host}\" ({error})"),
                 })
                 .collect();
             self.warn(subject, &skipped, "skipped", sink);

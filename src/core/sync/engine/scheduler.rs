@@ -184,12 +184,13 @@ impl Scheduler {
 
     /// Follows one more target.
     pub(super) fn follow(&mut self, followed: Followed, now: Instant) {
+        debug_assert!(!self.of_target.contains_key(&followed.number), "the number is in use");
+        self.forget(followed.number);
         let subject = followed.target.subject();
         let Some(&id) = self.by_subject.get(&subject) else {
             return self.add(&Arc::new(subject), vec![followed], now);
         };
-        let before = self.of_target.insert(followed.number, id);
-        debug_assert!(before.is_none(), "the number is in use");
+        self.of_target.insert(followed.number, id);
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let mut targets = entry.common.targets().to_vec();
         targets.push(followed);
