@@ -207,11 +207,14 @@ pub(crate) struct TableSource {
 
 impl Source for TableSource {
     fn marks(&self) -> Option<Vec<Mark>> {
-        let leads = self.sink.with_table(|table| table.is_led_by(self.sink.me()));
+        let of_table =
+            |table: Table<'_>| (table.is_led_by(self.sink.me()), table.overrides_number());
+        let (leads, overrides) = self.sink.with_table(of_table)?;
         let mark = |target| self.sink.mark(target).unwrap_or_default();
         let named = self.sink.named_targets().into_iter().map(|(number, ..)| number);
-        let all = (0..self.plan.targets.len()).chain(named);
-        (leads == Some(true)).then(|| all.map(mark).collect())
+        let targets = (0..self.plan.targets.len()).chain(named).map(mark);
+        let overrides = Mark { generation: overrides, last_good_ms: 0 };
+        leads.then(|| targets.chain([overrides]).collect())
     }
 
     fn state(&self) -> Option<State> {

@@ -240,6 +240,11 @@ impl Table<'_> {
         })
     }
 
+    /// Moves with every change of the overrides.
+    pub fn overrides_number(&self) -> u64 {
+        split(self.load(H_OVERRIDES)).0.into()
+    }
+
     /// What is ordered now; `None` as for [`Table::all_overrides`].
     pub fn overrides(&self, now_ms: u64) -> Option<Overrides> {
         let in_force = |held: &Override| held.is_in_force(now_ms);

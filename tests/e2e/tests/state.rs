@@ -342,6 +342,33 @@ fn overrides_of_instances_outlive_a_restart_and_are_not_set_twice() {
 }
 
 #[test]
+fn an_override_that_is_lifted_while_its_service_is_not_followed_leaves_the_file() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backend = Backend::start("a");
+    let id = register_one(&consul, &service, &backend);
+    let (_folder, path) = place();
+    let text = "consul_server %%CONSUL%%; consul_state %%STATE%%;
+        upstream api { consul_dynamic $arg_s; consul_allow_service *; consul_idle 2s; }
+        server { listen 127.0.0.1:%%PORT%%; location / { proxy_pass http://api; }
+        location = /consul { consul_status; } location /api { consul_api; } }";
+    let nginx = Config::http(text).set("CONSUL", consul.url()).set("STATE", path.display()).start();
+    assert_eq!(nginx.outcome(&format!("/?s={service}")), "a");
+    let send = |method: &str, path: &str| {
+        let json = [("Content-Type", "application/json")];
+        let path = format!("/api/services/{service}/instances/{path}");
+        http::request(nginx.address(), method, &path, &json, b"").expect("an answer").status
+    };
+    assert_eq!(send("POST", &format!("{id}/up")), 200);
+    let held = || read(&path).unwrap_or_default()["overrides"].as_array().map_or(0, Vec::len);
+    wait::until_eq("overrides in the file", SOON, &1, held);
+    wait::until("nobody follows the service", SOON, || {
+        nginx.status()["named"]["services"].as_array().is_some_and(Vec::is_empty)
+    });
+    assert_eq!(send("DELETE", &id), 200);
+    wait::until_eq("overrides in the file", SOON, &0, held);
+}
+
+#[test]
 fn worker_0_killed_in_a_loop_leaves_a_whole_file_and_no_litter() {
     let (consul, service) = (Agent::shared(), unique("web"));
     let backends = Backend::start_all(&["a", "b"]);
