@@ -192,18 +192,16 @@ unsafe fn named_block<'a>(upstream: *mut ngx_http_upstream_srv_conf_t) -> Option
 unsafe fn decide(r: *mut ngx_http_request_t, block: &NamedBlock, is_certain: bool) -> ngx_int_t {
     const FAILED: ngx_int_t = NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t;
     // SAFETY: the caller's promise.
-    let (name, waiting, log) = unsafe { (block.name(r), waiting(r), (*(*r).connection).log) };
+    let (name, waited, log) = unsafe { (block.name(r), waiting(r), (*(*r).connection).log) };
     let Some(name) = name else { return if is_certain { FAILED } else { DECLINED } };
     let why = match block.look_up(name) {
         Lookup::Known(_) => return DECLINED,
         Lookup::Refused(why) => why,
-        Lookup::New(new) => match waiting {
-            Some(waiting) if waiting.is_late => Why::Late,
-            // SAFETY: as above.
-            known => match unsafe { wait(r, known, block, new) } {
-                OK => return AGAIN,
-                _ => return FAILED,
-            },
+        Lookup::New(_) if waited.is_some_and(|waited| waited.is_late) => Why::Late,
+        // SAFETY: as above.
+        Lookup::New(new) => match unsafe { wait(r, waited, block, new) } {
+            OK => return AGAIN,
+            _ => return FAILED,
         },
     };
     if is_certain { block.refuse(name, why, log) } else { DECLINED }
@@ -212,62 +210,44 @@ unsafe fn decide(r: *mut ngx_http_request_t, block: &NamedBlock, is_certain: boo
 /// # Safety
 ///
 /// `r` is a valid request.
-unsafe fn waiting<'a>(r: *mut ngx_http_request_t) -> Option<&'a mut Waiting> {
+unsafe fn waiting<'a>(r: *mut ngx_http_request_t) -> Option<&'a Waiting> {
     // SAFETY: our element of the contexts is null or what wait() set for this request.
-    unsafe { conf_of::<Waiting>((*r).ctx, &raw const crate::ngx_http_consul_module).as_mut() }
+    unsafe { conf_of::<Waiting>((*r).ctx, &raw const crate::ngx_http_consul_module).as_ref() }
 }
 
 /// Has the request wait, as `limit_req` does.
 ///
 /// # Safety
 ///
-/// `r` is a valid request in a phase; `known` is its own.
+/// `r` is a valid request in a phase; `waited` is how it has waited before.
 unsafe fn wait(
     r: *mut ngx_http_request_t,
-    known: Option<&mut Waiting>,
+    waited: Option<&Waiting>,
     block: &NamedBlock,
-    new_service: New,
+    service: New,
 ) -> ngx_int_t {
     // SAFETY: the value lives in the request's pool, which the request's end destroys; the timer
     // is taken out of the event loop then at the latest.
     unsafe {
-        let now = ngx_current_msec;
-        let waiting = match known {
-            Some(waiting) => waiting,
-            None => {
-                let timer = MaybeUninit::zeroed().assume_init();
-                let until = now + block.first_wait.as_millis() as usize;
-                let (service, is_late) = (None, false);
-                let asked = now;
-                let new = Waiting { request: r, block, service, until, asked, is_late, timer };
-                let new = Box::new(new);
-                let Some(new) = give_to_pool((*r).pool, new).as_mut() else { return ERROR };
-                let new = &mut **new;
-                new.timer.handler = Some(look);
-                new.timer.log = (*(*r).connection).log;
-                new.timer.data = ptr::from_mut(new).cast();
-                let index = crate::ngx_http_consul_module.ctx_index;
-                *(*r).ctx.add(index) = ptr::from_mut(new).cast();
-                new
-            }
-        };
-        let read = (*(*r).connection).read;
+        let (connection, now) = ((*r).connection, ngx_current_msec);
+        let (upstream, name) = (block.pattern().name(), service.name().escape_debug());
+        trace!((*connection).log, "consul: upstream \"{upstream}\": waits for service \"{name}\"");
+        service.ask();
+        let until = waited.map_or(now + block.first_wait.as_millis() as usize, |w| w.until);
+        let new = Box::new(Waiting::new(r, block, (service, now), until));
+        let Some(new) = give_to_pool((*r).pool, new).as_mut() else { return ERROR };
+        let waiting = &mut **new;
+        waiting.timer.handler = Some(look);
+        waiting.timer.log = (*connection).log;
+        waiting.timer.data = ptr::from_mut(waiting).cast();
+        *(*r).ctx.add(crate::ngx_http_consul_module.ctx_index) = waiting.timer.data;
+        let read = (*connection).read;
         if (*read).ready() != 0 {
             // The client may have gone already, which epoll doesn't say twice.
             ngx_post_event(read, &raw mut ngx_posted_events);
         } else if ngx_handle_read_event(read, 0) != OK {
             return ERROR;
         }
-        let (log, name) = ((*(*r).connection).log, new_service.name().escape_debug());
-        trace!(
-            log,
-            "consul: upstream \"{}\": waits for service \"{name}\"",
-            block.pattern().name()
-        );
-        waiting.block = block;
-        new_service.ask();
-        (waiting.service, waiting.asked) = (Some(new_service), now);
-        WAITING.set(WAITING.get() + 1);
         (*r).read_event_handler = Some(ngx_http_test_reading);
         (*r).write_event_handler = Some(ngx_http_request_empty_handler);
         ngx_add_timer(&mut waiting.timer, look_every());
@@ -311,6 +291,18 @@ extern "C" fn look(event: *mut ngx_event_t) {
 }
 
 impl Waiting {
+    fn new(
+        request: *mut ngx_http_request_t,
+        block: *const NamedBlock,
+        (service, asked): (New, usize),
+        until: usize,
+    ) -> Waiting {
+        WAITING.set(WAITING.get() + 1);
+        // SAFETY: all zeros are an event that is not set.
+        let timer = unsafe { MaybeUninit::zeroed().assume_init() };
+        Waiting { request, block, service: Some(service), until, asked, is_late: false, timer }
+    }
+
     fn end(&mut self) {
         if self.service.take().is_some() {
             WAITING.set(WAITING.get() - 1);

@@ -21,13 +21,11 @@ use crate::table::{Named, Verdict};
 mod reconcile;
 
 /// Time from the begin of a read of a catalogue to that of the next one: this long at least, and so
-/// many times as long as the read took.
+/// many times as long as the read took. Also how long it holds that nobody could tell.
 const PACE: Duration = Duration::from_millis(250);
 const SHARE: u32 = 4;
 /// The most that that can be.
 const MAX_PACE: Duration = Duration::from_secs(1);
-/// How long it holds that nobody could tell, or that there is no room.
-const FAILED: Duration = Duration::from_secs(1);
 /// How often what is followed is compared with what is asked for.
 const RECONCILE: Duration = Duration::from_secs(1);
 /// How many names wait for a catalogue at most; requests ask for the others again.
@@ -228,7 +226,7 @@ impl Shared {
         let valid = match verdict {
             Verdict::Followed => Duration::MAX,
             Verdict::Absent => template.absent,
-            Verdict::Failed => FAILED,
+            Verdict::Failed => PACE,
         };
         self.store.record_lookup(template.verdict_key(&service.name), verdict, valid);
     }

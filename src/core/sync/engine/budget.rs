@@ -106,11 +106,6 @@ impl ConnectionBudget {
         }
     }
 
-    /// A connection of the step came to nothing, and that says nothing of their number.
-    pub(super) fn on_failure(&mut self, now: Instant) {
-        self.give_up(now);
-    }
-
     /// A connection of the step was refused.
     pub(super) fn on_trial_refused(&mut self, how: Refused, now: Instant) {
         self.on_refusal(self.allowed + self.step - self.unanswered + 1, how, now);
@@ -140,7 +135,7 @@ impl ConnectionBudget {
     pub(super) fn judge(&mut self, now: Instant) -> Option<Judgement> {
         let (since, count, of) = self.lost.unwrap_or((now, 0, 1));
         if count > 0 && count * 2 >= of && (self.allowed > START || self.suspected.is_some()) {
-            self.give_up(now.max(since));
+            self.on_failure(now.max(since));
             (self.allowed, self.lost) = (START, None);
             return Some(Judgement::Restarted);
         }
@@ -150,13 +145,15 @@ impl ConnectionBudget {
             self.suspected = Some((number, how, at));
             return None;
         }
-        self.give_up(now);
+        self.on_failure(now);
         self.refused = Some((number, now + MEMORY));
         self.allowed = (number - number / 4).max(START).min(number - 1).min(self.allowed);
         Some(Judgement::Refused { number, allowed: self.allowed, how })
     }
 
-    fn give_up(&mut self, now: Instant) {
+    /// A connection of the step came to nothing, and that says nothing of their number: gives the
+    /// step up.
+    pub(super) fn on_failure(&mut self, now: Instant) {
         (self.step, self.unanswered, self.suspected) = (0, 0, None);
         self.not_before = now + PAUSE;
     }
