@@ -54,7 +54,7 @@ pub fn to_json(value: &impl Serialize) -> Vec<u8> {
 
 /// Since when and until when a service is frozen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct Frozen {
     /// Who ordered it: user and address.
     pub by: String,

@@ -32,7 +32,11 @@ pub enum Consistency {
 }
 
 /// Where in Consul the peers are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, EnumString, IntoStaticStr)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, EnumString, IntoStaticStr, Serialize,
+)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum Source {
     /// `/v1/health/service`: the instances of a service with their health.
@@ -117,7 +121,9 @@ impl Query {
 }
 
 /// Which states of health a block takes into its set of peers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, EnumString)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, EnumString, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum Admit {
     /// All checks pass.
@@ -145,6 +151,7 @@ pub struct Selection {
     Clone,
     Copy,
     Debug,
+    Default,
     PartialEq,
     Eq,
     PartialOrd,
@@ -153,8 +160,8 @@ pub struct Selection {
     Serialize,
     Deserialize,
     EnumString,
-    IntoStaticStr,
 )]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum Health {
@@ -163,14 +170,8 @@ pub enum Health {
     /// The worst check warns.
     Warning,
     /// A check is critical; maintenance mode is a critical check.
+    #[default]
     Critical,
-}
-
-impl Health {
-    /// Consul's word for it.
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
 }
 
 /// One believable instance of a Consul answer, before addresses are resolved.

@@ -51,9 +51,8 @@ pub struct Template {
     pub absent: Duration,
     /// Numbers of the catalogues that its services are in.
     catalogs: Vec<usize>,
-    /// The block, if it has a token of its own.
-    owner: Option<String>,
-    key: u128,
+    /// Tells the services of different blocks apart, the same over reloads; never from the token.
+    pub key: u128,
 }
 
 /// The templates of a configuration, and how many services they may have at a time.
@@ -80,22 +79,9 @@ impl Templates {
     /// Of the blocks of a configuration, in their order.
     pub fn new(mut all: Vec<Template>, max: usize) -> Templates {
         let mut catalogs = Vec::new();
-        for at in 0..all.len() {
-            // Blocks that ask the same of the same servers share their services; those that differ
-            // only in token or times must not.
-            let (before, rest) = all.split_at_mut(at);
-            let this = &mut rest[0];
-            let twin = before.iter().find(|other| other.is_twin_of(this));
-            this.key = match twin {
-                Some(twin) => twin.key,
-                None => {
-                    let first = this.key_of_variant(0);
-                    let variant = before.iter().filter(|b| b.key_of_variant(0) == first).count();
-                    this.key_of_variant(variant)
-                }
-            };
-            let of = this.targets.iter().map(Catalog::of);
-            this.catalogs = of.map(|catalog| number_in(&mut catalogs, catalog)).collect();
+        for template in &mut all {
+            let of = template.targets.iter().map(Catalog::of);
+            template.catalogs = of.map(|catalog| number_in(&mut catalogs, catalog)).collect();
         }
         Templates { all, catalogs, max }
     }
@@ -110,25 +96,16 @@ impl Templates {
         self.all.get(number)
     }
 
-    /// The first one with this key.
+    /// The one with this key.
     pub fn find(&self, key: u128) -> Option<&Template> {
-        self.of_key(key).next()
+        self.all.iter().find(|template| template.key == key)
     }
 
-    /// One that the service is allowed by: blocks that share their services may differ in that.
+    /// That of a service, if it allows the name still.
     pub fn admit(&self, service: &Named) -> Option<&Template> {
-        let name = service.name.as_bytes();
-        let allows = |t: &&Template| t.allowed.check(name).as_ref() == Ok(&service.name);
-        self.of_key(service.template).find(allows)
-    }
-
-    /// How long the services of this key stay unused, in the block that has them stay longest.
-    fn idle(&self, key: u128) -> Duration {
-        self.of_key(key).map(|template| template.idle).max().unwrap_or_default()
-    }
-
-    fn of_key(&self, key: u128) -> impl Iterator<Item = &Template> {
-        self.all.iter().filter(move |template| template.key == key)
+        let template = self.find(service.template)?;
+        let name = template.allowed.check(service.name.as_bytes());
+        (name.as_ref() == Ok(&service.name)).then_some(template)
     }
 
     /// Their keys.
@@ -138,37 +115,17 @@ impl Templates {
 }
 
 impl Template {
-    /// Settings of a block.
+    /// Settings of a block. What its token shows must never become another block's, also not when
+    /// a reload takes blocks away or puts them in another order.
     pub fn new(
+        block: &[u8],
         targets: Vec<Target>,
         allowed: Allowed,
         (idle, absent): (Duration, Duration),
     ) -> Template {
-        Template { targets, allowed, idle, absent, catalogs: Vec::new(), owner: None, key: 0 }
-    }
-
-    /// For a block with a token of its own. What that one shows must never become another block's,
-    /// also not when a reload takes blocks away or puts them in another order.
-    pub fn owned_by(self, block: String) -> Template {
-        Template { owner: Some(block), ..self }
-    }
-
-    /// Tells the services of different blocks apart, the same over reloads; never from the token.
-    pub fn key(&self) -> u128 {
-        self.key
-    }
-
-    fn is_twin_of(&self, other: &Template) -> bool {
-        self.targets == other.targets && self.allowed.tags == other.allowed.tags
-    }
-
-    fn key_of_variant(&self, variant: usize) -> u128 {
-        let mut h = SipHasher13::new();
-        for target in &self.targets {
-            target.key().hash(&mut h);
-        }
-        (&self.allowed.tags, &self.owner, variant).hash(&mut h);
-        h.finish128().as_u128()
+        let of: Vec<u128> = targets.iter().map(Target::key).collect();
+        let key = hash((of, &allowed.tags, block));
+        Template { targets, allowed, idle, absent, catalogs: Vec::new(), key }
     }
 
     /// Where the peers of a service come from, in the order of use.
@@ -179,14 +136,8 @@ impl Template {
             target.query.service = name.to_owned();
             target.selection.tags.extend(self.allowed.tags.iter().cloned());
             let fixed = plan.number_of(&target);
-            let key = match fixed {
-                Some(number) => plan.key(number),
-                None => {
-                    let mut h = SipHasher13::new();
-                    (self.key, target.key()).hash(&mut h);
-                    h.finish128().as_u128()
-                }
-            };
+            let own_key = || hash((self.key, target.key()));
+            let key = fixed.map_or_else(own_key, |number| plan.key(number));
             Place { key, fixed, target }
         };
         self.targets.iter().map(place).collect()
@@ -195,15 +146,19 @@ impl Template {
     /// What the verdict on a service is noted under. Not the key of a place, which is another
     /// block's too if it is fixed: that one may ask in other datacenters besides.
     pub fn verdict_key(&self, name: &str) -> u128 {
-        let mut h = SipHasher13::new();
-        (self.key, name).hash(&mut h);
-        h.finish128().as_u128()
+        hash((self.key, name))
     }
 
     /// What the table calls a service.
     pub fn named(&self, name: &str) -> Named {
         Named { template: self.key, name: name.to_owned() }
     }
+}
+
+fn hash(value: impl Hash) -> u128 {
+    let mut h = SipHasher13::new();
+    value.hash(&mut h);
+    h.finish128().as_u128()
 }
 
 /// The number of a catalogue among others, added if it is new.

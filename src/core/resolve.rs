@@ -95,34 +95,21 @@ impl Resolve for SystemResolver {
 /// Addresses of the host names of one watch.
 #[derive(Debug, Default)]
 pub struct Names {
-    known: HashMap<String, Name>,
-}
-
-#[derive(Debug)]
-struct Name {
-    addresses: Vec<IpAddr>,
-    looked_up: Instant,
-}
-
-/// A name without any address, now or before.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unresolved {
-    /// The name.
-    pub host: String,
-    /// Why.
-    pub error: String,
+    /// With the time when they were looked up.
+    known: HashMap<String, (Vec<IpAddr>, Instant)>,
 }
 
 impl Names {
     /// Looks up the names of `instances` and forgets all others; IP addresses are not names.
     ///
-    /// Takes at most `budget`, and looks a name up again after `every`. A name that cannot be looked up keeps its last addresses.
+    /// Takes at most `budget`, and looks a name up again after `every`. A name that cannot be looked up
+    /// keeps its last addresses; gives the names without any, now or before, and why.
     pub fn refresh(
         &mut self,
         instances: &[Instance],
         resolver: &dyn Resolve,
         (budget, every): (Duration, Duration),
-    ) -> Vec<Unresolved> {
+    ) -> Vec<(String, String)> {
         let hosts: HashSet<&str> =
             instances.iter().map(|i| i.host.as_str()).filter(|h| is_name(h)).collect();
         self.known.retain(|host, _| hosts.contains(host.as_str()));
@@ -134,7 +121,7 @@ impl Names {
         for host in hosts {
             let now = Instant::now();
             let last = self.known.get(host);
-            if last.is_some_and(|name| now.duration_since(name.looked_up) < FRESH.min(every / 2)) {
+            if last.is_some_and(|(_, at)| now.duration_since(*at) < FRESH.min(every / 2)) {
                 continue;
             }
             let found = if now < deadline {
@@ -146,12 +133,10 @@ impl Names {
                 Ok(mut addresses) => {
                     addresses.sort_unstable();
                     addresses.dedup();
-                    self.known.insert(host.to_owned(), Name { addresses, looked_up: now });
+                    self.known.insert(host.to_owned(), (addresses, now));
                 }
                 Err(_) if last.is_some() => {}
-                Err(error) => {
-                    unresolved.push(Unresolved { host: host.to_owned(), error: error.to_string() });
-                }
+                Err(error) => unresolved.push((host.to_owned(), error.to_string())),
             }
         }
         unresolved
@@ -162,9 +147,7 @@ impl Names {
     pub fn addresses(&self, host: &str) -> (Vec<IpAddr>, bool) {
         match host.parse() {
             Ok(ip) => (vec![ip], false),
-            Err(_) => {
-                (self.known.get(host).map(|name| name.addresses.clone()).unwrap_or_default(), true)
-            }
+            Err(_) => (self.known.get(host).map(|(all, _)| all.clone()).unwrap_or_default(), true),
         }
     }
 
@@ -227,10 +210,10 @@ pub(crate) mod tests {
     fn refresh(names: &mut Names, script: &Script, hosts: &[&str]) -> Vec<String> {
         let instances: Vec<_> = hosts.iter().map(|host| instance("i", host)).collect();
         for name in names.known.values_mut() {
-            name.looked_up -= FRESH;
+            name.1 -= FRESH;
         }
         let unresolved = names.refresh(&instances, script, TIMES);
-        unresolved.into_iter().map(|u| format!("{}: {}", u.host, u.error)).collect()
+        unresolved.into_iter().map(|(host, error)| format!("{host}: {error}")).collect()
     }
 
     fn addresses(names: &Names, host: &str) -> Vec<String> {
@@ -280,7 +263,7 @@ pub(crate) mod tests {
     fn the_budget_bounds_the_lookups() {
         let (mut names, script) = (Names::default(), Script::default());
         let unresolved = names.refresh(&[instance("i", "a")], &script, (Duration::ZERO, TIMES.1));
-        assert_eq!(unresolved[0].error, "no time left for name lookups");
+        assert_eq!(unresolved[0].1, "no time left for name lookups");
         assert!(script.asked.borrow().is_empty());
     }
 

@@ -164,7 +164,7 @@ pub fn peers_of(image: &Image) -> Option<PeerSet> {
             node: detail.node,
             id: detail.id,
             tags: detail.tags,
-            health: detail.health.parse().ok()?,
+            health: detail.health,
             datacenter: detail.datacenter,
             params: record.params(),
             meta: detail.meta,

@@ -59,7 +59,11 @@ pub(crate) extern "C" fn ngx_http_consul_api(
                     .cast_mut();
             }
             let name = ffi::bytes(&(*core).name);
-            if is_regex(&*core) || (*core).exact_match() != 0 || name.starts_with(b"@") {
+            #[cfg(nginx_pcre)]
+            let is_regex = !(*core).regex.is_null();
+            #[cfg(not(nginx_pcre))]
+            let is_regex = false;
+            if is_regex || (*core).exact_match() != 0 || name.starts_with(b"@") {
                 return c"must be in a location that is a prefix".as_ptr().cast_mut();
             }
             (*core).handler = Some(ngx_http_consul_api_handler);
@@ -67,16 +71,6 @@ pub(crate) extern "C" fn ngx_http_consul_api(
         }
         CONF_OK
     })
-}
-
-#[cfg(nginx_pcre)]
-fn is_regex(core: &ngx_http_core_loc_conf_t) -> bool {
-    !core.regex.is_null()
-}
-
-#[cfg(not(nginx_pcre))]
-fn is_regex(_: &ngx_http_core_loc_conf_t) -> bool {
-    false
 }
 
 /// Once all is read: whether the locations are still ours.
@@ -153,14 +147,11 @@ unsafe fn admit(r: *mut ngx_http_request_t) -> Result<(Verb, Route), Refusal> {
 }
 
 fn verb(method: usize) -> Verb {
-    const READ: u32 = NGX_HTTP_GET | NGX_HTTP_HEAD;
-    const WRITE: u32 = NGX_HTTP_POST | NGX_HTTP_PATCH;
-    let is = |methods: u32| method & methods as usize != 0;
-    match () {
-        () if is(READ) => Verb::Read,
-        () if is(WRITE) => Verb::Write,
-        () if is(NGX_HTTP_DELETE) => Verb::Delete,
-        () => Verb::Other,
+    match method as u32 {
+        NGX_HTTP_GET | NGX_HTTP_HEAD => Verb::Read,
+        NGX_HTTP_POST | NGX_HTTP_PATCH => Verb::Write,
+        NGX_HTTP_DELETE => Verb::Delete,
+        _ => Verb::Other,
     }
 }
 

@@ -1,9 +1,8 @@
 //! Short-lived children of nginx's master, which nginx doesn't get to know of.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::time::{Duration, Instant};
@@ -36,7 +35,7 @@ pub(crate) enum End {
 ///
 /// # Errors
 ///
-/// There is no pipe or no process to be had.
+/// There is no pair of sockets or no process to be had.
 ///
 /// # Safety
 ///
@@ -44,10 +43,10 @@ pub(crate) enum End {
 /// which `work` needs. `work` calls nothing of nginx that touches files or sockets.
 pub(crate) unsafe fn run(
     patience: Option<Duration>,
-    work: impl FnOnce(&mut File) -> u8,
+    work: impl FnOnce(&mut UnixStream) -> u8,
 ) -> io::Result<Outcome> {
     let deadline = patience.and_then(|patience| Instant::now().checked_add(patience));
-    let (mut reader, mut writer) = pipe()?;
+    let (mut reader, mut writer) = UnixStream::pair()?;
     // nginx's own handlers are to see neither this child nor, in the child, a signal.
     let _blocked = SignalsBlocked::new();
     // SAFETY: plain libc calls; the child runs `work` and ends without running anything else of
@@ -67,7 +66,7 @@ pub(crate) unsafe fn run(
     if child < 0 {
         return Err(io::Error::last_os_error());
     }
-    // From here on the pipe ends with the child.
+    // From here on the stream ends with the child.
     drop(writer);
     let mut told = Vec::new();
     let is_over = read_all(&mut reader, &mut told, deadline);
@@ -80,38 +79,19 @@ pub(crate) unsafe fn run(
     Ok(Outcome { told, end: if is_over { end } else { End::Late } })
 }
 
-fn pipe() -> io::Result<(File, File)> {
-    let mut ends = [0; 2];
-    // SAFETY: pipe2() fills the two descriptors, which are nobody else's.
-    unsafe {
-        if libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok((File::from_raw_fd(ends[0]), File::from_raw_fd(ends[1])))
-    }
-}
-
 /// Reads to the end; `false` if that doesn't come in time.
-fn read_all(reader: &mut File, told: &mut Vec<u8>, deadline: Option<Instant>) -> bool {
+fn read_all(reader: &mut UnixStream, told: &mut Vec<u8>, deadline: Option<Instant>) -> bool {
     let mut buffer = [0; 4096];
     loop {
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-        // Rounded up, or the last millisecond would be a busy one.
-        let wait = left.map_or(-1, |left| left.as_millis().saturating_add(1).min(60_000) as c_int);
-        let mut polled = libc::pollfd { fd: reader.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one valid pollfd.
-        match unsafe { libc::poll(&mut polled, 1, wait) } {
-            0 if left.is_some_and(|left| left.is_zero()) => return false,
-            0 => continue,
-            n if n < 0 && io::Error::last_os_error().kind() != io::ErrorKind::Interrupted => {
-                return false;
-            }
-            n if n < 0 => continue,
-            _ => {}
+        // A time of 0 would be none.
+        if left.is_some_and(|left| left.is_zero()) || reader.set_read_timeout(left).is_err() {
+            return false;
         }
         match reader.read(&mut buffer) {
             Ok(0) => return true,
             Ok(n) => told.extend_from_slice(&buffer[..n]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => return false,
         }

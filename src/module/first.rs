@@ -3,16 +3,15 @@
 //! Asking takes threads, and a process that has had some is slower for good: the C library then
 //! makes each system call one that could be cancelled, and a worker inherits that.
 
-use std::fs::File;
-use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nginx_consul_core::sync::{Level, Plan, Sink, first_answers};
 use nginx_consul_core::table::Table;
+use serde_json::Deserializer;
 
 use crate::child::{self, End};
-use crate::log::Line;
 use crate::sink::TableSink;
 
 /// How long the child may take beyond the time it has for asking: for its start, and to end.
@@ -31,7 +30,7 @@ pub(crate) unsafe fn ask(
     timeout: Duration,
     sink: &TableSink,
 ) {
-    let work = |out: &mut File| {
+    let work = |out: &mut UnixStream| {
         // Another one: in the table it is the child who publishes, and it may be killed.
         let own = TableSink::new(table, plan);
         // What there is no room for is said already.
@@ -39,19 +38,16 @@ pub(crate) unsafe fn ask(
         let shared: Arc<dyn Sink> = own.clone();
         first_answers(plan, &shared, needed, timeout);
         let lines = own.take_lines();
-        let encoded = lines.iter().flat_map(postcard::to_stdvec).flatten();
-        u8::from(out.write_all(&encoded.collect::<Vec<u8>>()).is_err())
+        let written = lines.iter().try_for_each(|line| serde_json::to_writer(&mut *out, line));
+        u8::from(written.is_err())
     };
     // SAFETY: the caller's promise.
     let outcome = unsafe { child::run(Some(timeout.saturating_add(GRACE)), work) };
     let why = match outcome {
         Ok(outcome) => {
-            let mut told = &outcome.told[..];
-            // The last line may be cut off: the child may have been killed while it wrote.
-            while let Ok(((level, line), rest)) = postcard::take_from_bytes::<Line>(told) {
-                sink.log(level, line);
-                told = rest;
-            }
+            // It may have been killed while it wrote.
+            let lines = Deserializer::from_slice(&outcome.told).into_iter().map_while(Result::ok);
+            lines.for_each(|(level, text)| sink.log(level, text));
             match outcome.end {
                 End::Status(0) | End::Unknown => return,
                 End::Status(_) => "the process that asks for them has failed".to_owned(),

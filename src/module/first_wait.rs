@@ -6,7 +6,7 @@
 use std::cell::Cell;
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
-use std::ptr;
+use std::{ptr, slice};
 
 use nginx_sys::{
     NGX_HTTP_INTERNAL_SERVER_ERROR, ngx_add_timer, ngx_array_push, ngx_conf_t, ngx_current_msec,
@@ -43,6 +43,10 @@ const PROXIES: [&CStr; 6] = [
 /// How often a single request looks whether there is an answer, milliseconds.
 const LOOK: usize = 4;
 
+/// How long after a question the same one is asked again, milliseconds: whoever had it in hand may
+/// have been killed.
+const ASK_AGAIN: usize = 500;
+
 thread_local! {
     /// Requests of this worker that wait.
     static WAITING: Cell<usize> = const { Cell::new(0) };
@@ -61,6 +65,8 @@ struct Waiting {
     /// For whom; `None` once it is over.
     service: Option<New>,
     until: usize,
+    /// When worker 0 was asked.
+    asked: usize,
     /// It has waited in vain.
     is_late: bool,
     timer: ngx_event_t,
@@ -115,23 +121,16 @@ extern "C" fn ngx_http_consul_precontent_handler(r: *mut ngx_http_request_t) -> 
         unsafe {
             let http: *mut HttpConf =
                 conf_of((*r).main_conf, &raw const crate::ngx_http_consul_module);
-            match upstream_of(r, &*http) {
-                Some(upstream) => match named_block(upstream) {
-                    Some(block) => decide(r, block, true),
-                    None => DECLINED,
-                },
-                None if has_content(r) => {
-                    // The block is named by variables too, which only the content handler knows.
-                    for &upstream in &(*http).named_blocks {
-                        let Some(block) = named_block(upstream) else { continue };
-                        if decide(r, block, false) == AGAIN {
-                            return AGAIN;
-                        }
-                    }
-                    DECLINED
-                }
-                None => DECLINED,
-            }
+            let upstream = upstream_of(r, &*http);
+            let blocks = match &upstream {
+                Some(upstream) => slice::from_ref(upstream),
+                // The block is named by variables too, which only the content handler knows.
+                None if has_content(r) => &(&(*http).named_blocks)[..],
+                None => &[],
+            };
+            let named = blocks.iter().filter_map(|upstream| named_block(*upstream));
+            let mut decided = named.map(|block| decide(r, block, upstream.is_some()));
+            decided.find(|rc| *rc != DECLINED).unwrap_or(DECLINED)
         }
     })
 }
@@ -191,87 +190,64 @@ unsafe fn named_block<'a>(upstream: *mut ngx_http_upstream_srv_conf_t) -> Option
 ///
 /// `r` is a valid request; the block lives as long as it.
 unsafe fn decide(r: *mut ngx_http_request_t, block: &NamedBlock, is_certain: bool) -> ngx_int_t {
+    const FAILED: ngx_int_t = NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t;
     // SAFETY: the caller's promise.
-    let name = unsafe { block.name(r) };
-    let Some(name) = name else { return NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t };
-    let refused = match block.look_up(name) {
+    let (name, waited, log) = unsafe { (block.name(r), waiting(r), (*(*r).connection).log) };
+    let Some(name) = name else { return if is_certain { FAILED } else { DECLINED } };
+    let why = match block.look_up(name) {
         Lookup::Known(_) => return DECLINED,
         Lookup::Refused(why) => why,
+        Lookup::New(_) if waited.is_some_and(|waited| waited.is_late) => Why::Late,
         // SAFETY: as above.
-        Lookup::New(new) => match unsafe { waiting(r) } {
-            Some(waiting) if waiting.is_late => Why::Late,
-            _ if !block.ask(&new) => Why::Busy,
-            // SAFETY: as above.
-            known => match unsafe { wait(r, known, block, new) } {
-                OK => return AGAIN,
-                _ => return NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t,
-            },
+        Lookup::New(new) => match unsafe { wait(r, waited, block, new) } {
+            OK => return AGAIN,
+            _ => return FAILED,
         },
     };
-    if !is_certain {
-        return DECLINED;
-    }
-    // SAFETY: the request's connection has a log.
-    block.complain(name, refused, unsafe { (*(*r).connection).log });
-    ngx_int_t::from(block.status_of(refused) as i16)
+    if is_certain { block.refuse(name, why, log) } else { DECLINED }
 }
 
 /// # Safety
 ///
 /// `r` is a valid request.
-unsafe fn waiting<'a>(r: *mut ngx_http_request_t) -> Option<&'a mut Waiting> {
+unsafe fn waiting<'a>(r: *mut ngx_http_request_t) -> Option<&'a Waiting> {
     // SAFETY: our element of the contexts is null or what wait() set for this request.
-    unsafe { conf_of::<Waiting>((*r).ctx, &raw const crate::ngx_http_consul_module).as_mut() }
+    unsafe { conf_of::<Waiting>((*r).ctx, &raw const crate::ngx_http_consul_module).as_ref() }
 }
 
 /// Has the request wait, as `limit_req` does.
 ///
 /// # Safety
 ///
-/// `r` is a valid request in a phase; `known` is its own.
+/// `r` is a valid request in a phase; `waited` is how it has waited before.
 unsafe fn wait(
     r: *mut ngx_http_request_t,
-    known: Option<&mut Waiting>,
+    waited: Option<&Waiting>,
     block: &NamedBlock,
-    new_service: New,
+    service: New,
 ) -> ngx_int_t {
     // SAFETY: the value lives in the request's pool, which the request's end destroys; the timer
     // is taken out of the event loop then at the latest.
     unsafe {
-        let now = ngx_current_msec;
-        let waiting = match known {
-            Some(waiting) => waiting,
-            None => {
-                let timer = MaybeUninit::zeroed().assume_init();
-                let until = now + block.first_wait.as_millis() as usize;
-                let (service, is_late) = (None, false);
-                let new = Box::new(Waiting { request: r, block, service, until, is_late, timer });
-                let Some(new) = give_to_pool((*r).pool, new).as_mut() else { return ERROR };
-                let new = &mut **new;
-                new.timer.handler = Some(look);
-                new.timer.log = (*(*r).connection).log;
-                new.timer.data = ptr::from_mut(new).cast();
-                let index = crate::ngx_http_consul_module.ctx_index;
-                *(*r).ctx.add(index) = ptr::from_mut(new).cast();
-                new
-            }
-        };
-        let read = (*(*r).connection).read;
+        let (connection, now) = ((*r).connection, ngx_current_msec);
+        let (upstream, name) = (block.pattern().name(), service.name().escape_debug());
+        trace!((*connection).log, "consul: upstream \"{upstream}\": waits for service \"{name}\"");
+        service.ask();
+        let until = waited.map_or(now + block.first_wait.as_millis() as usize, |w| w.until);
+        let new = Box::new(Waiting::new(r, block, (service, now), until));
+        let Some(new) = give_to_pool((*r).pool, new).as_mut() else { return ERROR };
+        let waiting = &mut **new;
+        waiting.timer.handler = Some(look);
+        waiting.timer.log = (*connection).log;
+        waiting.timer.data = ptr::from_mut(waiting).cast();
+        *(*r).ctx.add(crate::ngx_http_consul_module.ctx_index) = waiting.timer.data;
+        let read = (*connection).read;
         if (*read).ready() != 0 {
             // The client may have gone already, which epoll doesn't say twice.
             ngx_post_event(read, &raw mut ngx_posted_events);
         } else if ngx_handle_read_event(read, 0) != OK {
             return ERROR;
         }
-        let (log, name) = ((*(*r).connection).log, new_service.name().escape_debug());
-        trace!(
-            log,
-            "consul: upstream \"{}\": waits for service \"{name}\"",
-            block.pattern().name()
-        );
-        waiting.block = block;
-        waiting.service = Some(new_service);
-        WAITING.set(WAITING.get() + 1);
         (*r).read_event_handler = Some(ngx_http_test_reading);
         (*r).write_event_handler = Some(ngx_http_request_empty_handler);
         ngx_add_timer(&mut waiting.timer, look_every());
@@ -286,8 +262,13 @@ extern "C" fn look(event: *mut ngx_event_t) {
         unsafe {
             let waiting = &mut *(*event).data.cast::<Waiting>();
             let Some(service) = &waiting.service else { return };
-            let is_late = ngx_current_msec as isize - waiting.until as isize >= 0;
+            let now = ngx_current_msec;
+            let is_late = now as isize - waiting.until as isize >= 0;
             if !is_late && !(*waiting.block).is_answered(service) {
+                if now - waiting.asked >= ASK_AGAIN {
+                    service.ask();
+                    waiting.asked = now;
+                }
                 ngx_add_timer(&mut waiting.timer, look_every());
                 return;
             }
@@ -310,6 +291,18 @@ extern "C" fn look(event: *mut ngx_event_t) {
 }
 
 impl Waiting {
+    fn new(
+        request: *mut ngx_http_request_t,
+        block: *const NamedBlock,
+        (service, asked): (New, usize),
+        until: usize,
+    ) -> Waiting {
+        WAITING.set(WAITING.get() + 1);
+        // SAFETY: all zeros are an event that is not set.
+        let timer = unsafe { MaybeUninit::zeroed().assume_init() };
+        Waiting { request, block, service: Some(service), until, asked, is_late: false, timer }
+    }
+
     fn end(&mut self) {
         if self.service.take().is_some() {
             WAITING.set(WAITING.get() - 1);

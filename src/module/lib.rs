@@ -22,7 +22,6 @@ use std::ptr;
 use nginx_sys::{NGX_HTTP_MODULE, ngx_http_module_t, ngx_module_t};
 
 mod api;
-mod channel;
 mod child;
 mod conf;
 mod ffi;

@@ -33,15 +33,14 @@ mod view;
 mod worker;
 
 use attempt::callbacks::{
-    ngx_http_upstream_free_consul_peer, ngx_http_upstream_get_consul_peer, notify, save_session,
+    ngx_http_upstream_free_consul_peer, ngx_http_upstream_get_consul_peer, save_session,
     set_session,
 };
-use attempt::{Attempt, Picker, Start, cell};
+use attempt::{Attempt, cell};
 pub(crate) use block::{Block, Options};
 pub(crate) use clock::monotonic;
 pub(crate) use guard::Guard;
 pub(crate) use header_filter::install as install_header_filter;
-use keepalive::Kept;
 pub(crate) use keepalive::{Keepalive, end as end_keepalive};
 pub(crate) use named::{Lookup, NamedBlock, New, Why};
 pub(crate) use nginx_method::{InitUpstream, NginxMethod};
@@ -95,54 +94,31 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
         // SAFETY: nginx passes a request with an upstream, and a block of the running
         // configuration, which lives as long as the worker.
         unsafe {
-            let Some(start) = begin(r, us) else { return ERROR };
-            let peer = &raw mut (*(*r).upstream).peer;
-            let servers = if (*start.block).has_fallback() { server_count(us) } else { 0 };
-            (*peer).tries = (start.view.len() + servers).max(1) as ngx_uint_t;
-            if let Picker::Method(_, method) = &start.picker {
-                (*peer).notify = if method.wants_notes() { Some(notify) } else { None };
-            }
-            let attempt = cell::make((*r).pool, || Attempt::new((r, us), start));
-            if attempt.is_null() {
+            let Some((block, named)) = block_of(r, us) else { return ERROR };
+            let block = &*block;
+            let view = block.worker().and_then(|worker| block.view(worker));
+            let view = view.unwrap_or_else(Rc::default);
+            // Before there is an attempt that a variable may look at.
+            let Some(key) = block.key(r) else { return ERROR };
+            let servers = if block.has_fallback() { server_count(us) } else { 0 };
+            let tries = (view.len() + servers).max(1) as ngx_uint_t;
+            let attempt =
+                cell::make((*r).pool, || Attempt::new((r, us), (block, named), view, key));
+            if attempt.is_null() || block.nginx_method().is_some() && !Attempt::bind(attempt) {
                 return ERROR;
             }
-            (*peer).data = attempt.cast();
-            (*peer).get = Some(ngx_http_upstream_get_consul_peer);
-            (*peer).free = Some(ngx_http_upstream_free_consul_peer);
-            session::install(&mut *peer, set_session, save_session);
+            if let Some(keepalive) = &block.part().keepalive {
+                (*attempt).keep_alive(keepalive);
+            }
+            let peer = &mut (*(*r).upstream).peer;
+            peer.tries = tries;
+            peer.data = attempt.cast();
+            peer.get = Some(ngx_http_upstream_get_consul_peer);
+            peer.free = Some(ngx_http_upstream_free_consul_peer);
+            session::install(peer, set_session, save_session);
         }
         OK
     })
-}
-
-/// What a request begins with; `None` if it can't.
-///
-/// # Safety
-///
-/// `r` is a request with an upstream, and `us` a block of the running configuration.
-#[inline(always)]
-unsafe fn begin(
-    r: *mut ngx_http_request_t,
-    us: *mut ngx_http_upstream_srv_conf_t,
-) -> Option<Start> {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let (block, named) = block_of(r, us)?;
-        let block = &*block;
-        let view = block.worker().and_then(|worker| block.view(worker));
-        let mut view = view.unwrap_or_else(Rc::default);
-        // All of this comes before there is an attempt that a variable may look at.
-        let key = block.key(r)?;
-        let mut picker = Picker::Own;
-        if let Some(method) = block.nginx_method() {
-            if let Some((snapshot, delegate)) = method.bind(block, &view, r).ok()? {
-                view = Rc::clone(snapshot.view());
-                picker = Picker::Method(snapshot, delegate);
-            }
-        }
-        let kept = block.part().keepalive.as_ref().map(|keepalive| Kept::new(keepalive));
-        Some(Start { block, named, view, key, picker, kept })
-    }
 }
 
 /// The block that a request to `us` goes to, and what keeps it if that is not the configuration.

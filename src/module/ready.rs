@@ -1,7 +1,5 @@
 //! `consul_status ready`: whether there is data to serve from, for load balancers and probes.
 
-use std::time::Duration;
-
 use nginx_consul_core::status::ready::{Demand, Origin, Readiness};
 use nginx_sys::{
     NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_OK, NGX_HTTP_SERVICE_UNAVAILABLE, ngx_http_request_t,
@@ -20,25 +18,21 @@ pub(crate) fn parse(words: &[&[u8]]) -> Parsed<Demand> {
         let parameter = text(word)?;
         let wrong =
             |what| format!("{what} parameter \"{parameter}\" in \"consul_status\" directive");
-        let invalid = |_| wrong("invalid");
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-        let is_first = match name {
-            "source" => {
-                let origin = Origin::from_name(value).ok_or_else(|| wrong("invalid"))?;
-                source.replace(origin).is_none()
-            }
-            "max_age" => {
-                let age: Duration = args::positive_time(name, value.as_bytes()).map_err(invalid)?;
-                max_age.replace(age).is_none()
-            }
-            "peers" => {
-                let number = args::number(name, value.as_bytes(), 0).map_err(invalid)?;
-                peers.replace(number as usize).is_none()
-            }
-            _ => return Err(wrong("invalid")),
+        let before = match name {
+            "source" => Origin::from_name(value).map(|origin| source.replace(origin).is_some()),
+            "max_age" => args::positive_time(name, value.as_bytes())
+                .ok()
+                .map(|age| max_age.replace(age).is_some()),
+            "peers" => args::number(name, value.as_bytes(), 0)
+                .ok()
+                .map(|number| peers.replace(number as usize).is_some()),
+            _ => None,
         };
-        if !is_first {
-            return Err(wrong("duplicate"));
+        match before {
+            Some(false) => {}
+            Some(true) => return Err(wrong("duplicate")),
+            None => return Err(wrong("invalid")),
         }
     }
     Ok(Demand { source: source.unwrap_or_default(), max_age, peers: peers.unwrap_or_default() })
@@ -55,10 +49,7 @@ pub(crate) extern "C" fn ngx_http_consul_ready_handler(r: *mut ngx_http_request_
                 ffi::conf_of((*r).main_conf, &raw const crate::ngx_http_consul_module);
             let demand = conf::loc_conf(r).ready.unwrap_or_default();
             let readiness = look(&*http, demand);
-            let status = match readiness.is_ready() {
-                true => NGX_HTTP_OK,
-                false => NGX_HTTP_SERVICE_UNAVAILABLE,
-            };
+            let status = if readiness.ready { NGX_HTTP_OK } else { NGX_HTTP_SERVICE_UNAVAILABLE };
             let (kind, body) = match wants_json(r) {
                 true => ("application/json", readiness.to_json()),
                 false => ("text/plain; charset=utf-8", readiness.to_text()),
@@ -70,16 +61,14 @@ pub(crate) extern "C" fn ngx_http_consul_ready_handler(r: *mut ngx_http_request_
 
 /// Judges the upstreams whose services the configuration names.
 fn look(http: &HttpConf, demand: Demand) -> Readiness {
-    let mut readiness = Readiness::default();
-    for &upstream in &http.blocks {
-        // SAFETY: a block of the running configuration.
-        let Some(block) = (unsafe { conf::srv_conf(upstream).block.as_deref() }) else { continue };
-        readiness.upstreams += 1;
-        if let Err(lack) = block.judge(&demand) {
-            readiness.waiting.push((block.name().into_owned(), block.service.clone(), lack));
-        }
-    }
-    readiness
+    // SAFETY: a block of the running configuration.
+    let block = |upstream: &*mut _| unsafe { conf::srv_conf(*upstream).block.as_deref() };
+    Readiness::of(
+        http.blocks
+            .iter()
+            .filter_map(block)
+            .map(|block| (block.name().into_owned(), block.service.clone(), block.judge(&demand))),
+    )
 }
 
 /// Whether the request asks for JSON, by an argument or a header.

@@ -5,13 +5,11 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use nginx_consul_core::balance::Rules;
-use nginx_consul_core::named::Template;
 use nginx_consul_core::sync::{Plan, Target};
 use nginx_consul_core::table::{Table, overrides};
 
 use crate::conf::HttpConf;
-use crate::peer::Block;
+use crate::peer::{Block, NamedBlock};
 use crate::zone;
 
 /// The services of a configuration, by number: the targets of its plan, and then one for each entry
@@ -31,12 +29,10 @@ pub(crate) struct Followed {
     pub(crate) target: Cow<'static, Target>,
     /// A request has named it.
     pub(crate) is_named: bool,
-    pub(crate) upstreams: Vec<String>,
-    pub(crate) rules: Rules,
     /// It has one instance.
     pub(crate) is_single: bool,
-    /// One of the upstreams has `consul_keepalive`.
-    pub(crate) keeps_alive: bool,
+    /// Those that follow it.
+    pub(crate) blocks: Vec<&'static Block>,
 }
 
 impl Services {
@@ -71,10 +67,15 @@ impl Services {
         };
         let follows = |block: &&Block| block.sources().iter().any(|s| s.target == number);
         let blocks: Vec<&Block> = self.http.blocks().filter(follows).collect();
-        let (key, is_single) =
-            (self.plan.key(number), blocks.first().is_some_and(|b| b.is_single()));
-        let entry = self.entries.get(&key).copied();
-        Some(Followed::new((key, entry), Cow::Borrowed(target), &blocks, is_single))
+        let key = self.plan.key(number);
+        Some(Followed {
+            key,
+            entry: self.entries.get(&key).copied(),
+            target: Cow::Borrowed(target),
+            is_named: false,
+            is_single: blocks.first().is_some_and(|block| block.is_single()),
+            blocks,
+        })
     }
 
     fn named(&self, entry: usize) -> Option<Followed> {
@@ -82,35 +83,24 @@ impl Services {
         let template = self.http.templates.as_ref()?.find(named.template)?;
         let places = template.places(&named.name, self.plan);
         let place = places.into_iter().find(|place| place.key == key)?;
-        let blocks = self.http.named_blocks();
-        let blocks: Vec<_> = blocks
-            .filter(|block| block.template().map(Template::key) == Some(named.template))
-            .collect();
-        let is_single = blocks.iter().any(|block| block.is_single(&named.name));
-        let patterns: Vec<&Block> = blocks.iter().map(|block| block.pattern()).collect();
-        let place =
-            Followed::new((key, Some(entry)), Cow::Owned(place.target), &patterns, is_single);
-        Some(Followed { is_named: true, ..place })
+        let follows =
+            |block: &&NamedBlock| block.template().is_some_and(|t| t.key == named.template);
+        let blocks: Vec<&NamedBlock> = self.http.named_blocks().filter(follows).collect();
+        Some(Followed {
+            key,
+            entry: Some(entry),
+            target: Cow::Owned(place.target),
+            is_named: true,
+            is_single: blocks.iter().any(|block| block.is_single(&named.name)),
+            blocks: blocks.into_iter().map(NamedBlock::pattern).collect(),
+        })
     }
 }
 
 impl Followed {
-    fn new(
-        (key, entry): (u128, Option<usize>),
-        target: Cow<'static, Target>,
-        blocks: &[&Block],
-        is_single: bool,
-    ) -> Followed {
-        Followed {
-            key,
-            entry,
-            target,
-            is_named: false,
-            upstreams: blocks.iter().map(|block| block.name().into_owned()).collect(),
-            rules: blocks.first().map(|block| block.rules()).unwrap_or_default(),
-            is_single,
-            keeps_alive: blocks.iter().any(|block| block.keeps_alive()),
-        }
+    /// Names of the upstreams.
+    pub(crate) fn upstreams(&self) -> Vec<String> {
+        self.blocks.iter().map(|block| block.name().into_owned()).collect()
     }
 
     /// By which its instances are known to overrides.

@@ -31,35 +31,30 @@ pub(crate) struct TableSink {
     lines: Mutex<Lines>,
 }
 
-/// The targets of services that requests have named: their entries and keys by number, those of
-/// the plan come first. No number is given twice, or an answer that comes late, for a service that
-/// was dropped, would be taken for one about the next service in the same entry.
+/// The targets of services that requests have named: their entries and keys by number, and back;
+/// those of the plan come first. No number is given twice, or an answer that comes late, for a
+/// service that was dropped, would be taken for one about the next service in the same entry.
 #[derive(Default)]
 struct NamedTargets {
     places: HashMap<usize, (usize, u128)>,
-    numbers: HashMap<u128, usize>,
+    numbers: HashMap<(usize, u128), usize>,
     given: usize,
 }
 
 impl NamedTargets {
     /// The number of the key that has this entry; `plan`: how many targets the plan has.
     fn number(&mut self, entry: usize, key: u128, plan: usize) -> usize {
-        let known = self.numbers.get(&key).copied();
-        if let Some(number) = known.filter(|n| self.places.get(n) == Some(&(entry, key))) {
-            return number;
-        }
-        let number = plan + self.given;
-        self.given += 1;
-        self.places.insert(number, (entry, key));
-        self.numbers.insert(key, number);
-        number
+        *self.numbers.entry((entry, key)).or_insert_with(|| {
+            self.given += 1;
+            let number = plan + self.given - 1;
+            self.places.insert(number, (entry, key));
+            number
+        })
     }
 
     fn remove(&mut self, number: usize) {
-        if let Some((_, key)) = self.places.remove(&number) {
-            if self.numbers.get(&key) == Some(&number) {
-                self.numbers.remove(&key);
-            }
+        if let Some(place) = self.places.remove(&number) {
+            self.numbers.remove(&place);
         }
     }
 }
@@ -176,8 +171,7 @@ impl TableSink {
         let planned = self.entries.iter().position(|place| *place == (Some(entry), key));
         planned.or_else(|| {
             let named = self.named.read();
-            let number = named.numbers.get(&key).copied();
-            number.filter(|number| named.places.get(number) == Some(&(entry, key)))
+            named.numbers.get(&(entry, key)).copied()
         })
     }
 

@@ -52,7 +52,8 @@ impl StateFile {
     }
 
     /// Publishes what the file knows of the targets that have no data. Gives what it knows of them
-    /// but is too old, for the file's next version. Overrides are taken from it if the zone `is_new`.
+    /// but is too old, for the file's next version. Overrides are taken from it if the zone
+    /// `is_new`.
     pub(crate) fn restore(
         &self,
         plan: &Plan,
@@ -73,25 +74,29 @@ impl StateFile {
             self.restore_overrides(state.overrides, now, sink);
         }
         for saved in state.targets {
-            if saved.template.is_some() {
-                if self.refuse(&saved, now).is_none() {
-                    self.restore_named(&saved, now, (plan, templates), sink);
+            let too_old = self.refuse(&saved, now);
+            let restored = match (saved.template.is_some(), missing.get(&saved.key), too_old) {
+                (true, _, None) => self.restore_named(&saved, now, (plan, templates), sink),
+                (false, Some(&number), None) => {
+                    self.publish((number, &plan.targets[number]), &saved, now, sink)
                 }
-                continue;
-            }
-            let Some(&target) = missing.get(&saved.key) else { continue };
-            match self.refuse(&saved, now) {
-                None => self.publish((target, &plan.targets[target]), &saved, now, sink),
-                Some(why) => {
-                    let service = saved.service.escape_debug();
-                    let name = name(&self.path);
-                    let line = format!("service \"{service}\": not taken from {name}, {why}");
-                    sink.log(Level::Warn, line);
+                (false, Some(_), Some(why)) => {
+                    sink.log(Level::Warn, self.not_taken(&saved, &why));
                     kept.push(saved);
+                    continue;
                 }
+                _ => continue,
+            };
+            if let Err(why) = restored {
+                sink.log(Level::Error, self.not_taken(&saved, &why));
             }
         }
         kept
+    }
+
+    fn not_taken(&self, saved: &Saved, why: &str) -> String {
+        let (service, name) = (saved.service.escape_debug(), name(&self.path));
+        format!("service \"{service}\": not taken from {name}, {why}")
     }
 
     /// What operators had ordered of instances.
@@ -116,24 +121,16 @@ impl StateFile {
         now: u64,
         (plan, templates): (&Plan, Option<&Templates>),
         sink: &TableSink,
-    ) {
-        let Some((templates, key)) = templates.zip(saved.template) else { return };
+    ) -> Result<(), String> {
+        let Some((templates, key)) = templates.zip(saved.template) else { return Ok(()) };
         let name = &saved.service;
         let service = Named { template: key, name: name.clone() };
-        let Some(template) = templates.admit(&service) else { return };
+        let Some(template) = templates.admit(&service) else { return Ok(()) };
         let places = template.places(name, plan);
-        let Some(place) = places.iter().find(|place| place.key == saved.key) else { return };
-        match sink.add(&service, place.key) {
-            Ok(number) => {
-                self.publish((number, &place.target), saved, now, sink);
-                sink.record_lookup(template.verdict_key(name), Verdict::Followed, Duration::MAX);
-            }
-            Err(why) => {
-                let (service, name) = (name.escape_debug(), self::name(&self.path));
-                let line = format!("service \"{service}\": not taken from {name}, {why}");
-                sink.log(Level::Error, line);
-            }
-        }
+        let Some(place) = places.iter().find(|place| place.key == saved.key) else { return Ok(()) };
+        let number = sink.add(&service, place.key)?;
+        sink.record_lookup(template.verdict_key(name), Verdict::Followed, Duration::MAX);
+        self.publish((number, &place.target), saved, now, sink)
     }
 
     /// The file's content. A damaged file is moved out of the way, so that the next start doesn't
@@ -176,26 +173,17 @@ impl StateFile {
         saved: &Saved,
         now: u64,
         sink: &TableSink,
-    ) {
+    ) -> Result<(), String> {
         let peers = saved.permitted(&target.selection.addresses);
-        let saved = &Saved { peers, ..saved.clone() };
-        let service = saved.service.escape_debug();
-        let name = name(&self.path);
-        let peers = saved.peers.peers().len();
-        let s = if peers == 1 { "" } else { "s" };
-        let age = saved.age_ms(now).unwrap_or(0) / 1000;
-        match sink.restore(number, saved) {
-            Ok(true) => {
-                let line =
-                    format!("service \"{service}\": {peers} peer{s} from {name}, {age}s old");
-                sink.log(Level::Notice, line);
-            }
-            Ok(false) => {}
-            Err(why) => {
-                let line = format!("service \"{service}\": not taken from {name}, {why}");
-                sink.log(Level::Error, line);
-            }
+        let count = peers.peers().len();
+        if sink.restore(number, &Saved { peers, ..saved.clone() })? {
+            let (service, name) = (saved.service.escape_debug(), name(&self.path));
+            let (s, age) =
+                (if count == 1 { "" } else { "s" }, saved.age_ms(now).unwrap_or(0) / 1000);
+            let line = format!("service \"{service}\": {count} peer{s} from {name}, {age}s old");
+            sink.log(Level::Notice, line);
         }
+        Ok(())
     }
 
     /// What the status page says of it.
@@ -217,56 +205,41 @@ pub(crate) struct TableSource {
     pub(crate) kept: Vec<Saved>,
 }
 
-impl TableSource {
-    /// `None` if publishers were faster than the reader: then the next attempt succeeds.
-    fn saved_target(
-        &self,
-        (number, key): (usize, u128),
-        service: &str,
-        template: Option<u128>,
-    ) -> Option<Saved> {
-        let mark = self.sink.mark(number)?;
-        let (image, index) = self.sink.image(number)?;
-        Some(Saved {
-            key,
-            service: service.to_owned(),
-            template,
-            index,
-            last_good_ms: mark.last_good_ms,
-            peers: peers_of(&image)?,
-        })
-    }
-}
-
 impl Source for TableSource {
     fn marks(&self) -> Option<Vec<Mark>> {
-        let leads = self.sink.with_table(|table| table.is_led_by(self.sink.me()));
+        let of_table =
+            |table: Table<'_>| (table.is_led_by(self.sink.me()), table.overrides_number());
+        let (leads, overrides) = self.sink.with_table(of_table)?;
         let mark = |target| self.sink.mark(target).unwrap_or_default();
         let named = self.sink.named_targets().into_iter().map(|(number, ..)| number);
-        let all = (0..self.plan.targets.len()).chain(named);
-        (leads == Some(true)).then(|| all.map(mark).collect())
+        let targets = (0..self.plan.targets.len()).chain(named).map(mark);
+        let overrides = Mark { generation: overrides, last_good_ms: 0 };
+        leads.then(|| targets.chain([overrides]).collect())
     }
 
     fn state(&self) -> Option<State> {
+        let planned = self.plan.targets.iter().enumerate();
+        let planned = planned
+            .map(|(number, target)| (number, self.plan.key(number), &target.query.service, None));
+        let named = self.sink.named_targets();
+        let named = named
+            .iter()
+            .map(|(number, key, named)| (*number, *key, &named.name, Some(named.template)));
         let mut targets = Vec::new();
-        for (number, target) in self.plan.targets.iter().enumerate() {
-            let key = self.plan.key(number);
-            let mark = self.sink.mark(number).unwrap_or_default();
-            if mark.generation == 0 {
+        for (number, key, service, template) in planned.chain(named) {
+            let Some(mark) = self.sink.mark(number) else {
                 targets.extend(self.kept.iter().find(|saved| saved.key == key).cloned());
                 continue;
-            }
-            targets.push(self.saved_target((number, key), &target.query.service, None)?);
-        }
-        for (number, key, named) in self.sink.named_targets() {
-            // Dropped meanwhile, or without an answer yet.
-            if self.sink.mark(number).is_some() {
-                targets.push(self.saved_target(
-                    (number, key),
-                    &named.name,
-                    Some(named.template),
-                )?);
-            }
+            };
+            let (image, index) = self.sink.image(number)?;
+            targets.push(Saved {
+                key,
+                service: service.clone(),
+                template,
+                index,
+                last_good_ms: mark.last_good_ms,
+                peers: peers_of(&image)?,
+            });
         }
         let mut overrides = self.sink.with_table(|table| table.all_overrides())??;
         overrides.retain(|held| held.selection.is_none());

@@ -1,44 +1,41 @@
 //! Variables of the instance that served a request.
 
 use std::borrow::Cow;
-use std::fmt::Write;
 
-use nginx_consul_core::labels::Labels;
 use nginx_consul_core::model::MetaKeys;
 use nginx_consul_core::text::printable;
 use nginx_sys::{
     NGX_HTTP_VAR_NOCACHEABLE, NGX_HTTP_VAR_PREFIX, ngx_conf_t, ngx_http_add_variable,
     ngx_http_core_main_conf_t, ngx_http_core_module, ngx_http_get_variable_pt, ngx_http_request_t,
-    ngx_http_variable_t, ngx_http_variable_value_t, ngx_int_t, ngx_pnalloc, ngx_str_t,
+    ngx_http_variable_t, ngx_http_variable_value_t, ngx_int_t, ngx_str_t,
 };
 
 use crate::conf::directives;
-use crate::ffi::{self, ERROR, OK, bytes, fence, str_over};
+use crate::ffi::{self, ERROR, OK, bytes, fence, give_to_pool, str_over};
 use crate::peer::Served;
 
 /// A variable's name goes on with a key of `Service.Meta`.
 const META: &[u8] = b"consul_meta_";
 
-/// What a variable tells; its number is the variable's `data`.
-#[derive(Clone, Copy)]
-enum Of {
-    Service,
-    ServiceId,
-    Node,
-    Datacenter,
-    Tags,
-    Generation,
-    Age,
-}
+/// What a variable tells of a request.
+type Text = for<'a> fn(&Served<'a>) -> Option<Cow<'a, str>>;
 
-const ALL: [(&[u8], Of); 7] = [
-    (b"consul_service", Of::Service),
-    (b"consul_service_id", Of::ServiceId),
-    (b"consul_node", Of::Node),
-    (b"consul_datacenter", Of::Datacenter),
-    (b"consul_tags", Of::Tags),
-    (b"consul_generation", Of::Generation),
-    (b"consul_age", Of::Age),
+/// A variable: its name, whether it tells of the instance itself, and what. The place of it here
+/// is its `data`.
+const ALL: [(&[u8], bool, Text); 7] = [
+    (b"consul_service", false, |served| Some(printable(served.service()))),
+    (b"consul_service_id", true, |served| Some(printable(&served.labels()?.id))),
+    (b"consul_node", true, |served| Some(printable(&served.labels()?.node))),
+    (b"consul_datacenter", true, |served| {
+        let own = served.labels().map(|labels| &*labels.datacenter);
+        Some(printable(own.filter(|own| !own.is_empty()).or_else(|| served.datacenter())?))
+    }),
+    (b"consul_tags", true, |served| match &*served.labels()?.tags {
+        [tag] => Some(printable(tag)),
+        tags => Some(printable(&tags.join(",")).into_owned().into()),
+    }),
+    (b"consul_generation", false, |served| Some(served.generation()?.to_string().into())),
+    (b"consul_age", false, |served| Some(served.age()?.to_string().into())),
 ];
 
 /// Adds the variables, and begins to observe the directives of other modules.
@@ -49,8 +46,8 @@ pub(crate) extern "C" fn ngx_http_consul_preconfiguration(cf: *mut ngx_conf_t) -
             return ERROR;
         }
         // SAFETY: nginx passes the configuration of `http`, before it is read.
-        let added = ALL.iter().all(|&(name, of)| unsafe {
-            add(cf, name, 0, (Some(ngx_http_consul_variable), of as usize))
+        let added = ALL.iter().enumerate().all(|(number, &(name, ..))| unsafe {
+            add(cf, name, 0, (Some(ngx_http_consul_variable), number))
         });
         // SAFETY: as above.
         let prefix = unsafe { add(cf, META, NGX_HTTP_VAR_PREFIX, (Some(ngx_http_consul_meta), 0)) };
@@ -106,8 +103,7 @@ impl Used {
         let keys = names.iter().filter_map(|name| name.strip_prefix(META));
         let keys: Vec<String> = keys.map(|key| String::from_utf8_lossy(key).into_owned()).collect();
         let is_label = |name: &&[u8]| {
-            let known = ALL.iter().find(|(own, _)| own == name);
-            known.is_some_and(|(_, of)| !matches!(of, Of::Service | Of::Generation | Of::Age))
+            ALL.iter().any(|(own, tells_of_instance, _)| own == name && *tells_of_instance)
         };
         let labels = !keys.is_empty() || names.iter().any(is_label);
         Used { labels, meta: MetaKeys::new(keys) }
@@ -120,37 +116,9 @@ extern "C" fn ngx_http_consul_variable(
     data: usize,
 ) -> ngx_int_t {
     fence(ERROR, || {
+        let text = |served: &Served<'static>| ALL.get(data)?.2(served);
         // SAFETY: nginx passes a request, and room for a value.
-        let (served, value) = unsafe { (Served::of(r), &mut *value) };
-        let Some(served) = served else { return set(value, b"") };
-        let of = ALL.iter().map(|(_, of)| *of).find(|of| *of as usize == data);
-        let label = |text: fn(&Labels) -> &str| served.labels().map_or("", text);
-        let text = match of {
-            None => "",
-            Some(Of::Service) => match printable(served.service()) {
-                Cow::Borrowed(text) => text,
-                // SAFETY: as above.
-                Cow::Owned(text) => return unsafe { set_copy(r, value, &text) },
-            },
-            Some(Of::ServiceId) => label(|labels| &labels.service_id),
-            Some(Of::Node) => label(|labels| &labels.node),
-            Some(Of::Tags) => label(|labels| &labels.tags),
-            Some(Of::Datacenter) => match label(|labels| &labels.datacenter) {
-                "" => served.datacenter().unwrap_or_default(),
-                text => text,
-            },
-            Some(Of::Generation) => {
-                let Some(generation) = served.generation() else { return set(value, b"") };
-                // SAFETY: as above.
-                return unsafe { set_copy(r, value, &generation) };
-            }
-            Some(Of::Age) => {
-                let Some(age) = served.age() else { return set(value, b"") };
-                // SAFETY: as above.
-                return unsafe { set_copy(r, value, &age) };
-            }
-        };
-        set(value, text.as_bytes())
+        unsafe { set(r, value, text) }
     })
 }
 
@@ -160,44 +128,44 @@ extern "C" fn ngx_http_consul_meta(
     data: usize,
 ) -> ngx_int_t {
     fence(ERROR, || {
-        // SAFETY: nginx passes a request, room for a value, and the name of the variable.
-        let (served, value, name) =
-            unsafe { (Served::of(r), &mut *value, bytes(&*(data as *const ngx_str_t))) };
-        let key = name.get(META.len()..).unwrap_or_default();
-        let text = served.and_then(|served| served.labels()?.meta(key)).unwrap_or_default();
-        set(value, text.as_bytes())
+        let text = |served: &Served<'static>| {
+            // SAFETY: nginx passes the name of the variable.
+            let name = unsafe { bytes(&*(data as *const ngx_str_t)) };
+            let key = std::str::from_utf8(name.get(META.len()..)?).ok()?;
+            Some(printable(served.labels()?.meta.get(key)?))
+        };
+        // SAFETY: nginx passes a request, and room for a value.
+        unsafe { set(r, value, text) }
     })
 }
 
-/// Sets a value that lives as long as the request's pool; an empty one is none, `-` in a log.
-fn set(value: &mut ngx_http_variable_value_t, text: &[u8]) -> ngx_int_t {
-    value.set_len(text.len() as u32);
-    value.set_valid(u32::from(!text.is_empty()));
-    value.set_not_found(u32::from(text.is_empty()));
-    value.set_no_cacheable(0);
-    value.data = text.as_ptr().cast_mut();
-    OK
-}
-
-/// Sets a value that is put into the request's pool.
+/// Sets what is told of the request, for as long as its pool lives; an empty text is none, `-` in a
+/// log.
 ///
 /// # Safety
 ///
-/// `r` is a valid request.
-unsafe fn set_copy(
+/// `r` and `value` are valid.
+unsafe fn set(
     r: *mut ngx_http_request_t,
-    value: &mut ngx_http_variable_value_t,
-    text: &dyn std::fmt::Display,
+    value: *mut ngx_http_variable_value_t,
+    text: impl FnOnce(&Served<'static>) -> Option<Cow<'static, str>>,
 ) -> ngx_int_t {
-    let mut written = String::new();
-    let _ = write!(written, "{text}");
-    // SAFETY: the caller's promise; so much room is asked for as is used.
+    // SAFETY: the caller's promise. What `served` gives lives as long as the request's pool, which
+    // is as long as the value is used.
     unsafe {
-        let place = ngx_pnalloc((*r).pool, written.len()).cast::<u8>();
-        if place.is_null() {
-            return ERROR;
-        }
-        std::ptr::copy_nonoverlapping(written.as_ptr(), place, written.len());
-        set(value, std::slice::from_raw_parts(place, written.len()))
+        let value = &mut *value;
+        let text = match Served::of(r).as_ref().and_then(text).unwrap_or_default() {
+            Cow::Borrowed(text) => text,
+            Cow::Owned(text) => match give_to_pool((*r).pool, text).as_ref() {
+                Some(text) => text,
+                None => return ERROR,
+            },
+        };
+        value.set_len(text.len() as u32);
+        value.set_valid(u32::from(!text.is_empty()));
+        value.set_not_found(u32::from(text.is_empty()));
+        value.set_no_cacheable(0);
+        value.data = text.as_ptr().cast_mut();
     }
+    OK
 }

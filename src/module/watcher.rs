@@ -4,15 +4,16 @@
 //! it dies, its replacement is worker 0 again and finds everything in the table.
 
 use std::cell::RefCell;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nginx_consul_core::named::{ServiceResolver, Templates};
+use nginx_consul_core::named::{Channel, ServiceResolver, Templates};
 use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::state::{Saved, Saver};
 use nginx_consul_core::sync::{Engine, Plan, Sink};
-use nginx_consul_core::table::{Lane, Table};
+use nginx_consul_core::table::Table;
 use nginx_sys::{
     NGX_LOG_ALERT, NGX_LOG_WARN, NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_cycle, ngx_cycle_t,
     ngx_int_t, ngx_log_t, ngx_uint_t,
@@ -27,7 +28,7 @@ use crate::sink::TableSink;
 use crate::state::{self, TableSource};
 use crate::timer::Timer;
 use crate::workers_user::Workers;
-use crate::{channel, first, overrides, reach, zone};
+use crate::{first, overrides, reach, zone};
 
 /// How often worker 0 writes the threads' log lines and looks whether it is to end, milliseconds.
 const TICK: usize = 100;
@@ -107,9 +108,15 @@ pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) ->
         if is_test {
             return OK;
         }
-        if http.templates.is_some() {
+        let opened = http.templates.as_ref().map_or(Ok(()), |_| Channel::open());
+        if let Err(e) = opened {
             // SAFETY: the cycle's log.
-            channel::open(unsafe { (*cycle).log });
+            let log = unsafe { (*cycle).log };
+            ngx::ngx_log_error!(
+                NGX_LOG_ALERT,
+                log,
+                "consul: requests can't name services: no socket pair ({e})"
+            );
         }
         let sink = TableSink::new(table, plan);
         let needed: Vec<usize> =
@@ -182,9 +189,12 @@ pub(crate) extern "C" fn ngx_http_consul_exit_process(cycle: *mut ngx_cycle_t) {
             unsafe { write_lines(&watch.sink, (*cycle).log) };
             watch.sink.close();
         }
-        if let Some(lane) = running.worker.lane {
-            release(running.worker.table, lane);
-        }
+        // Requests that an ending worker cut off are no longer in flight.
+        let table = running.worker.table;
+        running.worker.lane.into_iter().for_each(|lane| {
+            table.clear_lane(lane);
+            table.release_lane(lane);
+        });
     });
 }
 
@@ -200,12 +210,6 @@ pub(crate) fn try_lane() -> Option<Worker> {
         }
         Some(*worker)
     })
-}
-
-/// Requests that an ending worker cut off are no longer in flight.
-fn release(table: Table<'static>, lane: Lane) {
-    table.clear_lane(lane);
-    table.release_lane(lane);
 }
 
 /// Frees what no block asks for any more.
@@ -246,69 +250,33 @@ impl Watch {
             resync: Resync::default(),
         };
         watch.start_engine(table);
-        watch.start_resolver();
         watch.start_saver();
         watch
     }
 
-    /// Makes this worker the one that follows Consul. If there is no thread to be had now, the
-    /// next check tries again.
+    /// Makes this worker the one that follows Consul, and looks up the names that requests ask for.
+    /// If there is no thread to be had now, the next check tries again.
     fn start_engine(&mut self, table: Table<'static>) {
         table.lead(ProcessId::own());
-        let _blocked = SignalsBlocked::new();
         // SAFETY: a worker's cycle lives as long as the worker.
         let connections = unsafe { (*ngx_cycle).connection_n };
         let (plan, sink) = (Arc::clone(&self.plan), self.sink.clone());
-        self.engine = Engine::start_within(plan, sink, Some(connections))
-            .map(Arc::new)
-            .map_err(|e| {
-                let log = log();
-                ngx::ngx_log_error!(
-                    NGX_LOG_ALERT,
-                    log,
-                    "consul: can't start the watch threads ({e})"
-                );
-            })
-            .ok();
-    }
-
-    /// Starts to look up the names that requests ask for.
-    fn start_resolver(&mut self) {
+        let start = || Engine::start_within(plan, sink, Some(connections));
+        self.engine = start_threads("the watch threads", start).map(Arc::new);
         self.resolver = None;
-        let Some(((templates, engine), channel)) =
-            self.templates.clone().zip(self.engine.clone()).zip(channel::get())
-        else {
-            return;
-        };
-        let _blocked = SignalsBlocked::new();
-        let plan = Arc::clone(&self.plan);
-        let started = ServiceResolver::start(templates, plan, channel, self.sink.clone(), engine);
-        self.resolver = started
-            .map_err(|e| {
-                let log = log();
-                ngx::ngx_log_error!(
-                    NGX_LOG_ALERT,
-                    log,
-                    "consul: can't start the threads that look names up ({e})"
-                );
-            })
-            .ok();
+        if let Some((templates, engine)) = self.templates.clone().zip(self.engine.clone()) {
+            let (plan, sink) = (Arc::clone(&self.plan), self.sink.clone());
+            let start = || ServiceResolver::start(templates, plan, sink, engine);
+            self.resolver = start_threads("the threads that look names up", start);
+        }
     }
 
     /// Starts to write the state file, if there is to be one.
     fn start_saver(&mut self) {
-        let (None, Some((path, source))) = (&self.saver, &self.state) else { return };
-        let _blocked = SignalsBlocked::new();
-        self.saver = Saver::start(path.clone(), source.clone())
-            .map_err(|e| {
-                let log = log();
-                ngx::ngx_log_error!(
-                    NGX_LOG_ALERT,
-                    log,
-                    "consul: can't start the thread for consul_state ({e})"
-                );
-            })
-            .ok();
+        if let (None, Some((path, source))) = (&self.saver, &self.state) {
+            let start = || Saver::start(path.clone(), source.clone());
+            self.saver = start_threads("the thread for consul_state", start);
+        }
     }
 
     /// Once a second.
@@ -321,7 +289,6 @@ impl Watch {
                 engine.stop();
             }
             self.start_engine(table);
-            self.start_resolver();
         }
         self.start_saver();
         overrides::check(table, &self.sink);
@@ -345,6 +312,17 @@ impl Watch {
             saver.join(JOIN);
         }
     }
+}
+
+/// Starts threads that see no signal. What fails is logged: whoever wants them tries again.
+fn start_threads<T>(what: &str, start: impl FnOnce() -> io::Result<T>) -> Option<T> {
+    let _blocked = SignalsBlocked::new();
+    let started = start();
+    if let Err(error) = &started {
+        let log = log();
+        ngx::ngx_log_error!(NGX_LOG_ALERT, log, "consul: can't start {what} ({error})");
+    }
+    started.ok()
 }
 
 /// The log of a worker, for its main thread.

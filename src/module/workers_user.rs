@@ -3,9 +3,9 @@
 
 use std::borrow::Cow;
 use std::ffi::{CStr, CString};
-use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use nginx_sys::{ngx_core_conf_t, ngx_core_module, ngx_cycle_t};
@@ -119,7 +119,7 @@ impl User {
 ///
 /// As for [`child::run`].
 unsafe fn in_child(work: impl FnOnce() -> bool) -> io::Result<()> {
-    let work = |_: &mut File| {
+    let work = |_: &mut UnixStream| {
         // SAFETY: the C library's own, of this thread.
         if work() { 0 } else { unsafe { *libc::__errno_location() as u8 } }
     };

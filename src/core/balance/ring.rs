@@ -97,7 +97,7 @@ impl Ring {
     fn made<T: Member>(members: &[T]) -> Ring {
         let halvings = halvings(members);
         let count = members.len() as u32;
-        let mut points = Places::list_for(point_count(members.iter(), halvings));
+        let mut points = Vec::with_capacity(point_count(members.iter(), halvings));
         for (member, id) in members.iter().zip(0..count) {
             each_hash(member, halvings, |hash| points.push(Point { hash, id }.key()));
         }

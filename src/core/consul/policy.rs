@@ -7,6 +7,8 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
+
 /// Reads of the default `consul_empty`.
 const READS: u32 = 3;
 /// Time that they are spread over.
@@ -76,7 +78,8 @@ impl Policy {
 }
 
 /// A removal that is not in force yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct Pending {
     /// Peers that would leave.
     pub removals: u32,

@@ -26,7 +26,7 @@ pub fn over(held: &Override) -> String {
 }
 
 fn what(held: &Override) -> String {
-    let (service, action) = (quote(&held.service), held.action.name());
+    let (service, action) = (quote(&held.service), <&str>::from(held.action));
     if held.action == Action::Freeze {
         return format!("service \"{service}\": {action}");
     }

@@ -1,40 +1,28 @@
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use proptest::prelude::*;
 
 use super::*;
 
 fn key(identity: u64) -> Key {
-    Key { owner: 0, place: None, identity }
-}
-
-fn put(idle: &mut Idle<u32>, key: Key, connection: u32) -> (Spot, Option<(Key, u32)>) {
-    idle.put(key, Hint::NONE, connection)
-}
-
-fn take(idle: &mut Idle<u32>, key: &Key, suits: impl Fn(&u32) -> bool) -> Option<u32> {
-    idle.take(idle.find(key, Hint::NONE), suits)
+    Key { owner: 0, place: None, identity, address: 0 }
 }
 
 fn kept(idle: &mut Idle<u32>, connections: &[(u64, u32)]) -> Vec<Spot> {
-    connections.iter().map(|&(peer, connection)| put(idle, key(peer), connection).0).collect()
+    connections.iter().map(|&(peer, connection)| idle.put(key(peer), connection).0).collect()
 }
 
 fn count(idle: &Idle<u32>, key: &Key) -> usize {
-    let Hint(place) = idle.find(key, Hint::NONE);
-    let newest = idle.peers.get(place as usize).map(|peer| peer.newest);
-    let older = |&at: &u32| idle.items.get(at as usize).map(|item| item.older_of_peer);
-    let all = std::iter::successors(newest, older);
-    all.filter(|&at| at != NONE).count()
+    idle.peers.get(key).map_or(0, Vec::len)
 }
 
 #[test]
 fn the_last_one_that_became_idle_is_taken_first() {
     let mut idle = Idle::new(8);
     kept(&mut idle, &[(1, 10), (2, 20), (1, 11)]);
-    assert_eq!(take(&mut idle, &key(1), |_| true), Some(11));
-    assert_eq!(take(&mut idle, &key(1), |_| true), Some(10));
-    assert_eq!(take(&mut idle, &key(1), |_| true), None);
+    assert_eq!(idle.take(&key(1), |_| true), Some(11));
+    assert_eq!(idle.take(&key(1), |_| true), Some(10));
+    assert_eq!(idle.take(&key(1), |_| true), None);
     assert_eq!((idle.len(), count(&idle, &key(1)), count(&idle, &key(2))), (1, 0, 1));
 }
 
@@ -42,7 +30,7 @@ fn the_last_one_that_became_idle_is_taken_first() {
 fn the_one_that_was_idle_longest_makes_room() {
     let mut idle = Idle::new(2);
     kept(&mut idle, &[(1, 10), (2, 20)]);
-    let (_, evicted) = put(&mut idle, key(3), 30);
+    let (_, evicted) = idle.put(key(3), 30);
     assert_eq!(evicted, Some((key(1), 10)));
     assert_eq!((idle.len(), count(&idle, &key(1))), (2, 0));
 }
@@ -51,8 +39,8 @@ fn the_one_that_was_idle_longest_makes_room() {
 fn one_that_does_not_suit_stays() {
     let mut idle = Idle::new(8);
     kept(&mut idle, &[(1, 10), (1, 11), (1, 12)]);
-    assert_eq!(take(&mut idle, &key(1), |&c| c == 11), Some(11));
-    assert_eq!(take(&mut idle, &key(1), |&c| c == 99), None);
+    assert_eq!(idle.take(&key(1), |&c| c == 11), Some(11));
+    assert_eq!(idle.take(&key(1), |&c| c == 99), None);
     assert_eq!(idle.len(), 2);
 }
 
@@ -62,7 +50,7 @@ fn one_that_was_taken_is_not_found_at_its_spot() {
     let spots = kept(&mut idle, &[(1, 10), (1, 11)]);
     assert_eq!(idle.remove(spots[0]), Some((key(1), 10)));
     assert_eq!(idle.remove(spots[0]), None);
-    assert_eq!(take(&mut idle, &key(1), |_| true), Some(11));
+    assert_eq!(idle.take(&key(1), |_| true), Some(11));
 }
 
 #[test]
@@ -70,10 +58,10 @@ fn who_is_not_in_the_new_set_loses_all_connections_and_only_of_that_owner() {
     let mut idle = Idle::new(8);
     kept(&mut idle, &[(1, 10), (2, 20), (1, 11), (3, 30)]);
     let other = Key { owner: 7, ..key(1) };
-    put(&mut idle, other, 70);
-    // The second peer of the new set is elsewhere now.
-    let set = [key(3), key(2)];
-    let mut gone = idle.retain(0, set.into_iter(), |&c, number| (c, number) == (30, 0));
+    idle.put(other, 70);
+    // The second peer is elsewhere now.
+    let set = [key(3), Key { address: 1, ..key(2) }];
+    let mut gone = idle.remove_owned(0, |key| !set.contains(key));
     gone.sort_by_key(|(_, c)| *c);
     assert_eq!(gone, [(key(1), 10), (key(1), 11), (key(2), 20)]);
     assert_eq!((idle.len(), count(&idle, &key(3)), count(&idle, &other)), (2, 1, 1));
@@ -84,10 +72,10 @@ fn a_full_array_allocates_nothing_more() {
     let mut idle = Idle::new(64);
     let round = |idle: &mut Idle<u32>| {
         for n in 0..64 {
-            put(idle, key(n), n as u32);
+            idle.put(key(n), n as u32);
         }
         for n in 0..64 {
-            assert_eq!(take(idle, &key(n), |_| true), Some(n as u32));
+            assert_eq!(idle.take(&key(n), |_| true), Some(n as u32));
         }
     };
     for _ in 0..8 {
@@ -123,14 +111,11 @@ proptest! {
         steps in proptest::collection::vec(step(), 0..200),
     ) {
         let mut idle = Idle::new(limit);
-        let mut hints = HashMap::new();
         let mut list: VecDeque<(u64, u32, Spot)> = VecDeque::new();
         for (n, step) in (0u32..).zip(steps) {
             match step {
                 Step::Put(peer) => {
-                    // Of a peer that was there a while ago, and may be forgotten.
-                    let hint = *hints.entry(peer).or_insert_with(|| idle.find(&key(peer), Hint::NONE));
-                    let (spot, evicted) = idle.put(key(peer), hint, n);
+                    let (spot, evicted) = idle.put(key(peer), n);
                     let expected = if list.len() == limit { list.pop_front() } else { None };
                     prop_assert_eq!(evicted, expected.map(|(p, c, _)| (key(p), c)));
                     list.push_back((peer, n, spot));
@@ -138,7 +123,7 @@ proptest! {
                 Step::Take(peer) => {
                     let at = list.iter().rposition(|&(p, ..)| p == peer);
                     let expected = at.and_then(|at| list.remove(at)).map(|(_, c, _)| c);
-                    prop_assert_eq!(take(&mut idle, &key(peer), |_| true), expected);
+                    prop_assert_eq!(idle.take(&key(peer), |_| true), expected);
                 }
                 Step::Remove(at) => {
                     if let Some((peer, c, spot)) = list.remove(at) {
@@ -146,9 +131,8 @@ proptest! {
                     }
                 }
                 Step::Retain(peers) => {
-                    let set = peers.iter().map(|&peer| key(peer));
-                    let mut gone: Vec<u32> =
-                        idle.retain(0, set, |_, _| true).into_iter().map(|(_, c)| c).collect();
+                    let gone = idle.remove_owned(0, |key| !peers.contains(&key.identity));
+                    let mut gone: Vec<u32> = gone.into_iter().map(|(_, c)| c).collect();
                     gone.sort_unstable();
                     let leaves = |&(p, ..): &(u64, u32, Spot)| !peers.contains(&p);
                     let expected: Vec<u32> = list.iter().filter(|i| leaves(i)).map(|i| i.1).collect();

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -22,13 +23,29 @@ pub struct Channel {
     resolver: OwnedFd,
 }
 
+/// The same for all configurations of a master, so that a worker that ends is still heard.
+static CHANNEL: OnceLock<Channel> = OnceLock::new();
+
 impl Channel {
-    /// An empty one.
+    /// That of this process and those that it forks from here on.
     ///
     /// # Errors
     ///
     /// No descriptor is left.
-    pub fn new() -> io::Result<Channel> {
+    pub fn open() -> io::Result<()> {
+        if CHANNEL.get().is_none() {
+            // Only the master opens it, which has one thread.
+            let _ = CHANNEL.set(Channel::new()?);
+        }
+        Ok(())
+    }
+
+    /// The one that was opened.
+    pub fn get() -> Option<&'static Channel> {
+        CHANNEL.get()
+    }
+
+    fn new() -> io::Result<Channel> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (workers, resolver) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;

@@ -11,8 +11,8 @@ use parking_lot::{Condvar, Mutex};
 use rustix::event::PollFlags;
 
 use super::catalog::{CatalogNames, Listing};
-use super::registry::ServiceRegistry;
-use super::{Channel, Place, ServiceStore, Template, Templates};
+use super::registry::{ServiceRegistry, least_recent};
+use super::{Channel, ServiceStore, Template, Templates};
 use crate::consul::client::Client;
 use crate::stop::Stop;
 use crate::sync::{Engine, Level, Plan, join_all, spawn};
@@ -21,12 +21,11 @@ use crate::table::{Named, Verdict};
 mod reconcile;
 
 /// Time from the begin of a read of a catalogue to that of the next one: this long at least, and so
-/// many times as long as the read took.
+/// many times as long as the read took. Also how long it holds that nobody could tell.
 const PACE: Duration = Duration::from_millis(250);
 const SHARE: u32 = 4;
-/// The most that that can be. Also how long it holds that there is no answer, if there was none
-/// before either, or no room.
-const FAILED: Duration = Duration::from_secs(1);
+/// The most that that can be.
+const MAX_PACE: Duration = Duration::from_secs(1);
 /// How often what is followed is compared with what is asked for.
 const RECONCILE: Duration = Duration::from_secs(1);
 /// How many names wait for a catalogue at most; requests ask for the others again.
@@ -62,14 +61,14 @@ struct State {
     pending: HashMap<Named, Instant>,
     /// Dropped for newer ones since the log said so last.
     evicted: usize,
-    /// That there was no room, and for whom last.
-    refused: Option<String>,
+    /// For whom there was no room last, and why.
+    refused: Option<(Named, String)>,
 }
 
 /// What is known of a catalogue.
 #[derive(Default)]
 struct Known {
-    /// What it listed last; or until when it holds that there was no answer.
+    /// What it listed last; or when it was that there was no answer.
     names: Option<Result<CatalogNames, Instant>>,
     is_wanted: bool,
 }
@@ -84,10 +83,10 @@ impl ServiceResolver {
     pub fn start(
         templates: Arc<Templates>,
         plan: Arc<Plan>,
-        channel: &'static Channel,
         store: Arc<dyn ServiceStore>,
         engine: Arc<Engine>,
     ) -> io::Result<ServiceResolver> {
+        let channel = Channel::get().ok_or(io::ErrorKind::NotConnected)?;
         let count = templates.catalogs().len();
         let state = State {
             registry: ServiceRegistry::default(),
@@ -178,27 +177,22 @@ impl Shared {
             if self.stop.is_raised() {
                 return;
             }
-            let took = began.elapsed();
             let mut state = self.state.lock();
-            // The first failure may be that of a connection that was kept too long.
-            let fails_on = read.is_err() && matches!(state.catalogs[number].names, Some(Err(_)));
-            let (hold, pause) = match fails_on {
-                true => (FAILED, FAILED),
-                false => (Duration::ZERO, (took * SHARE).clamp(PACE, FAILED).saturating_sub(took)),
-            };
+            let fails_on = matches!(state.catalogs[number].names, Some(Err(_)));
             let names = read.map_err(|error| {
-                let line = format!("the names of all services can't be read ({error})");
-                self.store.log(Level::Error, line);
-                Instant::now() + hold
+                if !fails_on {
+                    let line = format!("the names of all services can't be read ({error})");
+                    self.store.log(Level::Error, line);
+                }
+                Instant::now()
             });
             state.catalogs[number] = Known { names: Some(names), is_wanted: false };
             for (service, since) in std::mem::take(&mut state.pending) {
                 self.resolve(&mut state, service, since);
             }
             drop(state);
-            if !self.stop.sleep(pause) {
-                return;
-            }
+            let took = began.elapsed();
+            self.stop.sleep((took * SHARE).clamp(PACE, MAX_PACE).saturating_sub(took));
         }
     }
 
@@ -217,30 +211,24 @@ impl Shared {
         // The worker has checked it; but the channel is older than this configuration. Who takes
         // that worker's place asks again.
         let Some(template) = self.templates.admit(&service) else { return };
-        let key = template.verdict_key(&service.name);
-        let (verdict, valid) = if state.registry.targets(&service).is_some() {
+        let find = |number: &usize| state.catalogs[*number].find(&service, template, at);
+        let verdict = if state.registry.contains_key(&service) {
             self.make_room(state, &service);
-            (Verdict::Followed, Duration::MAX)
+            Verdict::Followed
         } else {
-            let find = |number: &usize| state.catalogs[*number].find(&service, template, at);
             match template.catalogs.iter().map(find).max().unwrap_or(Listing::Absent) {
-                Listing::Absent => (Verdict::Absent, template.absent),
-                Listing::Failed => (Verdict::Failed, FAILED),
-                Listing::Listed => match self.follow(state, &service, template) {
-                    Ok(()) => {
-                        self.trim(state, Some(&service));
-                        (Verdict::Followed, Duration::MAX)
-                    }
-                    Err(error) => {
-                        let name = service.name.escape_debug();
-                        state.refused = Some(format!("no room for service \"{name}\": {error}"));
-                        (Verdict::Failed, FAILED)
-                    }
-                },
+                Listing::Absent => Verdict::Absent,
+                Listing::Failed => Verdict::Failed,
+                Listing::Listed => self.follow_new(state, &service, template),
                 Listing::Outdated => return self.wait(state, service, template, at),
             }
         };
-        self.store.record_lookup(key, verdict, valid);
+        let valid = match verdict {
+            Verdict::Followed => Duration::MAX,
+            Verdict::Absent => template.absent,
+            Verdict::Failed => PACE,
+        };
+        self.store.record_lookup(template.verdict_key(&service.name), verdict, valid);
     }
 
     /// Leaves a service to the next read of the catalogues whose names are too old.
@@ -258,44 +246,43 @@ impl Shared {
         }
     }
 
-    /// Has the service followed, in place of another one if the table is full.
+    /// Has a service followed that nobody has named yet, in place of others if need be.
+    fn follow_new(&self, state: &mut State, service: &Named, template: &Template) -> Verdict {
+        let mut followed = self.follow(state, service, template);
+        if followed.is_err() && self.evict(state, None) {
+            followed = self.follow(state, service, template);
+        }
+        if let Err(error) = followed {
+            state.refused = Some((service.clone(), error));
+            return Verdict::Failed;
+        }
+        self.trim(state, Some(service));
+        Verdict::Followed
+    }
+
+    /// Has a service followed. If there is no room, what was added is seen to later.
     fn follow(
         &self,
         state: &mut State,
         service: &Named,
         template: &Template,
     ) -> Result<(), String> {
-        let places = template.places(&service.name, &self.plan);
-        let places: Vec<Place> = places.into_iter().filter(|p| p.fixed.is_none()).collect();
-        let mut targets = Vec::new();
-        for place in &places {
-            let added = self.store.add(service, place.key).or_else(|error| {
-                if self.evict(state, None) {
-                    self.store.add(service, place.key)
-                } else {
-                    Err(error)
-                }
-            });
-            match added {
-                Ok(target) => targets.push(target),
-                Err(error) => {
-                    targets.into_iter().for_each(|target| self.store.remove(target));
-                    return Err(error);
-                }
-            }
+        let mut places = template.places(&service.name, &self.plan);
+        places.retain(|place| place.fixed.is_none());
+        let targets = places.iter().map(|place| self.store.add(service, place.key));
+        let targets = targets.collect::<Result<Vec<usize>, String>>()?;
+        for (target, place) in targets.iter().zip(places) {
+            self.engine.follow(*target, place.target);
         }
         if !targets.is_empty() {
-            state.registry.insert(service.clone(), targets.clone());
-        }
-        for (target, place) in targets.into_iter().zip(places) {
-            self.engine.follow(target, place.target);
+            state.registry.insert(service.clone(), targets);
         }
         Ok(())
     }
 
     /// If the instances of a service that is followed found no room, others go.
     fn make_room(&self, state: &mut State, service: &Named) {
-        let targets = state.registry.targets(service).unwrap_or_default().to_vec();
+        let targets = state.registry.get(service).cloned().unwrap_or_default();
         for target in targets.into_iter().filter(|target| self.store.lacks_room(*target)) {
             (0..VICTIMS).take_while(|_| self.evict(state, Some(service))).for_each(drop);
             self.engine.ask_again(target);
@@ -310,14 +297,14 @@ impl Shared {
     /// Drops the service that was named longest ago for a newer one; `false` if there is none.
     fn evict(&self, state: &mut State, except: Option<&Named>) -> bool {
         let unused_for = |target| self.store.unused_for(target);
-        let victim = state.registry.least_recent(except, unused_for);
+        let victim = least_recent(&state.registry, except, unused_for);
         state.evicted += usize::from(victim.is_some());
         victim.iter().for_each(|victim| self.drop_service(state, victim));
         victim.is_some()
     }
 
     fn drop_service(&self, state: &mut State, service: &Named) {
-        for target in state.registry.remove(service) {
+        for target in state.registry.remove(service).unwrap_or_default() {
             self.engine.forget(target);
             self.store.remove(target);
         }
@@ -334,7 +321,7 @@ impl Known {
         let asked = (&*service.name, &*template.allowed.tags);
         match &self.names {
             Some(Ok(names)) => names.find(asked, at, template.absent),
-            Some(Err(until)) if at <= *until => Listing::Failed,
+            Some(Err(ended)) if at <= *ended => Listing::Failed,
             _ => Listing::Outdated,
         }
     }

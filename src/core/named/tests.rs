@@ -7,84 +7,86 @@ use crate::sync::{Endpoint, Token};
 
 const TIMES: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(1));
 
-fn template(target: Target, tags: &[&str]) -> Template {
+fn template(block: &str, target: Target, tags: &[&str]) -> Template {
     let tags = tags.iter().map(|&tag| tag.to_owned()).collect();
-    Template::new(vec![target], Allowed::new(&[], tags), TIMES)
+    Template::new(block.as_bytes(), vec![target], Allowed::new(&[], tags), TIMES)
 }
 
 fn nameless(url: &str) -> Target {
     target(&Arc::new(endpoint(url)), "")
 }
 
-#[test]
-fn blocks_that_ask_the_same_share_their_services_and_others_do_not() {
+fn with_token(token: &str) -> Target {
     let plain = nameless("http://127.0.0.1:1");
-    let token = Some(Token::value("s").unwrap());
-    let secret = Endpoint { token, ..(*plain.endpoint).clone() };
-    let secret = Target { endpoint: Arc::new(secret), ..plain.clone() };
-    let of = |target: &Target, tags: &[&str]| template(target.clone(), tags);
+    let token = Some(Token::value(token).unwrap());
+    Target { endpoint: Arc::new(Endpoint { token, ..(*plain.endpoint).clone() }), ..plain }
+}
+
+#[test]
+fn what_a_block_asks_for_is_its_own_over_reloads() {
+    let plain = || nameless("http://127.0.0.1:1");
+    let keys = |all| Templates::new(all, 10).keys();
+    let before = vec![
+        template("a", plain(), &[]),
+        template("b", plain(), &[]),
+        template("c", plain(), &["public"]),
+        template("d", with_token("strong"), &[]),
+        template("e", nameless("http://127.0.0.1:2"), &[]),
+    ];
+    let before = keys(before);
+    assert_eq!(HashSet::<u128>::from_iter(before.iter().copied()).len(), 5);
+    assert!(!before.contains(&0));
+    // Others go, come in another order, and have other tokens.
+    let after = vec![
+        template("d", with_token("weak"), &[]),
+        template("b", plain(), &[]),
+        template("c", plain(), &["internal"]),
+    ];
+    let after = keys(after);
+    assert_eq!((after[0], after[1]), (before[3], before[1]));
+    assert!(!before.contains(&after[2]));
+}
+
+#[test]
+fn blocks_read_one_catalogue_if_they_see_the_same_with_the_same_token() {
+    let elsewhere = || {
+        let mut target = nameless("http://127.0.0.1:1");
+        target.query.datacenter = Some("b".to_owned());
+        target
+    };
+    let mut both = template("c", nameless("http://127.0.0.1:1"), &["public"]);
+    both.targets.push(elsewhere());
     let all = vec![
-        of(&plain, &[]),
-        of(&secret, &[]),
-        of(&plain, &["public"]),
-        of(&plain, &[]),
-        of(&nameless("http://127.0.0.1:2"), &[]),
-        of(&secret, &[]),
+        template("a", nameless("http://127.0.0.1:1"), &[]),
+        template("b", with_token("s"), &[]),
+        both,
+        template("d", elsewhere(), &[]),
+        template("e", with_token("s"), &[]),
+        template("f", nameless("http://127.0.0.1:2"), &[]),
     ];
     let templates = Templates::new(all, 10);
-    let keys = templates.keys();
-    assert_eq!((keys[0], keys[1]), (keys[3], keys[5]));
-    assert_eq!(HashSet::<u128>::from_iter(keys.iter().copied()).len(), 4);
-    assert!(!keys.contains(&0));
-    assert_eq!(
-        templates.find(keys[4]).unwrap().targets[0].endpoint.servers[0].to_string(),
-        "http://127.0.0.1:2"
-    );
     let catalogs: Vec<_> = templates.all.iter().map(|t| t.catalogs.clone()).collect();
-    assert_eq!(catalogs, [[0], [1], [0], [0], [2], [1]], "what a token shows is its own");
+    assert_eq!(catalogs, [vec![0], vec![1], vec![0, 2], vec![2], vec![1], vec![3]]);
 }
 
 #[test]
-fn what_a_token_shows_is_never_anothers_over_reloads() {
-    let with_token = |token: &str, block: Option<&str>| {
-        let plain = nameless("http://127.0.0.1:1");
-        let token = Some(Token::value(token).unwrap());
-        let endpoint = Arc::new(Endpoint { token, ..(*plain.endpoint).clone() });
-        let template = template(Target { endpoint, ..plain }, &[]);
-        match block {
-            Some(block) => template.owned_by(block.to_owned()),
-            None => template,
-        }
-    };
-    let keys = |all| Templates::new(all, 10).keys();
-    let strong = || with_token("strong", Some("a"));
-    let weak = || with_token("weak", Some("b"));
-    let (before, after) = (keys(vec![strong(), weak()]), keys(vec![weak()]));
-    assert_eq!(before[1], after[0]);
-    assert_ne!(before[0], after[0]);
-    assert_eq!(keys(vec![weak(), strong()]), [before[1], before[0]]);
-    assert_ne!(keys(vec![with_token("other", None)])[0], after[0]);
-    let twins = keys(vec![strong(), with_token("strong", Some("c"))]);
-    assert_eq!(twins[0], twins[1]);
-}
-
-#[test]
-fn blocks_that_share_their_services_have_their_own_patterns_and_times() {
-    let of = |pattern: &str, idle| {
+fn a_service_is_admitted_by_the_patterns_of_its_block() {
+    let of = |block: &str, pattern: &str| {
         let allowed = Allowed::new(&[pattern.to_owned()], Vec::new());
-        let idle = Duration::from_secs(idle);
-        Template::new(vec![nameless("http://127.0.0.1:1")], allowed, (idle, TIMES.1))
+        Template::new(block.as_bytes(), vec![nameless("http://127.0.0.1:1")], allowed, TIMES)
     };
-    let templates = Templates::new(vec![of("web-*", 10), of("api-*", 30), of("web-*", 20)], 10);
-    let key = templates.of_block(0).unwrap().key();
-    assert_eq!(templates.keys(), [key; 3]);
-    let admits = |key, name: &str| {
-        let name = name.to_owned();
-        templates.admit(&Named { template: key, name }).is_some()
-    };
-    assert!(admits(key, "web-1") && admits(key, "api-1"));
-    assert!(!admits(key, "db-1") && !admits(key, "WEB-1") && !admits(key + 1, "web-1"));
-    assert_eq!(templates.idle(key), Duration::from_secs(30));
+    let templates = Templates::new(vec![of("a", "web-*"), of("b", "api-*")], 10);
+    let [a, b] = [0, 1].map(|number| templates.of_block(number).unwrap().key);
+    for (template, name, expected) in [
+        (a, "web-1", true),
+        (b, "api-1", true),
+        (a, "api-1", false),
+        (a, "WEB-1", false),
+        (a.wrapping_add(1), "web-1", false),
+    ] {
+        let service = Named { template, name: name.to_owned() };
+        assert_eq!(templates.admit(&service).is_some(), expected, "{name}");
+    }
 }
 
 /// One finds nothing in its datacenters, the other something in a third.
@@ -96,7 +98,7 @@ fn blocks_with_other_datacenters_have_verdicts_of_their_own() {
     let elsewhere = |datacenter: &str| {
         let mut target = pattern.clone();
         target.query.datacenter = Some(datacenter.to_owned());
-        Template::new(vec![pattern.clone(), target], Allowed::default(), TIMES)
+        Template::new(b"a", vec![pattern.clone(), target], Allowed::default(), TIMES)
     };
     let templates = Templates::new(vec![elsewhere("b"), elsewhere("c")], 10);
     let [b, c] = [0, 1].map(|number| templates.of_block(number).unwrap());
@@ -110,8 +112,10 @@ fn a_service_that_a_block_follows_is_that_target_and_others_have_keys_of_their_o
     let pattern = nameless("http://127.0.0.1:1");
     let web = target(&pattern.endpoint, "web");
     let (plan, _) = Plan::new(vec![web.clone()], 64);
-    let templates =
-        Templates::new(vec![template(pattern.clone(), &[]), template(pattern, &["v1"])], 10);
+    let templates = Templates::new(
+        vec![template("a", pattern.clone(), &[]), template("b", pattern, &["v1"])],
+        10,
+    );
     let place = |number: usize, name: &str| {
         templates.of_block(number).unwrap().places(name, &plan).pop().unwrap()
     };

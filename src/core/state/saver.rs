@@ -4,13 +4,12 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::{State, file};
 use crate::stop::Stop;
-use crate::sync::Level;
+use crate::sync::{Level, join_all};
 
 /// Changes are written together, this often at most.
 const EVERY: Duration = Duration::from_secs(1);
@@ -49,7 +48,7 @@ pub trait Source: Send + Sync {
 #[derive(Debug)]
 pub struct Saver {
     stop: Arc<Stop>,
-    ended: Receiver<()>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Saver {
@@ -60,17 +59,11 @@ impl Saver {
     /// No thread or descriptor is left.
     pub fn start(path: PathBuf, source: Arc<dyn Source>) -> io::Result<Saver> {
         let stop = Arc::new(Stop::new()?);
-        let (end, ended) = sync_channel(1);
         let writer = Writer { path, source, rules: Rules::default() };
+        let thread = thread::Builder::new().name("consul-state".to_owned()).stack_size(STACK);
         let stopped = Arc::clone(&stop);
-        thread::Builder::new().name("consul-state".to_owned()).stack_size(STACK).spawn(
-            move || {
-                writer.run(&stopped);
-                // Nobody may be waiting.
-                let _ = end.try_send(());
-            },
-        )?;
-        Ok(Saver { stop, ended })
+        let thread = thread.spawn(move || writer.run(&stopped))?;
+        Ok(Saver { stop, threads: vec![thread] })
     }
 
     /// Tells the thread to write what has changed, and to end.
@@ -79,9 +72,9 @@ impl Saver {
     }
 
     /// Stops it and waits for its last write; `false` if that takes longer than `timeout`.
-    pub fn join(self, timeout: Duration) -> bool {
+    pub fn join(mut self, timeout: Duration) -> bool {
         self.stop();
-        !matches!(self.ended.recv_timeout(timeout), Err(RecvTimeoutError::Timeout))
+        join_all(std::mem::take(&mut self.threads), Instant::now() + timeout)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a request asks of the status: its query arguments and its `Accept` header.
 
-use percent_encoding::percent_decode;
+use std::borrow::Cow;
 
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,46 +41,28 @@ impl Format {
         }
     }
 
-    /// Whether it is one of Prometheus' formats.
-    pub fn is_metrics(self) -> bool {
-        matches!(self, Format::Text | Format::OpenMetrics)
-    }
-
-    /// What a type of an `Accept` header stands for.
-    fn of_type(
-        kind: &str,
-        mut parameters: impl Iterator<Item = (String, String)>,
-    ) -> Option<Format> {
-        match kind.to_ascii_lowercase().as_str() {
-            "text/html" | "application/xhtml+xml" => Some(Format::Html),
-            "application/json" => Some(Format::Json),
-            "application/openmetrics-text" => Some(Format::OpenMetrics),
-            // Without the version it is any text.
-            "text/plain" => parameters
-                .any(|(name, value)| name == "version" && value == "0.0.4")
-                .then_some(Format::Text),
-            _ => None,
-        }
-    }
-
     /// The format that an `Accept` header likes best; HTML if it names none of ours.
     fn accepted(accept: &str) -> Format {
         let mut best = (Format::Html, 0.0);
         for item in accept.split(',') {
-            let mut parts = item.split(';');
-            let kind = parts.next().unwrap_or_default().trim();
-            let parameters: Vec<(String, String)> = parts
-                .filter_map(|part| part.trim().split_once('='))
-                .map(|(name, value)| {
-                    (name.to_ascii_lowercase(), value.trim_matches('"').to_owned())
-                })
-                .collect();
-            let quality = parameters.iter().find(|(name, _)| name == "q");
-            let quality = quality.map_or(1.0, |(_, q)| q.parse::<f32>().unwrap_or(0.0));
-            if let Some(format) = Format::of_type(kind, parameters.into_iter()) {
-                if quality > best.1 {
-                    best = (format, quality);
-                }
+            let mut parts = item.split(';').map(str::trim);
+            let kind = parts.next().unwrap_or_default().to_ascii_lowercase();
+            let parameters: Vec<_> = parts.filter_map(|part| part.split_once('=')).collect();
+            let parameter = |wanted: &str| {
+                let found = parameters.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted));
+                found.map(|(_, value)| value.trim_matches('"'))
+            };
+            let format = match &*kind {
+                "text/html" | "application/xhtml+xml" => Format::Html,
+                "application/json" => Format::Json,
+                "application/openmetrics-text" => Format::OpenMetrics,
+                // Without the version it is any text.
+                "text/plain" if parameter("version") == Some("0.0.4") => Format::Text,
+                _ => continue,
+            };
+            let quality = parameter("q").map_or(1.0, |q| q.parse().unwrap_or(0.0));
+            if quality > best.1 {
+                best = (format, quality);
             }
         }
         best.0
@@ -95,10 +77,9 @@ impl Ask {
     ///
     /// `format=` with an unknown word.
     pub fn parse(arguments: &[u8], accept: &str) -> Result<Ask, UnknownFormat> {
-        let argument = |name: &str| {
-            arguments.split(|&b| b == b'&').find_map(|argument| {
-                argument.strip_prefix(name.as_bytes())?.strip_prefix(b"=").map(decoded)
-            })
+        let argument = |wanted: &str| {
+            let mut all = form_urlencoded::parse(arguments);
+            all.find(|(name, _)| name == wanted).map(|(_, value)| value)
         };
         let accepted = Format::accepted(accept);
         let format = match argument("format").as_deref() {
@@ -109,51 +90,44 @@ impl Ask {
             Some("prometheus") => Format::Text,
             Some(other) => return Err(UnknownFormat(crate::text::printable(other).into_owned())),
         };
-        Ok(Ask { format, service: argument("service").filter(|name| !name.is_empty()) })
+        let service = argument("service").filter(|name| !name.is_empty());
+        Ok(Ask { format, service: service.map(Cow::into_owned) })
     }
-}
-
-/// As forms are encoded.
-fn decoded(value: &[u8]) -> String {
-    let spaced: Vec<u8> = value.iter().map(|&b| if b == b'+' { b' ' } else { b }).collect();
-    percent_decode(&spaced).decode_utf8_lossy().into_owned()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn format(arguments: &str, accept: &str) -> Format {
-        Ask::parse(arguments.as_bytes(), accept).unwrap().format
-    }
-
     #[test]
-    fn the_argument_says_the_format() {
-        assert_eq!(format("", ""), Format::Html);
-        assert_eq!(format("format=json", "text/html"), Format::Json);
-        assert_eq!(format("a=b&format=prometheus", ""), Format::Text);
-        assert_eq!(format("format=html", "application/json"), Format::Html);
-        let error = Ask::parse(b"format=xml%0a", "").unwrap_err().to_string();
-        assert!(error.contains("\"xml\\n\"") && error.contains("json"), "{error}");
-    }
-
-    #[test]
-    fn prometheus_a_browser_and_curl_get_what_they_accept() {
+    fn an_argument_says_the_format_else_what_prometheus_a_browser_and_curl_accept() {
         let old = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;\
                    version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
         let new = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
                    text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
-        let text = "text/plain;version=0.0.4;q=1,*/*;q=0.1";
         let browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
-        assert_eq!(format("", old), Format::OpenMetrics);
-        assert_eq!(format("", new), Format::OpenMetrics);
-        assert_eq!(format("format=prometheus", new), Format::OpenMetrics);
-        assert_eq!(format("", text), Format::Text);
-        assert_eq!(format("", browser), Format::Html);
-        assert_eq!(format("", "*/*"), Format::Html);
-        assert_eq!(format("", "text/plain"), Format::Html, "any text is no metrics");
-        assert_eq!(format("", "application/json;q=0.9, text/html;q=0.8"), Format::Json);
-        assert_eq!(format("", ";;,=,q=,application/json;q=x"), Format::Html);
+        for (arguments, accept, expected) in [
+            ("", "", Format::Html),
+            ("format=json", "text/html", Format::Json),
+            ("a=b&format=prometheus", "", Format::Text),
+            ("format=html", "application/json", Format::Html),
+            ("", old, Format::OpenMetrics),
+            ("", new, Format::OpenMetrics),
+            ("format=prometheus", new, Format::OpenMetrics),
+            ("", "text/plain;version=0.0.4;q=1,*/*;q=0.1", Format::Text),
+            ("", browser, Format::Html),
+            ("", "*/*", Format::Html),
+            // Any text is no metrics.
+            ("", "text/plain", Format::Html),
+            ("", "application/json;q=0.9, text/html;q=0.8", Format::Json),
+            ("", ";;,=,q=,application/json;q=x", Format::Html),
+            ("", "APPLICATION/JSON ; Q=0.5", Format::Json),
+        ] {
+            let ask = Ask::parse(arguments.as_bytes(), accept).unwrap();
+            assert_eq!(ask.format, expected, "{arguments} {accept}");
+        }
+        let error = Ask::parse(b"format=xml%0a", "").unwrap_err().to_string();
+        assert!(error.contains("\"xml\\n\"") && error.contains("json"), "{error}");
     }
 
     #[test]

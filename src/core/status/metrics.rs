@@ -343,19 +343,22 @@ mod tests {
     }
 
     #[test]
-    fn hostile_labels_are_escaped() {
-        let text = write(Format::Text, true, |doc| {
-            doc.service(service("a\"} 1\n\\", "api"));
-        });
-        let line = "nginx_consul_service_index{service=\"a\\\"} 1\\n\\\\\",upstream=\"api\"}";
-        assert_eq!(value(&text, line), "42");
-    }
-
-    #[test]
-    fn many_blocks_make_no_endless_label() {
-        let mut many = service("web", "u0");
-        many.upstreams = (0..100).map(|n| format!("u{n}")).collect();
-        assert_eq!(labels_of(&many), "service=\"web\",upstream=\"u0,u1,u2,u3,+96\"");
+    fn labels_are_escaped_and_of_many_blocks_not_endless() {
+        let many: Vec<String> = (0..100).map(|n| format!("u{n}")).collect();
+        let datacenter = |name: &str| Some(name.to_owned());
+        for (name, upstreams, datacenter, expected) in [
+            ("web", &many[..1], None, r#"service="web",upstream="u0""#),
+            ("web", &many[..4], None, r#"service="web",upstream="u0,u1,u2,u3""#),
+            ("web", &many[..], None, r#"service="web",upstream="u0,u1,u2,u3,+96""#),
+            ("a\"} 1\n\\", &many[..0], None, r#"service="a\"} 1\n\\",upstream="""#),
+            ("web", &many[..0], datacenter("d"), r#"service="web",upstream="",datacenter="d""#),
+        ] {
+            let service =
+                Service { upstreams: upstreams.to_vec(), datacenter, ..service(name, "") };
+            assert_eq!(labels_of(&service), expected);
+            let text = write(Format::Text, true, |doc| doc.service(service));
+            assert_eq!(value(&text, &format!("nginx_consul_service_index{{{expected}}}")), "42");
+        }
     }
 
     #[test]

@@ -66,35 +66,23 @@ pub struct Known {
 }
 
 /// Why an upstream isn't ready.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Lack {
-    /// There is no data, and why if that is known.
-    #[error("no data yet{}", explained(.0))]
-    Data(String),
-    /// Where the data is from, and what is asked for.
-    #[error("its data is {0}, not {1}")]
-    Source(Origin, Origin),
-    /// The data's age.
-    #[error("its data is {}s old{}", .0.as_secs(), explained(.1))]
-    Age(Duration, String),
-    /// Usable instances: how many there are, and have to be.
-    #[error("{0} of its instances can be used, not {1}")]
-    Peers(usize, usize),
-}
-
-fn explained(error: &str) -> String {
-    if error.is_empty() { String::new() } else { format!(": {}", printable(error)) }
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lack {
+    /// The word for it; never changes.
+    pub what: &'static str,
+    /// In a sentence.
+    pub reason: String,
 }
 
 impl Lack {
-    /// The word for it; never changes.
-    fn word(&self) -> &'static str {
-        match self {
-            Lack::Data(_) => "data",
-            Lack::Source(..) => "source",
-            Lack::Age(..) => "max_age",
-            Lack::Peers(..) => "peers",
-        }
+    fn new(what: &'static str, reason: String, error: &str) -> Lack {
+        let error = if error.is_empty() { error.into() } else { printable(error) };
+        let colon = if error.is_empty() { "" } else { ": " };
+        Lack { what, reason: format!("{reason}{colon}{error}") }
+    }
+
+    fn data(error: &str) -> Lack {
+        Lack::new("data", "no data yet".to_owned(), error)
     }
 }
 
@@ -120,69 +108,78 @@ impl Demand {
             }
         };
         if !sets.into_iter().any(will_do) {
-            return Err(first.unwrap_or(Lack::Data(String::new())));
+            return Err(first.unwrap_or_else(|| Lack::data("")));
         }
         if self.peers != 0 {
             let usable = usable(self.peers);
             if usable < self.peers {
-                return Err(Lack::Peers(usable, self.peers));
+                let reason = format!("{usable} of its instances can be used, not {}", self.peers);
+                return Err(Lack::new("peers", reason, ""));
             }
         }
         Ok(())
     }
 
     fn judge_set(&self, known: Known) -> Result<(), Lack> {
-        let Some(origin) = known.origin else { return Err(Lack::Data(known.error)) };
+        let Some(origin) = known.origin else { return Err(Lack::data(&known.error)) };
         if origin < self.source {
-            return Err(Lack::Source(origin, self.source));
+            let reason = format!("its data is {origin}, not {}", self.source);
+            return Err(Lack::new("source", reason, ""));
         }
         // While Consul holds a query, nothing has changed: the data is not old.
         let is_followed = origin == Origin::Live && known.failures == 0;
-        match self.max_age.filter(|max| !is_followed && known.age > *max) {
-            Some(_) => Err(Lack::Age(known.age, known.error)),
-            None => Ok(()),
+        if self.max_age.is_some_and(|max| !is_followed && known.age > max) {
+            let reason = format!("its data is {}s old", known.age.as_secs());
+            return Err(Lack::new("max_age", reason, &known.error));
         }
+        Ok(())
     }
 }
 
 /// All upstreams together.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Readiness {
+    /// Whether all of them are ready.
+    pub ready: bool,
     /// How many upstreams were judged.
     pub upstreams: usize,
-    /// Those that aren't ready: name, service and why.
-    pub waiting: Vec<(String, String, Lack)>,
+    /// Those that aren't ready.
+    pub waiting: Vec<Waiting>,
 }
 
-#[derive(Serialize)]
-struct Json<'a> {
-    ready: bool,
-    upstreams: usize,
-    waiting: Vec<Waiting<'a>>,
-}
-
-#[derive(Serialize)]
-struct Waiting<'a> {
-    upstream: &'a str,
-    service: &'a str,
+/// An upstream that isn't ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Waiting {
+    upstream: String,
+    service: String,
     lacks: &'static str,
     reason: String,
 }
 
 impl Readiness {
-    /// Whether all of them are ready.
-    pub fn is_ready(&self) -> bool {
-        self.waiting.is_empty()
+    /// Of upstreams: name and service, and whether each is ready.
+    pub fn of(
+        upstreams: impl IntoIterator<Item = (String, String, Result<(), Lack>)>,
+    ) -> Readiness {
+        let mut readiness = Readiness { ready: true, ..Readiness::default() };
+        for (upstream, service, judged) in upstreams {
+            readiness.upstreams += 1;
+            if let Err(Lack { what, reason }) = judged {
+                readiness.ready = false;
+                readiness.waiting.push(Waiting { upstream, service, lacks: what, reason });
+            }
+        }
+        readiness
     }
 
     /// A line for each upstream that isn't ready, or `ready`.
     pub fn to_text(&self) -> String {
-        if self.is_ready() {
+        if self.ready {
             return "ready\n".to_owned();
         }
-        let line = |(upstream, service, lack): &(String, String, Lack)| {
+        let line = |Waiting { upstream, service, reason, .. }: &Waiting| {
             let (upstream, service) = (upstream.escape_debug(), service.escape_debug());
-            format!("upstream \"{upstream}\": service \"{service}\": {lack}\n")
+            format!("upstream \"{upstream}\": service \"{service}\": {reason}\n")
         };
         let lines: String = self.waiting.iter().map(line).collect();
         format!("{} of {} upstreams not ready\n{lines}", self.waiting.len(), self.upstreams)
@@ -190,15 +187,7 @@ impl Readiness {
 
     /// The same as JSON.
     pub fn to_json(&self) -> String {
-        let waiting = self.waiting.iter().map(|(upstream, service, lack)| Waiting {
-            upstream,
-            service,
-            lacks: lack.word(),
-            reason: lack.to_string(),
-        });
-        let (ready, upstreams) = (self.is_ready(), self.upstreams);
-        let json = Json { ready, upstreams, waiting: waiting.collect() };
-        serde_json::to_string(&json).unwrap_or_default() + "\n"
+        serde_json::to_string(self).unwrap_or_default() + "\n"
     }
 }
 
@@ -210,81 +199,58 @@ mod tests {
         Known { origin: Some(origin), age: Duration::from_secs(age), failures, ..Known::default() }
     }
 
-    fn judge(demand: &str, sets: &[Known], usable: usize) -> String {
-        let mut parsed = Demand::default();
-        for word in demand.split_whitespace() {
-            match word.split_once('=') {
+    #[test]
+    fn an_upstream_is_ready_if_one_of_its_sets_is_what_was_asked_for() {
+        use Origin::{Live, State, Zone};
+        let none = Known::default;
+        for (demand, sets, usable, verdict) in [
+            // Any data will do unless told otherwise.
+            ("", vec![known(State, 9, 0)], 0, "ready"),
+            ("source=state", vec![known(State, 9, 0)], 0, "ready"),
+            ("source=zone", vec![known(State, 9, 0)], 0, "source"),
+            ("source=zone", vec![known(Zone, 9, 0)], 0, "ready"),
+            ("source=zone", vec![known(Live, 9, 0)], 0, "ready"),
+            ("source=live", vec![known(Zone, 9, 0)], 0, "source"),
+            ("source=live", vec![known(Live, 9, 0)], 0, "ready"),
+            ("", vec![none()], 9, "data"),
+            ("", vec![], 9, "data"),
+            // It gets old once nobody follows it.
+            ("max_age=30", vec![known(Live, 60, 0)], 0, "ready"),
+            ("max_age=30", vec![known(Live, 60, 1)], 0, "max_age"),
+            ("max_age=30", vec![known(Live, 30, 5)], 0, "ready"),
+            ("max_age=30", vec![known(Zone, 31, 0)], 0, "max_age"),
+            ("max_age=30", vec![known(Zone, 30, 0)], 0, "ready"),
+            // One datacenter is enough, and the first one says why.
+            ("", vec![none(), known(Live, 0, 0)], 0, "ready"),
+            ("source=live", vec![known(Zone, 0, 0), none()], 0, "source"),
+            ("peers=2", vec![known(Live, 0, 0)], 1, "peers"),
+            ("peers=2", vec![known(Live, 0, 0)], 2, "ready"),
+            ("peers=2", vec![none()], 2, "data"),
+        ] {
+            let mut parsed = Demand::default();
+            match demand.split_once('=') {
                 Some(("source", name)) => parsed.source = Origin::from_name(name).unwrap(),
                 Some(("max_age", s)) => {
                     parsed.max_age = Some(Duration::from_secs(s.parse().unwrap()));
                 }
-                Some(("peers", n)) => parsed.peers = n.parse().unwrap(),
-                _ => panic!("{word}"),
+                Some((_, n)) => parsed.peers = n.parse().unwrap(),
+                None => {}
             }
+            let count = |enough| match parsed.peers {
+                0 => panic!("{demand}: nobody asked"),
+                peers => usable.min(peers.min(enough)),
+            };
+            let judged = parsed.judge(sets.clone(), count);
+            let word = judged.map_or_else(|lack| lack.what, |()| "ready");
+            assert_eq!(word, verdict, "{demand} {sets:?}");
         }
-        match parsed.judge(sets.to_vec(), |_| usable) {
-            Ok(()) => "ready".to_owned(),
-            Err(lack) => lack.word().to_owned(),
-        }
-    }
-
-    #[test]
-    fn any_data_will_do_unless_told_otherwise() {
-        use Origin::{Live, State, Zone};
-        for (demand, origin, verdict) in [
-            ("", State, "ready"),
-            ("source=state", State, "ready"),
-            ("source=zone", State, "source"),
-            ("source=zone", Zone, "ready"),
-            ("source=zone", Live, "ready"),
-            ("source=live", Zone, "source"),
-            ("source=live", Live, "ready"),
-        ] {
-            assert_eq!(judge(demand, &[known(origin, 9, 0)], 0), verdict, "{demand} {origin:?}");
-        }
-        assert_eq!(judge("", &[Known::default()], 9), "data");
-        assert_eq!(judge("", &[], 9), "data");
-    }
-
-    #[test]
-    fn data_gets_old_once_nobody_follows_it() {
-        use Origin::{Live, Zone};
-        for (origin, age, failures, verdict) in [
-            (Live, 60, 0, "ready"),
-            (Live, 60, 1, "max_age"),
-            (Live, 30, 5, "ready"),
-            (Zone, 31, 0, "max_age"),
-            (Zone, 30, 0, "ready"),
-        ] {
-            let sets = [known(origin, age, failures)];
-            assert_eq!(judge("max_age=30", &sets, 0), verdict, "{origin:?} {age} {failures}");
-        }
-    }
-
-    #[test]
-    fn one_datacenter_is_enough_and_the_first_one_says_why() {
-        let good = known(Origin::Live, 0, 0);
-        assert_eq!(judge("", &[Known::default(), good], 0), "ready");
-        let sets = [known(Origin::Zone, 0, 0), Known::default()];
-        assert_eq!(judge("source=live", &sets, 0), "source");
-    }
-
-    #[test]
-    fn instances_are_counted_only_if_that_matters() {
-        let sets = || [known(Origin::Live, 0, 0)];
-        assert_eq!(judge("peers=2", &sets(), 1), "peers");
-        assert_eq!(judge("peers=2", &sets(), 2), "ready");
-        let never = |_| panic!("nobody asked");
-        assert_eq!(Demand::default().judge(sets(), never), Ok(()));
-        let demand = Demand { peers: 1, ..Demand::default() };
-        assert!(demand.judge([Known::default()], never).is_err());
     }
 
     #[test]
     fn the_list_is_text_or_json() {
-        let error = "connection refused\n".to_owned();
-        let waiting = vec![("api".to_owned(), "we\"b".to_owned(), Lack::Data(error))];
-        let readiness = Readiness { upstreams: 3, waiting };
+        let lack = Lack::data("connection refused\n");
+        let of = |name: &str, judged| (name.to_owned(), "we\"b".to_owned(), judged);
+        let readiness = Readiness::of([of("a", Ok(())), of("api", Err(lack)), of("b", Ok(()))]);
         assert_eq!(
             readiness.to_text(),
             "1 of 3 upstreams not ready\n\
@@ -294,8 +260,8 @@ mod tests {
         assert_eq!(json["ready"], false);
         assert_eq!(json["waiting"][0]["service"], "we\"b");
         assert_eq!(json["waiting"][0]["lacks"], "data");
-        let ready = Readiness { upstreams: 3, waiting: Vec::new() };
+        let ready = Readiness::of([of("a", Ok(()))]);
         assert_eq!(ready.to_text(), "ready\n");
-        assert_eq!(ready.to_json(), "{\"ready\":true,\"upstreams\":3,\"waiting\":[]}\n");
+        assert_eq!(ready.to_json(), "{\"ready\":true,\"upstreams\":1,\"waiting\":[]}\n");
     }
 }

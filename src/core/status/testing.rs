@@ -46,11 +46,11 @@ pub(super) fn upstream(name: &str, service: &str) -> Upstream {
 pub(super) fn service(name: &str, upstream: &str) -> Service {
     Service {
         service: name.into(),
-        from: "health",
+        from: Source::Health,
         datacenter: None,
         upstreams: vec![upstream.into()],
         tags: vec![],
-        status: "passing",
+        status: Admit::Passing,
         filter: None,
         servers: vec!["http://127.0.0.1:8500".into()],
         server: None,
@@ -68,7 +68,7 @@ pub(super) fn service(name: &str, upstream: &str) -> Service {
         refusals: BTreeMap::from([("no_leader", 3), ("stale", 1)]),
         pending: Some(Pending { removals: 2, confirmed: 1, of: 3 }),
         frozen: None,
-        history: vec![Change {
+        history: vec![Changed {
             time_ms: 1_000,
             generation: 3,
             joined: vec!["10.0.0.1:80".into()],
@@ -89,7 +89,7 @@ pub(super) fn peer(server: &str, state: PeerState) -> Peer {
         service_id: "web-1".into(),
         datacenter: None,
         tags: vec!["v1".into()],
-        health: "passing".into(),
+        health: Health::Passing,
         weight: 4,
         effective_weight: 1.5,
         backup: false,

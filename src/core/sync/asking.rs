@@ -93,32 +93,49 @@ fn ask_as_told(
     fetch: Fetch,
     view: View,
 ) -> Result<Option<Reply>, Failure> {
-    let Subject { query, endpoint, timing } = subject;
+    let Some(answer) = send(client, subject, fetch, view)? else { return Ok(None) };
+    let (index, instances) = believe(&answer, &subject.query, subject.timing.max_stale)?;
+    let is_cached =
+        subject.query.consistency == Consistency::Cached && fetch.from == ReadFrom::Anywhere;
+    let (bytes, is_copy) = (answer.body.len() as u64, answer.streamed || is_cached);
+    Ok(Some(Reply { index, bytes, instances, is_copy }))
+}
+
+/// One request; `None` if the engine ends.
+pub(super) fn send(
+    client: &mut Client,
+    subject: &Subject,
+    fetch: Fetch,
+    view: View,
+) -> Result<Option<client::Answer>, Failure> {
+    let Subject { query, endpoint, .. } = subject;
     let patience = fetch.probe.then_some(endpoint.connect_timeout);
     match client.get(Request { endpoint, query, view, fetch, patience }) {
-        Ok(answer) => {
-            let (index, instances) = believe(&answer, query, timing.max_stale)?;
-            let is_cached =
-                query.consistency == Consistency::Cached && fetch.from == ReadFrom::Anywhere;
-            let (bytes, is_copy) = (answer.body.len() as u64, answer.streamed || is_cached);
-            Ok(Some(Reply { index, bytes, instances, is_copy }))
-        }
+        Ok(answer) => Ok(Some(answer)),
         Err(client::Error::Stopped) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Reads over a new connection, which is the client's from here on; `patience` is the longest time to
-/// the answer.
+/// Reads over a new connection, which is the client's from here on, to the first server that can be
+/// reached; `patience` is the longest time to the answer.
 pub(super) fn read_anew(
     client: &mut Client,
     subject: &Subject,
     patience: Duration,
 ) -> Result<(), client::Error> {
-    let view = if has_tags(subject.query.source) { View::Index } else { View::Full };
     let Subject { query, endpoint, .. } = subject;
-    let fetch = Fetch::read(0, Duration::ZERO);
-    client.get(Request { endpoint, query, view, fetch, patience: Some(patience) }).map(drop)
+    let view = if has_tags(query.source) { View::Index } else { View::Full };
+    let mut read = Err(client::Error::Stopped);
+    for server in 0..endpoint.servers.len() {
+        let fetch = Fetch::read(server, Duration::ZERO);
+        let request = Request { endpoint, query, view, fetch, patience: Some(patience) };
+        read = client.get(request).map(drop);
+        if !matches!(read, Err(client::Error::Connect(_))) {
+            break;
+        }
+    }
+    read
 }
 
 /// Before peers leave that could be hidden from the token: asks whether it is one that could see

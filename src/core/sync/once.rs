@@ -23,17 +23,12 @@ pub(crate) fn ask_once(
     subject: &Subject,
     server: usize,
 ) -> Result<(u64, Instances), String> {
-    let fetch = Fetch::read(server, Duration::ZERO);
-    // A kept connection that broke is worth a second try.
-    for _ in 0..2 {
-        match ask(client, subject, fetch, View::Full) {
-            Ok(Some(reply)) => return Ok((reply.index, reply.instances)),
-            Ok(None) => return Err("nginx ends".to_owned()),
-            Err(Failure::Reconnected) => {}
-            Err(Failure::Refused(_, error)) => return Err(error),
-        }
+    match ask(client, subject, Fetch::read(server, Duration::ZERO), View::Full) {
+        Ok(Some(reply)) => Ok((reply.index, reply.instances)),
+        Err(Failure::Refused(_, error)) => Err(error),
+        // Without an index nothing keeps a client from connecting.
+        Ok(None) | Err(Failure::Reconnected) => Err("nginx ends".to_owned()),
     }
-    Err("the connection is closed again and again".to_owned())
 }
 
 /// Puts the answer of a server in force for a target; `false` if there is no room for it.
@@ -50,7 +45,7 @@ pub(crate) fn publish_once(
     let answer = (index, instances, true);
     let prepared = publisher.prepare(&target.subject(), &followed, answer, resolver, sink);
     let has_room = publisher.publish(&prepared, sink);
-    let pending = prepared.pending(number);
+    let pending = prepared.targets().find_map(|(_, pending)| pending);
     sink.report(number, &Report::Good { index, server, mode: Mode::Blocking, pending });
     has_room
 }

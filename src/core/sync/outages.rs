@@ -26,17 +26,18 @@ const MAX_TURN: Duration = Duration::from_secs(5);
 /// All servers of an engine, by URL.
 #[derive(Default)]
 pub(super) struct Outages {
-    servers: Mutex<HashMap<String, Server>>,
+    state: Mutex<State>,
     has_news: AtomicBool,
 }
 
 #[derive(Default)]
-struct Server {
-    /// When the next read has its turn, if none is saved up.
-    turn: Option<Instant>,
-    /// By error.
-    outages: HashMap<String, Outage>,
-    turns: HashMap<Turn, Lines<()>>,
+struct State {
+    /// When the next read of a server has its turn, if none is saved up.
+    reads: HashMap<String, Instant>,
+    /// By server and error.
+    outages: HashMap<(String, String), Outage>,
+    /// By server.
+    turns: HashMap<(String, Turn), Lines<()>>,
 }
 
 /// Services that fail with the same error.
@@ -66,8 +67,8 @@ pub(super) struct Ended {
 /// A watch that fails. Once this is dropped, it does no more.
 pub(super) struct Failing {
     outages: Arc<Outages>,
-    server: String,
-    error: String,
+    /// Server and error.
+    key: (String, String),
     /// It is the one that the line names.
     is_first: bool,
 }
@@ -81,36 +82,33 @@ impl Outages {
         (retry, has_data): (String, bool),
         now: Instant,
     ) -> Failing {
-        let mut servers = self.servers.lock();
-        let outages = &mut servers.entry(server.to_owned()).or_default().outages;
-        let outage = outages.entry(error.to_owned()).or_default();
+        let key = (server.to_owned(), error.to_owned());
+        let mut state = self.state.lock();
+        let outage = state.outages.entry(key.clone()).or_default();
         let is_first = outage.failing == 0;
         outage.failing += 1;
         outage.begun.add(name, Begun { retry, has_data }, now);
         self.has_news.store(true, Ordering::Relaxed);
-        let (server, error) = (server.to_owned(), error.to_owned());
-        Failing { outages: Arc::clone(self), server, error, is_first }
+        Failing { outages: Arc::clone(self), key, is_first }
     }
 
     /// A watch called `name` asks another way from now on.
     pub(super) fn note_turn(&self, server: &str, name: String, turn: Turn, now: Instant) {
-        let mut servers = self.servers.lock();
-        let turns = &mut servers.entry(server.to_owned()).or_default().turns;
-        turns.entry(turn).or_default().add(name, (), now);
+        let mut state = self.state.lock();
+        state.turns.entry((server.to_owned(), turn)).or_default().add(name, (), now);
         self.has_news.store(true, Ordering::Relaxed);
     }
 
     /// When a read that could come at `at` is to come.
     pub(super) fn turn(&self, server: &str, at: Instant, rng: &mut impl Rng) -> Instant {
-        let mut servers = self.servers.lock();
-        let turn = &mut servers.entry(server.to_owned()).or_default().turn;
+        let mut state = self.state.lock();
         let (each, saved) = (Duration::from_secs(1) / RATE, Duration::from_secs(1) * BURST / RATE);
-        let next = turn.map_or(at, |turn| turn.max(at));
+        let next = state.reads.get(server).map_or(at, |turn| at.max(*turn));
         let mine = next.checked_sub(saved).map_or(at, |earliest| earliest.max(at));
         if mine > at + MAX_TURN {
             return at + MAX_TURN.mul_f64(rng.random_range(0.0..=1.0));
         }
-        *turn = Some(next + each);
+        state.reads.insert(server.to_owned(), next + each);
         mine
     }
 
@@ -121,47 +119,41 @@ impl Outages {
 
     /// Writes the lines that are due by `now`; gives the time of the next.
     pub(super) fn write(&self, sink: &dyn Sink, now: Instant) -> Option<Instant> {
-        let (mut begun, mut ended, mut turns) = (Vec::new(), Vec::new(), Vec::new());
-        let mut next = None::<Instant>;
-        for (url, server) in &mut *self.servers.lock() {
-            for (error, outage) in &mut server.outages {
-                outage.hasten(now);
-                begun.extend(outage.begun.take(now).map(|line| (line, error.clone(), url.clone())));
-                ended.extend(outage.ended.take(now));
-                next = next.into_iter().chain(outage.begun.due()).chain(outage.ended.due()).min();
+        let State { outages, turns, .. } = &mut *self.state.lock();
+        for ((url, error), outage) in &mut *outages {
+            outage.hasten(now);
+            if let Some((who, Begun { retry, has_data })) = outage.begun.take(now) {
+                let first = if has_data { "" } else { ", it has never answered" };
+                let line = format!("{who}: {error}, {retry}, server \"{url}\"{first}");
+                sink.log(Level::Error, line);
             }
-            server.outages.retain(|_, outage| !outage.is_over());
-            for (turn, lines) in &mut server.turns {
-                turns.extend(lines.take(now).map(|(who, ())| (who, *turn, url.clone())));
-                next = next.into_iter().chain(lines.due()).min();
+            if let Some((who, ended)) = outage.ended.take(now) {
+                let Ended { outage, without_streaming, server } = ended;
+                let how = if without_streaming { " without streaming" } else { "" };
+                let line =
+                    format!("{who}: answers again after {outage:.1?}{how}, server \"{server}\"");
+                sink.log(Level::Notice, line);
             }
         }
-        for ((who, Begun { retry, has_data }), error, url) in begun {
-            let first = if has_data { "" } else { ", it has never answered" };
-            let line = format!("{who}: {error}, {retry}, server \"{url}\"{first}");
-            sink.log(Level::Error, line);
-        }
-        for (who, Ended { outage, without_streaming, server }) in ended {
-            let how = if without_streaming { " without streaming" } else { "" };
-            let line = format!("{who}: answers again after {outage:.1?}{how}, server \"{server}\"");
-            sink.log(Level::Notice, line);
-        }
-        for (who, turn, url) in turns {
-            match turn {
-                Turn::CopiesLag => {
+        outages.retain(|_, outage| outage.failing > 0 || outage.due().is_some());
+        for ((url, turn), lines) in &mut *turns {
+            match (turn, lines.take(now)) {
+                (Turn::CopiesLag, Some((who, ()))) => {
                     let line = format!(
                         "{who}: streamed answers are outdated, blocking without streaming for \
                          some minutes, server \"{url}\""
                     );
                     sink.log(Level::Warn, line);
                 }
-                Turn::CopiesAreBack => {
+                (Turn::CopiesAreBack, Some((who, ()))) => {
                     let line = format!("{who}: blocking with streaming again, server \"{url}\"");
                     sink.log(Level::Info, line);
                 }
+                (_, None) => {}
             }
         }
-        next
+        let next = outages.values().filter_map(Outage::due);
+        next.chain(turns.values().filter_map(Lines::due)).min()
     }
 }
 
@@ -176,8 +168,9 @@ impl Outage {
         }
     }
 
-    fn is_over(&self) -> bool {
-        self.failing == 0 && self.begun.due().is_none() && self.ended.due().is_none()
+    /// When the next line is to be written.
+    fn due(&self) -> Option<Instant> {
+        self.begun.due().into_iter().chain(self.ended.due()).min()
     }
 }
 
@@ -196,11 +189,7 @@ impl Failing {
     }
 
     fn with(&self, f: impl FnOnce(&mut Outage)) {
-        let mut servers = self.outages.servers.lock();
-        let server = servers.get_mut(&self.server);
-        if let Some(outage) = server.and_then(|server| server.outages.get_mut(&self.error)) {
-            f(outage);
-        }
+        self.outages.state.lock().outages.get_mut(&self.key).map(f);
     }
 }
 

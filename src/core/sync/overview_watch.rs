@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use super::asking::Failure;
+use super::asking::{Failure, send};
 use super::plan::Subject;
 use super::runner::Tools;
 use super::{Level, Sink};
-use crate::consul::client::{self, Client, Request};
+use crate::consul::client::Client;
 use crate::consul::gate::vet;
 use crate::consul::overview::{Difference, Overview};
 use crate::consul::query::View;
@@ -55,16 +55,10 @@ pub(super) fn fetch_overview(
     view: View,
     fetch: Fetch,
 ) -> Result<Option<(u64, u64, Overview)>, Failure> {
-    let Subject { query, endpoint, timing } = subject;
-    let patience = fetch.probe.then_some(endpoint.connect_timeout);
-    let answer = match client.get(Request { endpoint, query, view, fetch, patience }) {
-        Ok(answer) => answer,
-        Err(client::Error::Stopped) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
+    let Some(answer) = send(client, subject, fetch, view)? else { return Ok(None) };
     // One that is filtered by the token's rights is as good: what the token can't see here it
     // can't see of the services either.
-    let index = vet(&answer, answer.index, timing.max_stale)?;
+    let index = vet(&answer, answer.index, subject.timing.max_stale)?;
     let overview = Overview::parse(view, &answer.body)?;
     Ok(Some((index, answer.body.len() as u64, overview)))
 }

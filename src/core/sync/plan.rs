@@ -140,8 +140,6 @@ pub struct Plan {
     /// Most threads and connections at a time, at least 1.
     pub connections: usize,
     keys: Vec<u128>,
-    /// By [`Target::key`].
-    numbers: HashMap<u128, Vec<usize>>,
 }
 
 impl Plan {
@@ -156,7 +154,6 @@ impl Plan {
             watches: Vec::new(),
             connections: connections.max(1),
             keys: Vec::new(),
-            numbers: HashMap::new(),
         };
         let mut of_block = Vec::with_capacity(blocks.len());
         let mut targets = HashMap::new();
@@ -171,7 +168,6 @@ impl Plan {
             let variant = variants.entry(block.key()).or_insert(0u32);
             plan.keys.push(block.key_of_variant(*variant));
             *variant += 1;
-            plan.numbers.entry(block.key()).or_default().push(target);
             let subject = Arc::new(block.subject());
             let watch = *watches.entry(Arc::clone(&subject)).or_insert_with(|| {
                 plan.watches.push(WatchPlan { subject, targets: Vec::new() });
@@ -188,8 +184,7 @@ impl Plan {
 
     /// The number of a target, if it is of the plan.
     pub fn number_of(&self, target: &Target) -> Option<usize> {
-        let alike = self.numbers.get(&target.key())?;
-        alike.iter().copied().find(|&number| *self.targets[number] == *target)
+        self.targets.iter().position(|other| **other == *target)
     }
 
     /// Name of a target in the shared table, distinct within the plan. It is [`Target::key`]

@@ -82,13 +82,12 @@ impl Prepared {
         self.sets.iter().filter_map(|(.., verdict)| again(verdict)).min()
     }
 
-    /// What the answer would remove from a target, but does not yet.
-    pub(super) fn pending(&self, target: usize) -> Option<Pending> {
-        let (.., verdict) = self.sets.iter().find(|(followed, ..)| followed.number == target)?;
-        match verdict {
-            Verdict::Hold { pending, .. } => Some(*pending),
-            _ => None,
-        }
+    /// The targets, and what the answer would remove from each, but does not yet.
+    pub(super) fn targets(&self) -> impl Iterator<Item = (&Followed, Option<Pending>)> {
+        self.sets.iter().map(|(followed, _, verdict)| match verdict {
+            Verdict::Hold { pending, .. } => (followed, Some(*pending)),
+            _ => (followed, None),
+        })
     }
 
     /// The longest `wait` that the host names in the answer allow.
@@ -212,13 +211,13 @@ impl Publisher {
         let budget = subject.endpoint.connect_timeout;
         let unresolved =
             self.names.refresh(&instances.good, resolver, (budget, subject.timing.resolve));
-        for name in &unresolved {
-            let of = instances.good.iter().filter(|instance| instance.host == name.host);
+        for (host, error) in &unresolved {
+            let of = instances.good.iter().filter(|instance| instance.host == *host);
             let skipped: Vec<_> = of
                 .map(|instance| Skipped {
                     node: instance.node.clone(),
                     id: instance.id.clone(),
-                    reason: format!("cannot resolve \"{}\" ({})", name.host, name.error),
+                    reason: format!("cannot resolve \"{host}\" ({error})"),
                 })
                 .collect();
             self.warn(subject, &skipped, "skipped", sink);
@@ -259,17 +258,10 @@ impl Publisher {
             return;
         }
         let name = query_name(&subject.query);
-        let mut lines = 0;
-        let mut more = 0;
-        for skipped in skipped {
-            if self.warned.len() >= MAX_WARNINGS || !self.warned.insert(hash(skipped)) {
-                continue;
-            }
-            lines += 1;
-            if lines > MAX_WARNINGS_PER_ANSWER {
-                more += 1;
-                continue;
-            }
+        let warned = &mut self.warned;
+        let is_new = |one: &&Skipped| warned.len() < MAX_WARNINGS && warned.insert(hash(one));
+        let new: Vec<&Skipped> = skipped.iter().filter(is_new).collect();
+        for skipped in new.iter().take(MAX_WARNINGS_PER_ANSWER) {
             let (id, node) = (quote(&skipped.id), quote(&skipped.node));
             let reason = &skipped.reason;
             let who = match subject.query.source {
@@ -279,6 +271,7 @@ impl Publisher {
             let line = format!("{name}: {who} {verb}: {reason}");
             sink.log(Level::Warn, line);
         }
+        let more = new.len().saturating_sub(MAX_WARNINGS_PER_ANSWER);
         if more > 0 {
             sink.log(Level::Warn, format!("{name}: {more} more instances {verb}"));
         }

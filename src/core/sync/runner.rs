@@ -79,22 +79,22 @@ impl Common {
             // What the watch itself has published, to all targets, may be newer.
             return Ok(None);
         }
-        let Some(put) = self.put(&mut publisher, (&reply, digest), before.server, tools)? else {
-            return Ok(None);
-        };
+        let put = self.put(&mut publisher, (&reply, digest), before.server, tools)?;
+        let Some((prepared, _)) = put else { return Ok(None) };
         let good = (reply.index, before.server, Mode::Blocking);
-        report_good(good, &put.targets, Some(&put.prepared), tools.sink);
-        Ok(put.prepared.again())
+        report_good(good, prepared.targets(), tools.sink);
+        Ok(prepared.again())
     }
 
-    /// Puts a reply in force as far as the policies allow; `None` if the engine ends.
+    /// Puts a reply in force as far as the policies allow; `None` if the engine ends, `false` if a
+    /// set was refused.
     fn put(
         &self,
         publisher: &mut Publisher,
         (reply, digest): (&Reply, u128),
         server: usize,
         tools: &mut Tools<'_>,
-    ) -> Result<Option<Put>, Failure> {
+    ) -> Result<Option<(Prepared, bool)>, Failure> {
         let (subject, targets) = (&*self.subject, self.targets());
         let answer = (reply.index, &reply.instances, !reply.is_copy);
         let prepared = publisher.prepare(subject, &targets, answer, tools.resolver, tools.sink);
@@ -103,16 +103,8 @@ impl Common {
         }
         let is_in_force = publisher.publish(&prepared, tools.sink);
         publisher.note((reply.index, digest, reply.is_copy), server);
-        Ok(Some(Put { targets, prepared, is_in_force }))
+        Ok(Some((prepared, is_in_force)))
     }
-}
-
-/// What has become of a reply.
-struct Put {
-    targets: Arc<[Followed]>,
-    prepared: Prepared,
-    /// No set was refused.
-    is_in_force: bool,
 }
 
 /// One watch and all that it remembers.
@@ -209,7 +201,9 @@ impl Job {
                 let answer = Answer::Good { index, digest, bytes, is_copy };
                 let outcome = self.watch.answer(answer, Instant::now(), &mut self.rng);
                 self.log_good(fetch, outcome, tools);
-                report_good((index, server, self.mode()), &common.targets(), None, tools.sink);
+                let targets = common.targets();
+                let targets = targets.iter().map(|followed| (followed, None));
+                report_good((index, server, self.mode()), targets, tools.sink);
                 return Ok(Some(()));
             }
         }
@@ -249,15 +243,13 @@ impl Job {
             }
             return Ok(Some(()));
         }
-        let Some(put) = common.put(&mut publisher, (reply, digest), server, tools)? else {
-            return Ok(None);
-        };
+        let put = common.put(&mut publisher, (reply, digest), server, tools)?;
         drop(publisher);
-        let Put { targets, prepared, is_in_force } = put;
+        let Some((prepared, is_in_force)) = put else { return Ok(None) };
         let answer = Answer::Good { index, digest, bytes, is_copy };
         let outcome = self.watch.answer(answer, Instant::now(), &mut self.rng);
         self.log_good(fetch, outcome, tools);
-        let waits = targets.iter().any(|target| prepared.pending(target.number).is_some());
+        let waits = prepared.targets().any(|(_, pending)| pending.is_some());
         let settled = is_in_force && !waits && prepared.limit().is_none();
         self.seen = settled.then_some((server, index, sent));
         self.must_read = false;
@@ -271,7 +263,7 @@ impl Job {
         } else if !is_in_force {
             self.watch.read_again(Instant::now() + REFUSED);
         }
-        report_good((index, server, self.mode()), &targets, Some(&prepared), tools.sink);
+        report_good((index, server, self.mode()), prepared.targets(), tools.sink);
         Ok(Some(()))
     }
 

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use super::record::Record;
-use super::words::{pack, unpack};
+use super::words::pack;
 use crate::model::PeerSet;
 
 /// Changes that are kept.
@@ -22,27 +22,22 @@ const MAX_BYTES: usize = if cfg!(all(test, loom)) { 0 } else { 1024 };
 
 /// A change of a set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Change"))]
+#[serde(deny_unknown_fields)]
 pub struct Changed {
     /// When, milliseconds since the epoch.
-    #[serde(rename = "t")]
     pub time_ms: u64,
     /// The generation that it made.
-    #[serde(rename = "g")]
     pub generation: u64,
     /// The first addresses of those who joined, in order.
-    #[serde(rename = "j", default, skip_serializing_if = "Vec::is_empty")]
-    pub joined: Vec<SocketAddr>,
+    pub joined: Vec<String>,
     /// The first addresses of those who left, in order.
-    #[serde(rename = "l", default, skip_serializing_if = "Vec::is_empty")]
-    pub left: Vec<SocketAddr>,
+    pub left: Vec<String>,
     /// How many joined.
-    #[serde(rename = "nj", default)]
     pub joined_total: usize,
     /// How many left.
-    #[serde(rename = "nl", default)]
     pub left_total: usize,
     /// How many stayed with another address, weight or parameter.
-    #[serde(rename = "nc", default)]
     pub changed_total: usize,
 }
 
@@ -50,7 +45,7 @@ pub struct Changed {
 pub(super) fn encode(mut changes: Vec<Changed>) -> Vec<u64> {
     changes.truncate(MAX_CHANGES);
     while !changes.is_empty() {
-        let bytes = serde_json::to_vec(&changes).unwrap_or_default();
+        let bytes = postcard::to_stdvec(&changes).unwrap_or_default();
         if bytes.len() <= MAX_BYTES {
             return pack(&bytes);
         }
@@ -61,7 +56,8 @@ pub(super) fn encode(mut changes: Vec<Changed>) -> Vec<u64> {
 
 /// Of the words after the details of a block; nothing of what is damaged.
 pub(super) fn decode(words: impl Iterator<Item = u64>) -> Vec<Changed> {
-    serde_json::from_slice(&unpack(words)).unwrap_or_default()
+    let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+    postcard::from_bytes(&bytes).unwrap_or_default()
 }
 
 impl Changed {
@@ -79,12 +75,12 @@ impl Changed {
                 None => joined.push(peer.addr),
             }
         }
-        let mut left: Vec<SocketAddr> = gone.values().map(Record::addr).collect();
+        let left: Vec<SocketAddr> = gone.values().map(Record::addr).collect();
         let (joined_total, left_total) = (joined.len(), left.len());
-        for addresses in [&mut joined, &mut left] {
+        let [joined, left] = [joined, left].map(|mut addresses| {
             addresses.sort_unstable();
-            addresses.truncate(MAX_NAMED);
-        }
+            addresses.iter().take(MAX_NAMED).map(ToString::to_string).collect()
+        });
         Changed { time_ms, generation, joined, left, joined_total, left_total, changed_total }
     }
 
@@ -101,8 +97,8 @@ mod tests {
     use super::*;
     use crate::process::ProcessId;
 
-    fn addr(port: u16) -> SocketAddr {
-        ([127, 0, 0, 1], port).into()
+    fn addr(port: u16) -> String {
+        format!("127.0.0.1:{port}")
     }
 
     #[test]

@@ -38,7 +38,9 @@ const AREA_WORDS: usize = 16;
 pub(super) const WORDS: usize = 2 * AREA_WORDS;
 
 /// What is to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, EnumString, IntoStaticStr)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, EnumString, IntoStaticStr,
+)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
@@ -46,6 +48,7 @@ pub enum Action {
     /// The set of a selection stays as it is.
     Freeze,
     /// No new request; those in flight end.
+    #[default]
     Drain,
     /// The same, of one that is out of order.
     Down,
@@ -57,7 +60,7 @@ pub enum Action {
 
 /// What is ordered of an instance or a selection. Times are milliseconds since the epoch. In the
 /// zone a text is its number in the list of texts.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Override"))]
 #[serde(deny_unknown_fields)]
 pub struct Override<T = String> {
@@ -106,13 +109,6 @@ pub fn scope(service: &str, datacenter: Option<&str>) -> u64 {
     hasher.finish().max(1)
 }
 
-impl Action {
-    /// As the API calls it.
-    pub fn name(self) -> &'static str {
-        self.into()
-    }
-}
-
 impl Override {
     /// Whether its time is not over.
     pub fn is_in_force(&self, now_ms: u64) -> bool {
@@ -133,7 +129,7 @@ impl Override {
     }
 
     /// [`scope`] of the instance, and its identity.
-    pub(super) fn instance(&self) -> (u64, u64) {
+    pub fn instance(&self) -> (u64, u64) {
         let scope = scope(&self.service, self.datacenter.as_deref());
         let address = self.address.as_ref().and_then(|address| address.parse().ok());
         (scope, identity(&self.node, &self.id, address))
@@ -167,18 +163,13 @@ impl<T> Override<T> {
 #[cfg(test)]
 pub(crate) fn of_instance(id: &str, action: Action) -> Override {
     Override {
-        selection: None,
         service: "web".into(),
-        datacenter: None,
         node: "n1".into(),
         id: id.into(),
-        address: None,
-        upstream: None,
         action,
-        weight: None,
         by: "ann@127.0.0.1".into(),
         since_ms: 1_000,
-        until_ms: None,
+        ..Override::default()
     }
 }
 
@@ -208,13 +199,14 @@ fn encode(overrides: &[Override]) -> Vec<u8> {
     postcard::to_stdvec(&List { texts, cells }).unwrap_or_default()
 }
 
-fn decode(bytes: &[u8]) -> Vec<Override> {
+/// At most so many, whatever lies there.
+fn decode(bytes: &[u8], most: usize) -> Vec<Override> {
     let List { texts, cells } = postcard::from_bytes(bytes).unwrap_or_default();
     let whole = |(selection, cell): &(Option<u128>, Override<u16>)| {
         let text = |number: &u16| texts.get(usize::from(*number)).cloned().ok_or(());
         Some(Override { selection: *selection, ..cell.with_texts(text).ok()? })
     };
-    cells.iter().filter_map(whole).collect()
+    cells.iter().filter_map(whole).take(most).collect()
 }
 
 impl Table<'_> {
@@ -242,8 +234,15 @@ impl Table<'_> {
             // can only be seen after the one between them was in force.
             fence(Acquire);
             let is_whole = self.load(H_OVERRIDES) == list;
-            is_whole.then(|| if len == 0 { Vec::new() } else { decode(&bytes) })
+            is_whole.then(|| {
+                if len == 0 { Vec::new() } else { decode(&bytes, self.override_capacity()) }
+            })
         })
+    }
+
+    /// Moves with every change of the overrides.
+    pub fn overrides_number(&self) -> u64 {
+        split(self.load(H_OVERRIDES)).0.into()
     }
 
     /// What is ordered now; `None` as for [`Table::all_overrides`].

@@ -239,7 +239,7 @@ impl Guard<'_, '_> {
         let table = self.table;
         let new = set.peers().iter().filter(|p| !before.contains_key(&p.identity)).count();
         let mut free = self.find_free_slots(new).ok_or(Full::Slots(new))?.into_iter();
-        let mut record = |peer: &Peer| {
+        let record = |peer: &Peer| {
             if let Some(held) = before.get(&peer.identity) {
                 return Some(Record::new(peer, held.place));
             }
@@ -250,7 +250,7 @@ impl Guard<'_, '_> {
             words[slots::OWNER].store(peer.identity, Release);
             Some(Record::new(peer, place))
         };
-        Ok(set.peers().iter().filter_map(|peer| record(peer)).collect())
+        Ok(set.peers().iter().filter_map(record).collect())
     }
 
     /// Free slots, looked for from where the last search ended, so that a slot rests as long as

@@ -8,7 +8,7 @@ use super::Table;
 use super::machine::atomic::{AtomicU64, Ordering::Relaxed};
 use super::slots::Place;
 use super::words::{join, split, wide};
-use crate::model::{Meta, Peer, PeerSet};
+use crate::model::{Health, Meta, Peer, PeerSet};
 use crate::params::Params;
 
 /// Words of a peer's record.
@@ -51,7 +51,7 @@ pub struct Detail {
     pub tags: Vec<String>,
     /// Consul's word for its health.
     #[serde(rename = "h")]
-    pub health: String,
+    pub health: Health,
     /// Datacenter, if known.
     #[serde(rename = "d", default, skip_serializing_if = "String::is_empty")]
     pub datacenter: String,
@@ -65,6 +65,14 @@ impl Record {
     pub fn has_address_of(&self, other: &Record) -> bool {
         let own = |r: &Record| (r.ip, r.mixed & !(BACKUP | DOWN));
         own(self) == own(other)
+    }
+
+    /// What tells its address from others: the same for the same one, and nothing else does it for
+    /// IPv4.
+    #[inline]
+    pub fn address_id(&self) -> u64 {
+        let rest = self.mixed & !(BACKUP | DOWN);
+        self.ip[0] ^ rest.rotate_left(32) ^ self.ip[1].wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 
     /// Where to connect.
@@ -168,7 +176,7 @@ impl Detail {
                 node: p.node.clone(),
                 id: p.id.clone(),
                 tags: p.tags.clone(),
-                health: p.health.as_str().to_owned(),
+                health: p.health,
                 datacenter: p.datacenter.clone(),
                 meta: p.meta.clone(),
             };

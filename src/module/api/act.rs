@@ -6,12 +6,11 @@ use std::rc::Rc;
 use nginx_consul_core::control::{self, Arguments, Body, Frozen, PATHS, Refusal, Route};
 use nginx_consul_core::model::identity;
 use nginx_consul_core::process::ProcessId;
-use nginx_consul_core::status::Peer;
+use nginx_consul_core::status::{Peer, Service};
 use nginx_consul_core::sync::Level;
-use nginx_consul_core::table::{Action, NotSet, Override};
+use nginx_consul_core::table::{Action, NotSet, Override, Record, overrides::scope};
 use nginx_consul_core::text::quote;
 use nginx_sys::ngx_log_t;
-use serde::Serialize;
 use serde_json::value::to_raw_value;
 use serde_json::{Value, json};
 
@@ -32,15 +31,16 @@ pub(super) struct Asked {
 /// Status and body.
 pub(super) type Answer = Result<(u16, Value), Refusal>;
 
-/// An instance, as a selection has it.
-struct Found {
-    /// Which the selection asks for.
-    datacenter: Option<String>,
-    /// If it is one of several of a host name.
-    address: Option<String>,
-    upstreams: Vec<String>,
-    peer: Peer,
+/// A set of a service's instances that upstreams follow, as the status shows it.
+struct Selection {
+    key: u128,
+    entry: Option<usize>,
+    service: Service,
+    peers: Vec<(Record, Peer)>,
 }
+
+/// An instance, as a selection has it.
+type Found<'a> = (&'a Service, &'a Record, &'a Peer);
 
 impl Asked {
     pub(super) fn answer(&self, route: &Route, body: &[u8]) -> Answer {
@@ -73,7 +73,9 @@ impl Asked {
         let frozen = frozen.iter().map(|held| {
             let entry = held.selection.and_then(|key| table.find(key));
             let withheld = entry.map(|entry| table.withheld(entry)).unwrap_or_default();
-            with(&Frozen::new(held, withheld), "service", &held.service)
+            let mut shown = json!(Frozen::new(held, withheld));
+            shown["service"] = json!(held.service);
+            shown
         });
         json!({
             "version": 1,
@@ -90,7 +92,9 @@ impl Asked {
     }
 
     /// The selections of a service, in one upstream or all.
-    fn selections(&self, name: &str) -> Result<Vec<Followed>, Refusal> {
+    fn selections(&self, name: &str) -> Result<Vec<Selection>, Refusal> {
+        let (table, now) = (self.services.table, now_ms());
+        let overrides = Rc::new(table.overrides(now).unwrap_or_default());
         let is_named = |number: &usize| self.services.name(*number).is_some_and(|n| n == name);
         let numbers = self.services.numbers().filter(is_named);
         let mut found: Vec<Followed> = numbers.filter_map(|n| self.services.get(n)).collect();
@@ -99,75 +103,74 @@ impl Asked {
             return Err(Refusal::new(404, "ServiceNotFound", text));
         }
         if let Some(upstream) = &self.arguments.upstream {
-            found.retain(|selection| selection.upstreams.contains(upstream));
+            found.retain(|followed| followed.upstreams().contains(upstream));
             if found.is_empty() {
                 let (upstream, name) = (quote(upstream), quote(name));
                 let text = format!("no upstream \"{upstream}\" follows service \"{name}\"");
                 return Err(Refusal::new(404, "UpstreamNotFound", text));
             }
         }
-        Ok(found)
+        let selection = |followed: &Followed| {
+            let (service, mut peers) = service(followed, table, &overrides, now);
+            let peers = std::iter::from_fn(|| peers.next(table, now)).collect();
+            Selection { key: followed.key, entry: followed.entry, service, peers }
+        };
+        Ok(found.iter().map(selection).collect())
     }
 
     fn service(&self, name: &str) -> Answer {
-        let (table, now) = (self.services.table, now_ms());
-        let overrides = Rc::new(table.overrides(now).unwrap_or_default());
-        let selections = self.selections(name)?.into_iter().map(|selection| {
-            let (mut service, mut peers) = service(selection, table, &overrides, now);
-            while let Some((_, peer)) = peers.next(table, now) {
-                service.peers.extend(to_raw_value(&peer));
-            }
-            service
+        let selections = self.selections(name)?.into_iter().map(|mut selection| {
+            let peers = selection.peers.iter().flat_map(|(_, peer)| to_raw_value(peer));
+            selection.service.peers = peers.collect();
+            selection.service
         });
-        let selections: Vec<_> = selections.collect();
+        let selections: Vec<Service> = selections.collect();
         Ok((200, json!({ "service": name, "selections": selections })))
     }
 
-    /// The instances of a service that go by this id or address, or all.
-    fn found(&self, name: &str, id: Option<&str>) -> Result<Vec<Found>, Refusal> {
-        let (table, now, mut found) = (self.services.table, now_ms(), Vec::new());
-        let overrides = Rc::new(table.overrides(now).unwrap_or_default());
-        for selection in self.selections(name)? {
-            let datacenter = selection.target.query.datacenter.clone();
-            let upstreams = selection.upstreams.clone();
-            let (_, mut peers) = service(selection, table, &overrides, now);
-            while let Some((record, peer)) = peers.next(table, now) {
-                let is_meant = id.is_none_or(|id| peer.service_id == id || peer.server == id)
-                    && self.arguments.node.as_ref().is_none_or(|node| *node == peer.node);
-                if is_meant {
-                    let is_several =
-                        record.identity != identity(&peer.node, &peer.service_id, None);
-                    let address = is_several.then(|| peer.server.clone());
-                    let (datacenter, upstreams) = (datacenter.clone(), upstreams.clone());
-                    found.push(Found { datacenter, address, upstreams, peer });
-                }
-            }
+    /// The instances of these selections that go by this id or address.
+    fn found<'a>(
+        &self,
+        selections: &'a [Selection],
+        (name, id): (&str, &str),
+    ) -> Result<Vec<Found<'a>>, Refusal> {
+        let is_meant = |(_, _, peer): &Found<'_>| {
+            (peer.service_id == id || peer.server == id)
+                && self.arguments.node.as_ref().is_none_or(|node| *node == peer.node)
+        };
+        let found: Vec<Found<'a>> = all(selections).filter(is_meant).collect();
+        if found.is_empty() {
+            let (name, id) = (quote(name), quote(id));
+            let text = format!("service \"{name}\" has no instance \"{id}\" now");
+            return Err(Refusal::new(404, "InstanceNotFound", text));
         }
-        match id {
-            Some(id) if found.is_empty() => {
-                let (name, id) = (quote(name), quote(id));
-                let text = format!("service \"{name}\" has no instance \"{id}\" now");
-                Err(Refusal::new(404, "InstanceNotFound", text))
-            }
-            _ => Ok(found),
-        }
+        Ok(found)
     }
 
     fn instances(&self, name: &str, id: Option<&str>) -> Answer {
-        let found = self.found(name, id)?;
-        let shown = found.iter().map(|found| with(&found.peer, "upstreams", &found.upstreams));
+        let selections = self.selections(name)?;
+        let found = match id {
+            Some(id) => self.found(&selections, (name, id))?,
+            None => all(&selections).collect(),
+        };
+        let shown = found.into_iter().map(|(service, _, peer)| {
+            let mut shown = json!(peer);
+            shown["upstreams"] = json!(service.upstreams);
+            shown
+        });
         Ok((200, json!({ "service": name, "instances": shown.collect::<Vec<_>>() })))
     }
 
     /// The one instance that is meant, in every selection that it is in.
-    fn the_instance(&self, name: &str, id: &str) -> Result<Vec<Found>, Refusal> {
-        let found = self.found(name, Some(id))?;
+    fn the_instance<'a>(
+        &self,
+        selections: &'a [Selection],
+        (name, id): (&str, &str),
+    ) -> Result<Vec<Found<'a>>, Refusal> {
+        let found = self.found(selections, (name, id))?;
         // Nodes of several datacenters can have the same names.
-        let names: BTreeSet<_> = found
-            .iter()
-            .map(|Found { peer, .. }| (&peer.datacenter, &peer.node, &peer.service_id))
-            .collect();
-        if names.len() > 1 {
+        let name = |(_, _, peer): &Found<'a>| (&peer.datacenter, &peer.node, &peer.service_id);
+        if found.iter().any(|other| Some(name(other)) != found.first().map(name)) {
             let id = quote(id);
             let text =
                 format!("several instances are \"{id}\", say which by its address, or with ?node=");
@@ -194,11 +197,11 @@ impl Asked {
 
     fn thaw(&self, name: &str) -> Answer {
         let selections = self.selections(name)?;
-        let removed = self.take_back(|held| {
-            let Some(key) = held.selection else { return false };
-            // One that the configuration has no more is the service's too.
-            let is_meant = self.arguments.upstream.is_none() && held.service == name;
-            is_meant || selections.iter().any(|selection| selection.key == key)
+        let is_meant = |key| selections.iter().any(|selection| selection.key == key);
+        let removed = self.take_back(|held| match self.arguments.upstream {
+            // Also one that the configuration has no more.
+            None => held.selection.is_some() && held.service == name,
+            Some(_) => held.selection.is_some_and(is_meant),
         })?;
         if removed.is_empty() {
             let text = format!("service \"{}\" is not frozen", quote(name));
@@ -218,19 +221,21 @@ impl Asked {
         Ok((202, json!({ "service": name, "asked": asked })))
     }
 
-    fn ask_again(&self, selections: &[Followed]) -> usize {
+    fn ask_again(&self, selections: &[Selection]) -> usize {
         let entries = selections.iter().filter_map(|selection| selection.entry);
         entries.map(|entry| self.services.table.ask_again(entry)).count()
     }
 
     fn set(&self, name: &str, id: &str, action: Action, body: Body) -> Answer {
         let mut new: Vec<Override> = Vec::new();
-        for Found { datacenter, address, peer, .. } in self.the_instance(name, id)? {
+        let selections = self.selections(name)?;
+        for (service, record, peer) in self.the_instance(&selections, (name, id))? {
+            let is_several = record.identity != identity(&peer.node, &peer.service_id, None);
             let held = Override {
-                datacenter,
-                node: peer.node,
-                id: peer.service_id,
-                address,
+                datacenter: service.datacenter.clone(),
+                node: peer.node.clone(),
+                id: peer.service_id.clone(),
+                address: is_several.then(|| peer.server.clone()),
                 upstream: self.arguments.upstream.clone(),
                 ..self.new_override(name, action, body)
             };
@@ -245,20 +250,24 @@ impl Asked {
 
     fn remove(&self, name: &str, id: &str) -> Answer {
         // The instance need not be there, nor the service; but if it is, it may go by its address.
-        let found = match self.the_instance(name, id) {
+        let selections = self.selections(name).unwrap_or_default();
+        let found = match self.the_instance(&selections, (name, id)) {
             Err(refusal) if refusal.status != 404 => return Err(refusal),
             found => found.unwrap_or_default(),
         };
+        let found: Vec<(u64, u64)> = found
+            .iter()
+            .map(|(service, record, _)| {
+                (scope(name, service.datacenter.as_deref()), record.identity)
+            })
+            .collect();
         let Arguments { upstream, node } = &self.arguments;
         let removed = self.take_back(|held| {
             held.selection.is_none()
                 && held.service == name
                 && (upstream.is_none() || held.upstream == *upstream)
                 && node.as_ref().is_none_or(|node| held.node == *node)
-                && match found.is_empty() {
-                    true => held.id == id,
-                    false => found.iter().any(|found| found.is_of(held)),
-                }
+                && (if found.is_empty() { held.id == id } else { found.contains(&held.instance()) })
         })?;
         if removed.is_empty() {
             let (id, name) = (quote(id), quote(name));
@@ -272,18 +281,13 @@ impl Asked {
     fn new_override(&self, service: &str, action: Action, body: Body) -> Override {
         let now = now_ms();
         Override {
-            selection: None,
             service: service.to_owned(),
-            datacenter: None,
-            node: String::new(),
-            id: String::new(),
-            address: None,
-            upstream: None,
             action,
             weight: body.weight,
             by: self.who.clone(),
             since_ms: now,
             until_ms: body.expires.map(|time| now + time.as_millis() as u64),
+            ..Override::default()
         }
     }
 
@@ -309,7 +313,7 @@ impl Asked {
 
     /// What is ordered of several selections of a service is one line.
     fn log_each(&self, lines: impl Iterator<Item = String>) {
-        lines.collect::<BTreeSet<_>>().into_iter().for_each(|line| self.log(Level::Notice, line));
+        lines.collect::<BTreeSet<_>>().into_iter().for_each(|told| self.log(Level::Notice, told));
     }
 
     fn log(&self, level: Level, line: String) {
@@ -318,18 +322,11 @@ impl Asked {
     }
 }
 
-impl Found {
-    fn is_of(&self, held: &Override) -> bool {
-        (&held.datacenter, &held.node, &held.id, &held.address)
-            == (&self.datacenter, &self.peer.node, &self.peer.service_id, &self.address)
-    }
-}
-
-/// A value with one more member.
-fn with(value: &impl Serialize, name: &str, member: impl Serialize) -> Value {
-    let mut value = json!(value);
-    value[name] = json!(member);
-    value
+/// The instances of these selections.
+fn all(selections: &[Selection]) -> impl Iterator<Item = Found<'_>> {
+    selections.iter().flat_map(|Selection { service, peers, .. }| {
+        peers.iter().map(move |(record, peer)| (service, record, peer))
+    })
 }
 
 fn busy() -> Refusal {

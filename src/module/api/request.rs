@@ -1,11 +1,10 @@
 //! What a request says.
 
-use std::ptr;
+use std::{ptr, slice};
 
 use nginx_consul_core::control::{Body, MAX_BODY, Refusal};
 use nginx_sys::{
-    ngx_buf_t, ngx_http_auth_basic_user, ngx_http_core_loc_conf_t, ngx_http_core_module,
-    ngx_http_request_t,
+    ngx_http_auth_basic_user, ngx_http_core_loc_conf_t, ngx_http_core_module, ngx_http_request_t,
 };
 
 use crate::ffi::{OK, bytes, conf_of};
@@ -59,48 +58,32 @@ pub(super) unsafe fn who(r: *mut ngx_http_request_t) -> String {
 pub(super) unsafe fn body_of(r: *mut ngx_http_request_t) -> Result<Vec<u8>, Refusal> {
     let mut body = Vec::new();
     // SAFETY: the caller's promise; the chain ends, and its buffers live as long as the request.
-    unsafe {
-        let Some(read) = (*r).request_body.as_ref() else { return Ok(body) };
-        let mut link = read.bufs;
-        while let Some(present) = link.as_ref() {
-            append(&mut body, &*present.buf)?;
-            link = present.next;
+    let mut next = unsafe { (*r).request_body.as_ref().map_or(ptr::null_mut(), |read| read.bufs) };
+    // SAFETY: as above.
+    while let Some((buf, after)) = unsafe { next.as_ref().map(|link| (&*link.buf, link.next)) } {
+        let in_file = buf.in_file() != 0;
+        let len = match in_file {
+            true => usize::try_from(buf.file_last - buf.file_pos).unwrap_or(usize::MAX),
+            false => buf.last.addr() - buf.pos.addr(),
+        };
+        let start = body.len();
+        if len > MAX_BODY - start {
+            return Err(Body::too_large());
         }
+        body.resize(start + len, 0);
+        let room = &mut body[start..];
+        if in_file {
+            // SAFETY: the file is open as long as the request lives; there are `len` bytes of room.
+            let read =
+                unsafe { libc::pread((*buf.file).fd, room.as_mut_ptr().cast(), len, buf.file_pos) };
+            if usize::try_from(read) != Ok(len) {
+                return Err(Refusal::new(500, "BodyReadError", "the body can't be read"));
+            }
+        } else if len != 0 {
+            // SAFETY: a buffer in memory has its bytes from `pos` to `last`.
+            room.copy_from_slice(unsafe { slice::from_raw_parts(buf.pos, len) });
+        }
+        next = after;
     }
     Ok(body)
-}
-
-/// # Safety
-///
-/// The buffer is part of a body that was read.
-unsafe fn append(body: &mut Vec<u8>, buf: &ngx_buf_t) -> Result<(), Refusal> {
-    let room = MAX_BODY - body.len();
-    if buf.in_file() != 0 {
-        let len = usize::try_from(buf.file_last - buf.file_pos).unwrap_or(usize::MAX);
-        if len > room {
-            return Err(Body::too_large());
-        }
-        let start = body.len();
-        body.resize(start + len, 0);
-        // SAFETY: the file is open as long as the request lives; there are `len` bytes of room.
-        let read = unsafe {
-            libc::pread((*buf.file).fd, body[start..].as_mut_ptr().cast(), len, buf.file_pos)
-        };
-        return match usize::try_from(read) {
-            Ok(read) if read == len => Ok(()),
-            _ => Err(Refusal::new(500, "BodyReadError", "the body can't be read")),
-        };
-    }
-    // SAFETY: a buffer in memory has its bytes from `pos` to `last`; both are null without any.
-    unsafe {
-        if buf.pos.is_null() || ptr::eq(buf.pos, buf.last) {
-            return Ok(());
-        }
-        let len = usize::try_from(buf.last.offset_from(buf.pos)).unwrap_or(0);
-        if len > room {
-            return Err(Body::too_large());
-        }
-        body.extend_from_slice(std::slice::from_raw_parts(buf.pos, len));
-    }
-    Ok(())
 }

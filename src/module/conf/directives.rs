@@ -11,8 +11,8 @@ use std::ffi::{CStr, c_char, c_void};
 use std::ptr::{self, NonNull};
 
 use nginx_sys::{
-    NGX_HTTP_MODULE, NGX_HTTP_UPS_CONF, ngx_command_t, ngx_conf_t, ngx_module_t,
-    ngx_pool_cleanup_add,
+    NGX_HTTP_MODULE, NGX_HTTP_UPS_CONF, ngx_command_t, ngx_conf_t, ngx_http_upstream_srv_conf_t,
+    ngx_module_t, ngx_pool_cleanup_add,
 };
 
 use super::SrvConf;
@@ -32,52 +32,48 @@ pub(crate) struct Directives {
 
 /// A directive that is about a load balancing method.
 pub(crate) struct Directive {
-    /// Its words, the name first.
-    pub(super) words: Vec<String>,
-    /// Name of its module.
-    pub(super) module: String,
-    /// The program or library that the module is in.
-    pub(super) file: String,
+    pub(super) kind: Kind,
+    /// Its words.
+    pub(super) text: String,
     /// Where it stands, as `file:line`.
     pub(super) place: String,
     /// It has set the block's `init_upstream`.
     pub(super) is_set: bool,
+    /// The directive and its module, for errors and log lines.
+    pub(super) shown: String,
 }
 
 impl Directive {
     pub(super) fn name(&self) -> &str {
-        self.words.first().map_or("", String::as_str)
-    }
-
-    /// The directive and its module, for errors and log lines.
-    pub(super) fn shown(&self) -> String {
-        format!("\"{}\" in {} of {} ({})", self.name(), self.place, self.module, self.file)
+        self.text.split(' ').next().unwrap_or_default()
     }
 }
 
 impl Directives {
     /// Whether nginx's `keepalive` stands in the block; since 1.29.7 `keepalive 0` switches it off.
     pub(crate) fn has_keepalive(&self) -> bool {
-        let is_on = |d: &Directive| d.words.get(1).is_some_and(|number| number != "0");
-        self.methods.iter().any(|d| Kind::of(d) == Kind::Keepalive && is_on(d))
+        self.methods.iter().any(|d| d.kind == Kind::Keepalive && d.text != "keepalive 0")
     }
 
     /// The last one of those after the first `before` that nginx doesn't ship, for people.
     pub(super) fn wrapper(&self, before: usize) -> Option<String> {
         let mut after = self.methods.get(before..)?.iter().rev();
-        after.find(|directive| Kind::of(directive) == Kind::Foreign).map(Directive::shown)
+        after.find(|directive| directive.kind == Kind::Foreign).map(|d| d.shown.clone())
     }
 
-    fn note(&mut self, mut directive: Directive) {
+    fn note(&mut self, words: Vec<String>, place: String, (module, file): (&str, &str), set: bool) {
+        if words[0] == "server" {
+            if is_placeholder(&words) {
+                self.placeholders.push((words[1].clone(), place));
+            }
+            return;
+        }
+        let kind = Kind::of(module, &words);
         // The second of two lines of one method sets the same function.
-        directive.is_set |= Kind::replaces(&directive);
-        let is_server = directive.name() == "server";
-        if is_server && is_placeholder(&directive.words) {
-            let address = directive.words[1].clone();
-            self.placeholders.push((address, directive.place));
-        } else if directive.is_set || matches!(Kind::of(&directive), Kind::Keepalive | Kind::Sticky)
-        {
-            self.methods.push(directive);
+        let is_set = set || kind.replaces();
+        if is_set || kind != Kind::Foreign {
+            let shown = format!("\"{}\" in {place} of {module} ({file})", words[0]);
+            self.methods.push(Directive { kind, text: words.join(" "), place, is_set, shown });
         }
     }
 }
@@ -207,47 +203,30 @@ unsafe extern "C" fn observe(
             if (*cf).cmd_type != NGX_HTTP_UPS_CONF as usize {
                 return set(cf, own, conf);
             }
-            let mut directive = seen(cf, module, set as *const c_void);
-            let upstream: *mut _ = upstream_of(cf);
-            let before = (*upstream).peer.init_upstream;
+            // The handler may read on.
+            let place = place(cf);
+            let words = ffi::args(cf).into_iter().map(text).collect();
+            let upstream: *mut ngx_http_upstream_srv_conf_t = upstream_of(cf);
+            let init = || (*upstream).peer.init_upstream.map(|init| init as usize);
+            let before = init();
             let done = set(cf, own, conf);
             if done == CONF_OK {
-                let after = (*upstream).peer.init_upstream;
-                directive.is_set = before.map(|f| f as usize) != after.map(|f| f as usize);
                 let conf = ffi::conf_of::<SrvConf>(
                     (*upstream).srv_conf,
                     &raw const crate::ngx_http_consul_module,
                 );
-                (*conf).directives.note(directive);
+                let name = (*module).name;
+                let name = if name.is_null() { c"" } else { CStr::from_ptr(name) };
+                let module = (&*name.to_string_lossy(), &*file_of(set as *const c_void));
+                (*conf).directives.note(words, place, module, before != init());
             }
             done
         }
     })
 }
 
-/// A directive as it stands, before its handler runs: that may read on.
-///
-/// # Safety
-///
-/// `cf` is that of a directive of `module`, whose handler is at `handler`.
-unsafe fn seen(
-    cf: *mut ngx_conf_t,
-    module: *mut ngx_module_t,
-    handler: *const c_void,
-) -> Directive {
-    // SAFETY: the caller's promise; nginx has named each module.
-    let (words, module) = unsafe {
-        let name = (*module).name;
-        let name = if name.is_null() { c"" } else { CStr::from_ptr(name) };
-        (ffi::args(cf), name.to_string_lossy().into_owned())
-    };
-    Directive {
-        words: words.iter().map(|word| String::from_utf8_lossy(word).into_owned()).collect(),
-        module,
-        file: file_of(handler),
-        place: place(cf),
-        is_set: false,
-    }
+fn text(word: &[u8]) -> String {
+    String::from_utf8_lossy(word).into_owned()
 }
 
 /// The program or library that a function is in.

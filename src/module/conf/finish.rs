@@ -12,7 +12,6 @@ use nginx_sys::{
 };
 
 use super::args::Parsed;
-use super::directives::Directive;
 use super::target::TargetMaker;
 use super::{Directives, HttpConf, KeepaliveConf, Settings, SrvConf, dynamic, inner, named};
 use crate::ffi;
@@ -46,8 +45,12 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
     }
     let max = http.max_services.unwrap_or(MAX_SERVICES);
     let templates = Arc::new(Templates::new(gathered.templates, max));
-    // Each catalogue is read over a connection of its own.
-    let connections = http.connections().saturating_sub(templates.catalogs().len()).max(1);
+    // Each catalogue is read over a connection of its own, and one has to be free for the first
+    // answer about a service while another one waits for changes.
+    let connections = match templates.catalogs().len() {
+        0 => http.connections(),
+        catalogs => http.connections().saturating_sub(catalogs).max(2),
+    };
     let (plan, target_of) = Plan::new(gathered.targets, connections);
     let plan = Arc::new(plan);
     let (mut target_of, mut templates_made) = (target_of.into_iter(), 0);
@@ -128,13 +131,9 @@ fn gather(
         let settings = conf.settings.or(defaults);
         let of_block = targets_of.targets(settings.clone(), dynamic)?;
         if dynamic.by_request.is_some() {
-            let template = named::template(of_block, &settings);
             // SAFETY: the block's name lives in the pool of the configuration.
             let name = unsafe { ffi::bytes(&block.host) };
-            gathered.templates.push(match conf.settings.token {
-                Some(_) => template.owned_by(name.escape_ascii().to_string()),
-                None => template,
-            });
+            gathered.templates.push(named::template(name, of_block, &settings));
             gathered.blocks.push((upstream, 0));
             http.named_blocks.push(upstream);
         } else {
@@ -229,9 +228,9 @@ fn check_block(
     }
     let after = directives.methods.get(dynamic.before..).unwrap_or_default();
     let took = upstream.peer.init_upstream.filter(|_| dynamic.servers.is_null());
-    let wraps = inner::check_after(after, took).map_err(told)?;
+    inner::check_after(after, took).map_err(told)?;
     if !ptr::eq(upstream.peer.data, dynamic.servers.cast()) {
-        let who = wraps.map_or_else(|| "another module".to_owned(), Directive::shown);
+        let who = directives.wrapper(dynamic.before).unwrap_or_else(|| "another module".into());
         return Err(told(format!("is without effect, {who} takes the peers away")));
     }
     Ok(())

@@ -20,10 +20,11 @@ pub(super) enum Kind {
     /// A method that nginx ships and that keeps its state with the peers, so that a block may have
     /// many sets of them.
     OfPeers,
-    /// One that keeps state in the block; and the line that does the same.
+    /// One that keeps state in the block; and the `consul_balance` that does the same.
     OfBlock(String),
-    /// nginx's `sticky`, which wraps the method before it and keeps nothing in the block.
-    Sticky,
+    /// nginx's `sticky`, which wraps the method before it; and, if it keeps state in the block, the
+    /// `consul_balance` that does the same.
+    Sticky(Option<&'static str>),
     /// nginx's `keepalive`, which wraps the method before it.
     Keepalive,
     /// Whatever nginx doesn't ship.
@@ -32,45 +33,41 @@ pub(super) enum Kind {
 
 impl Kind {
     /// As the sources of nginx 1.22 to 1.31 have it.
-    pub(super) fn of(directive: &Directive) -> Kind {
-        let Some(module) = directive.module.strip_prefix("ngx_http_upstream_") else {
-            return Kind::Foreign;
-        };
-        let words: Vec<&str> = directive.words.iter().map(String::as_str).collect();
-        let instead = |method: &str| Kind::OfBlock(format!("consul_balance {method};"));
+    pub(super) fn of(module: &str, words: &[String]) -> Kind {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let module = module.strip_prefix("ngx_http_upstream_").unwrap_or_default();
         match (module, &words[..]) {
             ("least_conn_module", ["least_conn", ..])
             | ("least_time_module", ["least_time", ..])
             | ("ip_hash_module", ["ip_hash", ..])
             | ("hash_module", ["hash", _]) => Kind::OfPeers,
             // The points of the ring.
-            ("hash_module", ["hash", key, _, ..]) => instead(&format!("hash {key} consistent")),
+            ("hash_module", ["hash", key, ..]) => Kind::OfBlock(format!("hash {key} consistent")),
             // The ranges of the peers' weights.
-            ("random_module", ["random", "two", method, ..])
-                if method.starts_with("least_time") =>
-            {
-                instead("least_time")
-            }
-            ("random_module", ["random", "two", ..]) => instead("least_conn"),
-            ("random_module", ["random", ..]) => instead("random"),
+            ("random_module", ["random", rest @ ..]) => Kind::OfBlock(match rest {
+                ["two", method, ..] if method.starts_with("least_time") => "least_time".into(),
+                ["two", ..] => "least_conn".into(),
+                _ => "random".into(),
+            }),
             // The instance of each session.
-            ("sticky_module", ["sticky", "learn", ..]) => instead("hash key consistent"),
-            ("sticky_module", ["sticky", ..]) => Kind::Sticky,
+            ("sticky_module", ["sticky", "learn", ..]) => Kind::Sticky(Some("hash key consistent")),
+            ("sticky_module", ["sticky", ..]) => Kind::Sticky(None),
             ("keepalive_module", ["keepalive", ..]) => Kind::Keepalive,
             _ => Kind::Foreign,
         }
     }
 
-    fn is_sticky(directive: &Directive) -> bool {
-        directive.name() == "sticky" && Kind::of(directive) != Kind::Foreign
+    /// Whether it takes the place of the method before it, as all but what wraps that do.
+    pub(super) fn replaces(&self) -> bool {
+        matches!(self, Kind::OfPeers | Kind::OfBlock(_))
     }
 
-    /// Whether it takes the place of the method before it, as all but what wraps that do.
-    pub(super) fn replaces(directive: &Directive) -> bool {
-        match Kind::of(directive) {
-            Kind::OfPeers => true,
-            Kind::OfBlock(_) => !Kind::is_sticky(directive),
-            _ => false,
+    /// The `consul_balance` that does the same as what keeps state in the block.
+    fn instead(&self) -> Option<&str> {
+        match self {
+            Kind::OfBlock(method) => Some(method),
+            Kind::Sticky(method) => *method,
+            _ => None,
         }
     }
 }
@@ -85,57 +82,45 @@ impl Inner {
     ) -> Parsed<Option<Inner>> {
         let Some(init) = upstream.peer.init_upstream else { return Ok(None) };
         let set: Vec<&Directive> = directives.methods.iter().filter(|d| d.is_set).collect();
-        if let Some(directive) = set.iter().find(|d| Kind::of(d) == Kind::Foreign) {
+        if let Some(directive) = set.iter().find(|d| d.kind == Kind::Foreign) {
             return Err(cannot_be_with(directive));
         }
-        if set.iter().any(|d| Kind::of(d) == Kind::Keepalive) {
+        if set.iter().any(|d| d.kind == Kind::Keepalive) {
             return Err("must stand before \"keepalive\"".into());
         }
         // nginx warns of those that are replaced.
-        let from = set.iter().rposition(|directive| Kind::replaces(directive)).unwrap_or(0);
+        let from = set.iter().rposition(|directive| directive.kind.replaces()).unwrap_or(0);
         let set = set.get(from..).unwrap_or_default();
-        for directive in set.iter().filter(|_| by_request) {
-            if let Kind::OfBlock(instead) = Kind::of(directive) {
-                return Err(format!(
-                    "with a variable can't be used together with \"{}\" in {}, which keeps one \
-                     table for the whole \"upstream\": use \"{instead}\"",
-                    directive.words.join(" "),
-                    directive.place
-                ));
-            }
-        }
-        if set.is_empty() {
+        let instead = set.iter().find_map(|directive| Some((directive, directive.kind.instead()?)));
+        if let (true, Some((Directive { text, place, .. }, instead))) = (by_request, instead) {
             return Err(format!(
-                "can't be used together with a load balancing method of {}",
-                file_of(init as *const _)
+                "with a variable can't be used together with \"{text}\" in {place}, which keeps one \
+                 table for the whole \"upstream\": use \"consul_balance {instead};\""
             ));
         }
-        let lines: Vec<String> = set.iter().map(|directive| directive.words.join(" ")).collect();
+        if set.is_empty() {
+            let file = file_of(init as *const _);
+            return Err(format!("can't be used together with a load balancing method of {file}"));
+        }
+        let lines: Vec<&str> = set.iter().map(|directive| &*directive.text).collect();
         Ok(Some(Inner { init, name: lines.join("; ") }))
     }
 }
 
 /// Goes on from `"consul_dynamic" directive …`.
 fn cannot_be_with(directive: &Directive) -> String {
-    format!(
-        "can't be used together with the load balancing method {}: nginx doesn't ship it",
-        directive.shown()
-    )
+    let shown = &directive.shown;
+    format!("can't be used together with the load balancing method {shown}: nginx doesn't ship it")
 }
 
 /// Checks what stands after `consul_dynamic`; `took` is the function that has the block in its place,
-/// if one has. Errors go on from `"consul_dynamic" directive …`. Returns the last directive that wraps
-/// the block's peers, if nginx doesn't ship it.
-pub(super) fn check_after(
-    after: &[Directive],
-    took: Option<InitUpstream>,
-) -> Parsed<Option<&Directive>> {
-    let mut wraps = None;
+/// if one has. Errors go on from `"consul_dynamic" directive …`.
+pub(super) fn check_after(after: &[Directive], took: Option<InitUpstream>) -> Parsed {
     for directive in after {
-        let is_lua = directive.name().starts_with("balancer_by_lua");
-        match Kind::of(directive) {
+        match directive.kind {
             Kind::Keepalive => {}
-            Kind::Foreign if took.is_none() && !is_lua => wraps = Some(directive),
+            // Whether that picks peers of its own shows when requests come.
+            Kind::Foreign if took.is_none() && !directive.text.starts_with("balancer_by_lua") => {}
             Kind::Foreign => return Err(cannot_be_with(directive)),
             _ => {
                 return Err(format!(
@@ -146,11 +131,7 @@ pub(super) fn check_after(
             }
         }
     }
-    match took {
-        None => Ok(wraps),
-        Some(init) => Err(format!(
-            "is without effect, a load balancing method of {} takes the block away",
-            file_of(init as *const _)
-        )),
-    }
+    let Some(init) = took else { return Ok(()) };
+    let file = file_of(init as *const _);
+    Err(format!("is without effect, a load balancing method of {file} takes the block away"))
 }

@@ -42,7 +42,7 @@ impl AllowService {
 #[derive(Clone, Copy)]
 pub(crate) struct UnknownService {
     /// What is answered.
-    pub(crate) status: u16,
+    pub(crate) status: i16,
     /// How long nginx remembers that there is no such service.
     valid: Duration,
 }
@@ -61,7 +61,7 @@ impl UnknownService {
             match name {
                 "status" => {
                     let code = args::number(name, value, 400).ok().filter(|n| *n <= 599);
-                    let code = code.filter(|n| *n != 499).and_then(|n| u16::try_from(n).ok());
+                    let code = code.filter(|n| *n != 499).and_then(|n| i16::try_from(n).ok());
                     unknown.status = code.ok_or(Some("a status from 400 to 599"))?;
                 }
                 "valid" => {
@@ -76,11 +76,12 @@ impl UnknownService {
 }
 
 /// What the block asks for, whatever the name.
-pub(super) fn template(targets: Vec<Target>, settings: &Settings) -> Template {
+pub(super) fn template(block: &[u8], targets: Vec<Target>, settings: &Settings) -> Template {
     let allow = settings.allow_service.clone().unwrap_or_default();
     let unknown = settings.unknown_service.unwrap_or_default();
     let idle = settings.idle.unwrap_or(Duration::from_secs(600));
-    Template::new(targets, Allowed::new(&allow.patterns, allow.tags), (idle, unknown.valid))
+    let allowed = Allowed::new(&allow.patterns, allow.tags);
+    Template::new(block, targets, allowed, (idle, unknown.valid))
 }
 
 /// What makes sense only where requests name the service.

@@ -15,7 +15,7 @@ use super::block::Block;
 use super::clock::now;
 use super::counted::{Account, Counted};
 use super::delegate::Delegate;
-use super::keepalive::{InstanceRef, Kept, UpstreamPeer};
+use super::keepalive::{InstanceRef, Keepalive, Kept, UpstreamPeer};
 use super::nginx_method::Snapshot;
 use super::outcome::Attempted;
 use super::trace;
@@ -55,24 +55,15 @@ pub(super) enum Picker {
     Servers(Delegate),
 }
 
-/// What a request begins with.
-pub(super) struct Start {
-    pub(super) block: *const Block,
-    /// What keeps the block, if that is not the configuration.
-    pub(super) named: Option<Rc<Block>>,
-    pub(super) view: Rc<PeerView>,
-    /// What the request is hashed by; lives as long as the request.
-    pub(super) key: &'static [u8],
-    pub(super) picker: Picker,
-    pub(super) kept: Option<Kept>,
-}
-
 impl Attempt {
-    /// None is under way yet.
+    /// None is under way yet. `key` lives as long as the request; `named` keeps the block if that is
+    /// not of the configuration.
     #[inline(always)]
     pub(super) fn new(
         (request, upstream): (*mut ngx_http_request_t, *mut ngx_http_upstream_srv_conf_t),
-        Start { block, named, view, key, picker, kept }: Start,
+        (block, named): (*const Block, Option<Rc<Block>>),
+        view: Rc<PeerView>,
+        key: &'static [u8],
     ) -> Attempt {
         Attempt {
             view,
@@ -83,9 +74,44 @@ impl Attempt {
             key,
             request,
             upstream,
-            picker,
-            kept,
+            picker: Picker::Own,
+            kept: None,
         }
+    }
+
+    /// Prepares a new attempt for picks by nginx's method; `false` if that fails.
+    ///
+    /// # Safety
+    ///
+    /// The attempt is of a request with an upstream, and its callbacks are not set yet.
+    #[inline(never)]
+    pub(super) unsafe fn bind(attempt: *mut Attempt) -> bool {
+        // SAFETY: the caller's promise. While the method prepares the request, and may evaluate
+        // variables, nobody holds a reference to the attempt.
+        unsafe {
+            let (block, r) = (&*(*attempt).block, (*attempt).request);
+            let view = &(*attempt).view;
+            let Some(method) = block.nginx_method() else { return true };
+            let Some(snapshot) = method.snapshot(block, view) else { return true };
+            let Some(delegate) = Delegate::take(r, || snapshot.init(r)) else { return false };
+            if snapshot.is_first_use() {
+                method.note_first_use(block, &snapshot);
+            }
+            // The method has set its own, or nothing.
+            let peer = &raw mut (*(*r).upstream).peer;
+            (*peer).notify = if delegate.wants_notes() { Some(callbacks::notify) } else { None };
+            if !Rc::ptr_eq(view, snapshot.view()) {
+                (*attempt).view = Rc::clone(snapshot.view());
+            }
+            (*attempt).picker = Picker::Method(snapshot, delegate);
+        }
+        true
+    }
+
+    /// Has the request take and leave idle connections. They stay where they are until its end.
+    #[inline]
+    pub(super) fn keep_alive(&mut self, keepalive: &Rc<Keepalive>) {
+        self.kept = Some(Kept::new(keepalive));
     }
 
     /// `peer.get`, but for idle connections.
@@ -134,13 +160,18 @@ impl Attempt {
     fn pick_by_method(&mut self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
         let Picker::Method(snapshot, method) = &self.picker else { return ERROR };
         let (block, worker) = (self.block(), self.block().worker());
-        let is_current = block.nginx_method().is_some_and(|method| method.is_current(snapshot));
-        let Some(worker) = worker.filter(|_| is_current) else { return self.pick_after_method(pc) };
-        let permit = match self.admit(worker) {
-            Admission::Free => None,
-            Admission::With(permit) => Some(permit),
-            Admission::Refused => return self.get_none(pc),
-        };
+        // Methods that keep their tables in the block have them of the newest snapshot.
+        let is_newest = || block.nginx_method().is_some_and(|method| method.is_current(snapshot));
+        let may_ask = self.tried.count() == 0 || is_newest();
+        let Some(worker) = worker.filter(|_| may_ask) else { return self.pick_after_method(pc) };
+        let mut permit = None;
+        if self.is_single() {
+            match self.admit_to_single(worker) {
+                Admission::Free => {}
+                Admission::With(given) => permit = Some(given),
+                Admission::Refused => return self.get_none(pc),
+            }
+        }
         let picked = method.get(pc);
         // SAFETY: nginx passes the request's connection.
         let peer = self.view.number_at(unsafe { (*pc).sockaddr });
@@ -164,11 +195,6 @@ impl Attempt {
     }
 
     /// Whether the request may try the block's only instance; nginx's method decides on others.
-    #[inline]
-    fn admit(&self, worker: Worker) -> Admission<'static> {
-        if self.is_single() { self.admit_to_single(worker) } else { Admission::Free }
-    }
-
     #[inline(never)]
     fn admit_to_single(&self, worker: Worker) -> Admission<'static> {
         let picked = picked_of(worker, &self.view, 0);
@@ -365,7 +391,6 @@ impl Attempt {
 
     /// The block that the request was sent to, what it picked from, and the peer that it went to last;
     /// `None` if it went to a `server` line.
-    #[expect(clippy::type_complexity, reason = "read in one place")]
     pub(super) fn served(&self) -> Option<(&Block, &PeerView, Option<usize>)> {
         match self.picker {
             Picker::Servers(_) => None,

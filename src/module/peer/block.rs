@@ -81,7 +81,7 @@ impl Block {
             options,
             nginx_method,
             sources,
-            part: keepalive::Part::new(keepalive),
+            part: keepalive::Part { keepalive },
             worker: Cell::new(None),
             view: RefCell::new(None),
             turn: RefCell::new(Turn { cursor: 0, rng: SplitMix64::seed_from_u64(0) }),

@@ -67,15 +67,9 @@ impl Delegate {
         // SAFETY: the caller's promise.
         unsafe {
             let peer = &raw mut (*(*r).upstream).peer;
-            let (before, tries) = (Delegate::of(&*peer), (*peer).tries);
+            let before = *peer;
             let taken = Delegate::take(r, init);
-            (*peer).data = before.data;
-            (*peer).get = before.get;
-            (*peer).free = before.free;
-            (*peer).notify = before.notify;
-            (*peer).set_session = before.set_session;
-            (*peer).save_session = before.save_session;
-            (*peer).tries = tries;
+            *peer = before;
             taken
         }
     }

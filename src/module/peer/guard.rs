@@ -1,30 +1,35 @@
 //! What another module has put around our callbacks of a block may pick peers of its own. That
 //! shows only when a request comes, which is then refused: it would go past the service.
 
+use std::cell::OnceCell;
 use std::ffi::c_void;
-use std::ptr::{self, NonNull};
+use std::mem::offset_of;
+use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 
 use nginx_sys::{
     NGX_LOG_ERR, ngx_http_request_t, ngx_http_upstream_init_round_robin,
-    ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_palloc, ngx_peer_connection_t, ngx_uint_t,
+    ngx_http_upstream_srv_conf_t, ngx_http_upstream_t, ngx_int_t, ngx_log_t, ngx_peer_connection_t,
     sockaddr,
 };
 
 use super::clock::Interval;
-use super::delegate::Delegate;
 use super::{InitUpstream, ngx_http_upstream_init_consul_peer};
 use crate::conf::{self, SrvConf};
 use crate::ffi::{ERROR, OK, bytes, fence, object_of};
-use crate::session;
 
 /// `peer.init`.
 type Init =
     unsafe extern "C" fn(*mut ngx_http_request_t, *mut ngx_http_upstream_srv_conf_t) -> ngx_int_t;
 
+/// `peer.get`.
+type Get = unsafe extern "C" fn(*mut ngx_peer_connection_t, *mut c_void) -> ngx_int_t;
+
 /// Of a block with another module's callback around ours.
 pub(crate) struct Guard {
     init: Init,
+    /// What that sets for requests.
+    get: OnceCell<Get>,
     /// The module, for people.
     module: String,
     upstream: String,
@@ -43,7 +48,7 @@ pub(super) fn note_init(r: *mut ngx_http_request_t) {
     LAST.store(r, Relaxed);
 }
 
-/// Our `peer.get` has picked an address, if it is not null.
+/// Our `peer.get` has picked an address.
 #[inline(always)]
 pub(super) fn note_pick(address: *mut sockaddr) {
     PICKED.store(address, Relaxed);
@@ -66,6 +71,7 @@ impl Guard {
         let name = unsafe { bytes(&(*us).host) };
         let guard = Guard {
             init,
+            get: OnceCell::new(),
             module,
             upstream: String::from_utf8_lossy(name).into_owned(),
             said: Interval::default(),
@@ -77,14 +83,8 @@ impl Guard {
     }
 
     /// Says, once a second at most, that a request is refused.
-    ///
-    /// # Safety
-    ///
-    /// `r` is a valid request.
-    unsafe fn complain(&self, r: *mut ngx_http_request_t) {
+    fn refuse(&self, log: *mut ngx_log_t) -> ngx_int_t {
         if self.said.is_due() {
-            // SAFETY: a request's connection has a log.
-            let log = unsafe { (*(*r).connection).log };
             ngx::ngx_log_error!(
                 NGX_LOG_ERR,
                 log,
@@ -94,6 +94,7 @@ impl Guard {
                 self.upstream
             );
         }
+        ERROR
     }
 }
 
@@ -114,97 +115,51 @@ fn wraps(conf: &SrvConf, init: Init) -> Option<String> {
     Some(own.map_or_else(|| "another module".to_owned(), |object| object.file))
 }
 
-/// `peer.data`. Nothing of it has to be given back.
-struct Guarded {
-    picker: Delegate,
-    guard: &'static Guard,
-    request: *mut ngx_http_request_t,
-}
-
 /// `peer.init` around that of another module.
 extern "C" fn ngx_http_upstream_init_guarded_peer(
     r: *mut ngx_http_request_t,
     us: *mut ngx_http_upstream_srv_conf_t,
 ) -> ngx_int_t {
-    const { assert!(align_of::<Guarded>() <= nginx_sys::NGX_ALIGNMENT) };
     fence(ERROR, || {
-        // SAFETY: nginx passes a request with an upstream, and a block of the running
-        // configuration, which outlives the request. What the module sets lives as long as that.
+        // SAFETY: nginx passes a request with an upstream, and a block of the running configuration.
         unsafe {
             let Some(guard) = conf::srv_conf(us).guard.get() else { return ERROR };
             note_init(ptr::null_mut());
-            let place = ngx_palloc((*r).pool, size_of::<Guarded>()).cast::<Guarded>();
-            let taken = Delegate::take(r, || (guard.init)(r, us));
-            let (Some(place), Some(picker)) = (NonNull::new(place), taken) else {
-                return ERROR;
-            };
-            if LAST.load(Relaxed) != r {
-                guard.complain(r);
-                return ERROR;
+            let done = (guard.init)(r, us);
+            if done != OK {
+                return done;
             }
             let peer = &mut (*(*r).upstream).peer;
-            if picker.wants_notes() {
-                peer.notify = Some(notify);
+            let Some(get) = peer.get else { return ERROR };
+            let is_known = ptr::fn_addr_eq(*guard.get.get_or_init(|| get), get);
+            if !is_known || LAST.load(Relaxed) != r {
+                return guard.refuse((*(*r).connection).log);
             }
-            place.write(Guarded { picker, guard, request: r });
-            peer.data = place.as_ptr().cast();
             peer.get = Some(ngx_http_upstream_get_guarded_peer);
-            peer.free = Some(ngx_http_upstream_free_guarded_peer);
-            session::install(peer, set_session, save_session);
         }
         OK
     })
 }
 
-/// # Safety
-///
-/// `data` is the `peer.data` of a request that [`ngx_http_upstream_init_guarded_peer`] set.
-unsafe fn guarded<'a>(data: *mut c_void) -> &'a Guarded {
-    // SAFETY: the caller's promise; the request's pool has it.
-    unsafe { &*data.cast::<Guarded>() }
-}
-
+/// `peer.get` around that of another module, whose data it gets.
 extern "C" fn ngx_http_upstream_get_guarded_peer(
     pc: *mut ngx_peer_connection_t,
     data: *mut c_void,
 ) -> ngx_int_t {
     fence(ERROR, || {
-        // SAFETY: nginx passes our data, and the request's connection.
+        // SAFETY: nginx passes the connection in a request's upstream, for which the callback above
+        // has set this; nginx has noted the block there.
         unsafe {
-            let Guarded { picker, guard, request } = guarded(data);
+            let u =
+                pc.byte_sub(offset_of!(ngx_http_upstream_t, peer)).cast::<ngx_http_upstream_t>();
+            let Some(guard) = conf::srv_conf((*u).upstream).guard.get() else { return ERROR };
+            let Some(get) = guard.get.get() else { return ERROR };
             // What an attempt before has left.
             (*pc).sockaddr = ptr::null_mut();
             note_pick(ptr::null_mut());
-            let picked = picker.get(pc);
-            if (*pc).sockaddr == PICKED.load(Relaxed) {
-                return picked;
-            }
-            guard.complain(*request);
-            ERROR
+            let picked = get(pc, data);
+            let is_ours = (*pc).sockaddr == PICKED.load(Relaxed);
+            if is_ours { picked } else { guard.refuse((*pc).log) }
         }
     })
-}
-
-extern "C" fn ngx_http_upstream_free_guarded_peer(
-    pc: *mut ngx_peer_connection_t,
-    data: *mut c_void,
-    state: ngx_uint_t,
-) {
-    // SAFETY: nginx passes our data.
-    fence((), || unsafe { guarded(data) }.picker.free(pc, state));
-}
-
-extern "C" fn set_session(pc: *mut ngx_peer_connection_t, data: *mut c_void) -> ngx_int_t {
-    // SAFETY: nginx passes our data.
-    fence(ERROR, || unsafe { guarded(data) }.picker.set_session(pc))
-}
-
-extern "C" fn save_session(pc: *mut ngx_peer_connection_t, data: *mut c_void) {
-    // SAFETY: nginx passes our data.
-    fence((), || unsafe { guarded(data) }.picker.save_session(pc));
-}
-
-unsafe extern "C" fn notify(pc: *mut ngx_peer_connection_t, data: *mut c_void, kind: ngx_uint_t) {
-    // SAFETY: nginx passes our data.
-    fence((), || unsafe { guarded(data) }.picker.notify(pc, kind));
 }

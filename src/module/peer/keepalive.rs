@@ -6,13 +6,13 @@
 //! requests notices who has left.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-use std::ptr::NonNull;
+use std::collections::{HashMap, HashSet};
+use std::ptr::{self, NonNull};
 use std::rc::Rc;
 
-use nginx_consul_core::idle::{Hint, Idle, Key};
+use nginx_consul_core::idle::{Idle, Key};
 use nginx_consul_core::table::Record;
-use nginx_sys::{ngx_current_msec, ngx_msec_t, ngx_peer_connection_t};
+use nginx_sys::{ngx_current_msec, ngx_msec_t};
 
 use super::block::Block;
 use super::view::PeerView;
@@ -38,9 +38,8 @@ pub(crate) struct Keepalive {
     timeout: ngx_msec_t,
     time: ngx_msec_t,
     idle: RefCell<Idle<NonNull<Connection>>>,
-    /// The blocks whose instances they lead to, by the number they have as owners.
-    owners: RefCell<HashMap<u32, *const Block>>,
-    next_owner: Cell<u32>,
+    /// The blocks whose instances they lead to, by what they are as owners.
+    owners: RefCell<HashMap<usize, *const Block>>,
     /// Where idle connections are counted; `None` outside of workers.
     worker: Cell<Option<Worker>>,
     /// The lookout knows of it.
@@ -48,7 +47,7 @@ pub(crate) struct Keepalive {
 }
 
 /// Owner of the connections to the block's `server` lines, which never leave.
-const SERVERS: u32 = u32::MAX;
+const SERVERS: usize = 0;
 
 impl Keepalive {
     pub(crate) fn new(conf: &KeepaliveConf) -> Keepalive {
@@ -58,75 +57,33 @@ impl Keepalive {
             time: conf.time.as_millis() as ngx_msec_t,
             idle: RefCell::new(Idle::new(conf.connections)),
             owners: RefCell::default(),
-            next_owner: Cell::new(0),
             worker: Cell::new(None),
             is_watched: Cell::new(false),
         }
     }
 
-    /// A connection to the peer, which may be where `hint` says, that suits the request; it is idle
-    /// no more. And where the peer is.
-    #[inline(always)]
-    fn take(
-        &self,
-        key: &Key,
-        hint: Hint,
-        pc: &ngx_peer_connection_t,
-        wanted: &Wanted,
-    ) -> (Hint, Option<NonNull<Connection>>) {
-        let hint = self.idle.borrow().find(key, hint);
-        let found = self.take_at(hint, key, pc, wanted);
-        match found {
-            // SAFETY: it is alive. What its peer has closed, or sent unasked, the event loop may
-            // not have come to yet.
-            Some(found) if !unsafe { found.as_ref().is_quiet() } => {
-                (hint, self.take_another(found, hint, key, pc, wanted))
-            }
-            found => (hint, found),
-        }
-    }
-
-    #[inline(always)]
-    fn take_at(
-        &self,
-        hint: Hint,
-        key: &Key,
-        pc: &ngx_peer_connection_t,
-        wanted: &Wanted,
-    ) -> Option<NonNull<Connection>> {
-        // SAFETY: what is kept is alive until it is taken out.
-        let suits = |held: &NonNull<Connection>| unsafe { held.as_ref().suits(pc, wanted) };
-        let found = self.idle.borrow_mut().take(hint, suits)?;
-        self.note(key, false);
-        Some(found)
-    }
-
-    /// In place of one that its peer has closed.
-    #[cold]
-    fn take_another(
-        &self,
-        mut closed: NonNull<Connection>,
-        hint: Hint,
-        key: &Key,
-        pc: &ngx_peer_connection_t,
-        wanted: &Wanted,
-    ) -> Option<NonNull<Connection>> {
+    /// A connection to the peer that is what the request wants; it is idle no more.
+    #[inline]
+    fn take(&self, key: &Key, wanted: &Wanted) -> Option<NonNull<Connection>> {
         loop {
-            // SAFETY: it was taken out, so this is its only user; the next one is alive.
+            // SAFETY: what is kept is alive until it is taken out.
+            let suits = |held: &NonNull<Connection>| unsafe { held.as_ref().is == *wanted };
+            let found = self.idle.borrow_mut().take(key, suits)?;
+            self.note(key, false);
+            // SAFETY: it was taken out, so this is its only user. What its peer has closed, or sent
+            // unasked, the event loop may not have come to yet.
             unsafe {
-                connection::close(closed);
-                let next = self.take_at(hint, key, pc, wanted)?;
-                if next.as_ref().is_quiet() {
-                    return Some(next);
+                if found.as_ref().is_quiet() {
+                    return Some(found);
                 }
-                closed = next;
+                connection::close(found);
             }
         }
     }
 
     /// Keeps a connection that has just become idle.
-    fn put(self: &Rc<Keepalive>, key: Key, hint: Hint, connection: NonNull<Connection>) {
-        let (spot, evicted) = self.idle.borrow_mut().put(key, hint, connection);
+    fn put(self: &Rc<Keepalive>, key: Key, connection: NonNull<Connection>) {
+        let (spot, evicted) = self.idle.borrow_mut().put(key, connection);
         // SAFETY: the connection is alive, and nobody else uses it now.
         unsafe { (*connection.as_ptr()).spot = Some(spot) };
         self.note(&key, true);
@@ -147,17 +104,13 @@ impl Keepalive {
     }
 
     /// Closes those that lead to nobody of the owner's new set.
-    pub(super) fn keep_only(&self, owner: u32, view: &PeerView) {
+    fn keep_only(&self, owner: usize, records: &[Record]) {
         if self.idle.borrow().is_empty() {
             return;
         }
-        let records = view.peers().records();
-        let set = records.iter().map(|record| key(owner, record));
-        // SAFETY: what is kept is alive until it is taken out.
-        let leads_to = |held: &NonNull<Connection>, number: usize| unsafe {
-            is_wanted(&records[number]) && held.as_ref().leads_to(view.address(number))
-        };
-        let gone = self.idle.borrow_mut().retain(owner, set, leads_to);
+        let wanted = records.iter().filter(|record| is_wanted(record));
+        let set: HashSet<Key> = wanted.map(|record| key(owner, record)).collect();
+        let gone = self.idle.borrow_mut().remove_owned(owner, |key| !set.contains(key));
         self.close_all(gone);
     }
 
@@ -204,8 +157,9 @@ impl Keepalive {
 }
 
 /// Whom a connection to an instance of an owner's set leads to.
-fn key(owner: u32, record: &Record) -> Key {
-    Key { owner, place: Some(record.place), identity: record.identity }
+fn key(owner: usize, record: &Record) -> Key {
+    let (place, identity) = (Some(record.place), record.identity);
+    Key { owner, place, identity, address: record.address_id() }
 }
 
 /// Whether connections to an instance of the set are worth keeping.
@@ -213,45 +167,38 @@ fn is_wanted(record: &Record) -> bool {
     !record.params().down
 }
 
-/// A block's part in the connections.
+/// A block's part in the connections. In a worker it stays where it is, and its address is the owner
+/// of those to the block's instances.
 pub(super) struct Part {
     pub(super) keepalive: Option<Rc<Keepalive>>,
-    owner: Cell<Option<u32>>,
 }
 
 impl Part {
-    pub(super) fn new(keepalive: Option<Rc<Keepalive>>) -> Part {
-        Part { keepalive, owner: Cell::new(None) }
-    }
-
-    /// In a worker, where the block stays where it is.
+    /// In a worker.
     pub(super) fn join(&self, block: &Block, worker: Worker) {
-        let Some(keepalive) = &self.keepalive else { return };
-        keepalive.worker.set(Some(worker));
-        let number = self.owner.get().unwrap_or_else(|| keepalive.next_owner.get());
-        keepalive.next_owner.set(keepalive.next_owner.get().max(number + 1));
-        keepalive.owners.borrow_mut().insert(number, &raw const *block);
-        self.owner.set(Some(number));
+        if let Some(keepalive) = &self.keepalive {
+            keepalive.worker.set(Some(worker));
+            keepalive.owners.borrow_mut().insert(self.owner(), &raw const *block);
+        }
     }
 
-    fn owner(&self) -> Option<(&Rc<Keepalive>, u32)> {
-        self.keepalive.as_ref().zip(self.owner.get())
+    fn owner(&self) -> usize {
+        ptr::from_ref(self).addr()
     }
 
     /// The block has a new set.
     pub(super) fn keep_only(&self, view: &PeerView) {
-        if let Some((keepalive, owner)) = self.owner() {
-            keepalive.keep_only(owner, view);
+        if let Some(keepalive) = &self.keepalive {
+            keepalive.keep_only(self.owner(), view.peers().records());
         }
     }
 }
 
 impl Drop for Part {
     fn drop(&mut self) {
-        if let Some((keepalive, owner)) = self.owner() {
-            keepalive.owners.borrow_mut().remove(&owner);
-            let gone = keepalive.idle.borrow_mut().retain(owner, [].into_iter(), |_, _| false);
-            keepalive.close_all(gone);
+        if let Some(keepalive) = &self.keepalive {
+            keepalive.owners.borrow_mut().remove(&self.owner());
+            keepalive.keep_only(self.owner(), &[]);
         }
     }
 }
@@ -286,11 +233,9 @@ impl InstanceRef<'_> {
         &self.view.peers().records()[self.peer]
     }
 
-    /// And where it is among the idle connections, if it is known.
     #[inline]
-    fn key(&self) -> Option<(Key, Hint)> {
-        let (_, owner) = self.block.part().owner()?;
-        Some((key(owner, self.record()), self.view.hint(self.peer)))
+    fn key(&self) -> Key {
+        key(self.block.part().owner(), self.record())
     }
 
     /// Whether the instance is still there, and where it was.

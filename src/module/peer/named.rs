@@ -7,30 +7,22 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nginx_consul_core::named::{Place, Refusal, Template, Templates};
+use nginx_consul_core::named::{Channel, Place, Refusal, Template, Templates};
 use nginx_consul_core::sync::Plan;
 use nginx_consul_core::table::{Named, Table, Verdict};
 use nginx_sys::{
     NGX_HTTP_BAD_GATEWAY, NGX_LOG_ERR, ngx_http_complex_value, ngx_http_complex_value_t,
-    ngx_http_request_t, ngx_log_t,
+    ngx_http_request_t, ngx_int_t, ngx_log_t,
 };
 
 use super::block::Block;
-use super::clock::{Interval, monotonic, now};
+use super::clock::{Interval, now};
 use super::source::Source;
 use super::worker::Worker;
-use crate::channel;
 use crate::conf::{ByRequest, Settings};
 use crate::ffi::{OK, bytes, str_over};
 
-/// How long after a question the same one is asked again, milliseconds: whoever had it in hand may
-/// have been killed.
-const AGAIN: u64 = 500;
-
-/// So many questions are remembered.
-const ASKED: usize = 256;
-
-/// So many services of a worker's are kept before those that were dropped are looked for.
+/// Services that were dropped are looked for whenever so many more are kept.
 const PURGE: usize = 64;
 
 /// The block as one worker sees it: a [`Block`] for each service that its requests have named.
@@ -45,15 +37,12 @@ pub(crate) struct NamedBlock {
     /// `consul_first_wait`.
     pub(crate) first_wait: Duration,
     /// Of `consul_unknown_service`.
-    status: u16,
+    status: i16,
     worker: Cell<Option<Worker>>,
     /// By name, in lower case.
     blocks: RefCell<HashMap<Box<[u8]>, Rc<Block>>>,
     /// For requests whose service can't be had.
     nobody: Rc<Block>,
-    purge_at: Cell<usize>,
-    /// What worker 0 was asked, and when: keys of verdicts, each in one place.
-    asked: Box<[Cell<(u128, u64)>]>,
     complained: Interval,
 }
 
@@ -69,6 +58,13 @@ impl New {
     /// The service's name.
     pub(crate) fn name(&self) -> &str {
         &self.service.name
+    }
+
+    /// Has worker 0 find out about it. If too many others are asked for, who waits asks again.
+    pub(crate) fn ask(&self) {
+        if let Some(channel) = Channel::get() {
+            channel.ask(&self.service);
+        }
     }
 }
 
@@ -93,8 +89,6 @@ pub(crate) enum Why {
     Failed,
     #[error("there was no answer in time")]
     Late,
-    #[error("too many other new services are asked for")]
-    Busy,
 }
 
 impl NamedBlock {
@@ -115,8 +109,6 @@ impl NamedBlock {
             status: settings.unknown_service.unwrap_or_default().status,
             worker: Cell::new(None),
             blocks: RefCell::default(),
-            purge_at: Cell::new(PURGE),
-            asked: (0..ASKED).map(|_| Cell::default()).collect(),
             complained: Interval::default(),
         }
     }
@@ -173,9 +165,11 @@ impl NamedBlock {
         let why = match self.look_up(name) {
             Lookup::Known(block) => return Some(block),
             Lookup::Refused(why) => why,
-            // It has not waited, or the service was dropped at this moment.
-            Lookup::New(new) if self.ask(&new) => Why::Late,
-            Lookup::New(_) => Why::Busy,
+            Lookup::New(new) => {
+                // It has not waited, or the service was dropped at this moment.
+                new.ask();
+                Why::Late
+            }
         };
         // SAFETY: a request's connection has a log.
         self.complain(name, why, unsafe { (*(*r).connection).log });
@@ -227,49 +221,24 @@ impl NamedBlock {
         block.start(worker);
         block.note_used(worker);
         let mut blocks = self.blocks.borrow_mut();
-        if blocks.len() >= self.purge_at.get() {
+        if blocks.len() % PURGE == PURGE - 1 {
             blocks.retain(|_, block| block.is_current(worker));
-            self.purge_at.set((blocks.len() * 2).max(PURGE));
         }
         blocks.insert(name.as_bytes().into(), Rc::clone(&block));
         block
     }
 
-    /// Has worker 0 find out about a service, unless it does so already. `false` if too many others
-    /// are asked for.
-    pub(crate) fn ask(&self, new: &New) -> bool {
-        let (asked, now) = (self.asked(new), monotonic());
-        let (key, at) = asked.get();
-        if key == new.key && now.wrapping_sub(at) < AGAIN {
-            return true;
-        }
-        let is_sent = channel::get().is_some_and(|channel| channel.ask(&new.service));
-        if is_sent {
-            asked.set((new.key, now));
-        }
-        is_sent
-    }
-
-    fn asked(&self, new: &New) -> &Cell<(u128, u64)> {
-        &self.asked[new.key as usize % ASKED]
-    }
-
-    /// Whether there is an answer for a service that was asked for; asks again at times.
+    /// Whether there is an answer for a service that was asked for.
     pub(crate) fn is_answered(&self, new: &New) -> bool {
-        let is_answered = self.worker.get().is_none_or(|worker| outcome(new, worker).is_some());
-        if is_answered {
-            self.asked(new).take();
-        } else {
-            self.ask(new);
-        }
-        is_answered
+        self.worker.get().is_none_or(|worker| outcome(new, worker).is_some())
     }
 
-    /// What a request whose service can't be had is answered.
-    pub(crate) fn status_of(&self, why: Why) -> u16 {
+    /// What a request whose service can't be had is answered; the log says why.
+    pub(crate) fn refuse(&self, name: &[u8], why: Why, log: *mut ngx_log_t) -> ngx_int_t {
+        self.complain(name, why, log);
         match why {
-            Why::Name(_) | Why::Absent => self.status,
-            Why::Failed | Why::Late | Why::Busy => NGX_HTTP_BAD_GATEWAY as u16,
+            Why::Name(_) | Why::Absent => self.status.into(),
+            Why::Failed | Why::Late => NGX_HTTP_BAD_GATEWAY as ngx_int_t,
         }
     }
 
@@ -279,7 +248,7 @@ impl NamedBlock {
     }
 
     /// Says, once a second at most, that a service can't be had.
-    pub(crate) fn complain(&self, name: &[u8], why: Why, log: *mut ngx_log_t) {
+    fn complain(&self, name: &[u8], why: Why, log: *mut ngx_log_t) {
         if !self.complained.is_due() {
             return;
         }

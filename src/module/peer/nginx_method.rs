@@ -9,15 +9,14 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ptr::NonNull;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nginx_sys::{
-    NGX_LOG_DEBUG, ngx_conf_t, ngx_cycle, ngx_http_conf_ctx_t, ngx_http_request_t,
-    ngx_http_upstream_rr_peer_t, ngx_http_upstream_srv_conf_t, ngx_int_t,
+    NGX_LOG_DEBUG, ngx_conf_t, ngx_cycle, ngx_http_conf_ctx_t, ngx_http_upstream_rr_peer_t,
+    ngx_http_upstream_srv_conf_t, ngx_int_t,
 };
 
 use super::block::Block;
-use super::delegate::Delegate;
 use super::view::PeerView;
 use crate::conf::Inner;
 
@@ -86,62 +85,38 @@ impl NginxMethod {
         &self.method.name
     }
 
-    /// Prepares a request for picks from the set of `view`, or from an older one for a while.
-    /// `Ok(None)` if there are no peers to pick from.
-    ///
-    /// # Safety
-    ///
-    /// `r` is a request with an upstream, which holds the snapshot as long as it asks the method.
-    #[inline(always)]
-    pub(super) unsafe fn bind(
-        &self,
-        block: &Block,
-        view: &Rc<PeerView>,
-        r: *mut ngx_http_request_t,
-    ) -> Result<Option<(Rc<Snapshot>, Delegate)>, ()> {
-        let current = self.current.borrow().clone();
-        match current {
-            // SAFETY: the caller's promise.
-            Some(current) if Rc::ptr_eq(current.view(), view) => unsafe { bind_to(current, r) },
-            // SAFETY: as above.
-            _ => unsafe { self.bind_anew(block, view, r) },
+    /// The peers of the set of `view`, or of an older one for a while; `None` if there are none.
+    #[inline]
+    pub(super) fn snapshot(&self, block: &Block, view: &Rc<PeerView>) -> Option<Rc<Snapshot>> {
+        match &*self.current.borrow() {
+            Some(current) if Rc::ptr_eq(current.view(), view) => return Some(Rc::clone(current)),
+            None if view.is_empty() => return None,
+            _ => {}
         }
+        self.renewed(view, !block.has_fallback())
     }
 
     #[cold]
-    unsafe fn bind_anew(
-        &self,
-        block: &Block,
-        view: &Rc<PeerView>,
-        r: *mut ngx_http_request_t,
-    ) -> Result<Option<(Rc<Snapshot>, Delegate)>, ()> {
-        if view.is_empty() && self.current.borrow().is_none() {
-            return Ok(None);
-        }
+    fn renewed(&self, view: &Rc<PeerView>, alone: bool) -> Option<Rc<Snapshot>> {
         let start = Instant::now();
-        let is_throttled = self.throttled_until.get().is_some_and(|until| start < until);
-        if !is_throttled {
-            self.renew(view, !block.has_fallback());
+        if self.throttled_until.get().is_none_or(|until| start >= until) {
+            self.renew(view, alone, start);
         }
-        let current = self.current.borrow().clone();
-        // SAFETY: the caller's promise.
-        let bound = current.map_or(Ok(None), |current| unsafe { bind_to(current, r) });
-        if !is_throttled {
-            // Methods may leave work to the first request.
-            self.note_cost(block, view.len(), start);
-        }
-        bound
+        self.current.borrow().clone()
     }
 
     /// Makes peers of a set. If memory is short, or the method refuses, the old ones serve on.
-    fn renew(&self, view: &Rc<PeerView>, alone: bool) {
+    fn renew(&self, view: &Rc<PeerView>, alone: bool, start: Instant) {
         let new = if view.is_empty() {
             None
         } else {
             self.serial.set(self.serial.get() + 1);
-            match Snapshot::new(self, view, alone) {
+            match Snapshot::new(self, view, (alone, start)) {
                 Some(new) => Some(Rc::new(new)),
-                None => return,
+                None => {
+                    self.throttle(start.elapsed());
+                    return;
+                }
             }
         };
         let old = self.current.replace(None);
@@ -170,32 +145,26 @@ impl NginxMethod {
         }
     }
 
-    fn note_cost(&self, block: &Block, peers: usize, start: Instant) {
-        let cost = start.elapsed();
+    /// The first request was prepared for picks from a snapshot: methods may leave work to that.
+    #[cold]
+    pub(super) fn note_first_use(&self, block: &Block, snapshot: &Snapshot) {
+        let cost = snapshot.start.elapsed();
         // SAFETY: a worker's cycle and its log live as long as the worker.
         let log = unsafe { (*ngx_cycle).log };
         ngx::ngx_log_error!(
             NGX_LOG_DEBUG,
             log,
-            "consul: upstream \"{}\": {peers} peers made anew for \"{}\" in {cost:?}",
+            "consul: upstream \"{}\": {} peers made anew for \"{}\" in {cost:?}",
             block.name(),
+            snapshot.view().len(),
             self.name()
         );
-        self.throttled_until.set(start.checked_add(cost * (THROTTLE + 1)));
+        self.throttle(cost);
     }
-}
 
-/// # Safety
-///
-/// As for [`NginxMethod::bind`].
-#[inline]
-unsafe fn bind_to(
-    snapshot: Rc<Snapshot>,
-    r: *mut ngx_http_request_t,
-) -> Result<Option<(Rc<Snapshot>, Delegate)>, ()> {
-    // SAFETY: the caller's promise.
-    let delegate = unsafe { Delegate::take(r, || snapshot.init(r)) };
-    Ok(Some((snapshot, delegate.ok_or(())?)))
+    fn throttle(&self, cost: Duration) {
+        self.throttled_until.set(Instant::now().checked_add(cost * THROTTLE));
+    }
 }
 
 /// Makes the peers of `new` go on where those of `old` are. From then on the numbers of requests in

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use nginx_consul_core::labels::Labels;
+use nginx_consul_core::table::Detail;
 use nginx_sys::ngx_http_request_t;
 
 use super::attempt::{Attempt, cell};
@@ -96,7 +96,7 @@ impl<'a> Served<'a> {
     }
 
     /// What is told of the peer.
-    pub(crate) fn labels(&self) -> Option<&'a Labels> {
+    pub(crate) fn labels(&self) -> Option<&'a Detail> {
         let (set, number) = self.view.peers().place_in_set(self.peer?)?;
         self.block.labels(self.view, set)?.get(number)
     }

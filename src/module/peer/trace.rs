@@ -31,11 +31,12 @@ pub(crate) use trace;
 #[cold]
 pub(super) fn held(log: *mut ngx_log_t, block: &Block, view: &PeerView) {
     let (service, peers) = (block.service.escape_debug(), view.peers().records().len());
+    let generations: Vec<String> = view.peers().generations().iter().map(u64::to_string).collect();
     trace!(
         log,
         "consul: upstream \"{}\": service \"{service}\", {peers} peers, generation {}",
         block.name(),
-        Generations(view)
+        generations.join(",")
     );
 }
 
@@ -90,16 +91,4 @@ pub(super) fn ended(
     let (name, address) = (block.name(), view.peers().records()[peer].addr());
     let how = if failed { "has failed" } else { "is done" };
     trace!(log, "consul: upstream \"{name}\": {address} {how}");
-}
-
-/// The generations of a view's sets, joined by commas.
-struct Generations<'a>(&'a PeerView);
-
-impl std::fmt::Display for Generations<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (n, generation) in self.0.peers().generations().iter().enumerate() {
-            write!(f, "{}{generation}", if n == 0 { "" } else { "," })?;
-        }
-        Ok(())
-    }
 }

@@ -1,11 +1,10 @@
 //! A set of peers in nginx's types.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
 use nginx_consul_core::balance::{Method, Rules, View};
-use nginx_consul_core::idle::Hint;
 use nginx_consul_core::labels::LabelSet;
 use nginx_consul_core::table::{Image, Place, Record};
 use nginx_sys::{ngx_peer_connection_t, ngx_str_t, sockaddr};
@@ -21,8 +20,6 @@ pub(crate) struct PeerView {
     sessions: Sessions,
     /// Of each set, if a variable wants them.
     labels: Box<[OnceCell<Rc<LabelSet>>]>,
-    /// Where peers were found among idle connections; empty while nobody looks.
-    hints: OnceCell<Box<[Cell<Hint>]>>,
 }
 
 /// One of the sets that a view is made of.
@@ -56,13 +53,7 @@ impl PeerView {
                 }
             }
         }
-        PeerView {
-            view,
-            contacts,
-            sessions,
-            labels: Vec::into_boxed_slice(labels),
-            hints: OnceCell::new(),
-        }
+        PeerView { view, contacts, sessions, labels: Vec::into_boxed_slice(labels) }
     }
 
     pub(crate) fn peers(&self) -> &View {
@@ -88,20 +79,6 @@ impl PeerView {
             let _ = cell.set(Rc::new(load()?));
         }
         cell.get().map(Rc::as_ref)
-    }
-
-    /// Where the peer was found last among idle connections.
-    #[inline]
-    pub(super) fn hint(&self, peer: usize) -> Hint {
-        self.hints.get().and_then(|hints| hints.get(peer)).map_or(Hint::NONE, Cell::get)
-    }
-
-    /// It was found there.
-    pub(super) fn note_hint(&self, peer: usize, hint: Hint) {
-        let none = || vec![Cell::new(Hint::NONE); self.len()].into();
-        if let Some(known) = self.hints.get_or_init(none).get(peer) {
-            known.set(hint);
-        }
     }
 
     pub(crate) fn sessions(&self) -> &Sessions {

@@ -102,7 +102,8 @@ impl Walk {
         let name = services.numbers().contains(&number).then(|| services.name(number))?;
         if name.is_some_and(|name| is_wanted(&name)) {
             if let Some(followed) = services.get(number) {
-                let (service, peers) = service(followed, services.table, &self.overrides, self.now);
+                let (service, peers) =
+                    service(&followed, services.table, &self.overrides, self.now);
                 self.document.service(service);
                 self.peers = Some(peers);
             }

@@ -3,10 +3,10 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use nginx_consul_core::balance::{FULL_SHARE, Latency, share};
+use nginx_consul_core::balance::{FULL_SHARE, Latency, Rules, share};
 use nginx_consul_core::control::Frozen;
-use nginx_consul_core::model::{Admit, Mode};
-use nginx_consul_core::status::{Peer, PeerConnections, PeerState, Pending, Service};
+use nginx_consul_core::model::Mode;
+use nginx_consul_core::status::{Peer, PeerConnections, PeerState, Service};
 use nginx_consul_core::table::{Action, Freshness, Image, Override, Overrides, Record, Table};
 
 use crate::peer::monotonic;
@@ -14,10 +14,13 @@ use crate::services::Followed;
 
 /// The peers of a service, taken one by one.
 pub(crate) struct Peers {
-    followed: Followed,
+    is_single: bool,
     image: Image,
     next: usize,
     detail_at: usize,
+    rules: Rules,
+    /// One of the upstreams has `consul_keepalive`.
+    keeps_alive: bool,
     overrides: Rc<Overrides>,
     /// Of the overrides.
     scope: u64,
@@ -25,7 +28,7 @@ pub(crate) struct Peers {
 
 /// What is known of a service at `now`, milliseconds since the epoch; and its peers.
 pub(crate) fn service(
-    followed: Followed,
+    followed: &Followed,
     table: Table<'_>,
     overrides: &Rc<Overrides>,
     now: u64,
@@ -48,15 +51,11 @@ pub(crate) fn service(
     let refusals = entry.map_or_else(Vec::new, |e| table.refusals(e));
     let service = Service {
         service: query.service.clone(),
-        from: query.source.name(),
+        from: query.source,
         datacenter: query.datacenter.clone(),
-        upstreams: followed.upstreams.clone(),
+        upstreams: followed.upstreams(),
         tags: followed.target.selection.tags.clone(),
-        status: match followed.target.selection.admit {
-            Admit::Passing => "passing",
-            Admit::Warning => "warning",
-            Admit::Any => "any",
-        },
+        status: followed.target.selection.admit,
         filter: query.filter.clone(),
         server: fresh.and_then(|f| servers.get(f.server).cloned()),
         servers,
@@ -73,20 +72,25 @@ pub(crate) fn service(
         // An error without a failure is that of a good answer that found no room.
         zone_full: fresh.is_none_or(|f| f.failures == 0 && !f.error.is_empty()),
         refusals: refusals.into_iter().map(|(reason, n)| (reason.word(), n)).collect(),
-        pending: fresh.and_then(|f| f.pending).map(|p| Pending {
-            removals: p.removals,
-            confirmed: p.confirmed,
-            of: p.of,
-        }),
+        pending: fresh.and_then(|f| f.pending),
         frozen: entry.and_then(|entry| {
             Some(Frozen::new(overrides.frozen(followed.key)?, table.withheld(entry)))
         }),
-        history: image.history().into_iter().map(Into::into).collect(),
+        history: image.history(),
         last_used_seconds: entry.filter(|_| followed.is_named).map(unused),
         peers: Vec::new(),
     };
-    let (scope, overrides) = (followed.scope(), Rc::clone(overrides));
-    (service, Peers { followed, image, next: 0, detail_at: 0, overrides, scope })
+    let peers = Peers {
+        is_single: followed.is_single,
+        image,
+        next: 0,
+        detail_at: 0,
+        rules: followed.blocks.first().map(|block| block.rules()).unwrap_or_default(),
+        keeps_alive: followed.blocks.iter().any(|block| block.keeps_alive()),
+        overrides: Rc::clone(overrides),
+        scope: followed.scope(),
+    };
+    (service, peers)
 }
 
 fn source(fresh: &Freshness) -> Option<&'static str> {
@@ -105,10 +109,10 @@ impl Peers {
         self.next += 1;
         let detail = self.image.next_detail(&mut self.detail_at).unwrap_or_default();
         let params = record.params();
-        let rules = self.followed.rules.of(&params);
+        let rules = self.rules.of(&params);
         let (slot, counters) = (table.slot(record.place), table.counters(record.place));
         let share = share(rules.slow_start.into(), slot.started(), now);
-        let failed = !self.followed.is_single && slot.is_failed(rules.limits(), monotonic());
+        let failed = !self.is_single && slot.is_failed(rules.limits(), monotonic());
         let full = rules.max_conns != 0 && counters.in_flight >= rules.max_conns.into();
         let held = self.overrides.of_instance(self.scope, record.identity);
         let for_all = held.iter().find(|held| held.upstream.is_none());
@@ -140,7 +144,7 @@ impl Peers {
             latency_ms: (!latency.is_none()).then(|| rounded(latency.at(now).into())),
             state,
             ordered: for_all.or(held.first()).cloned(),
-            connections: self.followed.keeps_alive.then_some(PeerConnections {
+            connections: self.keeps_alive.then_some(PeerConnections {
                 idle: counters.idle,
                 active: counters.in_flight,
                 opened: counters.opened,

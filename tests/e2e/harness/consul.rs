@@ -87,7 +87,14 @@ impl Agent {
         fs::write(folder.join("agent.hcl"), &self.options.hcl).expect("agent.hcl");
         let log = fs::File::options().create(true).append(true).open(folder.join("log"));
         let log = log.expect("a log");
-        let mut command = Command::new(version::binary());
+        let mut command = match self.options.descriptors {
+            None => Command::new(version::binary()),
+            Some(most) => {
+                let mut command = Command::new("prlimit");
+                command.arg(format!("--nofile={most}")).arg(version::binary());
+                command
+            }
+        };
         command.args(self.arguments());
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("the log")).stderr(log);
         for name in ["CONSUL_HTTP_ADDR", "CONSUL_HTTP_TOKEN", "CONSUL_HTTP_TOKEN_FILE"] {

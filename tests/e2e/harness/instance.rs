@@ -70,7 +70,8 @@ impl Instance {
         })
     }
 
-    pub(crate) fn for_agent(&self) -> Value {
+    /// What an agent is told of it.
+    pub fn for_agent(&self) -> Value {
         let mut document = self.service();
         document["Name"] = self.service.clone().into();
         document["ID"] = self.id.clone().into();

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -67,7 +67,12 @@ struct Stop {
 impl Proxy {
     /// Starts one on a free port of 127.0.0.1.
     pub fn start(target: SocketAddr) -> Proxy {
-        let address = (Ipv4Addr::LOCALHOST, ports::free()).into();
+        Proxy::start_on(Ipv4Addr::LOCALHOST, target)
+    }
+
+    /// Starts one on a free port of an address of this machine.
+    pub fn start_on(ip: impl Into<IpAddr>, target: SocketAddr) -> Proxy {
+        let address = (ip.into(), ports::free()).into();
         let proxy = Proxy { shared: Arc::default(), address, target, stop: Mutex::default() };
         proxy.listen();
         proxy

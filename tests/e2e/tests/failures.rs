@@ -27,43 +27,23 @@ fn a_peer_that_failed_is_left_alone_for_the_fail_timeout() {
 }
 
 #[test]
-fn nginxs_defaults_are_one_failure_and_ten_seconds() {
-    let (consul, service) = (Agent::shared(), unique("web"));
-    let backends = Backend::start_all(&["a", "b"]);
-    register(&consul, &service, &backends);
-    let nginx = follow(&consul.url(), &service);
-    backends[0].set(Manner::Reset);
-    assert_eq!(tally(&nginx, "/", 20), "b: 20");
-    assert_eq!(backends[0].requests(), 1, "tries of the one that fails");
-}
-
-#[test]
-fn max_fails_0_never_leaves_a_peer_alone() {
-    let (consul, service) = (Agent::shared(), unique("web"));
-    let backends = Backend::start_all(&["a", "b"]);
-    register(&consul, &service, &backends);
-    let nginx = gateway(&consul.url(), &service, "consul_dynamic %%SERVICE%% max_fails=0;").start();
-    backends[0].set(Manner::Reset);
-    assert_eq!(tally(&nginx, "/", 20), "b: 20");
-    // As in stock nginx: each retry at `b` puts `a` first in line again.
-    assert_eq!(backends[0].requests(), 20, "tries of the one that fails");
-}
-
-#[test]
-fn fails_are_counted_over_all_workers() {
-    let (consul, service) = (Agent::shared(), unique("web"));
-    let backends = Backend::start_all(&["a", "b"]);
-    register(&consul, &service, &backends);
-    let nginx = gateway(
-        &consul.url(),
-        &service,
-        "consul_dynamic %%SERVICE%% max_fails=4 fail_timeout=60s;",
-    )
-    .workers(4)
-    .start();
-    backends[0].set(Manner::Reset);
-    assert_eq!(tally(&nginx, "/", 100), "b: 100");
-    assert_eq!(backends[0].requests(), 4, "tries of the one that fails, by four workers");
+fn one_that_fails_is_tried_max_fails_times_over_all_workers() {
+    for (parameters, workers, requests, tries) in [
+        // nginx's defaults: one failure and ten seconds.
+        ("", 1, 20, 1),
+        ("max_fails=4 fail_timeout=60s", 4, 100, 4),
+        // As in stock nginx: each retry at `b` puts `a` first in line again.
+        ("max_fails=0", 1, 20, 20),
+    ] {
+        let (consul, service) = (Agent::shared(), unique("web"));
+        let backends = Backend::start_all(&["a", "b"]);
+        register(&consul, &service, &backends);
+        let upstream = format!("consul_dynamic %%SERVICE%% {parameters};");
+        let nginx = gateway(&consul.url(), &service, &upstream).workers(workers).start();
+        backends[0].set(Manner::Reset);
+        assert_eq!(tally(&nginx, "/", requests), format!("b: {requests}"), "{parameters}");
+        assert_eq!(backends[0].requests(), tries, "{parameters}");
+    }
 }
 
 #[test]

@@ -79,39 +79,23 @@ fn there_are_never_more_than_told_and_the_oldest_are_closed_first() {
 }
 
 #[test]
-fn a_connection_serves_so_many_requests() {
-    let (consul, service) = (Agent::shared(), unique("web"));
-    let backends = Backend::start_all(&["a"]);
-    register(&consul, &service, &backends);
-    let nginx = kept(&consul.url(), &service, "4 requests=3").start();
-    nginx.sequence("/", 9);
-    assert_eq!(backends[0].connections(), 3);
-    wait::until_eq("open connections", SOON, &0, || open(&backends));
-}
-
-#[test]
-fn a_connection_is_idle_for_so_long() {
-    let (consul, service) = (Agent::shared(), unique("web"));
-    let backends = Backend::start_all(&["a"]);
-    register(&consul, &service, &backends);
-    let nginx = kept(&consul.url(), &service, "4 timeout=200ms").start();
-    nginx.sequence("/", 2);
-    assert_eq!((backends[0].connections(), open(&backends)), (1, 1));
-    wait::until_eq("open connections", SOON, &0, || open(&backends));
-    assert_eq!(counted(&nginx, &service, "idle"), 0);
-}
-
-#[test]
-fn a_connection_is_used_for_so_long() {
-    let (consul, service) = (Agent::shared(), unique("web"));
-    let backends = Backend::start_all(&["a"]);
-    register(&consul, &service, &backends);
-    let nginx = kept(&consul.url(), &service, "4 time=300ms").start();
-    nginx.get("/");
-    assert_eq!(open(&backends), 1);
-    nginx.get("/wait/400");
-    wait::until_eq("open connections", SOON, &0, || open(&backends));
-    assert_eq!(backends[0].connections(), 1);
+fn a_connection_lasts_as_long_as_told_and_no_longer() {
+    for (parameter, paths, connections) in [
+        ("requests=3", &["/"; 9][..], 3),
+        ("timeout=200ms", &["/", "/"], 1),
+        ("time=300ms", &["/", "/wait/400"], 1),
+    ] {
+        let (consul, service) = (Agent::shared(), unique("web"));
+        let backends = Backend::start_all(&["a"]);
+        register(&consul, &service, &backends);
+        let nginx = kept(&consul.url(), &service, &format!("4 {parameter}")).start();
+        for path in paths {
+            assert_eq!(nginx.outcome(path), "a", "{parameter}");
+        }
+        assert_eq!(backends[0].connections(), connections, "{parameter}");
+        wait::until_eq("open connections", SOON, &0, || open(&backends));
+        assert_eq!(counted(&nginx, &service, "idle"), 0, "{parameter}");
+    }
 }
 
 #[test]

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 
-use nginx_consul_e2e::consul::Options;
 use nginx_consul_e2e::http::Connection;
 use nginx_consul_e2e::{Agent, Backend, Fault, Manner, Nginx, Proxy, wait};
 use socket2::{Domain, Socket, Type};
@@ -90,43 +89,30 @@ fn an_outage_is_a_line_at_its_start_and_one_at_its_end_with_its_length() {
 }
 
 #[test]
-fn nothing_happening_is_no_line() {
-    let mut consul = Options::dev().start();
-    let service = unique("web");
-    let backend = Backend::start("a");
-    register_one(&consul, &service, &backend);
-    let nginx =
-        gateway(&consul.url(), &service, "consul_dynamic %%SERVICE%%; consul_wait 1s;").start();
-    until_served_by(&nginx, "/", "a");
-    let before = lines(&nginx, &service);
-    assert_eq!(before.len(), 1, "{before:#?}");
-    let index = nginx.service(&service)["last_good_seconds"].as_f64();
-    assert!(index.is_some(), "no last answer");
-    // The same again, and what concerns others; then polls that end without news.
-    register_one(&consul, &service, &backend);
-    register_one(&consul, &unique("other"), &backend);
-    let polls = || nginx.service(&service)["last_good_seconds"].as_f64().unwrap_or(9.0);
-    wait::until("a poll is under way", SOON, || polls() > 0.4);
-    wait::until("and ends", SOON, || polls() < 0.2);
-    assert_eq!(tally(&nginx, "/", 2), "a: 2");
-    assert_eq!(lines(&nginx, &service), before);
-    consul.kill();
-}
-
-#[test]
-fn a_reload_with_the_same_peers_is_no_line() {
+fn what_changes_no_peer_is_no_line() {
     let (consul, service) = (Agent::shared(), unique("web"));
     let backend = Backend::start("a");
     register_one(&consul, &service, &backend);
-    let mut nginx = follow(&consul.url(), &service);
+    let text = "consul_dynamic %%SERVICE%%; consul_wait 1s;";
+    let mut nginx = gateway(&consul.url(), &service, text).start();
     until_served_by(&nginx, "/", "a");
     let before = lines(&nginx, &service);
-    nginx.reload_and_wait();
-    until_served_by(&nginx, "/", "a");
-    wait::until("the new worker has asked", SOON, || {
-        nginx.service(&service)["last_good_seconds"].as_f64().is_some_and(|age| age < 1.0)
-    });
-    assert_eq!(lines(&nginx, &service), before);
+    assert_eq!(before.len(), 1, "{before:#?}");
+    type Happens<'a> = &'a dyn Fn(&mut Nginx);
+    let happens: [(&str, Happens<'_>); 3] = [
+        ("the same registration", &|_| drop(register_one(&consul, &service, &backend))),
+        ("that of another service", &|_| drop(register_one(&consul, &unique("other"), &backend))),
+        ("a reload", &|nginx| nginx.reload_and_wait()),
+    ];
+    for (what, happen) in happens {
+        happen(&mut nginx);
+        // Then a poll that ends without news.
+        let age = || nginx.service(&service)["last_good_seconds"].as_f64().unwrap_or(9.0);
+        wait::until("a poll is under way", SOON, || age() > 0.4);
+        wait::until("and ends", SOON, || age() < 0.2);
+        assert_eq!(tally(&nginx, "/", 2), "a: 2");
+        assert_eq!(lines(&nginx, &service), before, "{what}");
+    }
 }
 
 /// The debug lines of requests, without what nginx puts around them.

@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 
 use crate::support::SOON;
 
+mod growth;
+
 /// The instance `number` of a service; nobody connects to it.
 fn instance(service: &str, number: u16) -> Instance {
     let id = format!("{service}-{number}");
@@ -28,11 +30,18 @@ fn register(consul: &Agent, services: usize) {
 
 /// nginx that follows them, with these lines in `http`.
 fn config(consul: &Agent, services: usize, http: &str) -> Config {
-    let mut text = format!("consul_server {}; consul_zone consul 16m;\n{http}\n", consul.url());
+    config_at(&consul.url(), services, http)
+}
+
+fn config_at(url: &str, services: usize, http: &str) -> Config {
+    let mut text = format!("consul_server {url}; consul_zone consul 16m;\n{http}\n");
     for service in 0..services {
         let _ = writeln!(text, "upstream s{service} {{ consul_dynamic s{service}; }}");
     }
-    text.push_str("server { listen 127.0.0.1:%%PORT%%; location = /consul { consul_status; } }");
+    text.push_str(
+        "server { listen 127.0.0.1:%%PORT%%; include server*.conf;
+         location = /consul { consul_status; } }",
+    );
     Config::http(&text)
 }
 
@@ -89,7 +98,7 @@ fn three_hundred_services_on_eight_connections() {
     let nginx = config(&consul, 300, "consul_connections 8;").start();
     let line = nginx.wait_for_log("more services than consul_connections");
     assert!(line.contains("300 services, 8 connections"), "{line}");
-    wait::until("lookouts speak for the services", SOON * 2, || count(&nginx, "gated") >= 290);
+    wait::until("overviews speak for the services", SOON * 2, || count(&nginx, "gated") >= 290);
     let promise = within(promised(&nginx));
     // A check is seen at once, whatever service it is of.
     for service in [0, 77, 150, 299] {
@@ -109,7 +118,7 @@ fn a_burst_of_changes_is_seen_within_the_promised_delay() {
     let consul = Options::dev().start();
     register(&consul, 120);
     let nginx = config(&consul, 120, "consul_connections 8;").start();
-    wait::until("lookouts speak for the services", SOON * 2, || count(&nginx, "gated") >= 110);
+    wait::until("overviews speak for the services", SOON * 2, || count(&nginx, "gated") >= 110);
     let promise = within(promised(&nginx));
     (0..120).for_each(|service| consul.register(&instance(&format!("s{service}"), 1)));
     wait::until("all are there", promise, || overview(&nginx).iter().all(|(_, peers)| *peers == 2));
@@ -124,7 +133,7 @@ fn a_consul_that_shows_no_overview_is_read_in_turn() {
     let consul = Options::dev().hcl(blocked).start();
     register(&consul, 40);
     let nginx = config(&consul, 40, "consul_connections 8;").start();
-    let line = nginx.wait_for_log("is not to be had");
+    let line = nginx.wait_for_log("overview watch of all services failed");
     assert!(line.contains("HTTP 403") && line.contains("[warn]"), "{line}");
     wait::until("the services are swept", SOON * 2, || count(&nginx, "sweep") >= 30);
     let promise = within(promised(&nginx));
@@ -145,7 +154,7 @@ fn a_token_that_sees_only_some_services_is_enough_for_these() {
     consul.register(&instance("hidden", 0).status("critical"));
     let http = format!("consul_connections 8; consul_token {token};");
     let nginx = config(&consul, 40, &http).start();
-    wait::until("lookouts speak for the services", SOON * 2, || count(&nginx, "gated") >= 30);
+    wait::until("overviews speak for the services", SOON * 2, || count(&nginx, "gated") >= 30);
     consul.set_check("hidden-0", "passing");
     consul.register(&instance("s20", 1).status("critical"));
     consul.set_check("s20-1", "passing");

@@ -106,27 +106,28 @@ fn a_name_that_does_not_exist_is_an_error_at_once_until_it_does() {
     until_served_by(&nginx, &path(&service), "late");
 }
 
+/// What is refused by its name alone costs Consul nothing.
 #[test]
-fn the_error_is_502_unless_set() {
+fn a_service_that_can_not_be_had_is_502_unless_set() {
     let consul = Agent::shared();
-    let nginx = by_argument(&consul.url(), "server 127.0.0.1:1;").start();
-    assert_eq!(nginx.outcome("/"), "502", "no name at all");
-    nginx.wait_for_log("the name is empty");
-    assert_eq!(nginx.outcome(&path(&unique("none"))), "502");
-}
-
-#[test]
-fn only_services_that_are_allowed_are_asked_for() {
-    let consul = Agent::shared();
-    let proxy = Proxy::start(consul.address());
     let (open, _a) = new_service(&consul, "web-open");
     let (closed, _b) = new_service(&consul, "db-closed");
-    let lines = "consul_allow_service web-* api-?; consul_unknown_service status=403;";
-    let nginx = by_argument(&proxy.url(), lines).start();
-    assert_eq!(nginx.outcome(&path(&open)), open);
-    assert_eq!(nginx.outcome(&path(&closed)), "403");
-    nginx.wait_for_log("is not allowed by \"consul_allow_service\"");
-    assert!(proxy.requests(&closed).is_empty(), "Consul was asked for it");
+    let none = unique("web-none");
+    let patterns = "consul_allow_service web-* api-?; consul_unknown_service status=403;";
+    let not_allowed = "is not allowed by \"consul_allow_service\"";
+    for (lines, name, outcome, said, asks) in [
+        ("server 127.0.0.1:1;", "", "502", "the name is empty", false),
+        ("server 127.0.0.1:1;", &*none, "502", "Consul has no such service", true),
+        (patterns, &*none, "403", "Consul has no such service", true),
+        (patterns, &*closed, "403", not_allowed, false),
+        (patterns, &*open, &*open, "", true),
+    ] {
+        let proxy = Proxy::start(consul.address());
+        let nginx = by_argument(&proxy.url(), lines).start();
+        assert_eq!(nginx.outcome(&path(name)), outcome, "{lines} {name}");
+        nginx.wait_for_log(said);
+        assert_eq!(!proxy.requests("").is_empty(), asks, "{lines} {name}");
+    }
 }
 
 #[test]

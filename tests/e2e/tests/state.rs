@@ -10,7 +10,7 @@ use nginx_consul_e2e::{
     Agent, Backend, Config, Fault, Load, Nginx, Proxy, http, load, process, wait,
 };
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::{
@@ -317,10 +317,17 @@ fn overrides_of_instances_outlive_a_restart_and_are_not_set_twice() {
     assert_eq!(send(&nginx, "POST", &format!("{}/drain", ids[0])), 200);
     let held = || read(&path).unwrap_or_default()["overrides"].as_array().map_or(0, Vec::len);
     wait::until_eq("overrides in the file", SOON, &1, held);
+    // It stays while its instance is away, and is there when that comes back.
+    consul.deregister(&ids[0]);
+    until_saved(&path, &service, &[&backends[1]]);
+    let kept = &read(&path).unwrap_or_default()["overrides"][0];
+    assert_eq!((&kept["node"], &kept["id"]), (&json!(consul.node()), &json!(ids[0])), "{kept:#}");
     nginx.quit();
     drop(nginx);
     let mut nginx = start();
     nginx.wait_for_log("1 overrides of instances taken");
+    register_one(&consul, &service, &backends[0]);
+    until_peers(&nginx, &service, &[&backends[0], &backends[1]]);
     assert_eq!(tally(&nginx, "/", 6), "b: 6");
     let peers = nginx.service(&service)["peers"].as_array().cloned().expect("peers");
     assert!(peers.iter().any(|peer| peer["state"] == "draining"), "{peers:#?}");
@@ -332,6 +339,33 @@ fn overrides_of_instances_outlive_a_restart_and_are_not_set_twice() {
     drop(nginx);
     let nginx = start();
     assert_eq!(tally(&nginx, "/", 6), "a: 3, b: 3");
+}
+
+#[test]
+fn an_override_that_is_lifted_while_its_service_is_not_followed_leaves_the_file() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backend = Backend::start("a");
+    let id = register_one(&consul, &service, &backend);
+    let (_folder, path) = place();
+    let text = "consul_server %%CONSUL%%; consul_state %%STATE%%;
+        upstream api { consul_dynamic $arg_s; consul_allow_service *; consul_idle 2s; }
+        server { listen 127.0.0.1:%%PORT%%; location / { proxy_pass http://api; }
+        location = /consul { consul_status; } location /api { consul_api; } }";
+    let nginx = Config::http(text).set("CONSUL", consul.url()).set("STATE", path.display()).start();
+    assert_eq!(nginx.outcome(&format!("/?s={service}")), "a");
+    let send = |method: &str, path: &str| {
+        let json = [("Content-Type", "application/json")];
+        let path = format!("/api/services/{service}/instances/{path}");
+        http::request(nginx.address(), method, &path, &json, b"").expect("an answer").status
+    };
+    assert_eq!(send("POST", &format!("{id}/up")), 200);
+    let held = || read(&path).unwrap_or_default()["overrides"].as_array().map_or(0, Vec::len);
+    wait::until_eq("overrides in the file", SOON, &1, held);
+    wait::until("nobody follows the service", SOON, || {
+        nginx.status()["named"]["services"].as_array().is_some_and(Vec::is_empty)
+    });
+    assert_eq!(send("DELETE", &id), 200);
+    wait::until_eq("overrides in the file", SOON, &0, held);
 }
 
 #[test]

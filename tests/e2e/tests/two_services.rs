@@ -93,20 +93,13 @@ impl Two {
 }
 
 #[test]
-fn in_one_block_with_every_method_of_consul_balance() {
+fn in_one_block_with_every_method_that_may_serve_it() {
     let consul = Agent::shared();
     let two = Two::register(&consul);
-    for method in OURS {
-        two.check_named(&consul, &format!("consul_dynamic $arg_s; consul_balance {method};"));
-    }
-}
-
-#[test]
-fn in_one_block_with_every_method_of_nginxs_that_may_serve_it() {
-    let consul = Agent::shared();
-    let two = Two::register(&consul);
-    for method in APART {
-        two.check_named(&consul, &format!("{method}; consul_dynamic $arg_s;"));
+    let ours = OURS.map(|method| format!("consul_dynamic $arg_s; consul_balance {method};"));
+    let apart = APART.map(|method| format!("{method}; consul_dynamic $arg_s;"));
+    for upstream in ours.iter().chain(&apart) {
+        two.check_named(&consul, upstream);
     }
 }
 

@@ -12,9 +12,7 @@ use nginx_consul_core::consul::gate::Reason;
 use nginx_consul_core::consul::policy::Pending;
 use nginx_consul_core::model::{Health, Peer, PeerSet, identity};
 use nginx_consul_core::process::ProcessId;
-use nginx_consul_core::table::{
-    Action, Image, Lane, Limits, Mode, Order, PROBE_PACE, Subject, Table,
-};
+use nginx_consul_core::table::{Action, Image, Lane, Limits, Mode, Override, PROBE_PACE, Table};
 
 const LIMITS: Limits = Limits { max_fails: 1, fail_timeout: 10_000 };
 
@@ -128,7 +126,7 @@ fn fail(table: Table<'_>, entry: usize, lane: Option<Lane>) {
 fn note(table: Table<'_>, entry: usize) {
     table.note_restored(entry, 1, 2);
     table.note_pending(entry, Some(Pending { removals: 1, confirmed: 2, of: 3 }));
-    for reason in Reason::ALL {
+    for &reason in Reason::ALL {
         table.count_refusal(entry, reason);
     }
     table.note_retry(entry, u64::MAX);
@@ -142,38 +140,42 @@ fn note(table: Table<'_>, entry: usize) {
     assert_eq!((table.freshness(entry).failures, table.last_good_ms(entry)), (0, 2));
 }
 
-fn order(identity: u64, until_ms: u64) -> Order {
+fn weighted(id: &str, until_ms: Option<u64>) -> Override {
     let text = || "\u{e9}".repeat(30);
-    Order {
-        subject: Subject::Instance { scope: 1, upstream: 0, identity },
-        action: Action::Weight(7),
+    Override {
+        service: text(),
+        node: "node".to_owned(),
+        id: id.to_owned(),
+        upstream: Some(text()),
+        action: Action::Weight,
+        weight: NonZeroU16::new(7),
+        by: text(),
         since_ms: 1,
         until_ms,
-        service: text(),
-        instance: text(),
-        upstream: text(),
-        by: text(),
+        ..Override::default()
     }
 }
 
 /// What operators order, and what workers make of it: whatever lies there.
 fn order_all(table: Table<'_>, me: ProcessId) {
-    let _ = (table.has_overdue(5), table.is_frozen(KEYS[0], 5), table.take_asked());
-    let overrides = table.overrides(5);
+    let held = |table: Table<'_>| table.all_overrides().expect("nobody else writes");
+    let _ = (table.is_frozen(KEYS[0], 5), table.take_asked());
+    let overrides = table.overrides(5).expect("nobody else writes");
     for key in KEYS {
         let image = table.find(key).and_then(|entry| table.read_records(entry, key));
         if let Some(mut image) = image {
-            overrides.apply((1, 0), &mut image.records);
+            overrides.apply((1, b"api"), &mut image.records);
             assert!(image.records.iter().all(|record| record.weight > 0));
         }
     }
     table.heal(me);
-    let _ = table.give_orders(&[order(3, 0), order(4, 9)], me);
-    assert!(table.orders().len() <= table.order_capacity());
-    let lifted = table.lift_orders(|_| true, me).expect("nobody else has the lock");
-    assert!(lifted.len() <= table.order_capacity() && table.orders().is_empty());
-    table.give_orders(&[order(3, 0), order(4, 9)], me).expect("there is room now");
-    assert_eq!(table.orders(), [order(3, 0), order(4, 9)]);
+    let both = [weighted("id-1", None), weighted("id-2", Some(9))];
+    let _ = table.set_overrides(&both, me);
+    assert!(held(table).len() <= table.override_capacity());
+    let removed = table.remove_overrides(|_| true, me).expect("nobody else has the lock");
+    assert!(removed.len() <= table.override_capacity() && held(table).is_empty());
+    table.set_overrides(&both, me).expect("there is room now");
+    assert_eq!(held(table), both);
 }
 
 /// What publishers do, having found whatever they find. A zone without room is no fault.

@@ -4,9 +4,6 @@ use std::collections::HashMap;
 
 use super::Member;
 
-/// How many members to look ahead for the one that comes next.
-const AHEAD: usize = 64;
-
 /// A member of both sets, or of one: its places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pair {
@@ -15,51 +12,29 @@ pub(super) enum Pair {
     Come(usize),
 }
 
-/// Tells `each` every member of either set, once. Takes one look at each where the order of those
-/// that stay is the same, as it is for sets from Consul, and is right for any.
+/// Tells `each` every member of either set, once. Takes one look at those before and after all that
+/// has changed, which are nearly all.
 pub(super) fn pairs<T: Member>(old: &[T], new: &[T], mut each: impl FnMut(Pair)) {
-    let id = |list: &[T], at: usize| list[at].identity();
-    let (mut i, mut j) = (0, 0);
-    // Not found nearby: most likely in one set only.
-    let (mut alone, mut others) = (Vec::new(), Vec::new());
-    while i < old.len() && j < new.len() {
-        if id(old, i) == id(new, j) {
-            each(Pair::Both { old: i, new: j });
-            (i, j) = (i + 1, j + 1);
-            continue;
-        }
-        let (mine, theirs) = (id(old, i), id(new, j));
-        let found = (1..=AHEAD).find_map(|k| {
-            let gone = i + k < old.len() && id(old, i + k) == theirs;
-            let come = j + k < new.len() && id(new, j + k) == mine;
-            (gone || come).then_some((if gone { k } else { 0 }, if come { k } else { 0 }))
-        });
-        let (gone, come) = match found {
-            // Two that changed places: only one of them can be said to be in order.
-            Some((gone, come)) if gone > 0 && come > 0 => (gone, 0),
-            Some(steps) => steps,
-            None => (1, 1),
-        };
-        alone.extend(i..i + gone);
-        others.extend(j..j + come);
-        (i, j) = (i + gone, j + come);
-    }
-    alone.extend(i..old.len());
-    others.extend(j..new.len());
-    let mut places: HashMap<u64, usize> = others.iter().map(|&j| (id(new, j), j)).collect();
-    let mut stays = Vec::new();
-    for i in alone {
-        match places.remove(&id(old, i)) {
-            Some(j) => {
-                each(Pair::Both { old: i, new: j });
-                stays.push(j);
+    let is_same = |(one, other): &(&T, &T)| one.identity() == other.identity();
+    let first = old.iter().zip(new).take_while(is_same).count();
+    let (old_rest, new_rest) = (old[first..].iter().rev(), new[first..].iter().rev());
+    let last = old_rest.zip(new_rest).take_while(is_same).count();
+    let (old_end, new_end) = (old.len() - last, new.len() - last);
+    let both = (0..first).map(|n| (n, n)).chain((0..last).map(|n| (old_end + n, new_end + n)));
+    both.for_each(|(old, new)| each(Pair::Both { old, new }));
+    let mut places: HashMap<u64, usize> =
+        (first..new_end).map(|place| (new[place].identity(), place)).collect();
+    let mut stays = vec![false; new_end];
+    for (place, member) in old[..old_end].iter().enumerate().skip(first) {
+        each(match places.remove(&member.identity()) {
+            Some(new) => {
+                stays[new] = true;
+                Pair::Both { old: place, new }
             }
-            None => each(Pair::Gone(i)),
-        }
+            None => Pair::Gone(place),
+        });
     }
-    stays.sort_unstable();
-    let is_new = |j: &usize| stays.binary_search(j).is_err();
-    others.into_iter().filter(is_new).for_each(|j| each(Pair::Come(j)));
+    (first..new_end).filter(|&place| !stays[place]).for_each(|place| each(Pair::Come(place)));
 }
 
 #[cfg(test)]
@@ -134,7 +109,8 @@ mod tests {
     fn an_identity_that_comes_twice_is_two_members() {
         let others: Vec<u64> = (100..200).collect();
         let (old, new) = ([&[1, 1][..], &others].concat(), [&others[..], &[1, 1, 1]].concat());
-        let alone: Vec<Pair> = all(&old, &new).split_off(others.len());
+        let mut alone = all(&old, &new);
+        alone.retain(|pair| !matches!(pair, Pair::Both { old, .. } if *old >= 2));
         assert_eq!(alone[..2], [Pair::Both { old: 0, new: 102 }, Pair::Gone(1)]);
         assert_eq!(alone[2..], [Pair::Come(100), Pair::Come(101)]);
     }

@@ -8,8 +8,6 @@ const LEAST: usize = 115;
 const MOST: usize = 300;
 /// A table of that many is never too wide.
 const FEW: usize = 1024;
-/// While a table is made.
-const STRETCH: usize = 1024;
 const EMPTY: u64 = u64::MAX;
 
 /// A hash table with linear probing whose entries are in order (Amble and Knuth 1974): each hash has
@@ -24,12 +22,6 @@ pub(super) struct Places {
 }
 
 impl Places {
-    /// An empty list with room for the table of that many points, so that it becomes the table.
-    pub(super) fn list_for(points: usize) -> Vec<u64> {
-        // More are used at the end than points have homes, but few.
-        Vec::with_capacity(homes(points) + 256)
-    }
-
     /// A table of points, given as their keys in any order.
     pub(super) fn new<N: AsRef<[u8]>>(mut keys: Vec<u64>, name: impl Fn(Point) -> N) -> Places {
         keys.sort_unstable();
@@ -40,43 +32,20 @@ impl Places {
                 same.sort_by(|&a, &b| name(a).as_ref().cmp(name(b).as_ref()));
             }
         }
-        let mut this = Places { homes: homes(keys.len()) as u64, len: keys.len(), places: keys };
-        this.spread();
+        let len = keys.len();
+        let mut this = Places { places: Vec::new(), homes: homes(len) as u64, len };
+        // More are used at the end than points have homes, but few.
+        this.places.reserve(this.homes as usize + 256);
+        for key in keys {
+            let home = this.home(hash(key));
+            if this.places.len() < home {
+                this.places.resize(home, EMPTY);
+            }
+            this.places.push(key);
+        }
+        let end = this.places.len().max(this.homes as usize);
+        this.places.resize(end + 1, EMPTY);
         this
-    }
-
-    /// Moves the keys, all at the front and in order, to their places.
-    fn spread(&mut self) {
-        let mut places = std::mem::take(&mut self.places);
-        // How far the one at the front's `at` has to move, if the one before it moves so far.
-        let step = |before: usize, at: usize, key: u64| {
-            before.max(self.home(Point::from_key(key).hash).saturating_sub(at))
-        };
-        // The last ones have to move first, but that depends on those before them: so it is noted at
-        // the beginning of each stretch, and worked out again stretch by stretch.
-        let mut moved = 0;
-        let mut begins = Vec::with_capacity(self.len / STRETCH + 1);
-        for (at, &key) in places.iter().enumerate() {
-            if at % STRETCH == 0 {
-                begins.push(moved);
-            }
-            moved = step(moved, at, key);
-        }
-        places.resize((self.len + moved).max(self.homes as usize) + 1, EMPTY);
-        let mut moves = Vec::with_capacity(STRETCH);
-        for (stretch, mut moved) in begins.into_iter().enumerate().rev() {
-            let range = stretch * STRETCH..((stretch + 1) * STRETCH).min(self.len);
-            moves.clear();
-            moves.extend(range.clone().map(|at| {
-                moved = step(moved, at, places[at]);
-                moved
-            }));
-            for (at, &moved) in range.zip(&moves).rev() {
-                let key = std::mem::replace(&mut places[at], EMPTY);
-                places[at + moved] = key;
-            }
-        }
-        self.places = places;
     }
 
     /// Whether the table is good for that many points: not so full that stretches get long. Set so
@@ -201,9 +170,7 @@ mod tests {
             changes in prop::collection::vec((any::<bool>(), point()), 0..300),
             looks in prop::collection::vec(any::<u32>(), 20),
         ) {
-            let mut keys = Places::list_for(first.len());
-            keys.extend(first.iter().rev());
-            let mut places = Places::new(keys, name);
+            let mut places = Places::new(first.iter().rev().copied().collect(), name);
             let mut expected: BTreeSet<u64> = first;
             places.check();
             for (comes, point) in changes {

@@ -36,7 +36,8 @@ fn reads_a_recorded_answer() {
         .iter()
         .map(|i| {
             let (passing, warning) = (i.weight_passing, i.weight_warning);
-            let health = i.health.as_str();
+            let health = serde_json::to_value(i.health).unwrap();
+            let health = health.as_str().unwrap();
             format!("{} {} {}:{} {health} {passing}/{warning}", i.node, i.id, i.host, i.port)
         })
         .collect();

@@ -1,5 +1,8 @@
 //! What is followed compared with what is asked for.
 
+use std::time::Duration;
+
+use super::super::registry::idle;
 use super::{Shared, State};
 use crate::sync::Level;
 
@@ -9,13 +12,16 @@ impl Shared {
         self.adopt(state);
         self.trim(state, None);
         let unused_for = |target| self.store.unused_for(target);
-        for service in state.registry.idle(|key| self.templates.idle(key), unused_for) {
+        let limit = |key| self.templates.find(key).map_or(Duration::ZERO, |template| template.idle);
+        for service in idle(&state.registry, limit, unused_for) {
             self.drop_service(state, &service);
             let name = service.name.escape_debug();
             let line = format!("service \"{name}\": no request has named it for long, dropped");
             self.store.log(Level::Info, line);
         }
-        if let Some(line) = state.refused.take() {
+        if let Some((service, error)) = state.refused.take() {
+            let name = service.name.escape_debug();
+            let line = format!("no room for service \"{name}\": {error}");
             self.store.log(Level::Error, line);
         }
         let evicted = std::mem::take(&mut state.evicted);
@@ -36,14 +42,14 @@ impl Shared {
             if self.templates.find(service.template).is_none() {
                 continue;
             }
-            if state.registry.targets(&service).is_none() {
+            if !state.registry.contains_key(&service) {
                 if let Some(template) = self.templates.admit(&service) {
-                    // Its targets are gone then.
+                    // If there is no room, its targets go.
                     let _ = self.follow(state, &service, template);
                 }
             }
-            let targets = state.registry.targets(&service).unwrap_or_default();
-            if !targets.contains(&target) {
+            let targets = state.registry.get(&service);
+            if !targets.is_some_and(|targets| targets.contains(&target)) {
                 self.store.remove(target);
             }
         }

@@ -87,7 +87,6 @@ impl ConnectionBudget {
     /// there. Each is followed by [`Self::on_answer`], [`Self::on_trial_refused`] or
     /// [`Self::on_failure`].
     pub(super) fn next_step(&mut self, wanted: usize, now: Instant) -> usize {
-        self.allowed = self.allowed.min(wanted.max(START));
         let below = self.refused(now).map_or(usize::MAX, |refused| refused - 1);
         let missing = wanted.min(below).saturating_sub(self.allowed);
         let is_busy = self.step > 0 || self.suspected.is_some() || now < self.not_before;
@@ -105,11 +104,6 @@ impl ConnectionBudget {
         if self.unanswered == 0 && self.suspected.is_none() {
             self.allowed += std::mem::take(&mut self.step);
         }
-    }
-
-    /// A connection of the step came to nothing, and that says nothing of their number.
-    pub(super) fn on_failure(&mut self, now: Instant) {
-        self.give_up(now);
     }
 
     /// A connection of the step was refused.
@@ -141,7 +135,7 @@ impl ConnectionBudget {
     pub(super) fn judge(&mut self, now: Instant) -> Option<Judgement> {
         let (since, count, of) = self.lost.unwrap_or((now, 0, 1));
         if count > 0 && count * 2 >= of && (self.allowed > START || self.suspected.is_some()) {
-            self.give_up(now.max(since));
+            self.on_failure(now.max(since));
             (self.allowed, self.lost) = (START, None);
             return Some(Judgement::Restarted);
         }
@@ -151,13 +145,15 @@ impl ConnectionBudget {
             self.suspected = Some((number, how, at));
             return None;
         }
-        self.give_up(now);
+        self.on_failure(now);
         self.refused = Some((number, now + MEMORY));
         self.allowed = (number - number / 4).max(START).min(number - 1).min(self.allowed);
         Some(Judgement::Refused { number, allowed: self.allowed, how })
     }
 
-    fn give_up(&mut self, now: Instant) {
+    /// A connection of the step came to nothing, and that says nothing of their number: gives the
+    /// step up.
+    pub(super) fn on_failure(&mut self, now: Instant) {
         (self.step, self.unanswered, self.suspected) = (0, 0, None);
         self.not_before = now + PAUSE;
     }
@@ -197,8 +193,7 @@ mod tests {
         budget.on_answer();
         assert_eq!((budget.allowed(), budget.on_trial()), (80, 0));
         assert_eq!(grow(&mut budget, (1000, 2000), now), 1000);
-        assert_eq!(budget.next_step(300, now), 0, "what is not wanted is given back");
-        assert_eq!(budget.allowed(), 300);
+        assert_eq!(budget.next_step(300, now), 0);
     }
 
     #[test]

@@ -121,7 +121,7 @@ impl ConnectionPlan {
 
     /// Connections that the engine should have.
     pub(super) fn wanted(&self) -> usize {
-        self.available.min(if self.limit.is_none() { self.needed } else { START })
+        if self.needed <= self.available { self.needed } else { START.min(self.available) }
     }
 
     /// Longest expected time until a change is seen where an overview speaks, but can't tell of
@@ -153,7 +153,8 @@ impl ConnectionPlan {
         } else {
             format!("they are read in turn and see changes within {sweep}")
         };
-        let limit = self.limit.map_or("connections that are still to end", Limit::what);
+        let limit =
+            self.limit.map_or("connections of earlier workers that are still to end", Limit::what);
         format!(
             "more services than consul_connections: {watches} services, {budget} connections, a \
              blocking query for each needs {needed} (limited by {limit}); {how}"
@@ -228,7 +229,7 @@ mod tests {
         assert_eq!((plan.limit, plan.wanted()), (None, 816));
         // After a reload, until the connections of before have ended.
         let plan = ConnectionPlan::of(&Demand { available: 100, ..few.clone() });
-        assert_eq!((plan.limit, plan.wanted()), (None, 100));
+        assert_eq!((plan.limit, plan.wanted()), (None, 64));
         let many = ConnectionPlan::of(&Demand { watches: 1000, scopes: vec![1000], ..few });
         assert_eq!((many.limit, many.wanted()), (Some(Limit::Configured), 64));
     }

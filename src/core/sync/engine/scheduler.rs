@@ -11,7 +11,7 @@ use crate::consul::overview;
 use crate::sync::overview_watch::{OverviewWatch, subject_of_overview};
 use crate::sync::plan::{Followed, Subject};
 use crate::sync::runner::{Common, Job, poll};
-use crate::sync::{Connections, Endpoint, Limit, Mode};
+use crate::sync::{Connections, Limit, Mode};
 
 /// How often a service is read that overviews speak for, whatever they say.
 const TRIGGERED: Duration = Duration::from_secs(60);
@@ -44,13 +44,6 @@ impl Task {
             Task::Overview(_, overview) => overview.will_block(),
         }
     }
-}
-
-/// What a thread did last.
-#[derive(Default)]
-pub(super) struct Last {
-    pub(super) watch: Option<u64>,
-    pub(super) endpoint: Option<Arc<Endpoint>>,
 }
 
 /// One watch.
@@ -191,12 +184,13 @@ impl Scheduler {
 
     /// Follows one more target.
     pub(super) fn follow(&mut self, followed: Followed, now: Instant) {
+        debug_assert!(!self.of_target.contains_key(&followed.number), "the number is in use");
+        self.forget(followed.number);
         let subject = followed.target.subject();
         let Some(&id) = self.by_subject.get(&subject) else {
             return self.add(&Arc::new(subject), vec![followed], now);
         };
-        let before = self.of_target.insert(followed.number, id);
-        debug_assert!(before.is_none(), "the number is in use");
+        self.of_target.insert(followed.number, id);
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let mut targets = entry.common.targets().to_vec();
         targets.push(followed);
@@ -304,14 +298,14 @@ impl Scheduler {
         self.plan.budget < self.plan.wanted()
     }
 
-    /// The next thing to do for a thread.
-    pub(super) fn take(&mut self, now: Instant, last: &Last) -> Option<Task> {
+    /// The next thing to do for a thread, which has run the watch `last` before.
+    pub(super) fn take(&mut self, now: Instant, last: Option<u64>) -> Option<Task> {
         if let Some((place, overview)) = self.take_overview(now) {
             self.blocking += usize::from(overview.will_block());
             return Some(Task::Overview(place, overview));
         }
         // Whoever has just read a service has the connection that its index is good for.
-        let sticky = last.watch.filter(|id| {
+        let sticky = last.filter(|id| {
             let entry = self.entries.get(id);
             entry.is_some_and(|entry| entry.due <= now && self.wants_query(entry))
         });
@@ -322,10 +316,11 @@ impl Scheduler {
         sticky.into_iter().chain(near).chain(far).find_map(|key| self.hand_out(key))
     }
 
-    /// Whether the thread is connected to the servers of an entry.
-    fn is_near(&self, (Key::Watch(id) | Key::Beside(id)): Key, last: &Last) -> bool {
-        let entry = self.entries.get(&id).zip(last.endpoint.as_ref());
-        entry.is_some_and(|(entry, last)| Arc::ptr_eq(last, &entry.common.subject.endpoint))
+    /// Whether a thread is connected to the servers of an entry.
+    fn is_near(&self, (Key::Watch(id) | Key::Beside(id)): Key, last: Option<u64>) -> bool {
+        let endpoint = |id| Some(&self.entries.get(&id)?.common.subject.endpoint);
+        let both = endpoint(id).zip(last.and_then(endpoint));
+        both.is_some_and(|(one, other)| Arc::ptr_eq(one, other))
     }
 
     /// How many more watches may have a blocking query.

@@ -74,23 +74,36 @@ fn round(shared: &Arc<Shared>, memory: &mut Memory) -> Instant {
     let is_full = scheduler.plan.all_block && scheduler.entries.len() > scheduler.plan.polls;
     let has_grown = scheduler.is_growing() && scheduler.budget.allowed() > scheduler.plan.budget;
     if is_tick || is_full || has_grown || judgement.is_some() {
+        let before = scheduler.plan.clone();
         scheduler.replan(most(shared.connections, memory.limits), foreign, now);
-        shared.work.notify_all();
+        if before != scheduler.plan {
+            shared.work.notify_all();
+        }
     }
     take_step(&mut scheduler, now);
     shared.note(&scheduler);
     let missing = missing(&mut scheduler, now);
+    if scheduler.threads.idle > 0 && scheduler.count_due(now, 1) > 0 {
+        shared.work.notify_one();
+    }
     let judged_at = scheduler.budget.judged_at();
     let is_short =
         scheduler.threads.idle == 0 && scheduler.threads.count < scheduler.most_threads();
     let due = scheduler.next_due(now).filter(|_| is_short);
-    let notice = notice(&scheduler, &mut memory.said, now);
+    if let Some(line) = notice(&scheduler, &mut memory.said, now) {
+        shared.sink.log(Level::Notice, line);
+    }
     drop(scheduler);
     if let Some(Judgement::Refused { number, allowed, how }) = judgement {
-        shared.sink.log(Level::Warn, refused(number, allowed, how));
-    }
-    if let Some(notice) = notice {
-        shared.sink.log(Level::Notice, notice);
+        let (error, raise) = match how {
+            Refused::Limit(error) => (error, "limits.http_max_conns_per_client"),
+            Refused::Silent => ("no answer within 1s".to_owned(), "LimitNOFILE"),
+        };
+        let line = format!(
+            "Consul refused connection {number} ({error}), going on with {allowed} and fewer than \
+             {number} for an hour: raise {raise} of Consul, or lower consul_connections"
+        );
+        shared.sink.log(Level::Warn, line);
     }
     if let Err(error) = start(shared, missing) {
         if !std::mem::replace(&mut memory.is_short, true) {
@@ -167,7 +180,7 @@ fn notice(
 ) -> Option<String> {
     let plan = &scheduler.plan;
     // While more connections are tried out, what holds now is soon over.
-    if plan.limit.is_none() && plan.budget < plan.needed && scheduler.budget.on_trial() > 0 {
+    if scheduler.is_growing() {
         return None;
     }
     // That all is as it should be need not be said at the beginning, nor of how many then.
@@ -181,16 +194,4 @@ fn notice(
     }
     *said = Some((if is_news { Some(now) } else { at }, plan.all_block, plan.budget));
     is_news.then(|| plan.notice())
-}
-
-/// What the operator should know of a refusal.
-fn refused(number: usize, allowed: usize, how: Refused) -> String {
-    let (error, raise) = match how {
-        Refused::Limit(error) => (error, "limits.http_max_conns_per_client"),
-        Refused::Silent => ("no answer within 1s".to_owned(), "LimitNOFILE of the service"),
-    };
-    format!(
-        "Consul refused connection {number} ({error}), going on with {allowed} and fewer than \
-         {number} for an hour: raise {raise} of Consul, or lower consul_connections"
-    )
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::Shared;
 use super::budget::{PATIENCE, Refused};
-use super::scheduler::{Last, Scheduler, Task};
+use super::scheduler::{Scheduler, Task};
 use crate::consul::client::{self, Client, Trouble};
 use crate::resolve::SystemResolver;
 use crate::sync::Level;
@@ -41,8 +41,8 @@ pub(super) fn work(shared: &Arc<Shared>) {
     let mut client = Client::numbered(Arc::clone(stop), number);
     let resolver = SystemResolver::new(Arc::clone(stop));
     try_connection(shared, &mut client);
-    let (mut last, mut done) = (Last::default(), None);
-    while let Some(task) = next(shared, &last, done.take()) {
+    let (mut last, mut done) = (None, None);
+    while let Some(task) = next(shared, last, done.take()) {
         let mut tools = Tools {
             client: &mut client,
             resolver: &resolver,
@@ -51,8 +51,7 @@ pub(super) fn work(shared: &Arc<Shared>) {
         };
         let goes_on = match task {
             Task::Watch(id, job) => {
-                last.endpoint = Some(Arc::clone(&job.subject().endpoint));
-                last.watch = Some(id);
+                last = Some(id);
                 done = watch(shared, &mut tools, job).map(|job| (id, job));
                 done.is_some()
             }
@@ -123,7 +122,7 @@ fn note_trouble(shared: &Shared, trouble: Trouble) {
 
 /// Takes a watch back, and waits for the next task; `None` if the thread is to end. No other thread
 /// comes between: this one has the connection that the index of the watch is good for.
-fn next(shared: &Shared, last: &Last, done: Option<(u64, Box<Job>)>) -> Option<Task> {
+fn next(shared: &Shared, last: Option<u64>, done: Option<(u64, Box<Job>)>) -> Option<Task> {
     let mut scheduler = shared.scheduler.lock();
     if let Some((id, job)) = done {
         scheduler.put(id, job, Instant::now());
@@ -131,6 +130,8 @@ fn next(shared: &Shared, last: &Last, done: Option<(u64, Box<Job>)>) -> Option<T
     }
     loop {
         if scheduler.has_ended || scheduler.threads.count > scheduler.most_threads() {
+            // It may have been the one to wait for the time.
+            shared.work.notify_one();
             return None;
         }
         let now = Instant::now();

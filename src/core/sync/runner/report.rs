@@ -8,18 +8,15 @@ use crate::consul::watch::{Fetch, Outcome};
 use crate::sync::names::query_name;
 use crate::sync::outages::Ended;
 use crate::sync::plan::Followed;
-use crate::sync::publisher::Prepared;
-use crate::sync::{Level, Mode, Report, Sink};
+use crate::sync::{Level, Mode, Pending, Report, Sink};
 
 /// Reports a good answer: its index, the server and how the service is followed.
-pub(super) fn report_good(
+pub(super) fn report_good<'a>(
     (index, server, mode): (u64, usize, Mode),
-    targets: &[Followed],
-    prepared: Option<&Prepared>,
+    targets: impl Iterator<Item = (&'a Followed, Option<Pending>)>,
     sink: &dyn Sink,
 ) {
-    for target in targets.iter().filter(|target| !target.is_gone()) {
-        let pending = prepared.and_then(|prepared| prepared.pending(target.number));
+    for (target, pending) in targets.filter(|(target, _)| !target.is_gone()) {
         sink.report(target.number, &Report::Good { index, server, mode, pending });
     }
 }

@@ -8,11 +8,11 @@ use nginx_consul_core::idle::Spot;
 use nginx_sys::{
     ngx_close_connection, ngx_connection_t, ngx_current_msec, ngx_cycle, ngx_del_timer,
     ngx_destroy_pool, ngx_event_t, ngx_handle_read_event, ngx_log_t, ngx_msec_t, ngx_palloc,
-    ngx_peer_connection_t, sockaddr,
+    ngx_peer_connection_t,
 };
 
-use super::terms::{Bytes, Wanted};
-use super::{Hint, Keepalive, Key, SERVERS};
+use super::terms::Wanted;
+use super::{Keepalive, Key, SERVERS};
 use crate::ffi::{OK, fence};
 
 /// A connection that was idle before, or is; in its own pool.
@@ -24,8 +24,7 @@ pub(super) struct Connection {
     pub(super) spot: Option<Spot>,
     /// When it became idle, on the event loop's clock.
     pub(super) since: ngx_msec_t,
-    address: Bytes,
-    is: Wanted,
+    pub(super) is: Wanted,
 }
 
 impl Connection {
@@ -33,58 +32,21 @@ impl Connection {
     ///
     /// # Safety
     ///
-    /// `pc` is that of a request that has done with its connection; `wanted` is what it wanted.
+    /// `pc` is that of a request that has done with its connection; `is` is what it wanted.
     pub(super) unsafe fn new(
         pc: &ngx_peer_connection_t,
-        wanted: &Wanted,
+        is: Wanted,
     ) -> Option<NonNull<Connection>> {
         const { assert!(align_of::<Connection>() <= nginx_sys::NGX_ALIGNMENT) };
-        // SAFETY: an upstream's connection has a pool; it outlives what lies in it. There is room
-        // for the bytes behind the structure.
+        let (keepalive, connection, spot, since) = (ptr::null(), pc.connection, None, 0);
+        // SAFETY: an upstream's connection has a pool; it outlives what lies in it.
         unsafe {
-            let address = Bytes::new(pc.sockaddr, pc.socklen as usize);
-            let terms = wanted.terms.as_ref();
-            let len = address.len() + terms.map_or(0, |t| t.local.len() + t.name.len());
-            let pool = (*pc.connection).pool;
-            let place = ngx_palloc(pool, size_of::<Connection>() + len).cast::<Connection>();
+            let place =
+                ngx_palloc((*connection).pool, size_of::<Connection>()).cast::<Connection>();
             let place = NonNull::new(place)?;
-            let mut at = place.as_ptr().add(1).cast::<u8>();
-            let mut copied = |bytes: Bytes| {
-                let copy = bytes.copied_to(at);
-                at = at.add(bytes.len());
-                copy
-            };
-            place.write(Connection {
-                keepalive: ptr::null(),
-                connection: pc.connection,
-                spot: None,
-                since: 0,
-                address: copied(address),
-                is: wanted.on(terms.map(|t| t.keeping(copied(t.local), copied(t.name)))),
-            });
+            place.write(Connection { keepalive, connection, spot, since, is });
             Some(place)
         }
-    }
-
-    /// Whether it leads where the request goes, and is what the request wants.
-    ///
-    /// # Safety
-    ///
-    /// It is alive, and so is the request.
-    #[inline]
-    pub(super) unsafe fn suits(&self, pc: &ngx_peer_connection_t, wanted: &Wanted) -> bool {
-        // SAFETY: the caller's promise.
-        unsafe {
-            self.is.suits(wanted) && self.address.is(Bytes::new(pc.sockaddr, pc.socklen as usize))
-        }
-    }
-
-    /// # Safety
-    ///
-    /// It is alive, and so is the address.
-    pub(super) unsafe fn leads_to(&self, (address, len): (*mut sockaddr, libc::socklen_t)) -> bool {
-        // SAFETY: the caller's promise.
-        unsafe { self.address.is(Bytes::new(address, len as usize)) }
     }
 
     /// Whether its peer has neither closed it nor sent anything.
@@ -132,7 +94,7 @@ pub(super) unsafe fn hand_out(connection: NonNull<Connection>, pc: &mut ngx_peer
 #[inline(always)]
 pub(super) unsafe fn keep(
     keepalive: &Rc<Keepalive>,
-    (key, hint): (Key, Hint),
+    key: Key,
     connection: NonNull<Connection>,
     pc: &mut ngx_peer_connection_t,
 ) {
@@ -155,7 +117,7 @@ pub(super) unsafe fn keep(
         c.data = connection.as_ptr().cast();
         c.set_idle(1);
         set_log(c, (*ngx_cycle).log);
-        keepalive.put(key, hint, connection);
+        keepalive.put(key, connection);
         if (*c.read).ready() != 0 {
             on_read(c.read);
         }
@@ -239,11 +201,11 @@ unsafe extern "C" fn close_connection(c: *mut ngx_connection_t) {
 ///
 /// `pc` points at a valid address.
 #[cold]
-pub(super) unsafe fn key_of_server(pc: &ngx_peer_connection_t) -> (Key, Hint) {
+pub(super) unsafe fn key_of_server(pc: &ngx_peer_connection_t) -> Key {
     // SAFETY: the caller's promise.
     let bytes =
         unsafe { std::slice::from_raw_parts(pc.sockaddr.cast::<u8>(), pc.socklen as usize) };
     let mut hasher = DefaultHasher::new();
     hasher.write(bytes);
-    (Key { owner: SERVERS, place: None, identity: hasher.finish() }, Hint::NONE)
+    Key { owner: SERVERS, place: None, identity: hasher.finish(), address: 0 }
 }

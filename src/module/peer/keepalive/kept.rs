@@ -4,7 +4,7 @@
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-use nginx_consul_core::idle::{Hint, Key};
+use nginx_consul_core::idle::Key;
 use nginx_consul_core::table::Slot;
 use nginx_sys::{
     NGX_DONE, NGX_PEER_FAILED, ngx_current_msec, ngx_exiting, ngx_handle_read_event,
@@ -23,7 +23,6 @@ pub(in super::super) struct Kept {
     keepalive: *const Rc<Keepalive>,
     /// Whom the request is with; `None` if its connection is not to be kept.
     key: Option<Key>,
-    hint: Hint,
     /// The connection it was given, if one was idle.
     given: Option<NonNull<Connection>>,
 }
@@ -32,7 +31,7 @@ impl Kept {
     /// Of a request that has no peer yet. `keepalive` stays where it is until the request's end.
     #[inline]
     pub(in super::super) fn new(keepalive: *const Rc<Keepalive>) -> Kept {
-        Kept { keepalive, key: None, hint: Hint::NONE, given: None }
+        Kept { keepalive, key: None, given: None }
     }
 
     fn keepalive(&self) -> &'static Rc<Keepalive> {
@@ -71,17 +70,13 @@ impl Kept {
         peer: &UpstreamPeer<'_>,
         wanted: &Wanted,
     ) -> ngx_int_t {
-        let at = match peer {
+        let key = match peer {
             UpstreamPeer::Instance(instance) => instance.key(),
             // SAFETY: the caller's promise.
-            UpstreamPeer::Server => Some(unsafe { connection::key_of_server(pc) }),
+            UpstreamPeer::Server => unsafe { connection::key_of_server(pc) },
         };
-        let Some((key, hint)) = at else { return OK };
-        let (found_at, found) = self.keepalive().take(&key, hint, pc, wanted);
-        if let (true, UpstreamPeer::Instance(instance)) = (found_at != hint, peer) {
-            instance.view.note_hint(instance.peer, found_at);
-        }
-        (self.key, self.hint, self.given) = (Some(key), found_at, found);
+        let found = self.keepalive().take(&key, wanted);
+        (self.key, self.given) = (Some(key), found);
         let Some(found) = found else { return OK };
         // SAFETY: it was taken out, so it is nobody else's.
         unsafe { connection::hand_out(found, pc) };
@@ -116,8 +111,8 @@ impl Kept {
             if !self.is_fit(pc, u, state) || !peer.is_there() {
                 return;
             }
-            let Some(kept) = given.or_else(|| Connection::new(pc, &wanted?)) else { return };
-            connection::keep(self.keepalive(), (key, self.hint), kept, pc);
+            let Some(kept) = given.or_else(|| Connection::new(pc, wanted?)) else { return };
+            connection::keep(self.keepalive(), key, kept, pc);
         }
     }
 

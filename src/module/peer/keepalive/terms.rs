@@ -1,83 +1,19 @@
 //! What a connection must have in common with what a request wants.
 
 use std::ffi::c_void;
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::ptr;
+use std::sync::OnceLock;
 
 use nginx_sys::{ngx_http_request_t, ngx_http_upstream_t, ngx_peer_connection_t};
 
-/// Bytes that somebody else keeps: the request's pool or configuration, or the connection's pool.
-#[derive(Clone, Copy)]
-pub(super) struct Bytes(*const u8, usize);
-
-impl Bytes {
-    pub(super) const NONE: Bytes = Bytes(ptr::null(), 0);
-
-    pub(super) fn new<T>(data: *const T, len: usize) -> Bytes {
-        if data.is_null() { Bytes::NONE } else { Bytes(data.cast(), len) }
-    }
-
-    pub(super) fn len(self) -> usize {
-        self.1
-    }
-
-    /// # Safety
-    ///
-    /// Who keeps the bytes is still there.
-    #[inline]
-    pub(super) unsafe fn is(self, other: Bytes) -> bool {
-        if self.1 != other.1 {
-            return false;
-        }
-        // SAFETY: the caller's promise; no length is without its bytes.
-        unsafe {
-            // An IPv4 address: no call of the C library is as quick as two words.
-            if self.1 == size_of::<[u64; 2]>() {
-                let words = |bytes: Bytes| bytes.0.cast::<[u64; 2]>().read_unaligned();
-                return words(self) == words(other);
-            }
-            self.1 == 0
-                || std::slice::from_raw_parts(self.0, self.1)
-                    == std::slice::from_raw_parts(other.0, other.1)
-        }
-    }
-
-    /// # Safety
-    ///
-    /// As for [`Bytes::is`]; there is room at `place`.
-    pub(super) unsafe fn copied_to(self, place: *mut u8) -> Bytes {
-        // SAFETY: the caller's promise.
-        unsafe { ptr::copy_nonoverlapping(self.0, place, self.1) };
-        Bytes(place, self.1)
-    }
-}
-
 /// What a connection is, or what a request wants it to be.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(in super::super) struct Wanted {
     /// The protocol, by who makes its requests: the peer may serve several.
     protocol: *const c_void,
-    /// `None` of most.
-    pub(super) terms: Option<Terms>,
-}
-
-/// What else matters with TLS or `proxy_bind`.
-#[derive(Clone, Copy)]
-pub(super) struct Terms {
-    /// The address of `proxy_bind`.
-    pub(super) local: Bytes,
-    tls: Option<Tls>,
-    /// The name of the peer that TLS sends or verifies.
-    pub(super) name: Bytes,
-}
-
-/// What decides about a TLS connection besides the name. All of it is in the configuration.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Tls {
-    context: *const c_void,
-    certificate: *const c_void,
-    key: *const c_void,
-    sends_name: bool,
-    verifies: bool,
+    /// What else matters, with TLS or `proxy_bind`: a hash of it, which only this process can compute.
+    terms: u64,
 }
 
 impl Wanted {
@@ -95,75 +31,37 @@ impl Wanted {
         // SAFETY: the caller's promise.
         let u = unsafe { &*(*r).upstream };
         let protocol = u.create_request.map_or(ptr::null(), |create| create as *const c_void);
-        if !is_tls(u) && pc.local.is_null() {
-            return Some(Wanted { protocol, terms: None });
-        }
-        // SAFETY: the caller's promise.
-        let terms = Some(unsafe { Terms::wanted(r, u, pc) }?);
+        let is_plain = !is_tls(u) && pc.local.is_null();
+        // SAFETY: as above.
+        let terms = if is_plain { 0 } else { unsafe { terms(r, u, pc)? } };
         Some(Wanted { protocol, terms })
-    }
-
-    /// The same, with other terms.
-    pub(super) fn on(&self, terms: Option<Terms>) -> Wanted {
-        Wanted { terms, ..*self }
-    }
-
-    /// # Safety
-    ///
-    /// Who keeps the bytes of both is still there.
-    #[inline]
-    pub(super) unsafe fn suits(&self, wanted: &Wanted) -> bool {
-        self.protocol == wanted.protocol
-            && match (&self.terms, &wanted.terms) {
-                (None, None) => true,
-                // SAFETY: the caller's promise.
-                (Some(terms), Some(wanted)) => unsafe { terms.suit(wanted) },
-                _ => false,
-            }
     }
 }
 
-impl Terms {
-    /// # Safety
-    ///
-    /// As for [`Wanted::by`].
-    #[cold]
-    unsafe fn wanted(
-        r: *mut ngx_http_request_t,
-        u: &ngx_http_upstream_t,
-        pc: &ngx_peer_connection_t,
-    ) -> Option<Terms> {
-        // SAFETY: `local` is null or what `proxy_bind` made, with the request's configuration or
-        // in its pool.
-        let local = unsafe { pc.local.as_ref() }
-            .map_or(Bytes::NONE, |local| Bytes::new(local.sockaddr, local.socklen as usize));
-        let mut terms = Terms { local, tls: None, name: Bytes::NONE };
-        if is_tls(u) {
-            // SAFETY: the caller's promise.
-            unsafe {
-                let (tls, is_named) = tls(u)?;
-                terms.tls = Some(tls);
-                if is_named {
-                    terms.name = name(r)?;
-                }
-            }
-        }
-        Some(terms)
-    }
-
-    /// The same, with these bytes.
-    pub(super) fn keeping(&self, local: Bytes, name: Bytes) -> Terms {
-        Terms { local, name, ..*self }
-    }
-
-    /// # Safety
-    ///
-    /// As for [`Wanted::suits`].
-    unsafe fn suit(&self, wanted: &Terms) -> bool {
+/// # Safety
+///
+/// As for [`Wanted::by`].
+#[cold]
+unsafe fn terms(
+    r: *mut ngx_http_request_t,
+    u: &ngx_http_upstream_t,
+    pc: &ngx_peer_connection_t,
+) -> Option<u64> {
+    static KEYS: OnceLock<RandomState> = OnceLock::new();
+    let mut hasher = KEYS.get_or_init(RandomState::new).build_hasher();
+    // SAFETY: `local` is null or what `proxy_bind` made, with the request's configuration or in its
+    // pool; its address is as long as it says.
+    let local = unsafe {
+        pc.local.as_ref().map(|local| {
+            std::slice::from_raw_parts(local.sockaddr.cast::<u8>(), local.socklen as usize)
+        })
+    };
+    local.hash(&mut hasher);
+    if is_tls(u) {
         // SAFETY: the caller's promise.
-        self.tls == wanted.tls
-            && unsafe { self.local.is(wanted.local) && self.name.is(wanted.name) }
+        unsafe { hash_tls(r, u, &mut hasher)? };
     }
+    Some(hasher.finish())
 }
 
 #[cfg(nginx_ssl)]
@@ -177,14 +75,20 @@ pub(super) fn is_tls(_: &ngx_http_upstream_t) -> bool {
     false
 }
 
-/// And whether the name of the peer matters.
+/// What decides about a TLS connection: what the configuration says, and the name that TLS knows the
+/// peer by, where it is sent or verified.
 ///
 /// # Safety
 ///
-/// `u` is that of a request.
+/// As for [`Wanted::by`]; the upstream speaks TLS.
 #[cfg(nginx_ssl)]
-unsafe fn tls(u: &ngx_http_upstream_t) -> Option<(Tls, bool)> {
-    // SAFETY: the location's configuration; its values are null or compiled ones.
+unsafe fn hash_tls(
+    r: *mut ngx_http_request_t,
+    u: &ngx_http_upstream_t,
+    hasher: &mut impl Hasher,
+) -> Option<()> {
+    // SAFETY: the location's configuration; its values are null or compiled ones. The name is found
+    // as ngx_http_upstream_ssl_name() does.
     unsafe {
         let conf = &*u.conf;
         let has_variables = |value: *mut nginx_sys::ngx_http_complex_value_t| {
@@ -193,50 +97,30 @@ unsafe fn tls(u: &ngx_http_upstream_t) -> Option<(Tls, bool)> {
         if has_variables(conf.ssl_certificate) || has_variables(conf.ssl_certificate_key) {
             return None;
         }
-        let tls = Tls {
-            context: conf.ssl.cast(),
-            certificate: conf.ssl_certificate.cast(),
-            key: conf.ssl_certificate_key.cast(),
-            sends_name: conf.ssl_server_name != 0,
-            verifies: conf.ssl_verify != 0,
-        };
-        Some((tls, tls.sends_name || tls.verifies))
-    }
-}
-
-/// # Safety
-///
-/// As of the one with TLS, though it needs nothing.
-#[cfg(not(nginx_ssl))]
-unsafe fn tls(_: &ngx_http_upstream_t) -> Option<(Tls, bool)> {
-    None
-}
-
-/// The name that TLS knows the request's peer by, in the request's pool or its configuration.
-///
-/// # Safety
-///
-/// `r` is a request with an upstream that speaks TLS.
-#[cfg(nginx_ssl)]
-unsafe fn name(r: *mut ngx_http_request_t) -> Option<Bytes> {
-    // SAFETY: the caller's promise; as ngx_http_upstream_ssl_name() finds it.
-    unsafe {
-        let u = &*(*r).upstream;
-        let value = (*u.conf).ssl_name;
-        let mut name = u.ssl_name;
-        if !value.is_null()
-            && nginx_sys::ngx_http_complex_value(r, value, &mut name) != crate::ffi::OK
-        {
-            return None;
+        let (sends_name, verifies) = (conf.ssl_server_name != 0, conf.ssl_verify != 0);
+        (conf.ssl, conf.ssl_certificate, conf.ssl_certificate_key).hash(hasher);
+        (sends_name, verifies).hash(hasher);
+        if sends_name || verifies {
+            let mut name = u.ssl_name;
+            if !conf.ssl_name.is_null()
+                && nginx_sys::ngx_http_complex_value(r, conf.ssl_name, &mut name) != crate::ffi::OK
+            {
+                return None;
+            }
+            crate::ffi::bytes(&name).hash(hasher);
         }
-        Some(Bytes::new(name.data, name.len))
     }
+    Some(())
 }
 
 /// # Safety
 ///
 /// As of the one with TLS, though it needs nothing.
 #[cfg(not(nginx_ssl))]
-unsafe fn name(_: *mut ngx_http_request_t) -> Option<Bytes> {
+unsafe fn hash_tls(
+    _: *mut ngx_http_request_t,
+    _: &ngx_http_upstream_t,
+    _: &mut impl Hasher,
+) -> Option<()> {
     None
 }

@@ -1,11 +1,12 @@
 //! Peers of nginx's types, made of a view's first tier by a method's own `init_upstream`.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::collections::HashMap;
 use std::iter;
 use std::mem::MaybeUninit;
 use std::ptr::{self, NonNull};
 use std::rc::Rc;
+use std::time::Instant;
 
 use nginx_sys::{
     NGX_DEFAULT_POOL_SIZE, NGX_HTTP_MAIN_CONF, NGX_HTTP_MODULE, ngx_addr_t, ngx_array_t,
@@ -26,6 +27,10 @@ pub(in super::super) struct Snapshot {
     /// nginx's peers, by their numbers in the view.
     peers: Box<[NonNull<ngx_http_upstream_rr_peer_t>]>,
     numbers: OnceCell<HashMap<Key, usize>>,
+    /// When work on it began.
+    pub(super) start: Instant,
+    /// Whether a request was prepared for picks from it.
+    used: Cell<bool>,
     /// Dropped last: all of the above lives in it.
     _pool: Pool,
 }
@@ -58,7 +63,11 @@ impl Drop for Pool {
 impl Snapshot {
     /// `None` if memory is short, or the method refuses. `view` is not empty; `alone`: there are no
     /// `server` lines.
-    pub(super) fn new(method: &NginxMethod, view: &Rc<PeerView>, alone: bool) -> Option<Snapshot> {
+    pub(super) fn new(
+        method: &NginxMethod,
+        view: &Rc<PeerView>,
+        (alone, start): (bool, Instant),
+    ) -> Option<Snapshot> {
         let pool = Pool::new()?;
         let made = make(method, &pool, view);
         let Some(upstream) = made else {
@@ -79,11 +88,17 @@ impl Snapshot {
         };
         let peers = iter::successors(NonNull::new(list.peer), next).collect();
         let (view, upstream) = (Rc::clone(view), upstream.as_ptr());
-        Some(Snapshot { view, upstream, peers, numbers: OnceCell::new(), _pool: pool })
+        let (numbers, used) = (OnceCell::new(), Cell::new(false));
+        Some(Snapshot { view, upstream, peers, numbers, start, used, _pool: pool })
     }
 
     pub(in super::super) fn view(&self) -> &Rc<PeerView> {
         &self.view
+    }
+
+    /// Whether no request was prepared for picks from it before.
+    pub(in super::super) fn is_first_use(&self) -> bool {
+        !self.used.replace(true)
     }
 
     /// Prepares a request for picks, as the method's `peer.init`.
@@ -92,7 +107,7 @@ impl Snapshot {
     ///
     /// Called with a request with an upstream that holds this snapshot as long as it picks.
     #[inline]
-    pub(super) unsafe fn init(&self, r: *mut ngx_http_request_t) -> ngx_int_t {
+    pub(in super::super) unsafe fn init(&self, r: *mut ngx_http_request_t) -> ngx_int_t {
         // SAFETY: the caller's promise; the method's init_upstream has set the callback for this
         // copy of the block.
         unsafe { (*self.upstream).peer.init.map_or(ERROR, |init| init(r, self.upstream)) }

@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum};
 
 use crate::table::Table;
 use changes::{Changes, Kind};
-use scene::Scene;
+use scene::{Agents, Scene};
 
 /// `consul_connections`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -44,22 +44,27 @@ pub(crate) struct Options {
     /// consul_connections
     #[arg(long = "only", value_delimiter = ',', default_value = "few,default,raised")]
     limits: Vec<Limit>,
+    /// Where the agent is
+    #[arg(long = "agent", value_delimiter = ',', default_value = "local,remote")]
+    agents: Vec<Agents>,
 }
 
 /// Measures, and gives the tables.
 pub(crate) fn run(options: &Options) -> Vec<Table> {
     let length = Duration::from_secs(options.seconds.get().into());
     let [mut delays, mut costs, mut stalls] = tables();
+    let of_agent = |agent| options.limits.iter().map(move |limit| (agent, *limit));
     for services in options.numbers.iter().map(|number| number.get() as usize) {
-        for &limit in &options.limits {
+        for (agent, limit) in options.agents.iter().copied().flat_map(of_agent) {
             let connections = match limit {
                 Limit::Few => 16,
                 Limit::Default => 64,
                 Limit::Raised => services + 100,
             };
-            let name = format!("{services}, {connections}");
+            let place = if agent == Agents::Local { "" } else { ", ::1" };
+            let name = format!("{services}, {connections}{place}");
             eprintln!("services: {name}");
-            let scene = Scene::start(services, connections);
+            let scene = Scene::start(services, connections, agent);
             thread::sleep(SETTLING);
             let idle = costs_of(&scene, length / 2, || ());
             let mut changes = Changes::new(&scene);

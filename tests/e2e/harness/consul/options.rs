@@ -27,6 +27,7 @@ pub struct Options {
     pub(super) hcl: String,
     pub(super) arguments: Vec<String>,
     serf_port: Option<u16>,
+    pub(super) descriptors: Option<usize>,
     pub(super) token: Option<String>,
 }
 
@@ -40,6 +41,7 @@ impl Options {
             hcl: "limits { http_max_conns_per_client = 4000 }\n".to_owned(),
             arguments: Vec::new(),
             serf_port: None,
+            descriptors: None,
             token: None,
         }
     }
@@ -93,6 +95,12 @@ impl Options {
     /// Gossips on this port; members of a cluster share one.
     pub fn serf_port(mut self, port: u16) -> Options {
         self.serf_port = Some(port);
+        self
+    }
+
+    /// Gives it so many descriptors. It doesn't start unless `http_max_conns_per_client` is less.
+    pub fn descriptors(mut self, most: usize) -> Options {
+        self.descriptors = Some(most);
         self
     }
 

@@ -14,16 +14,22 @@ use crate::support::{SOON, register_one, unique};
 const PATIENT: &str = "location = /patient { proxy_pass http://api;
     proxy_connect_timeout 1200ms; proxy_read_timeout 1200ms; }";
 
-#[test]
-fn a_probe_that_lasts_longer_than_fail_timeout_does_not_bar_the_next() {
-    let stage = Stage::start(2, "fail_timeout=5s");
+/// Two dead instances are probed by requests that go on waiting, since their path is `/silent`,
+/// though others would be answered.
+fn probes_that_last(stage: &Stage) -> Load {
     stage.put_out();
     let probes = stage.hold_probes();
     stage.set_all(Manner::Well);
     probes.stop();
-    // The two go on waiting, since their path is `/silent`, though others would be answered.
     wait::until_eq("clients", SOON, &2, || probes.running());
     stage.all_at_once("/", 5, "502");
+    probes
+}
+
+#[test]
+fn a_probe_that_lasts_longer_than_fail_timeout_does_not_bar_the_next() {
+    let stage = Stage::start(2, "fail_timeout=5s");
+    let probes = probes_that_last(&stage);
     stage.until_served(Duration::from_secs(5) + NEXT_PROBE);
     stage.all_are_served(10);
     wait::until_eq("the probes last", SOON, &2, || stage.busy());
@@ -33,12 +39,7 @@ fn a_probe_that_lasts_longer_than_fail_timeout_does_not_bar_the_next() {
 #[test]
 fn a_probe_of_a_killed_worker_does_not_bar_the_next() {
     let stage = Stage::start_with(2, "fail_timeout=60s", Config::allow_kills);
-    stage.put_out();
-    let probes = stage.hold_probes();
-    stage.set_all(Manner::Well);
-    probes.stop();
-    wait::until_eq("clients", SOON, &2, || probes.running());
-    stage.all_at_once("/", 5, "502");
+    let _probes = probes_that_last(&stage);
     // The first worker may have none of the two.
     for worker in stage.nginx.workers() {
         process::send(worker, Signal::KILL);

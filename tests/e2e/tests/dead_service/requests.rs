@@ -111,42 +111,33 @@ fn has_answer(connection: &mut Connection) -> bool {
 /// That no probe could: more at a time than there are instances.
 const MANY: usize = 8;
 
-#[test]
-fn any_kind_of_answer_ends_an_outage() {
-    let stage = Stage::start_with(2, "fail_timeout=60s", kinds);
+/// After `fail` and one answer, of each kind, so many requests at a time are served again.
+fn any_kind_of_answer_serves(instances: usize, many: usize, fail: impl Fn(&Stage)) {
+    let stage = Stage::start_with(instances, "fail_timeout=60s", kinds);
     let mut number = 0;
     for kind in KINDS {
-        stage.put_out();
+        fail(&stage);
         stage.release_all();
         let mut connection = kind.reach(&stage, &mut number);
         let answer = connection.receive().unwrap_or_else(|error| panic!("{kind:?}: {error}"));
         assert!(answer.status < 400, "{kind:?}: {answer:?}");
         let is_open = u64::from(answer.status == 101);
         stage.until_known(&format!("{kind:?} is over"), is_open);
-        let waiting = stage.hang("/long/silent", MANY);
+        let waiting = stage.hang("/long/silent", many);
         stage.release_all();
         let seen = super::outcomes(waiting);
-        assert_eq!(seen.of("a") + seen.of("b"), MANY, "{kind:?}: {seen}");
+        assert_eq!(seen.of("a") + seen.of("b"), many, "{kind:?}: {seen}");
     }
 }
 
 #[test]
+fn any_kind_of_answer_ends_an_outage() {
+    any_kind_of_answer_serves(2, MANY, Stage::put_out);
+}
+
+#[test]
 fn any_kind_of_answer_lifts_the_bound_on_an_only_instance() {
-    let stage = Stage::start_with(1, "fail_timeout=60s", kinds);
-    let mut number = 0;
-    for kind in KINDS {
-        stage.fail_once();
-        stage.release_all();
-        let mut connection = kind.reach(&stage, &mut number);
-        let answer = connection.receive().unwrap_or_else(|error| panic!("{kind:?}: {error}"));
-        assert!(answer.status < 400, "{kind:?}: {answer:?}");
-        let is_open = u64::from(answer.status == 101);
-        stage.until_known(&format!("{kind:?} is over"), is_open);
-        let waiting = stage.hang("/long/silent", super::UNPROVEN + MANY);
-        stage.release_all();
-        let seen = super::outcomes(waiting);
-        assert_eq!(seen.of("a"), super::UNPROVEN + MANY, "{kind:?}: {seen}");
-    }
+    any_kind_of_answer_serves(1, super::UNPROVEN + MANY, Stage::fail_once);
 }
 
 #[test]

@@ -26,24 +26,18 @@ fn a_failed_attempt_leaves_no_connection_and_the_next_peer_keeps_one() {
 }
 
 #[test]
-fn a_connection_that_turns_out_stale_costs_no_answer() {
-    let (consul, service) = (Agent::shared(), unique("web"));
-    let backends = Backend::start_all(&["a"]);
-    register(&consul, &service, &backends);
-    let nginx = kept(&consul.url(), &service, "8").workers(1).start();
-    backends[0].set(Manner::Stale);
-    for _ in 0..10 {
-        assert_eq!(nginx.outcome("/"), "a");
+fn a_stale_connection_costs_no_answer_and_a_refused_status_no_connection() {
+    for (manner, outcome) in [(Manner::Stale, "a"), (Manner::Status(503), "503")] {
+        let (consul, service) = (Agent::shared(), unique("web"));
+        let backends = Backend::start_all(&["a"]);
+        register(&consul, &service, &backends);
+        let nginx = kept(&consul.url(), &service, "8").workers(1).start();
+        backends[0].set(manner);
+        for _ in 0..10 {
+            assert_eq!(nginx.outcome("/"), outcome);
+        }
+        if outcome == "503" {
+            assert_eq!((backends[0].connections(), open(&backends)), (1, 1));
+        }
     }
-}
-
-#[test]
-fn a_refused_status_is_as_good_as_another_for_the_connection() {
-    let (consul, service) = (Agent::shared(), unique("web"));
-    let backends = Backend::start_all(&["a"]);
-    register(&consul, &service, &backends);
-    let nginx = kept(&consul.url(), &service, "8").workers(1).start();
-    backends[0].set(Manner::Status(503));
-    assert_eq!(nginx.sequence("/", 4), "503 503 503 503");
-    assert_eq!((backends[0].connections(), open(&backends)), (1, 1));
 }

@@ -202,6 +202,23 @@ fn a_churn_of_services_mixes_nobody_up() {
     }
 }
 
+/// Most of them have no connection that waits for their changes.
+#[test]
+fn more_services_than_connections_are_each_served_on_the_first_request() {
+    let consul = Agent::shared();
+    for connections in [1, 4] {
+        let text = format!(
+            "consul_server %%CONSUL%%;\nconsul_connections {connections};\n\
+             upstream api {{ consul_dynamic $arg_s; }}\n{SERVER}"
+        );
+        let nginx = Config::http(&text).set("CONSUL", consul.url()).start();
+        for _ in 0..12 {
+            let (service, _backend) = new_service(&consul, "crowd");
+            assert_eq!(nginx.outcome(&path(&service)), service, "{connections}");
+        }
+    }
+}
+
 /// A full zone has no room for counters long before it has none for one more service.
 #[test]
 fn a_service_finds_room_in_a_zone_that_is_full_of_others_instances() {

@@ -6,7 +6,7 @@ use rand::rngs::SmallRng;
 use crate::consul::overview::{Difference, key};
 use crate::consul::watch::Answer;
 use crate::sync::Limit;
-use crate::sync::engine::scheduler::{Last, Scheduler, Task, Threads};
+use crate::sync::engine::scheduler::{Scheduler, Task, Threads};
 use crate::sync::overview_watch::{OverviewDiff, OverviewOutcome, OverviewWatch};
 use crate::sync::plan::Followed;
 use crate::sync::runner::Job;
@@ -46,7 +46,7 @@ impl Bench {
     }
 
     fn take(&mut self) -> Option<Task> {
-        self.scheduler.take(self.now, &Last::default())
+        self.scheduler.take(self.now, None)
     }
 
     /// Answers a task and puts it back.

@@ -2,9 +2,10 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum;
 use nginx_consul_e2e::consul::{self, Agent};
 use nginx_consul_e2e::http::Connection;
 use nginx_consul_e2e::nginx::{self, Config, Nginx};
@@ -16,6 +17,15 @@ use serde_json::{Value, json};
 pub(super) const INSTANCES: usize = 5;
 /// Consul takes at most 64 operations in a transaction: two for each instance, and the node.
 const PER_TRANSACTION: usize = 30;
+
+/// Where the agent is, as nginx sees it. To one of 127.0.0.0/8 connections come from many addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Agents {
+    /// 127.0.0.1
+    Local,
+    /// ::1: all connections come from one address
+    Remote,
+}
 
 /// The scene.
 pub(super) struct Scene {
@@ -31,7 +41,7 @@ pub(super) struct Scene {
 
 impl Scene {
     /// Starts all and registers the services.
-    pub(super) fn start(services: usize, connections: usize) -> Scene {
+    pub(super) fn start(services: usize, connections: usize, agent: Agents) -> Scene {
         let port = ports::free();
         let backend = format!(
             "daemon off;\nworker_processes 1;\npid nginx.pid;\nerror_log error.log notice;\n\
@@ -60,7 +70,10 @@ impl Scene {
             let operations: Vec<Value> = std::iter::once(node).chain(each).collect();
             consul.put("/v1/txn", &operations.into());
         }
-        let proxy = Proxy::start(consul.address());
+        let proxy = match agent {
+            Agents::Local => Proxy::start(consul.address()),
+            Agents::Remote => Proxy::start_on(Ipv6Addr::LOCALHOST, consul.address()),
+        };
         let start = Instant::now();
         let nginx =
             Config::whole(&configuration(services, connections, &proxy.url())).workers(2).start();
