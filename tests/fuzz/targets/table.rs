@@ -6,13 +6,14 @@
 use std::num::NonZeroU16;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use nginx_consul_core::consul::gate::Reason;
 use nginx_consul_core::consul::policy::Pending;
-use nginx_consul_core::model::{Health, Peer, PeerSet, identity};
+use nginx_consul_core::model::{Health, Mode, Peer, PeerSet, identity};
 use nginx_consul_core::process::ProcessId;
-use nginx_consul_core::table::{Action, Image, Lane, Limits, Mode, Override, PROBE_PACE, Table};
+use nginx_consul_core::table::{Action, Image, Lane, Limits, Override, PROBE_PACE, Table};
 
 const LIMITS: Limits = Limits { max_fails: 1, fail_timeout: 10_000 };
 
@@ -136,7 +137,7 @@ fn note(table: Table<'_>, entry: usize) {
     let seen = table.freshness(entry);
     assert!(text.starts_with(&seen.error) && !seen.error.is_empty(), "{:?}", seen.error);
     assert!(table.refusals(entry).len() <= Reason::ALL.len());
-    table.note_good(entry, 1, 0, Mode::Sweep(1), 2);
+    table.note_good(entry, 1, 0, Mode::Sweep { delay: Duration::from_millis(1) }, 2);
     assert_eq!((table.freshness(entry).failures, table.last_good_ms(entry)), (0, 2));
 }
 
