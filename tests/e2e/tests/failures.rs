@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nginx_consul_e2e::{Agent, Backend, Manner, http, wait};
 
 use crate::support::{
-    SOON, gateway, register, register_one, tally, unique, until_peers, until_served_by,
+    SOON, follow, gateway, register, register_one, tally, unique, until_peers, until_served_by,
 };
 
 #[test]
