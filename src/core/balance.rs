@@ -13,6 +13,7 @@ mod golden;
 pub mod latency;
 pub mod modulo;
 mod order;
+mod pairs;
 pub mod ring;
 mod tried;
 mod view;
@@ -20,6 +21,7 @@ mod weighted;
 
 pub use latency::Latency;
 pub use order::Order;
+pub use pairs::{Pair, pairs};
 pub use tried::Tried;
 pub use view::{
     Admission, Admitted, Candidates, Clock, Known, Obstacle, Picked, Rules, Shared, Tier, View,

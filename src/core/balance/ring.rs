@@ -4,7 +4,6 @@
 //! peer that leaves moves only its own keys (Maglev moves some others too), and an update touches
 //! only the points of those who changed, where Maglev's table is computed anew.
 
-mod pairs;
 mod places;
 mod points;
 
@@ -12,7 +11,7 @@ use std::cell::{Ref, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use pairs::{Pair, pairs};
+use super::pairs::{Pair, pairs};
 use places::Places;
 use points::{POINTS, Point, hashes};
 
@@ -145,7 +144,7 @@ impl Ring {
 
     fn change<T: Member>(&self, old: &[T], new: &[T]) -> Change {
         let mut change = Change { ids: vec![NOBODY; new.len()], ..Change::default() };
-        pairs(old, new, |pair| match pair {
+        pairs(old, new, T::identity, |pair| match pair {
             Pair::Both { old: i, new: j } => {
                 change.ids[j] = self.ids[i];
                 let (old, new) = (&old[i], &new[j]);

@@ -7,10 +7,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::ptr::NonNull;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use nginx_consul_core::balance::{Pair, pairs};
 use nginx_sys::{
     NGX_LOG_DEBUG, ngx_conf_t, ngx_cycle, ngx_http_conf_ctx_t, ngx_http_upstream_rr_peer_t,
     ngx_http_upstream_srv_conf_t, ngx_int_t,
@@ -171,31 +171,37 @@ impl NginxMethod {
 /// flight are right in `new`; requests that hold older peers tell when they end
 /// ([`NginxMethod::note_end`]).
 fn carry_over(old: Option<&Snapshot>, new: Option<&Snapshot>, departed: &mut Departed) {
-    let mut before: HashMap<Key, NonNull<ngx_http_upstream_rr_peer_t>> =
-        old.into_iter().flat_map(Snapshot::peers).collect();
-    for (key, peer) in new.into_iter().flat_map(Snapshot::peers) {
-        // SAFETY: peers of the two snapshots, which nobody else uses in this moment.
-        let (peer, before) = unsafe { (&mut *peer.as_ptr(), before.remove(&key)) };
-        let Some(before) = before else {
-            peer.conns = departed.remove(&key).unwrap_or(0);
-            continue;
-        };
-        // SAFETY: as above.
-        let before = unsafe { before.as_ref() };
-        peer.conns = before.conns;
-        peer.fails = before.fails;
-        peer.accessed = before.accessed;
-        peer.checked = before.checked;
-        if peer.weight == before.weight {
-            peer.current_weight = before.current_weight;
-            peer.effective_weight = before.effective_weight;
-        }
-    }
-    for (key, peer) in before {
-        // SAFETY: as above.
-        let conns = unsafe { peer.as_ref() }.conns;
-        if conns != 0 {
-            departed.insert(key, conns);
-        }
+    let peers = |snapshot: Option<&Snapshot>| -> Vec<_> {
+        snapshot.into_iter().flat_map(Snapshot::peers).collect()
+    };
+    let (old, new) = (peers(old), peers(new));
+    // SAFETY: peers of the two snapshots, which nobody else uses in this moment.
+    pairs(
+        &old,
+        &new,
+        |(key, _)| *key,
+        |pair| unsafe {
+            match pair {
+                Pair::Both { old: i, new: j } => go_on(&mut *new[j].1.as_ptr(), old[i].1.as_ref()),
+                Pair::Come(j) => {
+                    (*new[j].1.as_ptr()).conns = departed.remove(&new[j].0).unwrap_or(0);
+                }
+                Pair::Gone(i) => {
+                    departed.insert(old[i].0, old[i].1.as_ref().conns);
+                }
+            }
+        },
+    );
+    departed.retain(|_, conns| *conns != 0);
+}
+
+fn go_on(peer: &mut ngx_http_upstream_rr_peer_t, before: &ngx_http_upstream_rr_peer_t) {
+    peer.conns = before.conns;
+    peer.fails = before.fails;
+    peer.accessed = before.accessed;
+    peer.checked = before.checked;
+    if peer.weight == before.weight {
+        peer.current_weight = before.current_weight;
+        peer.effective_weight = before.effective_weight;
     }
 }

@@ -1,12 +1,11 @@
 //! A set of peers in nginx's types.
 
 use std::cell::OnceCell;
-use std::collections::HashMap;
 use std::rc::Rc;
 
-use nginx_consul_core::balance::{Method, Rules, View};
+use nginx_consul_core::balance::{Method, Pair, Rules, View, pairs};
 use nginx_consul_core::labels::LabelSet;
-use nginx_consul_core::table::{Image, Place, Record};
+use nginx_consul_core::table::{Image, Record};
 use nginx_sys::{ngx_peer_connection_t, ngx_str_t, sockaddr};
 
 use super::contacts::{Contact, Contacts};
@@ -45,13 +44,11 @@ impl PeerView {
         if let Some(before) = before.filter(|b| b.sessions.any()) {
             // Two datacenters may have an instance of the same name, but not in the same slot.
             let name = |record: &Record| (record.place, record.identity);
-            let old: HashMap<(Place, u64), usize> =
-                before.view.records().iter().enumerate().map(|(i, r)| (name(r), i)).collect();
-            for (new, record) in view.records().iter().enumerate() {
-                if let Some(&old) = old.get(&name(record)) {
+            pairs(before.view.records(), view.records(), name, |pair| {
+                if let Pair::Both { old, new } = pair {
                     sessions.take_over(new, &before.sessions, old);
                 }
-            }
+            });
         }
         PeerView { view, contacts, sessions, labels: Vec::into_boxed_slice(labels) }
     }

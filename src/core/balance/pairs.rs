@@ -1,32 +1,49 @@
 //! Which members of a set are those of the set before.
 
 use std::collections::HashMap;
-
-use super::Member;
+use std::hash::Hash;
 
 /// A member of both sets, or of one: its places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pair {
-    Both { old: usize, new: usize },
+pub enum Pair {
+    /// It is the same.
+    Both {
+        /// Its place in the old set.
+        old: usize,
+        /// And in the new one.
+        new: usize,
+    },
+    /// Only in the old set.
     Gone(usize),
+    /// Only in the new one.
     Come(usize),
 }
 
-/// Tells `each` every member of either set, once. Takes one look at those before and after all that
+/// Tells `each` every member of either set, once; `key` is what makes one the same in both. Takes one look at those before and after all that
 /// has changed, which are nearly all.
-pub(super) fn pairs<T: Member>(old: &[T], new: &[T], mut each: impl FnMut(Pair)) {
-    let is_same = |(one, other): &(&T, &T)| one.identity() == other.identity();
+pub fn pairs<T, K: Eq + Hash>(
+    old: &[T],
+    new: &[T],
+    key: impl Fn(&T) -> K,
+    mut each: impl FnMut(Pair),
+) {
+    let is_same = |(one, other): &(&T, &T)| key(one) == key(other);
     let first = old.iter().zip(new).take_while(is_same).count();
     let (old_rest, new_rest) = (old[first..].iter().rev(), new[first..].iter().rev());
     let last = old_rest.zip(new_rest).take_while(is_same).count();
     let (old_end, new_end) = (old.len() - last, new.len() - last);
     let both = (0..first).map(|n| (n, n)).chain((0..last).map(|n| (old_end + n, new_end + n)));
     both.for_each(|(old, new)| each(Pair::Both { old, new }));
-    let mut places: HashMap<u64, usize> =
-        (first..new_end).map(|place| (new[place].identity(), place)).collect();
+    let mut places: HashMap<K, usize> =
+        (first..new_end).map(|place| (key(&new[place]), place)).collect();
     let mut stays = vec![false; new_end];
+<<<<<<< HEAD:src/core/balance/ring/pairs.rs
     for (place, member) in old[..old_end].iter().enumerate().skip(first) {
         each(match places.remove(&member.identity()) {
+=======
+    for place in first..old_end {
+        each(match places.remove(&key(&old[place])) {
+>>>>>>> 36788f0d5c127a3b14a5270a1213c2a9a76b7aa5:src/core/balance/pairs.rs
             Some(new) => {
                 stays[new] = true;
                 Pair::Both { old: place, new }
@@ -43,27 +60,9 @@ mod tests {
 
     use super::*;
 
-    impl Member for u64 {
-        fn identity(&self) -> u64 {
-            *self
-        }
-
-        fn weight(&self) -> u32 {
-            1
-        }
-
-        fn name(&self) -> impl AsRef<[u8]> {
-            ""
-        }
-
-        fn is_named_as(&self, _: &u64) -> bool {
-            true
-        }
-    }
-
     fn all(old: &[u64], new: &[u64]) -> Vec<Pair> {
         let mut seen = Vec::new();
-        pairs(old, new, |pair| seen.push(pair));
+        pairs(old, new, |id| *id, |pair| seen.push(pair));
         seen
     }
 
