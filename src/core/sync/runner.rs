@@ -91,10 +91,14 @@ impl Common {
         };
         let mut publisher = self.publisher.lock();
         let digest = digest(&reply.instances.good);
-        if self.published.load(Ordering::SeqCst) != before
-            || reply.is_copy && publisher.is_outdated(reply.index, digest)
-        {
-            // What the watch itself has published, to all targets, may be newer.
+        if self.published.load(Ordering::SeqCst) != before {
+            // What the watch itself has published may be newer. Who joined just then has missed it.
+            let has_missed = |target: &Followed| !tools.sink.has_data(target.number);
+            let missed =
+                self.targets().iter().any(|target| !target.is_gone() && has_missed(target));
+            return Ok(missed.then(Instant::now));
+        }
+        if reply.is_copy && publisher.is_outdated(reply.index, digest) {
             return Ok(None);
         }
         let Some(put) = self.put(&mut publisher, (&reply, digest), server, tools)? else {
