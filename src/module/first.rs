@@ -49,7 +49,7 @@ pub(crate) unsafe fn ask(
         Ok(outcome) => {
             // It may have been killed while it wrote.
             let lines = Deserializer::from_slice(&outcome.told).into_iter().map_while(Result::ok);
-            lines.for_each(|(level, text)| sink.log(level, text));
+            lines.for_each(|(level, line)| sink.log(level, line));
             match outcome.end {
                 End::Status(0) | End::Unknown => return,
                 End::Status(_) => "the process that asks for them has failed".to_owned(),

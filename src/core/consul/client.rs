@@ -14,6 +14,7 @@ pub use rights::TokenState;
 use rights::token_rights;
 
 use crate::consul::query::{self, ReadFrom, View};
+use crate::consul::server::Server;
 use crate::consul::token::CurrentToken;
 use crate::consul::transport::{ConnectError, Dial, DialConnector, LastDial, NoResolver, is_reset};
 use crate::model::{Query, Source};
@@ -106,8 +107,10 @@ pub enum Error {
 pub enum Trouble {
     /// A new connection was refused: HTTP 429, or closed or reset within a second.
     Refused(String),
-    /// A blocking query was cut off.
+    /// A connection was cut off that a blocking query had, or was to have.
     Lost,
+    /// Nobody listens there.
+    Unreachable,
 }
 
 /// Asks servers, over one connection. For one thread.
@@ -118,7 +121,7 @@ pub struct Client {
     probed: Option<Line>,
     /// Where connections to an agent on this machine come from.
     source: Option<Ipv4Addr>,
-    trouble: Option<Trouble>,
+    trouble: Option<(Server, Trouble)>,
 }
 
 /// The server in use.
@@ -171,7 +174,7 @@ impl Client {
     }
 
     /// What the errors since the last time say of the number of connections.
-    pub fn take_trouble(&mut self) -> Option<Trouble> {
+    pub fn take_trouble(&mut self) -> Option<(Server, Trouble)> {
         self.trouble.take()
     }
 
@@ -296,19 +299,22 @@ impl Line {
     }
 
     /// What an error says of the number of connections.
-    fn trouble(&self, error: &Error, request: Request<'_>) -> Option<Trouble> {
+    fn trouble(&self, error: &Error, request: Request<'_>) -> Option<(Server, Trouble)> {
         let LastDial { at, was_cut } = *self.dial.last.lock();
         let is_new = at.is_some_and(|at| at.elapsed() < AT_ONCE);
         // Whoever blocks has been answered over this connection before.
         let blocks = request.index.is_some();
-        match error {
-            Error::Closed | Error::Reset(_) | Error::BrokeOff(_) if blocks => Some(Trouble::Lost),
+        let trouble = match error {
+            Error::Reconnected => Trouble::Lost,
+            Error::Closed | Error::Reset(_) | Error::BrokeOff(_) if blocks => Trouble::Lost,
             Error::Status { status: 429, .. } | Error::Closed | Error::Reset(_) if is_new => {
-                Some(Trouble::Refused(error.to_string()))
+                Trouble::Refused(error.to_string())
             }
-            Error::Connect(text) if was_cut => Some(Trouble::Refused(text.clone())),
-            _ => None,
-        }
+            Error::Connect(text) if was_cut => Trouble::Refused(text.clone()),
+            Error::Connect(_) => Trouble::Unreachable,
+            _ => return None,
+        };
+        Some((self.dial.server.clone(), trouble))
     }
 
     /// `missing`: what is not there (404) is an empty list, as Consul has it for keys alone.
