@@ -107,10 +107,10 @@ pub enum Error {
 pub enum Trouble {
     /// A new connection was refused: HTTP 429, or closed or reset within a second.
     Refused(String),
-    /// A connection was cut off that a blocking query had, or was to have.
+    /// A blocking query was cut off.
     Lost,
-    /// Nobody listens there.
-    Unreachable,
+    /// A kept connection was closed meanwhile, or nobody listens there.
+    Gone,
 }
 
 /// Asks servers, over one connection. For one thread.
@@ -305,13 +305,12 @@ impl Line {
         // Whoever blocks has been answered over this connection before.
         let blocks = request.index.is_some();
         let trouble = match error {
-            Error::Reconnected => Trouble::Lost,
             Error::Closed | Error::Reset(_) | Error::BrokeOff(_) if blocks => Trouble::Lost,
             Error::Status { status: 429, .. } | Error::Closed | Error::Reset(_) if is_new => {
                 Trouble::Refused(error.to_string())
             }
             Error::Connect(text) if was_cut => Trouble::Refused(text.clone()),
-            Error::Connect(_) => Trouble::Unreachable,
+            Error::Connect(_) | Error::Reconnected => Trouble::Gone,
             _ => return None,
         };
         Some((self.dial.server.clone(), trouble))

@@ -51,8 +51,8 @@ pub(super) struct ConnectionBudget {
     /// The number that was refused, and until when it is remembered.
     refused: Option<(usize, Instant)>,
     suspected: Option<Suspected>,
-    /// Servers that nobody listened at, and when.
-    unreachable: HashMap<String, Instant>,
+    /// Servers that had closed connections, or that nobody listened at, and when.
+    gone: HashMap<String, Instant>,
     /// Blocking queries that were cut off together: since when, how many, and of how many.
     lost: Option<(Instant, usize, usize)>,
 }
@@ -75,7 +75,7 @@ impl ConnectionBudget {
             not_before: now,
             refused: None,
             suspected: None,
-            unreachable: HashMap::new(),
+            gone: HashMap::new(),
             lost: None,
         }
     }
@@ -130,9 +130,9 @@ impl ConnectionBudget {
         }
     }
 
-    /// Nobody listens at a server.
-    pub(super) fn on_unreachable(&mut self, server: String, now: Instant) {
-        self.unreachable.insert(server, now);
+    /// A server has closed a connection that was there, or nobody listens there.
+    pub(super) fn on_gone(&mut self, server: String, now: Instant) {
+        self.gone.insert(server, now);
     }
 
     /// One of `blocking` blocking queries was cut off.
@@ -151,10 +151,10 @@ impl ConnectionBudget {
     /// Judges what has happened. To be called now and then.
     pub(super) fn judge(&mut self, now: Instant) -> Option<Judgement> {
         self.lost = self.lost.filter(|(since, ..)| now < *since + TOGETHER);
-        self.unreachable.retain(|_, at| now < *at + TOGETHER);
+        self.gone.retain(|_, at| now < *at + TOGETHER);
         let are_all_lost = self.lost.is_some_and(|(_, count, of)| count * 2 >= of);
         let suspected = self.suspected.as_ref();
-        let is_down = suspected.is_some_and(|one| self.unreachable.contains_key(&one.server));
+        let is_down = suspected.is_some_and(|one| self.gone.contains_key(&one.server));
         if is_down || are_all_lost && (self.allowed > START || suspected.is_some()) {
             self.on_failure(now);
             (self.allowed, self.lost) = (START, None);
@@ -283,7 +283,7 @@ mod tests {
             let mut budget = ConnectionBudget::new(now);
             assert_eq!(budget.next_step(200, now), 16);
             budget.on_trial_refused(server(), limit(), now);
-            budget.on_unreachable(down, now);
+            budget.on_gone(down, now);
             let judgement = budget.judge(now + SECOND);
             assert_eq!(judgement == Some(Judgement::Restarted), restarted, "{judgement:?}");
         }

@@ -73,12 +73,14 @@ pub(super) fn work(shared: &Arc<Shared>) {
 fn try_connection(shared: &Shared, client: &mut Client) {
     let (subject, is_counted) = {
         let mut scheduler = shared.scheduler.lock();
-        let subject = subject_to_try(&scheduler);
+        let (subject, to_try) = (subject_to_try(&scheduler), scheduler.threads.to_try);
+        scheduler.threads.to_try = to_try.saturating_sub(1);
         if subject.is_none() {
             scheduler.threads.starting -= 1;
+            if to_try > 0 {
+                scheduler.budget.on_failure(Instant::now());
+            }
         }
-        let to_try = scheduler.threads.to_try;
-        scheduler.threads.to_try = to_try.saturating_sub(1);
         (subject, to_try > 0)
     };
     let Some(subject) = subject else { return };
@@ -121,7 +123,7 @@ fn note_trouble(shared: &Shared, (server, trouble): (Server, Trouble)) {
             budget.on_refusal(number, server, Refused::Limit(error), now);
         }
         Trouble::Lost => budget.on_loss(blocking, now),
-        Trouble::Unreachable => return budget.on_unreachable(server, now),
+        Trouble::Gone => return budget.on_gone(server, now),
     }
     shared.call(&mut scheduler);
 }
