@@ -133,7 +133,7 @@ fn more_services_than_connections_share_them_in_a_sweep() {
     let blocks: Vec<_> = (0..40).map(|i| target(&endpoint, &format!("s{i}"))).collect();
     let (engine, sink) = start(blocks, 8);
     sink.until(|told| told.sets.len() == 40);
-    sink.until(|told| told.reports.join(" ").contains("Sweep(5000)"));
+    sink.until(|told| told.reports.join(" ").contains("Sweep { delay: 5s }"));
     sink.until(|told| {
         told.lines.iter().any(|line| line.contains("overview watch of all services failed"))
     });

@@ -162,7 +162,7 @@ fn where_all_services_must_not_be_looked_at_they_are_read_in_turn() {
     registry.set("s33", &[element("a", 1), element("b", 2)]);
     sink.until_within(Duration::from_secs(6), |told| peers(told, 33) == 2);
     let told = sink.state.lock().unwrap();
-    assert!(told.reports.iter().any(|report| report.contains("Sweep(5000)")));
+    assert!(told.reports.iter().any(|report| report.contains("Sweep { delay: 5s }")));
     assert!(told.lines.iter().filter(|line| line.contains(refused)).count() <= 3);
     drop(told);
     // They may be looked at again.
