@@ -37,13 +37,8 @@ pub fn pairs<T, K: Eq + Hash>(
     let mut places: HashMap<K, usize> =
         (first..new_end).map(|place| (key(&new[place]), place)).collect();
     let mut stays = vec![false; new_end];
-<<<<<<< HEAD:src/core/balance/ring/pairs.rs
     for (place, member) in old[..old_end].iter().enumerate().skip(first) {
-        each(match places.remove(&member.identity()) {
-=======
-    for place in first..old_end {
-        each(match places.remove(&key(&old[place])) {
->>>>>>> 36788f0d5c127a3b14a5270a1213c2a9a76b7aa5:src/core/balance/pairs.rs
+        each(match places.remove(&key(member)) {
             Some(new) => {
                 stays[new] = true;
                 Pair::Both { old: place, new }

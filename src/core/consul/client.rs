@@ -14,6 +14,7 @@ pub use rights::TokenState;
 use rights::token_rights;
 
 use crate::consul::query::{self, View};
+use crate::consul::server::Server;
 use crate::consul::token::CurrentToken;
 use crate::consul::transport::{ConnectError, Dial, DialConnector, LastDial, NoResolver, is_reset};
 use crate::consul::watch::Fetch;
@@ -105,6 +106,8 @@ pub enum Trouble {
     Refused(String),
     /// A blocking query was cut off.
     Lost,
+    /// A kept connection was closed meanwhile, or nobody listens there.
+    Gone,
 }
 
 /// Asks servers, over one connection. For one thread.
@@ -114,7 +117,7 @@ pub struct Client {
     line: Option<Line>,
     /// Where connections to an agent on this machine come from.
     source: Option<Ipv4Addr>,
-    trouble: Option<Trouble>,
+    trouble: Option<(Server, Trouble)>,
 }
 
 /// The server in use.
@@ -164,7 +167,7 @@ impl Client {
     }
 
     /// What the errors since the last time say of the number of connections.
-    pub fn take_trouble(&mut self) -> Option<Trouble> {
+    pub fn take_trouble(&mut self) -> Option<(Server, Trouble)> {
         self.trouble.take()
     }
 
@@ -279,19 +282,21 @@ impl Line {
     }
 
     /// What an error says of the number of connections.
-    fn trouble(&self, error: &Error, fetch: Fetch) -> Option<Trouble> {
+    fn trouble(&self, error: &Error, fetch: Fetch) -> Option<(Server, Trouble)> {
         let LastDial { at, was_cut } = *self.dial.last.lock();
         let is_new = at.is_some_and(|at| at.elapsed() < AT_ONCE);
         // Whoever blocks has been answered over this connection before.
         let blocks = fetch.index.is_some();
-        match error {
-            Error::Closed | Error::Reset(_) | Error::BrokeOff(_) if blocks => Some(Trouble::Lost),
+        let trouble = match error {
+            Error::Closed | Error::Reset(_) | Error::BrokeOff(_) if blocks => Trouble::Lost,
             Error::Status { status: 429, .. } | Error::Closed | Error::Reset(_) if is_new => {
-                Some(Trouble::Refused(error.to_string()))
+                Trouble::Refused(error.to_string())
             }
-            Error::Connect(text) if was_cut => Some(Trouble::Refused(text.clone())),
-            _ => None,
-        }
+            Error::Connect(text) if was_cut => Trouble::Refused(text.clone()),
+            Error::Connect(_) | Error::Reconnected => Trouble::Gone,
+            _ => return None,
+        };
+        Some((self.dial.server.clone(), trouble))
     }
 
     /// `missing`: what is not there (404) is an empty list, as Consul has it for keys alone.

@@ -9,6 +9,7 @@ mod budget;
 mod connection_plan;
 mod scheduler;
 mod supervisor;
+mod threads;
 mod triggered;
 mod worker;
 

@@ -4,6 +4,7 @@
 //! out: [`START`] at once, then step by step, each once all connections of the step before have
 //! answered a plain read within [`PATIENCE`].
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// Connections that need no trial.
@@ -18,8 +19,8 @@ const MEMORY: Duration = Duration::from_secs(3600);
 const PAUSE: Duration = Duration::from_secs(3);
 /// Connections that end within this time of each other end together.
 const TOGETHER: Duration = Duration::from_secs(2);
-/// Time to see whether a refusal comes with the end of all other connections.
-const JUDGING: Duration = Duration::from_millis(300);
+/// Time to see whether a refusal comes with the end of all other connections, or of the agent.
+const JUDGING: Duration = Duration::from_millis(800);
 
 /// How Consul refuses a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,8 +35,8 @@ pub(super) enum Refused {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Judgement {
     /// Connection `number` was refused; `allowed` are used from here on.
-    Refused { number: usize, allowed: usize, how: Refused },
-    /// All connections have ended at once: the number is tried out anew.
+    Refused { number: usize, allowed: usize, how: Refused, server: String },
+    /// The agent or all connections have ended: the number is tried out anew.
     Restarted,
 }
 
@@ -49,10 +50,20 @@ pub(super) struct ConnectionBudget {
     not_before: Instant,
     /// The number that was refused, and until when it is remembered.
     refused: Option<(usize, Instant)>,
-    /// A refusal that is not judged yet: which connection, how, and when.
-    suspected: Option<(usize, Refused, Instant)>,
+    suspected: Option<Suspected>,
+    /// Servers that had closed connections, or that nobody listened at, and when.
+    gone: HashMap<String, Instant>,
     /// Blocking queries that were cut off together: since when, how many, and of how many.
     lost: Option<(Instant, usize, usize)>,
+}
+
+/// A refusal that is not judged yet: of which connection, by whom, how, and when.
+#[derive(Debug)]
+struct Suspected {
+    number: usize,
+    server: String,
+    how: Refused,
+    at: Instant,
 }
 
 impl ConnectionBudget {
@@ -64,6 +75,7 @@ impl ConnectionBudget {
             not_before: now,
             refused: None,
             suspected: None,
+            gone: HashMap::new(),
             lost: None,
         }
     }
@@ -107,15 +119,20 @@ impl ConnectionBudget {
     }
 
     /// A connection of the step was refused.
-    pub(super) fn on_trial_refused(&mut self, how: Refused, now: Instant) {
-        self.on_refusal(self.allowed + self.step - self.unanswered + 1, how, now);
+    pub(super) fn on_trial_refused(&mut self, server: String, how: Refused, now: Instant) {
+        self.on_refusal(self.allowed + self.step - self.unanswered + 1, server, how, now);
     }
 
     /// The connection that would have been number `number` was refused.
-    pub(super) fn on_refusal(&mut self, number: usize, how: Refused, now: Instant) {
+    pub(super) fn on_refusal(&mut self, number: usize, server: String, how: Refused, now: Instant) {
         if number > START && self.suspected.is_none() {
-            self.suspected = Some((number, how, now));
+            self.suspected = Some(Suspected { number, server, how, at: now });
         }
+    }
+
+    /// A server has closed a connection that was there, or nobody listens there.
+    pub(super) fn on_gone(&mut self, server: String, now: Instant) {
+        self.gone.insert(server, now);
     }
 
     /// One of `blocking` blocking queries was cut off.
@@ -128,27 +145,27 @@ impl ConnectionBudget {
 
     /// When a refusal is to be judged.
     pub(super) fn judged_at(&self) -> Option<Instant> {
-        self.suspected.as_ref().map(|(.., at)| *at + JUDGING)
+        self.suspected.as_ref().map(|suspected| suspected.at + JUDGING)
     }
 
     /// Judges what has happened. To be called now and then.
     pub(super) fn judge(&mut self, now: Instant) -> Option<Judgement> {
-        let (since, count, of) = self.lost.unwrap_or((now, 0, 1));
-        if count > 0 && count * 2 >= of && (self.allowed > START || self.suspected.is_some()) {
-            self.on_failure(now.max(since));
+        self.lost = self.lost.filter(|(since, ..)| now < *since + TOGETHER);
+        self.gone.retain(|_, at| now < *at + TOGETHER);
+        let are_all_lost = self.lost.is_some_and(|(_, count, of)| count * 2 >= of);
+        let suspected = self.suspected.as_ref();
+        let is_down = suspected.is_some_and(|one| self.gone.contains_key(&one.server));
+        if is_down || are_all_lost && (self.allowed > START || suspected.is_some()) {
+            self.on_failure(now);
             (self.allowed, self.lost) = (START, None);
             return Some(Judgement::Restarted);
         }
-        self.lost = self.lost.filter(|(since, ..)| now < *since + TOGETHER);
-        let (number, how, at) = self.suspected.take()?;
-        if now < at + JUDGING {
-            self.suspected = Some((number, how, at));
-            return None;
-        }
+        let Suspected { number, server, how, .. } =
+            self.suspected.take_if(|suspected| suspected.at + JUDGING <= now)?;
         self.on_failure(now);
         self.refused = Some((number, now + MEMORY));
         self.allowed = (number - number / 4).max(START).min(number - 1).min(self.allowed);
-        Some(Judgement::Refused { number, allowed: self.allowed, how })
+        Some(Judgement::Refused { number, allowed: self.allowed, how, server })
     }
 
     /// A connection of the step came to nothing, and that says nothing of their number: gives the
@@ -164,6 +181,10 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    fn server() -> String {
+        "http://127.0.0.1:8500".to_owned()
+    }
 
     fn limit() -> Refused {
         Refused::Limit("HTTP 429".to_owned())
@@ -203,11 +224,11 @@ mod tests {
             let mut budget = ConnectionBudget::new(now);
             assert_eq!(grow(&mut budget, (400, 199), now), 208);
             (0..7).for_each(|_| budget.on_answer());
-            budget.on_trial_refused(how.clone(), now);
-            budget.on_refusal(203, how.clone(), now);
+            budget.on_trial_refused(server(), how.clone(), now);
+            budget.on_refusal(203, server(), how.clone(), now);
             assert_eq!(budget.judge(now), None, "it may be a restart");
             now = budget.judged_at().unwrap();
-            let refused = Judgement::Refused { number: 200, allowed: 150, how };
+            let refused = Judgement::Refused { number: 200, allowed: 150, how, server: server() };
             assert_eq!(budget.judge(now), Some(refused));
             assert_eq!((budget.allowed(), budget.on_trial()), (150, 0));
             assert_eq!(budget.next_step(400, now), 0, "a pause");
@@ -222,11 +243,12 @@ mod tests {
     fn never_below_what_needs_no_trial() {
         let now = Instant::now();
         let mut budget = ConnectionBudget::new(now);
-        budget.on_refusal(60, limit(), now);
+        budget.on_refusal(60, server(), limit(), now);
         assert_eq!(budget.judged_at(), None);
         budget.next_step(400, now);
-        budget.on_trial_refused(limit(), now);
-        let refused = Judgement::Refused { number: 65, allowed: 64, how: limit() };
+        budget.on_trial_refused(server(), limit(), now);
+        let (number, allowed, how) = (65, 64, limit());
+        let refused = Judgement::Refused { number, allowed, how, server: server() };
         assert_eq!(budget.judge(now + SECOND), Some(refused));
     }
 
@@ -235,7 +257,7 @@ mod tests {
         let mut now = Instant::now();
         let mut budget = ConnectionBudget::new(now);
         assert_eq!(grow(&mut budget, (130, 1000), now), 130);
-        budget.on_refusal(120, limit(), now);
+        budget.on_refusal(120, server(), limit(), now);
         (0..60).for_each(|_| budget.on_loss(120, now));
         assert_eq!(budget.judge(now), Some(Judgement::Restarted));
         assert_eq!((budget.allowed(), budget.refused(now)), (64, None));
@@ -243,7 +265,7 @@ mod tests {
         assert_eq!(grow(&mut budget, (130, 1000), now), 130);
         // In a step, with three queries under way.
         assert_eq!(budget.next_step(400, now), 16);
-        budget.on_trial_refused(limit(), now);
+        budget.on_trial_refused(server(), limit(), now);
         (0..3).for_each(|_| budget.on_loss(3, now + SECOND / 10));
         assert_eq!(budget.judge(now + SECOND), Some(Judgement::Restarted));
     }
@@ -254,8 +276,17 @@ mod tests {
         let mut budget = ConnectionBudget::new(now);
         assert_eq!(grow(&mut budget, (200, 1000), now), 200);
         (0..20).for_each(|_| budget.on_loss(180, now));
-        budget.on_refusal(190, limit(), now);
+        budget.on_refusal(190, server(), limit(), now);
         assert!(matches!(budget.judge(now + SECOND), Some(Judgement::Refused { .. })));
+        // Nobody listens there any more; what is down elsewhere says nothing.
+        for (down, restarted) in [(server(), true), ("http://other".to_owned(), false)] {
+            let mut budget = ConnectionBudget::new(now);
+            assert_eq!(budget.next_step(200, now), 16);
+            budget.on_trial_refused(server(), limit(), now);
+            budget.on_gone(down, now);
+            let judgement = budget.judge(now + SECOND);
+            assert_eq!(judgement == Some(Judgement::Restarted), restarted, "{judgement:?}");
+        }
         let mut budget = ConnectionBudget::new(now);
         assert_eq!(budget.next_step(200, now), 16);
         budget.on_failure(now);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::budget::ConnectionBudget;
 use super::connection_plan::{ConnectionPlan, Demand};
+use super::threads::Threads;
 use super::triggered::Scope;
 use crate::consul::overview;
 use crate::sync::overview_watch::{OverviewWatch, subject_of_overview};
@@ -99,36 +100,6 @@ pub(super) struct Scheduler {
     /// The supervisor is to look around.
     pub(super) is_called: bool,
     pub(super) has_ended: bool,
-}
-
-/// The threads that have a connection.
-#[derive(Default)]
-pub(super) struct Threads {
-    pub(super) count: usize,
-    /// Those that have not come for work yet, and those of them that try a new connection.
-    pub(super) starting: usize,
-    pub(super) to_try: usize,
-    /// Those that have nothing to do.
-    pub(super) idle: usize,
-    /// Until when one of these waits.
-    pub(super) timed: Option<Instant>,
-    /// Which numbers are taken.
-    numbers: Vec<bool>,
-}
-
-impl Threads {
-    /// The smallest number that is free.
-    pub(super) fn take_number(&mut self) -> usize {
-        let free = self.numbers.iter().position(|taken| !taken);
-        let number = free.unwrap_or(self.numbers.len());
-        self.numbers.resize(self.numbers.len().max(number + 1), false);
-        self.numbers[number] = true;
-        number
-    }
-
-    pub(super) fn give_number(&mut self, number: usize) {
-        self.numbers[number] = false;
-    }
 }
 
 impl Scheduler {

@@ -94,14 +94,15 @@ fn round(shared: &Arc<Shared>, memory: &mut Memory) -> Instant {
         shared.sink.log(Level::Notice, line);
     }
     drop(scheduler);
-    if let Some(Judgement::Refused { number, allowed, how }) = judgement {
+    if let Some(Judgement::Refused { number, allowed, how, server }) = judgement {
         let (error, raise) = match how {
             Refused::Limit(error) => (error, "limits.http_max_conns_per_client"),
             Refused::Silent => ("no answer within 1s".to_owned(), "LimitNOFILE"),
         };
         let line = format!(
             "Consul refused connection {number} ({error}), going on with {allowed} and fewer than \
-             {number} for an hour: raise {raise} of Consul, or lower consul_connections"
+             {number} for an hour: raise {raise} of Consul, or lower consul_connections, server \
+             \"{server}\""
         );
         shared.sink.log(Level::Warn, line);
     }

@@ -8,6 +8,7 @@ use super::Shared;
 use super::budget::{PATIENCE, Refused};
 use super::scheduler::{Scheduler, Task};
 use crate::consul::client::{self, Client, Trouble};
+use crate::consul::server::Server;
 use crate::resolve::SystemResolver;
 use crate::sync::Level;
 use crate::sync::asking::{Failure, read_anew};
@@ -72,12 +73,14 @@ pub(super) fn work(shared: &Arc<Shared>) {
 fn try_connection(shared: &Shared, client: &mut Client) {
     let (subject, is_counted) = {
         let mut scheduler = shared.scheduler.lock();
-        let subject = subject_to_try(&scheduler);
+        let (subject, to_try) = (subject_to_try(&scheduler), scheduler.threads.to_try);
+        scheduler.threads.to_try = to_try.saturating_sub(1);
         if subject.is_none() {
             scheduler.threads.starting -= 1;
+            if to_try > 0 {
+                scheduler.budget.on_failure(Instant::now());
+            }
         }
-        let to_try = scheduler.threads.to_try;
-        scheduler.threads.to_try = to_try.saturating_sub(1);
         (subject, to_try > 0)
     };
     let Some(subject) = subject else { return };
@@ -89,8 +92,13 @@ fn try_connection(shared: &Shared, client: &mut Client) {
     let budget = &mut scheduler.budget;
     match (tried, trouble) {
         _ if !is_counted => {}
-        (_, Some(Trouble::Refused(error))) => budget.on_trial_refused(Refused::Limit(error), now),
-        (Err(client::Error::Silent(_)), _) => budget.on_trial_refused(Refused::Silent, now),
+        (_, Some((server, Trouble::Refused(error)))) => {
+            budget.on_trial_refused(server.to_string(), Refused::Limit(error), now);
+        }
+        (Err(client::Error::Silent(_)), _) => {
+            let server = subject.endpoint.servers[0].to_string();
+            budget.on_trial_refused(server, Refused::Silent, now);
+        }
         (Ok(()) | Err(client::Error::Status { .. }), _) => budget.on_answer(),
         (Err(_), _) => budget.on_failure(now),
     }
@@ -105,17 +113,17 @@ fn subject_to_try(scheduler: &Scheduler) -> Option<Arc<Subject>> {
 }
 
 /// A connection was refused, or a query cut off.
-fn note_trouble(shared: &Shared, trouble: Trouble) {
+fn note_trouble(shared: &Shared, (server, trouble): (Server, Trouble)) {
     let (mut scheduler, now) = (shared.scheduler.lock(), Instant::now());
+    let (number, blocking, server) =
+        (scheduler.threads.count, scheduler.blocking + 1, server.to_string());
+    let budget = &mut scheduler.budget;
     match trouble {
         Trouble::Refused(error) => {
-            let number = scheduler.threads.count;
-            scheduler.budget.on_refusal(number, Refused::Limit(error), now);
+            budget.on_refusal(number, server, Refused::Limit(error), now);
         }
-        Trouble::Lost => {
-            let blocking = scheduler.blocking + 1;
-            scheduler.budget.on_loss(blocking, now);
-        }
+        Trouble::Lost => budget.on_loss(blocking, now),
+        Trouble::Gone => return budget.on_gone(server, now),
     }
     shared.call(&mut scheduler);
 }

@@ -6,7 +6,7 @@ use rand::rngs::SmallRng;
 use crate::consul::overview::{Difference, key};
 use crate::consul::watch::Answer;
 use crate::sync::Limit;
-use crate::sync::engine::scheduler::{Scheduler, Task, Threads};
+use crate::sync::engine::scheduler::{Scheduler, Task};
 use crate::sync::overview_watch::{OverviewDiff, OverviewOutcome, OverviewWatch};
 use crate::sync::plan::Followed;
 use crate::sync::runner::Job;
@@ -181,13 +181,4 @@ fn a_sweep_keeps_its_pace() {
     }
     // Ten seconds at 600 a second, and 2,000 on credit.
     assert!((7000..=8100).contains(&reads), "{reads}");
-}
-
-#[test]
-fn numbers_of_threads_are_used_again_the_smallest_first() {
-    let mut threads = Threads::default();
-    assert_eq!([0; 4].map(|_| threads.take_number()), [0, 1, 2, 3]);
-    threads.give_number(2);
-    threads.give_number(1);
-    assert_eq!([0; 3].map(|_| threads.take_number()), [1, 2, 4]);
 }
