@@ -7,25 +7,16 @@ use std::path::{Path, PathBuf};
 use nginx_consul_e2e::nginx;
 
 /// Functions that make lines for a call that only hands them on.
-const MAKERS: [&str; 7] = [
+const MAKERS: [&str; 6] = [
     "fn told(target",
     "pub(super) fn notice(",
     "pub fn set(held",
     "pub fn removed(held",
     "pub fn over(held",
     "fn not_taken(",
-    "fn refused(number",
 ];
 /// What such a function puts into a line.
-const PARTS: [&str; 7] = [
-    "queries about all",
-    "they are read in turn and",
-    "*s",
-    "until it is",
-    "limits.http_max",
-    "no answer within",
-    "LimitNOFILE",
-];
+const PARTS: [&str; 4] = ["queries about all", "they are read in turn and", "*s", "until it is"];
 
 /// A line as the source has it: its level, if that is fixed, and its text with `*` for what differs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -175,7 +166,7 @@ fn level(call: &str, arguments: &str) -> Option<Option<String>> {
 /// The texts of a line that was made before the call.
 fn made_before(source: &str, at: usize, arguments: &str, place: &str) -> Vec<String> {
     let before = &source[..at];
-    let maker = ["told(", "notice(", "over(", "not_taken(", "refused("].into_iter().find(|name| {
+    let maker = ["told(", "notice(", "over(", "not_taken("].into_iter().find(|name| {
         arguments.contains(name)
             || before[before.len().saturating_sub(120)..].contains(&format!("= {name}"))
     });
