@@ -16,7 +16,13 @@ const MAKERS: [&str; 6] = [
     "fn not_taken(",
 ];
 /// What such a function puts into a line.
-const PARTS: [&str; 4] = ["queries about all", "they are read in turn and", "*s", "until it is"];
+const PARTS: [&str; 5] = [
+    "queries about all",
+    "they are read in turn and",
+    "connections of earlier workers",
+    "*s",
+    "until it is",
+];
 
 /// A line as the source has it: its level, if that is fixed, and its text with `*` for what differs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
