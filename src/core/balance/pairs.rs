@@ -37,13 +37,13 @@ pub fn pairs<T, K: Eq + Hash>(
     let mut places: HashMap<K, usize> =
         (first..new_end).map(|place| (key(&new[place]), place)).collect();
     let mut stays = vec![false; new_end];
-    for place in first..old_end {
-        each(match places.remove(&key(&old[place])) {
+    for (old, member) in old.iter().enumerate().take(old_end).skip(first) {
+        each(match places.remove(&key(member)) {
             Some(new) => {
                 stays[new] = true;
-                Pair::Both { old: place, new }
+                Pair::Both { old, new }
             }
-            None => Pair::Gone(place),
+            None => Pair::Gone(old),
         });
     }
     (first..new_end).filter(|&place| !stays[place]).for_each(|place| each(Pair::Come(place)));

@@ -204,7 +204,7 @@ unsafe extern "C" fn observe(
             }
             // The handler may read on.
             let (file, line) = position(cf);
-            let words = ffi::args(cf).into_iter().map(|word| text(word)).collect();
+            let words = ffi::args(cf).into_iter().map(text).collect();
             let upstream: *mut ngx_http_upstream_srv_conf_t = upstream_of(cf);
             let init = || (*upstream).peer.init_upstream.map(|init| init as usize);
             let before = init();

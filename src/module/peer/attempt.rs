@@ -391,7 +391,6 @@ impl Attempt {
 
     /// The block that the request was sent to, what it picked from, and the peer that it went to last;
     /// `None` if it went to a `server` line.
-    #[expect(clippy::type_complexity, reason = "read in one place")]
     pub(super) fn served(&self) -> Option<(&Block, &PeerView, Option<usize>)> {
         match self.picker {
             Picker::Servers(_) => None,
