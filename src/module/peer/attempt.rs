@@ -3,21 +3,19 @@
 use std::ptr;
 use std::rc::Rc;
 
-use nginx_consul_core::balance::{Admission, Admitted, Known, Latency, Method, Picked, Tried};
-use nginx_consul_core::table::{Permit, Slot};
+use nginx_consul_core::balance::{Admission, Admitted, Picked, Tried};
+use nginx_consul_core::table::Permit;
 use nginx_sys::{
-    NGX_LOG_WARN, NGX_PEER_FAILED, ngx_current_msec, ngx_http_request_t,
-    ngx_http_upstream_init_round_robin_peer, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_log_t,
-    ngx_peer_connection_t, ngx_uint_t,
+    NGX_PEER_FAILED, ngx_http_request_t, ngx_http_upstream_init_round_robin_peer,
+    ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_log_t, ngx_peer_connection_t, ngx_uint_t,
 };
 
 use super::block::Block;
 use super::clock::now;
-use super::counted::{Account, Counted};
+use super::counted::Counted;
 use super::delegate::Delegate;
 use super::keepalive::{InstanceRef, Keepalive, Kept, UpstreamPeer};
 use super::nginx_method::Snapshot;
-use super::outcome::Attempted;
 use super::trace;
 use super::trace::trace;
 use super::view::PeerView;
@@ -26,6 +24,7 @@ use crate::ffi::{DECLINED, ERROR, OK};
 
 pub(super) mod callbacks;
 pub(super) mod cell;
+mod judge;
 
 /// A request to the block; `peer.data`.
 pub(super) struct Attempt {
@@ -333,62 +332,6 @@ impl Attempt {
         if let Picker::Servers(servers) = &self.picker { Some(servers) } else { None }
     }
 
-    #[inline(always)]
-    fn judge(&mut self, state: ngx_uint_t, single: bool, log: *mut ngx_log_t) {
-        // SAFETY: the configuration outlives the request, or the attempt keeps the block.
-        let block = unsafe { &*self.block };
-        if block.method() == Method::LeastTime {
-            self.note_time(state & NGX_PEER_FAILED as ngx_uint_t != 0);
-        }
-        // SAFETY: the request that peer.init got.
-        let attempted = unsafe { Attempted::new(self.request, state) };
-        if self.counted.judge(attempted, Account { block, view: &self.view, single })
-            && matches!(self.picker, Picker::Own)
-        {
-            warn_of_failures(log);
-        }
-    }
-
-    /// nginx has accepted the response header.
-    #[inline(always)]
-    pub(super) fn note_header(&mut self) {
-        if self.counted.note_header() {
-            self.judge_header();
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn judge_header(&mut self) {
-        // SAFETY: the configuration outlives the request, or the attempt keeps the block.
-        let block = unsafe { &*self.block };
-        // SAFETY: the request that peer.init got.
-        let attempted = unsafe { Attempted::new(self.request, 0) };
-        let single = self.is_single();
-        self.counted.judge_header(attempted, Account { block, view: &self.view, single });
-    }
-
-    /// Notes how long the peer took.
-    #[inline(always)]
-    fn note_time(&self, failed: bool) {
-        let Some((counters, known)) = self.counted.known(&self.view) else { return };
-        // SAFETY: the request's upstream, whose state nginx makes before it connects.
-        let upstream = unsafe { &*(*self.request).upstream };
-        // SAFETY: as above.
-        let Some(state) = (unsafe { upstream.state.as_ref() }) else { return };
-        let now = now().millis;
-        // nginx's value of a time that never came.
-        if failed || state.header_time == usize::MAX {
-            // SAFETY: the event loop's clock, read in the event loop.
-            let elapsed = unsafe { ngx_current_msec }.wrapping_sub(upstream.start_time) as u64;
-            note_unanswered(counters, known, failed, elapsed, now);
-            return;
-        }
-        counters.update_latency(known.identity, |raw| {
-            Latency::from_raw(raw).after(state.header_time as u64, now).raw()
-        });
-    }
-
     /// The block that the request was sent to, what it picked from, and the peer that it went to last;
     /// `None` if it went to a `server` line.
     pub(super) fn served(&self) -> Option<(&Block, &PeerView, Option<usize>)> {
@@ -404,27 +347,6 @@ impl Attempt {
 fn picked_of(worker: Worker, view: &PeerView, peer: usize) -> Picked<'_, 'static> {
     let known = view.peers().known(peer);
     Picked { known, counters: worker.share().table.slot(known.place) }
-}
-
-/// Notes an attempt that failed, or that the client gave up.
-#[cold]
-fn note_unanswered(counters: Slot<'_>, known: &Known, failed: bool, elapsed: u64, now: u64) {
-    counters.update_latency(known.identity, |raw| {
-        let latency = Latency::from_raw(raw);
-        if failed {
-            latency.after_failure(elapsed, now).raw()
-        } else if elapsed as f32 > latency.at(now) {
-            // The answer would have taken longer still.
-            latency.after(elapsed, now).raw()
-        } else {
-            raw
-        }
-    });
-}
-
-#[cold]
-fn warn_of_failures(log: *mut ngx_log_t) {
-    ngx::ngx_log_error!(NGX_LOG_WARN, log, "upstream server temporarily disabled");
 }
 
 impl Drop for Attempt {
