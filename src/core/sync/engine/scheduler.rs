@@ -16,6 +16,9 @@ use crate::sync::{Connections, Limit, Mode};
 
 /// How often a service is read that overviews speak for, whatever they say.
 const TRIGGERED: Duration = Duration::from_secs(60);
+/// A service that is followed later has a blocking query only after this time: whoever asked for it may
+/// not want it any more once the first answer is there.
+const SETTLE: Duration = Duration::from_secs(1);
 /// How many due watches are looked at for one of the server that a thread is connected to.
 const NEIGHBOURS: usize = 16;
 
@@ -62,6 +65,8 @@ pub(super) struct Entry {
     beside: Option<Instant>,
     /// It is to have a blocking query.
     pub(super) is_polled: bool,
+    /// Not before that.
+    pub(super) settled: Instant,
     /// What it is to be read for has happened while a thread had the job.
     pub(super) again: bool,
     /// It has its place in a sweep that is going on.
@@ -127,8 +132,13 @@ impl Scheduler {
         }
     }
 
-    /// Takes a watch.
-    pub(super) fn add(&mut self, subject: &Arc<Subject>, targets: Vec<Followed>, now: Instant) {
+    /// Takes a watch; gives its number.
+    pub(super) fn add(
+        &mut self,
+        subject: &Arc<Subject>,
+        targets: Vec<Followed>,
+        now: Instant,
+    ) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
         self.of_target.extend(targets.iter().map(|target| (target.number, id)));
@@ -143,14 +153,15 @@ impl Scheduler {
             due: now,
             is_blocking: false,
             beside: None,
-            // Whoever asked for it may not want it any more once the first answer is there.
             is_polled: false,
+            settled: now,
             again: false,
             is_swept: false,
             scope,
         };
         self.entries.insert(id, entry);
         self.queue.insert((now, Key::Watch(id)));
+        id
     }
 
     /// Follows one more target.
@@ -159,7 +170,9 @@ impl Scheduler {
         self.forget(followed.number);
         let subject = followed.target.subject();
         let Some(&id) = self.by_subject.get(&subject) else {
-            return self.add(&Arc::new(subject), vec![followed], now);
+            let id = self.add(&Arc::new(subject), vec![followed], now);
+            self.entries.entry(id).and_modify(|entry| entry.settled = now + SETTLE);
+            return;
         };
         self.of_target.insert(followed.number, id);
         let Some(entry) = self.entries.get_mut(&id) else { return };

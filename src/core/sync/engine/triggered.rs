@@ -172,7 +172,8 @@ impl Scheduler {
         let mut begin = Vec::new();
         for (&id, entry) in &mut self.entries {
             let is_covered = entry.scope.is_some_and(|scope| overviews[scope]);
-            entry.is_polled = entry.can_block() && (all_block || polls > 0 && !is_covered);
+            let has_place = all_block || polls > 0 && !is_covered;
+            entry.is_polled = entry.can_block() && entry.settled <= now && has_place;
             if let (true, 1.., Some(job)) = (entry.is_polled, room, &mut entry.job) {
                 room -= 1;
                 job.watch.set_sweep(None);

@@ -107,7 +107,8 @@ fn thousands_may_come_and_go() {
         engine.follow(number, target(&endpoint, &format!("gone-{number}")));
         engine.forget(number);
     }
-    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    // One that waited for Consul would take a second by itself.
+    assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
     engine.follow(9000, target(&endpoint, "s9"));
     sink.until_peers(9000, 1);
     registry.until_blocked("service/gone", 0);
