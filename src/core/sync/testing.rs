@@ -5,7 +5,7 @@ pub(super) mod registry;
 use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -152,6 +152,12 @@ pub(super) struct Memory {
     pub(super) panics: AtomicUsize,
     /// What to say to every publication.
     pub(super) refuse: Mutex<Option<String>>,
+    /// A publication for this target lasts until it is let go; and whether one does.
+    pub(super) hold: Mutex<Option<usize>>,
+    pub(super) is_held: AtomicBool,
+    /// Connections of somebody else, and those that the engine has told of.
+    pub(super) foreign: AtomicUsize,
+    pub(super) noted: Mutex<Connections>,
 }
 
 #[derive(Default)]
@@ -198,6 +204,10 @@ impl Sink for Memory {
         if let Some(reason) = &*self.refuse.lock().unwrap() {
             return Published::Refused(reason.clone());
         }
+        while *self.hold.lock().unwrap() == Some(target) {
+            self.is_held.store(true, Ordering::SeqCst);
+            thread::sleep(Duration::from_millis(1));
+        }
         let mut state = self.state.lock().unwrap();
         let old = state.sets.insert(target, set.clone()).unwrap_or_default();
         self.told.notify_all();
@@ -235,5 +245,12 @@ impl Sink for Memory {
             .sets
             .get(&target)
             .map_or_else(HashSet::new, |set| set.peers().iter().map(|peer| peer.identity).collect())
+    }
+    fn note_connections(&self, connections: Connections) {
+        *self.noted.lock().unwrap() = connections;
+    }
+
+    fn foreign_connections(&self) -> usize {
+        self.foreign.load(Ordering::SeqCst)
     }
 }

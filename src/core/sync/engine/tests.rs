@@ -1,15 +1,13 @@
 mod many;
 mod scheduler;
 
-use std::collections::HashSet;
 use std::net::TcpListener;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread;
 
 use super::*;
-use crate::model::PeerSet;
+use crate::sync::Target;
 use crate::sync::testing::{FakeConsul, Memory, element, endpoint, target};
-use crate::sync::{Level, Published, Report, Target};
 
 fn start(blocks: Vec<Target>, connections: usize) -> (Engine, Arc<Memory>) {
     let sink = Arc::new(Memory::default());
@@ -201,40 +199,6 @@ fn what_is_asked_again_is_read_beside_the_query_that_waits() {
     end(engine);
 }
 
-/// A sink in which a publication for target 0 lasts until it is let go.
-#[derive(Default)]
-struct Slow {
-    memory: Memory,
-    holds: AtomicBool,
-    is_held: AtomicBool,
-}
-
-impl Sink for Slow {
-    fn publish(&self, target: usize, set: &PeerSet, index: u64) -> Published {
-        while target == 0 && self.holds.load(Ordering::SeqCst) {
-            self.is_held.store(true, Ordering::SeqCst);
-            thread::sleep(Duration::from_millis(1));
-        }
-        self.memory.publish(target, set, index)
-    }
-
-    fn report(&self, target: usize, report: &Report<'_>) {
-        self.memory.report(target, report);
-    }
-
-    fn log(&self, level: Level, line: String) {
-        self.memory.log(level, line);
-    }
-
-    fn has_data(&self, target: usize) -> bool {
-        self.memory.has_data(target)
-    }
-
-    fn held(&self, target: usize) -> HashSet<u64> {
-        self.memory.held(target)
-    }
-}
-
 #[test]
 fn a_target_that_joins_while_the_watch_publishes_gets_the_answer_too() {
     let until = |what: &dyn Fn() -> bool| {
@@ -246,15 +210,15 @@ fn a_target_that_joins_while_the_watch_publishes_gets_the_answer_too() {
     };
     let consul = FakeConsul::new(&[element("a", 1)]);
     let endpoint = Arc::new(endpoint(&consul.url));
-    let sink = Arc::new(Slow::default());
+    let sink = Arc::new(Memory::default());
     let plan = Arc::new(Plan::new(vec![target(&endpoint, "web")], 64).0);
     let engine = Engine::start(plan, Arc::clone(&sink) as Arc<dyn Sink>).unwrap();
-    sink.memory.until_peers(0, 1);
-    sink.holds.store(true, Ordering::SeqCst);
+    sink.until_peers(0, 1);
+    *sink.hold.lock().unwrap() = Some(0);
     consul.set(&[element("a", 1), element("b", 2)]);
     until(&|| sink.is_held.load(Ordering::SeqCst));
     engine.follow(1, target(&endpoint, "web"));
-    sink.holds.store(false, Ordering::SeqCst);
-    sink.memory.until_peers(1, 2);
+    *sink.hold.lock().unwrap() = None;
+    sink.until_peers(1, 2);
     end(engine);
 }

@@ -1,13 +1,11 @@
 //! Targets that come and go, and more services than connections.
 
-use std::collections::HashSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use super::*;
 use crate::model::Selection;
 use crate::sync::testing::SOON;
 use crate::sync::testing::registry::Registry;
-use crate::sync::{Level, Published, Report};
 
 fn of(registry: &Registry) -> Arc<crate::sync::Endpoint> {
     Arc::new(endpoint(&registry.url))
@@ -174,52 +172,15 @@ fn where_all_services_must_not_be_looked_at_they_are_read_in_turn() {
     end(engine);
 }
 
-/// A sink behind connections of somebody else.
-struct Shared {
-    memory: Arc<Memory>,
-    foreign: AtomicUsize,
-    noted: Mutex<Connections>,
-}
-
-impl Sink for Shared {
-    fn publish(&self, target: usize, set: &crate::model::PeerSet, index: u64) -> Published {
-        self.memory.publish(target, set, index)
-    }
-
-    fn report(&self, target: usize, report: &Report<'_>) {
-        self.memory.report(target, report);
-    }
-
-    fn log(&self, level: Level, line: String) {
-        self.memory.log(level, line);
-    }
-
-    fn has_data(&self, target: usize) -> bool {
-        self.memory.has_data(target)
-    }
-
-    fn held(&self, target: usize) -> HashSet<u64> {
-        self.memory.held(target)
-    }
-
-    fn note_connections(&self, connections: Connections) {
-        *self.noted.lock() = connections;
-    }
-
-    fn foreign_connections(&self) -> usize {
-        self.foreign.load(Ordering::SeqCst)
-    }
-}
-
 fn shared(
     registry: &Registry,
     (services, connections): (usize, usize),
     foreign: usize,
-) -> (Engine, Arc<Shared>) {
+) -> (Engine, Arc<Memory>) {
     let endpoint = of(registry);
     let blocks = (0..services).map(|i| target(&endpoint, &format!("s{i}"))).collect();
-    let (memory, noted) = (Arc::default(), Mutex::default());
-    let sink = Arc::new(Shared { memory, foreign: AtomicUsize::new(foreign), noted });
+    let sink = Arc::new(Memory::default());
+    sink.foreign.store(foreign, Ordering::SeqCst);
     let plan = Arc::new(Plan::new(blocks, connections).0);
     (Engine::start(plan, Arc::clone(&sink) as Arc<dyn Sink>).unwrap(), sink)
 }
@@ -228,16 +189,16 @@ fn shared(
 fn connections_of_an_engine_before_are_left_alone_until_they_are_gone() {
     let registry = Registry::new(12);
     let (engine, sink) = shared(&registry, (12, 16), 10);
-    sink.memory.until(|told| told.sets.len() == 12);
-    sink.memory.until(|told| told.lines.iter().any(|l| l.contains("12 services, 6 connections")));
+    sink.until(|told| told.sets.len() == 12);
+    sink.until(|told| told.lines.iter().any(|l| l.contains("12 services, 6 connections")));
     registry.set("s3", &[element("a", 1), element("b", 2)]);
-    sink.memory.until_within(SOON + SOON, |told| peers(told, 3) == 2);
+    sink.until_within(SOON + SOON, |told| peers(told, 3) == 2);
     assert!(registry.most_connections() <= 6, "{}", registry.most_connections());
     sink.foreign.store(0, Ordering::SeqCst);
     registry.until_blocked("service/", 12);
     let end_of_it = "12 services, each has a blocking query of its own";
-    sink.memory.until_within(SOON * 2, |told| told.lines.iter().any(|l| l.contains(end_of_it)));
-    let noted = *sink.noted.lock();
+    sink.until_within(SOON * 2, |told| told.lines.iter().any(|l| l.contains(end_of_it)));
+    let noted = *sink.noted.lock().unwrap();
     assert_eq!((noted.blocking >= 12, noted.wait >= Duration::from_secs(10)), (true, true));
     assert!(registry.most_connections() <= 16, "{}", registry.most_connections());
     end(engine);
@@ -249,15 +210,15 @@ fn more_than_64_connections_are_tried_out_and_a_restart_of_the_agent_is_no_refus
     let (engine, sink) = shared(&registry, (150, 200), 0);
     registry.until_blocked("service/", 150);
     assert!(registry.most_connections() <= 166, "{}", registry.most_connections());
-    let noted = *sink.noted.lock();
+    let noted = *sink.noted.lock().unwrap();
     assert_eq!((noted.allowed, noted.needed, noted.limit), (166, 166, None));
     registry.cut_all();
     registry.until_blocked("service/", 0);
     registry.until_blocked("service/", 150);
     registry.set("s7", &[element("a", 1), element("b", 2)]);
-    sink.memory.until_peers(7, 2);
+    sink.until_peers(7, 2);
     end(engine);
-    let lines = sink.memory.lines();
+    let lines = sink.lines();
     assert!(lines.iter().all(|line| !line.contains("refused connection")), "{lines:#?}");
 }
 
@@ -269,16 +230,16 @@ fn what_consul_refuses_is_told_and_the_connections_are_given_back() {
         registry.limit(100, is_silent);
         let (engine, sink) = shared(&registry, (150, 200), 0);
         let refused = |line: &String| line.starts_with("Warn Consul refused connection ");
-        sink.memory.until(|told| told.lines.iter().any(refused));
-        let line = sink.memory.lines().into_iter().find(refused).unwrap();
+        sink.until(|told| told.lines.iter().any(refused));
+        let line = sink.lines().into_iter().find(refused).unwrap();
         assert!(line.contains(told), "{line}");
-        sink.memory.until(|_| registry.connections() <= 24);
+        sink.until(|_| registry.connections() <= 24);
         registry.set("s70", &[element("a", 1), element("b", 2)]);
-        sink.memory.until_peers(70, 2);
-        let noted = *sink.noted.lock();
+        sink.until_peers(70, 2);
+        let noted = *sink.noted.lock().unwrap();
         assert_eq!((noted.needed, noted.limit), (166, Some(crate::sync::Limit::Refused)));
         assert!((64..100).contains(&noted.allowed), "{noted:?}");
-        assert_eq!(sink.memory.lines().iter().filter(|line| refused(line)).count(), 1);
+        assert_eq!(sink.lines().iter().filter(|line| refused(line)).count(), 1);
         end(engine);
     }
 }
