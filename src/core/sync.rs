@@ -14,7 +14,6 @@ mod engine;
 mod first;
 mod limits;
 mod names;
-mod once;
 mod outages;
 mod overview_watch;
 mod plan;

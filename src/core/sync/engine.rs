@@ -118,10 +118,7 @@ impl Engine {
         let now = Instant::now();
         let mut scheduler = Scheduler::new(now);
         for watch in &plan.watches {
-            let followed = |(number, target): &(usize, Arc<Target>)| {
-                Followed::new(*number, Arc::clone(target))
-            };
-            scheduler.add(&watch.subject, watch.targets.iter().map(followed).collect(), now);
+            scheduler.add(&watch.subject, watch.followed(), now);
         }
         let shared = Arc::new(Shared {
             stop: Arc::new(Stop::new()?),

@@ -9,12 +9,16 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::asking::{Failure, Reply, ask};
 use super::engine::thread_builder;
 use super::names::query_name;
-use super::once::{ask_once, publish_once};
 use super::plan::WatchPlan;
-use super::{Level, Plan, Sink};
+use super::publisher::Publisher;
+use super::runner::report_good;
+use super::{Level, Mode, Plan, Sink};
 use crate::consul::client::Client;
+use crate::consul::query::View;
+use crate::consul::watch::Fetch;
 use crate::resolve::SystemResolver;
 use crate::stop::Stop;
 
@@ -141,21 +145,31 @@ impl Round<'_> {
         let subject = &watch.subject;
         let mut failure = String::new();
         for (server, name) in subject.endpoint.servers.iter().enumerate() {
-            match ask_once(client, subject, server) {
-                Ok((index, instances)) => {
-                    for (number, target) in &watch.targets {
-                        let answer = (index, server, &instances);
-                        publish_once(*number, target, answer, resolver, self.sink);
-                    }
+            match ask(client, subject, Fetch::read(server, Duration::ZERO), View::Full) {
+                Ok(Some(reply)) => {
+                    self.publish(watch, server, &reply, resolver);
                     return Ok(());
                 }
-                Err(_) if self.stop.is_raised() => break,
-                Err(error) => {
+                // Without an index nothing keeps a client from connecting.
+                Ok(None) | Err(Failure::Reconnected) => break,
+                Err(Failure::Refused(..)) if self.stop.is_raised() => break,
+                Err(Failure::Refused(_, error)) => {
                     failure = format!("{}: {error}, server \"{name}\"", query_name(&subject.query));
                 }
             }
         }
         Err(failure)
+    }
+
+    /// Puts the answer of a server in force for the targets of a watch.
+    fn publish(&self, watch: &WatchPlan, server: usize, reply: &Reply, resolver: &SystemResolver) {
+        let targets = watch.followed();
+        // The engine that follows them next warns of skipped instances, and if there is no room.
+        let mut publisher = Publisher::quiet();
+        let answer = (reply.index, &reply.instances, true);
+        let prepared = publisher.prepare(&watch.subject, &targets, answer, resolver, self.sink);
+        publisher.publish(&prepared, self.sink);
+        report_good((reply.index, server, Mode::Blocking), prepared.targets(), self.sink);
     }
 }
 

@@ -107,6 +107,14 @@ pub struct WatchPlan {
     pub targets: Vec<(usize, Arc<Target>)>,
 }
 
+impl WatchPlan {
+    /// The targets, as a watch follows them.
+    pub(super) fn followed(&self) -> Vec<Followed> {
+        let new = |(number, target): &(usize, _)| Followed::new(*number, Arc::clone(target));
+        self.targets.iter().map(new).collect()
+    }
+}
+
 /// A target of a running watch.
 #[derive(Clone, Debug)]
 pub(super) struct Followed {

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use self::report::report_good;
+pub(super) use self::report::report_good;
 use super::asking::{Failure, Reply, ask, digest, vouch};
 use super::names::query_name;
 use super::outages::{Failing, Outages};

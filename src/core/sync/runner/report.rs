@@ -11,7 +11,7 @@ use crate::sync::plan::Followed;
 use crate::sync::{Level, Mode, Pending, Report, Sink};
 
 /// Reports a good answer: its index, the server and how the service is followed.
-pub(super) fn report_good<'a>(
+pub(in crate::sync) fn report_good<'a>(
     (index, server, mode): (u64, usize, Mode),
     targets: impl Iterator<Item = (&'a Followed, Option<Pending>)>,
     sink: &dyn Sink,
