@@ -48,10 +48,10 @@ pub mod counters;
 pub mod lookup_cache;
 mod words;
 
-pub use counters::{Counters, InFlight, Slot, SlotRef, WorkerShard};
+pub use counters::{CounterValues, InFlight, PeerCounters, SlotRef, WorkerShard};
 pub use entry::Freshness;
-pub use failures::{Limits, PROBE_PACE};
-pub use history::Changed;
+pub use failures::{FailureLimits, PROBE_PACE};
+pub use history::SetChange;
 pub use lookup_cache::LookupResult;
 pub use outage::Outage;
 pub use overrides::{NotSet, Overrides};
@@ -316,7 +316,7 @@ pub(crate) mod tests {
     fn an_instance_takes_at_most_800_bytes_while_its_set_is_replaced() {
         let table = Table::create(zone(10 * 1024 * 1024 / 8), shards_for(16)).unwrap();
         let me = ProcessId::own();
-        table.lead(me);
+        table.acquire_leadership(me);
         let n: u16 = 5000;
         let instance = |i: u16| Peer {
             node: format!("ip-10-20-{}-{}.eu-central-1.compute.internal", i / 256, i % 256),

@@ -9,7 +9,7 @@ use super::ring::{Member, Ring};
 use super::{Method, Schedule, WeightTable};
 use crate::address::AddressText;
 use crate::params::Params;
-use crate::table::{Limits, PeerRecord, PeerSnapshot, SlotRef};
+use crate::table::{FailureLimits, PeerRecord, PeerSnapshot, SlotRef};
 
 mod candidates;
 
@@ -109,9 +109,9 @@ impl Default for ServerParams {
 impl ServerParams {
     /// How failures are judged.
     #[inline]
-    pub fn limits(&self) -> Limits {
+    pub fn limits(&self) -> FailureLimits {
         let fail_timeout = u64::from(self.fail_timeout) * 1000;
-        Limits { max_fails: self.max_fails.into(), fail_timeout }
+        FailureLimits { max_fails: self.max_fails.into(), fail_timeout }
     }
 
     /// These, but for what the instance says itself.
@@ -274,7 +274,7 @@ impl PeerInfo {
 
     /// How its failures are judged.
     #[inline]
-    pub fn limits(&self) -> Limits {
+    pub fn limits(&self) -> FailureLimits {
         self.rules.limits()
     }
 }

@@ -62,7 +62,7 @@ pub struct SlotRef(u32);
 
 /// What the status page says of a slot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
+pub struct CounterValues {
     /// Requests that are with the instance now.
     pub in_flight: u64,
     /// Times it was picked.
@@ -86,17 +86,17 @@ impl<'z> Table<'z> {
         let can_be_taken = |holder| holder == 0 || !is_alive(holder);
         let shard = self.shards().find(|shard| self.seize(*shard, me, can_be_taken))?;
         self.shard_words.fetch_max(u64::from(shard.0) / 2 + 1, AcqRel);
-        self.clear_lane(shard);
+        self.clear_shard(shard);
         Some(shard)
     }
 
     /// Clears the shards of killed processes that no new worker has taken.
-    pub fn clear_dead_lanes(&self) {
+    pub fn clear_dead_shards(&self) {
         let me = ProcessId::own();
         let is_left = |holder| holder != 0 && !is_alive(holder);
         for shard in self.shards().filter(|shard| self.seize(*shard, me, is_left)) {
-            self.clear_lane(shard);
-            self.release_lane(shard);
+            self.clear_shard(shard);
+            self.release_shard(shard);
         }
     }
 
@@ -116,9 +116,9 @@ impl<'z> Table<'z> {
     }
 
     /// Takes all requests of a shard out of flight, and what permits they hold; for its holder.
-    pub fn clear_lane(&self, shard: WorkerShard) {
+    pub fn clear_shard(&self, shard: WorkerShard) {
         for slot in 0..self.layout.slot_count {
-            let (word, shift) = self.lane_of(slot, shard);
+            let (word, shift) = self.shard_word(slot, shard);
             let left = word.load(Relaxed) >> shift & u64::from(u32::MAX);
             if left != 0 {
                 word.fetch_sub(left << shift, AcqRel);
@@ -129,17 +129,17 @@ impl<'z> Table<'z> {
     }
 
     /// Gives the shard back; what is still in it is cleared by the next holder.
-    pub fn release_lane(&self, shard: WorkerShard) {
+    pub fn release_shard(&self, shard: WorkerShard) {
         self.holder(shard).store(0, Release);
     }
 
-    fn lane_of(&self, slot: usize, shard: WorkerShard) -> (&'z AtomicU64, u32) {
+    fn shard_word(&self, slot: usize, shard: WorkerShard) -> (&'z AtomicU64, u32) {
         (self.slot_word(slot, WORDS + shard.0 as usize / 2), shard.0 % 2 * 32)
     }
 
     /// Where a slot is; `None` if there is none of that number.
     #[inline]
-    pub(super) fn slot_place(&self, slot: usize) -> Option<SlotRef> {
+    pub(super) fn slot_at(&self, slot: usize) -> Option<SlotRef> {
         // A table has fewer words than 2³².
         (slot < self.layout.slot_count)
             .then(|| SlotRef((self.layout.slots + slot * self.layout.slot_words) as u32))
@@ -156,32 +156,32 @@ impl<'z> Table<'z> {
     ///
     /// If the place is that of another table and beyond the end of this one.
     #[inline]
-    pub fn slot(&self, place: SlotRef) -> Slot<'z> {
+    pub fn peer_counters(&self, place: SlotRef) -> PeerCounters<'z> {
         let first = place.0 as usize;
         let words = self.words.get(first..first + WORDS + 1);
         match words.and_then(|words| words.try_into().ok()) {
-            Some(words) => Slot { words },
+            Some(words) => PeerCounters { words },
             None => no_such_slot(place),
         }
     }
 
     /// Counts a request to the instance, in flight if the worker has a shard: then it has to be told
     /// when it ends.
-    pub fn enter(
+    pub fn begin_request(
         &self,
         place: SlotRef,
         identity: u64,
         shard: Option<WorkerShard>,
     ) -> Option<InFlight<'z>> {
-        self.enter_at(place, self.slot(place), identity, shard)
+        self.begin_request_at(place, self.peer_counters(place), identity, shard)
     }
 
-    /// As [`Table::enter`], of a slot that was found before.
+    /// As [`Table::begin_request`], of a slot that was found before.
     #[inline]
-    pub fn enter_at(
+    pub fn begin_request_at(
         &self,
         place: SlotRef,
-        slot: Slot<'z>,
+        slot: PeerCounters<'z>,
         identity: u64,
         shard: Option<WorkerShard>,
     ) -> Option<InFlight<'z>> {
@@ -198,16 +198,16 @@ impl<'z> Table<'z> {
 
     /// Requests that are with the instance, over all workers.
     pub fn in_flight(&self, place: SlotRef) -> u64 {
-        self.in_flight_at(place, self.slot(place))
+        self.in_flight_at(place, self.peer_counters(place))
     }
 
     /// As [`Table::in_flight`], of a slot that was found before.
     #[inline]
-    pub fn in_flight_at(&self, place: SlotRef, slot: Slot<'z>) -> u64 {
+    pub fn in_flight_at(&self, place: SlotRef, slot: PeerCounters<'z>) -> u64 {
         // The sum of either half stays below 2³².
         let mut sums = slot.words[WORDS].load(Relaxed) & REQUESTS;
         if self.shard_words.load(Relaxed) > 1 {
-            sums = sums.wrapping_add(self.sum_of_lanes(place, 1, |pair| pair & REQUESTS));
+            sums = sums.wrapping_add(self.sum_of_shards(place, 1, |pair| pair & REQUESTS));
         }
         both(sums)
     }
@@ -215,7 +215,7 @@ impl<'z> Table<'z> {
     /// Sum over the words of shards from this number on, two to a word. In shards that nobody ever
     /// took there is nothing.
     #[inline(never)]
-    fn sum_of_lanes(&self, place: SlotRef, from: usize, part: impl Fn(u64) -> u64) -> u64 {
+    fn sum_of_shards(&self, place: SlotRef, from: usize, part: impl Fn(u64) -> u64) -> u64 {
         let used = self.shard_words.load(Relaxed) as usize;
         let used = used.clamp(from, self.layout.slot_words - WORDS);
         let first = place.0 as usize + WORDS;
@@ -238,14 +238,14 @@ impl<'z> Table<'z> {
     }
 
     /// The counters, for the status page.
-    pub fn counters(&self, place: SlotRef) -> Counters {
-        let counters = self.slot(place);
-        Counters {
+    pub fn counter_values(&self, place: SlotRef) -> CounterValues {
+        let counters = self.peer_counters(place);
+        CounterValues {
             in_flight: self.in_flight_at(place, counters),
             picks: counters.picks(),
             failed: counters.load(FAILED),
             fails: counters.load(FAILS),
-            idle: both(self.sum_of_lanes(place, 0, |pair| pair >> REQUEST_BITS & IDLE)),
+            idle: both(self.sum_of_shards(place, 0, |pair| pair >> REQUEST_BITS & IDLE)),
             opened: counters.load(OPENED),
             reused: counters.load(REUSED),
         }
@@ -255,7 +255,7 @@ impl<'z> Table<'z> {
 /// The counters of an instance but for most of its shards. They are found once for all that a
 /// request wants of them.
 #[derive(Clone, Copy, Debug)]
-pub struct Slot<'z> {
+pub struct PeerCounters<'z> {
     pub(super) words: &'z [AtomicU64; WORDS + 1],
 }
 
@@ -270,7 +270,7 @@ fn no_such_slot(place: SlotRef) -> ! {
     panic!("no slot at {place:?} of the table")
 }
 
-impl Slot<'_> {
+impl PeerCounters<'_> {
     #[inline]
     pub(super) fn load(&self, word: usize) -> u64 {
         self.words[word].load(Relaxed)

@@ -201,7 +201,7 @@ impl<'z> Table<'z> {
     }
 
     /// Only under the publishers' lock, while the entry has no key.
-    pub(super) fn set_named(&self, entry: usize, named: &ServiceName, now_ms: u64) {
+    pub(super) fn set_service_name(&self, entry: usize, named: &ServiceName, now_ms: u64) {
         let set = |word, value| self.entry_word(entry, word).store(value, Relaxed);
         set(USED, now_ms);
         set(TEMPLATE[0], named.template as u64);
@@ -323,11 +323,11 @@ mod tests {
         let (old, new) = (ProcessId::own(), ProcessId::from_raw(7));
         let e = table.claim(7, old).unwrap();
         assert!(!table.freshness(e).confirmed);
-        table.lead(old);
+        table.acquire_leadership(old);
         table.note_good(e, 42, 0, Mode::Blocking, 1_000);
         table.note_confirmed(e, old);
         assert!(table.freshness(e).confirmed);
-        table.lead(new);
+        table.acquire_leadership(new);
         assert!(!table.freshness(e).confirmed, "a new worker 0 has not asked yet");
         table.note_confirmed(e, new);
         assert!(table.freshness(e).confirmed);

@@ -2,7 +2,7 @@
 //! workers. Times are milliseconds of the monotonic clock, unless they say otherwise.
 
 use super::counters::{
-    CHECKED, FAILED, FAILED_AT, FAILING_SINCE, FAILS, PROBE, STARTED, Slot, WorkerShard,
+    CHECKED, FAILED, FAILED_AT, FAILING_SINCE, FAILS, PROBE, STARTED, PeerCounters, WorkerShard,
 };
 use super::permits::{self, Permit, Terms};
 use super::platform::atomic::Ordering::Relaxed;
@@ -12,14 +12,14 @@ pub const PROBE_PACE: u64 = 1000;
 
 /// Whether, and how, an instance's failures are judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct FailureLimits {
     /// So many failures mark the instance as failed; 0: none do.
     pub max_fails: u64,
     /// Milliseconds.
     pub fail_timeout: u64,
 }
 
-impl<'z> Slot<'z> {
+impl<'z> PeerCounters<'z> {
     /// Whether there are failures that count.
     #[inline]
     pub fn has_fails(&self) -> bool {
@@ -36,17 +36,17 @@ impl<'z> Slot<'z> {
 
     /// Whether the instance is out: the rule of `ngx_http_upstream_get_peer()`.
     #[inline]
-    pub fn is_failed(&self, limits: Limits, now: u64) -> bool {
+    pub fn is_failed(&self, limits: FailureLimits, now: u64) -> bool {
         self.is_marked(limits.max_fails) && now <= self.out_until(limits)
     }
 
     /// Until when a marked instance is out.
-    pub(crate) fn out_until(&self, limits: Limits) -> u64 {
+    pub(crate) fn out_until(&self, limits: FailureLimits) -> u64 {
         self.load(CHECKED).saturating_add(limits.fail_timeout)
     }
 
     /// Whether a request could probe the instance now.
-    pub(crate) fn is_probe_free(&self, limits: Limits, now: u64, pace: u64) -> bool {
+    pub(crate) fn is_probe_free(&self, limits: FailureLimits, now: u64, pace: u64) -> bool {
         permits::is_free_at(&self.words[PROBE], terms(limits, now, pace))
     }
 
@@ -55,7 +55,7 @@ impl<'z> Slot<'z> {
     pub fn probe(
         &self,
         (identity, shard): (u64, Option<WorkerShard>),
-        limits: Limits,
+        limits: FailureLimits,
         now: u64,
         pace: u64,
     ) -> Option<Permit<'z>> {
@@ -98,7 +98,7 @@ impl<'z> Slot<'z> {
     /// are over: of a marked instance if it began after the last of them; else if it was the first
     /// one after `fail_timeout`, as in nginx. One that was marked starts anew (slow start) at
     /// `now_ms`, milliseconds since the epoch. Returns whether it was.
-    pub fn note_passed(&self, identity: u64, max_fails: u64, from: u64, now_ms: u64) -> bool {
+    pub fn note_success(&self, identity: u64, max_fails: u64, from: u64, now_ms: u64) -> bool {
         if !self.has_fails() || !self.belongs_to(identity) {
             return false;
         }
@@ -109,12 +109,12 @@ impl<'z> Slot<'z> {
         if marked {
             self.words[STARTED].store(now_ms, Relaxed);
         }
-        self.forget_fails(identity);
+        self.clear_fails(identity);
         marked
     }
 
     /// Forgets the failures: any success of a block's only instance ends them.
-    pub fn forget_fails(&self, identity: u64) {
+    pub fn clear_fails(&self, identity: u64) {
         if self.belongs_to(identity) {
             self.words[FAILING_SINCE].store(0, Relaxed);
             self.words[FAILS].store(0, Relaxed);
@@ -122,6 +122,6 @@ impl<'z> Slot<'z> {
     }
 }
 
-fn terms(limits: Limits, now: u64, pace: u64) -> Terms {
+fn terms(limits: FailureLimits, now: u64, pace: u64) -> Terms {
     Terms { now, expires_after: limits.fail_timeout, pace }
 }

@@ -24,7 +24,7 @@ const MAX_BYTES: usize = if cfg!(all(test, loom)) { 0 } else { 1024 };
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Change"))]
 #[serde(deny_unknown_fields)]
-pub struct Changed {
+pub struct SetChange {
     /// When, milliseconds since the epoch.
     pub time_ms: u64,
     /// The generation that it made.
@@ -42,7 +42,7 @@ pub struct Changed {
 }
 
 /// As words of a block; none if there is nothing to keep. `changes` are newest first.
-pub(super) fn encode(mut changes: Vec<Changed>) -> Vec<u64> {
+pub(super) fn encode(mut changes: Vec<SetChange>) -> Vec<u64> {
     changes.truncate(MAX_CHANGES);
     while !changes.is_empty() {
         let bytes = postcard::to_stdvec(&changes).unwrap_or_default();
@@ -55,18 +55,18 @@ pub(super) fn encode(mut changes: Vec<Changed>) -> Vec<u64> {
 }
 
 /// Of the words after the details of a block; nothing of what is damaged.
-pub(super) fn decode(words: impl Iterator<Item = u64>) -> Vec<Changed> {
+pub(super) fn decode(words: impl Iterator<Item = u64>) -> Vec<SetChange> {
     let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
     postcard::from_bytes(&bytes).unwrap_or_default()
 }
 
-impl Changed {
+impl SetChange {
     /// What `set`, of a new generation, changes of the peers before.
     pub(super) fn of(
         set: &PeerSet,
         before: &HashMap<u64, PeerRecord>,
         (generation, time_ms): (u64, u64),
-    ) -> Changed {
+    ) -> SetChange {
         let (mut gone, mut changed_total) = (before.clone(), 0);
         let mut joined = Vec::new();
         for peer in set.peers() {
@@ -83,7 +83,7 @@ impl Changed {
             addresses.sort_unstable();
             addresses.iter().take(MAX_NAMED).map(ToString::to_string).collect()
         });
-        Changed { time_ms, generation, joined, left, joined_total, left_total, changed_total }
+        SetChange { time_ms, generation, joined, left, joined_total, left_total, changed_total }
     }
 
     /// Whether anybody came, went or changed. What only the status shows doesn't count.
@@ -106,13 +106,13 @@ mod tests {
     #[test]
     fn who_joined_and_left_is_kept_newest_first() {
         let (table, me) = (Table::create(zone(1 << 17), 16).unwrap(), ProcessId::own());
-        table.lead(me);
+        table.acquire_leadership(me);
         let e = table.claim(1, me).unwrap();
         table.publish((e, 1), &set(1..=2), 100, me).unwrap();
         table.publish((e, 1), &set(2..=3), 200, me).unwrap();
         table.publish((e, 1), &PeerSet::new(vec![peer(2, 1), peer(3, 9)]), 300, me).unwrap();
         let history = table.read(e, 1).unwrap().history();
-        let totals = |c: &Changed| (c.time_ms, c.generation, c.joined_total, c.left_total);
+        let totals = |c: &SetChange| (c.time_ms, c.generation, c.joined_total, c.left_total);
         let seen: Vec<_> = history.iter().map(totals).collect();
         assert_eq!(seen, [(300, 3, 0, 0), (200, 2, 1, 1), (100, 1, 2, 0)]);
         assert_eq!(history[0].changed_total, 1);
@@ -123,7 +123,7 @@ mod tests {
     #[test]
     fn a_change_of_text_alone_is_none() {
         let (table, me) = (Table::create(zone(1 << 17), 16).unwrap(), ProcessId::own());
-        table.lead(me);
+        table.acquire_leadership(me);
         let e = table.claim(1, me).unwrap();
         table.publish((e, 1), &set(1..=1), 100, me).unwrap();
         let mut tagged = peer(1, 1);
@@ -131,7 +131,7 @@ mod tests {
         table.publish((e, 1), &PeerSet::new(vec![tagged]), 200, me).unwrap();
         let image = table.read(e, 1).unwrap();
         assert_eq!((image.generation, image.history().len()), (2, 1));
-        assert_eq!(image.details()[0].tags, ["other"]);
+        assert_eq!(image.metadata()[0].tags, ["other"]);
     }
 
     #[test]
@@ -141,14 +141,14 @@ mod tests {
         table.publish((e, 1), &set(1..=5), 100, me).unwrap();
         let image = table.read(e, 1).unwrap();
         let mut at = 0;
-        let taken: Vec<_> = std::iter::from_fn(|| image.next_detail(&mut at)).collect();
-        assert_eq!((taken.len(), taken), (5, image.details()));
+        let taken: Vec<_> = std::iter::from_fn(|| image.next_metadata(&mut at)).collect();
+        assert_eq!((taken.len(), taken), (5, image.metadata()));
     }
 
     #[test]
     fn it_stays_short_however_much_changes() {
         let (table, me) = (Table::create(zone(1 << 17), 16).unwrap(), ProcessId::own());
-        table.lead(me);
+        table.acquire_leadership(me);
         let e = table.claim(1, me).unwrap();
         for round in 0..30u16 {
             let first = 1 + round % 2 * 100;
@@ -166,7 +166,7 @@ mod tests {
         let me = ProcessId::own();
         // The largest set that fits twice, found from above.
         let table = Table::create(zone(4096), 16).unwrap();
-        table.lead(me);
+        table.acquire_leadership(me);
         let e = table.claim(1, me).unwrap();
         let fits = (1..200u16).rev().find(|&n| table.publish((e, 1), &set(1..=n), 1, me).is_ok());
         assert!(fits.is_some_and(|n| n > 5), "{fits:?}");
@@ -178,7 +178,7 @@ mod tests {
         let decode = |words: &[u64]| decode(words.iter().copied());
         assert_eq!(decode(&[]), []);
         assert_eq!(decode(&[u64::MAX, 7]), []);
-        let words = encode(vec![Changed {
+        let words = encode(vec![SetChange {
             time_ms: 1,
             generation: 2,
             joined: vec![addr(1)],

@@ -119,7 +119,7 @@ fn published(leader: ProcessId) -> Arc<Zone> {
     let zone = Zone::new();
     zone.table().claim(KEY, leader).expect("room");
     publish(zone.table(), KEY, &[1], leader);
-    zone.table().lead(leader);
+    zone.table().acquire_leadership(leader);
     zone
 }
 
@@ -234,7 +234,7 @@ fn a_publisher_killed_at_any_store_leaves_a_whole_set_and_the_next_one_goes_on()
         |table, new| {
             let (_, left) = read(table, 0, KEY).expect("a set");
             assert!(left == [1] || left == [2, 3], "{left:?}");
-            table.lead(new);
+            table.acquire_leadership(new);
             publish(table, KEY, &[2, 4], new);
             assert_nothing_leaked(table, &[2, 4]);
         },
@@ -251,7 +251,7 @@ fn a_publisher_killed_while_targets_come_and_go_loses_no_entry() {
             table.retain(&[KEY], &[], old);
         },
         |table, new| {
-            table.lead(new);
+            table.acquire_leadership(new);
             // Worker 0 frees what its configuration doesn't name only when it is the last one.
             if table.find(OTHER).is_some() {
                 table.retain(&[KEY], &[], new);
@@ -272,7 +272,7 @@ fn a_publisher_killed_while_it_releases_a_service_loses_no_entry() {
             table.release(1, OTHER, old);
         },
         |table, new| {
-            table.lead(new);
+            table.acquire_leadership(new);
             if table.find(OTHER).is_some() {
                 table.release(1, OTHER, new);
             }
@@ -328,7 +328,7 @@ fn an_old_leader_never_replaces_the_set_of_the_new_one() {
         let (old, new) = (process(1), process(2));
         let zone = published(old);
         let successor = start(&zone, move |table| {
-            table.lead(new);
+            table.acquire_leadership(new);
             publish(table, KEY, &[3], new);
         });
         let late = zone.table().publish((0, KEY), &set(&[2]), 1, old).expect("room");
@@ -340,12 +340,12 @@ fn an_old_leader_never_replaces_the_set_of_the_new_one() {
 
 /// The first slot.
 fn first(table: Table<'_>) -> SlotRef {
-    table.slot_place(0).expect("a slot")
+    table.slot_at(0).expect("a slot")
 }
 
 /// One request, from its beginning to its end.
 fn request(table: Table<'_>, shard: WorkerShard) {
-    table.enter(first(table), 1, Some(shard)).expect("a shard").end();
+    table.begin_request(first(table), 1, Some(shard)).expect("a shard").end();
 }
 
 #[test]
@@ -356,10 +356,10 @@ fn what_two_workers_have_in_flight_adds_up_and_ends_at_zero() {
             move |table: Table<'_>| {
                 let shard = table.claim_shard(process(number)).expect("a shard");
                 request(table, shard);
-                let one = table.enter(first(table), 1, Some(shard)).expect("a shard");
+                let one = table.begin_request(first(table), 1, Some(shard)).expect("a shard");
                 assert!((1..=2).contains(&table.in_flight(first(table))));
                 one.end();
-                table.release_lane(shard);
+                table.release_shard(shard);
             }
         };
         let other = start(&zone, work(1));
@@ -382,21 +382,21 @@ fn a_killed_workers_requests_are_taken_out_and_nobody_elses() {
                 killed_after(stores, process(2), || {
                     let shard = table.claim_shard(process(2)).expect("a shard");
                     request(table, shard);
-                    let one = table.enter(first(table), 1, Some(shard)).expect("a shard");
+                    let one = table.begin_request(first(table), 1, Some(shard)).expect("a shard");
                     request(table, shard);
                     one.end();
-                    table.release_lane(shard);
+                    table.release_shard(shard);
                 }),
                 Relaxed,
             );
-            let cleaner = start(&zone, |table| table.clear_dead_lanes());
+            let cleaner = start(&zone, |table| table.clear_dead_shards());
             let successor = start(&zone, |table| {
                 if let Some(shard) = table.claim_shard(process(3)) {
                     request(table, shard);
                 }
             });
             request(table, mine);
-            let _stays = table.enter(first(table), 1, Some(mine));
+            let _stays = table.begin_request(first(table), 1, Some(mine));
             for thread in [cleaner, successor] {
                 thread.join().expect("done");
             }

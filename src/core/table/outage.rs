@@ -70,7 +70,7 @@ impl<'z> Outage<'z> {
 
     /// One of the [`PERMITS`], if one is free. Those that were taken more than `expires_after`
     /// milliseconds ago are.
-    pub fn permit(
+    pub fn take_permit(
         &self,
         shard: Option<WorkerShard>,
         now: u64,
@@ -116,7 +116,7 @@ mod tests {
         let (table, entry) = table();
         let shard = table.claim_shard(ProcessId::own()).unwrap();
         let outage = table.outage(entry);
-        let take = |now| outage.permit(Some(shard), now, 10_000);
+        let take = |now| outage.take_permit(Some(shard), now, 10_000);
         let mut held: Vec<_> = (0..PERMITS).map(|_| take(5_000).unwrap()).collect();
         assert!(take(15_000).is_none());
         held.pop().unwrap().end();
@@ -131,8 +131,8 @@ mod tests {
         let (table, entry) = table();
         let shard = table.claim_shard(ProcessId::own()).unwrap();
         let outage = table.outage(entry);
-        while outage.permit(Some(shard), 5_000, 10_000).is_some() {}
-        table.clear_lane(shard);
-        assert_eq!((0..20).filter_map(|_| outage.permit(None, 5_000, 10_000)).count(), PERMITS);
+        while outage.take_permit(Some(shard), 5_000, 10_000).is_some() {}
+        table.clear_shard(shard);
+        assert_eq!((0..20).filter_map(|_| outage.take_permit(None, 5_000, 10_000)).count(), PERMITS);
     }
 }

@@ -112,7 +112,7 @@ impl Table<'_> {
     }
 
     /// Moves with every change of the overrides.
-    pub fn overrides_number(&self) -> u64 {
+    pub fn overrides_version(&self) -> u64 {
         split(self.load(H_OVERRIDES)).0.into()
     }
 
@@ -129,7 +129,7 @@ impl Table<'_> {
 
     /// Whether nobody has asked this of the zone before: overrides that were kept elsewhere are to
     /// be set once, or they would be again after they were removed.
-    pub fn begin_overrides(&self) -> bool {
+    pub fn claim_overrides_restore(&self) -> bool {
         self.word(H_OVERRIDES_BEGUN).swap(1, Relaxed) == 0
     }
 

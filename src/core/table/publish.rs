@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::counters::SlotRef;
 use super::entry::{D_COUNT, D_DIGEST, D_PLACE, GENERATION, KEY_HI, KEY_LO};
-use super::history::{self, Changed};
+use super::history::{self, SetChange};
 use super::lock::PublishGuard;
 use super::platform::atomic::Ordering::{Relaxed, Release};
 use super::record::{PEER_RECORD, PeerMetadata, PeerRecord};
@@ -68,7 +68,7 @@ impl<'z> Table<'z> {
             self.entry_word(entry, word).store(0, Relaxed);
         }
         if let Some((named, now_ms)) = named {
-            self.set_named(entry, named, now_ms);
+            self.set_service_name(entry, named, now_ms);
         }
         self.entry_word(entry, KEY_HI).store((key >> 64) as u64, Relaxed);
         self.entry_word(entry, KEY_LO).store(key as u64, Release);
@@ -78,7 +78,7 @@ impl<'z> Table<'z> {
     /// Frees the entry of a target that nobody asks for any more, if it still has it.
     pub fn release(&self, entry: usize, key: u128, me: ProcessId) {
         let _guard = self.lock(me);
-        if self.key(entry) != key || !self.is_led_by(me) {
+        if self.key(entry) != key || !self.is_leader(me) {
             return;
         }
         let held = self.held(entry, self.generation(entry));
@@ -98,13 +98,13 @@ impl<'z> Table<'z> {
 
     /// From here on only this process replaces sets: an old worker 0 that still has an answer in
     /// hand can't put it over a newer one of its successor's.
-    pub fn lead(&self, me: ProcessId) {
+    pub fn acquire_leadership(&self, me: ProcessId) {
         let _guard = self.lock(me);
         self.word(H_LEADER).store(me.get(), Relaxed);
     }
 
     /// Whether this process is the one that replaces sets.
-    pub fn is_led_by(&self, me: ProcessId) -> bool {
+    pub fn is_leader(&self, me: ProcessId) -> bool {
         self.load(H_LEADER) == me.get()
     }
 
@@ -118,9 +118,9 @@ impl<'z> Table<'z> {
         set: &PeerSet,
         now_ms: u64,
         me: ProcessId,
-    ) -> Result<Option<Changed>, Full> {
+    ) -> Result<Option<SetChange>, Full> {
         let guard = self.lock(me);
-        let stays = || !self.is_led_by(me) || self.is_frozen(key, now_ms);
+        let stays = || !self.is_leader(me) || self.is_frozen(key, now_ms);
         if self.key(entry) != key || (self.has_data(entry) && stays()) {
             return Ok(None);
         }
@@ -177,7 +177,7 @@ impl<'z> Table<'z> {
     }
 
     fn free_slot(&self, record: &PeerRecord) {
-        self.slot(record.place).words[counters::OWNER].store(0, Release);
+        self.peer_counters(record.place).words[counters::OWNER].store(0, Release);
     }
 }
 
@@ -189,12 +189,12 @@ impl PublishGuard<'_, '_> {
         set: &PeerSet,
         digest: u128,
         now_ms: u64,
-    ) -> Result<Changed, Full> {
+    ) -> Result<SetChange, Full> {
         let table = self.table;
         let next = generation.wrapping_add(1);
         let before = table.held(entry, generation);
         let details = pack(&PeerMetadata::encode(set));
-        let changed = Changed::of(set, &before, (next, now_ms));
+        let changed = SetChange::of(set, &before, (next, now_ms));
         let mut history = table.history(entry, generation);
         if changed.is_any() {
             history.insert(0, changed.clone());
@@ -245,7 +245,7 @@ impl PublishGuard<'_, '_> {
                 return Some(PeerRecord::new(peer, held.place));
             }
             let place = free.next()?;
-            let words = table.slot(place).words;
+            let words = table.peer_counters(place).words;
             words[counters::OWNER + 1..counters::WORDS]
                 .iter()
                 .for_each(|word| word.store(0, Relaxed));
@@ -263,9 +263,9 @@ impl PublishGuard<'_, '_> {
         let count = table.layout.slot_count;
         let start = table.load(H_SLOT_CURSOR) as usize % count;
         let is_free = |place: &SlotRef| {
-            table.slot(*place).load(counters::OWNER) == 0 && table.in_flight(*place) == 0
+            table.peer_counters(*place).load(counters::OWNER) == 0 && table.in_flight(*place) == 0
         };
-        let all = (start..count).chain(0..start).filter_map(|slot| table.slot_place(slot));
+        let all = (start..count).chain(0..start).filter_map(|slot| table.slot_at(slot));
         let found: Vec<SlotRef> = all.filter(is_free).take(wanted).collect();
         let last = found.last().map_or(start as u64, |place| table.slot_number(*place).into());
         table.word(H_SLOT_CURSOR).store(last + 1, Relaxed);

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::Table;
 use super::entry::{D_COUNT, D_PLACE};
-use super::history::{self, Changed};
+use super::history::{self, SetChange};
 use super::platform::atomic::{
     Ordering::{Acquire, Relaxed},
     fence,
@@ -42,19 +42,19 @@ impl PeerSnapshot {
     }
 
     /// The last changes of the set, newest first.
-    pub fn history(&self) -> Vec<Changed> {
+    pub fn history(&self) -> Vec<SetChange> {
         history::decode(self.history.iter().copied())
     }
 
     /// What the status shows of each peer, in their order.
-    pub fn details(&self) -> Vec<PeerMetadata> {
+    pub fn metadata(&self) -> Vec<PeerMetadata> {
         let lines = self.details.as_deref().unwrap_or_default();
         let lines = lines.split_inclusive(|&b| b == b'\n');
         lines.map_while(PeerMetadata::decode).collect()
     }
 
     /// The next of the details, for who takes them one at a time; `at` is 0 at first.
-    pub fn next_detail(&self, at: &mut usize) -> Option<PeerMetadata> {
+    pub fn next_metadata(&self, at: &mut usize) -> Option<PeerMetadata> {
         let rest = self.details.as_ref()?.get(*at..)?;
         let line = rest.split_inclusive(|&b| b == b'\n').next()?;
         *at += line.len();
@@ -62,7 +62,7 @@ impl PeerSnapshot {
     }
 
     /// The same as it is in the table, once.
-    pub(crate) fn take_details(&mut self) -> Option<Vec<u8>> {
+    pub(crate) fn take_metadata(&mut self) -> Option<Vec<u8>> {
         self.details.take()
     }
 }
@@ -136,7 +136,7 @@ impl<'z> Table<'z> {
     }
 
     /// The last changes of the entry's set. Only under the publishers' lock.
-    pub(super) fn history(&self, entry: usize, generation: u64) -> Vec<Changed> {
+    pub(super) fn history(&self, entry: usize, generation: u64) -> Vec<SetChange> {
         let Some(block) = self.block(entry, generation) else { return Vec::new() };
         history::decode(block.history.map(|at| self.load(at)))
     }

@@ -163,7 +163,7 @@ impl PeerRecord {
         Some(PeerRecord {
             identity: word(1),
             weight: weight.max(1),
-            place: table.slot_place(slot as usize)?,
+            place: table.slot_at(slot as usize)?,
             mixed: word(2),
             ip: [word(3), word(4)],
             limits: [word(5), word(6)],

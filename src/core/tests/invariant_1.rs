@@ -78,7 +78,7 @@ fn invariant_1_a_pick_allocates_nothing() {
                         let peer = peer.known.number as usize;
                         tried.insert(peer);
                         let record = &view.records()[peer];
-                        table.enter(record.place, record.identity, shard).expect("a shard").end();
+                        table.begin_request(record.place, record.identity, shard).expect("a shard").end();
                     }
                 }
             });

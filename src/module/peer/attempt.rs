@@ -346,7 +346,7 @@ impl Attempt {
 #[inline]
 fn picked_of(worker: Worker, view: &PeerView, peer: usize) -> Picked<'_, 'static> {
     let known = view.peers().known(peer);
-    Picked { known, counters: worker.share().table.slot(known.place) }
+    Picked { known, counters: worker.share().table.peer_counters(known.place) }
 }
 
 impl Drop for Attempt {

@@ -1,7 +1,7 @@
 //! What the shared counters learn of a request's attempts.
 
 use nginx_consul_core::balance::{PeerInfo, Picked};
-use nginx_consul_core::table::{InFlight, Permit, Slot};
+use nginx_consul_core::table::{InFlight, Permit, PeerCounters};
 
 use super::clock::now;
 use super::outcome::{Attempted, Outcome};
@@ -13,7 +13,7 @@ use super::worker::Worker;
 #[derive(Default)]
 pub(super) struct Counted {
     /// The peer that has the request, and its counters.
-    at: Option<(Slot<'static>, u32)>,
+    at: Option<(PeerCounters<'static>, u32)>,
     in_flight: Option<InFlight<'static>>,
     /// What lets the request try a peer that has failed.
     permit: Option<Permit<'static>>,
@@ -51,7 +51,7 @@ impl Counted {
 
     /// The peer that has the request, its counters and what else is known of it.
     #[inline]
-    pub(super) fn known<'a>(&self, view: &'a PeerView) -> Option<(Slot<'static>, &'a PeerInfo)> {
+    pub(super) fn known<'a>(&self, view: &'a PeerView) -> Option<(PeerCounters<'static>, &'a PeerInfo)> {
         self.at.map(|(slot, peer)| (slot, view.peers().known(peer as usize)))
     }
 
@@ -72,7 +72,7 @@ impl Counted {
         self.last = Some(known.number);
         self.permit = permit;
         self.answered = false;
-        self.in_flight = worker.table.enter_at(*place, counters, *identity, worker.shard);
+        self.in_flight = worker.table.begin_request_at(*place, counters, *identity, worker.shard);
     }
 
     /// nginx has accepted the response header: from here on the peer counts as one that answers,
@@ -122,11 +122,11 @@ impl Counted {
         match outcome {
             Outcome::Unknown => false,
             Outcome::Passed if single => {
-                slot.forget_fails(identity);
+                slot.clear_fails(identity);
                 false
             }
             Outcome::Passed => {
-                if slot.note_passed(identity, max_fails, attempted.began(), now.millis) {
+                if slot.note_success(identity, max_fails, attempted.began(), now.millis) {
                     worker.table.note_recovered();
                 }
                 false

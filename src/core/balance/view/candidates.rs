@@ -6,7 +6,7 @@ use super::super::latency::{Latency, score};
 use super::super::ring::LOOKS;
 use super::super::{FULL_SHARE, Method, Peers, Schedule, Tried, WeightTable, pick_from};
 use super::{Keys, PeerInfo, Tier, View};
-use crate::table::{PROBE_PACE, Slot, Table};
+use crate::table::{PROBE_PACE, PeerCounters, Table};
 
 mod admission;
 mod obstacle;
@@ -48,7 +48,7 @@ pub struct Picked<'a, 'z> {
     /// What the view knows of it.
     pub known: &'a PeerInfo,
     /// Its counters.
-    pub counters: Slot<'z>,
+    pub counters: PeerCounters<'z>,
 }
 
 /// Picks a peer of the first tier that has a usable one.
@@ -198,8 +198,8 @@ impl<'z> PickContext<'_, 'z> {
     }
 
     #[inline]
-    fn slot(&self, known: &PeerInfo) -> Slot<'z> {
-        self.table.slot(known.place)
+    fn slot(&self, known: &PeerInfo) -> PeerCounters<'z> {
+        self.table.peer_counters(known.place)
     }
 
     fn is_full(&self, known: &PeerInfo) -> bool {

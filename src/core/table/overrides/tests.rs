@@ -9,7 +9,7 @@ const KEY: u128 = 7 << 64 | 9;
 
 fn table() -> (Table<'static>, ProcessId) {
     let (table, me) = (Table::create(zone(1 << 17), 16).unwrap(), ProcessId::own());
-    table.lead(me);
+    table.acquire_leadership(me);
     (table, me)
 }
 
@@ -180,7 +180,7 @@ fn overrides_move_the_generation_of_their_service_s_sets_and_of_no_others() {
     let before = generations();
     table.set_overrides(&[about(1, Action::Drain), freeze(KEY)], me).unwrap();
     assert_eq!(generations(), [before[0] + 2, before[1]]);
-    assert_eq!(table.read(entries[0], made[0].0).unwrap().details().len(), 2);
+    assert_eq!(table.read(entries[0], made[0].0).unwrap().metadata().len(), 2);
     table.remove_overrides(|_| true, me).unwrap();
     assert_eq!(generations(), [before[0] + 4, before[1]]);
     // The next set is as every other.

@@ -74,7 +74,7 @@ impl<'a, 'z> PickContext<'a, 'z> {
         let Some(outage) = shared.outage.filter(|_| limits.max_fails != 0) else {
             return Admission::Free;
         };
-        match outage.permit(shared.shard, now, limits.fail_timeout) {
+        match outage.take_permit(shared.shard, now, limits.fail_timeout) {
             Some(permit) => Admission::With(permit),
             None if failing < SINGLE_GRACE => Admission::Free,
             None => Admission::Refused,
@@ -117,7 +117,7 @@ impl<'a, 'z> PickContext<'a, 'z> {
                 return false;
             }
             permit = match grace {
-                Some(outage) => outage.permit(shard, now, limits.fail_timeout),
+                Some(outage) => outage.take_permit(shard, now, limits.fail_timeout),
                 None => counters.probe((known.identity, shard), limits, now, PROBE_PACE),
             };
             no_grace_left = grace.is_some() && permit.is_none();

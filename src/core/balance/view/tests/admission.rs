@@ -29,7 +29,7 @@ impl Requests {
     fn fail(&self, port: u16, from: u64, now: u64) {
         let known = self.scene.view.known(self.scene.at(port));
         let outage = self.scene.table.outage(0);
-        if self.scene.table.slot(known.place).note_failed(known.identity, now) == 1 {
+        if self.scene.table.peer_counters(known.place).note_failed(known.identity, now) == 1 {
             outage.note_marked(now);
         }
         outage.note_failed(from);
@@ -38,7 +38,7 @@ impl Requests {
     /// An attempt succeeds that began at `from`.
     fn pass(&self, port: u16, from: u64) {
         let known = self.scene.view.known(self.scene.at(port));
-        assert!(self.scene.table.slot(known.place).note_passed(known.identity, 1, from, from));
+        assert!(self.scene.table.peer_counters(known.place).note_success(known.identity, 1, from, from));
         self.scene.table.note_recovered();
     }
 
@@ -191,7 +191,7 @@ fn a_single_peer_that_keeps_failing_has_sixteen_requests_waiting() {
     end(held);
     assert_eq!(requests.burst(111_003).len(), 0);
     let known = requests.scene.view.known(0);
-    requests.scene.table.slot(known.place).forget_fails(known.identity);
+    requests.scene.table.peer_counters(known.place).clear_fails(known.identity);
     assert_eq!(requests.burst(111_004).len(), 100, "a success");
 }
 
@@ -214,7 +214,7 @@ fn peers_that_are_down_or_full_are_not_tried_when_the_others_are_out() {
     let mut requests = Requests::to(Scene::new(&[&[(1, down), (2, full), (3, PLAIN)]]));
     let known = requests.scene.view.known(requests.scene.at(2));
     let shard = Some(requests.scene.shard);
-    let _stays = requests.scene.table.enter(known.place, known.identity, shard).unwrap();
+    let _stays = requests.scene.table.begin_request(known.place, known.identity, shard).unwrap();
     requests.fail(3, 0, 100_000);
     requests.fail(3, 100_001, 100_001);
     assert_eq!(ports(&requests.burst(100_002)), [3]);
