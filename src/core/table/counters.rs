@@ -146,8 +146,8 @@ impl<'z> Table<'z> {
     }
 
     /// The number of the slot there.
-    pub(super) fn slot_number(&self, SlotRef(place): SlotRef) -> u32 {
-        (place - self.layout.slots as u32) / self.layout.slot_words as u32
+    pub(super) fn slot_number(&self, SlotRef(slot): SlotRef) -> u32 {
+        (slot - self.layout.slots as u32) / self.layout.slot_words as u32
     }
 
     /// The counters of a slot but for its shards, of which it has the first two.
@@ -156,12 +156,12 @@ impl<'z> Table<'z> {
     ///
     /// If the place is that of another table and beyond the end of this one.
     #[inline]
-    pub fn peer_counters(&self, place: SlotRef) -> PeerCounters<'z> {
-        let first = place.0 as usize;
+    pub fn peer_counters(&self, slot: SlotRef) -> PeerCounters<'z> {
+        let first = slot.0 as usize;
         let words = self.words.get(first..first + WORDS + 1);
         match words.and_then(|words| words.try_into().ok()) {
             Some(words) => PeerCounters { words },
-            None => no_such_slot(place),
+            None => no_such_slot(slot),
         }
     }
 
@@ -169,45 +169,45 @@ impl<'z> Table<'z> {
     /// when it ends.
     pub fn begin_request(
         &self,
-        place: SlotRef,
+        slot: SlotRef,
         identity: u64,
         shard: Option<WorkerShard>,
     ) -> Option<InFlight<'z>> {
-        self.begin_request_at(place, self.peer_counters(place), identity, shard)
+        self.begin_request_at(slot, self.peer_counters(slot), identity, shard)
     }
 
     /// As [`Table::begin_request`], of a slot that was found before.
     #[inline]
     pub fn begin_request_at(
         &self,
-        place: SlotRef,
-        slot: PeerCounters<'z>,
+        slot: SlotRef,
+        counters: PeerCounters<'z>,
         identity: u64,
         shard: Option<WorkerShard>,
     ) -> Option<InFlight<'z>> {
-        if !slot.belongs_to(identity) {
+        if !counters.belongs_to(identity) {
             return None;
         }
-        slot.words[PICKS].fetch_add(1, Relaxed);
+        counters.words[PICKS].fetch_add(1, Relaxed);
         let WorkerShard(shard) = shard?;
-        let word = &self.words[place.0 as usize + WORDS + (shard / 2) as usize];
+        let word = &self.words[slot.0 as usize + WORDS + (shard / 2) as usize];
         let one = 1 << (shard % 2 * 32);
         word.fetch_add(one, AcqRel);
         Some(InFlight { word, one })
     }
 
     /// Requests that are with the instance, over all workers.
-    pub fn in_flight(&self, place: SlotRef) -> u64 {
-        self.in_flight_at(place, self.peer_counters(place))
+    pub fn in_flight(&self, slot: SlotRef) -> u64 {
+        self.in_flight_at(slot, self.peer_counters(slot))
     }
 
     /// As [`Table::in_flight`], of a slot that was found before.
     #[inline]
-    pub fn in_flight_at(&self, place: SlotRef, slot: PeerCounters<'z>) -> u64 {
+    pub fn in_flight_at(&self, slot: SlotRef, counters: PeerCounters<'z>) -> u64 {
         // The sum of either half stays below 2³².
-        let mut sums = slot.words[WORDS].load(Relaxed) & REQUESTS;
+        let mut sums = counters.words[WORDS].load(Relaxed) & REQUESTS;
         if self.shard_words.load(Relaxed) > 1 {
-            sums = sums.wrapping_add(self.sum_of_shards(place, 1, |pair| pair & REQUESTS));
+            sums = sums.wrapping_add(self.sum_of_shards(slot, 1, |pair| pair & REQUESTS));
         }
         both(sums)
     }
@@ -215,18 +215,18 @@ impl<'z> Table<'z> {
     /// Sum over the words of shards from this number on, two to a word. In shards that nobody ever
     /// took there is nothing.
     #[inline(never)]
-    fn sum_of_shards(&self, place: SlotRef, from: usize, part: impl Fn(u64) -> u64) -> u64 {
+    fn sum_of_shards(&self, slot: SlotRef, from: usize, part: impl Fn(u64) -> u64) -> u64 {
         let used = self.shard_words.load(Relaxed) as usize;
         let used = used.clamp(from, self.layout.slot_words - WORDS);
-        let first = place.0 as usize + WORDS;
+        let first = slot.0 as usize + WORDS;
         let pairs = self.words[first + from..first + used].iter();
         pairs.map(|pair| part(pair.load(Relaxed))).fold(0, u64::wrapping_add)
     }
 
     /// Counts an idle connection to the instance, or one less; for the holder of the shard.
     #[inline]
-    pub fn note_idle(&self, place: SlotRef, WorkerShard(shard): WorkerShard, more: bool) {
-        let word = &self.words[place.0 as usize + WORDS + (shard / 2) as usize];
+    pub fn note_idle(&self, slot: SlotRef, WorkerShard(shard): WorkerShard, more: bool) {
+        let word = &self.words[slot.0 as usize + WORDS + (shard / 2) as usize];
         let shift = shard % 2 * 32 + REQUEST_BITS;
         // Nobody else changes the shard's half.
         let idle = word.load(Relaxed) >> shift & MAX_IDLE;
@@ -238,14 +238,14 @@ impl<'z> Table<'z> {
     }
 
     /// The counters, for the status page.
-    pub fn counter_values(&self, place: SlotRef) -> CounterValues {
-        let counters = self.peer_counters(place);
+    pub fn counter_values(&self, slot: SlotRef) -> CounterValues {
+        let counters = self.peer_counters(slot);
         CounterValues {
-            in_flight: self.in_flight_at(place, counters),
+            in_flight: self.in_flight_at(slot, counters),
             picks: counters.picks(),
             failed: counters.load(FAILED),
             fails: counters.load(FAILS),
-            idle: both(self.sum_of_shards(place, 0, |pair| pair >> REQUEST_BITS & IDLE)),
+            idle: both(self.sum_of_shards(slot, 0, |pair| pair >> REQUEST_BITS & IDLE)),
             opened: counters.load(OPENED),
             reused: counters.load(REUSED),
         }
@@ -266,8 +266,8 @@ fn both(sums: u64) -> u64 {
 }
 
 #[cold]
-fn no_such_slot(place: SlotRef) -> ! {
-    panic!("no slot at {place:?} of the table")
+fn no_such_slot(slot: SlotRef) -> ! {
+    panic!("no slot at {slot:?} of the table")
 }
 
 impl PeerCounters<'_> {

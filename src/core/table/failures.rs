@@ -2,7 +2,7 @@
 //! workers. Times are milliseconds of the monotonic clock, unless they say otherwise.
 
 use super::counters::{
-    CHECKED, FAILED, FAILED_AT, FAILING_SINCE, FAILS, PROBE, STARTED, PeerCounters, WorkerShard,
+    CHECKED, FAILED, FAILED_AT, FAILING_SINCE, FAILS, PROBE, PeerCounters, STARTED, WorkerShard,
 };
 use super::permits::{self, Permit, Terms};
 use super::platform::atomic::Ordering::Relaxed;

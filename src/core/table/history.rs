@@ -72,7 +72,7 @@ impl SetChange {
         for peer in set.peers() {
             match gone.remove(&peer.identity) {
                 Some(held) => {
-                    changed_total += usize::from(PeerRecord::new(peer, held.place) != held)
+                    changed_total += usize::from(PeerRecord::new(peer, held.slot) != held)
                 }
                 None => joined.push(peer.addr),
             }

@@ -38,7 +38,13 @@ impl Table<'_> {
     }
 
     /// Notes what became of a key, for so long.
-    pub fn note_lookup_result(&self, key: u128, verdict: LookupResult, now_ms: u64, valid: Duration) {
+    pub fn note_lookup_result(
+        &self,
+        key: u128,
+        verdict: LookupResult,
+        now_ms: u64,
+        valid: Duration,
+    ) {
         let valid_ms = u64::try_from(valid.as_millis()).unwrap_or(u64::MAX);
         let until_ms = now_ms.saturating_add(valid_ms).min(u64::MAX >> KIND_BITS);
         let value = until_ms << KIND_BITS | verdict as u64;

@@ -133,6 +133,9 @@ mod tests {
         let outage = table.outage(entry);
         while outage.take_permit(Some(shard), 5_000, 10_000).is_some() {}
         table.clear_shard(shard);
-        assert_eq!((0..20).filter_map(|_| outage.take_permit(None, 5_000, 10_000)).count(), PERMITS);
+        assert_eq!(
+            (0..20).filter_map(|_| outage.take_permit(None, 5_000, 10_000)).count(),
+            PERMITS
+        );
     }
 }

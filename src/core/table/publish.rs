@@ -177,7 +177,7 @@ impl<'z> Table<'z> {
     }
 
     fn free_slot(&self, record: &PeerRecord) {
-        self.peer_counters(record.place).words[counters::OWNER].store(0, Release);
+        self.peer_counters(record.slot).words[counters::OWNER].store(0, Release);
     }
 }
 
@@ -242,16 +242,16 @@ impl PublishGuard<'_, '_> {
         let mut free = self.find_free_slots(new).ok_or(Full::Slots(new))?.into_iter();
         let record = |peer: &Peer| {
             if let Some(held) = before.get(&peer.identity) {
-                return Some(PeerRecord::new(peer, held.place));
+                return Some(PeerRecord::new(peer, held.slot));
             }
-            let place = free.next()?;
-            let words = table.peer_counters(place).words;
+            let slot = free.next()?;
+            let words = table.peer_counters(slot).words;
             words[counters::OWNER + 1..counters::WORDS]
                 .iter()
                 .for_each(|word| word.store(0, Relaxed));
             words[counters::STARTED].store(started, Relaxed);
             words[counters::OWNER].store(peer.identity, Release);
-            Some(PeerRecord::new(peer, place))
+            Some(PeerRecord::new(peer, slot))
         };
         Ok(set.peers().iter().filter_map(record).collect())
     }
@@ -262,12 +262,12 @@ impl PublishGuard<'_, '_> {
         let table = self.table;
         let count = table.layout.slot_count;
         let start = table.load(H_SLOT_CURSOR) as usize % count;
-        let is_free = |place: &SlotRef| {
-            table.peer_counters(*place).load(counters::OWNER) == 0 && table.in_flight(*place) == 0
+        let is_free = |slot: &SlotRef| {
+            table.peer_counters(*slot).load(counters::OWNER) == 0 && table.in_flight(*slot) == 0
         };
         let all = (start..count).chain(0..start).filter_map(|slot| table.slot_at(slot));
         let found: Vec<SlotRef> = all.filter(is_free).take(wanted).collect();
-        let last = found.last().map_or(start as u64, |place| table.slot_number(*place).into());
+        let last = found.last().map_or(start as u64, |slot| table.slot_number(*slot).into());
         table.word(H_SLOT_CURSOR).store(last + 1, Relaxed);
         (found.len() == wanted).then_some(found)
     }
@@ -294,7 +294,7 @@ impl PublishGuard<'_, '_> {
         for entry in 0..table.layout.entry_count {
             if table.key(entry) != 0 {
                 for record in table.held(entry, table.generation(entry)).values() {
-                    named[table.slot_number(record.place) as usize] = true;
+                    named[table.slot_number(record.slot) as usize] = true;
                 }
             }
         }

@@ -29,7 +29,7 @@ pub struct PeerRecord {
     /// Weight in effect, at least 1.
     pub weight: u32,
     /// Where its counters are.
-    pub place: SlotRef,
+    pub slot: SlotRef,
     /// Scope, port and flags.
     mixed: u64,
     ip: [u64; 2],
@@ -122,7 +122,7 @@ impl PeerRecord {
     }
 
     /// Of a peer whose counters are there.
-    pub(super) fn new(peer: &Peer, place: SlotRef) -> PeerRecord {
+    pub(super) fn new(peer: &Peer, slot: SlotRef) -> PeerRecord {
         let (ip, scope) = match peer.addr {
             SocketAddr::V4(v4) => (v4.ip().to_ipv6_mapped(), 0),
             SocketAddr::V6(v6) => (*v6.ip(), v6.scope_id()),
@@ -133,7 +133,7 @@ impl PeerRecord {
         PeerRecord {
             identity: peer.identity,
             weight: u32::from(peer.weight.get()),
-            place,
+            slot,
             mixed: u64::from(scope) << 32
                 | u64::from(peer.addr.port()) << 16
                 | flag(params.down, DOWN)
@@ -149,7 +149,7 @@ impl PeerRecord {
 
     pub(super) fn encode(&self, table: &Table<'_>) -> [u64; PEER_RECORD] {
         let ([ip, ip_high], [fails, conns]) = (self.ip, self.limits);
-        let first = join(table.slot_number(self.place), self.weight);
+        let first = join(table.slot_number(self.slot), self.weight);
         [first, self.identity, self.mixed, ip, ip_high, fails, conns]
     }
 
@@ -163,7 +163,7 @@ impl PeerRecord {
         Some(PeerRecord {
             identity: word(1),
             weight: weight.max(1),
-            place: table.slot_at(slot as usize)?,
+            slot: table.slot_at(slot as usize)?,
             mixed: word(2),
             ip: [word(3), word(4)],
             limits: [word(5), word(6)],

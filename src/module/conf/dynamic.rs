@@ -155,7 +155,7 @@ fn parse(args: &Args<'_>) -> Parsed<(Dynamic, Vec<String>)> {
         }
         Ok(())
     })?;
-    dynamic.rules = dynamic.rules.of(&params);
+    dynamic.rules = dynamic.rules.merged_with(&params);
     Ok((dynamic, seen))
 }
 

@@ -109,8 +109,9 @@ impl Peers {
         self.next += 1;
         let detail = self.image.next_metadata(&mut self.detail_at).unwrap_or_default();
         let params = record.params();
-        let rules = self.rules.of(&params);
-        let (slot, counters) = (table.peer_counters(record.place), table.counter_values(record.place));
+        let rules = self.rules.merged_with(&params);
+        let (slot, counters) =
+            (table.peer_counters(record.slot), table.counter_values(record.slot));
         let share = share(rules.slow_start.into(), slot.started(), now);
         let failed = !self.is_single && slot.is_failed(rules.limits(), monotonic());
         let full = rules.max_conns != 0 && counters.in_flight >= rules.max_conns.into();

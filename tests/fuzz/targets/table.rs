@@ -82,10 +82,10 @@ fn damage(words: &[AtomicU64], data: &[u8]) {
 /// What a reader does with the set it got.
 fn look(table: Table<'_>, image: &PeerSnapshot) {
     for record in &image.records {
-        let place = record.place;
+        let slot = record.slot;
         assert!(record.weight > 0);
-        let counters = table.peer_counters(place);
-        let _ = (table.counter_values(place), table.in_flight(place), counters.started());
+        let counters = table.peer_counters(slot);
+        let _ = (table.counter_values(slot), table.in_flight(slot), counters.started());
         let _ = counters.is_failed(LIMITS, 20_000);
     }
     let _ = (image.metadata(), image.history());
@@ -94,9 +94,9 @@ fn look(table: Table<'_>, image: &PeerSnapshot) {
 /// What the requests of a worker write, for each peer of the set it got.
 fn count(table: Table<'_>, image: &PeerSnapshot, shard: Option<WorkerShard>) {
     for record in &image.records {
-        let (place, identity) = (record.place, record.identity);
-        let owed = table.begin_request(place, identity, shard);
-        let counters = table.peer_counters(place);
+        let (slot, identity) = (record.slot, record.identity);
+        let owed = table.begin_request(slot, identity, shard);
+        let counters = table.peer_counters(slot);
         counters.note_checked(identity, 10, 1_000);
         counters.note_failed(identity, 1_000);
         if let Some(permit) = counters.probe((identity, shard), LIMITS, 2_000, PROBE_PACE) {

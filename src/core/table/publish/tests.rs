@@ -73,7 +73,7 @@ fn invariant_3_counters_stay_with_the_instance_and_a_returning_one_starts_afresh
     let slot_of = |port: u16| {
         let image = table.read(e, KEY).unwrap();
         let r = image.records.iter().find(|r| r.addr().port() == port).copied().unwrap();
-        (r.place, r.identity)
+        (r.slot, r.identity)
     };
     let (kept, identity) = slot_of(2);
     let one = table.begin_request(kept, identity, Some(shard)).expect("a shard");
@@ -101,12 +101,12 @@ fn a_killed_workers_requests_are_not_in_flight_for_ever() {
     let dead = ProcessId::from_raw((i32::MAX as u64 - 1) << 32 | 1);
     let shard = table.claim_shard(dead).unwrap();
     for _ in 0..3 {
-        let _never_told = table.begin_request(record.place, record.identity, Some(shard));
+        let _never_told = table.begin_request(record.slot, record.identity, Some(shard));
     }
     let mine = table.claim_shard(ProcessId::own()).unwrap();
-    let _stays = table.begin_request(record.place, record.identity, Some(mine));
+    let _stays = table.begin_request(record.slot, record.identity, Some(mine));
     table.clear_dead_shards();
-    assert_eq!(table.in_flight(record.place), 1);
+    assert_eq!(table.in_flight(record.slot), 1);
 }
 
 #[test]
@@ -120,20 +120,20 @@ fn idle_connections_are_counted_beside_requests_and_end_with_their_worker() {
         [ProcessId::own(), dead].map(|process| table.claim_shard(process).unwrap());
     let shards = [theirs, mine];
     let _requests =
-        shards.map(|shard| table.begin_request(record.place, record.identity, Some(shard)).unwrap());
+        shards.map(|shard| table.begin_request(record.slot, record.identity, Some(shard)).unwrap());
     let counts = || {
-        let counters = table.counter_values(record.place);
+        let counters = table.counter_values(record.slot);
         (counters.in_flight, counters.idle)
     };
-    shards.iter().for_each(|&shard| table.note_idle(record.place, shard, true));
-    table.note_idle(record.place, shards[1], true);
+    shards.iter().for_each(|&shard| table.note_idle(record.slot, shard, true));
+    table.note_idle(record.slot, shards[1], true);
     assert_eq!(counts(), (2, 3));
     // More than are counted spoil nothing.
-    (0..5000).for_each(|_| table.note_idle(record.place, shards[0], true));
+    (0..5000).for_each(|_| table.note_idle(record.slot, shards[0], true));
     assert_eq!(counts(), (2, 2 + 4095));
     table.clear_dead_shards();
     assert_eq!(counts(), (1, 2));
-    (0..5).for_each(|_| table.note_idle(record.place, shards[1], false));
+    (0..5).for_each(|_| table.note_idle(record.slot, shards[1], false));
     assert_eq!(counts(), (1, 0));
 }
 
@@ -169,7 +169,7 @@ fn counters_at_their_end_and_a_damaged_count_stop_nobody() {
     let (table, e) = table(1 << 17);
     publish(&table, e, &set(1..=2)).unwrap();
     let record = table.read(e, KEY).unwrap().records[0];
-    let counters = table.peer_counters(record.place);
+    let counters = table.peer_counters(record.slot);
     counters.words[counters::FAILS].store(u64::MAX, Relaxed);
     assert_eq!(counters.note_failed(record.identity, 1), u64::MAX);
     // The last generation, odd as the first one; and more records than any block has.

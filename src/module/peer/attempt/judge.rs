@@ -69,7 +69,13 @@ impl Attempt {
 
 /// Notes an attempt that failed, or that the client gave up.
 #[cold]
-fn note_unanswered(counters: PeerCounters<'_>, known: &PeerInfo, failed: bool, elapsed: u64, now: u64) {
+fn note_unanswered(
+    counters: PeerCounters<'_>,
+    known: &PeerInfo,
+    failed: bool,
+    elapsed: u64,
+    now: u64,
+) {
     counters.update_latency(known.identity, |raw| {
         let latency = Latency::from_raw(raw);
         if failed {

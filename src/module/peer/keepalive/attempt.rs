@@ -42,8 +42,8 @@ impl Kept {
     /// Counters of the instance that the request is with.
     #[inline]
     fn counters(&self, key: &Key) -> Option<PeerCounters<'static>> {
-        let (worker, place) = self.keepalive().worker.get().zip(key.place)?;
-        Some(worker.share().table.peer_counters(place))
+        let (worker, slot) = self.keepalive().worker.get().zip(key.slot)?;
+        Some(worker.share().table.peer_counters(slot))
     }
 
     /// Another peer is to be picked.
