@@ -1,27 +1,26 @@
 //! The configuration: what the directives fill, and what is made of it when all is read.
 
-use std::cell::OnceCell;
 use std::ffi::{c_char, c_void};
+use std::mem::offset_of;
 use std::ptr::{self, NonNull};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nginx_consul_core::balance::{Method, ServerParams};
+use nginx_consul_core::balance::ServerParams;
 use nginx_consul_core::model::{Query, Selection};
 use nginx_consul_core::on_demand::Templates;
 use nginx_consul_core::status::ready::Demand;
 use nginx_consul_core::watch::Plan;
 use nginx_sys::{
-    ngx_conf_t, ngx_http_complex_value_t, ngx_http_upstream_rr_peers_t,
-    ngx_http_upstream_srv_conf_t, ngx_module_t, ngx_shm_zone_t, ngx_str_t,
+    ngx_conf_t, ngx_http_complex_value_t, ngx_http_upstream_srv_conf_t, ngx_module_t,
+    ngx_shm_zone_t, ngx_str_t,
 };
 
 use crate::api::ApiLocation;
 use crate::ffi::panics;
 use crate::ffi::{self, CONF_ERROR, CONF_OK, catch_panic, give_to_pool};
 use crate::lifecycle::state_file::StateFile;
-use crate::peer::{Guard, Keepalive, OnDemandUpstream, Upstream};
+use crate::peer::{NginxMethod, OnDemandUpstream, Slot, Upstream};
 use crate::status;
 
 pub(crate) mod args;
@@ -39,8 +38,6 @@ mod target;
 pub(crate) use commands::COMMANDS;
 pub(crate) use directives::Directives;
 pub(crate) use keepalive::KeepaliveConf;
-pub(crate) use nginx_method::Inner;
-pub(crate) use on_demand::ByRequest;
 pub(crate) use settings::Settings;
 
 /// What holds for the whole of `http`.
@@ -72,31 +69,20 @@ pub(crate) struct HttpConf {
     pub(crate) templates: Option<Arc<Templates>>,
 }
 
-/// `consul_balance`.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Balance {
-    pub(crate) method: Method,
-    /// Of `hash`: in the pool of the configuration.
-    pub(crate) key: Option<NonNull<ngx_http_complex_value_t>>,
-}
-
 /// `consul_dynamic` of a block.
 pub(crate) struct Dynamic {
     /// What to ask, but for the datacenter.
     pub(crate) query: Query,
     /// The service's name, if it has variables; then the query has none.
-    pub(crate) by_request: Option<ByRequest>,
+    pub(crate) by_request: Option<NonNull<ngx_http_complex_value_t>>,
     /// `dc=`, in the order of use; none: the agent's own.
     pub(crate) datacenters: Vec<String>,
     pub(crate) selection: Selection,
     pub(crate) rules: ServerParams,
     /// The block has `server` lines to fall back on.
     pub(crate) has_fallback: bool,
-    /// What our `init_upstream` has made of the `server` lines; null if nginx has not called it,
-    /// since another method took the block away.
-    pub(crate) servers: *mut ngx_http_upstream_rr_peers_t,
     /// The method that stands before, and picks.
-    pub(crate) inner: Option<Inner>,
+    pub(crate) nginx_method: Option<NginxMethod>,
     /// How many [`Directives::methods`] stand before.
     pub(crate) before: usize,
     /// Where the directive stands, as `file:line`.
@@ -105,30 +91,20 @@ pub(crate) struct Dynamic {
 
 /// Of `http` (its `block` stays empty) or of one `upstream`.
 #[derive(Default)]
+#[repr(C)]
 pub(crate) struct SrvConf {
+    /// What requests use; filled when the configuration was read.
+    pub(crate) slot: Slot,
     pub(crate) settings: Settings,
     pub(crate) dynamic: Option<Dynamic>,
     /// `consul_keepalive`.
     pub(crate) keepalive_conf: Option<KeepaliveConf>,
-    /// The idle connections, where they are kept by us.
-    pub(crate) keepalive: Option<Rc<Keepalive>>,
-    /// What requests use; set when the configuration is read.
-    pub(crate) block: Option<Box<Upstream>>,
-    /// The same of a block whose service requests name.
-    pub(crate) on_demand: Option<Box<OnDemandUpstream>>,
     /// Those of other modules.
     pub(crate) directives: Directives,
-    /// With another module's callback around ours.
-    pub(crate) guard: OnceCell<Guard>,
 }
 
-impl SrvConf {
-    /// The last directive after `consul_dynamic` that has wrapped the block's method and that nginx
-    /// doesn't ship, for people.
-    pub(crate) fn wrapped_by(&self) -> Option<String> {
-        self.directives.wrapper(self.dynamic.as_ref()?.before)
-    }
-}
+// By it `peer` finds what it needs of a `srv_conf`, and knows nothing of the rest.
+const _: () = assert!(offset_of!(SrvConf, slot) == 0);
 
 /// Of a `location`.
 #[derive(Default)]
@@ -148,7 +124,7 @@ impl HttpConf {
     /// The blocks that follow Consul.
     pub(crate) fn blocks(&self) -> impl Iterator<Item = &Upstream> {
         // SAFETY: blocks of this configuration, which has been read.
-        self.blocks.iter().filter_map(|&block| unsafe { srv_conf(block) }.block.as_deref())
+        self.blocks.iter().filter_map(|&block| unsafe { Slot::of(block) }.upstream.as_deref())
     }
 
     /// The blocks whose service requests name.
@@ -156,7 +132,7 @@ impl HttpConf {
         // SAFETY: as above.
         self.on_demand_upstreams
             .iter()
-            .filter_map(|&block| unsafe { srv_conf(block) }.on_demand.as_deref())
+            .filter_map(|&block| unsafe { Slot::of(block) }.on_demand.as_deref())
     }
 
     /// `consul_connections`.
@@ -238,18 +214,6 @@ pub(crate) unsafe fn http_conf<'a>(cycle: *mut nginx_sys::ngx_cycle_t) -> Option
         ffi::conf_of::<HttpConf>(context.main_conf, &raw const crate::ngx_http_consul_module)
             .as_ref()
     }
-}
-
-/// Our configuration of an `upstream`.
-///
-/// # Safety
-///
-/// `upstream` belongs to a configuration that lives as long as `'a`, and has a `srv_conf` (an
-/// explicit `upstream` block). Mutable references are only made while the configuration is read,
-/// by one thread.
-pub(crate) unsafe fn srv_conf<'a>(upstream: *mut ngx_http_upstream_srv_conf_t) -> &'a SrvConf {
-    // SAFETY: the caller's promise; create_conf() has filled the element.
-    unsafe { &*ffi::conf_of((*upstream).srv_conf, &raw const crate::ngx_http_consul_module) }
 }
 
 /// Our configuration of the location that a request is in.

@@ -10,6 +10,7 @@ use crate::conf::args::{self, Parsed, text};
 use crate::conf::{self, HttpConf};
 use crate::ffi::response;
 use crate::ffi::{self, catch_panic};
+use crate::peer::Slot;
 
 /// Reads the words of the directive that follow `ready`.
 pub(crate) fn parse(words: &[&[u8]]) -> Parsed<Demand> {
@@ -62,7 +63,7 @@ pub(crate) extern "C" fn ngx_http_consul_ready_handler(r: *mut ngx_http_request_
 /// Judges the upstreams whose services the configuration names.
 fn look(http: &HttpConf, demand: Demand) -> Readiness {
     // SAFETY: a block of the running configuration.
-    let block = |upstream: &*mut _| unsafe { conf::srv_conf(*upstream).block.as_deref() };
+    let block = |upstream: &*mut _| unsafe { Slot::of(*upstream).upstream.as_deref() };
     Readiness::of(
         http.blocks
             .iter()
