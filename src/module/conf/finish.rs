@@ -3,6 +3,7 @@
 use std::ptr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nginx_consul_core::on_demand::{Template, Templates};
 use nginx_consul_core::watch::{Plan, Target};
@@ -12,10 +13,9 @@ use nginx_sys::{
 };
 
 use super::args::Parsed;
+use super::http::HttpConf;
 use super::target::TargetMaker;
-use super::{
-    Directives, HttpConf, KeepaliveConf, Settings, SrvConf, dynamic, nginx_method, on_demand,
-};
+use super::{Directives, KeepaliveConf, Settings, SrvConf, dynamic, nginx_method, on_demand};
 use crate::ffi;
 use crate::peer::{self, Keepalive, NginxMethod, OnDemandUpstream, Source, Upstream};
 use crate::variables::Used;
@@ -40,19 +40,24 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
     };
     // SAFETY: all directives of `http` have been read.
     let used = unsafe { Used::of(cf) };
+    let live = &mut http.upstreams;
+    live.connections = http.connections.unwrap_or(64);
+    live.init_timeout = http.init_timeout.unwrap_or(Duration::from_secs(2));
+    live.state_file = http.state.take().flatten();
     let gathered = gather(cf, upstreams, defaults, http, &used)?;
-    if http.blocks.is_empty() && http.on_demand_upstreams.is_empty() {
+    if http.upstreams.is_empty() {
         return Ok(());
     }
     let max = http.max_services.unwrap_or(MAX_SERVICES);
     let templates = Arc::new(Templates::new(gathered.templates, max));
     // Each catalogue is read over a connection of its own, and one has to be free for the first
     // answer about a service while another one waits for changes.
-    let connections = match templates.catalogs().len() {
-        0 => http.connections(),
-        catalogs => http.connections().saturating_sub(catalogs).max(2),
+    let connections = http.upstreams.connections;
+    let for_targets = match templates.catalogs().len() {
+        0 => connections,
+        catalogs => connections.saturating_sub(catalogs).max(2),
     };
-    let (plan, target_of) = Plan::new(gathered.targets, connections);
+    let (plan, target_of) = Plan::new(gathered.targets, for_targets);
     let plan = Arc::new(plan);
     let (mut target_of, mut templates_made) = (target_of.into_iter(), 0);
     for (upstream, count) in gathered.blocks {
@@ -77,11 +82,10 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
             None => conf.block = Some(Box::new(block)),
         }
     }
-    if !http.on_demand_upstreams.is_empty() {
-        http.templates = Some(templates);
-    }
-    http.shm_zone = Some(zone::request(cf, http.zone, plan.targets.len())?);
-    http.plan = Some(plan);
+    let live = &mut http.upstreams;
+    live.templates = (!live.on_demand.is_empty()).then_some(templates);
+    live.shm_zone = Some(zone::request(cf, http.zone, plan.targets.len())?);
+    live.plan = Some(plan);
     Ok(())
 }
 
@@ -137,12 +141,12 @@ fn gather(
             let name = unsafe { ffi::bytes(&block.host) };
             gathered.templates.push(on_demand::template(name, of_block, &settings));
             gathered.blocks.push((upstream, 0));
-            http.on_demand_upstreams.push(upstream);
+            http.upstreams.on_demand.push(upstream);
         } else {
             on_demand::check_fixed(&conf.settings, dynamic)?;
             gathered.blocks.push((upstream, of_block.len()));
             gathered.targets.extend(of_block);
-            http.blocks.push(upstream);
+            http.upstreams.fixed.push(upstream);
         }
     }
     Ok(gathered)
