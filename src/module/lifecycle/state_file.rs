@@ -8,8 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nginx_consul_core::model::Level;
-use nginx_consul_core::model::{Override, ServiceName};
+use nginx_consul_core::model::{Level, Override, ServiceName};
 use nginx_consul_core::on_demand::{ServiceStore, Templates};
 use nginx_consul_core::state::saver::name;
 use nginx_consul_core::state::{LoadError, Mark, Saved, Source, State, file, peers_of};
