@@ -52,7 +52,7 @@ mod tests {
     use crate::params::Params;
     use crate::process::ProcessId;
     use crate::table::Table;
-    use crate::table::tests::peer;
+    use crate::table::testing::peer;
 
     /// The set as a worker reads it.
     fn image(peers: Vec<Peer>) -> PeerSnapshot {

@@ -7,15 +7,12 @@
 
 use std::time::Duration;
 
-use super::Table;
+use super::layout::{
+    Table,
+    lookup_cache::{CELL, WAYS, WORDS_PER_ENTRY},
+};
 use super::platform::atomic::Ordering::Relaxed;
 
-/// Places where a name may be.
-const WAYS: usize = 4;
-/// Words of a place.
-const CELL: usize = 2;
-/// A set of places for each entry of the table.
-pub(super) const WORDS_PER_ENTRY: usize = WAYS * CELL;
 /// The lower bits of a cell's second word are the kind, the others milliseconds since the epoch.
 const KIND_BITS: u32 = 2;
 
@@ -65,7 +62,7 @@ impl Table<'_> {
     /// Where the key may be, and the second words there.
     fn cells(&self, key: u128) -> impl Iterator<Item = (usize, u64)> + '_ {
         let set = (key >> 64) as usize % self.layout.entry_count;
-        let first = self.layout.verdicts + set * WORDS_PER_ENTRY;
+        let first = self.layout.lookup_cache + set * WORDS_PER_ENTRY;
         (0..WAYS).map(move |way| first + way * CELL).map(|at| (at, self.load(at + 1)))
     }
 }
@@ -79,7 +76,7 @@ fn kind_of(value: u64) -> Option<LookupResult> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::zone;
+    use super::super::testing::zone;
     use super::*;
 
     fn ms(time: u64) -> Duration {
@@ -129,7 +126,7 @@ mod tests {
             table.note_lookup_result(n << 64 | (n + 1), LookupResult::Absent, 0, Duration::MAX);
         }
         let entry = table.claim(7, me).unwrap();
-        table.publish((entry, 7), &super::super::tests::set([1, 2]), 1, me).unwrap();
+        table.publish((entry, 7), &super::super::testing::set([1, 2]), 1, me).unwrap();
         let before = table.read(entry, 7).unwrap();
         table.clear_dead_shards();
         let mut others: Vec<_> = std::iter::from_fn(|| table.claim_shard(me)).collect();

@@ -1,4 +1,5 @@
-use super::super::tests::{peer, set, zone};
+use super::super::counters::CounterValues;
+use super::super::testing::{peer, set, zone};
 use super::*;
 use proptest::prelude::*;
 
@@ -17,7 +18,7 @@ fn publish(table: &Table<'_>, entry: usize, set: &PeerSet) -> Result<Option<SetC
 
 fn slots_in_use(table: &Table<'_>) -> usize {
     (0..table.layout.slot_count)
-        .filter(|&s| table.slot_word(s, counters::OWNER).load(Relaxed) != 0)
+        .filter(|&s| table.slot_word(s, slot::OWNER).load(Relaxed) != 0)
         .count()
 }
 
@@ -88,7 +89,7 @@ fn invariant_3_counters_stay_with_the_instance_and_a_returning_one_starts_afresh
     assert_eq!(table.peer_counters(kept).note_failed(identity, 9), 0);
     publish(&table, e, &set([2, 3])).unwrap();
     assert_ne!(slot_of(2).0, kept, "requests of before are still with the old slot");
-    assert_eq!(table.counter_values(slot_of(2).0), counters::CounterValues::default());
+    assert_eq!(table.counter_values(slot_of(2).0), CounterValues::default());
     one.end();
     assert_eq!(table.in_flight(kept), 0);
 }
@@ -155,10 +156,10 @@ fn the_lock_and_the_slots_of_a_killed_publisher_are_taken_over() {
     let (table, e) = table(1 << 17);
     publish(&table, e, &set(1..4)).unwrap();
     // Killed with the lock held and two slots taken that no block names.
-    table.word(super::super::H_LOCK).store((i32::MAX as u64 - 1) << 32 | 1, Relaxed);
-    table.word(super::super::H_DIRTY).store(1, Relaxed);
-    table.slot_word(500, counters::OWNER).store(77, Relaxed);
-    table.slot_word(501, counters::OWNER).store(78, Relaxed);
+    table.word(header::LOCK).store((i32::MAX as u64 - 1) << 32 | 1, Relaxed);
+    table.word(header::DIRTY).store(1, Relaxed);
+    table.slot_word(500, slot::OWNER).store(77, Relaxed);
+    table.slot_word(501, slot::OWNER).store(78, Relaxed);
     assert!(publish(&table, e, &set(2..5)).unwrap().is_some());
     assert_eq!(table.read(e, KEY).unwrap().records.len(), 3);
     assert_eq!(slots_in_use(&table), 3);
@@ -170,11 +171,11 @@ fn counters_at_their_end_and_a_damaged_count_stop_nobody() {
     publish(&table, e, &set(1..=2)).unwrap();
     let record = table.read(e, KEY).unwrap().records[0];
     let counters = table.peer_counters(record.slot);
-    counters.words[counters::FAILS].store(u64::MAX, Relaxed);
+    counters.words[slot::FAILS].store(u64::MAX, Relaxed);
     assert_eq!(counters.note_failed(record.identity, 1), u64::MAX);
     // The last generation, odd as the first one; and more records than any block has.
-    table.entry_word(e, GENERATION).store(u64::MAX, Relaxed);
-    table.descriptor(e, u64::MAX, D_COUNT).store(u64::from(u32::MAX), Relaxed);
+    table.entry_word(e, word::GENERATION).store(u64::MAX, Relaxed);
+    table.descriptor(e, u64::MAX, word::D_COUNT).store(u64::from(u32::MAX), Relaxed);
     assert!(publish(&table, e, &set(1..=3)).unwrap().is_some());
     assert_eq!(table.read(e, KEY).unwrap().records.len(), 3);
     assert_eq!(table.generation(e), 0);

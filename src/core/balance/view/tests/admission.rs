@@ -1,7 +1,7 @@
 //! Which requests may try peers that have failed.
 
 use super::*;
-use crate::table::outage::PERMITS;
+use crate::table::PERMITS;
 
 /// One worker's requests to peers that are all marked.
 struct Requests {
