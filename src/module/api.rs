@@ -16,7 +16,7 @@ use nginx_sys::{
 };
 
 use crate::conf::{self, HttpConf};
-use crate::ffi::{self, CONF_ERROR, CONF_OK, fence};
+use crate::ffi::{self, CONF_ERROR, CONF_OK, bits, fence};
 use crate::response;
 use crate::services::Services;
 
@@ -63,7 +63,7 @@ pub(crate) extern "C" fn ngx_http_consul_api(
             let is_regex = !(*core).regex.is_null();
             #[cfg(not(nginx_pcre))]
             let is_regex = false;
-            if is_regex || (*core).exact_match() != 0 || name.starts_with(b"@") {
+            if is_regex || bits::core_loc_conf::EXACT_MATCH.get(core) || name.starts_with(b"@") {
                 return c"must be in a location that is a prefix".as_ptr().cast_mut();
             }
             (*core).handler = Some(ngx_http_consul_api_handler);

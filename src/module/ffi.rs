@@ -1,5 +1,8 @@
 //! Raw pointers of nginx as borrowed values, and the fence around every callback.
 
+pub(crate) mod bits;
+pub(crate) mod event;
+
 use std::ffi::{CStr, c_char, c_void};
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};

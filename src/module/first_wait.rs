@@ -9,18 +9,18 @@ use std::mem::MaybeUninit;
 use std::{ptr, slice};
 
 use nginx_sys::{
-    NGX_HTTP_INTERNAL_SERVER_ERROR, ngx_add_timer, ngx_array_push, ngx_conf_t, ngx_current_msec,
-    ngx_del_timer, ngx_event_t, ngx_handle_read_event, ngx_http_block_reading,
-    ngx_http_core_loc_conf_t, ngx_http_core_main_conf_t, ngx_http_core_module,
-    ngx_http_core_run_phases, ngx_http_finalize_request, ngx_http_handler_pt,
-    ngx_http_phases_NGX_HTTP_PRECONTENT_PHASE, ngx_http_request_empty_handler, ngx_http_request_t,
-    ngx_http_run_posted_requests, ngx_http_test_reading, ngx_http_upstream_conf_t,
-    ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_module_t, ngx_post_event, ngx_posted_events,
+    NGX_HTTP_INTERNAL_SERVER_ERROR, ngx_array_push, ngx_conf_t, ngx_current_msec, ngx_event_t,
+    ngx_handle_read_event, ngx_http_block_reading, ngx_http_core_loc_conf_t,
+    ngx_http_core_main_conf_t, ngx_http_core_module, ngx_http_core_run_phases,
+    ngx_http_finalize_request, ngx_http_handler_pt, ngx_http_phases_NGX_HTTP_PRECONTENT_PHASE,
+    ngx_http_request_empty_handler, ngx_http_request_t, ngx_http_run_posted_requests,
+    ngx_http_test_reading, ngx_http_upstream_conf_t, ngx_http_upstream_srv_conf_t, ngx_int_t,
+    ngx_module_t,
 };
 
 use crate::api;
 use crate::conf::{self, HttpConf, directives};
-use crate::ffi::{self, AGAIN, DECLINED, ERROR, OK, conf_of, fence, give_to_pool};
+use crate::ffi::{self, AGAIN, DECLINED, ERROR, OK, bits, conf_of, event, fence, give_to_pool};
 use crate::peer::trace::trace;
 use crate::peer::{self, Lookup, NamedBlock, New, Why};
 use crate::ready::ngx_http_consul_ready_handler;
@@ -242,15 +242,15 @@ unsafe fn wait(
         waiting.timer.data = ptr::from_mut(waiting).cast();
         *(*r).ctx.add(crate::ngx_http_consul_module.ctx_index) = waiting.timer.data;
         let read = (*connection).read;
-        if (*read).ready() != 0 {
+        if bits::event::READY.get(read) {
             // The client may have gone already, which epoll doesn't say twice.
-            ngx_post_event(read, &raw mut ngx_posted_events);
+            event::post(read);
         } else if ngx_handle_read_event(read, 0) != OK {
             return ERROR;
         }
         (*r).read_event_handler = Some(ngx_http_test_reading);
         (*r).write_event_handler = Some(ngx_http_request_empty_handler);
-        ngx_add_timer(&mut waiting.timer, look_every());
+        event::add_timer(&mut waiting.timer, look_every());
     }
     OK
 }
@@ -269,7 +269,7 @@ extern "C" fn look(event: *mut ngx_event_t) {
                     service.ask();
                     waiting.asked = now;
                 }
-                ngx_add_timer(&mut waiting.timer, look_every());
+                event::add_timer(&mut waiting.timer, look_every());
                 return;
             }
             waiting.end();
@@ -313,9 +313,7 @@ impl Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         self.end();
-        if self.timer.timer_set() != 0 {
-            // SAFETY: set by ngx_add_timer(), in this process.
-            unsafe { ngx_del_timer(&mut self.timer) };
-        }
+        // SAFETY: made of zeros, and set by add_timer() in this process.
+        unsafe { event::del_timer(&mut self.timer) };
     }
 }

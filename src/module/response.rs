@@ -8,7 +8,7 @@ use nginx_sys::{
     ngx_http_send_header, ngx_int_t, ngx_pcalloc,
 };
 
-use crate::ffi::{ERROR, OK, give_to_pool, str_over};
+use crate::ffi::{ERROR, OK, bits, give_to_pool, str_over};
 
 /// Sends an answer whose parts are not empty; only its header to HEAD.
 ///
@@ -35,9 +35,7 @@ pub(crate) unsafe fn send(
             headers.content_length_n = body.iter().map(Vec::len).sum::<usize>() as _;
         }
         let rc = ngx_http_send_header(r);
-        // Not `header_only`: nginx 1.30 has a 16-bit field before the request's bit fields, and
-        // bindgen misplaces those by it.
-        if rc == ERROR || rc > 0 || (*r).method & NGX_HTTP_HEAD as usize != 0 {
+        if rc == ERROR || rc > 0 || bits::request::HEADER_ONLY.get(r) {
             return rc;
         }
         let Some(body) = give_to_pool((*r).pool, body).as_ref() else { return ERROR };
@@ -67,10 +65,10 @@ unsafe fn chain_of(r: *mut ngx_http_request_t, body: &[Vec<u8>]) -> *mut ngx_cha
             let bytes = part.as_ptr_range();
             (*buf).pos = bytes.start.cast_mut();
             (*buf).last = bytes.end.cast_mut();
-            (*buf).set_memory(1);
+            bits::buf::MEMORY.set(buf, true);
             if n + 1 == body.len() {
-                (*buf).set_last_buf(u32::from(ptr::eq((*r).main, r)));
-                (*buf).set_last_in_chain(1);
+                bits::buf::LAST_BUF.set(buf, ptr::eq((*r).main, r));
+                bits::buf::LAST_IN_CHAIN.set(buf, true);
             }
             link.write(ngx_chain_t { buf, next: chain });
             chain = link;

@@ -3,9 +3,9 @@
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
-use nginx_sys::{ngx_add_timer, ngx_cycle, ngx_del_timer, ngx_event_t, ngx_msec_t};
+use nginx_sys::{ngx_cycle, ngx_event_t, ngx_msec_t};
 
-use crate::ffi::fence;
+use crate::ffi::{bits, event, fence};
 
 /// Belongs to the process that has made it.
 pub(crate) struct Timer(NonNull<Repeated>);
@@ -30,7 +30,7 @@ impl Timer {
             event.handler = Some(run);
             event.log = (*ngx_cycle).log;
             event.data = repeated.as_ptr().cast();
-            event.set_cancelable(1);
+            bits::event::CANCELABLE.set(event, true);
         }
         Timer(repeated)
     }
@@ -40,15 +40,15 @@ impl Timer {
         // SAFETY: the event is there until this is dropped.
         unsafe {
             let repeated = self.0.as_ptr();
-            if (*repeated).event.timer_set() == 0 {
-                ngx_add_timer(&raw mut (*repeated).event, (*repeated).every);
+            if !bits::event::TIMER_SET.get(&raw const (*repeated).event) {
+                event::add_timer(&raw mut (*repeated).event, (*repeated).every);
             }
         }
     }
 
     pub(crate) fn stop(&mut self) {
         // SAFETY: the event is there until this is dropped.
-        unsafe { stop(&raw mut (*self.0.as_ptr()).event) };
+        unsafe { event::del_timer(&raw mut (*self.0.as_ptr()).event) };
     }
 }
 
@@ -62,18 +62,6 @@ impl Drop for Timer {
 
 /// # Safety
 ///
-/// The event is valid, and of this process if it is set.
-unsafe fn stop(event: *mut ngx_event_t) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        if (*event).timer_set() != 0 {
-            ngx_del_timer(event);
-        }
-    }
-}
-
-/// # Safety
-///
 /// nginx calls it in the event loop, with the event of a [`Timer`].
 unsafe extern "C" fn run(event: *mut ngx_event_t) {
     // SAFETY: the caller's promise; the body does not drop the timer that runs it.
@@ -81,9 +69,9 @@ unsafe extern "C" fn run(event: *mut ngx_event_t) {
         let repeated = (*event).data.cast::<Repeated>();
         let body = (*repeated).body;
         // First, so that a panic of the body does not end it.
-        ngx_add_timer(event, (*repeated).every);
+        event::add_timer(event, (*repeated).every);
         if !fence(true, body) {
-            stop(event);
+            event::del_timer(event);
         }
     }
 }

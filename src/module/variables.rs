@@ -11,7 +11,7 @@ use nginx_sys::{
 };
 
 use crate::conf::directives;
-use crate::ffi::{self, ERROR, OK, bytes, fence, give_to_pool, str_over};
+use crate::ffi::{self, ERROR, OK, bits, bytes, fence, give_to_pool, str_over};
 use crate::peer::Served;
 
 /// A variable's name goes on with a key of `Service.Meta`.
@@ -161,10 +161,10 @@ unsafe fn set(
                 None => return ERROR,
             },
         };
-        value.set_len(text.len() as u32);
-        value.set_valid(u32::from(!text.is_empty()));
-        value.set_not_found(u32::from(text.is_empty()));
-        value.set_no_cacheable(0);
+        bits::variable_value::LEN.set(value, text.len() as u32);
+        bits::variable_value::VALID.set(value, !text.is_empty());
+        bits::variable_value::NOT_FOUND.set(value, text.is_empty());
+        bits::variable_value::NO_CACHEABLE.set(value, false);
         value.data = text.as_ptr().cast_mut();
     }
     OK

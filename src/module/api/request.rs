@@ -7,7 +7,7 @@ use nginx_sys::{
     ngx_http_auth_basic_user, ngx_http_core_loc_conf_t, ngx_http_core_module, ngx_http_request_t,
 };
 
-use crate::ffi::{OK, bytes, conf_of};
+use crate::ffi::{OK, bits, bytes, conf_of};
 
 /// What follows the location's name.
 ///
@@ -61,7 +61,8 @@ pub(super) unsafe fn body_of(r: *mut ngx_http_request_t) -> Result<Vec<u8>, Refu
     let mut next = unsafe { (*r).request_body.as_ref().map_or(ptr::null_mut(), |read| read.bufs) };
     // SAFETY: as above.
     while let Some((buf, after)) = unsafe { next.as_ref().map(|link| (&*link.buf, link.next)) } {
-        let in_file = buf.in_file() != 0;
+        // SAFETY: as above.
+        let in_file = unsafe { bits::buf::IN_FILE.get(buf) };
         let len = match in_file {
             true => usize::try_from(buf.file_last - buf.file_pos).unwrap_or(usize::MAX),
             false => buf.last.addr() - buf.pos.addr(),

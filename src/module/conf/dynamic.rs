@@ -17,7 +17,7 @@ use super::inner::Inner;
 use super::named::ByRequest;
 use super::settings::complex_value;
 use super::{Dynamic, SrvConf};
-use crate::ffi::str_over;
+use crate::ffi::{bits, str_over};
 use crate::peer;
 
 /// Takes the directive.
@@ -206,7 +206,7 @@ pub(crate) fn drop_placeholder(upstream: &mut ngx_http_upstream_srv_conf_t) {
         let servers = &mut *upstream.servers;
         let list = servers.as_slice_mut::<ngx_http_upstream_server_t>();
         let ours = |s: &ngx_http_upstream_server_t| s.name.data == PLACEHOLDER.as_ptr().cast_mut();
-        if !list.iter().any(|s| !ours(s) && s.backup() == 0) {
+        if !list.iter().any(|s| !ours(s) && !bits::upstream_server::BACKUP.get(s)) {
             return;
         }
         if let Some(at) = list.iter().position(ours) {

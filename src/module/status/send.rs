@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use nginx_consul_core::status::Format;
 use nginx_sys::{
-    NGX_DONE, NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_OK, NGX_HTTP_SPECIAL_RESPONSE,
-    ngx_add_timer, ngx_del_timer, ngx_event_t, ngx_http_finalize_request,
-    ngx_http_read_client_request_body, ngx_http_request_empty_handler, ngx_http_request_t,
-    ngx_http_run_posted_requests, ngx_int_t, ngx_msec_t,
+    NGX_DONE, NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_OK, NGX_HTTP_SPECIAL_RESPONSE, ngx_event_t,
+    ngx_http_finalize_request, ngx_http_read_client_request_body, ngx_http_request_empty_handler,
+    ngx_http_request_t, ngx_http_run_posted_requests, ngx_int_t, ngx_msec_t,
 };
 
 use super::collect::Walk;
-use crate::ffi::{ERROR, fence, give_to_pool};
+use crate::ffi::{ERROR, event, fence, give_to_pool};
 use crate::response::send;
 
 /// How long a turn of the event loop may go on with a status.
@@ -53,15 +52,15 @@ pub(super) unsafe fn answer(
         writing.timer.handler = Some(go_on);
         writing.timer.log = (*(*r).connection).log;
         writing.timer.data = ptr::from_mut(writing).cast();
-        // There is no body left to read: this counts the request as in use, which its end takes back.
-        // The count itself is a bit field, which bindgen misplaces for nginx 1.30.
+        // There is no body left to read. What is wanted of this is that it counts the request as in
+        // use, which ngx_http_finalize_request() takes back.
         let rc = ngx_http_read_client_request_body(r, Some(nothing));
         if rc >= NGX_HTTP_SPECIAL_RESPONSE as ngx_int_t {
             return rc;
         }
         // Not the phases again.
         (*r).write_event_handler = Some(ngx_http_request_empty_handler);
-        ngx_add_timer(&mut writing.timer, PAUSE);
+        event::add_timer(&mut writing.timer, PAUSE);
         NGX_DONE as ngx_int_t
     }
 }
@@ -81,7 +80,7 @@ extern "C" fn go_on(event: *mut ngx_event_t) {
                 return Some(send(r, NGX_HTTP_OK, writing.format.content_type(), walk.finish()));
             }
             writing.walk = Some(walk);
-            ngx_add_timer(&mut writing.timer, PAUSE);
+            event::add_timer(&mut writing.timer, PAUSE);
         }
         None
     });
@@ -97,9 +96,7 @@ extern "C" fn go_on(event: *mut ngx_event_t) {
 
 impl Drop for Writing {
     fn drop(&mut self) {
-        if self.timer.timer_set() != 0 {
-            // SAFETY: set by ngx_add_timer(), in this process.
-            unsafe { ngx_del_timer(&mut self.timer) };
-        }
+        // SAFETY: made of zeros, and set by add_timer() in this process.
+        unsafe { event::del_timer(&mut self.timer) };
     }
 }
