@@ -105,8 +105,8 @@ test_program() {
 
 # The tests that Consul's answers matter to, as filters of test names: they run plain and dressed,
 # and on each consul of scripts/matrix --consul.
-CONSUL_FACING=(discovery:: failures:: first_answers:: gate:: invariants:: lifecycle:: logs:: many::
-    named:: outages:: params:: policy:: ready:: secured:: sources:: status:: tiers:: trouble::
+CONSUL_FACING=(discovery:: failures:: first_answers:: validation:: invariants:: lifecycle:: logs:: many::
+    on_demand:: outages:: params:: removal:: ready:: secured:: sources:: status:: tiers:: trouble::
     upheaval::)
 
 DEBIAN_KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg

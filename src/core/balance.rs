@@ -12,22 +12,22 @@ use rand::RngCore;
 mod golden;
 pub mod latency;
 pub mod modulo;
-mod order;
+mod schedule;
 mod pairs;
 pub mod ring;
 mod tried;
 mod view;
-mod weighted;
+mod weights;
 
 pub use latency::Latency;
-pub use order::Order;
 pub use pairs::{Pair, pairs};
+pub use schedule::Schedule;
 pub use tried::Tried;
 pub use view::{
-    Admission, Admitted, Candidates, Clock, Known, Obstacle, Picked, Rules, Shared, Tier, View,
-    pick, share,
+    Admission, Admitted, Clock, Obstacle, PeerInfo, PickContext, Picked, ServerParams, Shared,
+    Tier, View, pick, share,
 };
-pub use weighted::Weighted;
+pub use weights::WeightTable;
 
 /// A balancing method, by the names of `consul_balance`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -94,11 +94,11 @@ pub trait Peers {
     /// Its number.
     fn number(&self, peer: Self::Peer) -> usize;
     /// The weights of all.
-    fn weights(&self) -> &Weighted;
+    fn weights(&self) -> &WeightTable;
     /// Their round robin order.
-    fn order(&self) -> &Order;
+    fn order(&self) -> &Schedule;
     /// Whether there is no need to ask the following of the peer; most never need it.
-    fn is_sound(&self, peer: Self::Peer) -> bool;
+    fn is_unrestricted(&self, peer: Self::Peer) -> bool;
     /// Whether the peer is free to be tried: not tried yet, not full, not down.
     fn is_free(&self, peer: Self::Peer) -> bool;
     /// Whether it is out for its failures.
@@ -157,14 +157,14 @@ fn less_costly<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<P::Peer> 
 
 #[inline(never)]
 fn of_key<P: Peers>(peers: &P) -> Option<P::Peer> {
-    peers.keyed(|peer| peers.is_sound(peer) || peers.is_free(peer) && !peers.is_failed(peer))
+    peers.keyed(|peer| peers.is_unrestricted(peer) || peers.is_free(peer) && !peers.is_failed(peer))
 }
 
 #[inline(always)]
 fn next<P: Peers, R: RngCore>(peers: &P, cursor: &mut u64, rng: &mut R) -> Option<P::Peer> {
     let (order, weights) = (peers.order(), peers.weights());
     let peer = peers.peer(order.next(cursor, weights));
-    if peers.is_sound(peer) {
+    if peers.is_unrestricted(peer) {
         return Some(peer);
     }
     probe_more(peers, rng, peer, |_| order.next(cursor, weights))
@@ -181,12 +181,12 @@ fn better_of_two<P: Peers, R: RngCore>(
     // One number does for both, which look at its upper end: the halves of it are independent.
     let drawn = rng.next_u64();
     let mut one = peers.peer(weights.at(drawn));
-    if !peers.is_sound(one) {
+    if !peers.is_unrestricted(one) {
         one = probe_more(peers, rng, one, |rng| weights.at(rng.next_u64()))?;
     }
     let number = weights.at_other(drawn.rotate_left(32), peers.number(one));
     let mut other = peers.peer(number);
-    if number == peers.number(one) || !peers.is_sound(other) {
+    if number == peers.number(one) || !peers.is_unrestricted(other) {
         match draw_another(peers, rng, peers.number(one), number) {
             Some(another) => other = another,
             None => return Some(one),
@@ -199,7 +199,7 @@ fn better_of_two<P: Peers, R: RngCore>(
 fn draw<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<P::Peer> {
     let weights = peers.weights();
     let peer = peers.peer(weights.at(rng.next_u64()));
-    if peers.is_sound(peer) {
+    if peers.is_unrestricted(peer) {
         return Some(peer);
     }
     probe_more(peers, rng, peer, |rng| weights.at(rng.next_u64()))

@@ -2,15 +2,15 @@
 
 pub mod catalog;
 pub mod client;
-pub mod gate;
+pub mod validate;
 pub mod health;
 pub mod instances;
 pub mod kv;
 pub mod overview;
-pub mod policy;
+pub mod removal;
 pub mod query;
 pub mod server;
 pub mod tls;
 pub mod token;
 pub(crate) mod transport;
-pub mod watch;
+pub mod blocking;

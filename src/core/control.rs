@@ -16,7 +16,7 @@ pub use origin::check_origin;
 pub use route::{PATHS, Route, Verb, route};
 pub use told::{over, removed, set};
 
-use crate::table::{Override, Withheld};
+use crate::table::{FrozenDiff, Override};
 
 /// A request that is refused, in the words of NGINX Plus's API.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,8 +70,8 @@ pub struct Frozen {
 
 impl Frozen {
     /// What is shown of an order to freeze.
-    pub fn new(held: &Override, withheld: Withheld) -> Frozen {
-        let Withheld { joined, left } = withheld;
+    pub fn new(held: &Override, withheld: FrozenDiff) -> Frozen {
+        let FrozenDiff { joined, left } = withheld;
         let Override { since_ms, until_ms, .. } = *held;
         Frozen { by: held.by.clone(), since_ms, until_ms, joined, left }
     }

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 
-use crate::table::Place;
+use crate::table::SlotRef;
 
 /// How many of a peer's connections are looked at for one that suits. They rarely differ at all.
 const LOOKS: usize = 32;
@@ -21,7 +21,7 @@ pub struct Key {
     /// Whose peer that is, of those that share the connections.
     pub owner: usize,
     /// Of an instance: where its counters are.
-    pub place: Option<Place>,
+    pub place: Option<SlotRef>,
     /// Identity of the instance, or a hash of what else names the peer.
     pub identity: u64,
     /// Of an instance: what tells its address from others that it had or will have.

@@ -2,7 +2,7 @@
 
 use std::cell::OnceCell;
 
-use crate::table::{Detail, Image};
+use crate::table::{PeerMetadata, PeerSnapshot};
 
 /// The labels of a set's peers, each decoded when somebody first asks for it.
 #[derive(Debug)]
@@ -17,12 +17,12 @@ pub struct LabelSet {
 struct Label {
     /// Where its line begins.
     at: u32,
-    detail: OnceCell<Option<Box<Detail>>>,
+    detail: OnceCell<Option<Box<PeerMetadata>>>,
 }
 
 impl LabelSet {
     /// Takes the details of a copy of a set; `None` if it was read without.
-    pub fn take(image: &mut Image) -> Option<LabelSet> {
+    pub fn take(image: &mut PeerSnapshot) -> Option<LabelSet> {
         let lines = image.take_details()?;
         let ends = lines.iter().zip(1..).filter(|(byte, _)| **byte == b'\n').map(|(_, end)| end);
         let starts = std::iter::once(0).chain(ends).zip(&image.records);
@@ -36,10 +36,10 @@ impl LabelSet {
 
     /// The labels of a peer, by its number within the set in the order of a view; `None` if they
     /// can't be read. Whoever registers an instance chooses these texts.
-    pub fn get(&self, peer: usize) -> Option<&Detail> {
+    pub fn get(&self, peer: usize) -> Option<&PeerMetadata> {
         let Label { at, detail } = self.labels.get(peer)?;
         let line = self.lines.get(*at as usize..)?.split(|byte| *byte == b'\n').next()?;
-        detail.get_or_init(|| Detail::decode(line).map(Box::new)).as_deref()
+        detail.get_or_init(|| PeerMetadata::decode(line).map(Box::new)).as_deref()
     }
 }
 
@@ -55,7 +55,7 @@ mod tests {
     use crate::table::tests::peer;
 
     /// The set as a worker reads it.
-    fn image(peers: Vec<Peer>) -> Image {
+    fn image(peers: Vec<Peer>) -> PeerSnapshot {
         let words: &[AtomicU64] = Vec::leak((0..1 << 17).map(|_| AtomicU64::new(0)).collect());
         let (table, me) = (Table::create(words, 16).unwrap(), ProcessId::own());
         table.lead(me);
@@ -85,7 +85,7 @@ mod tests {
         let peers = vec![Peer { params: backup, ..peer(1, 1) }, peer(2, 1), peer(3, 1)];
         let mut image = image(peers);
         let set = LabelSet::take(&mut image).unwrap();
-        image.records.sort_by_key(crate::table::Record::is_backup);
+        image.records.sort_by_key(crate::table::PeerRecord::is_backup);
         for (n, record) in image.records.iter().enumerate() {
             let id = format!("web-{}", record.addr().port());
             assert_eq!(set.get(n).unwrap().id, id);
@@ -95,6 +95,6 @@ mod tests {
     #[test]
     fn an_empty_set_has_none_and_one_read_without_details_neither() {
         assert!(LabelSet::take(&mut image(Vec::new())).unwrap().get(0).is_none());
-        assert!(LabelSet::take(&mut Image::default()).is_none());
+        assert!(LabelSet::take(&mut PeerSnapshot::default()).is_none());
     }
 }

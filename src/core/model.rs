@@ -64,12 +64,12 @@ pub enum Mode {
     Blocking,
     /// By queries about all services, which say which of them to ask: a change of health is seen
     /// at once, another one (a registration, a weight) within a sweep of all.
-    Gated {
+    Triggered {
         /// Longest expected time between a change of the second kind and its being seen.
         delay: Duration,
     },
     /// By asking again and again.
-    Sweep {
+    Polling {
         /// Longest expected time between a change and its being seen.
         delay: Duration,
     },

@@ -19,7 +19,7 @@ use siphasher::sip128::SipHasher13;
 
 use crate::address::AddressFilter;
 use crate::model::{Peer, PeerSet};
-use crate::table::{Image, Override};
+use crate::table::{Override, PeerSnapshot};
 
 mod content;
 pub mod file;
@@ -49,11 +49,11 @@ pub struct State {
 /// The last good answer for one target.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saved {
-    /// [`Plan::key`](crate::sync::Plan::key), never 0.
+    /// [`Plan::key`](crate::watch::Plan::key), never 0.
     pub key: u128,
     /// Name of the service, for people.
     pub service: String,
-    /// If a request has named the service: [`Template::key`](crate::named::Template::key).
+    /// If a request has named the service: [`Template::key`](crate::on_demand::Template::key).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<u128>,
     /// `X-Consul-Index` of the answer.
@@ -151,12 +151,12 @@ fn checked(bytes: &[u8]) -> Result<&[u8], Damage> {
 }
 
 /// The peers of a set in the shared table; `None` if its details can't be read.
-pub fn peers_of(image: &Image) -> Option<PeerSet> {
+pub fn peers_of(image: &PeerSnapshot) -> Option<PeerSet> {
     let details = image.details();
     if details.len() != image.records.len() {
         return None;
     }
-    let peer = |(record, detail): (&crate::table::Record, crate::table::Detail)| {
+    let peer = |(record, detail): (&crate::table::PeerRecord, crate::table::PeerMetadata)| {
         Some(Peer {
             addr: record.addr(),
             weight: NonZeroU16::new(u16::try_from(record.weight).ok()?)?,

@@ -9,9 +9,9 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use strum::{IntoStaticStr, VariantArray};
 
+use crate::consul::removal::Pending;
 #[cfg(test)]
-use crate::consul::gate::Reason;
-use crate::consul::policy::Pending;
+use crate::consul::validate::Reason;
 use crate::control::Frozen;
 use crate::model::{Admit, Health, Source};
 use crate::table::{Changed, Override};
@@ -40,7 +40,7 @@ pub trait Document {
     /// A peer of the service before.
     fn peer(&mut self, peer: Peer);
     /// What follows was named by requests, which may name so many.
-    fn named(&mut self, max: usize);
+    fn on_demand(&mut self, max: usize);
     /// The text, in one or several parts.
     fn finish(self: Box<Self>) -> Vec<Vec<u8>>;
 }
@@ -81,13 +81,13 @@ pub struct Status {
     pub services: Vec<Service>,
     /// Those that requests have named, with `consul_dynamic $variable`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub named: Option<Named>,
+    pub on_demand: Option<OnDemand>,
 }
 
 /// The services that requests have named.
 #[derive(Clone, Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
-pub struct Named {
+pub struct OnDemand {
     /// `consul_max_services`.
     pub max: usize,
     /// One for each selection of instances.
@@ -224,10 +224,10 @@ pub struct Service {
     pub servers: Vec<String>,
     /// The one in use.
     pub server: Option<String>,
-    /// `blocking`, `gated` or `sweep`.
-    #[cfg_attr(test, schemars(extend("enum" = ["blocking", "gated", "sweep"])))]
+    /// `blocking`, `triggered` or `polling`.
+    #[cfg_attr(test, schemars(extend("enum" = ["blocking", "triggered", "polling"])))]
     pub mode: &'static str,
-    /// With `gated` and `sweep`: the longest expected time until a change is seen, milliseconds.
+    /// With `triggered` and `polling`: the longest expected time until a change is seen, milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delay_ms: Option<u32>,
     /// `X-Consul-Index` of the last good answer.

@@ -1,7 +1,7 @@
 //! The table of peers that all processes share: a slice of words in nginx's shared zone.
 //!
 //! ```text
-//! header │ verdicts │ overrides │ lanes │ entries │ slots │ arena
+//! header │ verdicts │ overrides │ shards │ entries │ slots │ arena
 //! ```
 //!
 //! * An **entry** is one target (a selection of a service's instances): its generation and where
@@ -10,11 +10,11 @@
 //!   new block, and the store of the entry's generation makes it the current one. A reader copies
 //!   the block and looks at the generation again, so it waits for nobody ([`read`]).
 //! * A **slot** holds the counters of one instance. It belongs to the instance, not to the block,
-//!   and stays with it from set to set ([`slots`]).
-//! * A **lane** is one worker's column of in-flight counts in every slot. Only its worker writes
+//!   and stays with it from set to set ([`counters`]).
+//! * A **shard** is one worker's column of in-flight counts in every slot. Only its worker writes
 //!   it, so when a worker is killed its column is all there is to clear.
 //! * A **permit**, in an entry or a slot, lets a request try what has failed ([`permits`]).
-//! * A **verdict** says what became of a name that a request asked for ([`verdicts`]).
+//! * A **verdict** says what became of a name that a request asked for ([`lookup_cache`]).
 //! * An **override** is what an operator wants of an instance or a selection ([`overrides`]).
 //!
 //! Which parts of the arena and which slots are free is not stored anywhere: it follows from the
@@ -23,19 +23,19 @@
 
 use std::io;
 
-use machine::atomic::{AtomicU64, Ordering::Relaxed};
+use platform::atomic::{AtomicU64, Ordering::Relaxed};
 
-pub mod asked;
+pub mod resync;
 pub mod entry;
 pub mod failures;
 mod history;
-pub mod ledger;
+pub mod connection_budget;
 mod lock;
 #[cfg(not(all(test, loom)))]
-mod machine;
+mod platform;
 #[cfg(all(test, loom))]
-#[path = "table/model/machine.rs"]
-mod machine;
+#[path = "table/model/platform.rs"]
+mod platform;
 #[cfg(all(test, loom))]
 mod model;
 pub mod outage;
@@ -44,22 +44,22 @@ pub mod permits;
 pub mod publish;
 pub mod read;
 mod record;
-pub mod slots;
-pub mod verdicts;
+pub mod counters;
+pub mod lookup_cache;
 mod words;
 
-pub use asked::Withheld;
-pub use entry::{Freshness, Named};
+pub use counters::{Counters, InFlight, Slot, SlotRef, WorkerShard};
+pub use entry::{Freshness, ServiceName};
 pub use failures::{Limits, PROBE_PACE};
 pub use history::Changed;
+pub use lookup_cache::LookupResult;
 pub use outage::Outage;
 pub use overrides::{Action, NotSet, Override, Overrides};
 pub use permits::Permit;
 pub use publish::Full;
-pub use read::Image;
-pub use record::{Detail, Record};
-pub use slots::{Counters, InFlight, Lane, Place, Slot};
-pub use verdicts::Verdict;
+pub use read::PeerSnapshot;
+pub use record::{PeerMetadata, PeerRecord};
+pub use resync::FrozenDiff;
 
 /// Says that the zone holds a table of this layout.
 const MAGIC: u64 = 0x6e67_782d_636e_000a;
@@ -69,7 +69,7 @@ const HEADER: usize = 24;
 const H_MAGIC: usize = 0;
 const H_LOCK: usize = 1;
 const H_DIRTY: usize = 2;
-const H_LANES: usize = 3;
+const H_SHARDS: usize = 3;
 const H_ENTRIES: usize = 4;
 const H_SLOTS: usize = 5;
 const H_SLOT_CURSOR: usize = 6;
@@ -78,27 +78,27 @@ const H_LEADER: usize = 7;
 const H_STATE_WRITTEN: usize = 8;
 /// Why it can't be written now: an error number of the system; 0 if it can.
 const H_STATE_ERROR: usize = 9;
-/// Connections to Consul: of who follows it now, and what is left of those before ([`ledger`]).
+/// Connections to Consul: of who follows it now, and what is left of those before ([`connection_budget`]).
 const H_CONNECTIONS: usize = 10;
 const H_CONNECTIONS_LEFT: usize = 11;
 const H_CONNECTIONS_ENDING: usize = 12;
 const H_CONNECTIONS_OWNER: usize = 13;
 /// See [`Table`].
-const H_LANE_WORDS: usize = 14;
+const H_SHARD_WORDS: usize = 14;
 /// The list of overrides in force: its number, whose last bit says in which area it is, and in the
 /// lower half its bytes.
 const H_OVERRIDES: usize = 15;
-/// Counts what workers ask of worker 0 ([`asked`]).
+/// Counts what workers ask of worker 0 ([`resync`]).
 const H_ASKED: usize = 16;
 /// 1 once overrides were restored, or there were none to restore.
 const H_OVERRIDES_BEGUN: usize = 17;
 /// Counts instances that answer again after they had failed.
 const H_RECOVERIES: usize = 18;
-/// How many connections to Consul are allowed, and why not more ([`ledger`]).
+/// How many connections to Consul are allowed, and why not more ([`connection_budget`]).
 const H_CONNECTIONS_PLAN: usize = 19;
 
-/// Most lanes, for 256 workers and their successors.
-const MAX_LANES: usize = 512;
+/// Most shards, for 256 workers and their successors.
+const MAX_SHARDS: usize = 512;
 
 /// Bytes of the zone for each entry of the table; a zone of 10 MB has room for 1280 targets.
 const BYTES_PER_ENTRY: usize = 8192;
@@ -108,9 +108,9 @@ const BYTES_PER_ENTRY: usize = 8192;
 pub struct Table<'z> {
     words: &'z [AtomicU64],
     layout: Layout,
-    /// How many words of a slot's lanes, from the first one on, belong to lanes that somebody ever
+    /// How many words of a slot's shards, from the first one on, belong to shards that somebody ever
     /// took.
-    lane_words: &'z AtomicU64,
+    shard_words: &'z AtomicU64,
 }
 
 /// Where the parts begin, in words.
@@ -120,7 +120,7 @@ struct Layout {
     overrides: usize,
     override_count: usize,
     /// Up to the entries.
-    lanes: usize,
+    shards: usize,
     entries: usize,
     entry_count: usize,
     slots: usize,
@@ -131,13 +131,13 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(words: usize, lanes: usize) -> Option<Layout> {
+    fn new(words: usize, shards: usize) -> Option<Layout> {
         let entry_count = entries_in(words * 8);
-        let slot_words = slots::WORDS + lanes / 2;
-        let overrides = HEADER + entry_count * verdicts::WORDS_PER_ENTRY;
+        let slot_words = counters::WORDS + shards / 2;
+        let overrides = HEADER + entry_count * lookup_cache::WORDS_PER_ENTRY;
         let override_count = entry_count.min(overrides::MAX);
-        let first_lane = overrides + override_count * overrides::WORDS;
-        let entries = first_lane + lanes;
+        let first_shard = overrides + override_count * overrides::WORDS;
+        let entries = first_shard + shards;
         let slots = entries + entry_count * entry::WORDS;
         // Two sevenths of what is left for slots: a slot is about 40 % of what an instance takes,
         // and an update needs room for a second block.
@@ -147,7 +147,7 @@ impl Layout {
             verdicts: HEADER,
             overrides,
             override_count,
-            lanes: first_lane,
+            shards: first_shard,
             entries,
             entry_count,
             slots,
@@ -159,10 +159,10 @@ impl Layout {
     }
 }
 
-/// How many lanes a zone gets for this many workers: enough for two generations of many workers and
+/// How many shards a zone gets for this many workers: enough for two generations of many workers and
 /// more of few, in whole cache lines of counts.
-pub fn lanes_for(workers: usize) -> usize {
-    (workers * 2).next_multiple_of(16).clamp(32, MAX_LANES)
+pub fn shards_for(workers: usize) -> usize {
+    (workers * 2).next_multiple_of(16).clamp(32, MAX_SHARDS)
 }
 
 /// How many targets fit into a zone of so many bytes.
@@ -171,12 +171,12 @@ pub fn entries_in(bytes: usize) -> usize {
 }
 
 impl<'z> Table<'z> {
-    /// Lays out an empty table for `lanes` (a multiple of 16) over zeroed words.
+    /// Lays out an empty table for `shards` (a multiple of 16) over zeroed words.
     /// `None` if the zone is too small.
-    pub fn create(words: &'z [AtomicU64], lanes: usize) -> Option<Table<'z>> {
-        let layout = Layout::new(words.len(), lanes)?;
+    pub fn create(words: &'z [AtomicU64], shards: usize) -> Option<Table<'z>> {
+        let layout = Layout::new(words.len(), shards)?;
         let table = Table::over(words, layout);
-        table.word(H_LANES).store(lanes as u64, Relaxed);
+        table.word(H_SHARDS).store(shards as u64, Relaxed);
         table.word(H_ENTRIES).store(layout.entry_count as u64, Relaxed);
         table.word(H_SLOTS).store(layout.slot_count as u64, Relaxed);
         table.word(H_MAGIC).store(MAGIC, Relaxed);
@@ -189,18 +189,18 @@ impl<'z> Table<'z> {
         if words.len() < HEADER || words[H_MAGIC].load(Relaxed) != MAGIC {
             return None;
         }
-        let lanes = usize::try_from(words[H_LANES].load(Relaxed)).ok()?;
-        if lanes % 16 != 0 || !(16..=MAX_LANES).contains(&lanes) {
+        let shards = usize::try_from(words[H_SHARDS].load(Relaxed)).ok()?;
+        if shards % 16 != 0 || !(16..=MAX_SHARDS).contains(&shards) {
             return None;
         }
-        let layout = Layout::new(words.len(), lanes)?;
+        let layout = Layout::new(words.len(), shards)?;
         (words[H_ENTRIES].load(Relaxed) == layout.entry_count as u64
             && words[H_SLOTS].load(Relaxed) == layout.slot_count as u64)
             .then(|| Table::over(words, layout))
     }
 
     fn over(words: &'z [AtomicU64], layout: Layout) -> Table<'z> {
-        Table { words, layout, lane_words: &words[H_LANE_WORDS] }
+        Table { words, layout, shard_words: &words[H_SHARD_WORDS] }
     }
 
     /// How many targets fit.
@@ -212,7 +212,7 @@ impl<'z> Table<'z> {
     pub fn usage(&self) -> usize {
         let blocks: usize = self.live_blocks().map(|block| block.len()).sum();
         let slots = (0..self.layout.slot_count)
-            .filter(|&s| self.slot_word(s, slots::OWNER).load(Relaxed) != 0)
+            .filter(|&s| self.slot_word(s, counters::OWNER).load(Relaxed) != 0)
             .count();
         let fixed = self.layout.slots;
         (fixed + blocks + slots * self.layout.slot_words) * 8
@@ -307,14 +307,14 @@ pub(crate) mod tests {
 
     #[test]
     fn ten_megabytes_have_room_for_1280_targets_and_ten_thousand_instances() {
-        let layout = Layout::new(10 * 1024 * 1024 / 8, lanes_for(8)).unwrap();
+        let layout = Layout::new(10 * 1024 * 1024 / 8, shards_for(8)).unwrap();
         assert_eq!(layout.entry_count, 1280);
         assert!(layout.slot_count > 10_000, "{layout:?}");
     }
 
     #[test]
     fn an_instance_takes_at_most_800_bytes_while_its_set_is_replaced() {
-        let table = Table::create(zone(10 * 1024 * 1024 / 8), lanes_for(16)).unwrap();
+        let table = Table::create(zone(10 * 1024 * 1024 / 8), shards_for(16)).unwrap();
         let me = ProcessId::own();
         table.lead(me);
         let n: u16 = 5000;

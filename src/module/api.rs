@@ -16,8 +16,8 @@ use nginx_sys::{
 };
 
 use crate::conf::{self, HttpConf};
-use crate::ffi::{self, CONF_ERROR, CONF_OK, bits, fence};
-use crate::response;
+use crate::ffi::response;
+use crate::ffi::{self, CONF_ERROR, CONF_OK, bits, catch_panic};
 use crate::services::Services;
 
 mod act;
@@ -44,7 +44,7 @@ pub(crate) extern "C" fn ngx_http_consul_api(
     _: *mut ngx_command_t,
     conf: *mut c_void,
 ) -> *mut c_char {
-    fence(CONF_ERROR, || {
+    catch_panic(CONF_ERROR, || {
         // SAFETY: `conf` is the HttpConf; nothing else refers to it now. The directive is only
         // allowed in `location`, whose core configuration this is.
         unsafe {
@@ -105,7 +105,7 @@ pub(crate) fn handler() -> *const () {
 }
 
 extern "C" fn ngx_http_consul_api_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
-    fence(FAILED, || {
+    catch_panic(FAILED, || {
         // SAFETY: nginx passes a request that is ours until it is finalized.
         unsafe {
             let route = match admit(r) {
@@ -161,7 +161,7 @@ fn verb(method: usize) -> Verb {
 ///
 /// nginx passes the request whose body it was asked to read, which is ours.
 unsafe extern "C" fn with_body(r: *mut ngx_http_request_t) {
-    let rc = fence(FAILED, || {
+    let rc = catch_panic(FAILED, || {
         // SAFETY: nginx passes the request whose body it has read.
         unsafe {
             let body = body_of(r);

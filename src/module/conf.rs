@@ -7,39 +7,40 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nginx_consul_core::balance::{Method, Rules};
+use nginx_consul_core::balance::{Method, ServerParams};
 use nginx_consul_core::model::{Query, Selection};
-use nginx_consul_core::named::Templates;
+use nginx_consul_core::on_demand::Templates;
 use nginx_consul_core::status::ready::Demand;
-use nginx_consul_core::sync::Plan;
+use nginx_consul_core::watch::Plan;
 use nginx_sys::{
     ngx_conf_t, ngx_http_complex_value_t, ngx_http_upstream_rr_peers_t,
     ngx_http_upstream_srv_conf_t, ngx_module_t, ngx_shm_zone_t, ngx_str_t,
 };
 
 use crate::api::ApiLocation;
-use crate::ffi::{self, CONF_ERROR, CONF_OK, fence, give_to_pool};
-use crate::peer::{Block, Guard, Keepalive, NamedBlock};
-use crate::state::StateFile;
-use crate::{panics, status};
+use crate::ffi::panics;
+use crate::ffi::{self, CONF_ERROR, CONF_OK, catch_panic, give_to_pool};
+use crate::lifecycle::state_file::StateFile;
+use crate::peer::{Guard, Keepalive, OnDemandUpstream, Upstream};
+use crate::status;
 
 pub(crate) mod args;
 pub(crate) mod commands;
 pub(crate) mod directives;
 pub(crate) mod dynamic;
 mod finish;
-mod inner;
+mod nginx_method;
 mod keepalive;
-mod named;
+mod on_demand;
 mod policy;
 mod settings;
 mod target;
 
 pub(crate) use commands::COMMANDS;
 pub(crate) use directives::Directives;
-pub(crate) use inner::Inner;
 pub(crate) use keepalive::KeepaliveConf;
-pub(crate) use named::ByRequest;
+pub(crate) use nginx_method::Inner;
+pub(crate) use on_demand::ByRequest;
 pub(crate) use settings::Settings;
 
 /// What holds for the whole of `http`.
@@ -60,7 +61,7 @@ pub(crate) struct HttpConf {
     /// The blocks that follow Consul.
     pub(crate) blocks: Vec<*mut ngx_http_upstream_srv_conf_t>,
     /// The blocks whose service requests name, in the order of their templates.
-    pub(crate) named_blocks: Vec<*mut ngx_http_upstream_srv_conf_t>,
+    pub(crate) on_demand_upstreams: Vec<*mut ngx_http_upstream_srv_conf_t>,
     /// The locations with `consul_api`.
     pub(crate) apis: Vec<ApiLocation>,
     /// The modules that may send requests to them.
@@ -88,7 +89,7 @@ pub(crate) struct Dynamic {
     /// `dc=`, in the order of use; none: the agent's own.
     pub(crate) datacenters: Vec<String>,
     pub(crate) selection: Selection,
-    pub(crate) rules: Rules,
+    pub(crate) rules: ServerParams,
     /// The block has `server` lines to fall back on.
     pub(crate) has_fallback: bool,
     /// What our `init_upstream` has made of the `server` lines; null if nginx has not called it,
@@ -112,9 +113,9 @@ pub(crate) struct SrvConf {
     /// The idle connections, where they are kept by us.
     pub(crate) keepalive: Option<Rc<Keepalive>>,
     /// What requests use; set when the configuration is read.
-    pub(crate) block: Option<Box<Block>>,
+    pub(crate) block: Option<Box<Upstream>>,
     /// The same of a block whose service requests name.
-    pub(crate) named: Option<Box<NamedBlock>>,
+    pub(crate) on_demand: Option<Box<OnDemandUpstream>>,
     /// Those of other modules.
     pub(crate) directives: Directives,
     /// With another module's callback around ours.
@@ -145,15 +146,17 @@ impl HttpConf {
     }
 
     /// The blocks that follow Consul.
-    pub(crate) fn blocks(&self) -> impl Iterator<Item = &Block> {
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = &Upstream> {
         // SAFETY: blocks of this configuration, which has been read.
         self.blocks.iter().filter_map(|&block| unsafe { srv_conf(block) }.block.as_deref())
     }
 
     /// The blocks whose service requests name.
-    pub(crate) fn named_blocks(&self) -> impl Iterator<Item = &NamedBlock> {
+    pub(crate) fn on_demand_upstreams(&self) -> impl Iterator<Item = &OnDemandUpstream> {
         // SAFETY: as above.
-        self.named_blocks.iter().filter_map(|&block| unsafe { srv_conf(block) }.named.as_deref())
+        self.on_demand_upstreams
+            .iter()
+            .filter_map(|&block| unsafe { srv_conf(block) }.on_demand.as_deref())
     }
 
     /// `consul_connections`.
@@ -177,7 +180,7 @@ pub(crate) extern "C" fn ngx_http_consul_create_main_conf(cf: *mut ngx_conf_t) -
 /// A configuration of `http`, of an `upstream` or of a `location`.
 pub(crate) extern "C" fn create_conf<T: Default>(cf: *mut ngx_conf_t) -> *mut c_void {
     // SAFETY: nginx passes a valid configuration, whose pool lives as long as the cycle.
-    fence(ptr::null_mut(), || unsafe { give_to_pool((*cf).pool, T::default()).cast() })
+    catch_panic(ptr::null_mut(), || unsafe { give_to_pool((*cf).pool, T::default()).cast() })
 }
 
 /// A handler isn't inherited, but it goes on in an `if` of its location.
@@ -186,7 +189,7 @@ pub(crate) extern "C" fn ngx_http_consul_merge_loc_conf(
     outer: *mut c_void,
     inner: *mut c_void,
 ) -> *mut c_char {
-    fence(CONF_ERROR, || {
+    catch_panic(CONF_ERROR, || {
         // SAFETY: both are what create_conf() made; nothing else refers to them
         // while nginx reads the configuration.
         unsafe {
@@ -204,7 +207,7 @@ pub(crate) extern "C" fn ngx_http_consul_init_main_conf(
     cf: *mut ngx_conf_t,
     conf: *mut c_void,
 ) -> *mut c_char {
-    fence(CONF_ERROR, || {
+    catch_panic(CONF_ERROR, || {
         // SAFETY: `conf` is what ngx_http_consul_create_main_conf() made; nothing else refers to
         // it while nginx reads the configuration.
         let http = unsafe { &mut *conf.cast::<HttpConf>() };

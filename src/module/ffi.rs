@@ -1,4 +1,4 @@
-//! Raw pointers of nginx as borrowed values, and the fence around every callback.
+//! Raw pointers of nginx as borrowed values, and the catch_panic around every callback.
 
 pub(crate) mod bits;
 pub(crate) mod event;
@@ -16,6 +16,12 @@ use nginx_sys::{
 use ngx::core::NgxStr;
 use ngx::http::Request;
 
+pub(crate) mod log;
+pub(crate) mod panics;
+pub(crate) mod timer;
+pub(crate) mod session;
+pub(crate) mod response;
+
 pub(crate) const OK: ngx_int_t = nginx_sys::NGX_OK as ngx_int_t;
 pub(crate) const ERROR: ngx_int_t = nginx_sys::NGX_ERROR as ngx_int_t;
 pub(crate) const AGAIN: ngx_int_t = nginx_sys::NGX_AGAIN as ngx_int_t;
@@ -27,8 +33,8 @@ pub(crate) const CONF_OK: *mut c_char = ptr::null_mut();
 pub(crate) const CONF_ERROR: *mut c_char = ptr::without_provenance_mut(usize::MAX);
 
 /// Runs a callback's body. A panic, which is a defect of ours, becomes `failed` instead of
-/// unwinding into C, which would abort the worker; [`crate::panics`] has logged it.
-pub(crate) fn fence<T>(failed: T, body: impl FnOnce() -> T) -> T {
+/// unwinding into C, which would abort the worker; [`crate::ffi::panics`] has logged it.
+pub(crate) fn catch_panic<T>(failed: T, body: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or(failed)
 }
 
@@ -106,7 +112,7 @@ pub(crate) unsafe fn make_in_pool<T>(pool: *mut ngx_pool_t, make: impl FnOnce() 
 /// `data` is where [`make_in_pool`] has put it; the pool calls this once.
 unsafe extern "C" fn drop_value<T>(data: *mut c_void) {
     // SAFETY: the cleanup was added once, with memory that holds a T.
-    fence((), || unsafe { ptr::drop_in_place(data.cast::<T>()) });
+    catch_panic((), || unsafe { ptr::drop_in_place(data.cast::<T>()) });
 }
 
 /// Moves a value into a pool's care, as [`make_in_pool`] does.

@@ -7,48 +7,36 @@
 //! | directive handlers     | [`conf`]          | fill the configuration                      |
 //! | `init_main_conf`       | [`conf`]          | merges, checks, makes the plan, asks for the zone |
 //! | zone init              | [`zone`]          | lays out or finds the shared table          |
-//! | precontent phase       | [`first_wait`]    | waits for a service that a request names    |
-//! | `init_module`          | [`watcher`]       | master: has a child ask for first answers   |
-//! | `init_process`         | [`watcher`]       | worker 0: starts the watch threads          |
+//! | precontent phase       | [`on_demand_phase`]    | waits for a service that a request names    |
+//! | `init_module`          | [`lifecycle`]       | master: has a child ask for first answers   |
+//! | `init_process`         | [`lifecycle`]       | worker 0: starts the watch threads          |
 //! | `peer.init`, get, free | [`peer`]          | pick                                        |
 //! | header filter          | [`peer`]          | sees that a peer answers                    |
 //! | content handler        | [`status`]        | the status page                             |
 //! |                        | [`api`]           | what an operator orders                     |
-//! | `exit_process`         | [`watcher`]       | ends the threads                            |
+//! | `exit_process`         | [`lifecycle`]       | ends the threads                            |
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::ptr;
 
 use nginx_sys::{NGX_HTTP_MODULE, ngx_http_module_t, ngx_module_t};
 
-mod api;
-mod child;
-mod conf;
 mod ffi;
-mod first;
-mod first_wait;
-mod log;
-mod overrides;
-mod panics;
-mod peer;
-mod reach;
-mod ready;
-mod response;
-mod services;
-mod session;
-mod signals;
-mod sink;
-mod state;
-mod status;
-mod timer;
-mod variables;
-mod watcher;
-mod workers_user;
 mod zone;
+mod services;
+mod table_writer;
+mod peer;
+mod variables;
+mod on_demand_phase;
+mod status;
+mod ready;
+mod api;
+mod lifecycle;
+mod conf;
 
 static MODULE_CONTEXT: ngx_http_module_t = ngx_http_module_t {
     preconfiguration: Some(variables::ngx_http_consul_preconfiguration),
-    postconfiguration: Some(first_wait::ngx_http_consul_postconfiguration),
+    postconfiguration: Some(on_demand_phase::ngx_http_consul_postconfiguration),
     create_main_conf: Some(conf::ngx_http_consul_create_main_conf),
     init_main_conf: Some(conf::ngx_http_consul_init_main_conf),
     create_srv_conf: Some(conf::create_conf::<conf::SrvConf>),
@@ -64,9 +52,9 @@ pub static mut ngx_http_consul_module: ngx_module_t = ngx_module_t {
     ctx: (&raw const MODULE_CONTEXT).cast_mut().cast(),
     commands: (&raw const conf::COMMANDS).cast_mut().cast(),
     type_: NGX_HTTP_MODULE as _,
-    init_module: Some(watcher::ngx_http_consul_init_module),
-    init_process: Some(watcher::ngx_http_consul_init_process),
-    exit_process: Some(watcher::ngx_http_consul_exit_process),
+    init_module: Some(lifecycle::ngx_http_consul_init_module),
+    init_process: Some(lifecycle::ngx_http_consul_init_process),
+    exit_process: Some(lifecycle::ngx_http_consul_exit_process),
     ..ngx_module_t::default()
 };
 

@@ -11,23 +11,23 @@ use nginx_sys::{
 };
 
 use crate::conf::{self, SrvConf, dynamic};
-use crate::ffi::{ERROR, OK, fence};
-use crate::session;
+use crate::ffi::session;
+use crate::ffi::{ERROR, OK, catch_panic};
 
 mod attempt;
-mod block;
+mod upstream;
 mod clock;
-mod contacts;
-mod counted;
+mod sockaddrs;
+mod counters;
 mod delegate;
 mod guard;
 mod header_filter;
 mod keepalive;
-mod named;
+mod on_demand;
 mod nginx_method;
 mod outcome;
-mod served;
-mod source;
+mod request_peer;
+mod watched_set;
 pub(crate) mod trace;
 mod view;
 mod worker;
@@ -37,15 +37,15 @@ use attempt::callbacks::{
     set_session,
 };
 use attempt::{Attempt, cell};
-pub(crate) use block::{Block, Options};
 pub(crate) use clock::monotonic;
 pub(crate) use guard::Guard;
 pub(crate) use header_filter::install as install_header_filter;
 pub(crate) use keepalive::{Keepalive, end as end_keepalive};
-pub(crate) use named::{Lookup, NamedBlock, New, Why};
 pub(crate) use nginx_method::{InitUpstream, NginxMethod};
-pub(crate) use served::Served;
-pub(crate) use source::Source;
+pub(crate) use on_demand::{Lookup, New, OnDemandUpstream, Why};
+pub(crate) use request_peer::RequestPeer;
+pub(crate) use upstream::{Options, Upstream};
+pub(crate) use watched_set::Source;
 pub(crate) use worker::Worker;
 
 /// `peer.init_upstream`. nginx's own round robin is made of the block's `server` lines, for when
@@ -54,7 +54,7 @@ pub(crate) extern "C" fn ngx_http_upstream_init_consul(
     cf: *mut ngx_conf_t,
     us: *mut ngx_http_upstream_srv_conf_t,
 ) -> ngx_int_t {
-    fence(ERROR, || {
+    catch_panic(ERROR, || {
         // SAFETY: nginx passes the block that is being read; its SrvConf is ours alone.
         unsafe {
             let conf = crate::ffi::conf_of::<SrvConf>(
@@ -90,7 +90,7 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
     r: *mut ngx_http_request_t,
     us: *mut ngx_http_upstream_srv_conf_t,
 ) -> ngx_int_t {
-    fence(ERROR, || {
+    catch_panic(ERROR, || {
         // SAFETY: nginx passes a request with an upstream, and a block of the running
         // configuration, which lives as long as the worker.
         unsafe {
@@ -130,7 +130,7 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
 unsafe fn block_of(
     r: *mut ngx_http_request_t,
     us: *mut ngx_http_upstream_srv_conf_t,
-) -> Option<(*const Block, Option<Rc<Block>>)> {
+) -> Option<(*const Upstream, Option<Rc<Upstream>>)> {
     guard::note_init(r);
     // SAFETY: the caller's promise.
     let conf = unsafe { conf::srv_conf(us) };
@@ -138,7 +138,7 @@ unsafe fn block_of(
         return Some((&raw const **block, None));
     }
     // SAFETY: as above.
-    let block = unsafe { conf.named.as_ref()?.block_of(r)? };
+    let block = unsafe { conf.on_demand.as_ref()?.block_of(r)? };
     Some((Rc::as_ptr(&block), Some(block)))
 }
 

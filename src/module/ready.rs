@@ -8,8 +8,8 @@ use nginx_sys::{
 
 use crate::conf::args::{self, Parsed, text};
 use crate::conf::{self, HttpConf};
-use crate::ffi::{self, fence};
-use crate::response;
+use crate::ffi::response;
+use crate::ffi::{self, catch_panic};
 
 /// Reads the words of the directive that follow `ready`.
 pub(crate) fn parse(words: &[&[u8]]) -> Parsed<Demand> {
@@ -39,7 +39,7 @@ pub(crate) fn parse(words: &[&[u8]]) -> Parsed<Demand> {
 }
 
 pub(crate) extern "C" fn ngx_http_consul_ready_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
-    fence(NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t, || {
+    catch_panic(NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t, || {
         // SAFETY: nginx passes a request that is ours until it is finalized.
         unsafe {
             if let Err(rc) = response::only_read(r) {

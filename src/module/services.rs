@@ -5,11 +5,11 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use nginx_consul_core::sync::{Plan, Target};
 use nginx_consul_core::table::{Table, overrides};
+use nginx_consul_core::watch::{Plan, Target};
 
 use crate::conf::HttpConf;
-use crate::peer::{Block, NamedBlock};
+use crate::peer::{OnDemandUpstream, Upstream};
 use crate::zone;
 
 /// The services of a configuration, by number: the targets of its plan, and then one for each entry
@@ -32,7 +32,7 @@ pub(crate) struct Followed {
     /// It has one instance.
     pub(crate) is_single: bool,
     /// Those that follow it.
-    pub(crate) blocks: Vec<&'static Block>,
+    pub(crate) blocks: Vec<&'static Upstream>,
 }
 
 impl Services {
@@ -56,7 +56,7 @@ impl Services {
     pub(crate) fn name(&self, number: usize) -> Option<Cow<'static, str>> {
         match self.plan.targets.get(number) {
             Some(target) => Some(Cow::Borrowed(&target.query.service)),
-            None => Some(Cow::Owned(self.table.named(number - self.planned())?.name)),
+            None => Some(Cow::Owned(self.table.service_name(number - self.planned())?.name)),
         }
     }
 
@@ -65,8 +65,8 @@ impl Services {
         let Some(target) = self.plan.targets.get(number) else {
             return self.named(number - self.planned());
         };
-        let follows = |block: &&Block| block.sources().iter().any(|s| s.target == number);
-        let blocks: Vec<&Block> = self.http.blocks().filter(follows).collect();
+        let follows = |block: &&Upstream| block.sources().iter().any(|s| s.target == number);
+        let blocks: Vec<&Upstream> = self.http.blocks().filter(follows).collect();
         let key = self.plan.key(number);
         Some(Followed {
             key,
@@ -79,20 +79,21 @@ impl Services {
     }
 
     fn named(&self, entry: usize) -> Option<Followed> {
-        let (key, named) = (self.table.key(entry), self.table.named(entry)?);
+        let (key, named) = (self.table.key(entry), self.table.service_name(entry)?);
         let template = self.http.templates.as_ref()?.find(named.template)?;
         let places = template.places(&named.name, self.plan);
         let place = places.into_iter().find(|place| place.key == key)?;
         let follows =
-            |block: &&NamedBlock| block.template().is_some_and(|t| t.key == named.template);
-        let blocks: Vec<&NamedBlock> = self.http.named_blocks().filter(follows).collect();
+            |block: &&OnDemandUpstream| block.template().is_some_and(|t| t.key == named.template);
+        let blocks: Vec<&OnDemandUpstream> =
+            self.http.on_demand_upstreams().filter(follows).collect();
         Some(Followed {
             key,
             entry: Some(entry),
             target: Cow::Owned(place.target),
             is_named: true,
             is_single: blocks.iter().any(|block| block.is_single(&named.name)),
-            blocks: blocks.into_iter().map(NamedBlock::pattern).collect(),
+            blocks: blocks.into_iter().map(OnDemandUpstream::pattern).collect(),
         })
     }
 }

@@ -11,8 +11,9 @@ use nginx_sys::{
 use crate::conf::args::{Parsed, duplicate};
 use crate::conf::commands::finish;
 use crate::conf::{self, LocConf};
-use crate::ffi::{self, CONF_ERROR, ERROR, fence};
-use crate::{ready, response};
+use crate::ffi::response;
+use crate::ffi::{self, CONF_ERROR, ERROR, catch_panic};
+use crate::ready;
 use collect::Walk;
 
 mod collect;
@@ -39,7 +40,7 @@ pub(crate) extern "C" fn ngx_http_consul_status(
     _: *mut ngx_command_t,
     conf: *mut c_void,
 ) -> *mut c_char {
-    fence(CONF_ERROR, || {
+    catch_panic(CONF_ERROR, || {
         // SAFETY: the directive is only allowed in `location`, whose core configuration `core` is,
         // and `conf` is ours; nothing else refers to them now.
         unsafe {
@@ -81,7 +82,7 @@ fn parse(words: &[&[u8]]) -> Parsed<Metrics> {
 }
 
 pub(crate) extern "C" fn ngx_http_consul_status_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
-    fence(NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t, || {
+    catch_panic(NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t, || {
         // SAFETY: nginx passes a request that is ours until it is finalized.
         unsafe {
             if let Err(rc) = response::only_read(r) {

@@ -11,14 +11,14 @@ use nginx_sys::{
 };
 
 use crate::conf::directives;
-use crate::ffi::{self, ERROR, OK, bits, bytes, fence, give_to_pool, str_over};
-use crate::peer::Served;
+use crate::ffi::{self, ERROR, OK, bits, bytes, catch_panic, give_to_pool, str_over};
+use crate::peer::RequestPeer;
 
 /// A variable's name goes on with a key of `Service.Meta`.
 const META: &[u8] = b"consul_meta_";
 
 /// What a variable tells of a request.
-type Text = for<'a> fn(&Served<'a>) -> Option<Cow<'a, str>>;
+type Text = for<'a> fn(&RequestPeer<'a>) -> Option<Cow<'a, str>>;
 
 /// A variable: its name, whether it tells of the instance itself, and what. The place of it here
 /// is its `data`.
@@ -40,7 +40,7 @@ const ALL: [(&[u8], bool, Text); 7] = [
 
 /// Adds the variables, and begins to observe the directives of other modules.
 pub(crate) extern "C" fn ngx_http_consul_preconfiguration(cf: *mut ngx_conf_t) -> ngx_int_t {
-    fence(ERROR, || {
+    catch_panic(ERROR, || {
         // SAFETY: nginx passes the configuration of `http`, before it is read.
         if !unsafe { directives::begin(cf) } {
             return ERROR;
@@ -115,8 +115,8 @@ extern "C" fn ngx_http_consul_variable(
     value: *mut ngx_http_variable_value_t,
     data: usize,
 ) -> ngx_int_t {
-    fence(ERROR, || {
-        let text = |served: &Served<'static>| ALL.get(data)?.2(served);
+    catch_panic(ERROR, || {
+        let text = |served: &RequestPeer<'static>| ALL.get(data)?.2(served);
         // SAFETY: nginx passes a request, and room for a value.
         unsafe { set(r, value, text) }
     })
@@ -127,8 +127,8 @@ extern "C" fn ngx_http_consul_meta(
     value: *mut ngx_http_variable_value_t,
     data: usize,
 ) -> ngx_int_t {
-    fence(ERROR, || {
-        let text = |served: &Served<'static>| {
+    catch_panic(ERROR, || {
+        let text = |served: &RequestPeer<'static>| {
             // SAFETY: nginx passes the name of the variable.
             let name = unsafe { bytes(&*(data as *const ngx_str_t)) };
             let key = std::str::from_utf8(name.get(META.len()..)?).ok()?;
@@ -148,13 +148,13 @@ extern "C" fn ngx_http_consul_meta(
 unsafe fn set(
     r: *mut ngx_http_request_t,
     value: *mut ngx_http_variable_value_t,
-    text: impl FnOnce(&Served<'static>) -> Option<Cow<'static, str>>,
+    text: impl FnOnce(&RequestPeer<'static>) -> Option<Cow<'static, str>>,
 ) -> ngx_int_t {
     // SAFETY: the caller's promise. What `served` gives lives as long as the request's pool, which
     // is as long as the value is used.
     unsafe {
         let value = &mut *value;
-        let text = match Served::of(r).as_ref().and_then(text).unwrap_or_default() {
+        let text = match RequestPeer::of(r).as_ref().and_then(text).unwrap_or_default() {
             Cow::Borrowed(text) => text,
             Cow::Owned(text) => match give_to_pool((*r).pool, text).as_ref() {
                 Some(text) => text,

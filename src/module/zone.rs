@@ -12,7 +12,7 @@ use nginx_sys::{
     ngx_str_t,
 };
 
-use crate::ffi::{ERROR, OK, fence, str_over};
+use crate::ffi::{ERROR, OK, catch_panic, str_over};
 
 /// `consul_zone`'s defaults.
 const NAME: &[u8] = b"consul";
@@ -48,7 +48,7 @@ pub(crate) fn request(
 /// Called in the master with the memory mapped; `data` is what the last configuration's zone of
 /// the same name and size had.
 extern "C" fn ngx_http_consul_init_zone(zone: *mut ngx_shm_zone_t, data: *mut c_void) -> ngx_int_t {
-    fence(ERROR, || {
+    catch_panic(ERROR, || {
         // SAFETY: nginx passes a zone with its slab pool laid out at its beginning.
         let shm_zone = unsafe { &mut *zone };
         if !data.is_null() {
@@ -62,7 +62,7 @@ extern "C" fn ngx_http_consul_init_zone(zone: *mut ngx_shm_zone_t, data: *mut c_
         // SAFETY: as above; the pool is only ours.
         let region = unsafe { take_all(shm_zone) };
         let Some(words) = region else { return refuse(shm_zone, "can't be laid out") };
-        if Table::create(words, table::lanes_for(workers(cycle))).is_none() {
+        if Table::create(words, table::shards_for(workers(cycle))).is_none() {
             return refuse(shm_zone, "is too small");
         }
         OK

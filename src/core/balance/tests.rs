@@ -4,8 +4,8 @@ use rand::rngs::SmallRng;
 use std::collections::HashSet;
 
 struct Fake {
-    weights: Weighted,
-    order: Order,
+    weights: WeightTable,
+    order: Schedule,
     tried: HashSet<usize>,
     failed: HashSet<usize>,
     loads: Vec<u64>,
@@ -15,9 +15,9 @@ struct Fake {
 impl Fake {
     fn new(weights: &[u32]) -> Fake {
         let n = weights.len();
-        let weights = Weighted::new(weights.iter().copied());
+        let weights = WeightTable::new(weights.iter().copied());
         Fake {
-            order: Order::new(&weights),
+            order: Schedule::new(&weights),
             weights,
             tried: HashSet::new(),
             failed: HashSet::new(),
@@ -42,13 +42,13 @@ impl Peers for Fake {
     fn weight(&self, peer: usize) -> u64 {
         self.weights.of(peer)
     }
-    fn weights(&self) -> &Weighted {
+    fn weights(&self) -> &WeightTable {
         &self.weights
     }
-    fn order(&self) -> &Order {
+    fn order(&self) -> &Schedule {
         &self.order
     }
-    fn is_sound(&self, _: usize) -> bool {
+    fn is_unrestricted(&self, _: usize) -> bool {
         false
     }
     fn is_free(&self, peer: usize) -> bool {
@@ -190,14 +190,14 @@ fn a_pick_looks_at_as_few_peers_among_10_000_as_among_3() {
         fn weight(&self, peer: usize) -> u64 {
             self.0.weight(peer)
         }
-        fn weights(&self) -> &Weighted {
+        fn weights(&self) -> &WeightTable {
             self.0.weights()
         }
-        fn order(&self) -> &Order {
+        fn order(&self) -> &Schedule {
             self.0.order()
         }
-        fn is_sound(&self, peer: usize) -> bool {
-            self.0.is_sound(peer)
+        fn is_unrestricted(&self, peer: usize) -> bool {
+            self.0.is_unrestricted(peer)
         }
         fn is_free(&self, peer: usize) -> bool {
             self.1.set(self.1.get() + 1);

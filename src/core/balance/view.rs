@@ -6,15 +6,15 @@ use crc32fast::Hasher;
 
 use super::modulo::Modulo;
 use super::ring::{Member, Ring};
-use super::{Method, Order, Weighted};
+use super::{Method, Schedule, WeightTable};
 use crate::address::AddressText;
 use crate::params::Params;
-use crate::table::{Image, Limits, Place, Record};
+use crate::table::{Limits, PeerRecord, PeerSnapshot, SlotRef};
 
 mod candidates;
 
 pub use candidates::{
-    Admission, Admitted, Candidates, Clock, Obstacle, Picked, Shared, pick, share,
+    Admission, Admitted, Clock, Obstacle, PickContext, Picked, Shared, pick, share,
 };
 
 /// The sets of a block as a worker uses them: never changed, so a request that holds it sees one
@@ -24,8 +24,8 @@ pub use candidates::{
 #[derive(Debug)]
 pub struct View {
     generations: Vec<u64>,
-    records: Vec<Record>,
-    known: Vec<Known>,
+    records: Vec<PeerRecord>,
+    known: Vec<PeerInfo>,
     tiers: Vec<Tier>,
     /// What was found out when no peer that is out could be tried.
     refused: Out,
@@ -41,8 +41,8 @@ pub struct Tier {
     first: usize,
     /// What was found out when all of them were out.
     out: Out,
-    weights: Weighted,
-    order: Order,
+    weights: WeightTable,
+    order: Schedule,
     keys: Keys,
 }
 
@@ -70,17 +70,17 @@ enum Keys {
 
 /// What a request has to know of a peer, close together.
 #[derive(Clone, Copy, Debug)]
-pub struct Known {
+pub struct PeerInfo {
     /// Whose slot it is.
     pub identity: u64,
     /// Where its counters are.
-    pub place: Place,
+    pub place: SlotRef,
     /// Weight in effect, at least 1.
     pub weight: u32,
     /// Its number in the view.
     pub number: u32,
     /// Its parameters in effect.
-    pub rules: Rules,
+    pub rules: ServerParams,
     down: bool,
     /// It is not down, has no limit of requests, and no slow start.
     plain: bool,
@@ -88,7 +88,7 @@ pub struct Known {
 
 /// nginx's parameters of a `server`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rules {
+pub struct ServerParams {
     /// Failures within `fail_timeout` that take a peer out; 0 never does.
     pub max_fails: u32,
     /// Seconds.
@@ -99,14 +99,14 @@ pub struct Rules {
     pub slow_start: u32,
 }
 
-impl Default for Rules {
+impl Default for ServerParams {
     /// nginx's defaults.
-    fn default() -> Rules {
-        Rules { max_fails: 1, fail_timeout: 10, max_conns: 0, slow_start: 0 }
+    fn default() -> ServerParams {
+        ServerParams { max_fails: 1, fail_timeout: 10, max_conns: 0, slow_start: 0 }
     }
 }
 
-impl Rules {
+impl ServerParams {
     /// How failures are judged.
     #[inline]
     pub fn limits(&self) -> Limits {
@@ -115,8 +115,8 @@ impl Rules {
     }
 
     /// These, but for what the instance says itself.
-    pub fn of(&self, params: &Params) -> Rules {
-        Rules {
+    pub fn of(&self, params: &Params) -> ServerParams {
+        ServerParams {
             max_fails: params.max_fails.unwrap_or(self.max_fails),
             fail_timeout: params.fail_timeout.unwrap_or(self.fail_timeout),
             max_conns: params.max_conns.unwrap_or(self.max_conns),
@@ -129,14 +129,19 @@ impl View {
     /// Prepares sets for picking by `method`, the first to be used first. `rules` hold for the
     /// instances that have none of their own. What did not change is taken over from the view
     /// `before`.
-    pub fn new(images: Vec<Image>, rules: &Rules, method: Method, before: Option<&View>) -> View {
+    pub fn new(
+        images: Vec<PeerSnapshot>,
+        rules: &ServerParams,
+        method: Method,
+        before: Option<&View>,
+    ) -> View {
         let generations = images.iter().map(|image| image.generation).collect();
         // The records of the first set, nearly always the only one, are not copied again.
-        let mut records: Vec<Record> = Vec::new();
+        let mut records: Vec<PeerRecord> = Vec::new();
         let mut tiers = Vec::with_capacity(images.len());
         for (set, mut image) in images.into_iter().enumerate() {
-            if image.records.iter().any(Record::is_backup) {
-                image.records.sort_by_key(Record::is_backup);
+            if image.records.iter().any(PeerRecord::is_backup) {
+                image.records.sort_by_key(PeerRecord::is_backup);
             }
             let first = records.len();
             let backups = first + image.records.partition_point(|record| !record.is_backup());
@@ -159,7 +164,7 @@ impl View {
             }
         }
         let known =
-            records.iter().zip(0..).map(|(record, n)| Known::new(record, n, rules)).collect();
+            records.iter().zip(0..).map(|(record, n)| PeerInfo::new(record, n, rules)).collect();
         View { generations, records, known, tiers, refused: Out::default() }
     }
 
@@ -169,10 +174,10 @@ impl View {
     }
 
     /// A copy of one of the sets, for the next view.
-    pub fn image(&self, set: usize) -> Image {
+    pub fn image(&self, set: usize) -> PeerSnapshot {
         let tiers = self.tiers.iter().filter(|tier| tier.set == set);
         let records = tiers.flat_map(|tier| &self.records[tier.peers()]).copied().collect();
-        Image::of_records(self.generations[set], records)
+        PeerSnapshot::of_records(self.generations[set], records)
     }
 
     /// Which set a peer is from, and its number within that.
@@ -183,13 +188,13 @@ impl View {
     }
 
     /// The peers.
-    pub fn records(&self) -> &[Record] {
+    pub fn records(&self) -> &[PeerRecord] {
         &self.records
     }
 
     /// What a request has to know of a peer.
     #[inline]
-    pub fn known(&self, peer: usize) -> &Known {
+    pub fn known(&self, peer: usize) -> &PeerInfo {
         &self.known[peer]
     }
 
@@ -201,9 +206,9 @@ impl View {
 
 impl Tier {
     /// `before` is the tier in the view before, and its peers.
-    fn new(members: &[Record], method: Method, before: Option<(&Tier, &[Record])>) -> Tier {
-        let weights = Weighted::new(members.iter().map(|record| record.weight));
-        let order = Order::new(&weights);
+    fn new(members: &[PeerRecord], method: Method, before: Option<(&Tier, &[PeerRecord])>) -> Tier {
+        let weights = WeightTable::new(members.iter().map(|record| record.weight));
+        let order = Schedule::new(&weights);
         let keys = Keys::new(members, method, before.map(|(tier, peers)| (&tier.keys, peers)));
         let out = Out::default();
         Tier { set: 0, backup: false, first: 0, out, weights, order, keys }
@@ -216,7 +221,7 @@ impl Tier {
 }
 
 impl Keys {
-    fn new(members: &[Record], method: Method, before: Option<(&Keys, &[Record])>) -> Keys {
+    fn new(members: &[PeerRecord], method: Method, before: Option<(&Keys, &[PeerRecord])>) -> Keys {
         match method {
             Method::Hash { consistent: true } => {
                 let before = before.and_then(|(keys, peers)| match keys {
@@ -233,7 +238,7 @@ impl Keys {
     }
 }
 
-impl Member for Record {
+impl Member for PeerRecord {
     fn identity(&self) -> u64 {
         self.identity
     }
@@ -246,17 +251,17 @@ impl Member for Record {
         AddressText::new(self.addr())
     }
 
-    fn is_named_as(&self, other: &Record) -> bool {
+    fn is_named_as(&self, other: &PeerRecord) -> bool {
         self.has_address_of(other)
     }
 }
 
-impl Known {
-    fn new(record: &Record, number: u32, rules: &Rules) -> Known {
+impl PeerInfo {
+    fn new(record: &PeerRecord, number: u32, rules: &ServerParams) -> PeerInfo {
         let params = record.params();
         let (down, rules) = (params.down, rules.of(&params));
         let plain = !down && rules.max_conns == 0 && rules.slow_start == 0;
-        Known {
+        PeerInfo {
             identity: record.identity,
             place: record.place,
             weight: record.weight,

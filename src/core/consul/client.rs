@@ -13,15 +13,15 @@ pub use answer::Answer;
 pub use rights::TokenState;
 use rights::token_rights;
 
+use crate::consul::blocking::Fetch;
 use crate::consul::query::{self, View};
 use crate::consul::server::Server;
 use crate::consul::token::CurrentToken;
 use crate::consul::transport::{ConnectError, Dial, DialConnector, LastDial, NoResolver, is_reset};
-use crate::consul::watch::Fetch;
 use crate::model::{Query, Source};
 use crate::stop::Stop;
-use crate::sync::Endpoint;
 use crate::text;
+use crate::watch::Endpoint;
 
 /// Time for Consul's own doings beyond `wait`: it holds a request for 7 s when it has no leader.
 const SLACK: Duration = Duration::from_secs(10);

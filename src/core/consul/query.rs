@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::consul::watch::Fetch;
+use crate::consul::blocking::Fetch;
 use crate::model::{Consistency, Query, Source};
 
 /// Everything but RFC 3986's unreserved characters.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::{State, file};
 use crate::stop::Stop;
-use crate::sync::{Level, join_all};
+use crate::watch::{Level, join_all};
 
 /// Changes are written together, this often at most.
 const EVERY: Duration = Duration::from_secs(1);
@@ -44,7 +44,7 @@ pub trait Source: Send + Sync {
 }
 
 /// The running thread, named `consul-state`. Whoever starts it must block all signals around that,
-/// as for [`Engine`](crate::sync::Engine). Dropping it stops the thread without waiting.
+/// as for [`Engine`](crate::watch::Engine). Dropping it stops the thread without waiting.
 #[derive(Debug)]
 pub struct Saver {
     stop: Arc<Stop>,

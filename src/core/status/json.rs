@@ -2,7 +2,7 @@
 
 use serde_json::value::to_raw_value;
 
-use super::{Document, Named, Peer, Service, Status, Upstream};
+use super::{Document, OnDemand, Peer, Service, Status, Upstream};
 use crate::control::to_json;
 
 /// The status so far.
@@ -11,7 +11,7 @@ pub(super) struct Json(pub(super) Status);
 impl Json {
     /// The list of services that is told of now.
     fn services(&mut self) -> &mut Vec<Service> {
-        self.0.named.as_mut().map_or(&mut self.0.services, |named| &mut named.services)
+        self.0.on_demand.as_mut().map_or(&mut self.0.services, |found| &mut found.services)
     }
 }
 
@@ -31,8 +31,8 @@ impl Document for Json {
         }
     }
 
-    fn named(&mut self, max: usize) {
-        self.0.named = Some(Named { max, services: Vec::new() });
+    fn on_demand(&mut self, max: usize) {
+        self.0.on_demand = Some(OnDemand { max, services: Vec::new() });
     }
 
     fn finish(self: Box<Self>) -> Vec<Vec<u8>> {
@@ -56,7 +56,7 @@ mod tests {
     fn lists_hold_what_was_told_be_it_nothing() {
         let empty = read(|_| {});
         assert_eq!((&empty["upstreams"], &empty["services"]), (&json!([]), &json!([])));
-        assert_eq!((&empty["version"], &empty["named"]), (&json!(1), &Value::Null));
+        assert_eq!((&empty["version"], &empty["on_demand"]), (&json!(1), &Value::Null));
         let full = read(|doc| {
             doc.upstream(upstream("a", "web"));
             doc.upstream(upstream("b", "db"));
@@ -64,7 +64,7 @@ mod tests {
             doc.peer(peer("127.0.0.1:1", PeerState::Up));
             doc.peer(peer("127.0.0.1:2", PeerState::Down));
             doc.service(service("db", "b"));
-            doc.named(5000);
+            doc.on_demand(5000);
             doc.service(service("shop", "any"));
             doc.peer(peer("127.0.0.1:3", PeerState::Busy));
         });
@@ -75,12 +75,12 @@ mod tests {
         assert_eq!(full["upstreams"].as_array().unwrap().len(), 2);
         assert_eq!(lengths(&full["services"]), [2, 0]);
         assert_eq!(
-            (&full["named"]["max"], lengths(&full["named"]["services"])),
+            (&full["on_demand"]["max"], lengths(&full["on_demand"]["services"])),
             (&json!(5000), vec![1])
         );
         assert_eq!(full["services"][0]["peers"][1]["state"], "down");
-        let none_named = read(|doc| doc.named(7));
-        assert_eq!(none_named["named"], json!({"max": 7, "services": []}));
+        let none_on_demand = read(|doc| doc.on_demand(7));
+        assert_eq!(none_on_demand["on_demand"], json!({"max": 7, "services": []}));
     }
 
     #[test]

@@ -44,7 +44,7 @@ const FAMILIES: &[(&str, &str)] = &[
     ("service_zone_full", "1 while the zone has no room for the last good answer."),
     ("service_peers", "Peers by state."),
     ("service_in_flight", "Requests with the peers of the service now, over all workers."),
-    ("named_services_max", "Most services that requests may name, consul_max_services."),
+    ("on_demand_services_max", "Most services that requests may name, consul_max_services."),
     ("peer_info", "Node and service id of a peer; always 1."),
     ("peer_state", "1 for the state of the peer."),
     ("peer_picks_total", "Times the peer was picked."),
@@ -219,9 +219,9 @@ impl Document for Metrics {
         }
     }
 
-    fn named(&mut self, max: usize) {
+    fn on_demand(&mut self, max: usize) {
         self.end_service();
-        self.add("named_services_max", "", max);
+        self.add("on_demand_services_max", "", max);
     }
 
     fn finish(mut self: Box<Self>) -> Vec<Vec<u8>> {
@@ -278,7 +278,7 @@ mod tests {
         doc.service(service("web", "api"));
         doc.peer(peer("10.0.0.1:80", PeerState::Up));
         doc.peer(peer("10.0.0.2:80", PeerState::Busy));
-        doc.named(9);
+        doc.on_demand(9);
         doc.service(service("shop", "any"));
         doc.peer(peer("10.0.0.1:80", PeerState::Down));
     }
@@ -371,7 +371,7 @@ mod tests {
             doc.upstream(upstream);
             doc.service(full);
             doc.peer(peer("10.0.0.1:80", PeerState::Up));
-            doc.named(9);
+            doc.on_demand(9);
         });
         let described = |line: &&str| line.starts_with("# HELP nginx_consul_");
         assert_eq!(metrics.lines().filter(described).count(), FAMILIES.len(), "{metrics}");

@@ -30,7 +30,7 @@ fn head() -> Status {
         connections: Connections { max: 64, used: 3, allowed: 64, needed: 2, limited_by: None },
         upstreams: vec![],
         services: vec![],
-        named: None,
+        on_demand: None,
     }
 }
 

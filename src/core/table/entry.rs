@@ -4,16 +4,16 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::time::Duration;
 
-use super::machine::atomic::{
+use super::platform::atomic::{
     AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
 };
 use super::words::{join, load_text, split, store_text, wide};
 use super::{H_LEADER, Table, outage};
-use crate::consul::gate::Reason;
-use crate::consul::policy::Pending;
+use crate::consul::removal::Pending;
+use crate::consul::validate::Reason;
 use crate::model::Mode;
-use crate::named::MAX_NAME;
+use crate::on_demand::MAX_NAME;
 use crate::process::ProcessId;
 
 pub(super) const WORDS: usize = 90 + outage::WORDS;
@@ -53,15 +53,15 @@ const SCOPE: usize = CONFIRMED_BY + 1;
 /// Worker 0 is to ask Consul now.
 pub(super) const ASKED: usize = SCOPE + 1;
 /// What an answer would change while the target is frozen.
-pub(super) const WITHHELD: usize = SCOPE + 2;
+pub(super) const FROZEN_DIFF: usize = SCOPE + 2;
 /// See [`Outage`](super::Outage).
 pub(super) const OUTAGE: usize = SCOPE + 3;
 const ERROR: usize = OUTAGE + outage::WORDS;
 
 /// A service that a request named.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Named {
-    /// [`Template::key`](crate::named::Template::key) of what is asked for it.
+pub struct ServiceName {
+    /// [`Template::key`](crate::on_demand::Template::key) of what is asked for it.
     pub template: u128,
     /// Its name, at most [`MAX_NAME`] bytes.
     pub name: String,
@@ -205,15 +205,15 @@ impl<'z> Table<'z> {
     }
 
     /// The request's name for the service, if one named it.
-    pub fn named(&self, entry: usize) -> Option<Named> {
+    pub fn service_name(&self, entry: usize) -> Option<ServiceName> {
         let name = load_text(self.entry_words(entry, NAME..CONFIRMED_BY));
         let template = TEMPLATE.map(|word| self.entry_word(entry, word).load(Relaxed));
         let is_named = self.key(entry) != 0 && !name.is_empty();
-        is_named.then(|| Named { template: wide(template), name })
+        is_named.then(|| ServiceName { template: wide(template), name })
     }
 
     /// Only under the publishers' lock, while the entry has no key.
-    pub(super) fn set_named(&self, entry: usize, named: &Named, now_ms: u64) {
+    pub(super) fn set_named(&self, entry: usize, named: &ServiceName, now_ms: u64) {
         let set = |word, value| self.entry_word(entry, word).store(value, Relaxed);
         set(USED, now_ms);
         set(TEMPLATE[0], named.template as u64);
@@ -283,8 +283,8 @@ fn encode(mode: Mode) -> u64 {
     let ms = |delay: Duration| u32::try_from(delay.as_millis()).unwrap_or(u32::MAX);
     match mode {
         Mode::Blocking => 0,
-        Mode::Sweep { delay } => join(1, ms(delay)),
-        Mode::Gated { delay } => join(2, ms(delay)),
+        Mode::Polling { delay } => join(1, ms(delay)),
+        Mode::Triggered { delay } => join(2, ms(delay)),
     }
 }
 
@@ -293,8 +293,8 @@ fn decode(raw: u64) -> Mode {
     let delay = Duration::from_millis(ms.into());
     match kind {
         0 => Mode::Blocking,
-        1 => Mode::Sweep { delay },
-        _ => Mode::Gated { delay },
+        1 => Mode::Polling { delay },
+        _ => Mode::Triggered { delay },
     }
 }
 
@@ -316,14 +316,14 @@ mod tests {
         let seen = table.freshness(e);
         assert_eq!((seen.restored, seen.index, seen.last_good), (true, 41, 500));
         assert_eq!(seen.failures, 3, "what is restored is no answer");
-        table.note_good(e, 42, 0, Mode::Sweep { delay: Duration::from_secs(5) }, 1_000);
+        table.note_good(e, 42, 0, Mode::Polling { delay: Duration::from_secs(5) }, 1_000);
         let seen = table.freshness(e);
         assert_eq!((seen.error.as_str(), seen.failures, seen.index), ("", 0, 42));
         assert_eq!(
             (seen.last_good, seen.mode),
-            (1_000, Mode::Sweep { delay: Duration::from_secs(5) })
+            (1_000, Mode::Polling { delay: Duration::from_secs(5) })
         );
-        let longest = Mode::Gated { delay: Duration::from_millis(u32::MAX.into()) };
+        let longest = Mode::Triggered { delay: Duration::from_millis(u32::MAX.into()) };
         table.note_good(e, 42, 0, longest, 1_000);
         assert_eq!(table.freshness(e).mode, longest);
         assert!(!seen.restored);

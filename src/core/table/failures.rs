@@ -1,9 +1,11 @@
 //! The failures of an instance: `max_fails` and `fail_timeout` of nginx's round robin, over all
 //! workers. Times are milliseconds of the monotonic clock, unless they say otherwise.
 
-use super::machine::atomic::Ordering::Relaxed;
+use super::counters::{
+    CHECKED, FAILED, FAILED_AT, FAILING_SINCE, FAILS, PROBE, STARTED, Slot, WorkerShard,
+};
 use super::permits::{self, Permit, Terms};
-use super::slots::{CHECKED, FAILED, FAILED_AT, FAILING_SINCE, FAILS, Lane, PROBE, STARTED, Slot};
+use super::platform::atomic::Ordering::Relaxed;
 
 /// From one probing request to an instance to the next, milliseconds.
 pub const PROBE_PACE: u64 = 1000;
@@ -52,7 +54,7 @@ impl<'z> Slot<'z> {
     /// others for another `fail_timeout`.
     pub fn probe(
         &self,
-        (identity, lane): (u64, Option<Lane>),
+        (identity, shard): (u64, Option<WorkerShard>),
         limits: Limits,
         now: u64,
         pace: u64,
@@ -60,7 +62,7 @@ impl<'z> Slot<'z> {
         if !self.belongs_to(identity) {
             return None;
         }
-        let permit = Permit::take(&self.words[PROBE], lane, terms(limits, now, pace))?;
+        let permit = Permit::take(&self.words[PROBE], shard, terms(limits, now, pace))?;
         self.words[CHECKED].store(now, Relaxed);
         Some(permit)
     }

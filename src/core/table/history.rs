@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::record::Record;
+use super::record::PeerRecord;
 use super::words::pack;
 use crate::model::PeerSet;
 
@@ -64,18 +64,20 @@ impl Changed {
     /// What `set`, of a new generation, changes of the peers before.
     pub(super) fn of(
         set: &PeerSet,
-        before: &HashMap<u64, Record>,
+        before: &HashMap<u64, PeerRecord>,
         (generation, time_ms): (u64, u64),
     ) -> Changed {
         let (mut gone, mut changed_total) = (before.clone(), 0);
         let mut joined = Vec::new();
         for peer in set.peers() {
             match gone.remove(&peer.identity) {
-                Some(held) => changed_total += usize::from(Record::new(peer, held.place) != held),
+                Some(held) => {
+                    changed_total += usize::from(PeerRecord::new(peer, held.place) != held)
+                }
                 None => joined.push(peer.addr),
             }
         }
-        let left: Vec<SocketAddr> = gone.values().map(Record::addr).collect();
+        let left: Vec<SocketAddr> = gone.values().map(PeerRecord::addr).collect();
         let (joined_total, left_total) = (joined.len(), left.len());
         let [joined, left] = [joined, left].map(|mut addresses| {
             addresses.sort_unstable();

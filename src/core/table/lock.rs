@@ -4,11 +4,11 @@
 //! the first answers, and for a moment around a reload the worker 0 of two configurations. The lock
 //! word names the process that holds it, so a lock whose holder was killed is taken over.
 
-use super::machine::atomic::{
+use super::platform::atomic::{
     Ordering::{AcqRel, Acquire, Relaxed, Release},
     fence,
 };
-use super::machine::{is_alive, wait};
+use super::platform::{is_alive, wait};
 use super::{H_DIRTY, H_LOCK, Table};
 use crate::process::ProcessId;
 
@@ -16,13 +16,13 @@ use crate::process::ProcessId;
 const PATIENCE: u32 = 300;
 
 /// The lock, held.
-pub(crate) struct Guard<'t, 'z> {
+pub(crate) struct PublishGuard<'t, 'z> {
     pub(crate) table: &'t Table<'z>,
 }
 
 impl<'z> Table<'z> {
     /// Waits for the lock; `me` is the calling process. Must not be called from an event loop.
-    pub(crate) fn lock<'t>(&'t self, me: ProcessId) -> Guard<'t, 'z> {
+    pub(crate) fn lock<'t>(&'t self, me: ProcessId) -> PublishGuard<'t, 'z> {
         let mut tries = 0;
         while !self.try_lock(me) {
             wait(&mut tries);
@@ -31,7 +31,7 @@ impl<'z> Table<'z> {
     }
 
     /// As [`Table::lock`], for an event loop: waits for 20 ms at most.
-    pub(crate) fn lock_soon<'t>(&'t self, me: ProcessId) -> Option<Guard<'t, 'z>> {
+    pub(crate) fn lock_soon<'t>(&'t self, me: ProcessId) -> Option<PublishGuard<'t, 'z>> {
         let mut tries = 0;
         while !self.try_lock(me) {
             if tries == PATIENCE {
@@ -43,7 +43,7 @@ impl<'z> Table<'z> {
     }
 
     /// Puts right what a killed holder has left, if there is something, without waiting long.
-    pub fn heal(&self, me: ProcessId) {
+    pub fn recover_orphaned_lock(&self, me: ProcessId) {
         let holder = self.load(H_LOCK);
         if self.load(H_DIRTY) != 0 && (holder == 0 || !is_alive(holder)) {
             drop(self.lock_soon(me));
@@ -60,8 +60,8 @@ impl<'z> Table<'z> {
         }
     }
 
-    fn locked<'t>(&'t self) -> Guard<'t, 'z> {
-        let guard = Guard { table: self };
+    fn locked<'t>(&'t self) -> PublishGuard<'t, 'z> {
+        let guard = PublishGuard { table: self };
         if self.word(H_DIRTY).swap(1, Relaxed) != 0 {
             guard.recover();
             guard.renew_all();
@@ -73,7 +73,7 @@ impl<'z> Table<'z> {
     }
 }
 
-impl Drop for Guard<'_, '_> {
+impl Drop for PublishGuard<'_, '_> {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             self.table.word(H_DIRTY).store(0, Relaxed);

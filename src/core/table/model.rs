@@ -11,9 +11,9 @@ use std::sync::atomic::AtomicUsize;
 
 use loom::thread::{JoinHandle, spawn};
 
-use super::machine::atomic::{AtomicU64, Ordering::Relaxed};
-use super::machine::{killed_after, process};
-use super::record::RECORD;
+use super::platform::atomic::{AtomicU64, Ordering::Relaxed};
+use super::platform::{killed_after, process};
+use super::record::PEER_RECORD;
 use super::*;
 use crate::model::{Health, Peer, PeerSet};
 use crate::params::Params;
@@ -21,8 +21,8 @@ use crate::process::ProcessId;
 
 mod with_overrides;
 
-/// Two lanes, so that they share a word.
-const LANES: usize = 2;
+/// Two shards, so that they share a word.
+const SHARDS: usize = 2;
 const SLOTS: usize = 4;
 /// Words of the arena: three blocks of one peer, with some to spare.
 const ARENA: usize = 132;
@@ -34,15 +34,15 @@ struct Zone(Vec<AtomicU64>);
 
 impl Zone {
     fn new() -> Arc<Zone> {
-        let list = HEADER + 4 * verdicts::WORDS_PER_ENTRY;
-        let lanes = list + 4 * overrides::WORDS;
-        let entries = lanes + LANES;
+        let list = HEADER + 4 * lookup_cache::WORDS_PER_ENTRY;
+        let shards = list + 4 * overrides::WORDS;
+        let entries = shards + SHARDS;
         let slots = entries + 4 * entry::WORDS;
-        let arena = slots + SLOTS * (slots::WORDS + LANES / 2);
+        let arena = slots + SLOTS * (counters::WORDS + SHARDS / 2);
         let word = |at: usize| {
             let watched = if at < list {
                 at < HEADER
-            } else if at < lanes {
+            } else if at < shards {
                 // Of each area of overrides the first two words.
                 (at - list) % (4 * overrides::WORDS / 2) < 2
             } else if at < entries {
@@ -51,8 +51,8 @@ impl Zone {
                 // The first two entries, without what only the status page reads.
                 (at - entries) / entry::WORDS < 2 && (at - entries) % entry::WORDS < entry::RESTORED
             } else if at < arena {
-                let word = (at - slots) % (slots::WORDS + LANES / 2);
-                word == slots::OWNER || word >= slots::WORDS
+                let word = (at - slots) % (counters::WORDS + SHARDS / 2);
+                word == counters::OWNER || word >= counters::WORDS
             } else {
                 // Of a record slot and weight, identity, port and address; not its text.
                 (at - arena) % block_len() < 4
@@ -60,13 +60,13 @@ impl Zone {
             if watched { AtomicU64::watched(0) } else { AtomicU64::new(0) }
         };
         let zone = Zone((0..arena + ARENA).map(word).collect());
-        let table = Table::create(&zone.0, LANES).expect("room for a table");
+        let table = Table::create(&zone.0, SHARDS).expect("room for a table");
         assert_eq!((table.layout.slot_count, table.layout.arena), (SLOTS, arena));
         Arc::new(zone)
     }
 
     fn table(&self) -> Table<'_> {
-        Table::over(&self.0, Layout::new(self.0.len(), LANES).expect("as made"))
+        Table::over(&self.0, Layout::new(self.0.len(), SHARDS).expect("as made"))
     }
 }
 
@@ -91,7 +91,7 @@ fn set(peers: &[u16]) -> PeerSet {
 
 /// Words of a block of one peer.
 fn block_len() -> usize {
-    RECORD + words::pack(&Detail::encode(&set(&[1]))).len()
+    PEER_RECORD + words::pack(&PeerMetadata::encode(&set(&[1]))).len()
 }
 
 /// Publishes and expects that it changed something.
@@ -219,8 +219,8 @@ fn assert_nothing_leaked(table: Table<'_>, peers: &[u16]) {
     let (_, mut seen) = read(table, 0, KEY).expect("a set");
     seen.sort_unstable();
     assert_eq!(seen, peers);
-    let details = words::pack(&Detail::encode(&set(peers))).len();
-    let peer_words = RECORD + table.layout.slot_words;
+    let details = words::pack(&PeerMetadata::encode(&set(peers))).len();
+    let peer_words = PEER_RECORD + table.layout.slot_words;
     let words = table.layout.slots + details + peers.len() * peer_words;
     assert_eq!(table.usage(), words * 8, "bytes in use");
     assert_eq!(table.free_entries(), table.entry_capacity() - 1);
@@ -339,13 +339,13 @@ fn an_old_leader_never_replaces_the_set_of_the_new_one() {
 }
 
 /// The first slot.
-fn first(table: Table<'_>) -> Place {
+fn first(table: Table<'_>) -> SlotRef {
     table.slot_place(0).expect("a slot")
 }
 
 /// One request, from its beginning to its end.
-fn request(table: Table<'_>, lane: Lane) {
-    table.enter(first(table), 1, Some(lane)).expect("a lane").end();
+fn request(table: Table<'_>, shard: WorkerShard) {
+    table.enter(first(table), 1, Some(shard)).expect("a shard").end();
 }
 
 #[test]
@@ -354,12 +354,12 @@ fn what_two_workers_have_in_flight_adds_up_and_ends_at_zero() {
         let zone = published(process(3));
         let work = |number| {
             move |table: Table<'_>| {
-                let lane = table.take_lane(process(number)).expect("a lane");
-                request(table, lane);
-                let one = table.enter(first(table), 1, Some(lane)).expect("a lane");
+                let shard = table.claim_shard(process(number)).expect("a shard");
+                request(table, shard);
+                let one = table.enter(first(table), 1, Some(shard)).expect("a shard");
                 assert!((1..=2).contains(&table.in_flight(first(table))));
                 one.end();
-                table.release_lane(lane);
+                table.release_lane(shard);
             }
         };
         let other = start(&zone, work(1));
@@ -377,22 +377,22 @@ fn a_killed_workers_requests_are_taken_out_and_nobody_elses() {
         check(2, move || {
             let zone = published(process(3));
             let table = zone.table();
-            let mine = table.take_lane(process(1)).expect("a lane");
+            let mine = table.claim_shard(process(1)).expect("a shard");
             seen.store(
                 killed_after(stores, process(2), || {
-                    let lane = table.take_lane(process(2)).expect("a lane");
-                    request(table, lane);
-                    let one = table.enter(first(table), 1, Some(lane)).expect("a lane");
-                    request(table, lane);
+                    let shard = table.claim_shard(process(2)).expect("a shard");
+                    request(table, shard);
+                    let one = table.enter(first(table), 1, Some(shard)).expect("a shard");
+                    request(table, shard);
                     one.end();
-                    table.release_lane(lane);
+                    table.release_lane(shard);
                 }),
                 Relaxed,
             );
             let cleaner = start(&zone, |table| table.clear_dead_lanes());
             let successor = start(&zone, |table| {
-                if let Some(lane) = table.take_lane(process(3)) {
-                    request(table, lane);
+                if let Some(shard) = table.claim_shard(process(3)) {
+                    request(table, shard);
                 }
             });
             request(table, mine);

@@ -1,10 +1,10 @@
 //! What the requests of all workers share while the instances of a target have failed.
 
+use super::counters::WorkerShard;
 use super::entry::OUTAGE;
-use super::machine::atomic::AtomicU64;
-use super::machine::atomic::Ordering::{Relaxed, SeqCst};
 use super::permits::{self, Permit, Terms};
-use super::slots::Lane;
+use super::platform::atomic::AtomicU64;
+use super::platform::atomic::Ordering::{Relaxed, SeqCst};
 use super::{H_RECOVERIES, Table};
 
 /// So many requests at a time may try instances of which it is not known that they are dead.
@@ -42,10 +42,10 @@ impl<'z> Table<'z> {
         self.load(H_RECOVERIES)
     }
 
-    pub(super) fn clear_permits(&self, lane: Lane) {
+    pub(super) fn clear_permits(&self, shard: WorkerShard) {
         for entry in 0..self.layout.entry_count {
             for word in &self.outage(entry).words[WORDS - PERMITS..] {
-                permits::clear(word, lane);
+                permits::clear(word, shard);
             }
         }
     }
@@ -70,9 +70,14 @@ impl<'z> Outage<'z> {
 
     /// One of the [`PERMITS`], if one is free. Those that were taken more than `expires_after`
     /// milliseconds ago are.
-    pub fn permit(&self, lane: Option<Lane>, now: u64, expires_after: u64) -> Option<Permit<'z>> {
+    pub fn permit(
+        &self,
+        shard: Option<WorkerShard>,
+        now: u64,
+        expires_after: u64,
+    ) -> Option<Permit<'z>> {
         let terms = Terms { now, expires_after, pace: 0 };
-        self.words[WORDS - PERMITS..].iter().find_map(|word| Permit::take(word, lane, terms))
+        self.words[WORDS - PERMITS..].iter().find_map(|word| Permit::take(word, shard, terms))
     }
 }
 
@@ -109,9 +114,9 @@ mod tests {
     #[test]
     fn sixteen_requests_hold_a_permit_at_a_time() {
         let (table, entry) = table();
-        let lane = table.take_lane(ProcessId::own()).unwrap();
+        let shard = table.claim_shard(ProcessId::own()).unwrap();
         let outage = table.outage(entry);
-        let take = |now| outage.permit(Some(lane), now, 10_000);
+        let take = |now| outage.permit(Some(shard), now, 10_000);
         let mut held: Vec<_> = (0..PERMITS).map(|_| take(5_000).unwrap()).collect();
         assert!(take(15_000).is_none());
         held.pop().unwrap().end();
@@ -124,10 +129,10 @@ mod tests {
     #[test]
     fn the_permits_of_a_killed_worker_are_free_again() {
         let (table, entry) = table();
-        let lane = table.take_lane(ProcessId::own()).unwrap();
+        let shard = table.claim_shard(ProcessId::own()).unwrap();
         let outage = table.outage(entry);
-        while outage.permit(Some(lane), 5_000, 10_000).is_some() {}
-        table.clear_lane(lane);
+        while outage.permit(Some(shard), 5_000, 10_000).is_some() {}
+        table.clear_lane(shard);
         assert_eq!((0..20).filter_map(|_| outage.permit(None, 5_000, 10_000)).count(), PERMITS);
     }
 }

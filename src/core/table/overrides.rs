@@ -18,9 +18,9 @@ use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher13;
 use strum::{EnumString, IntoStaticStr};
 
-use super::lock::Guard;
-use super::machine::atomic::Ordering::{Acquire, Relaxed, Release};
-use super::machine::atomic::fence;
+use super::lock::PublishGuard;
+use super::platform::atomic::Ordering::{Acquire, Relaxed, Release};
+use super::platform::atomic::fence;
 use super::words::{join, pack, split};
 use super::{H_OVERRIDES, H_OVERRIDES_BEGUN, Table, entry, read};
 use crate::model::identity;
@@ -124,7 +124,7 @@ impl Override {
     }
 
     /// Whether it says what an override of an instance can say.
-    pub fn is_sound(&self) -> bool {
+    pub fn is_unrestricted(&self) -> bool {
         self.action != Action::Freeze && (self.action == Action::Weight) == self.weight.is_some()
     }
 
@@ -293,7 +293,7 @@ impl Table<'_> {
     }
 }
 
-impl Guard<'_, '_> {
+impl PublishGuard<'_, '_> {
     /// Puts a list in force, and has the workers look at the sets of the instances whose overrides
     /// have changed; `false` if there is no room for it.
     fn store_overrides(&self, all: &[Override], changed: &[Override]) -> bool {

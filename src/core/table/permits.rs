@@ -1,14 +1,14 @@
 //! Permits: how many requests at a time may try what has failed, over all workers.
 //!
-//! A permit is a word that names its holder's lane and when it was taken. It is given back by the
-//! request, or cleared with the lane of a worker that was killed; after its time it no longer bars
+//! A permit is a word that names its holder's shard and when it was taken. It is given back by the
+//! request, or cleared with the shard of a worker that was killed; after its time it no longer bars
 //! others, whatever its request still waits for.
 
-use super::machine::atomic::AtomicU64;
-use super::machine::atomic::Ordering::{AcqRel, Acquire, Relaxed};
-use super::slots::Lane;
+use super::counters::WorkerShard;
+use super::platform::atomic::AtomicU64;
+use super::platform::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
-/// The lower bits of a word: the holder's lane plus one, 0 if nobody holds it. Above them is when
+/// The lower bits of a word: the holder's shard plus one, 0 if nobody holds it. Above them is when
 /// it was taken last, milliseconds of the monotonic clock.
 const HOLDER_BITS: u32 = 16;
 const HOLDER: u64 = (1 << HOLDER_BITS) - 1;
@@ -32,18 +32,18 @@ pub struct Permit<'z> {
 }
 
 impl<'z> Permit<'z> {
-    /// Takes the permit of a word, if it is free. A worker without a lane holds it until it expires,
+    /// Takes the permit of a word, if it is free. A worker without a shard holds it until it expires,
     /// if it is killed.
     pub(super) fn take(
         word: &'z AtomicU64,
-        lane: Option<Lane>,
+        shard: Option<WorkerShard>,
         terms: Terms,
     ) -> Option<Permit<'z>> {
         let before = word.load(Acquire);
         if !is_free(before, terms) {
             return None;
         }
-        let value = terms.now << HOLDER_BITS | lane.map_or(HOLDER, holder);
+        let value = terms.now << HOLDER_BITS | shard.map_or(HOLDER, holder);
         word.compare_exchange(before, value, AcqRel, Acquire).ok()?;
         Some(Permit { word, value })
     }
@@ -60,10 +60,10 @@ pub(super) fn is_free_at(word: &AtomicU64, terms: Terms) -> bool {
     is_free(word.load(Relaxed), terms)
 }
 
-/// Ends the permit of a word if the lane holds it.
-pub(super) fn clear(word: &AtomicU64, lane: Lane) {
+/// Ends the permit of a word if the shard holds it.
+pub(super) fn clear(word: &AtomicU64, shard: WorkerShard) {
     let held = word.load(Relaxed);
-    if held & HOLDER == holder(lane) {
+    if held & HOLDER == holder(shard) {
         let _ = word.compare_exchange(held, held & !HOLDER, AcqRel, Relaxed);
     }
 }
@@ -74,8 +74,8 @@ fn is_free(value: u64, terms: Terms) -> bool {
 }
 
 /// Lanes are fewer than 2¹⁶ - 1.
-fn holder(lane: Lane) -> u64 {
-    u64::from(lane.number()) + 1
+fn holder(shard: WorkerShard) -> u64 {
+    u64::from(shard.number()) + 1
 }
 
 #[cfg(all(test, not(loom)))]
@@ -91,8 +91,8 @@ mod tests {
     #[test]
     fn one_at_a_time_holds_a_permit() {
         let word = AtomicU64::new(0);
-        let first = Permit::take(&word, Some(Lane::of(3)), TERMS).unwrap();
-        assert!(Permit::take(&word, Some(Lane::of(3)), at(15_000)).is_none(), "held");
+        let first = Permit::take(&word, Some(WorkerShard::of(3)), TERMS).unwrap();
+        assert!(Permit::take(&word, Some(WorkerShard::of(3)), at(15_000)).is_none(), "held");
         first.end();
         assert!(Permit::take(&word, None, at(5_001)).is_some(), "given back");
     }
@@ -100,8 +100,8 @@ mod tests {
     #[test]
     fn a_permit_that_has_expired_bars_nobody_and_its_end_takes_nothing_from_the_next_holder() {
         let word = AtomicU64::new(0);
-        let first = Permit::take(&word, Some(Lane::of(0)), TERMS).unwrap();
-        let second = Permit::take(&word, Some(Lane::of(0)), at(15_001)).unwrap();
+        let first = Permit::take(&word, Some(WorkerShard::of(0)), TERMS).unwrap();
+        let second = Permit::take(&word, Some(WorkerShard::of(0)), at(15_001)).unwrap();
         first.end();
         assert!(!is_free_at(&word, at(15_002)), "the second one holds it");
         second.end();
@@ -125,9 +125,9 @@ mod tests {
     #[test]
     fn the_permits_of_a_lane_are_cleared_and_no_others() {
         let (own, other) = (AtomicU64::new(0), AtomicU64::new(0));
-        let held = Permit::take(&own, Some(Lane::of(7)), TERMS).unwrap();
-        let kept = Permit::take(&other, Some(Lane::of(8)), TERMS).unwrap();
-        [&own, &other].into_iter().for_each(|word| clear(word, Lane::of(7)));
+        let held = Permit::take(&own, Some(WorkerShard::of(7)), TERMS).unwrap();
+        let kept = Permit::take(&other, Some(WorkerShard::of(8)), TERMS).unwrap();
+        [&own, &other].into_iter().for_each(|word| clear(word, WorkerShard::of(7)));
         assert!(is_free_at(&own, TERMS) && !is_free_at(&other, TERMS));
         // The worker was killed, so nobody ends them; if somebody does, no harm is done.
         held.end();

@@ -3,19 +3,19 @@
 //! The order of the stores is what makes it safe to be killed anywhere: the new slots and the new
 //! block are complete before the generation names them, and only then do the slots of those who
 //! left become free. What a killed publisher leaves behind is slots that no block names;
-//! [`Guard::recover`] frees them.
+//! [`PublishGuard::recover`] frees them.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
+use super::counters::SlotRef;
 use super::entry::{D_COUNT, D_DIGEST, D_PLACE, GENERATION, KEY_HI, KEY_LO};
 use super::history::{self, Changed};
-use super::lock::Guard;
-use super::machine::atomic::Ordering::{Relaxed, Release};
-use super::record::{Detail, RECORD, Record};
-use super::slots::Place;
+use super::lock::PublishGuard;
+use super::platform::atomic::Ordering::{Relaxed, Release};
+use super::record::{PEER_RECORD, PeerMetadata, PeerRecord};
 use super::words::{join, pack, wide};
-use super::{H_LEADER, H_SLOT_CURSOR, Named, Table, slots};
+use super::{H_LEADER, H_SLOT_CURSOR, ServiceName, Table, counters};
 use crate::model::{Peer, PeerSet};
 use crate::process::ProcessId;
 
@@ -43,7 +43,7 @@ impl<'z> Table<'z> {
     pub fn claim_named(
         &self,
         key: u128,
-        named: (&Named, u64),
+        named: (&ServiceName, u64),
         me: ProcessId,
     ) -> Result<usize, Full> {
         self.claim_as(key, Some(named), me)
@@ -52,7 +52,7 @@ impl<'z> Table<'z> {
     fn claim_as(
         &self,
         key: u128,
-        named: Option<(&Named, u64)>,
+        named: Option<(&ServiceName, u64)>,
         me: ProcessId,
     ) -> Result<usize, Full> {
         if let Some(entry) = self.find(key) {
@@ -82,13 +82,13 @@ impl<'z> Table<'z> {
             return;
         }
         let held = self.held(entry, self.generation(entry));
-        self.vacate(entry);
+        self.free_entry(entry);
         held.values().for_each(|record| self.free_slot(record));
     }
 
     /// Takes the entry from its target. The generation goes on, so that nobody takes the next
     /// user's set for this one's.
-    fn vacate(&self, entry: usize) {
+    fn free_entry(&self, entry: usize) {
         let next = self.generation(entry).wrapping_add(1);
         self.descriptor(entry, next, D_PLACE).store(0, Relaxed);
         self.entry_word(entry, GENERATION).store(next, Release);
@@ -144,10 +144,11 @@ impl<'z> Table<'z> {
         let guard = self.lock(me);
         for entry in 0..self.layout.entry_count {
             let key = self.key(entry);
-            let is_named =
-                || self.named(entry).is_some_and(|named| templates.contains(&named.template));
+            let is_named = || {
+                self.service_name(entry).is_some_and(|named| templates.contains(&named.template))
+            };
             if key != 0 && !keys.contains(&key) && !is_named() {
-                self.vacate(entry);
+                self.free_entry(entry);
             }
         }
         guard.recover();
@@ -172,15 +173,15 @@ impl<'z> Table<'z> {
     /// How many peers the entry's set has; `None` before the first answer.
     pub fn peer_count(&self, entry: usize) -> Option<usize> {
         let block = self.block(entry, self.generation(entry)).filter(|_| self.key(entry) != 0);
-        block.map(|block| block.records.len() / RECORD)
+        block.map(|block| block.records.len() / PEER_RECORD)
     }
 
-    fn free_slot(&self, record: &Record) {
-        self.slot(record.place).words[slots::OWNER].store(0, Release);
+    fn free_slot(&self, record: &PeerRecord) {
+        self.slot(record.place).words[counters::OWNER].store(0, Release);
     }
 }
 
-impl Guard<'_, '_> {
+impl PublishGuard<'_, '_> {
     fn replace(
         &self,
         entry: usize,
@@ -192,14 +193,14 @@ impl Guard<'_, '_> {
         let table = self.table;
         let next = generation.wrapping_add(1);
         let before = table.held(entry, generation);
-        let details = pack(&Detail::encode(set));
+        let details = pack(&PeerMetadata::encode(set));
         let changed = Changed::of(set, &before, (next, now_ms));
         let mut history = table.history(entry, generation);
         if changed.is_any() {
             history.insert(0, changed.clone());
         }
         let history = history::encode(history);
-        let len = set.peers().len() * RECORD + details.len();
+        let len = set.peers().len() * PEER_RECORD + details.len();
         // Where there is no room for the history, the set goes without.
         let (offset, history) = match self.find_gap(len + history.len()) {
             Some(offset) => (offset, history),
@@ -233,37 +234,39 @@ impl Guard<'_, '_> {
     fn assign_slots(
         &self,
         set: &PeerSet,
-        before: &HashMap<u64, Record>,
+        before: &HashMap<u64, PeerRecord>,
         started: u64,
-    ) -> Result<Vec<Record>, Full> {
+    ) -> Result<Vec<PeerRecord>, Full> {
         let table = self.table;
         let new = set.peers().iter().filter(|p| !before.contains_key(&p.identity)).count();
         let mut free = self.find_free_slots(new).ok_or(Full::Slots(new))?.into_iter();
         let record = |peer: &Peer| {
             if let Some(held) = before.get(&peer.identity) {
-                return Some(Record::new(peer, held.place));
+                return Some(PeerRecord::new(peer, held.place));
             }
             let place = free.next()?;
             let words = table.slot(place).words;
-            words[slots::OWNER + 1..slots::WORDS].iter().for_each(|word| word.store(0, Relaxed));
-            words[slots::STARTED].store(started, Relaxed);
-            words[slots::OWNER].store(peer.identity, Release);
-            Some(Record::new(peer, place))
+            words[counters::OWNER + 1..counters::WORDS]
+                .iter()
+                .for_each(|word| word.store(0, Relaxed));
+            words[counters::STARTED].store(started, Relaxed);
+            words[counters::OWNER].store(peer.identity, Release);
+            Some(PeerRecord::new(peer, place))
         };
         Ok(set.peers().iter().filter_map(record).collect())
     }
 
     /// Free slots, looked for from where the last search ended, so that a slot rests as long as
     /// possible before it is used again. One with requests still in flight is not free.
-    fn find_free_slots(&self, wanted: usize) -> Option<Vec<Place>> {
+    fn find_free_slots(&self, wanted: usize) -> Option<Vec<SlotRef>> {
         let table = self.table;
         let count = table.layout.slot_count;
         let start = table.load(H_SLOT_CURSOR) as usize % count;
-        let is_free = |place: &Place| {
-            table.slot(*place).load(slots::OWNER) == 0 && table.in_flight(*place) == 0
+        let is_free = |place: &SlotRef| {
+            table.slot(*place).load(counters::OWNER) == 0 && table.in_flight(*place) == 0
         };
         let all = (start..count).chain(0..start).filter_map(|slot| table.slot_place(slot));
-        let found: Vec<Place> = all.filter(is_free).take(wanted).collect();
+        let found: Vec<SlotRef> = all.filter(is_free).take(wanted).collect();
         let last = found.last().map_or(start as u64, |place| table.slot_number(*place).into());
         table.word(H_SLOT_CURSOR).store(last + 1, Relaxed);
         (found.len() == wanted).then_some(found)
@@ -296,7 +299,7 @@ impl Guard<'_, '_> {
             }
         }
         for (slot, _) in named.iter().enumerate().filter(|(_, named)| !**named) {
-            table.slot_word(slot, slots::OWNER).store(0, Release);
+            table.slot_word(slot, counters::OWNER).store(0, Release);
         }
     }
 }

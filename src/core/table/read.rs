@@ -6,11 +6,11 @@ use std::ops::Range;
 use super::Table;
 use super::entry::{D_COUNT, D_PLACE};
 use super::history::{self, Changed};
-use super::machine::atomic::{
+use super::platform::atomic::{
     Ordering::{Acquire, Relaxed},
     fence,
 };
-use super::record::{Detail, RECORD, Record};
+use super::record::{PEER_RECORD, PeerMetadata, PeerRecord};
 use super::words::{split, unpack};
 
 /// How often a reader starts over before it stays with what it has.
@@ -18,11 +18,11 @@ pub(super) const TRIES: usize = 8;
 
 /// A copy of one set.
 #[derive(Clone, Debug, Default)]
-pub struct Image {
+pub struct PeerSnapshot {
     /// The generation it is.
     pub generation: u64,
     /// Its peers.
-    pub records: Vec<Record>,
+    pub records: Vec<PeerRecord>,
     /// If they were read.
     details: Option<Vec<u8>>,
     history: Vec<u64>,
@@ -35,10 +35,10 @@ pub(super) struct Block {
     pub(super) history: Range<usize>,
 }
 
-impl Image {
+impl PeerSnapshot {
     /// A set without details, as [`Table::read_records`] gives it.
-    pub fn of_records(generation: u64, records: Vec<Record>) -> Image {
-        Image { generation, records, ..Image::default() }
+    pub fn of_records(generation: u64, records: Vec<PeerRecord>) -> PeerSnapshot {
+        PeerSnapshot { generation, records, ..PeerSnapshot::default() }
     }
 
     /// The last changes of the set, newest first.
@@ -47,18 +47,18 @@ impl Image {
     }
 
     /// What the status shows of each peer, in their order.
-    pub fn details(&self) -> Vec<Detail> {
+    pub fn details(&self) -> Vec<PeerMetadata> {
         let lines = self.details.as_deref().unwrap_or_default();
         let lines = lines.split_inclusive(|&b| b == b'\n');
-        lines.map_while(Detail::decode).collect()
+        lines.map_while(PeerMetadata::decode).collect()
     }
 
     /// The next of the details, for who takes them one at a time; `at` is 0 at first.
-    pub fn next_detail(&self, at: &mut usize) -> Option<Detail> {
+    pub fn next_detail(&self, at: &mut usize) -> Option<PeerMetadata> {
         let rest = self.details.as_ref()?.get(*at..)?;
         let line = rest.split_inclusive(|&b| b == b'\n').next()?;
         *at += line.len();
-        Detail::decode(line)
+        PeerMetadata::decode(line)
     }
 
     /// The same as it is in the table, once.
@@ -71,22 +71,27 @@ impl<'z> Table<'z> {
     /// Copies the set of `key`, whose entry this was when the caller looked. `None` before the
     /// first answer, when the entry has passed to another target, and if publishers were faster
     /// than this reader several times running: the caller then stays with the copy it has.
-    pub fn read(&self, entry: usize, key: u128) -> Option<Image> {
+    pub fn read(&self, entry: usize, key: u128) -> Option<PeerSnapshot> {
         (0..TRIES).find_map(|_| self.try_read(entry, key, true))
     }
 
     /// As [`Table::read`], without the details: what a worker needs to pick.
-    pub fn read_records(&self, entry: usize, key: u128) -> Option<Image> {
+    pub fn read_records(&self, entry: usize, key: u128) -> Option<PeerSnapshot> {
         (0..TRIES).find_map(|_| self.try_read(entry, key, false))
     }
 
-    pub(super) fn try_read(&self, entry: usize, key: u128, with_details: bool) -> Option<Image> {
+    pub(super) fn try_read(
+        &self,
+        entry: usize,
+        key: u128,
+        with_details: bool,
+    ) -> Option<PeerSnapshot> {
         let generation = self.generation(entry);
         if self.key(entry) != key {
             return None;
         }
         let block = self.block(entry, generation)?;
-        let count = block.records.len() / RECORD;
+        let count = block.records.len() / PEER_RECORD;
         let mut records = Vec::with_capacity(count);
         records.extend(self.records(&block));
         let words = |range: Range<usize>| self.words[range].iter().map(|word| word.load(Relaxed));
@@ -98,7 +103,7 @@ impl<'z> Table<'z> {
         let whole = records.len() == count
             && self.generation(entry) == generation
             && self.key(entry) == key;
-        whole.then_some(Image { generation, records, details, history })
+        whole.then_some(PeerSnapshot { generation, records, details, history })
     }
 
     /// The block of an entry, never outside the arena; `None` if it has none.
@@ -106,7 +111,7 @@ impl<'z> Table<'z> {
         let load = |word| split(self.descriptor(entry, generation, word).load(Relaxed));
         let ((offset, len), (details, count)) = (load(D_PLACE), load(D_COUNT));
         let (offset, len) = (offset as usize, len as usize);
-        let details_at = offset + (count as usize).checked_mul(RECORD)?;
+        let details_at = offset + (count as usize).checked_mul(PEER_RECORD)?;
         let history_at = details_at + details as usize;
         let end = offset + len;
         let fits = offset >= self.layout.arena && end <= self.layout.end && history_at <= end;
@@ -118,13 +123,13 @@ impl<'z> Table<'z> {
     }
 
     /// The records of a block, but for those whose slot there is not.
-    fn records(&self, block: &Block) -> impl Iterator<Item = Record> {
-        let rows = self.words[block.records.clone()].chunks_exact(RECORD);
-        rows.filter_map(|words| Record::decode(words.try_into().ok()?, self))
+    fn records(&self, block: &Block) -> impl Iterator<Item = PeerRecord> {
+        let rows = self.words[block.records.clone()].chunks_exact(PEER_RECORD);
+        rows.filter_map(|words| PeerRecord::decode(words.try_into().ok()?, self))
     }
 
     /// The entry's peers by identity. Only under the publishers' lock.
-    pub(super) fn held(&self, entry: usize, generation: u64) -> HashMap<u64, Record> {
+    pub(super) fn held(&self, entry: usize, generation: u64) -> HashMap<u64, PeerRecord> {
         let block = self.block(entry, generation);
         let records = block.iter().flat_map(|block| self.records(block));
         records.map(|record| (record.identity, record)).collect()

@@ -5,14 +5,14 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use serde::{Deserialize, Serialize};
 
 use super::Table;
-use super::machine::atomic::{AtomicU64, Ordering::Relaxed};
-use super::slots::Place;
+use super::counters::SlotRef;
+use super::platform::atomic::{AtomicU64, Ordering::Relaxed};
 use super::words::{join, split, wide};
 use crate::model::{Health, Meta, Peer, PeerSet};
 use crate::params::Params;
 
 /// Words of a peer's record.
-pub(super) const RECORD: usize = 7;
+pub(super) const PEER_RECORD: usize = 7;
 /// Flags, below the port.
 const IPV6: u64 = 1 << 8;
 const BACKUP: u64 = 1 << 9;
@@ -23,13 +23,13 @@ const NONE: u32 = u32::MAX;
 /// What a request needs of a peer. As small as in the table, because a worker copies all of them for
 /// each change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct PeerRecord {
     /// Whose slot that is.
     pub identity: u64,
     /// Weight in effect, at least 1.
     pub weight: u32,
     /// Where its counters are.
-    pub place: Place,
+    pub place: SlotRef,
     /// Scope, port and flags.
     mixed: u64,
     ip: [u64; 2],
@@ -39,7 +39,7 @@ pub struct Record {
 /// What only the status page and variables need of a peer. In the table it is a line of JSON, in the
 /// order of the records.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Detail {
+pub struct PeerMetadata {
     /// Name of the node.
     #[serde(rename = "n")]
     pub node: String,
@@ -60,10 +60,10 @@ pub struct Detail {
     pub meta: Meta,
 }
 
-impl Record {
+impl PeerRecord {
     /// Whether another one has the same address.
-    pub fn has_address_of(&self, other: &Record) -> bool {
-        let own = |r: &Record| (r.ip, r.mixed & !(BACKUP | DOWN));
+    pub fn has_address_of(&self, other: &PeerRecord) -> bool {
+        let own = |r: &PeerRecord| (r.ip, r.mixed & !(BACKUP | DOWN));
         own(self) == own(other)
     }
 
@@ -122,7 +122,7 @@ impl Record {
     }
 
     /// Of a peer whose counters are there.
-    pub(super) fn new(peer: &Peer, place: Place) -> Record {
+    pub(super) fn new(peer: &Peer, place: SlotRef) -> PeerRecord {
         let (ip, scope) = match peer.addr {
             SocketAddr::V4(v4) => (v4.ip().to_ipv6_mapped(), 0),
             SocketAddr::V6(v6) => (*v6.ip(), v6.scope_id()),
@@ -130,7 +130,7 @@ impl Record {
         let (ip, params) = (u128::from(ip), &peer.params);
         let flag = |set, bit| if set { bit } else { 0 };
         let pair = |a: Option<u32>, b: Option<u32>| join(a.unwrap_or(NONE), b.unwrap_or(NONE));
-        Record {
+        PeerRecord {
             identity: peer.identity,
             weight: u32::from(peer.weight.get()),
             place,
@@ -147,17 +147,20 @@ impl Record {
         }
     }
 
-    pub(super) fn encode(&self, table: &Table<'_>) -> [u64; RECORD] {
+    pub(super) fn encode(&self, table: &Table<'_>) -> [u64; PEER_RECORD] {
         let ([ip, ip_high], [fails, conns]) = (self.ip, self.limits);
         let first = join(table.slot_number(self.place), self.weight);
         [first, self.identity, self.mixed, ip, ip_high, fails, conns]
     }
 
     /// `None` if there is no such slot.
-    pub(super) fn decode(words: &[AtomicU64; RECORD], table: &Table<'_>) -> Option<Record> {
+    pub(super) fn decode(
+        words: &[AtomicU64; PEER_RECORD],
+        table: &Table<'_>,
+    ) -> Option<PeerRecord> {
         let word = |at: usize| words[at].load(Relaxed);
         let (slot, weight) = split(word(0));
-        Some(Record {
+        Some(PeerRecord {
             identity: word(1),
             weight: weight.max(1),
             place: table.slot_place(slot as usize)?,
@@ -168,11 +171,11 @@ impl Record {
     }
 }
 
-impl Detail {
+impl PeerMetadata {
     pub(super) fn encode(set: &PeerSet) -> Vec<u8> {
         let mut lines = Vec::new();
         for p in set.peers() {
-            let detail = Detail {
+            let detail = PeerMetadata {
                 node: p.node.clone(),
                 id: p.id.clone(),
                 tags: p.tags.clone(),
@@ -188,7 +191,7 @@ impl Detail {
     }
 
     /// The detail in a line.
-    pub(crate) fn decode(line: &[u8]) -> Option<Detail> {
+    pub(crate) fn decode(line: &[u8]) -> Option<PeerMetadata> {
         serde_json::from_slice(line).ok()
     }
 }

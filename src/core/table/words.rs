@@ -1,6 +1,6 @@
 //! Numbers and text as words.
 
-use super::machine::atomic::{AtomicU64, Ordering::Relaxed};
+use super::platform::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::text::beginning;
 
 /// Bytes as words, the last one filled with zeros.

@@ -3,7 +3,9 @@
 use std::num::NonZeroU16;
 use std::sync::atomic::AtomicU64;
 
-use nginx_consul_core::balance::{Candidates, Clock, Method, Rules, Shared, Tried, View, pick};
+use nginx_consul_core::balance::{
+    Clock, Method, PickContext, ServerParams, Shared, Tried, View, pick,
+};
 use nginx_consul_core::model::{Health, Peer, PeerSet, identity};
 use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::table::Table;
@@ -39,8 +41,8 @@ fn invariant_1_a_pick_allocates_nothing() {
         let me = ProcessId::own();
         let entry = table.claim(KEY, me).expect("room for an entry");
         table.publish((entry, KEY), &set(peers), 1, me).expect("room for the peers");
-        let lane = table.take_lane(me);
-        let rules = Rules { max_conns: 1000, slow_start: 1000, ..Rules::default() };
+        let shard = table.claim_shard(me);
+        let rules = ServerParams { max_conns: 1000, slow_start: 1000, ..ServerParams::default() };
         let mut rng = SmallRng::seed_from_u64(7);
         let methods = [
             Method::RoundRobin,
@@ -61,7 +63,7 @@ fn invariant_1_a_pick_allocates_nothing() {
                     let mut tried = Tried::default();
                     for _ in 0..3 {
                         let now = Clock { millis: 1000, monotonic: 1000 };
-                        let candidates = Candidates {
+                        let candidates = PickContext {
                             view: &view,
                             table: &table,
                             tried: &tried,
@@ -70,13 +72,13 @@ fn invariant_1_a_pick_allocates_nothing() {
                             panic: false,
                             alone: true,
                         };
-                        let shared = || Shared { outage: None, lane };
+                        let shared = || Shared { outage: None, shard };
                         let peer = pick(method, &candidates, shared, &mut cursor, &mut rng);
                         let peer = peer.expect("a peer that was not tried").picked;
                         let peer = peer.known.number as usize;
                         tried.insert(peer);
                         let record = &view.records()[peer];
-                        table.enter(record.place, record.identity, lane).expect("a lane").end();
+                        table.enter(record.place, record.identity, shard).expect("a shard").end();
                     }
                 }
             });

@@ -7,17 +7,17 @@ use nginx_consul_core::control::{self, Arguments, Body, Frozen, PATHS, Refusal, 
 use nginx_consul_core::model::identity;
 use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::status::{Peer, Service};
-use nginx_consul_core::sync::Level;
-use nginx_consul_core::table::{Action, NotSet, Override, Record, overrides::scope};
+use nginx_consul_core::table::{Action, NotSet, Override, PeerRecord, overrides::scope};
 use nginx_consul_core::text::quote;
+use nginx_consul_core::watch::Level;
 use nginx_sys::ngx_log_t;
 use serde_json::value::to_raw_value;
 use serde_json::{Value, json};
 
-use crate::log;
+use crate::ffi::log;
 use crate::services::{Followed, Services};
-use crate::sink::now_ms;
 use crate::status::service;
+use crate::table_writer::now_ms;
 
 /// A request, and whom it is from.
 pub(super) struct Asked {
@@ -36,11 +36,11 @@ struct Selection {
     key: u128,
     entry: Option<usize>,
     service: Service,
-    peers: Vec<(Record, Peer)>,
+    peers: Vec<(PeerRecord, Peer)>,
 }
 
 /// An instance, as a selection has it.
-type Found<'a> = (&'a Service, &'a Record, &'a Peer);
+type Found<'a> = (&'a Service, &'a PeerRecord, &'a Peer);
 
 impl Asked {
     pub(super) fn answer(&self, route: &Route, body: &[u8]) -> Answer {
@@ -207,12 +207,12 @@ impl Asked {
             let text = format!("service \"{}\" is not frozen", quote(name));
             return Err(Refusal::new(409, "NotFrozen", text));
         }
-        self.ask_again(&selections);
+        self.request_resync(&selections);
         self.service(name)
     }
 
     fn resync(&self, name: &str) -> Answer {
-        let asked = self.ask_again(&self.selections(name)?);
+        let asked = self.request_resync(&self.selections(name)?);
         let (service, by) = (quote(name), quote(&self.who));
         self.log(
             Level::Notice,
@@ -221,9 +221,9 @@ impl Asked {
         Ok((202, json!({ "service": name, "asked": asked })))
     }
 
-    fn ask_again(&self, selections: &[Selection]) -> usize {
+    fn request_resync(&self, selections: &[Selection]) -> usize {
         let entries = selections.iter().filter_map(|selection| selection.entry);
-        entries.map(|entry| self.services.table.ask_again(entry)).count()
+        entries.map(|entry| self.services.table.request_resync(entry)).count()
     }
 
     fn set(&self, name: &str, id: &str, action: Action, body: Body) -> Answer {

@@ -13,8 +13,8 @@ use nginx_sys::{
 use super::args::{self, Args, Parsed, once, one, text};
 use super::settings::DIRECTIVES as HTTP_AND_UPSTREAM;
 use super::{HttpConf, KeepaliveConf, SrvConf, dynamic};
-use crate::ffi::{self, CONF_ERROR, CONF_OK, fence};
-use crate::state::StateFile;
+use crate::ffi::{self, CONF_ERROR, CONF_OK, catch_panic};
+use crate::lifecycle::state_file::StateFile;
 
 type Handler = extern "C" fn(*mut ngx_conf_t, *mut ngx_command_t, *mut c_void) -> *mut c_char;
 type Set<C> = fn(&Args<'_>, &mut C) -> Parsed;
@@ -129,7 +129,7 @@ extern "C" fn set_row<C>(
     command: *mut ngx_command_t,
     conf: *mut c_void,
 ) -> *mut c_char {
-    fence(CONF_ERROR, || {
+    catch_panic(CONF_ERROR, || {
         // SAFETY: a command of fill(), whose row's configuration `conf` is; nothing else refers to
         // that while a directive handler runs.
         let (row, conf) = unsafe { (&*(*command).post.cast::<Row<C>>(), &mut *conf.cast::<C>()) };

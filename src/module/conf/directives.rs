@@ -18,8 +18,8 @@ use nginx_sys::{
 use super::SrvConf;
 use super::args::place;
 use super::dynamic::upstream_of;
-use super::inner::Kind;
-use crate::ffi::{self, CONF_ERROR, CONF_OK, fence};
+use super::nginx_method::Kind;
+use crate::ffi::{self, CONF_ERROR, CONF_OK, catch_panic};
 
 /// Of other modules, in one `upstream` block.
 #[derive(Default)]
@@ -128,7 +128,7 @@ pub(crate) unsafe fn begin(cf: *mut ngx_conf_t) -> bool {
 ///
 /// A pool calls it.
 unsafe extern "C" fn end_with_pool(_: *mut c_void) {
-    fence((), end);
+    catch_panic((), end);
 }
 
 /// Gives the modules their own tables back.
@@ -194,7 +194,7 @@ unsafe extern "C" fn observe(
     command: *mut ngx_command_t,
     conf: *mut c_void,
 ) -> *mut c_char {
-    fence(CONF_ERROR, || {
+    catch_panic(CONF_ERROR, || {
         let Some((module, own)) = own_command(command) else { return CONF_ERROR };
         // SAFETY: a command of a loaded module, and what nginx passes to its handler. A block that
         // is being read has a SrvConf, which nobody else uses while another module's handler runs.

@@ -2,7 +2,7 @@
 
 use std::ptr;
 
-use nginx_consul_core::balance::Rules;
+use nginx_consul_core::balance::ServerParams;
 use nginx_consul_core::model::{Query, Selection, Source};
 use nginx_consul_core::params::Params;
 use nginx_sys::{
@@ -13,8 +13,8 @@ use nginx_sys::{
 };
 
 use super::args::{self, Args, Parsed, text};
-use super::inner::Inner;
-use super::named::ByRequest;
+use super::nginx_method::Inner;
+use super::on_demand::ByRequest;
 use super::settings::complex_value;
 use super::{Dynamic, SrvConf};
 use crate::ffi::{bits, str_over};
@@ -122,7 +122,7 @@ fn parse(args: &Args<'_>) -> Parsed<(Dynamic, Vec<String>)> {
         by_request: None,
         datacenters: Vec::new(),
         selection: Selection::default(),
-        rules: Rules::default(),
+        rules: ServerParams::default(),
         has_fallback: false,
         servers: ptr::null_mut(),
         inner: None,

@@ -4,8 +4,8 @@ use std::ptr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use nginx_consul_core::named::{Template, Templates};
-use nginx_consul_core::sync::{Plan, Target};
+use nginx_consul_core::on_demand::{Template, Templates};
+use nginx_consul_core::watch::{Plan, Target};
 use nginx_sys::{
     NGX_LOG_WARN, ngx_conf_t, ngx_http_conf_ctx_t, ngx_http_upstream_main_conf_t,
     ngx_http_upstream_module, ngx_http_upstream_srv_conf_t,
@@ -13,9 +13,11 @@ use nginx_sys::{
 
 use super::args::Parsed;
 use super::target::TargetMaker;
-use super::{Directives, HttpConf, KeepaliveConf, Settings, SrvConf, dynamic, inner, named};
+use super::{
+    Directives, HttpConf, KeepaliveConf, Settings, SrvConf, dynamic, nginx_method, on_demand,
+};
 use crate::ffi;
-use crate::peer::{self, Block, Keepalive, NamedBlock, NginxMethod, Source};
+use crate::peer::{self, Keepalive, NginxMethod, OnDemandUpstream, Source, Upstream};
 use crate::variables::Used;
 use crate::zone;
 
@@ -40,7 +42,7 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
     // SAFETY: all directives of `http` have been read.
     let used = unsafe { Used::of(cf) };
     let gathered = gather(cf, upstreams, defaults, http, &used)?;
-    if http.blocks.is_empty() && http.named_blocks.is_empty() {
+    if http.blocks.is_empty() && http.on_demand_upstreams.is_empty() {
         return Ok(());
     }
     let max = http.max_services.unwrap_or(MAX_SERVICES);
@@ -70,12 +72,13 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
             Some(by_request) => {
                 let parts = (Arc::clone(&templates), templates_made, Arc::clone(&plan));
                 templates_made += 1;
-                conf.named = Some(Box::new(NamedBlock::new(block, by_request, parts, &settings)));
+                conf.on_demand =
+                    Some(Box::new(OnDemandUpstream::new(block, by_request, parts, &settings)));
             }
             None => conf.block = Some(Box::new(block)),
         }
     }
-    if !http.named_blocks.is_empty() {
+    if !http.on_demand_upstreams.is_empty() {
         http.templates = Some(templates);
     }
     http.shm_zone = Some(zone::request(cf, http.zone, plan.targets.len())?);
@@ -133,11 +136,11 @@ fn gather(
         if dynamic.by_request.is_some() {
             // SAFETY: the block's name lives in the pool of the configuration.
             let name = unsafe { ffi::bytes(&block.host) };
-            gathered.templates.push(named::template(name, of_block, &settings));
+            gathered.templates.push(on_demand::template(name, of_block, &settings));
             gathered.blocks.push((upstream, 0));
-            http.named_blocks.push(upstream);
+            http.on_demand_upstreams.push(upstream);
         } else {
-            named::check_fixed(&conf.settings, dynamic)?;
+            on_demand::check_fixed(&conf.settings, dynamic)?;
             gathered.blocks.push((upstream, of_block.len()));
             gathered.targets.extend(of_block);
             http.blocks.push(upstream);
@@ -151,7 +154,7 @@ fn make_block(
     (conf, dynamic, settings): (&SrvConf, &super::Dynamic, &Settings),
     sources: Box<[Source]>,
     context: &ngx_http_conf_ctx_t,
-) -> Block {
+) -> Upstream {
     // SAFETY: the block's name lives in the pool of the configuration.
     let name = unsafe { ffi::bytes(&(*upstream).host) };
     let nginx_method = dynamic.inner.clone();
@@ -167,7 +170,7 @@ fn make_block(
         unsafe { NginxMethod::new(method, upstream, ptr::from_ref(context).cast_mut()) }
     });
     let (service, keepalive) = (&dynamic.query.service, conf.keepalive.clone());
-    Block::new(name, service, sources, options, nginx_method, keepalive)
+    Upstream::new(name, service, sources, options, nginx_method, keepalive)
 }
 
 /// The idle connections of a block with `consul_keepalive`.
@@ -228,7 +231,7 @@ fn check_block(
     }
     let after = directives.methods.get(dynamic.before..).unwrap_or_default();
     let took = upstream.peer.init_upstream.filter(|_| dynamic.servers.is_null());
-    inner::check_after(after, took).map_err(told)?;
+    nginx_method::check_after(after, took).map_err(told)?;
     if !ptr::eq(upstream.peer.data, dynamic.servers.cast()) {
         let who = directives.wrapper(dynamic.before).unwrap_or_else(|| "another module".into());
         return Err(told(format!("is without effect, {who} takes the peers away")));

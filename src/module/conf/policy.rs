@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nginx_consul_core::address::{self, IpNet};
-use nginx_consul_core::sync::{Confirm, OnEmpty};
+use nginx_consul_core::watch::{Confirm, OnEmpty};
 
 use super::args::{self, Args, Parsed, invalid, must_be, text};
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nginx_consul_core::address::IpNet;
 use nginx_consul_core::balance::Method;
-use nginx_consul_core::sync::{OnEmpty, Server, ServerError, Token};
+use nginx_consul_core::watch::{OnEmpty, Server, ServerError, Token};
 use nginx_sys::{
     NGX_CONF_1MORE as MORE, NGX_CONF_TAKE1 as TAKE1, NGX_CONF_TAKE2 as TAKE2,
     NGX_CONF_TAKE3 as TAKE3, NGX_CONF_TAKE12 as TAKE12, ngx_conf_t, ngx_http_compile_complex_value,
@@ -16,7 +16,7 @@ use nginx_sys::{
 
 use super::args::{self, Args, Parsed, add, invalid, must_be, once, one, text};
 use super::commands::{Row, http_and_upstream};
-use super::named::{AllowService, UnknownService};
+use super::on_demand::{AllowService, UnknownService};
 use super::policy::{max_stale, networks, on_empty, percent};
 use super::{Balance, SrvConf};
 use crate::ffi::{OK, str_over};

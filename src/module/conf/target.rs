@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nginx_consul_core::address::AddressFilter;
 use nginx_consul_core::model::{MetaKeys, Query, Selection};
-use nginx_consul_core::sync::{Endpoint, Policy, Server, Target, Timing, Tls, TlsOptions, Token};
+use nginx_consul_core::watch::{Endpoint, Policy, Server, Target, Timing, Tls, TlsOptions, Token};
 
 use super::args::Parsed;
 use super::{Dynamic, Settings};

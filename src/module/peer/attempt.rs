@@ -10,14 +10,14 @@ use nginx_sys::{
     ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_log_t, ngx_peer_connection_t, ngx_uint_t,
 };
 
-use super::block::Block;
 use super::clock::now;
-use super::counted::Counted;
+use super::counters::Counted;
 use super::delegate::Delegate;
 use super::keepalive::{InstanceRef, Keepalive, Kept, UpstreamPeer};
 use super::nginx_method::Snapshot;
 use super::trace;
 use super::trace::trace;
+use super::upstream::Upstream;
 use super::view::PeerView;
 use super::worker::Worker;
 use crate::ffi::{DECLINED, ERROR, OK, bits};
@@ -32,9 +32,9 @@ pub(super) struct Attempt {
     tried: Tried,
     counted: Counted,
     /// Lives in the configuration, which outlives the request, or in `named`.
-    block: *const Block,
+    block: *const Upstream,
     /// Keeps the block of a service that the request has named.
-    _named: Option<Rc<Block>>,
+    _named: Option<Rc<Upstream>>,
     /// What the request is hashed by; lives as long as the request.
     key: &'static [u8],
     pub(super) request: *mut ngx_http_request_t,
@@ -60,7 +60,7 @@ impl Attempt {
     #[inline(always)]
     pub(super) fn new(
         (request, upstream): (*mut ngx_http_request_t, *mut ngx_http_upstream_srv_conf_t),
-        (block, named): (*const Block, Option<Rc<Block>>),
+        (block, named): (*const Upstream, Option<Rc<Upstream>>),
         view: Rc<PeerView>,
         key: &'static [u8],
     ) -> Attempt {
@@ -257,7 +257,7 @@ impl Attempt {
         }
     }
 
-    fn block(&self) -> &Block {
+    fn block(&self) -> &Upstream {
         // SAFETY: the configuration outlives the request, or the attempt keeps the block.
         unsafe { &*self.block }
     }
@@ -334,7 +334,7 @@ impl Attempt {
 
     /// The block that the request was sent to, what it picked from, and the peer that it went to last;
     /// `None` if it went to a `server` line.
-    pub(super) fn served(&self) -> Option<(&Block, &PeerView, Option<usize>)> {
+    pub(super) fn served(&self) -> Option<(&Upstream, &PeerView, Option<usize>)> {
         match self.picker {
             Picker::Servers(_) => None,
             _ => Some((self.block(), &self.view, self.counted.last())),

@@ -16,7 +16,7 @@ use nginx_sys::{
 use super::clock::Interval;
 use super::{InitUpstream, ngx_http_upstream_init_consul_peer};
 use crate::conf::{self, SrvConf};
-use crate::ffi::{ERROR, OK, bytes, fence, object_of};
+use crate::ffi::{ERROR, OK, bytes, catch_panic, object_of};
 
 /// `peer.init`.
 type Init =
@@ -120,7 +120,7 @@ extern "C" fn ngx_http_upstream_init_guarded_peer(
     r: *mut ngx_http_request_t,
     us: *mut ngx_http_upstream_srv_conf_t,
 ) -> ngx_int_t {
-    fence(ERROR, || {
+    catch_panic(ERROR, || {
         // SAFETY: nginx passes a request with an upstream, and a block of the running configuration.
         unsafe {
             let Some(guard) = conf::srv_conf(us).guard.get() else { return ERROR };
@@ -146,7 +146,7 @@ extern "C" fn ngx_http_upstream_get_guarded_peer(
     pc: *mut ngx_peer_connection_t,
     data: *mut c_void,
 ) -> ngx_int_t {
-    fence(ERROR, || {
+    catch_panic(ERROR, || {
         // SAFETY: nginx passes the connection in a request's upstream, for which the callback above
         // has set this; nginx has noted the block there.
         unsafe {

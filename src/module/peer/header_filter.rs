@@ -12,9 +12,9 @@ use nginx_sys::{
 
 use super::attempt::Attempt;
 use super::attempt::callbacks::ngx_http_upstream_free_consul_peer;
-use super::served;
+use super::request_peer;
 use crate::conf;
-use crate::ffi::{ERROR, fence};
+use crate::ffi::{ERROR, catch_panic};
 
 type Filter = unsafe extern "C" fn(*mut ngx_http_request_t) -> ngx_int_t;
 
@@ -36,7 +36,7 @@ pub(crate) unsafe fn install() {
 
 unsafe extern "C" fn ngx_http_consul_header_filter(r: *mut ngx_http_request_t) -> ngx_int_t {
     // SAFETY: nginx passes a request whose header is about to be sent.
-    fence((), || unsafe { note_header(r) });
+    catch_panic((), || unsafe { note_header(r) });
     // SAFETY: what install() has stored, null or a filter.
     let next: ngx_http_output_header_filter_pt =
         unsafe { mem::transmute::<*mut (), Option<Filter>>(NEXT.load(Relaxed)) };
@@ -64,7 +64,7 @@ unsafe fn note_header(r: *mut ngx_http_request_t) {
             && conf::srv_conf(block).dynamic.is_some()
         {
             // Others have put callbacks around ours.
-            served::note_header(r);
+            request_peer::note_header(r);
         }
     }
 }

@@ -11,23 +11,23 @@ use std::ptr::{self, NonNull};
 use std::rc::Rc;
 
 use nginx_consul_core::idle::{Idle, Key};
-use nginx_consul_core::table::Record;
+use nginx_consul_core::table::PeerRecord;
 use nginx_sys::{ngx_current_msec, ngx_msec_t};
 
-use super::block::Block;
+use super::upstream::Upstream;
 use super::view::PeerView;
 use super::worker::Worker;
 use crate::conf::KeepaliveConf;
 
 mod connection;
-mod kept;
-mod lookout;
-mod terms;
+mod attempt;
+mod sweeper;
+mod params;
 
+pub(super) use attempt::Kept;
 use connection::Connection;
-pub(super) use kept::Kept;
-pub(crate) use lookout::end;
-pub(super) use terms::Wanted;
+pub(super) use params::Wanted;
+pub(crate) use sweeper::end;
 
 /// The idle connections of an `upstream`, be it to the instances of many services. Each worker has
 /// its own after fork().
@@ -39,7 +39,7 @@ pub(crate) struct Keepalive {
     time: ngx_msec_t,
     idle: RefCell<Idle<NonNull<Connection>>>,
     /// The blocks whose instances they lead to, by what they are as owners.
-    owners: RefCell<HashMap<usize, *const Block>>,
+    owners: RefCell<HashMap<usize, *const Upstream>>,
     /// Where idle connections are counted; `None` outside of workers.
     worker: Cell<Option<Worker>>,
     /// The lookout knows of it.
@@ -91,7 +91,7 @@ impl Keepalive {
             self.close_all([evicted]);
         }
         if !self.is_watched.replace(true) {
-            lookout::watch(self);
+            sweeper::watch(self);
         }
     }
 
@@ -104,7 +104,7 @@ impl Keepalive {
     }
 
     /// Closes those that lead to nobody of the owner's new set.
-    fn keep_only(&self, owner: usize, records: &[Record]) {
+    fn keep_only(&self, owner: usize, records: &[PeerRecord]) {
         if self.idle.borrow().is_empty() {
             return;
         }
@@ -125,8 +125,8 @@ impl Keepalive {
     #[inline]
     fn note(&self, key: &Key, more: bool) {
         let Some((worker, place)) = self.worker.get().zip(key.place) else { return };
-        if let Some(lane) = worker.lane {
-            worker.table.note_idle(place, lane, more);
+        if let Some(shard) = worker.shard {
+            worker.table.note_idle(place, shard, more);
         }
     }
 
@@ -157,13 +157,13 @@ impl Keepalive {
 }
 
 /// Whom a connection to an instance of an owner's set leads to.
-fn key(owner: usize, record: &Record) -> Key {
+fn key(owner: usize, record: &PeerRecord) -> Key {
     let (place, identity) = (Some(record.place), record.identity);
     Key { owner, place, identity, address: record.address_id() }
 }
 
 /// Whether connections to an instance of the set are worth keeping.
-fn is_wanted(record: &Record) -> bool {
+fn is_wanted(record: &PeerRecord) -> bool {
     !record.params().down
 }
 
@@ -175,7 +175,7 @@ pub(super) struct Part {
 
 impl Part {
     /// In a worker.
-    pub(super) fn join(&self, block: &Block, worker: Worker) {
+    pub(super) fn join(&self, block: &Upstream, worker: Worker) {
         if let Some(keepalive) = &self.keepalive {
             keepalive.worker.set(Some(worker));
             keepalive.owners.borrow_mut().insert(self.owner(), &raw const *block);
@@ -223,13 +223,13 @@ impl UpstreamPeer<'_> {
 
 /// The instance that a request is with.
 pub(super) struct InstanceRef<'a> {
-    pub(super) block: &'a Block,
+    pub(super) block: &'a Upstream,
     pub(super) view: &'a PeerView,
     pub(super) peer: usize,
 }
 
 impl InstanceRef<'_> {
-    fn record(&self) -> &Record {
+    fn record(&self) -> &PeerRecord {
         &self.view.peers().records()[self.peer]
     }
 
@@ -252,7 +252,7 @@ impl InstanceRef<'_> {
     fn is_there_now(&self, worker: Worker) -> bool {
         let Some(present) = self.block.view(worker) else { return false };
         let own = self.record();
-        let same = |record: &&Record| {
+        let same = |record: &&PeerRecord| {
             (record.place, record.identity) == (own.place, own.identity)
                 && record.has_address_of(own)
         };

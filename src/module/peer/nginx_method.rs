@@ -16,7 +16,7 @@ use nginx_sys::{
     ngx_http_upstream_srv_conf_t, ngx_int_t,
 };
 
-use super::block::Block;
+use super::upstream::Upstream;
 use super::view::PeerView;
 use crate::conf::Inner;
 
@@ -87,7 +87,7 @@ impl NginxMethod {
 
     /// The peers of the set of `view`, or of an older one for a while; `None` if there are none.
     #[inline]
-    pub(super) fn snapshot(&self, block: &Block, view: &Rc<PeerView>) -> Option<Rc<Snapshot>> {
+    pub(super) fn snapshot(&self, block: &Upstream, view: &Rc<PeerView>) -> Option<Rc<Snapshot>> {
         match &*self.current.borrow() {
             Some(current) if Rc::ptr_eq(current.view(), view) => return Some(Rc::clone(current)),
             None if view.is_empty() => return None,
@@ -147,7 +147,7 @@ impl NginxMethod {
 
     /// The first request was prepared for picks from a snapshot: methods may leave work to that.
     #[cold]
-    pub(super) fn note_first_use(&self, block: &Block, snapshot: &Snapshot) {
+    pub(super) fn note_first_use(&self, block: &Upstream, snapshot: &Snapshot) {
         let cost = snapshot.start.elapsed();
         // SAFETY: a worker's cycle and its log live as long as the worker.
         let log = unsafe { (*ngx_cycle).log };

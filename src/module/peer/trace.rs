@@ -4,7 +4,7 @@
 use nginx_consul_core::balance::Tried;
 use nginx_sys::{NGX_LOG_DEBUG_HTTP, ngx_log_t};
 
-use super::block::Block;
+use super::upstream::Upstream;
 use super::view::PeerView;
 
 /// So many peers that were passed over are named for each pick.
@@ -29,7 +29,7 @@ pub(crate) use trace;
 
 /// The sets that a request holds.
 #[cold]
-pub(super) fn held(log: *mut ngx_log_t, block: &Block, view: &PeerView) {
+pub(super) fn held(log: *mut ngx_log_t, block: &Upstream, view: &PeerView) {
     let (service, peers) = (block.service.escape_debug(), view.peers().records().len());
     let generations: Vec<String> = view.peers().generations().iter().map(u64::to_string).collect();
     trace!(
@@ -44,7 +44,7 @@ pub(super) fn held(log: *mut ngx_log_t, block: &Block, view: &PeerView) {
 #[cold]
 pub(super) fn picked(
     log: *mut ngx_log_t,
-    block: &Block,
+    block: &Upstream,
     (view, tried): (&PeerView, &Tried),
     peer: Option<usize>,
 ) {
@@ -83,7 +83,7 @@ pub(super) fn picked(
 #[cold]
 pub(super) fn ended(
     log: *mut ngx_log_t,
-    block: &Block,
+    block: &Upstream,
     view: &PeerView,
     peer: usize,
     failed: bool,

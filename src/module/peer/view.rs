@@ -3,19 +3,19 @@
 use std::cell::OnceCell;
 use std::rc::Rc;
 
-use nginx_consul_core::balance::{Method, Pair, Rules, View, pairs};
+use nginx_consul_core::balance::{Method, Pair, ServerParams, View, pairs};
 use nginx_consul_core::labels::LabelSet;
-use nginx_consul_core::table::{Image, Record};
+use nginx_consul_core::table::{PeerRecord, PeerSnapshot};
 use nginx_sys::{ngx_peer_connection_t, ngx_str_t, sockaddr};
 
-use super::contacts::{Contact, Contacts};
-use crate::session::Sessions;
+use super::sockaddrs::{SockAddr, SockAddrs};
+use crate::ffi::session::Sessions;
 
 /// A worker's copy of a set. Requests hold it until their pool is destroyed: before nginx 1.27.3
 /// `$upstream_addr` points at a peer's name until the access log is written.
 pub(crate) struct PeerView {
     view: View,
-    contacts: Contacts,
+    contacts: SockAddrs,
     sessions: Sessions,
     /// Of each set, if a variable wants them.
     labels: Box<[OnceCell<Rc<LabelSet>>]>,
@@ -23,7 +23,7 @@ pub(crate) struct PeerView {
 
 /// One of the sets that a view is made of.
 pub(super) struct Part {
-    pub(super) image: Image,
+    pub(super) image: PeerSnapshot,
     /// It is that of the view before.
     pub(super) is_kept: bool,
 }
@@ -32,18 +32,18 @@ impl PeerView {
     /// Takes TLS sessions over from the set before, instance by instance.
     pub(crate) fn new(
         parts: Vec<Part>,
-        rules: &Rules,
+        rules: &ServerParams,
         method: Method,
         before: Option<&PeerView>,
     ) -> PeerView {
-        let (images, labels): (Vec<Image>, _) =
+        let (images, labels): (Vec<PeerSnapshot>, _) =
             parts.into_iter().enumerate().map(|(set, part)| part.split(set, before)).unzip();
         let view = View::new(images, rules, method, before.map(|before| &before.view));
-        let contacts = Contacts::new(view.records().len());
+        let contacts = SockAddrs::new(view.records().len());
         let sessions = Sessions::new(view.records().len());
         if let Some(before) = before.filter(|b| b.sessions.any()) {
             // Two datacenters may have an instance of the same name, but not in the same slot.
-            let name = |record: &Record| (record.place, record.identity);
+            let name = |record: &PeerRecord| (record.place, record.identity);
             pairs(before.view.records(), view.records(), name, |pair| {
                 if let Pair::Both { old, new } = pair {
                     sessions.take_over(new, &before.sessions, old);
@@ -83,7 +83,7 @@ impl PeerView {
     }
 
     #[inline]
-    fn contact(&self, peer: usize) -> &Contact {
+    fn contact(&self, peer: usize) -> &SockAddr {
         self.contacts.get(peer, || self.view.records()[peer].addr())
     }
 
@@ -112,7 +112,11 @@ impl PeerView {
 }
 
 impl Part {
-    fn split(mut self, set: usize, before: Option<&PeerView>) -> (Image, OnceCell<Rc<LabelSet>>) {
+    fn split(
+        mut self,
+        set: usize,
+        before: Option<&PeerView>,
+    ) -> (PeerSnapshot, OnceCell<Rc<LabelSet>>) {
         let labels = match before.filter(|_| self.is_kept) {
             Some(before) => before.labels.get(set).cloned().unwrap_or_default(),
             None => {
@@ -125,6 +129,6 @@ impl Part {
 
 impl Default for PeerView {
     fn default() -> PeerView {
-        PeerView::new(Vec::new(), &Rules::default(), Method::default(), None)
+        PeerView::new(Vec::new(), &ServerParams::default(), Method::default(), None)
     }
 }

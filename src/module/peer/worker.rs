@@ -2,7 +2,7 @@
 
 use std::ops::Deref;
 
-use nginx_consul_core::table::{Lane, Table};
+use nginx_consul_core::table::{Table, WorkerShard};
 
 /// What this worker has of the shared memory. A handle, because requests copy it.
 #[derive(Clone, Copy)]
@@ -10,8 +10,8 @@ pub(crate) struct Worker(&'static Share);
 
 pub(crate) struct Share {
     pub(crate) table: Table<'static>,
-    /// `None` if all lanes are held by others: requests are then not counted as in flight.
-    pub(crate) lane: Option<Lane>,
+    /// `None` if all shards are held by others: requests are then not counted as in flight.
+    pub(crate) shard: Option<WorkerShard>,
 }
 
 impl Worker {
@@ -19,9 +19,9 @@ impl Worker {
         self.0
     }
 
-    /// For as long as the process runs; made once, or again when it gets a lane after all.
-    pub(crate) fn new(table: Table<'static>, lane: Option<Lane>) -> Worker {
-        Worker(Box::leak(Box::new(Share { table, lane })))
+    /// For as long as the process runs; made once, or again when it gets a shard after all.
+    pub(crate) fn new(table: Table<'static>, shard: Option<WorkerShard>) -> Worker {
+        Worker(Box::leak(Box::new(Share { table, shard })))
     }
 }
 

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use nginx_consul_core::status::{
     Connections, Document, Format, Nginx, Status, VERSION, Version, Zone, document,
 };
-use nginx_consul_core::sync::Limit;
 use nginx_consul_core::table::{Overrides, Table};
+use nginx_consul_core::watch::Limit;
 
 use super::service::{Peers, service};
 use crate::conf::HttpConf;
-use crate::peer::Block;
+use crate::peer::Upstream;
 use crate::services::Services;
 
 /// Peers between looks at the clock.
@@ -25,7 +25,7 @@ pub(super) struct Walk {
     /// Only this service.
     only: Option<String>,
     document: Box<dyn Document>,
-    blocks: std::vec::IntoIter<&'static Block>,
+    blocks: std::vec::IntoIter<&'static Upstream>,
     overrides: Rc<Overrides>,
     /// Number of the next service.
     next: usize,
@@ -97,7 +97,7 @@ impl Walk {
         let (number, templates) = (self.next, services.http.templates.as_ref());
         self.next += 1;
         if let Some(templates) = templates.filter(|_| number == services.planned()) {
-            self.document.named(templates.max);
+            self.document.on_demand(templates.max);
         }
         let name = services.numbers().contains(&number).then(|| services.name(number))?;
         if name.is_some_and(|name| is_wanted(&name)) {
@@ -133,7 +133,7 @@ fn head(http: &HttpConf, table: Option<Table<'_>>, now: u64) -> Status {
         connections: connections(http.connections(), table, now),
         upstreams: Vec::new(),
         services: Vec::new(),
-        named: None,
+        on_demand: None,
     }
 }
 

@@ -12,8 +12,8 @@ use nginx_sys::{
 };
 
 use super::collect::Walk;
-use crate::ffi::{ERROR, event, fence, give_to_pool};
-use crate::response::send;
+use crate::ffi::response::send;
+use crate::ffi::{ERROR, catch_panic, event, give_to_pool};
 
 /// How long a turn of the event loop may go on with a status.
 const TURN: Duration = Duration::from_millis(2);
@@ -72,7 +72,7 @@ extern "C" fn go_on(event: *mut ngx_event_t) {
     // SAFETY: set in answer(); the request has not ended, or the timer would be gone.
     let writing = unsafe { &mut *(*event).data.cast::<Writing>() };
     let r = writing.request;
-    let rc = fence(Some(NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t), || {
+    let rc = catch_panic(Some(NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t), || {
         let mut walk = writing.walk.take()?;
         // SAFETY: as above.
         unsafe {

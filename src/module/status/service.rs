@@ -3,11 +3,13 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use nginx_consul_core::balance::{FULL_SHARE, Latency, Rules, share};
+use nginx_consul_core::balance::{FULL_SHARE, Latency, ServerParams, share};
 use nginx_consul_core::control::Frozen;
 use nginx_consul_core::model::Mode;
 use nginx_consul_core::status::{Peer, PeerConnections, PeerState, Service};
-use nginx_consul_core::table::{Action, Freshness, Image, Override, Overrides, Record, Table};
+use nginx_consul_core::table::{
+    Action, Freshness, Override, Overrides, PeerRecord, PeerSnapshot, Table,
+};
 
 use crate::peer::monotonic;
 use crate::services::Followed;
@@ -15,10 +17,10 @@ use crate::services::Followed;
 /// The peers of a service, taken one by one.
 pub(crate) struct Peers {
     is_single: bool,
-    image: Image,
+    image: PeerSnapshot,
     next: usize,
     detail_at: usize,
-    rules: Rules,
+    rules: ServerParams,
     /// One of the upstreams has `consul_keepalive`.
     keeps_alive: bool,
     overrides: Rc<Overrides>,
@@ -43,8 +45,8 @@ pub(crate) fn service(
     let ms = |delay: Duration| u32::try_from(delay.as_millis()).ok();
     let (mode, delay_ms) = match fresh.map_or(Mode::Blocking, |f| f.mode) {
         Mode::Blocking => ("blocking", None),
-        Mode::Gated { delay } => ("gated", ms(delay)),
-        Mode::Sweep { delay } => ("sweep", ms(delay)),
+        Mode::Triggered { delay } => ("triggered", ms(delay)),
+        Mode::Polling { delay } => ("polling", ms(delay)),
     };
     let image = entry.and_then(|e| table.read(e, followed.key)).unwrap_or_default();
     let unused = |e| now.saturating_sub(table.last_used(e)) as f64 / 1000.0;
@@ -104,7 +106,7 @@ fn source(fresh: &Freshness) -> Option<&'static str> {
 
 impl Peers {
     /// The next one; `now` is in milliseconds since the epoch.
-    pub(crate) fn next(&mut self, table: Table<'_>, now: u64) -> Option<(Record, Peer)> {
+    pub(crate) fn next(&mut self, table: Table<'_>, now: u64) -> Option<(PeerRecord, Peer)> {
         let record = *self.image.records.get(self.next)?;
         self.next += 1;
         let detail = self.image.next_detail(&mut self.detail_at).unwrap_or_default();

@@ -289,7 +289,7 @@ fn more_services_than_connections_share_them_in_a_sweep() {
     let delay = wait::until_some("12 of 16 services in a sweep", SOON, || {
         let status = nginx.status();
         let services = status["services"].as_array().expect("services");
-        let swept = services.iter().filter(|service| service["mode"] == "sweep");
+        let swept = services.iter().filter(|service| service["mode"] == "polling");
         let delays: Vec<f64> = swept.map(|s| s["delay_ms"].as_f64().expect("delay_ms")).collect();
         (delays.len() >= 12).then(|| delays[0])
     });

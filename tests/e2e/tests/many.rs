@@ -98,7 +98,7 @@ fn three_hundred_services_on_eight_connections() {
     let nginx = config(&consul, 300, "consul_connections 8;").start();
     let line = nginx.wait_for_log("more services than consul_connections");
     assert!(line.contains("300 services, 8 connections"), "{line}");
-    wait::until("overviews speak for the services", SOON * 2, || count(&nginx, "gated") >= 290);
+    wait::until("overviews speak for the services", SOON * 2, || count(&nginx, "triggered") >= 290);
     let promise = within(promised(&nginx));
     // A check is seen at once, whatever service it is of.
     for service in [0, 77, 150, 299] {
@@ -118,7 +118,7 @@ fn a_burst_of_changes_is_seen_within_the_promised_delay() {
     let consul = Options::dev().start();
     register(&consul, 120);
     let nginx = config(&consul, 120, "consul_connections 8;").start();
-    wait::until("overviews speak for the services", SOON * 2, || count(&nginx, "gated") >= 110);
+    wait::until("overviews speak for the services", SOON * 2, || count(&nginx, "triggered") >= 110);
     let promise = within(promised(&nginx));
     (0..120).for_each(|service| consul.register(&instance(&format!("s{service}"), 1)));
     wait::until("all are there", promise, || overview(&nginx).iter().all(|(_, peers)| *peers == 2));
@@ -135,7 +135,7 @@ fn a_consul_that_shows_no_overview_is_read_in_turn() {
     let nginx = config(&consul, 40, "consul_connections 8;").start();
     let line = nginx.wait_for_log("overview watch of all services failed");
     assert!(line.contains("HTTP 403") && line.contains("[warn]"), "{line}");
-    wait::until("the services are swept", SOON * 2, || count(&nginx, "sweep") >= 30);
+    wait::until("the services are swept", SOON * 2, || count(&nginx, "polling") >= 30);
     let promise = within(promised(&nginx));
     for service in [3, 39] {
         consul.register(&instance(&format!("s{service}"), 1));
@@ -154,7 +154,7 @@ fn a_token_that_sees_only_some_services_is_enough_for_these() {
     consul.register(&instance("hidden", 0).status("critical"));
     let http = format!("consul_connections 8; consul_token {token};");
     let nginx = config(&consul, 40, &http).start();
-    wait::until("overviews speak for the services", SOON * 2, || count(&nginx, "gated") >= 30);
+    wait::until("overviews speak for the services", SOON * 2, || count(&nginx, "triggered") >= 30);
     consul.set_check("hidden-0", "passing");
     consul.register(&instance("s20", 1).status("critical"));
     consul.set_check("s20-1", "passing");

@@ -135,7 +135,7 @@ fn a_prepared_query_is_executed_again_and_again() {
     register_one(&consul, &service, &backends[0]);
     until_served_by(&nginx, "/", "a b");
     let status = nginx.service(&name);
-    assert_eq!((&status["from"], &status["mode"]), (&json!("query"), &json!("sweep")));
+    assert_eq!((&status["from"], &status["mode"]), (&json!("query"), &json!("polling")));
 }
 
 #[test]

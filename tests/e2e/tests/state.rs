@@ -362,7 +362,7 @@ fn an_override_that_is_lifted_while_its_service_is_not_followed_leaves_the_file(
     let held = || read(&path).unwrap_or_default()["overrides"].as_array().map_or(0, Vec::len);
     wait::until_eq("overrides in the file", SOON, &1, held);
     wait::until("nobody follows the service", SOON, || {
-        nginx.status()["named"]["services"].as_array().is_some_and(Vec::is_empty)
+        nginx.status()["on_demand"]["services"].as_array().is_some_and(Vec::is_empty)
     });
     assert_eq!(send("DELETE", &id), 200);
     wait::until_eq("overrides in the file", SOON, &0, held);

@@ -203,7 +203,7 @@ fn while_no_query_that_blocks_is_answered_reads_come_every_poll_interval() {
     let begin = Instant::now();
     wait::until("it polls", SOON, || {
         let service = nginx.service("web");
-        service["mode"] == "sweep" && service["delay_ms"] == 500
+        service["mode"] == "polling" && service["delay_ms"] == 500
     });
     wait::until("the backoff has grown", SOON * 2, || {
         consul.queries().iter().filter(|query| query.index.is_some()).count() >= 7

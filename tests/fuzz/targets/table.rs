@@ -9,17 +9,17 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use nginx_consul_core::consul::gate::Reason;
-use nginx_consul_core::consul::policy::Pending;
+use nginx_consul_core::consul::validate::Reason;
+use nginx_consul_core::consul::removal::Pending;
 use nginx_consul_core::model::{Health, Mode, Peer, PeerSet, identity};
 use nginx_consul_core::process::ProcessId;
-use nginx_consul_core::table::{Action, Image, Lane, Limits, Override, PROBE_PACE, Table};
+use nginx_consul_core::table::{Action, PeerSnapshot, WorkerShard, Limits, Override, PROBE_PACE, Table};
 
 const LIMITS: Limits = Limits { max_fails: 1, fail_timeout: 10_000 };
 
 /// Words of the zone: the smallest that holds a few targets and peers.
 const WORDS: usize = 4096;
-const LANES: usize = 16;
+const SHARDS: usize = 16;
 const KEYS: [u128; 3] = [1, 2 << 64 | 1, u128::MAX];
 /// Where the lock word is.
 const LOCK: usize = 1;
@@ -28,7 +28,7 @@ const LOCK: usize = 1;
 struct Start {
     words: Vec<u64>,
     me: ProcessId,
-    lane: Option<Lane>,
+    shard: Option<WorkerShard>,
 }
 
 fn peers(count: u16, tag: &str) -> PeerSet {
@@ -47,10 +47,10 @@ fn peers(count: u16, tag: &str) -> PeerSet {
     PeerSet::new((1..=count).map(peer).collect())
 }
 
-/// A table with sets of one to three peers, as publishers leave it, and a lane of a worker.
+/// A table with sets of one to three peers, as publishers leave it, and a shard of a worker.
 fn start() -> Start {
     let words: Vec<AtomicU64> = (0..WORDS).map(|_| AtomicU64::new(0)).collect();
-    let table = Table::create(&words, LANES).expect("room for a table");
+    let table = Table::create(&words, SHARDS).expect("room for a table");
     let me = ProcessId::own();
     table.lead(me);
     for (count, key) in (1..).zip(KEYS) {
@@ -59,8 +59,8 @@ fn start() -> Start {
             table.publish((entry, key), &peers(count, tag), 1, me).expect("room for a set");
         }
     }
-    let lane = table.take_lane(me);
-    Start { words: words.iter().map(|w| w.load(Relaxed)).collect(), me, lane }
+    let shard = table.claim_shard(me);
+    Start { words: words.iter().map(|w| w.load(Relaxed)).collect(), me, shard }
 }
 
 /// Overwrites words: each eleven bytes are where (two), how (one) and with what (eight).
@@ -80,7 +80,7 @@ fn damage(words: &[AtomicU64], data: &[u8]) {
 }
 
 /// What a reader does with the set it got.
-fn look(table: Table<'_>, image: &Image) {
+fn look(table: Table<'_>, image: &PeerSnapshot) {
     for record in &image.records {
         let place = record.place;
         assert!(record.weight > 0);
@@ -92,14 +92,14 @@ fn look(table: Table<'_>, image: &Image) {
 }
 
 /// What the requests of a worker write, for each peer of the set it got.
-fn count(table: Table<'_>, image: &Image, lane: Option<Lane>) {
+fn count(table: Table<'_>, image: &PeerSnapshot, shard: Option<WorkerShard>) {
     for record in &image.records {
         let (place, identity) = (record.place, record.identity);
-        let owed = table.enter(place, identity, lane);
+        let owed = table.enter(place, identity, shard);
         let counters = table.slot(place);
         counters.note_checked(identity, 10, 1_000);
         counters.note_failed(identity, 1_000);
-        if let Some(permit) = counters.probe((identity, lane), LIMITS, 2_000, PROBE_PACE) {
+        if let Some(permit) = counters.probe((identity, shard), LIMITS, 2_000, PROBE_PACE) {
             permit.end();
         }
         counters.note_passed(identity, 1, 1_000, 1_000);
@@ -112,12 +112,12 @@ fn count(table: Table<'_>, image: &Image, lane: Option<Lane>) {
 }
 
 /// What requests write while all peers of a target have failed.
-fn fail(table: Table<'_>, entry: usize, lane: Option<Lane>) {
+fn fail(table: Table<'_>, entry: usize, shard: Option<WorkerShard>) {
     let outage = table.outage(entry);
     outage.note_marked(1_000);
     outage.note_failed(1_001);
     let _ = outage.is_confirmed();
-    if let Some(permit) = outage.permit(lane, 1_002, LIMITS.fail_timeout) {
+    if let Some(permit) = outage.permit(shard, 1_002, LIMITS.fail_timeout) {
         permit.end();
     }
     table.note_recovered();
@@ -137,7 +137,7 @@ fn note(table: Table<'_>, entry: usize) {
     let seen = table.freshness(entry);
     assert!(text.starts_with(&seen.error) && !seen.error.is_empty(), "{:?}", seen.error);
     assert!(table.refusals(entry).len() <= Reason::ALL.len());
-    table.note_good(entry, 1, 0, Mode::Sweep { delay: Duration::from_millis(1) }, 2);
+    table.note_good(entry, 1, 0, Mode::Polling { delay: Duration::from_millis(1) }, 2);
     assert_eq!((table.freshness(entry).failures, table.last_good_ms(entry)), (0, 2));
 }
 
@@ -160,7 +160,7 @@ fn weighted(id: &str, until_ms: Option<u64>) -> Override {
 /// What operators order, and what workers make of it: whatever lies there.
 fn order_all(table: Table<'_>, me: ProcessId) {
     let held = |table: Table<'_>| table.all_overrides().expect("nobody else writes");
-    let _ = (table.is_frozen(KEYS[0], 5), table.take_asked());
+    let _ = (table.is_frozen(KEYS[0], 5), table.take_resyncs());
     let overrides = table.overrides(5).expect("nobody else writes");
     for key in KEYS {
         let image = table.find(key).and_then(|entry| table.read_records(entry, key));
@@ -169,7 +169,7 @@ fn order_all(table: Table<'_>, me: ProcessId) {
             assert!(image.records.iter().all(|record| record.weight > 0));
         }
     }
-    table.heal(me);
+    table.recover_orphaned_lock(me);
     let both = [weighted("id-1", None), weighted("id-2", Some(9))];
     let _ = table.set_overrides(&both, me);
     assert!(held(table).len() <= table.override_capacity());
@@ -180,7 +180,7 @@ fn order_all(table: Table<'_>, me: ProcessId) {
 }
 
 /// What publishers do, having found whatever they find. A zone without room is no fault.
-fn publish(table: Table<'_>, me: ProcessId, lane: Option<Lane>) {
+fn publish(table: Table<'_>, me: ProcessId, shard: Option<WorkerShard>) {
     for (count, key) in (2..).zip(KEYS) {
         if let Ok(entry) = table.claim(key, me) {
             let _ = table.publish((entry, key), &peers(count, "newer"), 3, me);
@@ -188,14 +188,14 @@ fn publish(table: Table<'_>, me: ProcessId, lane: Option<Lane>) {
     }
     table.retain(&KEYS[1..], &[], me);
     assert!(table.find(KEYS[0]).is_none() && table.free_entries() > 0);
-    if let Some(lane) = lane {
-        table.clear_lane(lane);
+    if let Some(shard) = shard {
+        table.clear_lane(shard);
     }
 }
 
 fuzz_target!(|data: &[u8]| {
     static START: OnceLock<Start> = OnceLock::new();
-    let Start { words, me, lane } = START.get_or_init(start);
+    let Start { words, me, shard } = START.get_or_init(start);
     let words: Vec<AtomicU64> = words.iter().map(|w| AtomicU64::new(*w)).collect();
     damage(&words, data);
     words[LOCK].store(0, Relaxed);
@@ -206,11 +206,11 @@ fuzz_target!(|data: &[u8]| {
         let _ = (table.generation(entry), table.has_data(entry), table.freshness(entry));
         for image in [table.read(entry, key), table.read_records(entry, key)].iter().flatten() {
             look(table, image);
-            count(table, image, *lane);
-            fail(table, entry, *lane);
+            count(table, image, *shard);
+            fail(table, entry, *shard);
         }
         note(table, entry);
     }
     order_all(table, *me);
-    publish(table, *me, *lane);
+    publish(table, *me, *shard);
 });

@@ -4,8 +4,8 @@ use rand::RngCore;
 
 use super::super::latency::{Latency, score};
 use super::super::ring::LOOKS;
-use super::super::{FULL_SHARE, Method, Order, Peers, Tried, Weighted, pick_from};
-use super::{Keys, Known, Tier, View};
+use super::super::{FULL_SHARE, Method, Peers, Schedule, Tried, WeightTable, pick_from};
+use super::{Keys, PeerInfo, Tier, View};
 use crate::table::{PROBE_PACE, Slot, Table};
 
 mod admission;
@@ -25,7 +25,7 @@ pub struct Clock {
 
 /// A view together with what decides whether a peer can be used just now.
 #[derive(Clone, Copy)]
-pub struct Candidates<'a, 'z> {
+pub struct PickContext<'a, 'z> {
     /// The sets.
     pub view: &'a View,
     /// The shared counters.
@@ -46,7 +46,7 @@ pub struct Candidates<'a, 'z> {
 #[derive(Clone, Copy, Debug)]
 pub struct Picked<'a, 'z> {
     /// What the view knows of it.
-    pub known: &'a Known,
+    pub known: &'a PeerInfo,
     /// Its counters.
     pub counters: Slot<'z>,
 }
@@ -59,7 +59,7 @@ pub struct Picked<'a, 'z> {
 #[inline(always)]
 pub fn pick<'a, 'z, R: RngCore>(
     method: Method,
-    candidates: &Candidates<'a, 'z>,
+    candidates: &PickContext<'a, 'z>,
     shared: impl Fn() -> Shared<'z>,
     cursor: &mut u64,
     rng: &mut R,
@@ -74,7 +74,7 @@ pub fn pick<'a, 'z, R: RngCore>(
 #[inline(always)]
 fn pick_usable<'a, 'z, R: RngCore>(
     method: Method,
-    candidates: &Candidates<'a, 'z>,
+    candidates: &PickContext<'a, 'z>,
     cursor: &mut u64,
     rng: &mut R,
 ) -> Option<Picked<'a, 'z>> {
@@ -90,7 +90,7 @@ fn pick_usable<'a, 'z, R: RngCore>(
 fn pick_beyond<'a, 'z, R: RngCore>(
     tiers: &'a [Tier],
     method: Method,
-    candidates: &Candidates<'a, 'z>,
+    candidates: &PickContext<'a, 'z>,
     cursor: &mut u64,
     rng: &mut R,
 ) -> Option<Picked<'a, 'z>> {
@@ -105,7 +105,7 @@ const RACES: usize = 3;
 #[inline(never)]
 fn pick_failed<'a, 'z, R: RngCore>(
     method: Method,
-    candidates: &Candidates<'a, 'z>,
+    candidates: &PickContext<'a, 'z>,
     (mut picked, shared): (Option<Picked<'a, 'z>>, &Shared<'z>),
     cursor: &mut u64,
     rng: &mut R,
@@ -128,7 +128,7 @@ fn pick_failed<'a, 'z, R: RngCore>(
 fn pick_in<'a, 'z, R: RngCore>(
     tier: &'a Tier,
     method: Method,
-    candidates: &Candidates<'a, 'z>,
+    candidates: &PickContext<'a, 'z>,
     cursor: &mut u64,
     rng: &mut R,
 ) -> Option<Picked<'a, 'z>> {
@@ -146,7 +146,7 @@ fn pick_in<'a, 'z, R: RngCore>(
     picked
 }
 
-impl<'z> Candidates<'_, 'z> {
+impl<'z> PickContext<'_, 'z> {
     /// Whether there is only one peer: it may be tried again, since nginx asks for it when a kept
     /// connection turned out stale, and it is never out, as in nginx.
     fn is_single(&self) -> bool {
@@ -198,20 +198,20 @@ impl<'z> Candidates<'_, 'z> {
     }
 
     #[inline]
-    fn slot(&self, known: &Known) -> Slot<'z> {
+    fn slot(&self, known: &PeerInfo) -> Slot<'z> {
         self.table.slot(known.place)
     }
 
-    fn is_full(&self, known: &Known) -> bool {
+    fn is_full(&self, known: &PeerInfo) -> bool {
         let max_conns = u64::from(known.rules.max_conns);
         max_conns != 0 && self.table.in_flight_at(known.place, self.slot(known)) >= max_conns
     }
 
-    fn has_failed(&self, known: &Known) -> bool {
+    fn has_failed(&self, known: &PeerInfo) -> bool {
         self.slot(known).is_failed(known.limits(), self.now.monotonic)
     }
 
-    fn is_failed(&self, known: &Known) -> bool {
+    fn is_failed(&self, known: &PeerInfo) -> bool {
         self.is_out(Picked { known, counters: self.slot(known) })
     }
 
@@ -230,7 +230,7 @@ impl<'z> Candidates<'_, 'z> {
         if self.panic { 0 } else { PROBE_PACE }
     }
 
-    pub(super) fn share(&self, known: &Known) -> u32 {
+    pub(super) fn share(&self, known: &PeerInfo) -> u32 {
         let slow_start = u64::from(known.rules.slow_start);
         if slow_start == 0 {
             return FULL_SHARE;
@@ -252,7 +252,7 @@ pub fn share(slow_start: u64, started: u64, now: u64) -> u32 {
 
 /// The peers of one tier, numbered from 0.
 pub(super) struct InTier<'c, 'a, 'z> {
-    pub(super) all: &'c Candidates<'a, 'z>,
+    pub(super) all: &'c PickContext<'a, 'z>,
     pub(super) tier: &'a Tier,
 }
 
@@ -276,17 +276,17 @@ impl<'a, 'z> Peers for InTier<'_, 'a, 'z> {
     }
 
     #[inline]
-    fn weights(&self) -> &Weighted {
+    fn weights(&self) -> &WeightTable {
         &self.tier.weights
     }
 
     #[inline]
-    fn order(&self) -> &Order {
+    fn order(&self) -> &Schedule {
         &self.tier.order
     }
 
     #[inline]
-    fn is_sound(&self, peer: Picked<'a, 'z>) -> bool {
+    fn is_unrestricted(&self, peer: Picked<'a, 'z>) -> bool {
         peer.known.plain && !peer.counters.has_fails() && self.all.tried.count() == 0
     }
 

@@ -8,7 +8,7 @@ use super::super::{FULL_SHARE, Latency, Tried};
 use super::*;
 use crate::model::{Health, Peer, PeerSet, identity};
 use crate::process::ProcessId;
-use crate::table::{Lane, Permit, Table};
+use crate::table::{Permit, Table, WorkerShard};
 
 mod admission;
 
@@ -20,7 +20,7 @@ fn at(monotonic: u64) -> Clock {
 
 struct Scene {
     table: Table<'static>,
-    lane: Lane,
+    shard: WorkerShard,
     view: View,
     method: Method,
 }
@@ -57,12 +57,12 @@ impl Scene {
             table.publish((entry, key), &set, 1, me).unwrap();
             table.read_records(entry, key).unwrap()
         });
-        let view = View::new(images.collect(), &Rules::default(), method, None);
-        Scene { lane: table.take_lane(me).unwrap(), table, view, method }
+        let view = View::new(images.collect(), &ServerParams::default(), method, None);
+        Scene { shard: table.claim_shard(me).unwrap(), table, view, method }
     }
 
-    fn candidates<'a>(&'a self, tried: &'a Tried) -> Candidates<'a, 'static> {
-        Candidates {
+    fn candidates<'a>(&'a self, tried: &'a Tried) -> PickContext<'a, 'static> {
+        PickContext {
             view: &self.view,
             table: &self.table,
             tried,
@@ -83,13 +83,13 @@ impl Scene {
     }
 
     fn shared(&self) -> Shared<'static> {
-        Shared { outage: Some(self.table.outage(0)), lane: Some(self.lane) }
+        Shared { outage: Some(self.table.outage(0)), shard: Some(self.shard) }
     }
 
     /// The port that a request goes to, whose header comes at once.
     fn pick(
         &self,
-        candidates: &Candidates<'_, 'static>,
+        candidates: &PickContext<'_, 'static>,
         cursor: &mut u64,
         rng: &mut SmallRng,
     ) -> Option<u16> {
@@ -100,7 +100,7 @@ impl Scene {
     }
 
     /// Ports that requests go to, sorted.
-    fn ports(&self, candidates: &Candidates<'_, 'static>) -> Vec<u16> {
+    fn ports(&self, candidates: &PickContext<'_, 'static>) -> Vec<u16> {
         let (mut cursor, mut rng) = (0, SmallRng::seed_from_u64(1));
         let picked = |_| self.pick(candidates, &mut cursor, &mut rng);
         let mut ports: Vec<u16> = (0..20).map_while(picked).collect();
@@ -153,7 +153,7 @@ fn when_all_have_failed_those_that_the_request_has_not_tried_are_tried() {
     let mut tried = Tried::default();
     let candidates = scene.candidates(&tried);
     assert_eq!(scene.ports(&candidates), [1, 2]);
-    assert_eq!(scene.ports(&Candidates { alone: false, ..candidates }), [1, 2], "before servers");
+    assert_eq!(scene.ports(&PickContext { alone: false, ..candidates }), [1, 2], "before servers");
     tried.insert(0);
     assert_eq!(scene.ports(&scene.candidates(&tried)), [2], "it may be the other one that is back");
 }
@@ -167,7 +167,7 @@ fn in_panic_failures_keep_nobody_out() {
     let tried = Tried::default();
     let candidates = scene.candidates(&tried);
     assert_eq!((candidates.healthy_percent(), scene.ports(&candidates)), (25, vec![4]));
-    assert_eq!(scene.ports(&Candidates { panic: true, ..candidates }), [1, 2, 3, 4]);
+    assert_eq!(scene.ports(&PickContext { panic: true, ..candidates }), [1, 2, 3, 4]);
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn an_instance_s_own_parameters_win_over_the_block_s() {
     scene.fail(2);
     assert_eq!(scene.ports(&scene.candidates(&tried)), [1, 4]);
     let full = &scene.view.records()[scene.at(4)];
-    let _stays = scene.table.enter(full.place, full.identity, Some(scene.lane));
+    let _stays = scene.table.enter(full.place, full.identity, Some(scene.shard));
     assert_eq!(scene.ports(&scene.candidates(&tried)), [1]);
     scene.fail(1);
     assert_eq!(scene.ports(&scene.candidates(&tried)), [1, 2], "down is down, full is full");
@@ -195,7 +195,7 @@ fn a_single_peer_is_never_out_and_may_be_tried_again() {
     tried.insert(0);
     let candidates = scene.candidates(&tried);
     assert_eq!(scene.ports(&candidates), [1]);
-    assert_eq!(scene.ports(&Candidates { alone: false, ..candidates }), [0u16; 0], "tried");
+    assert_eq!(scene.ports(&PickContext { alone: false, ..candidates }), [0u16; 0], "tried");
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn an_instance_that_recovers_from_its_failures_starts_slowly() {
     let (place, identity) = (record.place, record.identity);
     let tried = Tried::default();
     let share =
-        |now| Candidates { now, ..scene.candidates(&tried) }.share(scene.view.known(scene.at(1)));
+        |now| PickContext { now, ..scene.candidates(&tried) }.share(scene.view.known(scene.at(1)));
     assert_eq!(share(NOW), FULL_SHARE, "it was there from the first answer");
     let counters = scene.table.slot(place);
     counters.note_failed(identity, 50_000);
@@ -226,7 +226,7 @@ fn a_key_stays_with_its_peer_and_goes_to_another_only_while_that_one_is_out() {
         let tried = Tried::default();
         let of = |key: u8| {
             let all = scene.candidates(&tried);
-            scene.ports(&Candidates { key: &[key], ..all })
+            scene.ports(&PickContext { key: &[key], ..all })
         };
         let owners: Vec<_> = (0..20u8).map(of).collect();
         assert!(owners.iter().all(|ports| ports.len() == 1), "{owners:?}");
@@ -252,7 +252,7 @@ fn the_next_tier_has_a_ring_of_its_own() {
     let tried = Tried::default();
     let of = |key: u8| {
         let all = scene.candidates(&tried);
-        scene.ports(&Candidates { key: &[key], ..all })
+        scene.ports(&PickContext { key: &[key], ..all })
     };
     let seen: std::collections::HashSet<_> = (0..30u8).map(of).collect();
     assert_eq!(seen, [vec![2], vec![3], vec![4]].into());
@@ -332,8 +332,8 @@ fn a_tier_that_is_out_is_looked_through_once_a_second_or_when_a_peer_recovers() 
     assert_eq!(scene.ports(&now), [3, 4]);
     back(2, false);
     assert_eq!(scene.ports(&now), [3, 4], "nobody was told");
-    assert_eq!(scene.ports(&Candidates { now: at(100_999), ..now }), [3, 4], "within the second");
-    assert_eq!(scene.ports(&Candidates { now: at(101_000), ..now }), [2]);
+    assert_eq!(scene.ports(&PickContext { now: at(100_999), ..now }), [3, 4], "within the second");
+    assert_eq!(scene.ports(&PickContext { now: at(101_000), ..now }), [2]);
     scene.fail(2);
     assert_eq!(scene.ports(&now), [3, 4]);
     back(2, true);

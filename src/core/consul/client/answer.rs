@@ -27,7 +27,7 @@ pub struct Answer {
     pub default_allow: bool,
     /// `Content-Type`.
     pub content_type: Option<String>,
-    /// At most [`Endpoint::max_body`](crate::sync::Endpoint::max_body) bytes.
+    /// At most [`Endpoint::max_body`](crate::watch::Endpoint::max_body) bytes.
     pub body: Vec<u8>,
 }
 

@@ -265,7 +265,7 @@ fn recorded_answers_are_understood() {
     };
     let web = first(include_bytes!("../../testdata/health_service_web_chunked.http")).unwrap();
     assert_eq!(
-        crate::consul::gate::believe(&web, &Query::default(), None).unwrap().1.good.len(),
+        crate::consul::validate::believe(&web, &Query::default(), None).unwrap().1.good.len(),
         5
     );
     assert_eq!((web.known_leader, web.last_contact), (Some(true), Some(Duration::ZERO)));

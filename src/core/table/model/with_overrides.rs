@@ -51,7 +51,7 @@ fn an_override_whose_writer_is_killed_anywhere_is_known_to_everybody_or_to_nobod
             table.set_overrides(&[drain("1")], me).expect("room");
         },
         |table, me| {
-            table.heal(me);
+            table.recover_orphaned_lock(me);
             let held = table.all_overrides().expect("nobody writes");
             assert!(held.is_empty() || held == [drain("1")], "{held:?}");
             assert!(held.is_empty() || table.generation(0) > 1, "nobody was told");

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{Action, Override};
-use crate::table::Record;
+use crate::table::PeerRecord;
 
 /// The overrides in force, by what they are about.
 #[derive(Clone, Debug, Default)]
@@ -40,7 +40,7 @@ impl Overrides {
 
     /// Makes the records of a set, as an `upstream` uses it, what is ordered of them. One that is
     /// narrowed to the `upstream` counts more than one for all.
-    pub fn apply(&self, (scope, upstream): (u64, &[u8]), records: &mut [Record]) {
+    pub fn apply(&self, (scope, upstream): (u64, &[u8]), records: &mut [PeerRecord]) {
         if self.instances.is_empty() {
             return;
         }

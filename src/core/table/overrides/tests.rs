@@ -2,7 +2,7 @@ use super::super::tests::{peer, set, zone};
 use super::*;
 use crate::model::PeerSet;
 use crate::params::Params;
-use crate::table::Record;
+use crate::table::PeerRecord;
 
 const KEY: u128 = 7 << 64 | 9;
 
@@ -133,7 +133,7 @@ fn a_set_is_what_was_ordered_of_its_instances() {
     let records = |of_scope, now_ms| {
         let mut records = table.read_records(entry, KEY).unwrap().records;
         table.overrides(now_ms).unwrap().apply((of_scope, b"api"), &mut records);
-        let shown = |r: &Record| (r.params().down, r.weight, r.params().max_fails);
+        let shown = |r: &PeerRecord| (r.params().down, r.weight, r.params().max_fails);
         records.iter().map(shown).collect::<Vec<_>>()
     };
     let (up, out) = ((false, 2, None), (true, 2, None));
@@ -215,7 +215,7 @@ fn a_writer_that_was_killed_leaves_the_list_before_and_the_next_one_tells_the_wo
     assert_eq!(held(table), [about(5, Action::Drain)]);
     let before = table.generation(entry);
     table.word(super::super::H_DIRTY).store(1, Relaxed);
-    table.heal(me);
+    table.recover_orphaned_lock(me);
     assert_eq!(table.generation(entry), before + 2);
     table.set_overrides(&[about(6, Action::Drain)], me).unwrap();
     assert_eq!(held(table), [about(5, Action::Drain), about(6, Action::Drain)]);
@@ -243,7 +243,7 @@ fn who_may_not_wait_is_told_that_the_lock_is_held() {
     let guard = table.lock(me);
     assert_eq!(table.set_overrides(&[about(5, Action::Up)], me), Err(NotSet::Busy));
     assert_eq!(table.remove_overrides(|_| true, me), None);
-    table.heal(me);
+    table.recover_orphaned_lock(me);
     drop(guard);
     table.set_overrides(&[about(5, Action::Up)], me).unwrap();
 }

@@ -17,7 +17,7 @@ fn publish(table: &Table<'_>, entry: usize, set: &PeerSet) -> Result<Option<Chan
 
 fn slots_in_use(table: &Table<'_>) -> usize {
     (0..table.layout.slot_count)
-        .filter(|&s| table.slot_word(s, slots::OWNER).load(Relaxed) != 0)
+        .filter(|&s| table.slot_word(s, counters::OWNER).load(Relaxed) != 0)
         .count()
 }
 
@@ -68,7 +68,7 @@ fn invariant_8_the_same_answer_moves_no_generation() {
 #[test]
 fn invariant_3_counters_stay_with_the_instance_and_a_returning_one_starts_afresh() {
     let (table, e) = table(1 << 17);
-    let lane = table.take_lane(ProcessId::own()).unwrap();
+    let shard = table.claim_shard(ProcessId::own()).unwrap();
     publish(&table, e, &set([1, 2])).unwrap();
     let slot_of = |port: u16| {
         let image = table.read(e, KEY).unwrap();
@@ -76,7 +76,7 @@ fn invariant_3_counters_stay_with_the_instance_and_a_returning_one_starts_afresh
         (r.place, r.identity)
     };
     let (kept, identity) = slot_of(2);
-    let one = table.enter(kept, identity, Some(lane)).expect("a lane");
+    let one = table.enter(kept, identity, Some(shard)).expect("a shard");
     assert_eq!(table.slot(kept).note_failed(identity, 9), 1);
     publish(&table, e, &set([2, 3])).unwrap();
     assert_eq!(slot_of(2).0, kept);
@@ -84,11 +84,11 @@ fn invariant_3_counters_stay_with_the_instance_and_a_returning_one_starts_afresh
     assert_eq!(table.counters(kept).in_flight, 1);
 
     publish(&table, e, &set([3])).unwrap();
-    assert!(table.enter(kept, identity, Some(lane)).is_none(), "the slot is nobody's now");
+    assert!(table.enter(kept, identity, Some(shard)).is_none(), "the slot is nobody's now");
     assert_eq!(table.slot(kept).note_failed(identity, 9), 0);
     publish(&table, e, &set([2, 3])).unwrap();
     assert_ne!(slot_of(2).0, kept, "requests of before are still with the old slot");
-    assert_eq!(table.counters(slot_of(2).0), slots::Counters::default());
+    assert_eq!(table.counters(slot_of(2).0), counters::Counters::default());
     one.end();
     assert_eq!(table.in_flight(kept), 0);
 }
@@ -99,11 +99,11 @@ fn a_killed_workers_requests_are_not_in_flight_for_ever() {
     publish(&table, e, &set([1])).unwrap();
     let record = table.read(e, KEY).unwrap().records[0];
     let dead = ProcessId::from_raw((i32::MAX as u64 - 1) << 32 | 1);
-    let lane = table.take_lane(dead).unwrap();
+    let shard = table.claim_shard(dead).unwrap();
     for _ in 0..3 {
-        let _never_told = table.enter(record.place, record.identity, Some(lane));
+        let _never_told = table.enter(record.place, record.identity, Some(shard));
     }
-    let mine = table.take_lane(ProcessId::own()).unwrap();
+    let mine = table.claim_shard(ProcessId::own()).unwrap();
     let _stays = table.enter(record.place, record.identity, Some(mine));
     table.clear_dead_lanes();
     assert_eq!(table.in_flight(record.place), 1);
@@ -115,24 +115,25 @@ fn idle_connections_are_counted_beside_requests_and_end_with_their_worker() {
     publish(&table, e, &set([1])).unwrap();
     let record = table.read(e, KEY).unwrap().records[0];
     let dead = ProcessId::from_raw((i32::MAX as u64 - 1) << 32 | 1);
-    // A lane of the dead is the next one's.
-    let [mine, theirs] = [ProcessId::own(), dead].map(|process| table.take_lane(process).unwrap());
-    let lanes = [theirs, mine];
+    // A shard of the dead is the next one's.
+    let [mine, theirs] =
+        [ProcessId::own(), dead].map(|process| table.claim_shard(process).unwrap());
+    let shards = [theirs, mine];
     let _requests =
-        lanes.map(|lane| table.enter(record.place, record.identity, Some(lane)).unwrap());
+        shards.map(|shard| table.enter(record.place, record.identity, Some(shard)).unwrap());
     let counts = || {
         let counters = table.counters(record.place);
         (counters.in_flight, counters.idle)
     };
-    lanes.iter().for_each(|&lane| table.note_idle(record.place, lane, true));
-    table.note_idle(record.place, lanes[1], true);
+    shards.iter().for_each(|&shard| table.note_idle(record.place, shard, true));
+    table.note_idle(record.place, shards[1], true);
     assert_eq!(counts(), (2, 3));
     // More than are counted spoil nothing.
-    (0..5000).for_each(|_| table.note_idle(record.place, lanes[0], true));
+    (0..5000).for_each(|_| table.note_idle(record.place, shards[0], true));
     assert_eq!(counts(), (2, 2 + 4095));
     table.clear_dead_lanes();
     assert_eq!(counts(), (1, 2));
-    (0..5).for_each(|_| table.note_idle(record.place, lanes[1], false));
+    (0..5).for_each(|_| table.note_idle(record.place, shards[1], false));
     assert_eq!(counts(), (1, 0));
 }
 
@@ -156,8 +157,8 @@ fn the_lock_and_the_slots_of_a_killed_publisher_are_taken_over() {
     // Killed with the lock held and two slots taken that no block names.
     table.word(super::super::H_LOCK).store((i32::MAX as u64 - 1) << 32 | 1, Relaxed);
     table.word(super::super::H_DIRTY).store(1, Relaxed);
-    table.slot_word(500, slots::OWNER).store(77, Relaxed);
-    table.slot_word(501, slots::OWNER).store(78, Relaxed);
+    table.slot_word(500, counters::OWNER).store(77, Relaxed);
+    table.slot_word(501, counters::OWNER).store(78, Relaxed);
     assert!(publish(&table, e, &set(2..5)).unwrap().is_some());
     assert_eq!(table.read(e, KEY).unwrap().records.len(), 3);
     assert_eq!(slots_in_use(&table), 3);
@@ -169,7 +170,7 @@ fn counters_at_their_end_and_a_damaged_count_stop_nobody() {
     publish(&table, e, &set(1..=2)).unwrap();
     let record = table.read(e, KEY).unwrap().records[0];
     let counters = table.slot(record.place);
-    counters.words[slots::FAILS].store(u64::MAX, Relaxed);
+    counters.words[counters::FAILS].store(u64::MAX, Relaxed);
     assert_eq!(counters.note_failed(record.identity, 1), u64::MAX);
     // The last generation, odd as the first one; and more records than any block has.
     table.entry_word(e, GENERATION).store(u64::MAX, Relaxed);
@@ -249,19 +250,19 @@ proptest! {
     }
 }
 
-fn named(name: &str) -> Named {
-    Named { template: 7 << 70, name: name.to_owned() }
+fn named(name: &str) -> ServiceName {
+    ServiceName { template: 7 << 70, name: name.to_owned() }
 }
 
 #[test]
 fn a_named_service_is_known_by_its_name_until_it_is_released() {
     let (table, fixed) = table(1 << 17);
     let me = ProcessId::own();
-    let longest = "n".repeat(crate::named::MAX_NAME);
+    let longest = "n".repeat(crate::on_demand::MAX_NAME);
     for name in ["web", "api-2", longest.as_str()] {
         let key = u128::from(name.len() as u64) << 64 | 1;
         let entry = table.claim_named(key, (&named(name), 41_000), me).unwrap();
-        assert_eq!(table.named(entry), Some(named(name)));
+        assert_eq!(table.service_name(entry), Some(named(name)));
         assert_eq!(table.last_used(entry), 41_000);
         table.note_used(entry, 41_900);
         assert_eq!(table.last_used(entry), 41_000, "good to a second");
@@ -271,11 +272,11 @@ fn a_named_service_is_known_by_its_name_until_it_is_released() {
         table.release(entry, key + 1, me);
         assert_eq!(table.find(key), Some(entry), "that was another key");
         table.release(entry, key, me);
-        assert_eq!((table.find(key), table.named(entry)), (None, None));
+        assert_eq!((table.find(key), table.service_name(entry)), (None, None));
         assert_eq!(slots_in_use(&table), 0);
     }
-    assert_eq!(table.named(fixed), None, "a block names it");
-    assert_eq!(table.claim(9, me).map(|entry| table.named(entry)), Ok(None), "used again");
+    assert_eq!(table.service_name(fixed), None, "a block names it");
+    assert_eq!(table.claim(9, me).map(|entry| table.service_name(entry)), Ok(None), "used again");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use nginx_sys::{ngx_int_t, ngx_peer_connection_t, ngx_uint_t};
 use super::super::guard;
 use super::super::keepalive::Wanted;
 use super::{Attempt, Picker};
-use crate::ffi::{ERROR, OK, fence};
+use crate::ffi::{ERROR, OK, catch_panic};
 
 /// # Safety
 ///
@@ -22,7 +22,7 @@ pub(in super::super) extern "C" fn ngx_http_upstream_get_consul_peer(
     pc: *mut ngx_peer_connection_t,
     data: *mut c_void,
 ) -> ngx_int_t {
-    fence(ERROR, || {
+    catch_panic(ERROR, || {
         // SAFETY: nginx passes our data, and the request's connection.
         unsafe {
             let picked = attempt(data).get(pc);
@@ -73,7 +73,7 @@ pub(in super::super) extern "C" fn ngx_http_upstream_free_consul_peer(
     data: *mut c_void,
     state: ngx_uint_t,
 ) {
-    fence((), || {
+    catch_panic((), || {
         // SAFETY: as above.
         unsafe {
             if attempt(data).kept.is_some() {
@@ -88,7 +88,7 @@ pub(in super::super) extern "C" fn set_session(
     pc: *mut ngx_peer_connection_t,
     data: *mut c_void,
 ) -> ngx_int_t {
-    fence(ERROR, || {
+    catch_panic(ERROR, || {
         // SAFETY: nginx passes our data, and the request's connection.
         let (attempt, connection) = unsafe { (attempt(data), &*pc) };
         match (attempt.servers(), attempt.counted.peer()) {
@@ -100,7 +100,7 @@ pub(in super::super) extern "C" fn set_session(
 }
 
 pub(in super::super) extern "C" fn save_session(pc: *mut ngx_peer_connection_t, data: *mut c_void) {
-    fence((), || {
+    catch_panic((), || {
         // SAFETY: as above.
         let (attempt, connection) = unsafe { (attempt(data), &*pc) };
         match (attempt.servers(), attempt.counted.peer()) {
@@ -119,7 +119,7 @@ pub(in super::super) unsafe extern "C" fn notify(
     data: *mut c_void,
     kind: ngx_uint_t,
 ) {
-    fence((), || {
+    catch_panic((), || {
         // SAFETY: nginx passes our data.
         if let Picker::Method(_, method) = &unsafe { attempt(data) }.picker {
             method.notify(pc, kind);

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 use nginx_sys::{ngx_pool_cleanup_t, ngx_pool_t};
 
 use super::Attempt;
-use crate::ffi::fence;
+use crate::ffi::catch_panic;
 
 /// Has one attempt at a time. Never given back, since nginx looks at `cleanup.next` once more after
 /// the attempt was dropped; there are as many as there were requests at a time.
@@ -83,7 +83,7 @@ pub(in super::super) unsafe fn attempt_of(entry: &ngx_pool_cleanup_t) -> Option<
 
 /// The handler of `cleanup`.
 unsafe extern "C" fn leave(cell: *mut c_void) {
-    fence((), || {
+    catch_panic((), || {
         let cell = cell.cast::<Cell>();
         // SAFETY: the pool runs it once for each time that make() put it there, with the cell.
         unsafe {

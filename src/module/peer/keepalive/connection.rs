@@ -10,9 +10,9 @@ use nginx_sys::{
     ngx_event_t, ngx_handle_read_event, ngx_log_t, ngx_msec_t, ngx_palloc, ngx_peer_connection_t,
 };
 
-use super::terms::Wanted;
+use super::params::Wanted;
 use super::{Keepalive, Key, SERVERS};
-use crate::ffi::{OK, bits, event, fence};
+use crate::ffi::{OK, bits, catch_panic, event};
 
 /// A connection that was idle before, or is; in its own pool.
 pub(super) struct Connection {
@@ -147,7 +147,7 @@ unsafe extern "C" fn on_write(_: *mut ngx_event_t) {}
 ///
 /// nginx passes the event of an idle connection, for which [`keep`] has set it.
 unsafe extern "C" fn on_read(event: *mut ngx_event_t) {
-    fence((), || {
+    catch_panic((), || {
         // SAFETY: nginx calls this for an idle connection only, as set by keep().
         unsafe {
             let c = &mut *(*event).data.cast::<ngx_connection_t>();

@@ -67,7 +67,7 @@ fn print(files: &BTreeMap<PathBuf, usize>, each: bool) {
         if each {
             println!("{lines:6} {}", path.display());
         }
-        // "src/core/sync.rs" counts for "src/core/sync".
+        // "src/core/watch.rs" counts for "src/core/watch".
         let room: PathBuf = path.with_extension("").components().take(3).collect();
         *folders.entry(room).or_default() += lines;
     }

@@ -20,7 +20,7 @@ fn services_that_requests_name_are_steered_as_others() {
     order(&nginx, &format!("{service}/instances/{}/drain", ids[0]), "");
     assert_eq!(tally(&nginx, &path, 20), "b: 20");
     let status = nginx.status();
-    let peers = status["named"]["services"][0]["peers"].as_array().expect("peers");
+    let peers = status["on_demand"]["services"][0]["peers"].as_array().expect("peers");
     let drained = peers.iter().find(|peer| peer["service_id"] == *ids[0]).expect("a");
     assert_eq!(drained["state"], "draining", "{status:#}");
     lift(&nginx, &format!("{service}/instances/{}", ids[0]));
@@ -28,7 +28,7 @@ fn services_that_requests_name_are_steered_as_others() {
     order(&nginx, &format!("{service}/freeze"), "");
     register_one(&consul, &service, &backends[2]);
     wait::until_eq("what is withheld", SOON, &json!(1), || {
-        nginx.status()["named"]["services"][0]["frozen"]["joined"].clone()
+        nginx.status()["on_demand"]["services"][0]["frozen"]["joined"].clone()
     });
     until_served_by(&nginx, &path, "a b");
     order(&nginx, &format!("{service}/thaw"), "");
@@ -51,7 +51,7 @@ fn a_frozen_service_stays_though_no_request_names_it() {
     assert_eq!(nginx.outcome(&path(&other)), "b");
     let named = || {
         let status = nginx.status();
-        let services = status["named"]["services"].as_array().expect("services").clone();
+        let services = status["on_demand"]["services"].as_array().expect("services").clone();
         services.iter().map(|s| s["service"].clone()).collect::<Vec<_>>()
     };
     wait::until_eq("what is followed", SOON, &vec![json!(service)], named);

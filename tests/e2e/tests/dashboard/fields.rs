@@ -252,7 +252,7 @@ fn an_open_service_shows_all_that_is_known() {
           "left_total": 0, "changed_total": 2 },
     ]);
     let change = json!({
-        "history": history, "mode": "gated", "delay_ms": 2500, "datacenter": "dc1", "tags": ["blue"],
+        "history": history, "mode": "triggered", "delay_ms": 2500, "datacenter": "dc1", "tags": ["blue"],
         "filter": "Service.Meta.a == b", "refusals": { "no_leader": 3, "stale": 1 },
     });
     let tiers = [("dc1", 3), ("dc2", 0)];
@@ -270,7 +270,7 @@ fn an_open_service_shows_all_that_is_known() {
         "filter Service.Meta.a == b",
         "http://a:8500",
         "http://b:8500",
-        "gated, changes seen within 2.5 s",
+        "triggered, changes seen within 2.5 s",
         "4711, generation 3",
         "no_leader 3, stale 1",
         "42 s ago",
@@ -305,12 +305,12 @@ fn an_open_service_shows_all_that_is_known() {
 fn services_named_by_requests_stand_beside_the_others() {
     let mut document = status(json!([service("web", up(), json!({}))]), json!([]));
     let named = service("shop", up(), json!({ "last_used_seconds": 2.5 }));
-    document["named"] = json!({ "max": 5000, "services": [named] });
+    document["on_demand"] = json!({ "max": 5000, "services": [named] });
     let nginx = told(&document);
     let mut browser = open(&nginx, "", Look::WIDE);
     assert_eq!(browser.evaluate(&texts(".service .name")), json!(["shop", "web"]));
     browser.until_shows("named by requests, last 2.5 s ago");
-    browser.until_shows("1 of at most 5,000 services named by requests");
+    browser.until_shows("1 of at most 5,000 services on demand");
     assert_calm(&mut browser);
 }
 

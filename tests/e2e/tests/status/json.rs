@@ -71,7 +71,7 @@ fn the_schema_describes_named_services_a_state_file_and_failures() {
     assert_eq!(nginx.outcome(&format!("/any?service={service}")), "a");
     let status = valid(&nginx, "/consul?format=json");
     assert_eq!(status["upstreams"][0]["in_use"], "servers");
-    let named = &status["named"]["services"][0];
+    let named = &status["on_demand"]["services"][0];
     assert_eq!(named["service"], service);
     assert!(named["last_used_seconds"].as_f64().is_some_and(|age| age < 20.0), "{named:#}");
     proxy.set(Fault::Refuse);

@@ -8,8 +8,8 @@ use rand::RngCore;
 
 use super::super::super::search;
 use super::super::Tier;
-use super::{Candidates, InTier, Picked};
-use crate::table::{Lane, Outage, PROBE_PACE, Permit};
+use super::{InTier, PickContext, Picked};
+use crate::table::{Outage, PROBE_PACE, Permit, WorkerShard};
 
 /// How long every request may try a block's only peer after it has failed, milliseconds: the next
 /// success ends its failure.
@@ -23,7 +23,7 @@ pub struct Shared<'z> {
     /// Of the block's first set; `None` if the table has lost it.
     pub outage: Option<Outage<'z>>,
     /// The worker's.
-    pub lane: Option<Lane>,
+    pub shard: Option<WorkerShard>,
 }
 
 /// Whether a request may try a peer.
@@ -47,7 +47,7 @@ pub struct Admitted<'a, 'z> {
     pub permit: Option<Permit<'z>>,
 }
 
-impl<'a, 'z> Candidates<'a, 'z> {
+impl<'a, 'z> PickContext<'a, 'z> {
     /// Whether the request may try a peer that is not out.
     ///
     /// One whose `fail_timeout` is over is probed by one request; so is one that a panic lets in. A
@@ -61,7 +61,7 @@ impl<'a, 'z> Candidates<'a, 'z> {
         if !counters.is_marked(limits.max_fails) {
             return Admission::Free;
         }
-        let prober = (known.identity, shared.lane);
+        let prober = (known.identity, shared.shard);
         match counters.probe(prober, limits, self.now.monotonic, self.probe_pace()) {
             Some(permit) => Admission::With(permit),
             None => Admission::Refused,
@@ -74,7 +74,7 @@ impl<'a, 'z> Candidates<'a, 'z> {
         let Some(outage) = shared.outage.filter(|_| limits.max_fails != 0) else {
             return Admission::Free;
         };
-        match outage.permit(shared.lane, now, limits.fail_timeout) {
+        match outage.permit(shared.shard, now, limits.fail_timeout) {
             Some(permit) => Admission::With(permit),
             None if failing < SINGLE_GRACE => Admission::Free,
             None => Admission::Refused,
@@ -95,7 +95,7 @@ impl<'a, 'z> Candidates<'a, 'z> {
         }
         let grace = shared.outage.filter(|outage| !outage.is_confirmed());
         let admitted =
-            self.view.tiers.iter().find_map(|tier| self.try_out(tier, grace, shared.lane, rng));
+            self.view.tiers.iter().find_map(|tier| self.try_out(tier, grace, shared.shard, rng));
         if admitted.is_none() && grace.is_none() {
             self.note_refused();
         }
@@ -106,7 +106,7 @@ impl<'a, 'z> Candidates<'a, 'z> {
         &self,
         tier: &'a Tier,
         grace: Option<Outage<'z>>,
-        lane: Option<Lane>,
+        shard: Option<WorkerShard>,
         rng: &mut R,
     ) -> Option<Admitted<'a, 'z>> {
         let now = self.now.monotonic;
@@ -117,8 +117,8 @@ impl<'a, 'z> Candidates<'a, 'z> {
                 return false;
             }
             permit = match grace {
-                Some(outage) => outage.permit(lane, now, limits.fail_timeout),
-                None => counters.probe((known.identity, lane), limits, now, PROBE_PACE),
+                Some(outage) => outage.permit(shard, now, limits.fail_timeout),
+                None => counters.probe((known.identity, shard), limits, now, PROBE_PACE),
             };
             no_grace_left = grace.is_some() && permit.is_none();
             permit.is_some()

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::Candidates;
+use super::PickContext;
 
 /// What keeps a peer from being picked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ impl fmt::Display for Obstacle {
     }
 }
 
-impl Candidates<'_, '_> {
+impl PickContext<'_, '_> {
     /// Why the peer is passed over; `None` if it may be picked.
     pub fn obstacle(&self, peer: usize) -> Option<Obstacle> {
         let known = self.view.known(peer);

@@ -51,7 +51,7 @@ impl Requests {
     ) -> Option<(u16, Option<Permit<'static>>)> {
         let mut set = Tried::default();
         tried.iter().for_each(|&port| set.insert(self.scene.at(port)));
-        let candidates = Candidates { now: at(now), panic, ..self.scene.candidates(&set) };
+        let candidates = PickContext { now: at(now), panic, ..self.scene.candidates(&set) };
         let (shared, method) = (self.scene.shared(), self.scene.method);
         let admitted = pick(method, &candidates, || shared, &mut self.cursor, &mut self.rng)?;
         let number = admitted.picked.known.number as usize;
@@ -213,8 +213,8 @@ fn peers_that_are_down_or_full_are_not_tried_when_the_others_are_out() {
     let full = Params { max_conns: Some(1), ..PLAIN };
     let mut requests = Requests::to(Scene::new(&[&[(1, down), (2, full), (3, PLAIN)]]));
     let known = requests.scene.view.known(requests.scene.at(2));
-    let lane = Some(requests.scene.lane);
-    let _stays = requests.scene.table.enter(known.place, known.identity, lane).unwrap();
+    let shard = Some(requests.scene.shard);
+    let _stays = requests.scene.table.enter(known.place, known.identity, shard).unwrap();
     requests.fail(3, 0, 100_000);
     requests.fail(3, 100_001, 100_001);
     assert_eq!(ports(&requests.burst(100_002)), [3]);

@@ -56,11 +56,11 @@ function only(status) {
   const wanted = wantedService();
   if (wanted === null) return status;
   const services = (status.services ?? []).filter((service) => service.service === wanted);
-  const named = status.named && {
-    ...status.named,
-    services: status.named.services.filter((service) => service.service === wanted),
+  const onDemand = status.on_demand && {
+    ...status.on_demand,
+    services: status.on_demand.services.filter((service) => service.service === wanted),
   };
-  return { ...status, services, named };
+  return { ...status, services, on_demand: onDemand };
 }
 
 function draw() {

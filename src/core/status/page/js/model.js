@@ -34,7 +34,7 @@ function ingest(status, now) {
     known.set(key, service);
   };
   for (const raw of status.services ?? []) add(raw, false);
-  for (const raw of status.named?.services ?? []) add(raw, true);
+  for (const raw of status.on_demand?.services ?? []) add(raw, true);
   model.status = status;
   model.time = time;
   model.version ??= status.module?.version;

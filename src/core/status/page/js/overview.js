@@ -34,9 +34,9 @@ function startOverview() {
   overview.meter = make("div", "track meter", overview.use);
   overview.meter.setAttribute("role", "img");
   overview.state = make("p", "note");
-  overview.named = make("p", "note");
+  overview.onDemand = make("p", "note");
   overview.connections = make("p", "note");
-  overview.zone.box.append(overview.meter, overview.state, overview.connections, overview.named);
+  overview.zone.box.append(overview.meter, overview.state, overview.connections, overview.onDemand);
   root.append(...["services", "peers", "requests", "zone"].map((name) => overview[name].box));
 }
 
@@ -79,7 +79,7 @@ function updateChips(chips, counts, chosen, always) {
   }
 }
 
-function updateZone({ zone, state, connections, named }) {
+function updateZone({ zone, state, connections, on_demand: onDemand }) {
   const share = zone.size ? zone.used / zone.size : 0;
   setText(overview.zone.value, percent(share));
   setText(overview.zone.note, `of ${bytes(zone.size)} in ${printable(zone.name)}`);
@@ -92,8 +92,8 @@ function updateZone({ zone, state, connections, named }) {
   setAttribute(overview.state, "title", state ? printable(state.path) : null);
   setText(overview.connections, connections ? `${count(connections.used)} of ${count(connections.max)} watch connections` : "");
   setHidden(overview.connections, !connections);
-  setText(overview.named, named ? `${count(named.services.length)} of at most ${count(named.max)} services named by requests` : "");
-  setHidden(overview.named, !named);
+  setText(overview.onDemand, onDemand ? `${count(onDemand.services.length)} of at most ${count(onDemand.max)} services on demand` : "");
+  setHidden(overview.onDemand, !onDemand);
 }
 
 function updateFound(found) {

@@ -1,0 +1,63 @@
+//! The services that requests have named and that are followed, without any I/O.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::table::ServiceName;
+
+/// The services that are followed, with the numbers of their targets.
+pub(super) type ServiceRegistry = HashMap<ServiceName, Vec<usize>>;
+
+/// The service that was named longest ago, and is not `except`.
+pub(super) fn least_recent(
+    registry: &ServiceRegistry,
+    except: Option<&ServiceName>,
+    unused_for: impl Fn(usize) -> Duration,
+) -> Option<ServiceName> {
+    let others = registry.iter().filter(|(service, _)| Some(*service) != except);
+    let oldest = others.max_by_key(|(_, targets)| unused(targets, &unused_for))?;
+    Some(oldest.0.clone())
+}
+
+/// Those that nobody has named for the time that `limit` gives for their template.
+pub(super) fn idle(
+    registry: &ServiceRegistry,
+    limit: impl Fn(u128) -> Duration,
+    unused_for: impl Fn(usize) -> Duration,
+) -> Vec<ServiceName> {
+    let is_idle = |(service, targets): &(&ServiceName, &Vec<usize>)| {
+        unused(targets, &unused_for) > limit(service.template)
+    };
+    registry.iter().filter(is_idle).map(|(service, _)| service.clone()).collect()
+}
+
+/// How long ago a request last asked for one of the targets.
+fn unused(targets: &[usize], unused_for: impl Fn(usize) -> Duration) -> Duration {
+    targets.iter().map(|target| unused_for(*target)).min().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(name: &str) -> ServiceName {
+        ServiceName { template: 1, name: name.to_owned() }
+    }
+
+    #[test]
+    fn the_service_that_was_named_longest_ago_goes_first() {
+        let unused = |target: usize| Duration::from_secs([50, 90, 10, 95][target]);
+        let mut registry = ServiceRegistry::default();
+        assert_eq!(least_recent(&registry, None, unused), None);
+        for (target, name) in ["a", "b"].iter().enumerate() {
+            registry.insert(service(name), vec![target]);
+        }
+        // The second datacenter of `c` was never used.
+        registry.insert(service("c"), vec![2, 3]);
+        let (a, b) = (service("a"), service("b"));
+        assert_eq!(least_recent(&registry, None, unused), Some(b.clone()));
+        assert_eq!(least_recent(&registry, Some(&b), unused), Some(a));
+        let idle = |limit| idle(&registry, |_| Duration::from_secs(limit), unused);
+        assert_eq!((idle(90), idle(89)), (vec![], vec![b]));
+    }
+}

@@ -1,0 +1,188 @@
+//! How many connections to Consul worker 0 has, and what those before it have left there.
+//!
+//! Consul counts the connection of a blocking query until its `wait` is over, even if it was closed
+//! long before (<https://github.com/hashicorp/consul/issues/8524>). So whoever follows Consul next
+//! has to know of them, or a reload would use twice the number that the operator allows.
+
+use super::platform::atomic::Ordering::Relaxed;
+use super::{
+    H_CONNECTIONS, H_CONNECTIONS_ENDING, H_CONNECTIONS_LEFT, H_CONNECTIONS_OWNER,
+    H_CONNECTIONS_PLAN, Table,
+};
+use crate::process::ProcessId;
+use crate::watch::{Connections, Limit};
+
+/// An old worker 0 sees within this time that it is to end, milliseconds.
+const GRACE: u64 = 1000;
+
+/// Connections that count until some time, milliseconds since the epoch, in one word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Left {
+    until: u64,
+    count: u64,
+}
+
+impl Left {
+    fn decode(raw: u64) -> Left {
+        Left { until: raw >> 16, count: raw & 0xffff }
+    }
+
+    fn encode(self) -> u64 {
+        self.until << 16 | self.count.min(0xffff)
+    }
+
+    fn at(self, now_ms: u64) -> u64 {
+        if self.until > now_ms { self.count } else { 0 }
+    }
+
+    fn add(self, count: u64, until: u64, now_ms: u64) -> Left {
+        if count == 0 {
+            return self;
+        }
+        Left { until: until.max(self.until), count: self.at(now_ms) + count }
+    }
+}
+
+impl Table<'_> {
+    /// The caller begins to connect to Consul: what is noted so far is another's, who ends.
+    pub fn take_over_connections(&self, me: ProcessId, now_ms: u64) {
+        let _guard = self.lock(me);
+        let before = decode(self.word(H_CONNECTIONS).swap(0, Relaxed));
+        self.word(H_CONNECTIONS_OWNER).store(me.get(), Relaxed);
+        // Consul adds up to a sixteenth.
+        let wait = u64::try_from(before.wait.as_millis()).unwrap_or(u64::MAX / 32);
+        let until = now_ms + GRACE + wait + wait / 16;
+        let add = |word, count, until| {
+            let left = Left::decode(self.load(word)).add(count, until, now_ms);
+            self.word(word).store(left.encode(), Relaxed);
+        };
+        add(H_CONNECTIONS_LEFT, before.blocking as u64, until);
+        add(H_CONNECTIONS_ENDING, before.others as u64, now_ms + GRACE);
+    }
+
+    /// Notes the caller's connections, if it was the last to take over.
+    pub fn note_connections(&self, connections: Connections, me: ProcessId) {
+        if self.load(H_CONNECTIONS_OWNER) == me.get() {
+            self.word(H_CONNECTIONS).store(encode(connections), Relaxed);
+            let Connections { allowed, needed, limit, .. } = connections;
+            let limit = Limit::ALL.iter().position(|each| Some(*each) == limit);
+            let numbers = [allowed, needed].map(|number| (number as u64).min(0xff_ffff));
+            let limit = limit.map_or(0, |limit| limit as u64 + 1);
+            let raw = numbers[0] << 40 | numbers[1] << 16 | limit;
+            self.word(H_CONNECTIONS_PLAN).store(raw, Relaxed);
+        }
+    }
+
+    /// How many connections whoever follows Consul may have, how many would give each service a
+    /// blocking query of its own, and what keeps these away.
+    pub fn allowed_connections(&self) -> (usize, usize, Option<Limit>) {
+        let raw = self.load(H_CONNECTIONS_PLAN);
+        let limit = (raw as usize & 0xffff).checked_sub(1).and_then(|at| Limit::ALL.get(at));
+        ((raw >> 40) as usize, (raw >> 16 & 0xff_ffff) as usize, limit.copied())
+    }
+
+    /// All connections that Consul counts.
+    pub fn connections(&self, now_ms: u64) -> usize {
+        let running = decode(self.load(H_CONNECTIONS));
+        self.left(now_ms) + running.blocking + running.others
+    }
+
+    /// Those of workers before the one that has connections now.
+    fn left(&self, now_ms: u64) -> usize {
+        let left = [H_CONNECTIONS_LEFT, H_CONNECTIONS_ENDING]
+            .map(|word| Left::decode(self.load(word)).at(now_ms) as usize);
+        left.iter().sum()
+    }
+
+    /// Connections that Consul counts besides the caller's.
+    pub fn foreign_connections(&self, me: ProcessId, now_ms: u64) -> usize {
+        let others = decode(self.load(H_CONNECTIONS));
+        let is_mine = self.load(H_CONNECTIONS_OWNER) == me.get();
+        let running = if is_mine { 0 } else { others.blocking + others.others };
+        self.left(now_ms) + running
+    }
+}
+
+fn encode(connections: Connections) -> u64 {
+    let Connections { blocking, others, wait, .. } = connections;
+    let wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).min(u64::from(u32::MAX));
+    wait << 32 | (others as u64).min(0xffff) << 16 | (blocking as u64).min(0xffff)
+}
+
+fn decode(raw: u64) -> Connections {
+    Connections {
+        blocking: (raw & 0xffff) as usize,
+        others: (raw >> 16 & 0xffff) as usize,
+        wait: std::time::Duration::from_millis(raw >> 32),
+        ..Connections::default()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::tests::zone;
+    use super::*;
+
+    const NOW: u64 = 1_700_000_000_000;
+
+    fn of(blocking: usize, others: usize) -> Connections {
+        let wait = Duration::from_secs(16);
+        Connections { blocking, others, wait, ..Connections::default() }
+    }
+
+    #[test]
+    fn closed_queries_count_until_their_wait_is_over_and_other_connections_for_a_moment() {
+        let table = Table::create(zone(1 << 17), 16).unwrap();
+        let (old, new) = (ProcessId::own(), ProcessId::from_raw(7));
+        table.take_over_connections(old, NOW);
+        table.note_connections(of(50, 4), old);
+        assert_eq!(table.foreign_connections(old, NOW), 0);
+        assert_eq!(table.foreign_connections(new, NOW), 54, "before it takes over");
+        table.take_over_connections(new, NOW);
+        table.note_connections(of(60, 9), old);
+        table.note_connections(of(1, 2), new);
+        assert_eq!(table.connections(NOW), 57);
+        assert_eq!(table.foreign_connections(new, NOW), 54, "the old one is not heard any more");
+        assert_eq!(table.foreign_connections(new, NOW + 1000), 50);
+        assert_eq!(table.foreign_connections(new, NOW + 17_999), 50);
+        assert_eq!(table.foreign_connections(new, NOW + 18_000), 0);
+    }
+
+    #[test]
+    fn what_several_reloads_leave_adds_up() {
+        let table = Table::create(zone(1 << 17), 16).unwrap();
+        let me = ProcessId::own();
+        for reload in 0..3 {
+            table.take_over_connections(me, NOW + reload * 5000);
+            table.note_connections(of(10, 1), me);
+        }
+        assert_eq!(table.foreign_connections(me, NOW + 10_500), 21);
+        // The last to take over counts its own.
+        assert_eq!(table.foreign_connections(me, NOW + 27_999), 20);
+        assert_eq!(table.foreign_connections(me, NOW + 28_000), 0);
+    }
+
+    #[test]
+    fn what_the_status_says_of_them_is_kept() {
+        let table = Table::create(zone(1 << 17), 16).unwrap();
+        assert_eq!(table.allowed_connections(), (0, 0, None));
+        let me = ProcessId::own();
+        table.take_over_connections(me, NOW);
+        for limit in Limit::ALL.map(Some).into_iter().chain([None]) {
+            let noted = Connections { allowed: 64, needed: 2016, limit, ..of(3, 1) };
+            table.note_connections(noted, me);
+            assert_eq!(table.allowed_connections(), (64, 2016, limit));
+        }
+    }
+
+    #[test]
+    fn numbers_too_large_for_a_word_are_bounded() {
+        let (blocking, others, wait) = (1 << 20, 1 << 20, Duration::MAX);
+        let huge = Connections { blocking, others, wait, ..Connections::default() };
+        let seen = decode(encode(huge));
+        assert_eq!((seen.blocking, seen.others), (65_535, 65_535));
+        assert_eq!(seen.wait, Duration::from_millis(u32::MAX.into()));
+    }
+}

@@ -1,0 +1,195 @@
+//! The engine: threads that follow every watched service and hand its peers to a [`Sink`].
+//!
+//! ```text
+//! blocks ─▶ Plan (watches, targets) ─▶ Watcher (threads) ─▶ Sink (table, reports, log)
+//! requests ─▶ follow, forget ────────────┘
+//! ```
+//!
+//! While there are connections enough, each watch blocks on its service. Otherwise overview watches
+//! block on what all services have in common and say which of them to read
+//! (`engine/connection_plan.rs` decides).
+
+mod fetch;
+mod watcher;
+mod initial;
+mod limits;
+mod log_labels;
+mod outages;
+mod overview_watch;
+mod plan;
+mod publisher;
+mod subscription;
+#[cfg(test)]
+pub(crate) mod testing;
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::PeerSet;
+
+pub use crate::consul::removal::{Confirm, OnEmpty, Pending, Policy};
+pub use crate::consul::server::{Server, ServerError};
+pub use crate::consul::tls::{Tls, TlsError, TlsOptions};
+pub use crate::consul::token::{Token, TokenError};
+pub use crate::consul::validate::Reason;
+pub use crate::model::Mode;
+pub use initial::first_answers;
+pub use plan::{Endpoint, Plan, Subject, Target, Timing, WatchPlan};
+pub use watcher::Watcher;
+pub(crate) use watcher::{join_all, spawn};
+
+/// Who takes what the engine finds out. Called from several threads at a time.
+pub trait Sink: Send + Sync {
+    /// Takes the present peers of a target: after every believable answer, changed or not.
+    fn publish(&self, target: usize, set: &PeerSet, index: u64) -> Published;
+
+    /// Takes how the last request for a target went.
+    fn report(&self, target: usize, report: &Report<'_>);
+
+    /// Takes a line for the error log, without the `consul: ` before it.
+    fn log(&self, level: Level, line: String);
+
+    /// Whether the target has had an answer, perhaps from an earlier engine.
+    fn has_data(&self, target: usize) -> bool;
+
+    /// Identities of the target's peers in force, perhaps from an earlier engine.
+    fn held(&self, target: usize) -> HashSet<u64>;
+
+    /// An engine begins: the connections noted so far are another one's, which ends soon. Consul
+    /// counts those of its blocking queries until their `wait` is over.
+    fn engine_starts(&self) {}
+
+    /// The engine that began last has this many connections now. Must be quick and leave the engine
+    /// alone, which waits meanwhile.
+    fn note_connections(&self, _connections: Connections) {}
+
+    /// Connections that engines before this one still have, as Consul counts.
+    fn foreign_connections(&self) -> usize {
+        0
+    }
+}
+
+/// Connections of an engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Connections {
+    /// In a blocking query.
+    pub blocking: usize,
+    /// Others: Consul forgets these as soon as they are closed.
+    pub others: usize,
+    /// Longest time that the blocking queries last.
+    pub wait: Duration,
+    /// Most that the engine may have now.
+    pub allowed: usize,
+    /// That would give each service a blocking query of its own.
+    pub needed: usize,
+    /// What keeps these away, if they are out of reach.
+    pub limit: Option<Limit>,
+}
+
+/// What bounds the number of connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// `consul_connections`.
+    Configured,
+    /// Threads: `pids.max` of control groups, `RLIMIT_NPROC`.
+    Threads,
+    /// Descriptors: `RLIMIT_NOFILE` less `worker_connections`.
+    Descriptors,
+    /// Consul has refused more.
+    Refused,
+}
+
+impl Limit {
+    /// All.
+    pub const ALL: [Limit; 4] =
+        [Limit::Configured, Limit::Threads, Limit::Descriptors, Limit::Refused];
+
+    /// The word for it in the status.
+    pub fn word(self) -> &'static str {
+        match self {
+            Limit::Configured => "consul_connections",
+            Limit::Threads => "threads",
+            Limit::Descriptors => "descriptors",
+            Limit::Refused => "consul",
+        }
+    }
+
+    /// What it is, for a log line.
+    pub(crate) fn what(self) -> &'static str {
+        match self {
+            Limit::Configured => "consul_connections",
+            Limit::Threads => "a quarter of the threads that pids.max and RLIMIT_NPROC leave",
+            Limit::Descriptors => "RLIMIT_NOFILE less worker_connections",
+            Limit::Refused => "Consul, which refused more",
+        }
+    }
+}
+
+/// What became of a published set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Published {
+    /// The set is the one that is already in use.
+    Unchanged,
+    /// The set is in use now.
+    Changed {
+        /// Peers of the new set.
+        peers: usize,
+        /// Peers that the old set did not have.
+        added: usize,
+        /// Peers that the new set does not have.
+        removed: usize,
+        /// Peers of both, with another weight, address, health or tags.
+        changed: usize,
+    },
+    /// The old set stays; the text says why, for example that the zone is full.
+    Refused(String),
+}
+
+/// How a request went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report<'a> {
+    /// A believable answer.
+    Good {
+        /// Its index.
+        index: u64,
+        /// Which server of the endpoint gave it.
+        server: usize,
+        /// How the service is followed.
+        mode: Mode,
+        /// What it would remove, if that is not in force yet.
+        pending: Option<Pending>,
+    },
+    /// An answer that changes nothing, which is no failure.
+    Ignored {
+        /// Under which reason it is counted.
+        reason: Reason,
+    },
+    /// No answer, or none to believe.
+    Failed {
+        /// Which server of the endpoint was asked.
+        server: usize,
+        /// Under which reason it is counted.
+        reason: Reason,
+        /// What is wrong.
+        error: &'a str,
+        /// Failed requests since the last good answer.
+        failures: u32,
+        /// Time to the next attempt.
+        retry_in: Duration,
+    },
+}
+
+/// Levels of nginx's error log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Level {
+    /// `error`
+    Error,
+    /// `warn`
+    Warn,
+    /// `notice`
+    Notice,
+    /// `info`
+    Info,
+}

@@ -1,0 +1,262 @@
+//! What has to be watched: the blocks of a configuration, without repetitions.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use siphasher::sip128::{Hasher128, SipHasher13};
+
+use crate::consul::removal::Policy;
+use crate::consul::server::Server;
+use crate::consul::tls::Tls;
+use crate::consul::token::Token;
+use crate::model::{Query, Selection};
+
+/// Whom to ask, and as whom.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    /// Tried in order; at least one.
+    pub servers: Vec<Server>,
+    /// ACL token, anonymous if `None`.
+    pub token: Option<Token>,
+    /// For `https` servers.
+    pub tls: Tls,
+    /// Longest time to establish a connection, name lookup and TLS included.
+    pub connect_timeout: Duration,
+    /// Longest body of an answer, in bytes.
+    pub max_body: u64,
+}
+
+/// Times of a watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Timing {
+    /// Length of a blocking query; used within 1 s to 10 min, Consul's own limit.
+    pub wait: Duration,
+    /// Shortest pause after a failure.
+    pub retry_min: Duration,
+    /// Longest pause after a failure.
+    pub retry_max: Duration,
+    /// Oldest data to believe; `None`: any.
+    pub max_stale: Option<Duration>,
+    /// How often host names are looked up again.
+    pub resolve: Duration,
+    /// How often a prepared query is executed.
+    pub poll: Duration,
+}
+
+/// What one `upstream` block asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Target {
+    /// What to ask Consul.
+    pub query: Query,
+    /// Which instances of the answer to take.
+    pub selection: Selection,
+    /// Whom to ask.
+    pub endpoint: Arc<Endpoint>,
+    /// How often.
+    pub timing: Timing,
+    /// What may take its peers away.
+    pub policy: Policy,
+}
+
+/// What one watch follows: targets that differ only in the rest share it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Subject {
+    /// What to ask.
+    pub query: Query,
+    /// Whom.
+    pub endpoint: Arc<Endpoint>,
+    /// How often.
+    pub timing: Timing,
+}
+
+impl Target {
+    /// What has to be watched for it.
+    pub fn subject(&self) -> Subject {
+        Subject {
+            query: self.query.clone(),
+            endpoint: Arc::clone(&self.endpoint),
+            timing: self.timing,
+        }
+    }
+
+    /// Name of the target in the shared table, the same over reloads: from servers, query and
+    /// selection, never from the token.
+    ///
+    /// Targets that differ only in token, TLS, times or policy have the same key; [`Plan::key`] tells
+    /// them apart.
+    pub fn key(&self) -> u128 {
+        self.key_of_variant(0)
+    }
+
+    fn key_of_variant(&self, variant: u32) -> u128 {
+        let mut h = SipHasher13::new();
+        (&self.endpoint.servers, &self.query, &self.selection, variant).hash(&mut h);
+        h.finish128().as_u128()
+    }
+}
+
+/// One query that is followed, and the targets that its answers serve.
+#[derive(Clone, Debug)]
+pub struct WatchPlan {
+    /// What is watched.
+    pub subject: Arc<Subject>,
+    /// The targets, with their numbers.
+    pub targets: Vec<(usize, Arc<Target>)>,
+}
+
+impl WatchPlan {
+    /// The targets, as a watch follows them.
+    pub(super) fn followed(&self) -> Vec<Followed> {
+        let new = |(number, target): &(usize, _)| Followed::new(*number, Arc::clone(target));
+        self.targets.iter().map(new).collect()
+    }
+}
+
+/// A target of a running watch.
+#[derive(Clone, Debug)]
+pub(super) struct Followed {
+    pub(super) number: usize,
+    pub(super) target: Arc<Target>,
+    gone: Arc<AtomicBool>,
+}
+
+impl Followed {
+    pub(super) fn new(number: usize, target: Arc<Target>) -> Self {
+        Followed { number, target, gone: Arc::default() }
+    }
+
+    /// From here on nobody wants to hear of it.
+    pub(super) fn forget(&self) {
+        self.gone.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::SeqCst)
+    }
+}
+
+/// Everything an engine does.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Distinct targets, in the order of the blocks.
+    pub targets: Vec<Arc<Target>>,
+    /// Distinct queries, in the order of the blocks.
+    pub watches: Vec<WatchPlan>,
+    /// Most threads and connections at a time, at least 1.
+    pub connections: usize,
+    keys: Vec<u128>,
+}
+
+impl Plan {
+    /// Makes a plan of the blocks of a configuration; also gives the target of each block.
+    ///
+    /// Blocks that ask the same of the same servers share a target; targets that differ only in
+    /// their [`Selection`] share a watch.
+    #[allow(clippy::mutable_key_type, reason = "Tls is compared by its options, which are fixed")]
+    pub fn new(blocks: Vec<Target>, connections: usize) -> (Plan, Vec<usize>) {
+        let mut plan = Plan {
+            targets: Vec::new(),
+            watches: Vec::new(),
+            connections: connections.max(1),
+            keys: Vec::new(),
+        };
+        let mut of_block = Vec::with_capacity(blocks.len());
+        let mut targets = HashMap::new();
+        let mut watches = HashMap::new();
+        let mut variants = HashMap::new();
+        for block in blocks {
+            if let Some(&target) = targets.get(&block) {
+                of_block.push(target);
+                continue;
+            }
+            let target = plan.targets.len();
+            let variant = variants.entry(block.key()).or_insert(0u32);
+            plan.keys.push(block.key_of_variant(*variant));
+            *variant += 1;
+            let subject = Arc::new(block.subject());
+            let watch = *watches.entry(Arc::clone(&subject)).or_insert_with(|| {
+                plan.watches.push(WatchPlan { subject, targets: Vec::new() });
+                plan.watches.len() - 1
+            });
+            let shared = Arc::new(block.clone());
+            plan.watches[watch].targets.push((target, Arc::clone(&shared)));
+            plan.targets.push(shared);
+            targets.insert(block, target);
+            of_block.push(target);
+        }
+        (plan, of_block)
+    }
+
+    /// The number of a target, if it is of the plan.
+    pub fn number_of(&self, target: &Target) -> Option<usize> {
+        self.targets.iter().position(|other| **other == *target)
+    }
+
+    /// Name of a target in the shared table, distinct within the plan. It is [`Target::key`]
+    /// unless an earlier target differs only in token, TLS, times or policy.
+    pub fn key(&self, target: usize) -> u128 {
+        self.keys[target]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Admit;
+    use crate::watch::testing::{endpoint, target};
+
+    #[test]
+    fn equal_blocks_share_a_target_and_selections_share_a_watch() {
+        let endpoint = Arc::new(endpoint("http://127.0.0.1:1"));
+        let web = target(&endpoint, "web");
+        let warning = Selection { admit: Admit::Warning, ..Selection::default() };
+        let web_warning = Target { selection: warning, ..web.clone() };
+        let api = target(&endpoint, "api");
+        // Equal by content, not by address.
+        let same = Target { endpoint: Arc::new((*endpoint).clone()), ..web.clone() };
+        let (plan, blocks) = Plan::new(vec![web, web_warning, api, same], 0);
+        assert_eq!(blocks, [0, 1, 2, 0]);
+        let numbers = |watch: &WatchPlan| watch.targets.iter().map(|(n, _)| *n).collect();
+        let targets: Vec<Vec<usize>> = plan.watches.iter().map(numbers).collect();
+        assert_eq!(targets, [vec![0, 1], vec![2]]);
+        assert_eq!(plan.connections, 1);
+    }
+
+    #[test]
+    fn another_token_or_time_is_another_watch_with_a_key_of_its_own() {
+        let plain = Arc::new(endpoint("http://127.0.0.1:1"));
+        let token = Some(Token::value("s").unwrap());
+        let secret = Arc::new(Endpoint { token, ..(*plain).clone() });
+        let web = target(&plain, "web");
+        let timing = Timing { wait: Duration::from_secs(1), ..web.timing };
+        let blocks = vec![web.clone(), target(&secret, "web"), Target { timing, ..web.clone() }];
+        let (plan, _) = Plan::new(blocks, 64);
+        assert_eq!(plan.watches.len(), 3);
+        assert_eq!(plan.key(0), web.key());
+        assert_eq!(plan.targets[1].key(), web.key(), "a token never changes the key");
+        let keys: std::collections::HashSet<_> = (0..3).map(|target| plan.key(target)).collect();
+        assert_eq!(keys.len(), 3);
+    }
+
+    #[test]
+    fn the_key_tells_servers_queries_and_selections_apart() {
+        let key = |url: &str, service: &str, tags: &[&str]| {
+            let mut target = target(&Arc::new(endpoint(url)), service);
+            target.selection.tags = tags.iter().map(|&tag| tag.to_owned()).collect();
+            target.key()
+        };
+        let keys = [
+            key("http://a", "web", &[]),
+            key("http://b", "web", &[]),
+            key("http://a", "api", &[]),
+            key("http://a", "web", &["x", "y"]),
+            key("http://a", "web", &["xy"]),
+        ];
+        let distinct: std::collections::HashSet<_> = keys.iter().collect();
+        assert_eq!(distinct.len(), keys.len());
+        assert_eq!(keys[0], key("http://a", "web", &[]));
+    }
+}

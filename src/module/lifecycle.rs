@@ -1,0 +1,367 @@
+//! Who runs the watch threads, from when to when.
+//!
+//! Before the master forks its workers, a child of its own asks for the first answers. Worker 0 follows Consul from then on; if
+//! it dies, its replacement is worker 0 again and finds everything in the table.
+
+use std::cell::RefCell;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nginx_consul_core::on_demand::{Channel, ServiceResolver, Templates};
+use nginx_consul_core::process::ProcessId;
+use nginx_consul_core::state::{Saved, Saver};
+use nginx_consul_core::table::Table;
+use nginx_consul_core::watch::{Plan, Sink, Watcher};
+use nginx_sys::{
+    NGX_LOG_ALERT, NGX_LOG_WARN, NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_cycle, ngx_cycle_t,
+    ngx_int_t, ngx_log_t, ngx_uint_t,
+};
+
+use self::overrides::Resync;
+use self::signals::SignalsBlocked;
+use self::state_file::TableSource;
+use self::workers_user::Workers;
+use crate::conf::{self, HttpConf};
+use crate::ffi::timer::Timer;
+use crate::ffi::{OK, catch_panic};
+use crate::peer::{Guard, Worker, end_keepalive};
+use crate::table_writer::TableWriter;
+use crate::zone;
+
+mod signals;
+mod fork;
+mod permissions;
+mod workers_user;
+pub(crate) mod overrides;
+pub(crate) mod state_file;
+mod initial_fetch;
+
+/// How often worker 0 writes the threads' log lines and looks whether it is to end, milliseconds.
+const TICK: usize = 100;
+/// Ticks between looks whether all is as it should be.
+const CHECK_TICKS: u32 = 10;
+/// Ticks until the entries of services that no block asks for any more are freed, or earlier if
+/// there is no room: old workers may still look for them.
+const RETAIN_TICKS: u32 = 600;
+/// How long an ending worker waits for its threads.
+const JOIN: Duration = Duration::from_secs(1);
+
+/// What a worker runs besides requests.
+struct Running {
+    worker: Worker,
+    /// Only in worker 0.
+    watch: Option<Watch>,
+}
+
+struct Watch {
+    plan: Arc<Plan>,
+    templates: Option<Arc<Templates>>,
+    keys: Vec<u128>,
+    engine: Option<Arc<Watcher>>,
+    /// Only with services that requests name.
+    resolver: Option<ServiceResolver>,
+    /// With `consul_state`: where, and the thread that writes it.
+    state: Option<(PathBuf, Arc<TableSource>)>,
+    saver: Option<Saver>,
+    sink: Arc<TableWriter>,
+    timer: Timer,
+    ticks: u32,
+    resync: Resync,
+}
+
+thread_local! {
+    static RUNNING: RefCell<Option<Running>> = const { RefCell::new(None) };
+    /// What the state file knows of targets that have no data; the workers inherit it.
+    static KEPT: RefCell<Vec<Saved>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The plan and the table of a cycle; `None` if no block follows Consul.
+///
+/// # Safety
+///
+/// As for [`conf::http_conf`].
+unsafe fn parts<'a>(
+    cycle: *mut ngx_cycle_t,
+) -> Option<(&'a HttpConf, &'a Arc<Plan>, Table<'static>)> {
+    // SAFETY: the caller's promise; the zone is mapped once nginx calls the hooks.
+    unsafe {
+        let http = conf::http_conf(cycle)?;
+        let table = zone::table(http.shm_zone()?)?;
+        Some((http, http.plan.as_ref()?, table))
+    }
+}
+
+/// In the master, before it forks: asks for what the zone doesn't hold yet. Never fails: an error
+/// here would end the master, also on a reload.
+pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) -> ngx_int_t {
+    catch_panic(OK, || {
+        // SAFETY: nginx sets this before it reads the configuration.
+        let is_test = unsafe { nginx_sys::ngx_test_config } != 0;
+        // SAFETY: nginx passes the cycle it has just made.
+        let Some((http, plan, table)) = (unsafe { parts(cycle) }) else { return OK };
+        // SAFETY: as above; the master has no threads.
+        unsafe {
+            let (workers, log) = (Workers::of(cycle), (*cycle).log);
+            permissions::check(plan, &workers, log);
+            if let Some(state) = http.state_file() {
+                state_file::directory::prepare(state, &workers, is_test, log);
+            }
+        }
+        for &upstream in http.blocks.iter().chain(&http.on_demand_upstreams) {
+            // SAFETY: a block of the configuration that was just read.
+            unsafe { Guard::set(upstream) };
+        }
+        if is_test {
+            return OK;
+        }
+        let opened = http.templates.as_ref().map_or(Ok(()), |_| Channel::open());
+        if let Err(e) = opened {
+            // SAFETY: the cycle's log.
+            let log = unsafe { (*cycle).log };
+            ngx::ngx_log_error!(
+                NGX_LOG_ALERT,
+                log,
+                "consul: requests can't name services: no socket pair ({e})"
+            );
+        }
+        let sink = TableWriter::new(table, plan);
+        let needed: Vec<usize> =
+            (0..plan.targets.len()).filter(|&target| !sink.has_data(target)).collect();
+        if !needed.is_empty() {
+            let timeout = http.init_timeout.unwrap_or(Duration::from_secs(2));
+            // SAFETY: nginx's master has no other threads, nor has the only process without one yet.
+            unsafe { initial_fetch::ask(plan, table, &needed, timeout, &sink) };
+        }
+        let is_new = table.begin_overrides();
+        let kept = http
+            .state_file()
+            .map(|state| state.restore(plan, http.templates.as_deref(), (&sink, is_new)));
+        KEPT.set(kept.unwrap_or_default());
+        sink.close();
+        // SAFETY: the cycle's log.
+        unsafe { write_lines(&sink, (*cycle).log) };
+        OK
+    })
+}
+
+/// # Safety
+///
+/// `log` is the log of the current cycle; called from the main thread.
+unsafe fn write_lines(sink: &TableWriter, log: *mut ngx_log_t) {
+    for line in sink.take_lines() {
+        // SAFETY: the caller's promise.
+        unsafe { crate::ffi::log::write(log, &line) };
+    }
+}
+
+pub(crate) extern "C" fn ngx_http_consul_init_process(cycle: *mut ngx_cycle_t) -> ngx_int_t {
+    catch_panic(OK, || {
+        // SAFETY: nginx's own globals, set before init_process. Cache managers and loaders also
+        // have ngx_worker 0, but are helpers.
+        let (kind, number) = unsafe { (nginx_sys::ngx_process, nginx_sys::ngx_worker) };
+        let is_single = kind == NGX_PROCESS_SINGLE as ngx_uint_t;
+        if !is_single && kind != NGX_PROCESS_WORKER as ngx_uint_t {
+            return OK;
+        }
+        // SAFETY: nginx passes the worker's cycle.
+        let Some((http, plan, table)) = (unsafe { parts(cycle) }) else { return OK };
+        table.clear_dead_lanes();
+        let worker = Worker::new(table, table.claim_shard(ProcessId::own()));
+        if worker.shard.is_none() {
+            // SAFETY: the cycle's log.
+            let log = unsafe { (*cycle).log };
+            ngx::ngx_log_error!(
+                NGX_LOG_WARN,
+                log,
+                "consul: too many old workers are shutting down: until one has ended, this one's \
+                 requests are not counted as in flight"
+            );
+        }
+        let watch = (is_single || number == 0).then(|| Watch::start(http, plan, table));
+        http.blocks().for_each(|block| block.start(worker));
+        http.on_demand_upstreams().for_each(|block| block.start(worker));
+        RUNNING.set(Some(Running { worker, watch }));
+        OK
+    })
+}
+
+pub(crate) extern "C" fn ngx_http_consul_exit_process(cycle: *mut ngx_cycle_t) {
+    catch_panic((), || {
+        end_keepalive();
+        let Some(running) = RUNNING.take() else { return };
+        if let Some(mut watch) = running.watch {
+            watch.end();
+            // SAFETY: nginx passes the worker's cycle.
+            unsafe { write_lines(&watch.sink, (*cycle).log) };
+            watch.sink.close();
+        }
+        // Requests that an ending worker cut off are no longer in flight.
+        let table = running.worker.table;
+        running.worker.shard.into_iter().for_each(|shard| {
+            table.clear_lane(shard);
+            table.release_lane(shard);
+        });
+    });
+}
+
+/// Tries again to get a shard for a worker that has none.
+pub(crate) fn try_shard() -> Option<Worker> {
+    RUNNING.with_borrow_mut(|running| {
+        let worker = &mut running.as_mut()?.worker;
+        if worker.shard.is_none() {
+            let shard = worker.table.claim_shard(ProcessId::own());
+            if shard.is_some() {
+                *worker = Worker::new(worker.table, shard);
+            }
+        }
+        Some(*worker)
+    })
+}
+
+/// Frees what no block asks for any more.
+fn retain(table: Table<'static>, keys: &[u128], templates: Option<&Templates>) {
+    let templates = templates.map_or_else(Vec::new, Templates::keys);
+    table.retain(keys, &templates, ProcessId::own());
+}
+
+impl Watch {
+    fn start(http: &HttpConf, plan: &Arc<Plan>, table: Table<'static>) -> Watch {
+        let keys: Vec<u128> = (0..plan.targets.len()).map(|target| plan.key(target)).collect();
+        let held = table.entries();
+        let missing = keys.iter().filter(|&key| !held.contains_key(key)).count();
+        if missing > table.free_entries() {
+            retain(table, &keys, http.templates.as_deref());
+        }
+        let mut timer = Timer::new(TICK, tick);
+        timer.start();
+        let sink = TableWriter::new(table, plan);
+        let state = http.state_file().map(|file| {
+            let source =
+                TableSource { sink: Arc::clone(&sink), plan: Arc::clone(plan), kept: KEPT.take() };
+            (file.path.clone(), Arc::new(source))
+        });
+        let plan = Arc::clone(plan);
+        let templates = http.templates.clone();
+        let mut watch = Watch {
+            plan,
+            templates,
+            keys,
+            engine: None,
+            resolver: None,
+            state,
+            saver: None,
+            sink,
+            timer,
+            ticks: 0,
+            resync: Resync::default(),
+        };
+        watch.start_engine(table);
+        watch.start_saver();
+        watch
+    }
+
+    /// Makes this worker the one that follows Consul, and looks up the names that requests ask for.
+    /// If there is no thread to be had now, the next check tries again.
+    fn start_engine(&mut self, table: Table<'static>) {
+        table.lead(ProcessId::own());
+        // SAFETY: a worker's cycle lives as long as the worker.
+        let connections = unsafe { (*ngx_cycle).connection_n };
+        let (plan, sink) = (Arc::clone(&self.plan), self.sink.clone());
+        let start = || Watcher::start_within(plan, sink, Some(connections));
+        self.engine = start_threads("the watch threads", start).map(Arc::new);
+        self.resolver = None;
+        if let Some((templates, engine)) = self.templates.clone().zip(self.engine.clone()) {
+            let (plan, sink) = (Arc::clone(&self.plan), self.sink.clone());
+            let start = || ServiceResolver::start(templates, plan, sink, engine);
+            self.resolver = start_threads("the threads that look names up", start);
+        }
+    }
+
+    /// Starts to write the state file, if there is to be one.
+    fn start_saver(&mut self) {
+        if let (None, Some((path, source))) = (&self.saver, &self.state) {
+            let start = || Saver::start(path.clone(), source.clone());
+            self.saver = start_threads("the thread for consul_state", start);
+        }
+    }
+
+    /// Once a second.
+    fn check(&mut self, table: Table<'static>) {
+        table.clear_dead_lanes();
+        // The last worker 0 of an older configuration may have started after this one. What this
+        // engine found out meanwhile was not taken, so a new one asks again.
+        if self.engine.is_none() || !table.is_led_by(ProcessId::own()) {
+            if let Some(engine) = self.engine.take() {
+                engine.stop();
+            }
+            self.start_engine(table);
+        }
+        self.start_saver();
+        overrides::check(table, &self.sink);
+        if self.ticks == RETAIN_TICKS || (self.ticks < RETAIN_TICKS && self.sink.is_short_of_room())
+        {
+            retain(table, &self.keys, self.templates.as_deref());
+        }
+    }
+
+    fn end(&mut self) {
+        self.timer.stop();
+        if let Some(resolver) = self.resolver.take() {
+            resolver.join(JOIN);
+        }
+        if let Some(engine) = self.engine.take() {
+            engine.stop();
+            engine.join(JOIN);
+        }
+        // After the engine's last change.
+        if let Some(saver) = self.saver.take() {
+            saver.join(JOIN);
+        }
+    }
+}
+
+/// Starts threads that see no signal. What fails is logged: whoever wants them tries again.
+fn start_threads<T>(what: &str, start: impl FnOnce() -> io::Result<T>) -> Option<T> {
+    let _blocked = SignalsBlocked::new();
+    let started = start();
+    if let Err(error) = &started {
+        let log = log();
+        ngx::ngx_log_error!(NGX_LOG_ALERT, log, "consul: can't start {what} ({error})");
+    }
+    started.ok()
+}
+
+/// The log of a worker, for its main thread.
+fn log() -> *mut ngx_log_t {
+    // SAFETY: a worker's cycle and its log live as long as the worker.
+    unsafe { (*ngx_cycle).log }
+}
+
+/// Worker 0's timer. A panic in one of the parts does not keep the others from being done.
+fn tick() -> bool {
+    RUNNING.with_borrow_mut(|running| {
+        let Some(Running { worker, watch: Some(watch), .. }) = running else { return false };
+        // SAFETY: the worker's log, from its main thread.
+        catch_panic((), || unsafe { write_lines(&watch.sink, log()) });
+        // SAFETY: nginx's own flag, written by its main thread. The worker may have connections
+        // left for long; its threads are not needed any more.
+        if unsafe { nginx_sys::ngx_exiting } != 0 {
+            if let Some(engine) = &watch.engine {
+                engine.stop();
+            }
+            watch.resolver = None;
+            if let Some(saver) = &watch.saver {
+                saver.stop();
+            }
+            return false;
+        }
+        catch_panic((), || watch.resync.ask(worker.table, &watch.sink, watch.engine.as_deref()));
+        watch.ticks = watch.ticks.saturating_add(1);
+        if watch.ticks % CHECK_TICKS == 0 {
+            catch_panic((), || watch.check(worker.table));
+        }
+        true
+    })
+}

@@ -1,0 +1,61 @@
+//! The first answers, asked for in a child of the master.
+//!
+//! Asking takes threads, and a process that has had some is slower for good: the C library then
+//! makes each system call one that could be cancelled, and a worker inherits that.
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nginx_consul_core::table::Table;
+use nginx_consul_core::watch::{Level, Plan, Sink, first_answers};
+use serde_json::Deserializer;
+
+use crate::lifecycle::fork::{self, End};
+use crate::table_writer::TableWriter;
+
+/// How long the child may take beyond the time it has for asking: for its start, and to end.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Asks for what the targets `needed` need, for `timeout` at most, and publishes what comes. What
+/// there is to be said goes to `sink`.
+///
+/// # Safety
+///
+/// As for [`fork::run`].
+pub(crate) unsafe fn ask(
+    plan: &Arc<Plan>,
+    table: Table<'static>,
+    needed: &[usize],
+    timeout: Duration,
+    sink: &TableWriter,
+) {
+    let work = |out: &mut UnixStream| {
+        // Another one: in the table it is the child who publishes, and it may be killed.
+        let own = TableWriter::new(table, plan);
+        // What there is no room for is said already.
+        own.take_lines();
+        let shared: Arc<dyn Sink> = own.clone();
+        first_answers(plan, &shared, needed, timeout);
+        let lines = own.take_lines();
+        let written = lines.iter().try_for_each(|line| serde_json::to_writer(&mut *out, line));
+        u8::from(written.is_err())
+    };
+    // SAFETY: the caller's promise.
+    let outcome = unsafe { fork::run(Some(timeout.saturating_add(GRACE)), work) };
+    let why = match outcome {
+        Ok(outcome) => {
+            // It may have been killed while it wrote.
+            let lines = Deserializer::from_slice(&outcome.told).into_iter().map_while(Result::ok);
+            lines.for_each(|(level, line)| sink.log(level, line));
+            match outcome.end {
+                End::Status(0) | End::Unknown => return,
+                End::Status(_) => "the process that asks for them has failed".to_owned(),
+                End::Signal(n) => format!("the process that asks for them got signal {n}"),
+                End::Late => format!("the process that asks for them took over {timeout:?}"),
+            }
+        }
+        Err(error) => format!("no process to ask for them: {error}"),
+    };
+    sink.log(Level::Error, format!("first answers may be missing ({why}), going on"));
+}

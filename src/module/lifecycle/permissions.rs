@@ -1,0 +1,63 @@
+//! What the workers need of the file system to ask Consul: worker 0 reads the token's file again when
+//! it changes, and connects to Consul's unix sockets.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use nginx_consul_core::consul::server::Address;
+use nginx_consul_core::watch::{Plan, Token};
+use nginx_sys::{NGX_LOG_WARN, ngx_log_t};
+
+use crate::lifecycle::workers_user::{Access, Workers};
+
+/// In the master, with all configuration read: warns of what it may use, but the workers may not.
+///
+/// # Safety
+///
+/// As for [`Workers::may`]; `log` is that of the cycle.
+pub(crate) unsafe fn check(plan: &Plan, workers: &Workers, log: *mut ngx_log_t) {
+    let (mut files, mut sockets) = (BTreeSet::new(), BTreeSet::new());
+    for target in &plan.targets {
+        if let Some(Token::File { path, .. }) = &target.endpoint.token {
+            files.insert(path);
+        }
+        for server in &target.endpoint.servers {
+            if let Address::Unix(path) = server.address() {
+                sockets.insert(path);
+            }
+        }
+    }
+    let who = workers.name();
+    // SAFETY: the caller's promise.
+    let refusal = |path: &Path, access| unsafe { workers.may(path, access) }.err();
+    for path in files {
+        if let Some(error) = refusal(path, Access::Read) {
+            let (path, from) = (path.display(), token_source(path));
+            ngx::ngx_log_error!(
+                NGX_LOG_WARN,
+                log,
+                "consul: file \"{path}\" of {from} can't be read by {who} ({error}): a token \
+                 that replaces the present one will not be used until nginx is reloaded"
+            );
+        }
+    }
+    // A socket that isn't there is Consul's absence, which is told by whoever connects.
+    for path in sockets.into_iter().filter(|path| path.exists()) {
+        if let Some(error) = refusal(path, Access::Connect) {
+            let path = path.display();
+            ngx::ngx_log_error!(
+                NGX_LOG_WARN,
+                log,
+                "consul: socket \"{path}\" of consul_server can't be used by {who} ({error}): \
+                 no change will be seen through it"
+            );
+        }
+    }
+}
+
+/// What named a token's file.
+fn token_source(path: &Path) -> &'static str {
+    const VARIABLE: &str = "CONSUL_HTTP_TOKEN_FILE";
+    let is_variable = std::env::var_os(VARIABLE).is_some_and(|value| Path::new(&value) == path);
+    if is_variable { VARIABLE } else { "consul_token_file" }
+}

@@ -1,0 +1,294 @@
+//! An `upstream` whose service requests name.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::ptr::{self, NonNull};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nginx_consul_core::on_demand::{Channel, Refusal, ServiceTarget, Template, Templates};
+use nginx_consul_core::table::{LookupResult, ServiceName, Table};
+use nginx_consul_core::watch::Plan;
+use nginx_sys::{
+    NGX_HTTP_BAD_GATEWAY, NGX_LOG_ERR, ngx_http_complex_value, ngx_http_complex_value_t,
+    ngx_http_request_t, ngx_int_t, ngx_log_t,
+};
+
+use super::clock::{Interval, now};
+use super::upstream::Upstream;
+use super::watched_set::Source;
+use super::worker::Worker;
+use crate::conf::{ByRequest, Settings};
+use crate::ffi::{OK, bytes, str_over};
+
+/// Services that were dropped are looked for whenever so many more are kept.
+const PURGE: usize = 64;
+
+/// The block as one worker sees it: a [`Upstream`] for each service that its requests have named.
+pub(crate) struct OnDemandUpstream {
+    /// What each of them is made like.
+    pattern: Upstream,
+    value: NonNull<ngx_http_complex_value_t>,
+    templates: Arc<Templates>,
+    /// Its template's number.
+    number: usize,
+    plan: Arc<Plan>,
+    /// `consul_first_wait`.
+    pub(crate) first_wait: Duration,
+    /// Of `consul_unknown_service`.
+    status: i16,
+    worker: Cell<Option<Worker>>,
+    /// By name, in lower case.
+    blocks: RefCell<HashMap<Box<[u8]>, Rc<Upstream>>>,
+    /// For requests whose service can't be had.
+    nobody: Rc<Upstream>,
+    complained: Interval,
+}
+
+/// A service that this worker has no block for yet.
+pub(crate) struct New {
+    /// Its verdict's.
+    key: u128,
+    service: ServiceName,
+    places: Vec<ServiceTarget>,
+}
+
+impl New {
+    /// The service's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.service.name
+    }
+
+    /// Has worker 0 find out about it. If too many others are asked for, who waits asks again.
+    pub(crate) fn ask(&self) {
+        if let Some(channel) = Channel::get() {
+            channel.ask(&self.service);
+        }
+    }
+}
+
+/// What is known of the service that a request names.
+pub(crate) enum Lookup {
+    /// It is followed.
+    PeerInfo(Rc<Upstream>),
+    /// Nobody has asked for it yet, or there is no answer.
+    New(New),
+    /// It can't be had.
+    Refused(Why),
+}
+
+/// Why a request's service can't be had.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+pub(crate) enum Why {
+    #[error("the name {0}")]
+    Name(Refusal),
+    #[error("Consul has no such service")]
+    Absent,
+    #[error("Consul did not answer, or there is no room for it")]
+    Failed,
+    #[error("there was no answer in time")]
+    Late,
+}
+
+impl OnDemandUpstream {
+    pub(crate) fn new(
+        pattern: Upstream,
+        by_request: &ByRequest,
+        (templates, number, plan): (Arc<Templates>, usize, Arc<Plan>),
+        settings: &Settings,
+    ) -> OnDemandUpstream {
+        OnDemandUpstream {
+            nobody: Rc::new(pattern.for_nobody()),
+            pattern,
+            value: by_request.value,
+            templates,
+            number,
+            plan,
+            first_wait: settings.first_wait.unwrap_or(Duration::from_secs(1)),
+            status: settings.unknown_service.unwrap_or_default().status,
+            worker: Cell::new(None),
+            blocks: RefCell::default(),
+            complained: Interval::default(),
+        }
+    }
+
+    /// In a new worker.
+    pub(crate) fn start(&self, worker: Worker) {
+        self.worker.set(Some(worker));
+        self.nobody.start(worker);
+    }
+
+    /// The block that each service's is made like; itself it has no peers.
+    pub(crate) fn pattern(&self) -> &Upstream {
+        &self.pattern
+    }
+
+    pub(crate) fn template(&self) -> Option<&Template> {
+        self.templates.of_block(self.number)
+    }
+
+    /// The name that the request gives, in its pool.
+    ///
+    /// # Safety
+    ///
+    /// `r` is a valid request; the name lives as long as it.
+    pub(crate) unsafe fn name<'a>(&self, r: *mut ngx_http_request_t) -> Option<&'a [u8]> {
+        let mut name = str_over(b"");
+        // SAFETY: the value was compiled for this configuration, which outlives the request. So
+        // many captures are valid, of an array that never shrinks.
+        unsafe {
+            // The pattern of a `map` puts its captures in place of those of the location.
+            let (count, data) = ((*r).ncaptures, (*r).captures_data);
+            let kept = match count {
+                0 => Vec::new(),
+                _ => std::slice::from_raw_parts((*r).captures, count).to_vec(),
+            };
+            let done = ngx_http_complex_value(r, self.value.as_ptr(), &mut name) == OK;
+            if count != 0 {
+                ptr::copy_nonoverlapping(kept.as_ptr(), (*r).captures, count);
+            }
+            ((*r).ncaptures, (*r).captures_data) = (count, data);
+            done.then(|| bytes(&name))
+        }
+    }
+
+    /// The block of the service that the request names, or one without peers. `None` if the name
+    /// can't be told.
+    ///
+    /// # Safety
+    ///
+    /// `r` is a valid request.
+    pub(super) unsafe fn block_of(&self, r: *mut ngx_http_request_t) -> Option<Rc<Upstream>> {
+        // SAFETY: the caller's promise.
+        let name = unsafe { self.name(r)? };
+        let why = match self.look_up(name) {
+            Lookup::PeerInfo(block) => return Some(block),
+            Lookup::Refused(why) => why,
+            Lookup::New(new) => {
+                // It has not waited, or the service was dropped at this moment.
+                new.ask();
+                Why::Late
+            }
+        };
+        // SAFETY: a request's connection has a log.
+        self.complain(name, why, unsafe { (*(*r).connection).log });
+        Some(Rc::clone(&self.nobody))
+    }
+
+    /// What is known of a service.
+    pub(crate) fn look_up(&self, raw: &[u8]) -> Lookup {
+        let (Some(worker), Some(template)) = (self.worker.get(), self.template()) else {
+            return Lookup::Refused(Why::Failed);
+        };
+        if let Some(block) = self.held(raw, worker) {
+            return Lookup::PeerInfo(block);
+        }
+        let name = match template.allowed.check(raw) {
+            Ok(name) => name,
+            Err(refusal) => return Lookup::Refused(Why::Name(refusal)),
+        };
+        if let Some(block) = self.held(name.as_bytes(), worker) {
+            return Lookup::PeerInfo(block);
+        }
+        let places = template.places(&name, &self.plan);
+        let new = New { key: template.verdict_key(&name), service: template.named(&name), places };
+        match outcome(&new, worker) {
+            Some(Ok(())) => Lookup::PeerInfo(self.keep(new, worker)),
+            Some(Err(why)) => Lookup::Refused(why),
+            None => Lookup::New(new),
+        }
+    }
+
+    /// The block of a service, unless the service was dropped meanwhile.
+    fn held(&self, name: &[u8], worker: Worker) -> Option<Rc<Upstream>> {
+        let block = self.blocks.borrow().get(name).map(Rc::clone)?;
+        if block.note_used(worker) {
+            return Some(block);
+        }
+        self.blocks.borrow_mut().remove(name);
+        None
+    }
+
+    fn keep(&self, new: New, worker: Worker) -> Rc<Upstream> {
+        let (name, places) = (new.service.name, new.places);
+        let source = |place: ServiceTarget| {
+            let number = place.fixed.unwrap_or(usize::MAX);
+            Source::new(place.key, number, place.target.query.datacenter)
+        };
+        let sources = places.into_iter().map(source).collect();
+        let block = Rc::new(self.pattern.for_service(&name, sources));
+        block.start(worker);
+        block.note_used(worker);
+        let mut blocks = self.blocks.borrow_mut();
+        if blocks.len() % PURGE == PURGE - 1 {
+            blocks.retain(|_, block| block.is_current(worker));
+        }
+        blocks.insert(name.as_bytes().into(), Rc::clone(&block));
+        block
+    }
+
+    /// Whether there is an answer for a service that was asked for.
+    pub(crate) fn is_answered(&self, new: &New) -> bool {
+        self.worker.get().is_none_or(|worker| outcome(new, worker).is_some())
+    }
+
+    /// What a request whose service can't be had is answered; the log says why.
+    pub(crate) fn refuse(&self, name: &[u8], why: Why, log: *mut ngx_log_t) -> ngx_int_t {
+        self.complain(name, why, log);
+        match why {
+            Why::Name(_) | Why::Absent => self.status.into(),
+            Why::Failed | Why::Late => NGX_HTTP_BAD_GATEWAY as ngx_int_t,
+        }
+    }
+
+    /// Whether the service has one peer in this worker's eyes, and nobody else to ask.
+    pub(crate) fn is_single(&self, name: &str) -> bool {
+        self.blocks.borrow().get(name.as_bytes()).is_some_and(|block| block.is_single())
+    }
+
+    /// Says, once a second at most, that a service can't be had.
+    fn complain(&self, name: &[u8], why: Why, log: *mut ngx_log_t) {
+        if !self.complained.is_due() {
+            return;
+        }
+        ngx::ngx_log_error!(
+            NGX_LOG_ERR,
+            log,
+            "consul: no service \"{}\" for upstream \"{}\": {why}",
+            name.escape_ascii(),
+            self.pattern.name()
+        );
+    }
+}
+
+/// Whether a service can be had; `None` while nobody knows.
+fn outcome(new: &New, worker: Worker) -> Option<Result<(), Why>> {
+    if new.places.iter().all(|place| place.fixed.is_some()) {
+        return Some(Ok(()));
+    }
+    match worker.table.verdict(new.key, now().millis)? {
+        LookupResult::Absent => Some(Err(Why::Absent)),
+        LookupResult::Failed => Some(Err(Why::Failed)),
+        LookupResult::Followed => is_ready(&new.places, worker.table).then_some(Ok(())),
+    }
+}
+
+/// Whether a service that is followed can be served: the first datacenter that has instances is
+/// known, or none has any. One that failed to answer has none.
+fn is_ready(places: &[ServiceTarget], table: Table<'static>) -> bool {
+    let find = |place: &ServiceTarget| Some((place.fixed, table.find(place.key)?));
+    let entries: Vec<_> = places.iter().filter_map(find).collect();
+    if entries.iter().all(|(fixed, _)| fixed.is_some()) {
+        return false;
+    }
+    for (_, entry) in entries {
+        match table.peer_count(entry) {
+            Some(0) => {}
+            Some(_) => return true,
+            None if table.failures(entry) == 0 => return false,
+            None => {}
+        }
+    }
+    true
+}
