@@ -293,7 +293,7 @@ fn every_reason_of_a_failure_is_explained() {
     let told = text.split_once("## Reasons").expect("the reasons").1;
     let told: Vec<&str> = told.split('`').skip(1).step_by(2).collect();
     let mut count = 0;
-    for file in ["transport.rs", "client.rs", "gate.rs"] {
+    for file in ["transport.rs", "client.rs", "validate.rs"] {
         let path = nginx::workspace().join("src/core/consul").join(file);
         let source = fs::read_to_string(&path).expect("a source");
         for error in source.split("#[error(").skip(1).filter(|e| e.starts_with('"')) {
