@@ -235,8 +235,7 @@ pub(crate) unsafe fn http_conf<'a>(cycle: *mut nginx_sys::ngx_cycle_t) -> Option
     unsafe {
         let context = *(*cycle).conf_ctx.add(nginx_sys::ngx_http_module.index);
         let context = context.cast::<nginx_sys::ngx_http_conf_ctx_t>().as_ref()?;
-        ffi::conf_of::<HttpConf>(context.main_conf, &raw const crate::ngx_http_consul_module)
-            .as_ref()
+        ffi::conf_of::<HttpConf>(context.main_conf, ffi::module()).as_ref()
     }
 }
 
@@ -249,7 +248,7 @@ pub(crate) unsafe fn http_conf<'a>(cycle: *mut nginx_sys::ngx_cycle_t) -> Option
 /// by one thread.
 pub(crate) unsafe fn srv_conf<'a>(upstream: *mut ngx_http_upstream_srv_conf_t) -> &'a SrvConf {
     // SAFETY: the caller's promise; create_conf() has filled the element.
-    unsafe { &*ffi::conf_of((*upstream).srv_conf, &raw const crate::ngx_http_consul_module) }
+    unsafe { &*ffi::conf_of((*upstream).srv_conf, ffi::module()) }
 }
 
 /// Our configuration of the location that a request is in.
@@ -259,5 +258,5 @@ pub(crate) unsafe fn srv_conf<'a>(upstream: *mut ngx_http_upstream_srv_conf_t) -
 /// `r` is a valid request, which lives as long as `'a`.
 pub(crate) unsafe fn loc_conf<'a>(r: *mut nginx_sys::ngx_http_request_t) -> &'a LocConf {
     // SAFETY: create_conf() has filled the element; the configuration outlives its requests.
-    unsafe { &*ffi::conf_of((*r).loc_conf, &raw const crate::ngx_http_consul_module) }
+    unsafe { &*ffi::conf_of((*r).loc_conf, ffi::module()) }
 }

@@ -125,6 +125,17 @@ pub(crate) unsafe fn give_to_pool<T>(pool: *mut ngx_pool_t, value: T) -> *mut T 
     unsafe { make_in_pool(pool, || value) }
 }
 
+unsafe extern "C" {
+    // Defined in lib.rs, on top of everything; nginx's own modules name each other so too.
+    static mut ngx_http_consul_module: ngx_module_t;
+}
+
+/// The module itself, as nginx has it.
+#[inline]
+pub(crate) fn module() -> *mut ngx_module_t {
+    &raw mut ngx_http_consul_module
+}
+
 /// A module's configuration in one of the three lists of an http context.
 ///
 /// # Safety

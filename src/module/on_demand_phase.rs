@@ -80,8 +80,7 @@ pub(crate) extern "C" fn ngx_http_consul_postconfiguration(cf: *mut ngx_conf_t) 
         // SAFETY: `cf` is that of `http`, whose main configurations are complete.
         unsafe {
             let context = ffi::http_context(cf);
-            let http: *mut HttpConf =
-                conf_of(context.main_conf, &raw const crate::ngx_http_consul_module);
+            let http: *mut HttpConf = conf_of(context.main_conf, ffi::module());
             if !api::check_locations(cf, &(*http).apis) {
                 return ERROR;
             }
@@ -121,8 +120,7 @@ extern "C" fn ngx_http_consul_precontent_handler(r: *mut ngx_http_request_t) -> 
     catch_panic(DECLINED, || {
         // SAFETY: nginx passes a request of the running configuration.
         unsafe {
-            let http: *mut HttpConf =
-                conf_of((*r).main_conf, &raw const crate::ngx_http_consul_module);
+            let http: *mut HttpConf = conf_of((*r).main_conf, ffi::module());
             let upstream = upstream_of(r, &*http);
             let blocks = match &upstream {
                 Some(upstream) => slice::from_ref(upstream),
@@ -220,7 +218,7 @@ unsafe fn decide(
 /// `r` is a valid request.
 unsafe fn waiting<'a>(r: *mut ngx_http_request_t) -> Option<&'a Waiting> {
     // SAFETY: our element of the contexts is null or what wait() set for this request.
-    unsafe { conf_of::<Waiting>((*r).ctx, &raw const crate::ngx_http_consul_module).as_ref() }
+    unsafe { conf_of::<Waiting>((*r).ctx, ffi::module()).as_ref() }
 }
 
 /// Has the request wait, as `limit_req` does.
@@ -248,7 +246,7 @@ unsafe fn wait(
         waiting.timer.handler = Some(look);
         waiting.timer.log = (*connection).log;
         waiting.timer.data = ptr::from_mut(waiting).cast();
-        *(*r).ctx.add(crate::ngx_http_consul_module.ctx_index) = waiting.timer.data;
+        *(*r).ctx.add((*ffi::module()).ctx_index) = waiting.timer.data;
         let read = (*connection).read;
         if bits::event::READY.get(read) {
             // The client may have gone already, which epoll doesn't say twice.

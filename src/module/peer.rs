@@ -12,7 +12,7 @@ use nginx_sys::{
 
 use crate::conf::{self, SrvConf, dynamic};
 use crate::ffi::session;
-use crate::ffi::{ERROR, OK, catch_panic};
+use crate::ffi::{self, ERROR, OK, catch_panic};
 
 mod attempt;
 mod upstream;
@@ -57,10 +57,7 @@ pub(crate) extern "C" fn ngx_http_upstream_init_consul(
     catch_panic(ERROR, || {
         // SAFETY: nginx passes the block that is being read; its SrvConf is ours alone.
         unsafe {
-            let conf = crate::ffi::conf_of::<SrvConf>(
-                (*us).srv_conf,
-                &raw const crate::ngx_http_consul_module,
-            );
+            let conf = ffi::conf_of::<SrvConf>((*us).srv_conf, ffi::module());
             dynamic::drop_placeholder(&mut *us);
             if ngx_http_upstream_init_round_robin(cf, us) != OK {
                 return ERROR;

@@ -45,8 +45,7 @@ pub(crate) extern "C" fn ngx_http_consul_ready_handler(r: *mut ngx_http_request_
             if let Err(rc) = response::only_read(r) {
                 return rc;
             }
-            let http: *const HttpConf =
-                ffi::conf_of((*r).main_conf, &raw const crate::ngx_http_consul_module);
+            let http: *const HttpConf = ffi::conf_of((*r).main_conf, ffi::module());
             let demand = conf::loc_conf(r).ready.unwrap_or_default();
             let readiness = look(&*http, demand);
             let status = if readiness.ready { NGX_HTTP_OK } else { NGX_HTTP_SERVICE_UNAVAILABLE };

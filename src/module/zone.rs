@@ -12,7 +12,7 @@ use nginx_sys::{
     ngx_str_t,
 };
 
-use crate::ffi::{ERROR, OK, catch_panic, str_over};
+use crate::ffi::{self, ERROR, OK, catch_panic, str_over};
 
 /// `consul_zone`'s defaults.
 const NAME: &[u8] = b"consul";
@@ -35,7 +35,7 @@ pub(crate) fn request(
     // SAFETY: `cf` is valid; the tag makes the zone ours, a zone of that name of another module is
     // an error of nginx's own.
     unsafe {
-        let tag = (&raw mut crate::ngx_http_consul_module).cast::<c_void>();
+        let tag = ffi::module().cast::<c_void>();
         let mut shm_zone = NonNull::new(ngx_shared_memory_add(cf, &mut name, size, tag))
             .ok_or_else(|| format!("can't have zone \"{name}\" of \"consul_zone\""))?;
         shm_zone.as_mut().init = Some(ngx_http_consul_init_zone);

@@ -147,7 +147,7 @@ pub(crate) fn end() {
 ///
 /// `module` is one of the cycle's modules.
 unsafe fn replace(module: *mut ngx_module_t) {
-    let own = &raw mut crate::ngx_http_consul_module;
+    let own = ffi::module();
     // SAFETY: the caller's promise; a table of commands ends with one without a name.
     unsafe {
         let table = (*module).commands;
@@ -211,10 +211,7 @@ unsafe extern "C" fn observe(
             let before = init();
             let done = set(cf, own, conf);
             if done == CONF_OK {
-                let conf = ffi::conf_of::<SrvConf>(
-                    (*upstream).srv_conf,
-                    &raw const crate::ngx_http_consul_module,
-                );
+                let conf = ffi::conf_of::<SrvConf>((*upstream).srv_conf, ffi::module());
                 let name = (*module).name;
                 let name = if name.is_null() { c"" } else { CStr::from_ptr(name) };
                 let module = (&*name.to_string_lossy(), &*file_of(set as *const c_void));

@@ -35,8 +35,7 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
     };
     // SAFETY: the SrvConf of `http` itself.
     let defaults = unsafe {
-        let conf =
-            ffi::conf_of::<SrvConf>(context.srv_conf, &raw const crate::ngx_http_consul_module);
+        let conf = ffi::conf_of::<SrvConf>(context.srv_conf, ffi::module());
         &(*conf).settings
     };
     // SAFETY: all directives of `http` have been read.
@@ -212,8 +211,7 @@ unsafe fn block_conf<'a>(upstream: *mut ngx_http_upstream_srv_conf_t) -> Option<
         if (*upstream).srv_conf.is_null() {
             return None;
         }
-        ffi::conf_of::<SrvConf>((*upstream).srv_conf, &raw const crate::ngx_http_consul_module)
-            .as_mut()
+        ffi::conf_of::<SrvConf>((*upstream).srv_conf, ffi::module()).as_mut()
     }
 }
 
