@@ -18,8 +18,7 @@ use nginx_sys::{
 };
 
 use crate::api::ApiLocation;
-use crate::ffi::panics;
-use crate::ffi::{self, CONF_ERROR, CONF_OK, catch_panic, give_to_pool};
+use crate::ffi::{self, CONF_ERROR, CONF_OK, HttpLocConf, HttpMainConf, catch_panic, give_to_pool};
 use crate::lifecycle::state_file::StateFile;
 use crate::peer::{Guard, Keepalive, OnDemandUpstream, Upstream};
 use crate::status;
@@ -139,6 +138,12 @@ pub(crate) struct LocConf {
     pub(crate) ready: Option<Demand>,
 }
 
+// SAFETY: ngx_http_consul_create_main_conf() makes it.
+unsafe impl HttpMainConf for HttpConf {}
+
+// SAFETY: create_conf() makes it.
+unsafe impl HttpLocConf for LocConf {}
+
 impl HttpConf {
     /// The state file in use.
     pub(crate) fn state_file(&self) -> Option<&StateFile> {
@@ -173,7 +178,7 @@ impl HttpConf {
 
 pub(crate) extern "C" fn ngx_http_consul_create_main_conf(cf: *mut ngx_conf_t) -> *mut c_void {
     // The first of all callbacks.
-    panics::log_them();
+    ffi::catch_panic::log_panics();
     create_conf::<HttpConf>(cf)
 }
 
@@ -249,14 +254,4 @@ pub(crate) unsafe fn http_conf<'a>(cycle: *mut nginx_sys::ngx_cycle_t) -> Option
 pub(crate) unsafe fn srv_conf<'a>(upstream: *mut ngx_http_upstream_srv_conf_t) -> &'a SrvConf {
     // SAFETY: the caller's promise; create_conf() has filled the element.
     unsafe { &*ffi::conf_of((*upstream).srv_conf, ffi::module()) }
-}
-
-/// Our configuration of the location that a request is in.
-///
-/// # Safety
-///
-/// `r` is a valid request, which lives as long as `'a`.
-pub(crate) unsafe fn loc_conf<'a>(r: *mut nginx_sys::ngx_http_request_t) -> &'a LocConf {
-    // SAFETY: create_conf() has filled the element; the configuration outlives its requests.
-    unsafe { &*ffi::conf_of((*r).loc_conf, ffi::module()) }
 }

@@ -1,27 +1,54 @@
 //! Timers and posted events. nginx has these as inline functions, and those that nginx-sys has for
 //! them use bit fields where bindgen takes them to be.
 
+use std::ffi::c_void;
 use std::ptr;
 
 use nginx_sys::{
-    NGX_TIMER_LAZY_DELAY, ngx_current_msec, ngx_event_t, ngx_event_timer_rbtree, ngx_msec_t,
-    ngx_posted_events, ngx_queue_insert_before, ngx_rbtree_delete, ngx_rbtree_insert,
+    NGX_TIMER_LAZY_DELAY, ngx_current_msec, ngx_event_t, ngx_event_timer_rbtree, ngx_log_t,
+    ngx_msec_t, ngx_posted_events, ngx_queue_insert_before, ngx_rbtree_delete, ngx_rbtree_insert,
 };
 
 use super::bits;
+
+/// The time of the event loop's turn, milliseconds from no particular moment.
+#[inline]
+pub(crate) fn current_msec() -> ngx_msec_t {
+    // SAFETY: a word, which only the main thread writes, and other threads don't call this.
+    unsafe { ngx_current_msec }
+}
+
+/// Makes an event of ours, with nothing set: zeros in all its bytes.
+///
+/// # Safety
+///
+/// There is room for an event, which stays where it is until it is in use no more.
+pub(crate) unsafe fn init(
+    event: *mut ngx_event_t,
+    handler: unsafe extern "C" fn(*mut ngx_event_t),
+    data: *mut c_void,
+    log: *mut ngx_log_t,
+) {
+    // SAFETY: the caller's promise; all zeros are a valid event.
+    unsafe {
+        event.write_bytes(0, 1);
+        (*event).handler = Some(handler);
+        (*event).data = data;
+        (*event).log = log;
+    }
+}
 
 /// `ngx_add_timer()`: has the event's handler called in so many milliseconds, whatever was set before.
 ///
 /// # Safety
 ///
-/// As of [`del_timer`]; the event has a handler and a log, and stays where it is until the handler
-/// is called or the timer deleted.
+/// As of [`del_timer`]; the event stays where it is until its handler is called or the timer deleted.
 #[inline]
 pub(crate) unsafe fn add_timer(event: *mut ngx_event_t, delay: ngx_msec_t) {
     // SAFETY: the caller's promise. The event loop's tree is that of this thread alone, and an event
     // is in it as long as `timer_set` says so.
     unsafe {
-        let key = ngx_current_msec.wrapping_add(delay);
+        let key = current_msec().wrapping_add(delay);
         if bits::event::TIMER_SET.get(event) {
             // What is as good as the new time is left alone, as nginx does.
             if key.abs_diff((*event).timer.key) < NGX_TIMER_LAZY_DELAY as ngx_msec_t {
@@ -39,7 +66,7 @@ pub(crate) unsafe fn add_timer(event: *mut ngx_event_t, delay: ngx_msec_t) {
 ///
 /// # Safety
 ///
-/// This is the thread of the event loop. The event is valid, and all zeros or nginx's.
+/// This is the thread of the event loop. The event is one of [`init`], or nginx's.
 #[inline]
 pub(crate) unsafe fn del_timer(event: *mut ngx_event_t) {
     // SAFETY: as in add_timer().
