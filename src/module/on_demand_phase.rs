@@ -12,17 +12,15 @@ use nginx_sys::{
     ngx_http_upstream_conf_t, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_module_t, ngx_msec_t,
 };
 
-use crate::api;
-use crate::conf::{self, HttpConf, directives};
+use crate::api::ngx_http_consul_api_handler;
 use crate::ffi::event::current_msec;
 use crate::ffi::suspended::{self, Next, Work};
-use crate::ffi::{
-    self, AGAIN, DECLINED, ERROR, INTERNAL_SERVER_ERROR, OK, Request, catch_panic, conf_of,
-};
+use crate::ffi::{self, AGAIN, DECLINED, INTERNAL_SERVER_ERROR, Request, catch_panic, conf_of};
 use crate::peer::trace::trace;
-use crate::peer::{self, Lookup, New, OnDemandUpstream, Why};
+use crate::peer::{Lookup, New, OnDemandUpstream, Slot, Why};
 use crate::ready::ngx_http_consul_ready_handler;
 use crate::status::ngx_http_consul_status_handler;
+use crate::upstreams::Upstreams;
 
 /// `NGX_MODULE_UNSET_INDEX`: of a module that is not in use.
 const UNSET: usize = usize::MAX;
@@ -68,38 +66,32 @@ struct Waiting<'r> {
     is_late: Cell<bool>,
 }
 
-pub(crate) extern "C" fn ngx_http_consul_postconfiguration(cf: *mut ngx_conf_t) -> ngx_int_t {
-    catch_panic(ERROR, || {
-        directives::end();
-        // SAFETY: `cf` is that of `http`, whose main configurations are complete; nothing else refers
-        // to these two now.
-        let (http, core) = unsafe {
-            let list = ffi::http_context(cf).main_conf;
-            let core = conf_of::<ngx_http_core_main_conf_t>(list, &raw const ngx_http_core_module);
-            (&mut *conf_of::<HttpConf>(list, ffi::module()), &mut *core)
-        };
-        // SAFETY: the locations are of the configuration that was just read.
-        if !unsafe { api::check_locations(cf, &http.apis) } {
-            return ERROR;
-        }
-        // SAFETY: nginx reads the configuration, and no request uses the filters now.
-        unsafe { peer::install_header_filter() };
-        if http.on_demand_upstreams.is_empty() {
-            return OK;
-        }
-        http.proxies = proxies();
-        let phase = &mut core.phases[ngx_http_phases_NGX_HTTP_PRECONTENT_PHASE as usize];
-        // SAFETY: the phase's array of handlers, which nginx reads after this; there is room for a
-        // new one, or null.
-        unsafe {
-            let place = ngx_array_push(&mut phase.handlers).cast::<ngx_http_handler_pt>();
-            if place.is_null() {
-                return ERROR;
-            }
-            place.write(Some(ngx_http_consul_precontent_handler));
-        }
-        OK
-    })
+/// Adds the phase handler, if there are upstreams whose service requests name. `false` if memory
+/// is short.
+///
+/// # Safety
+///
+/// `cf` is that of the `postconfiguration` of `http`, and `upstreams` that of its configuration.
+pub(crate) unsafe fn install(cf: *mut ngx_conf_t, upstreams: &mut Upstreams) -> bool {
+    if upstreams.on_demand.is_empty() {
+        return true;
+    }
+    upstreams.proxies = proxies();
+    // SAFETY: the caller's promise; the main configurations of `http` are complete.
+    let handlers = unsafe {
+        let core: *mut ngx_http_core_main_conf_t =
+            conf_of(ffi::http_context(cf).main_conf, &raw const ngx_http_core_module);
+        let phase = ngx_http_phases_NGX_HTTP_PRECONTENT_PHASE as usize;
+        &raw mut (*core).phases[phase].handlers
+    };
+    // SAFETY: nginx's array of phase handlers.
+    let place = unsafe { ngx_array_push(handlers).cast::<ngx_http_handler_pt>() };
+    if place.is_null() {
+        return false;
+    }
+    // SAFETY: the element that was just pushed.
+    unsafe { place.write(Some(ngx_http_consul_precontent_handler)) };
+    true
 }
 
 /// Those of [`PROXIES`] that this nginx has.
@@ -119,16 +111,17 @@ extern "C" fn ngx_http_consul_precontent_handler(r: *mut ngx_http_request_t) -> 
     catch_panic(DECLINED, || {
         // SAFETY: nginx passes a request, which its handler outlives only by suspending it.
         let r = unsafe { Request::new(r) };
-        let http = r.main_conf::<HttpConf>();
-        match upstream_of(r, http) {
+        let upstreams = r.main_conf::<Upstreams>();
+        match upstream_of(r, upstreams) {
             Some(upstream) => {
                 // SAFETY: it is of the running configuration, which outlives the request.
-                let block = unsafe { on_demand(upstream) };
-                block.map_or(DECLINED, |block| decide(r, block, true))
+                let slot = unsafe { Slot::find(upstream) };
+                let on_demand = slot.and_then(|slot| slot.on_demand.as_deref());
+                on_demand.map_or(DECLINED, |on_demand| decide(r, on_demand, true))
             }
             // The block is named by variables too, which only the content handler knows.
             None if has_content(r) => {
-                let mut decided = http.on_demand_upstreams().map(|block| decide(r, block, false));
+                let mut decided = upstreams.on_demand().map(|block| decide(r, block, false));
                 decided.find(|rc| *rc != DECLINED).unwrap_or(DECLINED)
             }
             None => DECLINED,
@@ -137,8 +130,8 @@ extern "C" fn ngx_http_consul_precontent_handler(r: *mut ngx_http_request_t) -> 
 }
 
 /// The `upstream` that the request's location names, if it does without variables.
-fn upstream_of(r: Request<'_>, http: &HttpConf) -> Option<*mut ngx_http_upstream_srv_conf_t> {
-    http.proxies.iter().find_map(|&module| {
+fn upstream_of(r: Request<'_>, upstreams: &Upstreams) -> Option<*mut ngx_http_upstream_srv_conf_t> {
+    upstreams.proxies.iter().find_map(|&module| {
         // SAFETY: the module is one of PROXIES, whose configuration of a location begins so.
         let conf = unsafe { r.loc_conf_of::<ngx_http_upstream_conf_t>(module) };
         conf.map(|conf| conf.upstream).filter(|upstream| !upstream.is_null())
@@ -150,24 +143,9 @@ fn has_content(r: Request<'_>) -> bool {
     let own = [
         ngx_http_consul_status_handler as *const (),
         ngx_http_consul_ready_handler as *const (),
-        api::handler(),
+        ngx_http_consul_api_handler as *const (),
     ];
     r.location().handler.is_some_and(|handler| !own.contains(&(handler as *const ())))
-}
-
-/// # Safety
-///
-/// `upstream` is of the running configuration.
-unsafe fn on_demand<'a>(
-    upstream: *mut ngx_http_upstream_srv_conf_t,
-) -> Option<&'a OnDemandUpstream> {
-    // SAFETY: an implicit block has no configurations of modules.
-    unsafe {
-        if (*upstream).srv_conf.is_null() {
-            return None;
-        }
-        conf::srv_conf(upstream).on_demand.as_deref()
-    }
 }
 
 /// Lets the request go on, wait or end. `is_certain`: it goes to this very block.
@@ -201,7 +179,7 @@ fn wait<'r>(
     trace!(r.log(), "consul: upstream \"{upstream}\": waits for service \"{name}\"");
     service.ask();
     let now = current_msec();
-    let until = waited.map_or(now + block.first_wait.as_millis() as ngx_msec_t, |w| w.until);
+    let until = waited.map_or(now + block.first_wait().as_millis() as ngx_msec_t, |w| w.until);
     r.set_context(suspended::in_phase(r, Waiting::new(block, service, until), look_every())?);
     Some(())
 }

@@ -14,6 +14,7 @@ pub use rights::TokenState;
 use rights::token_rights;
 
 use crate::consul::blocking::Fetch;
+use crate::consul::endpoint::Endpoint;
 use crate::consul::query::{self, View};
 use crate::consul::server::Server;
 use crate::consul::token::CurrentToken;
@@ -21,7 +22,6 @@ use crate::consul::transport::{ConnectError, Dial, DialConnector, LastDial, NoRe
 use crate::model::{Query, Source};
 use crate::stop::Stop;
 use crate::text;
-use crate::watch::Endpoint;
 
 /// Time for Consul's own doings beyond `wait`: it holds a request for 7 s when it has no leader.
 const SLACK: Duration = Duration::from_secs(10);

@@ -9,6 +9,7 @@ mod control;
 mod dashboard;
 mod dead_service;
 mod discovery;
+mod documents;
 mod dressing;
 mod examples;
 mod failures;
