@@ -26,3 +26,4 @@ pub mod on_demand;
 pub mod state;
 pub mod control;
 pub mod status;
+pub mod directives;

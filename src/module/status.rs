@@ -1,5 +1,6 @@
 //! `consul_status`: the status page.
 
+use nginx_consul_core::directives::status::Metrics;
 use nginx_consul_core::status::{self, Ask, Format};
 use nginx_sys::{
     NGX_HTTP_BAD_REQUEST, NGX_HTTP_HEAD, NGX_HTTP_NOT_FOUND, NGX_HTTP_OK, ngx_http_request_t,
@@ -16,7 +17,7 @@ mod service;
 mod collect;
 mod send;
 
-pub(crate) use options::{LocationOptions, Metrics};
+pub(crate) use options::LocationOptions;
 pub(crate) use service::service;
 
 const TEXT: &str = "text/plain; charset=utf-8";

@@ -44,6 +44,7 @@ pub(crate) struct Upstreams {
 }
 
 /// `consul_state path [valid=time]`.
+#[derive(Clone)]
 pub(crate) struct StateFile {
     /// Absolute.
     pub(crate) path: PathBuf,

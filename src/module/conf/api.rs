@@ -2,22 +2,15 @@
 
 use std::ffi::{c_char, c_void};
 
-use nginx_sys::{NGX_LOG_EMERG, ngx_command_t, ngx_conf_t, ngx_http_core_loc_conf_t};
+use nginx_sys::{NGX_LOG_EMERG, ngx_command_t, ngx_conf_t};
 
 use super::args::place;
-use super::http::HttpConf;
+use super::http::{ApiLocation, HttpConf};
 use crate::api::ngx_http_consul_api_handler;
 use crate::ffi::{self, CONF_ERROR, CONF_OK, bits, catch_panic};
 
-/// A location with the directive.
-pub(crate) struct ApiLocation {
-    core: *mut ngx_http_core_loc_conf_t,
-    /// Where the directive stands.
-    place: String,
-}
-
 /// The directive: makes the API the location's content.
-pub(crate) extern "C" fn ngx_http_consul_api(
+pub(super) extern "C" fn ngx_http_consul_api(
     cf: *mut ngx_conf_t,
     _: *mut ngx_command_t,
     conf: *mut c_void,
@@ -56,7 +49,7 @@ pub(crate) extern "C" fn ngx_http_consul_api(
 /// # Safety
 ///
 /// The locations are of the configuration that is being read.
-pub(crate) unsafe fn check_locations(cf: *mut ngx_conf_t, locations: &[ApiLocation]) -> bool {
+pub(super) unsafe fn check_locations(cf: *mut ngx_conf_t, locations: &[ApiLocation]) -> bool {
     let is_ours = |location: &&ApiLocation| {
         // SAFETY: the caller's promise.
         let present = unsafe { (*location.core).handler };

@@ -1,5 +1,6 @@
 //! What a `location` says of its status.
 
+use nginx_consul_core::directives::status::Metrics;
 use nginx_consul_core::status::ready::Demand;
 
 use crate::ffi::HttpLocConf;
@@ -11,16 +12,6 @@ pub(crate) struct LocationOptions {
     pub(crate) status: Option<Metrics>,
     /// `consul_status ready`.
     pub(crate) ready: Option<Demand>,
-}
-
-/// `metrics=`: what Prometheus gets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Metrics {
-    /// Nothing for each peer: as many series as the configuration has services.
-    Service,
-    /// Also some for each peer.
-    #[default]
-    Peer,
 }
 
 // SAFETY: nginx keeps what the module's create_loc_conf makes, which is this.
