@@ -1,20 +1,16 @@
 //! The configuration: what the directives fill, and what is made of it when all is read.
 
-use std::cell::OnceCell;
 use std::ffi::{c_char, c_void};
+use std::mem::offset_of;
 use std::ptr::{self, NonNull};
-use std::rc::Rc;
 
-use nginx_consul_core::balance::{Method, ServerParams};
+use nginx_consul_core::balance::ServerParams;
 use nginx_consul_core::model::{Query, Selection};
-use nginx_sys::{
-    ngx_conf_t, ngx_http_complex_value_t, ngx_http_upstream_rr_peers_t,
-    ngx_http_upstream_srv_conf_t, ngx_int_t,
-};
+use nginx_sys::{ngx_conf_t, ngx_http_complex_value_t, ngx_int_t};
 
 use crate::ffi::panics;
 use crate::ffi::{self, CONF_ERROR, CONF_OK, ERROR, OK, catch_panic, give_to_pool};
-use crate::peer::{self, Guard, Keepalive, OnDemandUpstream, Upstream};
+use crate::peer::{self, NginxMethod, Slot};
 use crate::status::LocationOptions;
 use crate::{on_demand_phase, variables};
 
@@ -38,35 +34,22 @@ pub(crate) use commands::COMMANDS;
 pub(crate) use directives::Directives;
 use http::HttpConf;
 pub(crate) use keepalive::KeepaliveConf;
-pub(crate) use nginx_method::Inner;
-pub(crate) use on_demand::ByRequest;
 pub(crate) use settings::Settings;
-
-/// `consul_balance`.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Balance {
-    pub(crate) method: Method,
-    /// Of `hash`: in the pool of the configuration.
-    pub(crate) key: Option<NonNull<ngx_http_complex_value_t>>,
-}
 
 /// `consul_dynamic` of a block.
 pub(crate) struct Dynamic {
     /// What to ask, but for the datacenter.
     pub(crate) query: Query,
     /// The service's name, if it has variables; then the query has none.
-    pub(crate) by_request: Option<ByRequest>,
+    pub(crate) by_request: Option<NonNull<ngx_http_complex_value_t>>,
     /// `dc=`, in the order of use; none: the agent's own.
     pub(crate) datacenters: Vec<String>,
     pub(crate) selection: Selection,
     pub(crate) rules: ServerParams,
     /// The block has `server` lines to fall back on.
     pub(crate) has_fallback: bool,
-    /// What our `init_upstream` has made of the `server` lines; null if nginx has not called it,
-    /// since another method took the block away.
-    pub(crate) servers: *mut ngx_http_upstream_rr_peers_t,
     /// The method that stands before, and picks.
-    pub(crate) inner: Option<Inner>,
+    pub(crate) nginx_method: Option<NginxMethod>,
     /// How many [`Directives::methods`] stand before.
     pub(crate) before: usize,
     /// Where the directive stands, as `file:line`.
@@ -75,30 +58,20 @@ pub(crate) struct Dynamic {
 
 /// Of `http` (its `block` stays empty) or of one `upstream`.
 #[derive(Default)]
+#[repr(C)]
 pub(crate) struct SrvConf {
+    /// What requests use; filled when the configuration was read.
+    pub(crate) slot: Slot,
     pub(crate) settings: Settings,
     pub(crate) dynamic: Option<Dynamic>,
     /// `consul_keepalive`.
     pub(crate) keepalive_conf: Option<KeepaliveConf>,
-    /// The idle connections, where they are kept by us.
-    pub(crate) keepalive: Option<Rc<Keepalive>>,
-    /// What requests use; set when the configuration is read.
-    pub(crate) block: Option<Box<Upstream>>,
-    /// The same of a block whose service requests name.
-    pub(crate) on_demand: Option<Box<OnDemandUpstream>>,
     /// Those of other modules.
     pub(crate) directives: Directives,
-    /// With another module's callback around ours.
-    pub(crate) guard: OnceCell<Guard>,
 }
 
-impl SrvConf {
-    /// The last directive after `consul_dynamic` that has wrapped the block's method and that nginx
-    /// doesn't ship, for people.
-    pub(crate) fn wrapped_by(&self) -> Option<String> {
-        self.directives.wrapper(self.dynamic.as_ref()?.before)
-    }
-}
+// By it `peer` finds what it needs of a `srv_conf`, and knows nothing of the rest.
+const _: () = assert!(offset_of!(SrvConf, slot) == 0);
 
 /// Adds the variables, and begins to observe the directives of other modules.
 pub(crate) extern "C" fn ngx_http_consul_preconfiguration(cf: *mut ngx_conf_t) -> ngx_int_t {
@@ -181,16 +154,4 @@ pub(crate) extern "C" fn ngx_http_consul_init_main_conf(
             }
         }
     })
-}
-
-/// Our configuration of an `upstream`.
-///
-/// # Safety
-///
-/// `upstream` belongs to a configuration that lives as long as `'a`, and has a `srv_conf` (an
-/// explicit `upstream` block). Mutable references are only made while the configuration is read,
-/// by one thread.
-pub(crate) unsafe fn srv_conf<'a>(upstream: *mut ngx_http_upstream_srv_conf_t) -> &'a SrvConf {
-    // SAFETY: the caller's promise; create_conf() has filled the element.
-    unsafe { &*ffi::conf_of((*upstream).srv_conf, ffi::module()) }
 }

@@ -164,8 +164,8 @@ pub(crate) extern "C" fn ngx_http_consul_init_process(cycle: *mut ngx_cycle_t) -
         // SAFETY: nginx passes the worker's cycle.
         let Some((upstreams, plan, table)) = (unsafe { parts(cycle) }) else { return OK };
         table.clear_dead_lanes();
-        let worker = Worker::new(table, table.claim_shard(ProcessId::own()));
-        if worker.shard.is_none() {
+        let worker = Worker::new(table);
+        if worker.shard().is_none() {
             // SAFETY: the cycle's log.
             let log = unsafe { (*cycle).log };
             ngx::ngx_log_error!(
@@ -194,26 +194,8 @@ pub(crate) extern "C" fn ngx_http_consul_exit_process(cycle: *mut ngx_cycle_t) {
             watch.sink.close();
         }
         // Requests that an ending worker cut off are no longer in flight.
-        let table = running.worker.table;
-        running.worker.shard.into_iter().for_each(|shard| {
-            table.clear_lane(shard);
-            table.release_lane(shard);
-        });
+        running.worker.release_shard();
     });
-}
-
-/// Tries again to get a shard for a worker that has none.
-pub(crate) fn try_shard() -> Option<Worker> {
-    RUNNING.with_borrow_mut(|running| {
-        let worker = &mut running.as_mut()?.worker;
-        if worker.shard.is_none() {
-            let shard = worker.table.claim_shard(ProcessId::own());
-            if shard.is_some() {
-                *worker = Worker::new(worker.table, shard);
-            }
-        }
-        Some(*worker)
-    })
 }
 
 /// Frees what no block asks for any more.

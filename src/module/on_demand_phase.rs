@@ -19,10 +19,9 @@ use nginx_sys::{
 };
 
 use crate::api::ngx_http_consul_api_handler;
-use crate::conf::srv_conf;
 use crate::ffi::{self, AGAIN, DECLINED, ERROR, OK, catch_panic, conf_of, give_to_pool};
 use crate::peer::trace::trace;
-use crate::peer::{Lookup, New, OnDemandUpstream, Why};
+use crate::peer::{Lookup, New, OnDemandUpstream, Slot, Why};
 use crate::ready::ngx_http_consul_ready_handler;
 use crate::status::ngx_http_consul_status_handler;
 use crate::upstreams::Upstreams;
@@ -175,13 +174,8 @@ unsafe fn has_content(r: *mut ngx_http_request_t) -> bool {
 unsafe fn named_block<'a>(
     upstream: *mut ngx_http_upstream_srv_conf_t,
 ) -> Option<&'a OnDemandUpstream> {
-    // SAFETY: an implicit block has no configurations of modules.
-    unsafe {
-        if (*upstream).srv_conf.is_null() {
-            return None;
-        }
-        srv_conf(upstream).on_demand.as_deref()
-    }
+    // SAFETY: the caller's promise.
+    unsafe { Slot::find(upstream)?.on_demand.as_deref() }
 }
 
 /// Lets the request go on, wait or end. `is_certain`: it goes to this very block.
@@ -237,7 +231,7 @@ unsafe fn wait(
         let (upstream, name) = (block.pattern().name(), service.name().escape_debug());
         trace!((*connection).log, "consul: upstream \"{upstream}\": waits for service \"{name}\"");
         service.ask();
-        let until = waited.map_or(now + block.first_wait.as_millis() as usize, |w| w.until);
+        let until = waited.map_or(now + block.first_wait().as_millis() as usize, |w| w.until);
         let new = Box::new(Waiting::new(r, block, (service, now), until));
         let Some(new) = give_to_pool((*r).pool, new).as_mut() else { return ERROR };
         let waiting = &mut **new;

@@ -17,9 +17,8 @@ use nginx_sys::{
     ngx_module_t, ngx_shm_zone_t,
 };
 
-use crate::conf::srv_conf;
 use crate::ffi;
-use crate::peer::{Guard, OnDemandUpstream, Upstream};
+use crate::peer::{Guard, OnDemandUpstream, Slot, Upstream};
 use crate::zone;
 
 /// What a cycle's configuration has made.
@@ -101,13 +100,13 @@ impl Upstreams {
     /// The upstreams whose service the configuration names.
     pub(crate) fn fixed(&self) -> impl Iterator<Item = &Upstream> {
         // SAFETY: upstreams of this configuration, which has been read.
-        self.fixed.iter().filter_map(|&upstream| unsafe { srv_conf(upstream) }.block.as_deref())
+        self.fixed.iter().filter_map(|&upstream| unsafe { Slot::of(upstream) }.upstream.as_deref())
     }
 
     /// The upstreams whose service requests name.
     pub(crate) fn on_demand(&self) -> impl Iterator<Item = &OnDemandUpstream> {
         // SAFETY: as in fixed().
-        let of = |&upstream: &*mut _| unsafe { srv_conf(upstream) }.on_demand.as_deref();
+        let of = |&upstream: &*mut _| unsafe { Slot::of(upstream) }.on_demand.as_deref();
         self.on_demand.iter().filter_map(of)
     }
 
