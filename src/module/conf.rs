@@ -5,7 +5,6 @@ use std::ptr;
 
 use nginx_sys::{ngx_conf_t, ngx_int_t};
 
-use crate::ffi::panics;
 use crate::ffi::{self, CONF_ERROR, CONF_OK, ERROR, OK, catch_panic, give_to_pool};
 use crate::peer;
 use crate::status::LocationOptions;
@@ -65,7 +64,7 @@ pub(crate) extern "C" fn ngx_http_consul_postconfiguration(cf: *mut ngx_conf_t) 
 
 pub(crate) extern "C" fn ngx_http_consul_create_main_conf(cf: *mut ngx_conf_t) -> *mut c_void {
     // The first of all callbacks.
-    panics::log_them();
+    ffi::catch_panic::log_panics();
     create_conf::<HttpConf>(cf)
 }
 

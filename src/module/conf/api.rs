@@ -7,7 +7,7 @@ use nginx_sys::{NGX_LOG_EMERG, ngx_command_t, ngx_conf_t};
 use super::args::place;
 use super::http::{ApiLocation, HttpConf};
 use crate::api::ngx_http_consul_api_handler;
-use crate::ffi::{self, CONF_ERROR, CONF_OK, catch_panic};
+use crate::ffi::{self, CONF_ERROR, CONF_OK, bits, catch_panic};
 
 /// The directive: makes the API the location's content.
 pub(super) extern "C" fn ngx_http_consul_api(
@@ -34,7 +34,7 @@ pub(super) extern "C" fn ngx_http_consul_api(
             let is_regex = !(*core).regex.is_null();
             #[cfg(not(nginx_pcre))]
             let is_regex = false;
-            if is_regex || (*core).exact_match() != 0 || name.starts_with(b"@") {
+            if is_regex || bits::core_loc_conf::EXACT_MATCH.get(core) || name.starts_with(b"@") {
                 return c"must be in a location that is a prefix".as_ptr().cast_mut();
             }
             (*core).handler = Some(ngx_http_consul_api_handler);

@@ -20,7 +20,7 @@ use super::trace::trace;
 use super::upstream::Upstream;
 use super::view::PeerView;
 use super::worker::Worker;
-use crate::ffi::{DECLINED, ERROR, OK};
+use crate::ffi::{DECLINED, ERROR, OK, bits};
 
 pub(super) mod callbacks;
 pub(super) mod cell;
@@ -123,7 +123,7 @@ impl Attempt {
         // SAFETY: the caller's promise. First of all, as nginx's own balancers do: while this says
         // that a kept connection was used, ngx_http_upstream_next() asks again, though nobody is left.
         unsafe {
-            (*pc).set_cached(0);
+            bits::peer_connection::CACHED.set(pc, false);
             (*pc).connection = ptr::null_mut();
         }
         if let Some(kept) = &mut self.kept {

@@ -17,7 +17,7 @@ use nginx_sys::{
 
 use super::super::view::PeerView;
 use super::{Key, Snapshots};
-use crate::ffi::{ERROR, OK};
+use crate::ffi::{ERROR, OK, bits};
 
 /// A view's first tier as a method has it.
 pub(in super::super) struct Snapshot {
@@ -80,7 +80,8 @@ impl Snapshot {
             unsafe { &mut *(*upstream.as_ptr()).peer.data.cast::<ngx_http_upstream_rr_peers_t>() };
         if !alone || view.peers().tiers().len() > 1 {
             // The failures of a single peer would not count, but there are others to ask.
-            list.set_single(0);
+            // SAFETY: the method has just made the list, in the pool.
+            unsafe { bits::upstream_rr_peers::SINGLE.set(list, false) };
         }
         // SAFETY: the list is a valid one, just made.
         let next = |peer: &NonNull<ngx_http_upstream_rr_peer_t>| unsafe {
