@@ -1,4 +1,4 @@
-//! Host names to addresses, off nginx's event loop.
+//! Resolves host names to addresses, outside nginx's event loop.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -15,10 +15,10 @@ use crate::stop::{Stop, Woken};
 /// A name is not looked up again within this time, however often its service changes.
 const FRESH: Duration = Duration::from_secs(5);
 
-/// Lookups that the system's resolver may keep hanging; more fail at once.
+/// Most lookups that may wait for the system's resolver at a time; further ones fail at once.
 const MAX_HANGING: usize = 4;
 
-/// Looks names up.
+/// Resolves host names.
 pub trait Resolve {
     /// All addresses of `host`, IPv4 and IPv6, in any order.
     ///
@@ -30,8 +30,8 @@ pub trait Resolve {
 
 /// The system's resolver (`getaddrinfo`).
 ///
-/// It cannot be interrupted, so each lookup has a thread of its own, which is left behind when the
-/// deadline passes or the engine stops.
+/// It cannot be interrupted, so each lookup has a thread of its own. After the deadline, and when the
+/// watcher stops, nobody waits for that thread.
 #[derive(Debug)]
 pub struct SystemResolver {
     stop: Arc<Stop>,
@@ -62,12 +62,12 @@ impl SystemResolver {
         let lookup = Arc::new(Lookup { done: Stop::new()?, addresses: OnceLock::new() });
         let name = host.to_owned();
         let shared = Arc::clone(&lookup);
-        // 256 KiB: name service modules of the C library are generous with their stack.
+        // 256 KiB: name service modules of the C library need much stack.
         let thread = thread::Builder::new().name("consul-resolve".to_owned());
         thread.stack_size(256 * 1024).spawn(move || {
             let found = (name.as_str(), 0).to_socket_addrs();
             let found = found.map(|all| all.map(|address| address.ip()).collect());
-            // Set once: this thread is the only one to do it.
+            // Only this thread sets it.
             let _ = shared.addresses.set(found.map_err(|error| error.to_string()));
             shared.done.raise();
         })?;
@@ -95,15 +95,15 @@ impl Resolve for SystemResolver {
 /// Addresses of the host names of one watch.
 #[derive(Debug, Default)]
 pub struct Names {
-    /// With the time when they were looked up.
+    /// Addresses of each host, and when they were looked up.
     known: HashMap<String, (Vec<IpAddr>, Instant)>,
 }
 
 impl Names {
     /// Looks up the names of `instances` and forgets all others; IP addresses are not names.
     ///
-    /// Takes at most `budget`, and looks a name up again after `every`. A name that cannot be looked up
-    /// keeps its last addresses; gives the names without any, now or before, and why.
+    /// Takes at most `budget`, and looks a name up again after `every`. A name whose lookup fails keeps
+    /// its last addresses. Returns the names that have no address, and why.
     pub fn refresh(
         &mut self,
         instances: &[Instance],
@@ -114,7 +114,7 @@ impl Names {
             instances.iter().map(|i| i.host.as_str()).filter(|h| is_name(h)).collect();
         self.known.retain(|host, _| hosts.contains(host.as_str()));
         let mut hosts: Vec<&str> = hosts.into_iter().collect();
-        // The unknown ones first: they need the budget more than the others.
+        // Unknown names first: they have no addresses to fall back to.
         hosts.sort_by_key(|host| (self.known.contains_key(*host), *host));
         let deadline = Instant::now() + budget;
         let mut unresolved = Vec::new();

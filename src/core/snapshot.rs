@@ -1,4 +1,5 @@
-//! From the instances of an answer to the peers of one block.
+//! Turns the instances of an answer into the set of peers of one upstream: selection by health, tags
+//! and address, weights, one peer for each address of a host name.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
@@ -13,8 +14,8 @@ use crate::text::shortened;
 const MAX_TAG: usize = 512;
 const MAX_TAGS: usize = 4096;
 
-/// The peers that `selection` takes from the instances of an answer, and the instances that it
-/// would take but for their address.
+/// The peers that `selection` takes from the instances of an answer, and the instances that it skips
+/// because of their address.
 ///
 /// A host name gives one peer for each of its addresses. Instances without an address are left
 /// out, as are those in warning whose `Weights.Warning` is 0.
@@ -45,14 +46,15 @@ pub fn peers(
             peers.push(Peer {
                 addr,
                 weight,
-                // A name that moves to another address is still the same instance.
+                // With one address the identity doesn't contain it: a host name that moves to
+                // another address is still the same instance.
                 identity: identity(&instance.node, &instance.id, several.then_some(addr)),
                 node: instance.node.clone(),
                 id: instance.id.clone(),
                 tags: kept(&instance.tags),
                 health: instance.health,
                 datacenter: instance.datacenter.clone(),
-                // Its weight is in effect already.
+                // The weight is already in effect.
                 params: Params { weight: None, ..instance.params },
                 meta: instance.meta.clone(),
             });
@@ -61,14 +63,14 @@ pub fn peers(
     (PeerSet::new(peers), skipped)
 }
 
-/// What is kept of an instance's tags, once they have been matched: whoever registers it can't fill
-/// the zone with them.
+/// The tags of an instance that are stored, after they have been matched. They are limited, so that
+/// whoever registers an instance can't fill the zone.
 fn kept(tags: &[String]) -> Vec<String> {
     let mut room = MAX_TAGS;
     let mut kept = Vec::new();
     for tag in tags {
         let tag = shortened(tag.clone(), MAX_TAG);
-        // Three bytes: the quotes and comma that the table stores with it.
+        // The table adds three bytes: quotes and a comma.
         let Some(left) = room.checked_sub(tag.len() + 3) else {
             kept.push("…".to_owned());
             break;
