@@ -299,14 +299,14 @@ impl Asked {
             }
             NotSet::Busy => busy(),
         })?;
-        self.log_each(new.iter().map(|held| control::set(held, body.expires)));
+        self.log_each(new.iter().map(|held| control::set_line(held, body.expires)));
         Ok(())
     }
 
     fn take_back(&self, which: impl Fn(&Override) -> bool) -> Result<Vec<Override>, Refusal> {
         let removed = self.services.table.remove_overrides(which, ProcessId::own());
         let removed = removed.ok_or_else(busy)?;
-        self.log_each(removed.iter().map(|held| control::removed(held, &self.who)));
+        self.log_each(removed.iter().map(|held| control::removed_line(held, &self.who)));
         Ok(removed)
     }
 
