@@ -83,14 +83,14 @@ fn client() -> Client {
     Client::new(Arc::new(Stop::new().unwrap()))
 }
 
-fn ask(client: &mut Client, endpoint: &Arc<Endpoint>, index: Option<u64>) -> Result<Answer, Error> {
+fn ask(client: &mut Client, endpoint: &Arc<Endpoint>, index: Option<u64>) -> Result<Response, Error> {
     let query = Query { service: "web".to_owned(), ..Query::default() };
     let wait = Duration::from_secs(60);
     let fetch = Fetch { index, ..Fetch::read(0, wait) };
-    client.get(Request { endpoint, query: &query, view: View::Full, fetch, patience: None })
+    client.get(Request { endpoint, query: &query, view: View::Full, fetch, timeout: None })
 }
 
-fn once(endpoint: Endpoint) -> Result<Answer, Error> {
+fn once(endpoint: Endpoint) -> Result<Response, Error> {
     ask(&mut client(), &Arc::new(endpoint), None)
 }
 
