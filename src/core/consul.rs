@@ -12,5 +12,6 @@ pub mod query;
 pub mod server;
 pub mod tls;
 pub mod token;
+pub mod endpoint;
 pub(crate) mod transport;
 pub mod blocking;

@@ -16,7 +16,8 @@ pub use origin::check_origin;
 pub use route::{PATHS, Route, Verb, route};
 pub use told::{over, removed, set};
 
-use crate::table::{FrozenDiff, Override};
+use crate::model::Override;
+use crate::table::FrozenDiff;
 
 /// A request that is refused, in the words of NGINX Plus's API.
 #[derive(Clone, Debug, PartialEq, Eq)]

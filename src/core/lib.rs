@@ -8,21 +8,21 @@
 //! ```
 #![forbid(unsafe_code)]
 
-pub mod address;
-pub mod balance;
-pub mod consul;
-pub mod control;
-pub mod idle;
-pub mod labels;
-pub mod model;
-pub mod on_demand;
-pub mod params;
-pub mod process;
-pub mod resolve;
-pub mod snapshot;
-pub mod state;
-pub mod status;
-pub mod stop;
-pub mod watch;
-pub mod table;
 pub mod text;
+pub mod address;
+pub mod process;
+pub mod stop;
+pub mod resolve;
+pub mod params;
+pub mod model;
+pub mod consul;
+pub mod snapshot;
+pub mod table;
+pub mod labels;
+pub mod idle;
+pub mod balance;
+pub mod watch;
+pub mod on_demand;
+pub mod state;
+pub mod control;
+pub mod status;

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use siphasher::sip128::{Hasher128, SipHasher13};
 
-use crate::table::ServiceName;
+use crate::model::ServiceName;
 use crate::watch::{Plan, Target};
 
 mod catalog;
@@ -32,7 +32,7 @@ mod registry;
 mod resolver;
 mod store;
 
-pub use allow::{Allowed, MAX_NAME, Refusal};
+pub use allow::{Allowed, Refusal};
 pub use catalog::Catalog;
 pub use channel::Channel;
 pub use resolver::ServiceResolver;

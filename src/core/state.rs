@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 use siphasher::sip128::SipHasher13;
 
 use crate::address::AddressFilter;
-use crate::model::{Peer, PeerSet};
-use crate::table::{Override, PeerSnapshot};
+use crate::model::{Override, Peer, PeerSet};
+use crate::table::PeerSnapshot;
 
 mod content;
 pub mod file;

@@ -9,12 +9,11 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use strum::{IntoStaticStr, VariantArray};
 
-use crate::consul::removal::Pending;
-#[cfg(test)]
-use crate::consul::validate::Reason;
 use crate::control::Frozen;
-use crate::model::{Admit, Health, Source};
-use crate::table::{Changed, Override};
+#[cfg(test)]
+use crate::model::Reason;
+use crate::model::{Admit, Health, Override, Pending, Source};
+use crate::table::Changed;
 
 mod ask;
 mod json;

@@ -49,12 +49,12 @@ pub mod lookup_cache;
 mod words;
 
 pub use counters::{Counters, InFlight, Slot, SlotRef, WorkerShard};
-pub use entry::{Freshness, ServiceName};
+pub use entry::Freshness;
 pub use failures::{Limits, PROBE_PACE};
 pub use history::Changed;
 pub use lookup_cache::LookupResult;
 pub use outage::Outage;
-pub use overrides::{Action, NotSet, Override, Overrides};
+pub use overrides::{NotSet, Overrides};
 pub use permits::Permit;
 pub use publish::Full;
 pub use read::PeerSnapshot;

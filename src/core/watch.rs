@@ -25,18 +25,15 @@ pub(crate) mod testing;
 use std::collections::HashSet;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use crate::model::{Connections, Level, Mode, PeerSet, Pending, Reason};
 
-use crate::model::PeerSet;
-
-pub use crate::consul::removal::{Confirm, OnEmpty, Pending, Policy};
+pub use crate::consul::endpoint::Endpoint;
+pub use crate::consul::removal::{Confirm, OnEmpty, Policy};
 pub use crate::consul::server::{Server, ServerError};
 pub use crate::consul::tls::{Tls, TlsError, TlsOptions};
 pub use crate::consul::token::{Token, TokenError};
-pub use crate::consul::validate::Reason;
-pub use crate::model::Mode;
 pub use initial::first_answers;
-pub use plan::{Endpoint, Plan, Subject, Target, Timing, WatchPlan};
+pub use plan::{Plan, Subject, Target, Timing, WatchPlan};
 pub use watcher::Watcher;
 pub(crate) use watcher::{join_all, spawn};
 
@@ -68,62 +65,6 @@ pub trait Sink: Send + Sync {
     /// Connections that engines before this one still have, as Consul counts.
     fn foreign_connections(&self) -> usize {
         0
-    }
-}
-
-/// Connections of an engine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Connections {
-    /// In a blocking query.
-    pub blocking: usize,
-    /// Others: Consul forgets these as soon as they are closed.
-    pub others: usize,
-    /// Longest time that the blocking queries last.
-    pub wait: Duration,
-    /// Most that the engine may have now.
-    pub allowed: usize,
-    /// That would give each service a blocking query of its own.
-    pub needed: usize,
-    /// What keeps these away, if they are out of reach.
-    pub limit: Option<Limit>,
-}
-
-/// What bounds the number of connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Limit {
-    /// `consul_connections`.
-    Configured,
-    /// Threads: `pids.max` of control groups, `RLIMIT_NPROC`.
-    Threads,
-    /// Descriptors: `RLIMIT_NOFILE` less `worker_connections`.
-    Descriptors,
-    /// Consul has refused more.
-    Refused,
-}
-
-impl Limit {
-    /// All.
-    pub const ALL: [Limit; 4] =
-        [Limit::Configured, Limit::Threads, Limit::Descriptors, Limit::Refused];
-
-    /// The word for it in the status.
-    pub fn word(self) -> &'static str {
-        match self {
-            Limit::Configured => "consul_connections",
-            Limit::Threads => "threads",
-            Limit::Descriptors => "descriptors",
-            Limit::Refused => "consul",
-        }
-    }
-
-    /// What it is, for a log line.
-    pub(crate) fn what(self) -> &'static str {
-        match self {
-            Limit::Configured => "consul_connections",
-            Limit::Threads => "a quarter of the threads that pids.max and RLIMIT_NPROC leave",
-            Limit::Descriptors => "RLIMIT_NOFILE less worker_connections",
-            Limit::Refused => "Consul, which refused more",
-        }
     }
 }
 
@@ -179,17 +120,4 @@ pub enum Report<'a> {
         /// Time to the next attempt.
         retry_in: Duration,
     },
-}
-
-/// Levels of nginx's error log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Level {
-    /// `error`
-    Error,
-    /// `warn`
-    Warn,
-    /// `notice`
-    Notice,
-    /// `info`
-    Info,
 }

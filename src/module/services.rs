@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use nginx_consul_core::table::{Table, overrides};
+use nginx_consul_core::model;
+use nginx_consul_core::table::Table;
 use nginx_consul_core::watch::{Plan, Target};
 
 use crate::conf::HttpConf;
@@ -107,6 +108,6 @@ impl Followed {
     /// By which its instances are known to overrides.
     pub(crate) fn scope(&self) -> u64 {
         let query = &self.target.query;
-        overrides::scope(&query.service, query.datacenter.as_deref())
+        model::service_scope(&query.service, query.datacenter.as_deref())
     }
 }

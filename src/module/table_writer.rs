@@ -5,14 +5,12 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nginx_consul_core::model::PeerSet;
+use nginx_consul_core::model::{self, Connections, Level, PeerSet, ServiceName};
 use nginx_consul_core::on_demand::ServiceStore;
 use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::state::{Mark, Saved};
-use nginx_consul_core::table::{
-    self, FrozenDiff, LookupResult, PeerSnapshot, ServiceName, Table, overrides,
-};
-use nginx_consul_core::watch::{Connections, Level, Plan, Published, Report, Sink};
+use nginx_consul_core::table::{self, FrozenDiff, LookupResult, PeerSnapshot, Table};
+use nginx_consul_core::watch::{Plan, Published, Report, Sink};
 use parking_lot::{Mutex, RwLock};
 
 use crate::ffi::log::Line;
@@ -90,7 +88,7 @@ impl TableWriter {
                 );
             });
             if let Ok(entry) = entry {
-                let scope = overrides::scope(&query.service, query.datacenter.as_deref());
+                let scope = model::service_scope(&query.service, query.datacenter.as_deref());
                 table.note_scope(entry, scope);
             }
             (entry.ok(), key)

@@ -22,6 +22,7 @@ pub use acl::TokenState;
 pub use error::{ConnectionFailure, Error};
 pub use response::Response;
 
+use crate::consul::endpoint::Endpoint;
 use crate::consul::query::{self, Fetch, View};
 use crate::consul::server::Server;
 use crate::consul::token::CurrentToken;
@@ -31,7 +32,6 @@ use crate::consul::transport::{
 use crate::model::{Query, Source};
 use crate::stop::Stop;
 use crate::text;
-use crate::watch::Endpoint;
 
 /// Longest time to a response beyond `wait`: Consul holds a request for 7 s while it has no leader.
 const SLACK: Duration = Duration::from_secs(10);

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use crate::model::Pending;
 
 /// Reads of the default `consul_empty`.
 const READS: u32 = 3;
@@ -75,18 +75,6 @@ impl Policy {
     fn allows(&self, removed: usize, held: usize) -> bool {
         self.max_removal.is_none_or(|most| removed * 100 <= held * usize::from(most))
     }
-}
-
-/// A removal that is not in force yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
-pub struct Pending {
-    /// Peers that would leave.
-    pub removals: u32,
-    /// Reads that have agreed so far.
-    pub confirmed: u16,
-    /// Reads that have to; 0: none are enough (`keep`).
-    pub of: u16,
 }
 
 /// What to do with an answer.

@@ -2,75 +2,15 @@
 
 use std::time::Duration;
 
-use strum::{IntoStaticStr, VariantArray};
-
 use crate::consul::client::{Answer, Error};
 use crate::consul::instances::{Instances, ParseError, Want};
 use crate::consul::{catalog, health, kv};
-use crate::model::{Query, Source};
+use crate::model::{Query, Reason, Source};
 use crate::text::quote;
 
 /// Consul's indices count writes; one in the upper half of the range is somebody's mistake, and
 /// blocking on it would hide every change.
 const MAX_INDEX: u64 = i64::MAX as u64;
-
-/// Why an answer changes nothing. Each is counted by itself in the table, in this order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, VariantArray, IntoStaticStr)]
-#[strum(serialize_all = "snake_case")]
-pub enum Reason {
-    /// No connection.
-    Connect,
-    /// No answer, or not all of it, in time.
-    Timeout,
-    /// Closed before the first byte.
-    Closed,
-    /// Not HTTP.
-    Protocol,
-    /// Another status than 200.
-    Status,
-    /// Longer than `consul_max_body_size`.
-    TooLarge,
-    /// The body broke off.
-    Truncated,
-    /// Not `application/json`.
-    ContentType,
-    /// No list of instances.
-    Json,
-    /// `X-Consul-Index` is absent or senseless.
-    Index,
-    /// `X-Consul-KnownLeader: false`.
-    NoLeader,
-    /// Older than `consul_max_stale`.
-    Stale,
-    /// `X-Consul-Results-Filtered-By-ACLs: true`.
-    Filtered,
-    /// Instances are gone, and the token is not one that could see them.
-    Token,
-    /// A streamed or cached answer that is older than what is known.
-    Outdated,
-}
-
-impl Reason {
-    /// All, in the order of their counters in the table.
-    pub const ALL: &[Reason] = Reason::VARIANTS;
-
-    /// Whether the server has answered, if not usefully.
-    pub fn is_answered(self) -> bool {
-        !matches!(
-            self,
-            Reason::Connect
-                | Reason::Timeout
-                | Reason::Closed
-                | Reason::Protocol
-                | Reason::Truncated
-        )
-    }
-
-    /// The word for it in the status; never changes.
-    pub fn word(self) -> &'static str {
-        self.into()
-    }
-}
 
 /// Why an answer with status 200 is not believed.
 #[derive(Debug, thiserror::Error)]

@@ -7,8 +7,8 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
 use super::Refusal;
+use crate::model::Action;
 use crate::params;
-use crate::table::Action;
 use crate::text::quote;
 
 /// Largest body, in bytes.

@@ -1,7 +1,7 @@
 //! Paths and methods.
 
 use super::Refusal;
-use crate::table::Action;
+use crate::model::Action;
 use crate::text::quote;
 
 /// The method of a request, as far as it matters.

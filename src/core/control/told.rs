@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::table::{Action, Override};
+use crate::model::{Action, Override};
 use crate::text::quote;
 
 /// That it was set.
@@ -44,7 +44,7 @@ mod tests {
     use std::num::NonZeroU16;
 
     use super::*;
-    use crate::table::overrides::of_instance;
+    use crate::model::of_instance;
 
     #[test]
     fn a_line_says_what_for_how_long_and_by_whom_and_stays_one_line() {

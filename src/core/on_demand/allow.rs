@@ -2,8 +2,7 @@
 
 use wildmatch::WildMatch;
 
-/// Longest name of a service, in bytes.
-pub const MAX_NAME: usize = 128;
+use crate::model::MAX_NAME;
 
 /// `consul_allow_service`: which services requests may ask for.
 #[derive(Clone, Debug, Default)]

@@ -9,8 +9,8 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
 };
 
-use super::MAX_NAME;
-use crate::table::ServiceName;
+use crate::model::MAX_NAME;
+use crate::model::ServiceName;
 
 /// The template before the name.
 const HEAD: usize = 16;

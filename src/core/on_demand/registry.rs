@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::table::ServiceName;
+use crate::model::ServiceName;
 
 /// The services that are followed, with the numbers of their targets.
 pub(super) type ServiceRegistry = HashMap<ServiceName, Vec<usize>>;

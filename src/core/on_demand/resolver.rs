@@ -14,9 +14,11 @@ use super::catalog::{CatalogNames, Listing};
 use super::registry::{ServiceRegistry, least_recent};
 use super::{Channel, ServiceStore, Template, Templates};
 use crate::consul::client::Client;
+use crate::model::Level;
+use crate::model::ServiceName;
 use crate::stop::Stop;
-use crate::table::{LookupResult, ServiceName};
-use crate::watch::{Level, Plan, Watcher, join_all, spawn};
+use crate::table::LookupResult;
+use crate::watch::{Plan, Watcher, join_all, spawn};
 
 mod reconcile;
 

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::table::{LookupResult, ServiceName};
+use crate::model::ServiceName;
+use crate::table::LookupResult;
 use crate::watch::Sink;
 
 /// The table, as the resolver sees it.

@@ -18,7 +18,7 @@ pub(super) fn read(content: &[u8]) -> Result<State, Damage> {
         let name = bad.service.escape_debug();
         return Err(Damage::Content(format!("service \"{name}\": its key is not its own")));
     }
-    if state.overrides.iter().any(|held| !held.is_unrestricted()) {
+    if state.overrides.iter().any(|held| !held.is_valid()) {
         return Err(Damage::Content("an override is none".to_owned()));
     }
     Ok(state)

@@ -8,8 +8,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::{State, file};
+use crate::model::Level;
 use crate::stop::Stop;
-use crate::watch::{Level, join_all};
+use crate::watch::join_all;
 
 /// Changes are written together, this often at most.
 const EVERY: Duration = Duration::from_secs(1);

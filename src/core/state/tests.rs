@@ -5,12 +5,11 @@ use proptest::prelude::*;
 
 use super::file::{load, save, set_aside};
 use super::*;
-use crate::model::{Health, Meta, identity};
+use crate::model::{Action, Health, Meta, Override, identity, of_instance};
 use crate::params::Params;
 use crate::process::ProcessId;
-use crate::table::overrides::of_instance;
+use crate::table::Table;
 use crate::table::tests::{peer, set, zone};
-use crate::table::{Action, Override, Table};
 
 fn saved(key: u128, ports: std::ops::Range<u16>) -> Saved {
     let peers = set(ports);

@@ -9,8 +9,8 @@ use super::{
     H_CONNECTIONS, H_CONNECTIONS_ENDING, H_CONNECTIONS_LEFT, H_CONNECTIONS_OWNER,
     H_CONNECTIONS_PLAN, Table,
 };
+use crate::model::{Connections, Limit};
 use crate::process::ProcessId;
-use crate::watch::{Connections, Limit};
 
 /// An old worker 0 sees within this time that it is to end, milliseconds.
 const GRACE: u64 = 1000;

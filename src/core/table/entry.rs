@@ -10,10 +10,7 @@ use super::platform::atomic::{
 };
 use super::words::{join, load_text, split, store_text, wide};
 use super::{H_LEADER, Table, outage};
-use crate::consul::removal::Pending;
-use crate::consul::validate::Reason;
-use crate::model::Mode;
-use crate::on_demand::MAX_NAME;
+use crate::model::{MAX_NAME, Mode, Pending, Reason, ServiceName};
 use crate::process::ProcessId;
 
 pub(super) const WORDS: usize = 90 + outage::WORDS;
@@ -48,7 +45,7 @@ const TEMPLATE: [usize; 2] = [USED + 1, USED + 2];
 const NAME: usize = USED + 3;
 /// Process that confirmed the set last, with a good answer.
 const CONFIRMED_BY: usize = NAME + MAX_NAME / 8;
-/// [`scope`](super::overrides::scope) of what is asked for.
+/// [`service_scope`](crate::model::service_scope) of what is asked for.
 const SCOPE: usize = CONFIRMED_BY + 1;
 /// Worker 0 is to ask Consul now.
 pub(super) const ASKED: usize = SCOPE + 1;
@@ -57,15 +54,6 @@ pub(super) const FROZEN_DIFF: usize = SCOPE + 2;
 /// See [`Outage`](super::Outage).
 pub(super) const OUTAGE: usize = SCOPE + 3;
 const ERROR: usize = OUTAGE + outage::WORDS;
-
-/// A service that a request named.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct ServiceName {
-    /// [`Template::key`](crate::on_demand::Template::key) of what is asked for it.
-    pub template: u128,
-    /// Its name, at most [`MAX_NAME`] bytes.
-    pub name: String,
-}
 
 /// How good the data of a target is, for the status page. Times are milliseconds since the epoch;
 /// 0 is never.

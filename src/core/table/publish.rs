@@ -15,8 +15,8 @@ use super::lock::PublishGuard;
 use super::platform::atomic::Ordering::{Relaxed, Release};
 use super::record::{PEER_RECORD, PeerMetadata, PeerRecord};
 use super::words::{join, pack, wide};
-use super::{H_LEADER, H_SLOT_CURSOR, ServiceName, Table, counters};
-use crate::model::{Peer, PeerSet};
+use super::{H_LEADER, H_SLOT_CURSOR, Table, counters};
+use crate::model::{Peer, PeerSet, ServiceName};
 use crate::process::ProcessId;
 
 /// The zone has no room; the last set stays in force.

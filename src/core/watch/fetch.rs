@@ -10,8 +10,8 @@ use crate::consul::blocking::{self, Fetch};
 use crate::consul::client::{self, Client, Request, TokenState};
 use crate::consul::instances::Instances;
 use crate::consul::query::{ReadFrom, View, has_tags};
-use crate::consul::validate::{Disbelief, Reason, believe, reason_of};
-use crate::model::{Consistency, Instance};
+use crate::consul::validate::{Disbelief, believe, reason_of};
+use crate::model::{Consistency, Instance, Reason};
 
 /// Why a request has no believable answer.
 pub(super) enum Failure {

@@ -15,10 +15,11 @@ use super::plan::WatchPlan;
 use super::publisher::Publisher;
 use super::subscription::report_good;
 use super::watcher::thread_builder;
-use super::{Level, Mode, Plan, Sink};
+use super::{Plan, Sink};
 use crate::consul::blocking::Fetch;
 use crate::consul::client::Client;
 use crate::consul::query::View;
+use crate::model::{Level, Mode};
 use crate::resolve::SystemResolver;
 use crate::stop::Stop;
 

@@ -12,8 +12,9 @@ use parking_lot::Mutex;
 use rand::Rng;
 
 use self::lines::Lines;
-use super::{Level, Sink};
+use super::Sink;
 use crate::consul::blocking::Turn;
+use crate::model::Level;
 
 /// How long services that are answered again wait for the others of the same outage.
 const GATHER_END: Duration = Duration::from_secs(5);

@@ -5,16 +5,16 @@ use std::time::{Duration, Instant};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
+use super::Sink;
 use super::fetch::{Failure, send};
 use super::plan::Subject;
 use super::subscription::Tools;
-use super::{Level, Sink};
 use crate::consul::blocking::{Answer, Fetch, Settings, Step, Watch};
 use crate::consul::client::Client;
 use crate::consul::overview::{Difference, Overview};
 use crate::consul::query::View;
 use crate::consul::validate::vet;
-use crate::model::{Consistency, Query, Source};
+use crate::model::{Consistency, Level, Query, Source};
 
 /// One of each speaks for all services.
 pub(super) const VIEWS: [View; 3] = [View::Critical, View::Warning, View::Names];

@@ -8,26 +8,9 @@ use std::time::Duration;
 
 use siphasher::sip128::{Hasher128, SipHasher13};
 
+use crate::consul::endpoint::Endpoint;
 use crate::consul::removal::Policy;
-use crate::consul::server::Server;
-use crate::consul::tls::Tls;
-use crate::consul::token::Token;
 use crate::model::{Query, Selection};
-
-/// Whom to ask, and as whom.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Endpoint {
-    /// Tried in order; at least one.
-    pub servers: Vec<Server>,
-    /// ACL token, anonymous if `None`.
-    pub token: Option<Token>,
-    /// For `https` servers.
-    pub tls: Tls,
-    /// Longest time to establish a connection, name lookup and TLS included.
-    pub connect_timeout: Duration,
-    /// Longest body of an answer, in bytes.
-    pub max_body: u64,
-}
 
 /// Times of a watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -206,6 +189,7 @@ impl Plan {
 mod tests {
     use super::*;
     use crate::model::Admit;
+    use crate::consul::token::Token;
     use crate::watch::testing::{endpoint, target};
 
     #[test]

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use super::log_labels::{query_name, target_name};
 use super::plan::{Followed, Subject};
-use super::{Level, Pending, Published, Sink, Target};
+use super::{Published, Sink, Target};
 use crate::consul::blocking;
 use crate::consul::instances::{Instances, Skipped};
 use crate::consul::query::ReadFrom;
 use crate::consul::removal::{Decision, OnEmpty, Policy, RemovalGuard};
-use crate::model::{Consistency, PeerSet, Source};
+use crate::model::{Consistency, Level, PeerSet, Pending, Source};
 use crate::resolve::{Names, Resolve};
 use crate::snapshot;
 use crate::text::quote;

@@ -13,13 +13,12 @@ use super::log_labels::query_name;
 use super::outages::{Failing, Outages};
 use super::plan::{Followed, Subject};
 use super::publisher::{Prepared, Publisher};
-use super::{Mode, Report, Sink};
+use super::{Report, Sink};
 use crate::consul::blocking::{Answer, Fetch, Outcome, Settings, Step, Watch};
 use crate::consul::client::Client;
 use crate::consul::overview;
 use crate::consul::query::{ReadFrom, View, has_tags, may_be_copy};
-use crate::consul::validate::Reason;
-use crate::model::{Consistency, Instance, Source};
+use crate::model::{Consistency, Instance, Mode, Reason, Source};
 use crate::resolve::Resolve;
 
 /// Pause before what found no room is asked for again; others may have made room meanwhile.

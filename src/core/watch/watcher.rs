@@ -24,7 +24,8 @@ use parking_lot::{Condvar, Mutex};
 use self::scheduler::Scheduler;
 use super::outages::Outages;
 use super::plan::Followed;
-use super::{Connections, Plan, Sink, Target};
+use super::{Plan, Sink, Target};
+use crate::model::Connections;
 use crate::stop::Stop;
 
 /// A TLS handshake with a client certificate needs most of it: 48 KiB were used, and between 96 and

@@ -4,12 +4,11 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use nginx_consul_core::control::{self, Arguments, Body, Frozen, PATHS, Refusal, Route};
-use nginx_consul_core::model::identity;
+use nginx_consul_core::model::{Action, Level, Override, identity, service_scope};
 use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::status::{Peer, Service};
-use nginx_consul_core::table::{Action, NotSet, Override, PeerRecord, overrides::scope};
+use nginx_consul_core::table::{NotSet, PeerRecord};
 use nginx_consul_core::text::quote;
-use nginx_consul_core::watch::Level;
 use nginx_sys::ngx_log_t;
 use serde_json::value::to_raw_value;
 use serde_json::{Value, json};
@@ -258,7 +257,7 @@ impl Asked {
         let found: Vec<(u64, u64)> = found
             .iter()
             .map(|(service, record, _)| {
-                (scope(name, service.datacenter.as_deref()), record.identity)
+                (service_scope(name, service.datacenter.as_deref()), record.identity)
             })
             .collect();
         let Arguments { upstream, node } = &self.arguments;

@@ -1,7 +1,7 @@
 //! Lines for nginx's error log.
 
+use nginx_consul_core::model::Level;
 use nginx_consul_core::text::{beginning, printable};
-use nginx_consul_core::watch::Level;
 use nginx_sys::{NGX_LOG_ERR, NGX_LOG_INFO, NGX_LOG_NOTICE, NGX_LOG_WARN, ngx_log_t};
 
 /// Longest text of a line, in bytes; nginx cuts lines at 2048, in the middle of a character too.

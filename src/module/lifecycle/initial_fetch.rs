@@ -7,8 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nginx_consul_core::model::Level;
 use nginx_consul_core::table::Table;
-use nginx_consul_core::watch::{Level, Plan, Sink, first_answers};
+use nginx_consul_core::watch::{Plan, Sink, first_answers};
 use serde_json::Deserializer;
 
 use crate::lifecycle::fork::{self, End};

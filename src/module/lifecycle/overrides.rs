@@ -1,8 +1,9 @@
 //! What worker 0 does for operators: it ends overrides whose time is over, and has Consul asked.
 
 use nginx_consul_core::control;
+use nginx_consul_core::model::Level;
 use nginx_consul_core::table::Table;
-use nginx_consul_core::watch::{Level, Sink, Watcher};
+use nginx_consul_core::watch::{Sink, Watcher};
 
 use crate::table_writer::{TableWriter, now_ms};
 

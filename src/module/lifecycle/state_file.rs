@@ -9,12 +9,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nginx_consul_core::model::Level;
+use nginx_consul_core::model::{Override, ServiceName};
 use nginx_consul_core::on_demand::{ServiceStore, Templates};
 use nginx_consul_core::state::saver::name;
 use nginx_consul_core::state::{LoadError, Mark, Saved, Source, State, file, peers_of};
 use nginx_consul_core::status;
-use nginx_consul_core::table::{LookupResult, Override, ServiceName, Table};
-use nginx_consul_core::watch::{Level, Plan, Sink, Target};
+use nginx_consul_core::table::{LookupResult, Table};
+use nginx_consul_core::watch::{Plan, Sink, Target};
 
 use crate::conf::args::{self, Args, Parsed};
 use crate::table_writer::{TableWriter, now_ms};

@@ -7,8 +7,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nginx_consul_core::model::ServiceName;
 use nginx_consul_core::on_demand::{Channel, Refusal, ServiceTarget, Template, Templates};
-use nginx_consul_core::table::{LookupResult, ServiceName, Table};
+use nginx_consul_core::table::{LookupResult, Table};
 use nginx_consul_core::watch::Plan;
 use nginx_sys::{
     NGX_HTTP_BAD_GATEWAY, NGX_LOG_ERR, ngx_http_complex_value, ngx_http_complex_value_t,

@@ -2,7 +2,8 @@
 
 use std::cell::Cell;
 
-use nginx_consul_core::table::{PeerSnapshot, Table, overrides};
+use nginx_consul_core::model;
+use nginx_consul_core::table::{PeerSnapshot, Table};
 
 use super::clock::now;
 
@@ -37,7 +38,7 @@ impl Source {
     }
 
     fn scope(&self, service: &str) -> u64 {
-        overrides::scope(service, self.datacenter.as_deref())
+        model::service_scope(service, self.datacenter.as_deref())
     }
 
     /// Its place in the table, if it still has it.

@@ -3,11 +3,11 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use nginx_consul_core::model::Limit;
 use nginx_consul_core::status::{
     Connections, Document, Format, Nginx, Status, VERSION, Version, Zone, document,
 };
 use nginx_consul_core::table::{Overrides, Table};
-use nginx_consul_core::watch::Limit;
 
 use super::service::{Peers, service};
 use crate::conf::HttpConf;

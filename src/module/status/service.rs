@@ -5,11 +5,9 @@ use std::time::Duration;
 
 use nginx_consul_core::balance::{FULL_SHARE, Latency, ServerParams, share};
 use nginx_consul_core::control::Frozen;
-use nginx_consul_core::model::Mode;
+use nginx_consul_core::model::{Action, Mode, Override};
 use nginx_consul_core::status::{Peer, PeerConnections, PeerState, Service};
-use nginx_consul_core::table::{
-    Action, Freshness, Override, Overrides, PeerRecord, PeerSnapshot, Table,
-};
+use nginx_consul_core::table::{Freshness, Overrides, PeerRecord, PeerSnapshot, Table};
 
 use crate::peer::monotonic;
 use crate::services::Followed;

@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use nginx_consul_core::consul::validate::Reason;
-use nginx_consul_core::consul::removal::Pending;
-use nginx_consul_core::model::{Health, Mode, Peer, PeerSet, identity};
+use nginx_consul_core::model::{
+    Action, Health, Mode, Override, Peer, PeerSet, Pending, Reason, identity,
+};
 use nginx_consul_core::process::ProcessId;
-use nginx_consul_core::table::{Action, PeerSnapshot, WorkerShard, Limits, Override, PROBE_PACE, Table};
+use nginx_consul_core::table::{Limits, PROBE_PACE, PeerSnapshot, Table, WorkerShard};
 
 const LIMITS: Limits = Limits { max_fails: 1, fail_timeout: 10_000 };
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::registry::idle;
 use super::{Shared, State};
-use crate::watch::Level;
+use crate::model::Level;
 
 impl Shared {
     /// Takes over what other processes have found, and drops what nobody asks for.

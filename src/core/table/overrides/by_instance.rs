@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Action, Override};
+use crate::model::{Action, Override};
 use crate::table::PeerRecord;
 
 /// The overrides in force, by what they are about.

@@ -1,6 +1,7 @@
 use super::super::tests::{peer, set, zone};
 use super::*;
-use crate::model::PeerSet;
+use std::num::NonZeroU16;
+use crate::model::{Action, PeerSet, identity, of_instance, service_scope};
 use crate::params::Params;
 use crate::table::PeerRecord;
 
@@ -122,7 +123,7 @@ fn texts_that_overrides_have_in_common_are_stored_once() {
 fn a_set_is_what_was_ordered_of_its_instances() {
     let (table, me) = table();
     let entry = table.claim(KEY, me).unwrap();
-    table.note_scope(entry, scope("web", None));
+    table.note_scope(entry, service_scope("web", None));
     let down = Params { down: true, ..Params::default() };
     let mut peers: Vec<_> = (1..=5).map(|port| peer(port, 2)).collect();
     peers[3].params = down;
@@ -138,10 +139,10 @@ fn a_set_is_what_was_ordered_of_its_instances() {
     };
     let (up, out) = ((false, 2, None), (true, 2, None));
     assert_eq!(
-        records(scope("web", None), 5),
+        records(service_scope("web", None), 5),
         [out, out, (false, 9, None), (false, 2, Some(0)), up]
     );
-    for other in [scope("web", Some("dc2")), scope("api", None)] {
+    for other in [service_scope("web", Some("dc2")), service_scope("api", None)] {
         assert_eq!(records(other, 5), [up, up, up, out, up], "another service's");
     }
 }
@@ -156,13 +157,13 @@ fn an_override_for_one_upstream_counts_more_there_and_nothing_elsewhere() {
     let overrides = table.overrides(0).unwrap();
     let weight = |upstream: &[u8]| {
         let mut records = table.read_records(entry, KEY).unwrap().records;
-        overrides.apply((scope("web", None), upstream), &mut records);
+        overrides.apply((service_scope("web", None), upstream), &mut records);
         records[0].weight
     };
     assert_eq!([weight(b"api"), weight(b"other"), weight(b"more")], [7, 3, 7]);
     let identity = identity("n1", "web-5", None);
-    assert_eq!(overrides.of_instance(scope("web", None), identity).len(), 3);
-    assert_eq!(overrides.of_instance(scope("api", None), identity), []);
+    assert_eq!(overrides.of_instance(service_scope("web", None), identity).len(), 3);
+    assert_eq!(overrides.of_instance(service_scope("api", None), identity), []);
 }
 
 #[test]
@@ -171,7 +172,7 @@ fn overrides_move_the_generation_of_their_service_s_sets_and_of_no_others() {
     let made = [(1 << 64 | 1, "web"), (2 << 64 | 2, "api")];
     let entries = made.map(|(key, service)| {
         let entry = table.claim(key, me).unwrap();
-        table.note_scope(entry, scope(service, None));
+        table.note_scope(entry, service_scope(service, None));
         table.publish((entry, key), &set([1, 2]), 1, me).unwrap();
         entry
     });
@@ -197,8 +198,9 @@ fn an_override_is_in_force_until_its_time() {
     let at = |now_ms| table.overrides(now_ms).unwrap();
     assert_eq!(at(1_999).frozen(KEY), Some(&frozen));
     assert_eq!((at(2_000).frozen(KEY), at(0).frozen(KEY + 1)), (None, None));
-    let of_instance =
-        |now_ms| at(now_ms).of_instance(scope("web", None), identity("n1", "web-5", None)).len();
+    let of_instance = |now_ms| {
+        at(now_ms).of_instance(service_scope("web", None), identity("n1", "web-5", None)).len()
+    };
     assert_eq!((of_instance(2_999), of_instance(3_000)), (1, 0));
 }
 

@@ -258,7 +258,7 @@ fn named(name: &str) -> ServiceName {
 fn a_named_service_is_known_by_its_name_until_it_is_released() {
     let (table, fixed) = table(1 << 17);
     let me = ProcessId::own();
-    let longest = "n".repeat(crate::on_demand::MAX_NAME);
+    let longest = "n".repeat(crate::model::MAX_NAME);
     for name in ["web", "api-2", longest.as_str()] {
         let key = u128::from(name.len() as u64) << 64 | 1;
         let entry = table.claim_named(key, (&named(name), 41_000), me).unwrap();

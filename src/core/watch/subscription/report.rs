@@ -4,11 +4,12 @@ use std::time::Instant;
 
 use super::{Job, Tools};
 use crate::consul::blocking::{Fetch, Outcome};
-use crate::consul::validate::Reason;
+use crate::model::Reason;
+use crate::model::{Level, Mode, Pending};
 use crate::watch::log_labels::query_name;
 use crate::watch::outages::Ended;
 use crate::watch::plan::Followed;
-use crate::watch::{Level, Mode, Pending, Report, Sink};
+use crate::watch::{Report, Sink};
 
 /// Reports a good answer: its index, the server and how the service is followed.
 pub(in crate::watch) fn report_good<'a>(

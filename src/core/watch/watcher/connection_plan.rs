@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 use super::budget::START;
-use crate::watch::Limit;
+use crate::model::Limit;
 use crate::watch::overview_watch::{PAUSE_NAMES, VIEWS};
 
 /// Fewest connections with which overviews pay, and fewest services.

@@ -9,10 +9,10 @@ use super::connection_plan::{ConnectionPlan, Demand};
 use super::threads::Threads;
 use super::triggered::Scope;
 use crate::consul::overview;
+use crate::model::{Connections, Limit, Mode};
 use crate::watch::overview_watch::{OverviewWatch, subject_of_overview};
 use crate::watch::plan::{Followed, Subject};
 use crate::watch::subscription::{Common, Job, poll};
-use crate::watch::{Connections, Limit, Mode};
 
 /// How often a service is read that overviews speak for, whatever they say.
 const TRIGGERED: Duration = Duration::from_secs(60);

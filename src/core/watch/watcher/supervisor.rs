@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use super::budget::{Judgement, Refused, START};
 use super::scheduler::Scheduler;
 use super::{Shared, worker};
+use crate::model::{Level, Limit};
 use crate::watch::limits::Limits;
-use crate::watch::{Level, Limit};
 
 /// How often it looks around.
 const TICK: Duration = Duration::from_secs(1);

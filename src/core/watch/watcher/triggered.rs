@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::connection_plan::{ConnectionPlan, Demand};
 use super::scheduler::{Entry, Scheduler};
-use crate::watch::Limit;
+use crate::model::Limit;
 use crate::watch::overview_watch::{OverviewDiff, OverviewOutcome, OverviewWatch, VIEWS};
 use crate::watch::plan::Subject;
 

@@ -237,7 +237,7 @@ fn what_consul_refuses_is_told_and_the_connections_are_given_back() {
         registry.set("s70", &[element("a", 1), element("b", 2)]);
         sink.until_peers(70, 2);
         let noted = *sink.noted.lock().unwrap();
-        assert_eq!((noted.needed, noted.limit), (166, Some(crate::watch::Limit::Refused)));
+        assert_eq!((noted.needed, noted.limit), (166, Some(crate::model::Limit::Refused)));
         assert!((64..100).contains(&noted.allowed), "{noted:?}");
         assert_eq!(sink.lines().iter().filter(|line| refused(line)).count(), 1);
         end(engine);

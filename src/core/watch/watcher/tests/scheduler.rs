@@ -5,7 +5,7 @@ use rand::rngs::SmallRng;
 
 use crate::consul::blocking::Answer;
 use crate::consul::overview::{Difference, key};
-use crate::watch::Limit;
+use crate::model::Limit;
 use crate::watch::overview_watch::{OverviewDiff, OverviewOutcome, OverviewWatch};
 use crate::watch::plan::Followed;
 use crate::watch::subscription::Job;
