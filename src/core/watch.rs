@@ -33,7 +33,7 @@ pub use crate::consul::server::{Server, ServerError};
 pub use crate::consul::tls::{Tls, TlsError, TlsOptions};
 pub use crate::consul::token::{Token, TokenError};
 pub use initial::first_answers;
-pub use plan::{Plan, Subject, Target, Timing, WatchPlan};
+pub use plan::{Plan, WatchedQuery, Target, Timing, WatchPlan};
 pub use watcher::Watcher;
 pub(crate) use watcher::{join_all, spawn};
 

@@ -143,10 +143,10 @@ impl Round<'_> {
         client: &mut Client,
         resolver: &SystemResolver,
     ) -> Result<(), String> {
-        let subject = &watch.subject;
+        let watched = &watch.watched;
         let mut failure = String::new();
-        for (server, name) in subject.endpoint.servers.iter().enumerate() {
-            match ask(client, subject, Fetch::read(server, Duration::ZERO), View::Full) {
+        for (server, name) in watched.endpoint.servers.iter().enumerate() {
+            match ask(client, watched, Fetch::read(server, Duration::ZERO), View::Full) {
                 Ok(Some(reply)) => {
                     self.publish(watch, server, &reply, resolver);
                     return Ok(());
@@ -155,7 +155,7 @@ impl Round<'_> {
                 Ok(None) | Err(Failure::Reconnected) => break,
                 Err(Failure::Refused(..)) if self.stop.is_raised() => break,
                 Err(Failure::Refused(_, error)) => {
-                    failure = format!("{}: {error}, server \"{name}\"", query_name(&subject.query));
+                    failure = format!("{}: {error}, server \"{name}\"", query_name(&watched.query));
                 }
             }
         }
@@ -168,7 +168,7 @@ impl Round<'_> {
         // The engine that follows them next warns of skipped instances, and if there is no room.
         let mut publisher = Publisher::quiet();
         let answer = (reply.index, &reply.instances, true);
-        let prepared = publisher.prepare(&watch.subject, &targets, answer, resolver, self.sink);
+        let prepared = publisher.prepare(&watch.watched, &targets, answer, resolver, self.sink);
         publisher.publish(&prepared, self.sink);
         report_good((reply.index, server, Mode::Blocking), prepared.targets(), self.sink);
     }

@@ -7,7 +7,7 @@ use rand::rngs::SmallRng;
 
 use super::Sink;
 use super::fetch::{Failure, send};
-use super::plan::Subject;
+use super::plan::WatchedQuery;
 use super::subscription::Tools;
 use crate::consul::blocking::{Answer, Fetch, Settings, Step, Watch};
 use crate::consul::client::Client;
@@ -27,10 +27,10 @@ pub(super) const PAUSE_NAMES: Duration = Duration::from_millis(500);
 /// Bytes a second that one overview may take for long.
 const BYTES: f64 = 512.0 * 1024.0;
 
-/// What to ask for the services of a subject's datacenter, through its token; `None` if no overview
+/// What to ask for the services of a watched's datacenter, through its token; `None` if no overview
 /// could speak for it.
-pub(super) fn subject_of_overview(subject: &Subject) -> Option<Subject> {
-    let query = &subject.query;
+pub(super) fn overview_query(watched: &WatchedQuery) -> Option<WatchedQuery> {
+    let query = &watched.query;
     let in_catalog = matches!(query.source, Source::Health | Source::Catalog);
     // Each entry of the agent's cache has an age of its own.
     if !in_catalog || query.consistency == Consistency::Cached {
@@ -44,28 +44,28 @@ pub(super) fn subject_of_overview(subject: &Subject) -> Option<Subject> {
         consistency: query.consistency,
         ..Query::default()
     };
-    Some(Subject { query, ..subject.clone() })
+    Some(WatchedQuery { query, ..watched.clone() })
 }
 
 /// Asks about all services; `None` if the engine ends. Gives index, length of the body and what it
 /// says.
 pub(super) fn fetch_overview(
     client: &mut Client,
-    subject: &Subject,
+    watched: &WatchedQuery,
     view: View,
     fetch: Fetch,
 ) -> Result<Option<(u64, u64, Overview)>, Failure> {
-    let Some(answer) = send(client, subject, fetch, view)? else { return Ok(None) };
+    let Some(answer) = send(client, watched, fetch, view)? else { return Ok(None) };
     // One that is filtered by the token's rights is as good: what the token can't see here it
     // can't see of the services either.
-    let index = vet(&answer, answer.index, subject.timing.max_stale)?;
+    let index = vet(&answer, answer.index, watched.timing.max_stale)?;
     let overview = Overview::parse(view, &answer.body)?;
     Ok(Some((index, answer.body.len() as u64, overview)))
 }
 
 /// One blocking query about all services.
 pub(super) struct OverviewWatch {
-    subject: Subject,
+    watched: WatchedQuery,
     view: View,
     watch: Watch,
     rng: SmallRng,
@@ -97,8 +97,8 @@ pub(super) enum OverviewOutcome {
 
 impl OverviewWatch {
     /// The first request comes at `at`.
-    pub(super) fn new(subject: Subject, view: View, at: Instant) -> Self {
-        let (endpoint, timing) = (&subject.endpoint, &subject.timing);
+    pub(super) fn new(watched: WatchedQuery, view: View, at: Instant) -> Self {
+        let (endpoint, timing) = (&watched.endpoint, &watched.timing);
         let mut watch = Watch::new(Settings {
             servers: endpoint.servers.len(),
             wait: timing.wait.min(WAIT),
@@ -111,7 +111,7 @@ impl OverviewWatch {
         });
         watch.pause_until(at);
         let rng = SmallRng::from_rng(&mut rand::rng());
-        OverviewWatch { subject, view, watch, rng, known: None, has_lost: true, has_failed: false }
+        OverviewWatch { watched, view, watch, rng, known: None, has_lost: true, has_failed: false }
     }
 
     pub(super) fn due(&self) -> Option<Instant> {
@@ -125,14 +125,14 @@ impl OverviewWatch {
     /// Starts anew after a panic.
     pub(super) fn restart(&mut self) {
         let at = Instant::now() + Duration::from_secs(5);
-        *self = OverviewWatch::new(self.subject.clone(), self.view, at);
+        *self = OverviewWatch::new(self.watched.clone(), self.view, at);
     }
 
     /// One request and what follows from it; `None` if the engine ends.
     pub(super) fn run(&mut self, tools: &mut Tools<'_>) -> Option<OverviewOutcome> {
         let step = self.watch.next(Instant::now());
         let Step::Fetch(fetch) = step else { return Some(OverviewOutcome::Idle) };
-        let fetched = fetch_overview(tools.client, &self.subject, self.view, fetch);
+        let fetched = fetch_overview(tools.client, &self.watched, self.view, fetch);
         let failure = match fetched {
             Ok(None) => return None,
             Ok(Some(reply)) => {
@@ -147,7 +147,7 @@ impl OverviewWatch {
             return Some(OverviewOutcome::Idle);
         }
         if !std::mem::replace(&mut self.has_failed, true) {
-            let server = &self.subject.endpoint.servers[fetch.server];
+            let server = &self.watched.endpoint.servers[fetch.server];
             let (name, view) = (self.name(), self.view);
             let line = format!(
                 "{name} failed ({view:?}: {error}), polling every service, server \"{server}\""
@@ -181,7 +181,7 @@ impl OverviewWatch {
 
     /// Words for a log line.
     fn name(&self) -> String {
-        let datacenter = self.subject.query.datacenter.as_deref().unwrap_or_default();
+        let datacenter = self.watched.query.datacenter.as_deref().unwrap_or_default();
         let datacenter = match datacenter {
             "" => String::new(),
             datacenter => format!(" dc={}", datacenter.escape_debug()),

@@ -46,7 +46,7 @@ pub struct Target {
 
 /// What one watch follows: targets that differ only in the rest share it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Subject {
+pub struct WatchedQuery {
     /// What to ask.
     pub query: Query,
     /// Whom.
@@ -57,8 +57,8 @@ pub struct Subject {
 
 impl Target {
     /// What has to be watched for it.
-    pub fn subject(&self) -> Subject {
-        Subject {
+    pub fn watched_query(&self) -> WatchedQuery {
+        WatchedQuery {
             query: self.query.clone(),
             endpoint: Arc::clone(&self.endpoint),
             timing: self.timing,
@@ -85,7 +85,7 @@ impl Target {
 #[derive(Clone, Debug)]
 pub struct WatchPlan {
     /// What is watched.
-    pub subject: Arc<Subject>,
+    pub watched: Arc<WatchedQuery>,
     /// The targets, with their numbers.
     pub targets: Vec<(usize, Arc<Target>)>,
 }
@@ -159,9 +159,9 @@ impl Plan {
             let variant = variants.entry(block.key()).or_insert(0u32);
             plan.keys.push(block.key_of_variant(*variant));
             *variant += 1;
-            let subject = Arc::new(block.subject());
-            let watch = *watches.entry(Arc::clone(&subject)).or_insert_with(|| {
-                plan.watches.push(WatchPlan { subject, targets: Vec::new() });
+            let watched = Arc::new(block.watched_query());
+            let watch = *watches.entry(Arc::clone(&watched)).or_insert_with(|| {
+                plan.watches.push(WatchPlan { watched, targets: Vec::new() });
                 plan.watches.len() - 1
             });
             let shared = Arc::new(block.clone());

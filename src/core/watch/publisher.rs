@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use super::log_labels::{query_name, target_name};
-use super::plan::{Followed, Subject};
+use super::plan::{Followed, WatchedQuery};
 use super::{Published, Sink, Target};
 use crate::consul::blocking;
 use crate::consul::instances::{Instances, Skipped};
@@ -126,15 +126,15 @@ impl Publisher {
     /// can't confirm what another one has said.
     pub(super) fn prepare(
         &mut self,
-        subject: &Subject,
+        watched: &WatchedQuery,
         targets: &[Followed],
         (index, instances, may_confirm): (u64, &Instances, bool),
         resolver: &dyn Resolve,
         sink: &dyn Sink,
     ) -> Prepared {
-        self.warn(subject, &instances.skipped, "skipped", sink);
-        self.warn(subject, &instances.flawed, "ignored", sink);
-        let limit = self.resolve(subject, instances, resolver, sink);
+        self.warn(watched, &instances.skipped, "skipped", sink);
+        self.warn(watched, &instances.flawed, "ignored", sink);
+        let limit = self.resolve(watched, instances, resolver, sink);
         if self.guards.len() > targets.len() {
             self.guards.retain(|number, _| targets.iter().any(|t| t.number == *number));
         }
@@ -142,7 +142,7 @@ impl Publisher {
         for followed in targets {
             let Followed { number, target, .. } = followed;
             let (set, excluded) = snapshot::peers(&instances.good, &target.selection, &self.names);
-            self.warn(subject, &excluded, "skipped", sink);
+            self.warn(watched, &excluded, "skipped", sink);
             let verdict = self.judge((*number, target), &set, may_confirm, sink);
             sets.push((followed.clone(), set, verdict));
         }
@@ -203,14 +203,14 @@ impl Publisher {
 
     fn resolve(
         &mut self,
-        subject: &Subject,
+        watched: &WatchedQuery,
         instances: &Instances,
         resolver: &dyn Resolve,
         sink: &dyn Sink,
     ) -> Option<Duration> {
-        let budget = subject.endpoint.connect_timeout;
+        let budget = watched.endpoint.connect_timeout;
         let unresolved =
-            self.names.refresh(&instances.good, resolver, (budget, subject.timing.resolve));
+            self.names.refresh(&instances.good, resolver, (budget, watched.timing.resolve));
         for (host, error) in &unresolved {
             let of = instances.good.iter().filter(|instance| instance.host == *host);
             let skipped: Vec<_> = of
@@ -220,12 +220,12 @@ impl Publisher {
                     reason: format!("cannot resolve \"{host}\" ({error})"),
                 })
                 .collect();
-            self.warn(subject, &skipped, "skipped", sink);
+            self.warn(watched, &skipped, "skipped", sink);
         }
         match (unresolved.is_empty(), self.names.is_empty()) {
             (false, _) => Some(WAIT_UNRESOLVED),
             // The addresses change without Consul.
-            (true, false) => Some(subject.timing.resolve),
+            (true, false) => Some(watched.timing.resolve),
             (true, true) => None,
         }
     }
@@ -253,18 +253,18 @@ impl Publisher {
     }
 
     /// `verb`: what becomes of the instances, or of the parts that can't be used.
-    fn warn(&mut self, subject: &Subject, skipped: &[Skipped], verb: &str, sink: &dyn Sink) {
+    fn warn(&mut self, watched: &WatchedQuery, skipped: &[Skipped], verb: &str, sink: &dyn Sink) {
         if self.quiet {
             return;
         }
-        let name = query_name(&subject.query);
+        let name = query_name(&watched.query);
         let warned = &mut self.warned;
         let is_new = |one: &&Skipped| warned.len() < MAX_WARNINGS && warned.insert(hash(one));
         let new: Vec<&Skipped> = skipped.iter().filter(is_new).collect();
         for skipped in new.iter().take(MAX_WARNINGS_PER_ANSWER) {
             let (id, node) = (quote(&skipped.id), quote(&skipped.node));
             let reason = &skipped.reason;
-            let who = match subject.query.source {
+            let who = match watched.query.source {
                 Source::Kv => format!("key \"{id}\""),
                 _ => format!("instance \"{id}\" on node \"{node}\""),
             };

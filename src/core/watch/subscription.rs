@@ -11,7 +11,7 @@ pub(super) use self::report::report_good;
 use super::fetch::{Failure, Reply, ask, digest, vouch};
 use super::log_labels::query_name;
 use super::outages::{Failing, Outages};
-use super::plan::{Followed, Subject};
+use super::plan::{Followed, WatchedQuery};
 use super::publisher::{Prepared, Publisher};
 use super::{Report, Sink};
 use crate::consul::blocking::{Answer, Fetch, Outcome, Settings, Step, Watch};
@@ -37,16 +37,16 @@ pub(super) struct Tools<'a> {
 
 /// What all who work on a watch share.
 pub(super) struct Common {
-    pub(super) subject: Arc<Subject>,
+    pub(super) watched: Arc<WatchedQuery>,
     targets: Mutex<Arc<[Followed]>>,
     /// Locked from the judging of an answer to its publication.
     publisher: Mutex<Publisher>,
 }
 
 impl Common {
-    pub(super) fn new(subject: Arc<Subject>, targets: Vec<Followed>) -> Arc<Self> {
+    pub(super) fn new(watched: Arc<WatchedQuery>, targets: Vec<Followed>) -> Arc<Self> {
         Arc::new(Common {
-            subject,
+            watched,
             targets: Mutex::new(targets.into()),
             publisher: Mutex::default(),
         })
@@ -63,13 +63,13 @@ impl Common {
     /// Reads once, beside a blocking query that is under way. `Ok(Some)`: once more then. `Err`:
     /// no believable answer.
     pub(super) fn read_beside(&self, tools: &mut Tools<'_>) -> Result<Option<Instant>, Failure> {
-        let subject = &*self.subject;
+        let watched = &*self.watched;
         let (before, from) = {
             let publisher = self.publisher.lock();
             (publisher.last, publisher.from())
         };
-        let fetch = Fetch { from, ..Fetch::read(before.server, subject.timing.wait) };
-        let Some(reply) = ask(tools.client, subject, fetch, View::Full)? else {
+        let fetch = Fetch { from, ..Fetch::read(before.server, watched.timing.wait) };
+        let Some(reply) = ask(tools.client, watched, fetch, View::Full)? else {
             return Ok(None);
         };
         let mut publisher = self.publisher.lock();
@@ -94,10 +94,10 @@ impl Common {
         server: usize,
         tools: &mut Tools<'_>,
     ) -> Result<Option<(Prepared, bool)>, Failure> {
-        let (subject, targets) = (&*self.subject, self.targets());
+        let (watched, targets) = (&*self.watched, self.targets());
         let answer = (reply.index, &reply.instances, !reply.is_copy);
-        let prepared = publisher.prepare(subject, &targets, answer, tools.resolver, tools.sink);
-        if prepared.is_confirmed() && !vouch(tools.client, subject, server, reply.is_empty())? {
+        let prepared = publisher.prepare(watched, &targets, answer, tools.resolver, tools.sink);
+        if prepared.is_confirmed() && !vouch(tools.client, watched, server, reply.is_empty())? {
             return Ok(None);
         }
         let is_in_force = publisher.publish(&prepared, tools.sink);
@@ -128,7 +128,7 @@ impl Job {
     pub(super) fn new(common: &Arc<Common>) -> Self {
         Job {
             common: Arc::clone(common),
-            watch: new_watch(&common.subject),
+            watch: new_watch(&common.watched),
             rng: SmallRng::from_rng(&mut rand::rng()),
             seen: None,
             nodes: Vec::new(),
@@ -141,15 +141,15 @@ impl Job {
 
     /// Forgets what may be wrong after a panic, and pauses.
     pub(super) fn restart(&mut self) {
-        let subject = &self.common.subject;
-        self.watch = new_watch(subject);
+        let watched = &self.common.watched;
+        self.watch = new_watch(watched);
         (self.seen, self.failing) = (None, None);
-        let pause = subject.timing.retry_max.min(Duration::from_secs(5));
+        let pause = watched.timing.retry_max.min(Duration::from_secs(5));
         self.watch.read_again(Instant::now() + pause);
     }
 
-    pub(super) fn subject(&self) -> Arc<Subject> {
-        Arc::clone(&self.common.subject)
+    pub(super) fn watched_query(&self) -> Arc<WatchedQuery> {
+        Arc::clone(&self.common.watched)
     }
 
     /// Whether an instance of the last answer is on this node.
@@ -174,8 +174,8 @@ impl Job {
             }
         };
         if let Some(turn) = self.watch.take_turn() {
-            let server = common.subject.endpoint.servers[fetch.server].to_string();
-            let name = query_name(&common.subject.query);
+            let server = common.watched.endpoint.servers[fetch.server].to_string();
+            let name = query_name(&common.watched.query);
             tools.outages.note_turn(&server, name, turn, Instant::now());
         }
         ran
@@ -189,9 +189,9 @@ impl Job {
         now: Instant,
         tools: &mut Tools<'_>,
     ) -> Result<Option<()>, Failure> {
-        let (subject, server) = (&common.subject, fetch.server);
+        let (watched, server) = (&common.watched, fetch.server);
         if let Some(index) = self.index_to_check(fetch, now) {
-            let Some(reply) = ask(tools.client, subject, fetch, View::Index)? else {
+            let Some(reply) = ask(tools.client, watched, fetch, View::Index)? else {
                 return Ok(None);
             };
             if reply.index == index {
@@ -206,14 +206,14 @@ impl Job {
                 return Ok(Some(()));
             }
         }
-        let reply = ask(tools.client, subject, fetch, View::Full);
+        let reply = ask(tools.client, watched, fetch, View::Full);
         let Some(reply) = reply? else { return Ok(None) };
         self.take(common, (fetch, now), &reply, tools)
     }
 
     /// The index that says, if it has not moved, that nothing has changed.
     fn index_to_check(&self, fetch: Fetch, now: Instant) -> Option<u64> {
-        let query = &self.common.subject.query;
+        let query = &self.common.watched.query;
         // The agent's cache has entries of its own age for every set of parameters.
         let usable = has_tags(query.source) && query.consistency != Consistency::Cached;
         let (server, index, at) = self.seen.filter(|_| usable && !self.must_read)?;
@@ -269,7 +269,7 @@ impl Job {
     /// How changes are seen now.
     fn mode(&self) -> Mode {
         match self.watch.polls() {
-            true => Mode::Polling { delay: self.common.subject.timing.poll },
+            true => Mode::Polling { delay: self.common.watched.timing.poll },
             false => self.mode,
         }
     }
@@ -287,7 +287,7 @@ impl Job {
         let now = Instant::now();
         let outcome = self.watch.answer(failure.answer(), now, &mut self.rng);
         if let (Outcome::Failed { .. }, Failure::Refused(reason, error)) = (outcome, failure) {
-            let next = &common.subject.endpoint.servers[self.watch.server()].to_string();
+            let next = &common.watched.endpoint.servers[self.watch.server()].to_string();
             let at = self.watch.due().map_or(now, |due| due.max(now));
             self.watch.pause_until(tools.outages.turn(next, at, &mut self.rng));
             self.report_failure(fetch, (*reason, error), outcome, tools);
@@ -295,22 +295,22 @@ impl Job {
     }
 }
 
-fn new_watch(subject: &Subject) -> Watch {
+fn new_watch(watched: &WatchedQuery) -> Watch {
     Watch::new(Settings {
-        servers: subject.endpoint.servers.len(),
-        wait: subject.timing.wait,
-        retry_min: subject.timing.retry_min,
-        retry_max: subject.timing.retry_max,
+        servers: watched.endpoint.servers.len(),
+        wait: watched.timing.wait,
+        retry_min: watched.timing.retry_min,
+        retry_max: watched.timing.retry_max,
         sweep: None,
-        poll: subject.timing.poll,
-        can_avoid_copies: may_be_copy(&subject.query),
-        may_lag: matches!(subject.query.consistency, Consistency::Stale | Consistency::Cached),
+        poll: watched.timing.poll,
+        can_avoid_copies: may_be_copy(&watched.query),
+        may_lag: matches!(watched.query.consistency, Consistency::Stale | Consistency::Cached),
     })
 }
 
 /// How often to ask what can't be blocked on.
-pub(super) fn poll(subject: &Subject) -> Option<Duration> {
-    (subject.query.source == Source::Query).then_some(subject.timing.poll)
+pub(super) fn poll(watched: &WatchedQuery) -> Option<Duration> {
+    (watched.query.source == Source::Query).then_some(watched.timing.poll)
 }
 
 mod report;

@@ -25,8 +25,8 @@ pub(in crate::watch) fn report_good<'a>(
 impl Job {
     /// What the log says of a good answer.
     pub(super) fn log_good(&mut self, fetch: Fetch, outcome: Outcome, tools: &Tools<'_>) {
-        let subject = &*self.common.subject;
-        let (name, server) = (query_name(&subject.query), &subject.endpoint.servers[fetch.server]);
+        let watched = &*self.common.watched;
+        let (name, server) = (query_name(&watched.query), &watched.endpoint.servers[fetch.server]);
         if fetch.probe {
             let line = format!("{name}: the first server answers again, server \"{server}\"");
             tools.sink.log(Level::Notice, line);
@@ -51,8 +51,8 @@ impl Job {
         let targets = common.targets();
         let heard =
             || targets.iter().filter(|target| !target.is_gone()).map(|target| target.number);
-        let server = common.subject.endpoint.servers[fetch.server].to_string();
-        let name = query_name(&common.subject.query);
+        let server = common.watched.endpoint.servers[fetch.server].to_string();
+        let name = query_name(&common.watched.query);
         let retry = match retry_in.as_millis() {
             0 if self.watch.server() != fetch.server => "trying the next server".to_owned(),
             millis => format!("retrying in {millis}ms"),

@@ -10,8 +10,8 @@ use super::threads::Threads;
 use super::triggered::Scope;
 use crate::consul::overview;
 use crate::model::{Connections, Limit, Mode};
-use crate::watch::overview_watch::{OverviewWatch, subject_of_overview};
-use crate::watch::plan::{Followed, Subject};
+use crate::watch::overview_watch::{OverviewWatch, overview_query};
+use crate::watch::plan::{Followed, WatchedQuery};
 use crate::watch::subscription::{Common, Job, poll};
 
 /// How often a service is read that overviews speak for, whatever they say.
@@ -78,14 +78,14 @@ pub(super) struct Entry {
 impl Entry {
     /// Whether it can block at all.
     pub(super) fn can_block(&self) -> bool {
-        poll(&self.common.subject).is_none()
+        poll(&self.common.watched).is_none()
     }
 }
 
 /// All watches of an engine.
 pub(super) struct Scheduler {
     pub(super) entries: BTreeMap<u64, Entry>,
-    by_subject: HashMap<Arc<Subject>, u64>,
+    by_query: HashMap<Arc<WatchedQuery>, u64>,
     of_target: HashMap<usize, u64>,
     next_id: u64,
     queue: BTreeSet<(Instant, Key)>,
@@ -114,7 +114,7 @@ impl Scheduler {
         let demand = Demand { budget, available, most: nothing, watches, scopes: Vec::new() };
         Scheduler {
             entries: BTreeMap::new(),
-            by_subject: HashMap::new(),
+            by_query: HashMap::new(),
             of_target: HashMap::new(),
             next_id: 0,
             queue: BTreeSet::new(),
@@ -135,19 +135,19 @@ impl Scheduler {
     /// Takes a watch; gives its number.
     pub(super) fn add(
         &mut self,
-        subject: &Arc<Subject>,
+        watched: &Arc<WatchedQuery>,
         targets: Vec<Followed>,
         now: Instant,
     ) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
         self.of_target.extend(targets.iter().map(|target| (target.number, id)));
-        let scope = subject_of_overview(subject).map(|subject| self.number_of_scope(subject));
-        let common = Common::new(Arc::clone(subject), targets);
-        self.by_subject.insert(Arc::clone(subject), id);
-        self.longest_wait = self.longest_wait.max(subject.timing.wait);
+        let scope = overview_query(watched).map(|watched| self.number_of_scope(watched));
+        let common = Common::new(Arc::clone(watched), targets);
+        self.by_query.insert(Arc::clone(watched), id);
+        self.longest_wait = self.longest_wait.max(watched.timing.wait);
         let entry = Entry {
-            name: overview::key(&subject.query.service),
+            name: overview::key(&watched.query.service),
             job: Some(Box::new(Job::new(&common))),
             common,
             due: now,
@@ -168,9 +168,9 @@ impl Scheduler {
     pub(super) fn follow(&mut self, followed: Followed, now: Instant) {
         debug_assert!(!self.of_target.contains_key(&followed.number), "the number is in use");
         self.forget(followed.number);
-        let subject = followed.target.subject();
-        let Some(&id) = self.by_subject.get(&subject) else {
-            let id = self.add(&Arc::new(subject), vec![followed], now);
+        let watched = followed.target.watched_query();
+        let Some(&id) = self.by_query.get(&watched) else {
+            let id = self.add(&Arc::new(watched), vec![followed], now);
             self.entries.entry(id).and_modify(|entry| entry.settled = now + SETTLE);
             return;
         };
@@ -221,7 +221,7 @@ impl Scheduler {
 
     fn remove(&mut self, id: u64) {
         if let Some(entry) = self.entries.remove(&id) {
-            self.by_subject.remove(&entry.common.subject);
+            self.by_query.remove(&entry.common.watched);
             self.queue.remove(&(entry.due, Key::Watch(id)));
         }
     }
@@ -302,7 +302,7 @@ impl Scheduler {
 
     /// Whether a thread is connected to the servers of an entry.
     fn is_near(&self, (Key::Watch(id) | Key::Beside(id)): Key, last: Option<u64>) -> bool {
-        let endpoint = |id| Some(&self.entries.get(&id)?.common.subject.endpoint);
+        let endpoint = |id| Some(&self.entries.get(&id)?.common.watched.endpoint);
         let both = endpoint(id).zip(last.and_then(endpoint));
         both.is_some_and(|(one, other)| Arc::ptr_eq(one, other))
     }
@@ -334,7 +334,7 @@ impl Scheduler {
         }
         // One that finds no room is read as the others are until there is some.
         let scope = entry.scope.and_then(|scope| self.scopes.get(scope));
-        let (sweep, mode) = match poll(&entry.common.subject) {
+        let (sweep, mode) = match poll(&entry.common.watched) {
             Some(interval) => (Some(interval), Mode::Polling { delay: interval }),
             None if entry.is_polled && has_room => (None, Mode::Blocking),
             None if scope.is_some_and(Scope::is_vouched) => {

@@ -6,14 +6,14 @@ use super::connection_plan::{ConnectionPlan, Demand};
 use super::scheduler::{Entry, Scheduler};
 use crate::model::Limit;
 use crate::watch::overview_watch::{OverviewDiff, OverviewOutcome, OverviewWatch, VIEWS};
-use crate::watch::plan::Subject;
+use crate::watch::plan::WatchedQuery;
 
 /// Reads that a sweep may be ahead of its pace, after a time without any.
 const CREDIT: u32 = 2000;
 
 /// The services of one datacenter, seen through one token, and the overviews that speak for them.
 pub(super) struct Scope {
-    subject: Subject,
+    watched: WatchedQuery,
     is_active: bool,
     /// `None` while a thread has it.
     overviews: [Option<Box<OverviewWatch>>; VIEWS.len()],
@@ -29,12 +29,12 @@ impl Scope {
 
 impl Scheduler {
     /// Number of the scope that this overview is about.
-    pub(super) fn number_of_scope(&mut self, subject: Subject) -> usize {
-        if let Some(number) = self.scopes.iter().position(|scope| scope.subject == subject) {
+    pub(super) fn number_of_scope(&mut self, watched: WatchedQuery) -> usize {
+        if let Some(number) = self.scopes.iter().position(|scope| scope.watched == watched) {
             return number;
         }
         self.scopes.push(Scope {
-            subject,
+            watched,
             is_active: false,
             overviews: [const { None }; VIEWS.len()],
             good: [false; VIEWS.len()],
@@ -159,7 +159,7 @@ impl Scheduler {
             scope.is_active = is_wanted;
             scope.good = [false; VIEWS.len()];
             for (place, view) in scope.overviews.iter_mut().zip(VIEWS) {
-                let new = || Box::new(OverviewWatch::new(scope.subject.clone(), view, now));
+                let new = || Box::new(OverviewWatch::new(scope.watched.clone(), view, now));
                 *place = is_wanted.then(new);
             }
         }

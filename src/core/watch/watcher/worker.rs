@@ -14,7 +14,7 @@ use crate::resolve::SystemResolver;
 use crate::watch::fetch::{Failure, read_anew};
 use crate::watch::log_labels::query_name;
 use crate::watch::overview_watch::{OverviewOutcome, OverviewWatch};
-use crate::watch::plan::Subject;
+use crate::watch::plan::WatchedQuery;
 use crate::watch::subscription::{Common, Job, Tools};
 
 /// Pause before a read that failed is repeated, and one that panicked.
@@ -71,20 +71,20 @@ pub(super) fn work(shared: &Arc<Shared>) {
 /// While more connections are wanted than are known to be taken: finds out whether Consul answers
 /// over one more.
 fn try_connection(shared: &Shared, client: &mut Client) {
-    let (subject, is_counted) = {
+    let (watched, is_counted) = {
         let mut scheduler = shared.scheduler.lock();
-        let (subject, to_try) = (subject_to_try(&scheduler), scheduler.threads.to_try);
+        let (watched, to_try) = (query_to_try(&scheduler), scheduler.threads.to_try);
         scheduler.threads.to_try = to_try.saturating_sub(1);
-        if subject.is_none() {
+        if watched.is_none() {
             scheduler.threads.starting -= 1;
             if to_try > 0 {
                 scheduler.budget.on_failure(Instant::now());
             }
         }
-        (subject, to_try > 0)
+        (watched, to_try > 0)
     };
-    let Some(subject) = subject else { return };
-    let tried = catch_unwind(AssertUnwindSafe(|| read_anew(client, &subject, PATIENCE)));
+    let Some(watched) = watched else { return };
+    let tried = catch_unwind(AssertUnwindSafe(|| read_anew(client, &watched, PATIENCE)));
     let tried = tried.unwrap_or(Err(client::Error::Stopped));
     let (trouble, now) = (client.take_trouble(), Instant::now());
     let mut scheduler = shared.scheduler.lock();
@@ -96,7 +96,7 @@ fn try_connection(shared: &Shared, client: &mut Client) {
             budget.on_trial_refused(server.to_string(), Refused::Limit(error), now);
         }
         (Err(client::Error::Silent(_)), _) => {
-            let server = subject.endpoint.servers[0].to_string();
+            let server = watched.endpoint.servers[0].to_string();
             budget.on_trial_refused(server, Refused::Silent, now);
         }
         (Ok(()) | Err(client::Error::Status { .. }), _) => budget.on_answer(),
@@ -106,10 +106,10 @@ fn try_connection(shared: &Shared, client: &mut Client) {
 }
 
 /// Of the services, one after the other: whom to ask over a new connection.
-fn subject_to_try(scheduler: &Scheduler) -> Option<Arc<Subject>> {
+fn query_to_try(scheduler: &Scheduler) -> Option<Arc<WatchedQuery>> {
     let which = scheduler.threads.count % scheduler.entries.len().max(1);
     let entry = scheduler.entries.values().nth(which).filter(|_| scheduler.is_growing());
-    entry.map(|entry| Arc::clone(&entry.common.subject))
+    entry.map(|entry| Arc::clone(&entry.common.watched))
 }
 
 /// A connection was refused, or a query cut off.
@@ -182,7 +182,7 @@ fn watch(shared: &Shared, tools: &mut Tools<'_>, mut job: Box<Job>) -> Option<Bo
     let ran = catch_unwind(AssertUnwindSafe(|| job.run(tools)));
     ran.unwrap_or_else(|_| {
         job.restart();
-        panicked(shared, tools, &query_name(&job.subject().query));
+        panicked(shared, tools, &query_name(&job.watched_query().query));
         Some(())
     })?;
     if shared.outages.take_news() {
@@ -198,7 +198,7 @@ fn beside(shared: &Shared, tools: &mut Tools<'_>, id: u64, common: &Arc<Common>)
         Ok(Ok(again)) => again,
         Ok(Err(Failure::Reconnected | Failure::Refused(..))) => Some(now + RETRY),
         Err(_) => {
-            panicked(shared, tools, &query_name(&common.subject.query));
+            panicked(shared, tools, &query_name(&common.watched.query));
             Some(now + AFTER_PANIC)
         }
     };

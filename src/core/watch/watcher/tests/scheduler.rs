@@ -34,8 +34,8 @@ impl Bench {
         let endpoint = Arc::new(endpoint("http://127.0.0.1:1"));
         for number in 0..services {
             let target = Arc::new(target(&endpoint, &format!("s{number}")));
-            let subject = Arc::new(target.subject());
-            bench.scheduler.add(&subject, vec![Followed::new(number, target)], now);
+            let watched = Arc::new(target.watched_query());
+            bench.scheduler.add(&watched, vec![Followed::new(number, target)], now);
         }
         bench.replan();
         bench
@@ -157,7 +157,7 @@ fn only_who_is_named_is_read_at_once() {
     let reads = std::iter::from_fn(|| bench.take());
     let reads: Vec<Task> = reads.filter(|task| matches!(task, Task::Watch(..))).collect();
     let [Task::Watch(_, job)] = &reads[..] else { panic!("{} reads", reads.len()) };
-    assert_eq!(job.subject().query.service, "s50");
+    assert_eq!(job.watched_query().query.service, "s50");
     assert!(job.must_read && !job.watch.will_block());
 }
 
