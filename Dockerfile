@@ -24,11 +24,11 @@ RUN apt-get update \
     && ln -sf /dev/stdout /var/log/nginx/access.log \
     && ln -sf /dev/stderr /var/log/nginx/error.log
 COPY --from=build /src/target/release/libngx_http_consul_module.so /usr/lib/nginx/modules/ngx_http_consul_module.so
-# Mount your own over it; without consul_server the module asks $CONSUL_HTTP_ADDR.
+# Mount another configuration over it; without consul_server the module asks $CONSUL_HTTP_ADDR.
 COPY nginx-conf/minimal.conf /etc/nginx/nginx.conf
 COPY nginx-conf/gateway.conf /usr/share/doc/nginx-consul/gateway.conf
 RUN nginx -t
 EXPOSE 8080
-# Finish the requests at hand.
+# SIGQUIT: nginx finishes the requests in flight.
 STOPSIGNAL SIGQUIT
 CMD ["nginx", "-g", "daemon off;"]

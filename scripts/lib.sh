@@ -1,15 +1,15 @@
-# Shared by the verbs of this folder; sourced, not run.
+# Shared by the scripts of this folder; sourced, not run.
 # Sets ROOT (the checkout) and TARGET (cargo's target directory), and changes to ROOT.
 set -Eeuo pipefail
-# Nothing ends without a word.
+# No script fails without a message.
 trap 'echo "$(basename "$0"): failed: $BASH_COMMAND" >&2' ERR
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$ROOT"
 TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
 [[ $TARGET == /* ]] || TARGET=$ROOT/$TARGET
 CACHE=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/nginx-consul
-# nginx lives in sbin, which a plain user's PATH lacks; the last one is where scripts/deps
-# puts the consul of a user who may not write to /usr/local/bin.
+# nginx is in sbin, which an unprivileged user's PATH lacks; scripts/deps installs consul in the last
+# directory if the user may not write to /usr/local/bin.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:$CACHE/bin
 export PATH
 
@@ -20,10 +20,10 @@ die() {
     exit 1
 }
 
-# Prints the usage of a verb: its leading comment lines.
+# Prints the usage of a script: its leading comment lines.
 usage() { sed -n '2,/^[^#]/{s/^##\{0,1\} \{0,1\}//p}' "$0" | sed '/^set /d'; }
 
-# The nginx to build for and to test: TEST_NGINX_BINARY, else the one on PATH.
+# Prints the nginx to build for and to test: TEST_NGINX_BINARY, else the one on PATH.
 nginx_binary() {
     if [[ -n ${TEST_NGINX_BINARY:-} ]]; then
         [[ -x $TEST_NGINX_BINARY ]] || die "TEST_NGINX_BINARY=$TEST_NGINX_BINARY is no executable file"
@@ -33,17 +33,17 @@ nginx_binary() {
     fi
 }
 
-# "1.22.1" from what `nginx -v` prints.
+# Prints "1.22.1" from the output of `nginx -v`.
 nginx_version() { "$1" -v 2>&1 | sed -n 's|^nginx version: [^/]*/\([0-9.]*\).*|\1|p'; }
 
-# "1.22.1" from the nginx sources in directory $1.
+# Prints "1.22.1" from the nginx sources in directory $1.
 nginx_source_version() {
     sed -n 's/^#define NGINX_VERSION  *"\([^"]*\)"/\1/p' "$1/src/core/nginx.h"
 }
 
-# Sets NGINX_SOURCE_DIR and NGINX_BUILD_DIR, which nginx-sys reads, to headers that match the
-# nginx binary $1. Sources: NGINX_SOURCE_DIR, else Debian's nginx-dev. They are configured out of
-# tree, once per version, unless NGINX_BUILD_DIR names a configured tree.
+# Sets NGINX_SOURCE_DIR and NGINX_BUILD_DIR, which nginx-sys reads, to headers that match the nginx binary
+# $1. Sources: NGINX_SOURCE_DIR, else Debian's nginx-dev. This configures them out of tree, once per
+# version, unless NGINX_BUILD_DIR names a configured tree.
 prepare_nginx() {
     local binary=$1 version headers stamp
     version=$(nginx_version "$binary")
@@ -90,7 +90,7 @@ configure_nginx() {
     }
 }
 
-# What the tests and programs of tests/e2e read to find the two binaries under test.
+# Exports the variables from which the programs of tests/e2e find the two binaries under test.
 export_binaries() {
     TEST_NGINX_BINARY=$(nginx_binary)
     NGINX_CONSUL_MODULE=$TARGET/release/libngx_http_consul_module.so
@@ -103,15 +103,15 @@ test_program() {
         sed -n '/"kind":\["test"\]/s/.*"executable":"\([^"]*\)".*/\1/p'
 }
 
-# The tests that Consul's answers matter to, as filters of test names: they run plain and dressed,
-# and on each consul of scripts/matrix --consul.
+# The Consul-facing tests, as filters of test names: they run plain and dressed, and with each consul of
+# scripts/matrix --consul.
 CONSUL_FACING=(discovery:: failures:: first_answers:: validation:: invariants:: lifecycle:: logs:: many::
     on_demand:: outages:: params:: removal:: ready:: secured:: sources:: status:: tiers:: trouble::
     upheaval::)
 
 DEBIAN_KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 
-# The archive this machine takes Debian itself from: the first source whose suite is its own release.
+# Prints the archive of this machine's Debian: the first source whose suite is its own release.
 debian_archive() {
     local codename
     codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
@@ -129,9 +129,9 @@ debian_archive() {
             if (suite && main) { print $1; exit } }'
 }
 
-# apt-get over Debian's release $1 and nothing else: apt-get -qq $3…. Its files are in the absolute
-# directory $2, which keeps the release out of the machine's own package lists. There nothing
-# counts as installed, so that it fetches a package with all it needs. apt checks the signatures.
+# Runs apt-get -qq $3… for Debian's release $1 only. Its files are in the absolute directory $2, which
+# keeps the release out of the machine's package lists. No package counts as installed there, so apt
+# downloads a package with all its dependencies. apt checks the signatures.
 debian_apt() {
     local suite=$1 dir=$2 archive
     shift 2
@@ -149,8 +149,7 @@ debian_apt() {
     "${apt[@]}" "$@"
 }
 
-# Prints where cargo has the sources of nginx 1.28 that the crate nginx-src carries, having fetched
-# them.
+# Downloads the crate nginx-src, and prints the path of the sources of nginx 1.28 in it.
 nginx_crate_sources() {
     local probe=$TARGET/nginx-src
     mkdir -p "$probe/src"
@@ -184,7 +183,7 @@ build_nginx_1_28() {
     say "$(basename "$0"): building nginx $(nginx_source_version "$dir")"
     (
         cd "$dir"
-        # The paths: what `nginx -t` opens unless the configuration names another.
+        # `nginx -t` opens these paths unless the configuration names others.
         auto/configure --pid-path="$dir/nginx.pid" --http-log-path="$dir/access.log" --with-compat \
             --with-debug --with-threads --with-http_ssl_module --with-http_v2_module \
             --with-http_auth_request_module --with-http_stub_status_module "$@"

@@ -3,25 +3,22 @@
 //! A request is checked before its body is read; what it asks for is done in the worker that got it
 //! ([`act`]), by way of the shared zone.
 
-use std::ffi::{c_char, c_void};
-
 use nginx_consul_core::control::{
     Arguments, Body, MAX_BODY, Refusal, Route, Verb, check_origin, route, to_json,
 };
 use nginx_sys::{
     NGX_HTTP_DELETE, NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_PATCH,
-    NGX_HTTP_POST, NGX_LOG_EMERG, ngx_command_t, ngx_conf_t, ngx_http_core_loc_conf_t,
-    ngx_http_discard_request_body, ngx_http_finalize_request, ngx_http_read_client_request_body,
-    ngx_http_request_t, ngx_int_t,
+    NGX_HTTP_POST, ngx_http_discard_request_body, ngx_http_finalize_request,
+    ngx_http_read_client_request_body, ngx_http_request_t, ngx_int_t,
 };
 
-use crate::conf::{self, HttpConf};
 use crate::ffi::response;
-use crate::ffi::{self, CONF_ERROR, CONF_OK, catch_panic};
+use crate::ffi::{self, catch_panic};
 use crate::services::Services;
+use crate::upstreams::Upstreams;
 
-mod act;
 mod request;
+mod act;
 
 use act::Answer;
 use request::{body_of, path_of, who};
@@ -31,80 +28,7 @@ const DONE: ngx_int_t = nginx_sys::NGX_DONE as ngx_int_t;
 /// `NGX_HTTP_SPECIAL_RESPONSE`.
 const SPECIAL: ngx_int_t = 300;
 
-/// A location with the directive.
-pub(crate) struct ApiLocation {
-    core: *mut ngx_http_core_loc_conf_t,
-    /// Where the directive stands.
-    place: String,
-}
-
-/// The directive: makes the API the location's content.
-pub(crate) extern "C" fn ngx_http_consul_api(
-    cf: *mut ngx_conf_t,
-    _: *mut ngx_command_t,
-    conf: *mut c_void,
-) -> *mut c_char {
-    catch_panic(CONF_ERROR, || {
-        // SAFETY: `conf` is the HttpConf; nothing else refers to it now. The directive is only
-        // allowed in `location`, whose core configuration this is.
-        unsafe {
-            let http = &mut *conf.cast::<HttpConf>();
-            let core = ffi::location(cf);
-            if http.apis.iter().any(|location| location.core == core) {
-                return c"is duplicate".as_ptr().cast_mut();
-            }
-            if (*core).handler.is_some() {
-                return c"can't be used together with another directive that makes the answer"
-                    .as_ptr()
-                    .cast_mut();
-            }
-            let name = ffi::bytes(&(*core).name);
-            #[cfg(nginx_pcre)]
-            let is_regex = !(*core).regex.is_null();
-            #[cfg(not(nginx_pcre))]
-            let is_regex = false;
-            if is_regex || (*core).exact_match() != 0 || name.starts_with(b"@") {
-                return c"must be in a location that is a prefix".as_ptr().cast_mut();
-            }
-            (*core).handler = Some(ngx_http_consul_api_handler);
-            http.apis.push(ApiLocation { core, place: conf::args::place(cf) });
-        }
-        CONF_OK
-    })
-}
-
-/// Once all is read: whether the locations are still ours.
-///
-/// # Safety
-///
-/// The locations are of the configuration that is being read.
-pub(crate) unsafe fn check_locations(cf: *mut ngx_conf_t, locations: &[ApiLocation]) -> bool {
-    let is_ours = |location: &&ApiLocation| {
-        // SAFETY: the caller's promise.
-        let present = unsafe { (*location.core).handler };
-        present.is_some_and(|present| present as *const () == handler())
-    };
-    match locations.iter().find(|location| !is_ours(location)) {
-        None => true,
-        Some(ApiLocation { place, .. }) => {
-            ngx::ngx_log_error!(
-                NGX_LOG_EMERG,
-                // SAFETY: the configuration that is being read has a log.
-                unsafe { (*cf).log },
-                "\"consul_api\" directive can't be used together with another directive that \
-                 makes the answer, in {place}"
-            );
-            false
-        }
-    }
-}
-
-/// By which the module knows its own locations.
-pub(crate) fn handler() -> *const () {
-    ngx_http_consul_api_handler as *const ()
-}
-
-extern "C" fn ngx_http_consul_api_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
+pub(crate) extern "C" fn ngx_http_consul_api_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
     catch_panic(FAILED, || {
         // SAFETY: nginx passes a request that is ours until it is finalized.
         unsafe {
@@ -179,12 +103,12 @@ unsafe extern "C" fn with_body(r: *mut ngx_http_request_t) {
 /// `r` is a valid request of the running configuration.
 unsafe fn answer(r: *mut ngx_http_request_t, route: &Route, body: &[u8]) -> Answer {
     // SAFETY: the caller's promise.
-    let (http, args, who, log) = unsafe {
-        let http = conf::http_conf(nginx_sys::ngx_cycle);
-        (http, ffi::bytes(&(*r).args), who(r), (*(*r).connection).log)
+    let (upstreams, args, who, log) = unsafe {
+        let upstreams = Upstreams::of_cycle(nginx_sys::ngx_cycle);
+        (upstreams, ffi::bytes(&(*r).args), who(r), (*(*r).connection).log)
     };
     let none = || Refusal::new(404, "ServiceNotFound", "no upstream follows Consul");
-    let services = http.and_then(Services::new).ok_or_else(none)?;
+    let services = upstreams.and_then(Services::new).ok_or_else(none)?;
     let asked = act::Asked { services, arguments: Arguments::parse(args)?, who, log };
     asked.answer(route, body)
 }

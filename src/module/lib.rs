@@ -23,25 +23,26 @@ use nginx_sys::{NGX_HTTP_MODULE, ngx_http_module_t, ngx_module_t};
 
 mod ffi;
 mod zone;
-mod services;
-mod table_writer;
 mod peer;
+mod upstreams;
+mod services;
 mod variables;
-mod on_demand_phase;
 mod status;
 mod ready;
+mod table_writer;
 mod api;
+mod on_demand_phase;
 mod lifecycle;
 mod conf;
 
 static MODULE_CONTEXT: ngx_http_module_t = ngx_http_module_t {
-    preconfiguration: Some(variables::ngx_http_consul_preconfiguration),
-    postconfiguration: Some(on_demand_phase::ngx_http_consul_postconfiguration),
+    preconfiguration: Some(conf::ngx_http_consul_preconfiguration),
+    postconfiguration: Some(conf::ngx_http_consul_postconfiguration),
     create_main_conf: Some(conf::ngx_http_consul_create_main_conf),
     init_main_conf: Some(conf::ngx_http_consul_init_main_conf),
     create_srv_conf: Some(conf::create_conf::<conf::SrvConf>),
     merge_srv_conf: None,
-    create_loc_conf: Some(conf::create_conf::<conf::LocConf>),
+    create_loc_conf: Some(conf::create_conf::<status::LocationOptions>),
     merge_loc_conf: Some(conf::ngx_http_consul_merge_loc_conf),
 };
 

@@ -23,19 +23,19 @@ use self::overrides::Resync;
 use self::signals::SignalsBlocked;
 use self::state_file::TableSource;
 use self::workers_user::Workers;
-use crate::conf::{self, HttpConf};
 use crate::ffi::timer::Timer;
 use crate::ffi::{OK, catch_panic};
-use crate::peer::{Guard, Worker, end_keepalive};
+use crate::peer::{Worker, end_keepalive};
 use crate::table_writer::TableWriter;
-use crate::zone;
+use crate::upstreams::Upstreams;
 
 mod signals;
 mod fork;
-mod permissions;
 mod workers_user;
-pub(crate) mod overrides;
-pub(crate) mod state_file;
+mod permissions;
+mod state_directory;
+mod state_file;
+mod overrides;
 mod initial_fetch;
 
 /// How often worker 0 writes the threads' log lines and looks whether it is to end, milliseconds.
@@ -77,20 +77,17 @@ thread_local! {
     static KEPT: RefCell<Vec<Saved>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The plan and the table of a cycle; `None` if no block follows Consul.
+/// What the upstreams of a cycle share; `None` if no upstream follows Consul.
 ///
 /// # Safety
 ///
-/// As for [`conf::http_conf`].
+/// As for [`Upstreams::of_cycle`].
 unsafe fn parts<'a>(
     cycle: *mut ngx_cycle_t,
-) -> Option<(&'a HttpConf, &'a Arc<Plan>, Table<'static>)> {
-    // SAFETY: the caller's promise; the zone is mapped once nginx calls the hooks.
-    unsafe {
-        let http = conf::http_conf(cycle)?;
-        let table = zone::table(http.shm_zone()?)?;
-        Some((http, http.plan.as_ref()?, table))
-    }
+) -> Option<(&'a Upstreams, &'a Arc<Plan>, Table<'static>)> {
+    // SAFETY: the caller's promise.
+    let upstreams = unsafe { Upstreams::of_cycle(cycle)? };
+    Some((upstreams, upstreams.plan.as_ref()?, upstreams.table()?))
 }
 
 /// In the master, before it forks: asks for what the zone doesn't hold yet. Never fails: an error
@@ -100,23 +97,21 @@ pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) ->
         // SAFETY: nginx sets this before it reads the configuration.
         let is_test = unsafe { nginx_sys::ngx_test_config } != 0;
         // SAFETY: nginx passes the cycle it has just made.
-        let Some((http, plan, table)) = (unsafe { parts(cycle) }) else { return OK };
+        let Some((upstreams, plan, table)) = (unsafe { parts(cycle) }) else { return OK };
         // SAFETY: as above; the master has no threads.
         unsafe {
             let (workers, log) = (Workers::of(cycle), (*cycle).log);
             permissions::check(plan, &workers, log);
-            if let Some(state) = http.state_file() {
-                state_file::directory::prepare(state, &workers, is_test, log);
+            if let Some(state) = &upstreams.state_file {
+                state_directory::prepare(state, &workers, is_test, log);
             }
         }
-        for &upstream in http.blocks.iter().chain(&http.on_demand_upstreams) {
-            // SAFETY: a block of the configuration that was just read.
-            unsafe { Guard::set(upstream) };
-        }
+        // SAFETY: as above; no request is served before the master forks.
+        unsafe { upstreams.guard() };
         if is_test {
             return OK;
         }
-        let opened = http.templates.as_ref().map_or(Ok(()), |_| Channel::open());
+        let opened = upstreams.templates.as_ref().map_or(Ok(()), |_| Channel::open());
         if let Err(e) = opened {
             // SAFETY: the cycle's log.
             let log = unsafe { (*cycle).log };
@@ -130,14 +125,15 @@ pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) ->
         let needed: Vec<usize> =
             (0..plan.targets.len()).filter(|&target| !sink.has_data(target)).collect();
         if !needed.is_empty() {
-            let timeout = http.init_timeout.unwrap_or(Duration::from_secs(2));
+            let timeout = upstreams.init_timeout;
             // SAFETY: nginx's master has no other threads, nor has the only process without one yet.
             unsafe { initial_fetch::ask(plan, table, &needed, timeout, &sink) };
         }
         let is_new = table.begin_overrides();
-        let kept = http
-            .state_file()
-            .map(|state| state.restore(plan, http.templates.as_deref(), (&sink, is_new)));
+        let kept = upstreams
+            .state_file
+            .as_ref()
+            .map(|state| state.restore(plan, upstreams.templates.as_deref(), (&sink, is_new)));
         KEPT.set(kept.unwrap_or_default());
         sink.close();
         // SAFETY: the cycle's log.
@@ -166,10 +162,10 @@ pub(crate) extern "C" fn ngx_http_consul_init_process(cycle: *mut ngx_cycle_t) -
             return OK;
         }
         // SAFETY: nginx passes the worker's cycle.
-        let Some((http, plan, table)) = (unsafe { parts(cycle) }) else { return OK };
+        let Some((upstreams, plan, table)) = (unsafe { parts(cycle) }) else { return OK };
         table.clear_dead_lanes();
-        let worker = Worker::new(table, table.claim_shard(ProcessId::own()));
-        if worker.shard.is_none() {
+        let worker = Worker::new(table);
+        if worker.shard().is_none() {
             // SAFETY: the cycle's log.
             let log = unsafe { (*cycle).log };
             ngx::ngx_log_error!(
@@ -179,9 +175,9 @@ pub(crate) extern "C" fn ngx_http_consul_init_process(cycle: *mut ngx_cycle_t) -
                  requests are not counted as in flight"
             );
         }
-        let watch = (is_single || number == 0).then(|| Watch::start(http, plan, table));
-        http.blocks().for_each(|block| block.start(worker));
-        http.on_demand_upstreams().for_each(|block| block.start(worker));
+        let watch = (is_single || number == 0).then(|| Watch::start(upstreams, plan, table));
+        upstreams.fixed().for_each(|upstream| upstream.start(worker));
+        upstreams.on_demand().for_each(|upstream| upstream.start(worker));
         RUNNING.set(Some(Running { worker, watch }));
         OK
     })
@@ -198,26 +194,8 @@ pub(crate) extern "C" fn ngx_http_consul_exit_process(cycle: *mut ngx_cycle_t) {
             watch.sink.close();
         }
         // Requests that an ending worker cut off are no longer in flight.
-        let table = running.worker.table;
-        running.worker.shard.into_iter().for_each(|shard| {
-            table.clear_lane(shard);
-            table.release_lane(shard);
-        });
+        running.worker.release_shard();
     });
-}
-
-/// Tries again to get a shard for a worker that has none.
-pub(crate) fn try_shard() -> Option<Worker> {
-    RUNNING.with_borrow_mut(|running| {
-        let worker = &mut running.as_mut()?.worker;
-        if worker.shard.is_none() {
-            let shard = worker.table.claim_shard(ProcessId::own());
-            if shard.is_some() {
-                *worker = Worker::new(worker.table, shard);
-            }
-        }
-        Some(*worker)
-    })
 }
 
 /// Frees what no block asks for any more.
@@ -227,23 +205,23 @@ fn retain(table: Table<'static>, keys: &[u128], templates: Option<&Templates>) {
 }
 
 impl Watch {
-    fn start(http: &HttpConf, plan: &Arc<Plan>, table: Table<'static>) -> Watch {
+    fn start(upstreams: &Upstreams, plan: &Arc<Plan>, table: Table<'static>) -> Watch {
         let keys: Vec<u128> = (0..plan.targets.len()).map(|target| plan.key(target)).collect();
         let held = table.entries();
         let missing = keys.iter().filter(|&key| !held.contains_key(key)).count();
         if missing > table.free_entries() {
-            retain(table, &keys, http.templates.as_deref());
+            retain(table, &keys, upstreams.templates.as_deref());
         }
         let mut timer = Timer::new(TICK, tick);
         timer.start();
         let sink = TableWriter::new(table, plan);
-        let state = http.state_file().map(|file| {
+        let state = upstreams.state_file.as_ref().map(|file| {
             let source =
                 TableSource { sink: Arc::clone(&sink), plan: Arc::clone(plan), kept: KEPT.take() };
             (file.path.clone(), Arc::new(source))
         });
         let plan = Arc::clone(plan);
-        let templates = http.templates.clone();
+        let templates = upstreams.templates.clone();
         let mut watch = Watch {
             plan,
             templates,

@@ -18,13 +18,13 @@ use nginx_sys::{
     ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_module_t, ngx_post_event, ngx_posted_events,
 };
 
-use crate::api;
-use crate::conf::{self, HttpConf, directives};
+use crate::api::ngx_http_consul_api_handler;
 use crate::ffi::{self, AGAIN, DECLINED, ERROR, OK, catch_panic, conf_of, give_to_pool};
 use crate::peer::trace::trace;
-use crate::peer::{self, Lookup, New, OnDemandUpstream, Why};
+use crate::peer::{Lookup, New, OnDemandUpstream, Slot, Why};
 use crate::ready::ngx_http_consul_ready_handler;
 use crate::status::ngx_http_consul_status_handler;
+use crate::upstreams::Upstreams;
 
 /// `NGX_MODULE_UNSET_INDEX`: of a module that is not in use.
 const UNSET: usize = usize::MAX;
@@ -72,33 +72,32 @@ struct Waiting {
     timer: ngx_event_t,
 }
 
-pub(crate) extern "C" fn ngx_http_consul_postconfiguration(cf: *mut ngx_conf_t) -> ngx_int_t {
-    catch_panic(ERROR, || {
-        directives::end();
-        // SAFETY: `cf` is that of `http`, whose main configurations are complete.
-        unsafe {
-            let context = ffi::http_context(cf);
-            let http: *mut HttpConf = conf_of(context.main_conf, ffi::module());
-            if !api::check_locations(cf, &(*http).apis) {
-                return ERROR;
-            }
-            peer::install_header_filter();
-            if (*http).on_demand_upstreams.is_empty() {
-                return OK;
-            }
-            (*http).proxies = proxies();
-            let core: *mut ngx_http_core_main_conf_t =
-                conf_of(context.main_conf, &raw const ngx_http_core_module);
-            let phase = ngx_http_phases_NGX_HTTP_PRECONTENT_PHASE as usize;
-            let handlers = &raw mut (*core).phases[phase].handlers;
-            let place = ngx_array_push(handlers).cast::<ngx_http_handler_pt>();
-            if place.is_null() {
-                return ERROR;
-            }
-            place.write(Some(ngx_http_consul_precontent_handler));
-        }
-        OK
-    })
+/// Adds the phase handler, if there are upstreams whose service requests name. `false` if memory
+/// is short.
+///
+/// # Safety
+///
+/// `cf` is that of the `postconfiguration` of `http`, and `upstreams` that of its configuration.
+pub(crate) unsafe fn install(cf: *mut ngx_conf_t, upstreams: &mut Upstreams) -> bool {
+    if upstreams.on_demand.is_empty() {
+        return true;
+    }
+    upstreams.proxies = proxies();
+    // SAFETY: the caller's promise; the main configurations of `http` are complete.
+    let handlers = unsafe {
+        let core: *mut ngx_http_core_main_conf_t =
+            conf_of(ffi::http_context(cf).main_conf, &raw const ngx_http_core_module);
+        let phase = ngx_http_phases_NGX_HTTP_PRECONTENT_PHASE as usize;
+        &raw mut (*core).phases[phase].handlers
+    };
+    // SAFETY: nginx's array of phase handlers.
+    let place = unsafe { ngx_array_push(handlers).cast::<ngx_http_handler_pt>() };
+    if place.is_null() {
+        return false;
+    }
+    // SAFETY: the element that was just pushed.
+    unsafe { place.write(Some(ngx_http_consul_precontent_handler)) };
+    true
 }
 
 /// Those of [`PROXIES`] that this nginx has.
@@ -118,12 +117,12 @@ extern "C" fn ngx_http_consul_precontent_handler(r: *mut ngx_http_request_t) -> 
     catch_panic(DECLINED, || {
         // SAFETY: nginx passes a request of the running configuration.
         unsafe {
-            let http: *mut HttpConf = conf_of((*r).main_conf, ffi::module());
-            let upstream = upstream_of(r, &*http);
+            let upstreams = Upstreams::of_request(r);
+            let upstream = upstream_of(r, upstreams);
             let blocks = match &upstream {
                 Some(upstream) => slice::from_ref(upstream),
                 // The block is named by variables too, which only the content handler knows.
-                None if has_content(r) => &(&(*http).on_demand_upstreams)[..],
+                None if has_content(r) => &upstreams.on_demand[..],
                 None => &[],
             };
             let named = blocks.iter().filter_map(|upstream| named_block(*upstream));
@@ -140,9 +139,9 @@ extern "C" fn ngx_http_consul_precontent_handler(r: *mut ngx_http_request_t) -> 
 /// `r` is a valid request of the configuration.
 unsafe fn upstream_of(
     r: *mut ngx_http_request_t,
-    http: &HttpConf,
+    upstreams: &Upstreams,
 ) -> Option<*mut ngx_http_upstream_srv_conf_t> {
-    http.proxies.iter().find_map(|&module| {
+    upstreams.proxies.iter().find_map(|&module| {
         // SAFETY: the module's configuration of the location begins with that of its upstream.
         let conf = unsafe { conf_of::<ngx_http_upstream_conf_t>((*r).loc_conf, module).as_ref()? };
         Some(conf.upstream).filter(|upstream| !upstream.is_null())
@@ -164,7 +163,7 @@ unsafe fn has_content(r: *mut ngx_http_request_t) -> bool {
     let own = [
         ngx_http_consul_status_handler as *const (),
         ngx_http_consul_ready_handler as *const (),
-        api::handler(),
+        ngx_http_consul_api_handler as *const (),
     ];
     handler.is_some_and(|handler| !own.contains(&(handler as *const ())))
 }
@@ -175,13 +174,8 @@ unsafe fn has_content(r: *mut ngx_http_request_t) -> bool {
 unsafe fn named_block<'a>(
     upstream: *mut ngx_http_upstream_srv_conf_t,
 ) -> Option<&'a OnDemandUpstream> {
-    // SAFETY: an implicit block has no configurations of modules.
-    unsafe {
-        if (*upstream).srv_conf.is_null() {
-            return None;
-        }
-        conf::srv_conf(upstream).on_demand.as_deref()
-    }
+    // SAFETY: the caller's promise.
+    unsafe { Slot::find(upstream)?.on_demand.as_deref() }
 }
 
 /// Lets the request go on, wait or end. `is_certain`: it goes to this very block.
@@ -237,7 +231,7 @@ unsafe fn wait(
         let (upstream, name) = (block.pattern().name(), service.name().escape_debug());
         trace!((*connection).log, "consul: upstream \"{upstream}\": waits for service \"{name}\"");
         service.ask();
-        let until = waited.map_or(now + block.first_wait.as_millis() as usize, |w| w.until);
+        let until = waited.map_or(now + block.first_wait().as_millis() as usize, |w| w.until);
         let new = Box::new(Waiting::new(r, block, (service, now), until));
         let Some(new) = give_to_pool((*r).pool, new).as_mut() else { return ERROR };
         let waiting = &mut **new;

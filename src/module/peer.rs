@@ -7,13 +7,13 @@ use std::rc::Rc;
 
 use nginx_sys::{
     ngx_conf_t, ngx_http_request_t, ngx_http_upstream_init_round_robin,
-    ngx_http_upstream_rr_peers_t, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_uint_t,
+    ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_uint_t,
 };
 
-use crate::conf::{self, SrvConf, dynamic};
 use crate::ffi::session;
-use crate::ffi::{self, ERROR, OK, catch_panic};
+use crate::ffi::{ERROR, OK, catch_panic};
 
+mod options;
 mod attempt;
 mod upstream;
 mod clock;
@@ -22,11 +22,13 @@ mod counters;
 mod delegate;
 mod guard;
 mod header_filter;
-mod keepalive;
-mod on_demand;
+pub(crate) mod keepalive;
+pub(crate) mod on_demand;
 mod nginx_method;
 mod outcome;
 mod request_peer;
+pub(crate) mod servers;
+mod slot;
 mod watched_set;
 pub(crate) mod trace;
 mod view;
@@ -41,10 +43,12 @@ pub(crate) use clock::monotonic;
 pub(crate) use guard::Guard;
 pub(crate) use header_filter::install as install_header_filter;
 pub(crate) use keepalive::{Keepalive, end as end_keepalive};
-pub(crate) use nginx_method::{InitUpstream, NginxMethod};
+pub(crate) use nginx_method::{InitUpstream, NginxMethod, Snapshots};
 pub(crate) use on_demand::{Lookup, New, OnDemandUpstream, Why};
+pub(crate) use options::{Balance, Options};
 pub(crate) use request_peer::RequestPeer;
-pub(crate) use upstream::{Options, Upstream};
+pub(crate) use slot::Slot;
+pub(crate) use upstream::Upstream;
 pub(crate) use watched_set::Source;
 pub(crate) use worker::Worker;
 
@@ -57,15 +61,12 @@ pub(crate) extern "C" fn ngx_http_upstream_init_consul(
     catch_panic(ERROR, || {
         // SAFETY: nginx passes the block that is being read; its SrvConf is ours alone.
         unsafe {
-            let conf = ffi::conf_of::<SrvConf>((*us).srv_conf, ffi::module());
-            dynamic::drop_placeholder(&mut *us);
+            servers::drop_placeholder(&mut *us);
             if ngx_http_upstream_init_round_robin(cf, us) != OK {
                 return ERROR;
             }
             (*us).peer.init = Some(ngx_http_upstream_init_consul_peer);
-            if let Some(dynamic) = &mut (*conf).dynamic {
-                dynamic.servers = (*us).peer.data.cast();
-            }
+            Slot::of(us).servers.set((*us).peer.data.cast());
         }
         OK
     })
@@ -97,7 +98,7 @@ extern "C" fn ngx_http_upstream_init_consul_peer(
             let view = view.unwrap_or_else(Rc::default);
             // Before there is an attempt that a variable may look at.
             let Some(key) = block.key(r) else { return ERROR };
-            let servers = if block.has_fallback() { server_count(us) } else { 0 };
+            let servers = if block.has_fallback() { servers::count(us) } else { 0 };
             let tries = (view.len() + servers).max(1) as ngx_uint_t;
             let attempt =
                 cell::make((*r).pool, || Attempt::new((r, us), (block, named), view, key));
@@ -130,30 +131,11 @@ unsafe fn block_of(
 ) -> Option<(*const Upstream, Option<Rc<Upstream>>)> {
     guard::note_init(r);
     // SAFETY: the caller's promise.
-    let conf = unsafe { conf::srv_conf(us) };
-    if let Some(block) = &conf.block {
+    let slot = unsafe { Slot::of(us) };
+    if let Some(block) = &slot.upstream {
         return Some((&raw const **block, None));
     }
     // SAFETY: as above.
-    let block = unsafe { conf.on_demand.as_ref()?.block_of(r)? };
+    let block = unsafe { slot.on_demand.as_ref()?.block_of(r)? };
     Some((Rc::as_ptr(&block), Some(block)))
-}
-
-/// How many addresses the block's `server` lines have: so often a request may try them.
-///
-/// # Safety
-///
-/// nginx's round robin has been made of them, and its peers are still the `data` of the block.
-#[cold]
-unsafe fn server_count(us: *mut ngx_http_upstream_srv_conf_t) -> usize {
-    // SAFETY: the caller's promise; the backups are the next of the others.
-    unsafe {
-        let mut peers = (*us).peer.data.cast::<ngx_http_upstream_rr_peers_t>();
-        let mut count = 0;
-        while let Some(some) = peers.as_ref() {
-            count += some.number;
-            peers = some.next;
-        }
-        count
-    }
 }

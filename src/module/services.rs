@@ -9,14 +9,13 @@ use nginx_consul_core::model;
 use nginx_consul_core::table::Table;
 use nginx_consul_core::watch::{Plan, Target};
 
-use crate::conf::HttpConf;
 use crate::peer::{OnDemandUpstream, Upstream};
-use crate::zone;
+use crate::upstreams::Upstreams;
 
 /// The services of a configuration, by number: the targets of its plan, and then one for each entry
 /// of the table, which may be that of a service that a request has named.
 pub(crate) struct Services {
-    pub(crate) http: &'static HttpConf,
+    pub(crate) upstreams: &'static Upstreams,
     pub(crate) table: Table<'static>,
     plan: &'static Arc<Plan>,
     entries: HashMap<u128, usize>,
@@ -38,9 +37,9 @@ pub(crate) struct Followed {
 
 impl Services {
     /// `None` if no block follows Consul.
-    pub(crate) fn new(http: &'static HttpConf) -> Option<Services> {
-        let table = zone::table(http.shm_zone()?)?;
-        Some(Services { http, table, plan: http.plan.as_ref()?, entries: table.entries() })
+    pub(crate) fn new(upstreams: &'static Upstreams) -> Option<Services> {
+        let (table, plan) = (upstreams.table()?, upstreams.plan.as_ref()?);
+        Some(Services { upstreams, table, plan, entries: table.entries() })
     }
 
     /// How many the configuration names.
@@ -50,7 +49,8 @@ impl Services {
 
     /// All numbers.
     pub(crate) fn numbers(&self) -> std::ops::Range<usize> {
-        0..self.planned() + self.http.templates.as_ref().map_or(0, |_| self.table.entry_capacity())
+        0..self.planned()
+            + self.upstreams.templates.as_ref().map_or(0, |_| self.table.entry_capacity())
     }
 
     /// The name of a service; `None` if there is none of this number.
@@ -67,7 +67,7 @@ impl Services {
             return self.named(number - self.planned());
         };
         let follows = |block: &&Upstream| block.sources().iter().any(|s| s.target == number);
-        let blocks: Vec<&Upstream> = self.http.blocks().filter(follows).collect();
+        let blocks: Vec<&Upstream> = self.upstreams.fixed().filter(follows).collect();
         let key = self.plan.key(number);
         Some(Followed {
             key,
@@ -81,13 +81,12 @@ impl Services {
 
     fn named(&self, entry: usize) -> Option<Followed> {
         let (key, named) = (self.table.key(entry), self.table.service_name(entry)?);
-        let template = self.http.templates.as_ref()?.find(named.template)?;
+        let template = self.upstreams.templates.as_ref()?.find(named.template)?;
         let places = template.places(&named.name, self.plan);
         let place = places.into_iter().find(|place| place.key == key)?;
         let follows =
             |block: &&OnDemandUpstream| block.template().is_some_and(|t| t.key == named.template);
-        let blocks: Vec<&OnDemandUpstream> =
-            self.http.on_demand_upstreams().filter(follows).collect();
+        let blocks: Vec<&OnDemandUpstream> = self.upstreams.on_demand().filter(follows).collect();
         Some(Followed {
             key,
             entry: Some(entry),

@@ -10,7 +10,6 @@ use nginx_sys::{
     ngx_http_variable_t, ngx_http_variable_value_t, ngx_int_t, ngx_str_t,
 };
 
-use crate::conf::directives;
 use crate::ffi::{self, ERROR, OK, bytes, catch_panic, give_to_pool, str_over};
 use crate::peer::RequestPeer;
 
@@ -38,21 +37,19 @@ const ALL: [(&[u8], bool, Text); 7] = [
     (b"consul_age", false, |served| Some(served.age()?.to_string().into())),
 ];
 
-/// Adds the variables, and begins to observe the directives of other modules.
-pub(crate) extern "C" fn ngx_http_consul_preconfiguration(cf: *mut ngx_conf_t) -> ngx_int_t {
-    catch_panic(ERROR, || {
-        // SAFETY: nginx passes the configuration of `http`, before it is read.
-        if !unsafe { directives::begin(cf) } {
-            return ERROR;
-        }
-        // SAFETY: nginx passes the configuration of `http`, before it is read.
-        let added = ALL.iter().enumerate().all(|(number, &(name, ..))| unsafe {
-            add(cf, name, 0, (Some(ngx_http_consul_variable), number))
-        });
-        // SAFETY: as above.
-        let prefix = unsafe { add(cf, META, NGX_HTTP_VAR_PREFIX, (Some(ngx_http_consul_meta), 0)) };
-        if added && prefix { OK } else { ERROR }
+/// Adds the variables; `false` if nginx refuses one or memory is short.
+///
+/// # Safety
+///
+/// `cf` is that of the `preconfiguration` of `http`.
+pub(crate) unsafe fn add_all(cf: *mut ngx_conf_t) -> bool {
+    let mut variables = ALL.iter().enumerate();
+    // SAFETY: the caller's promise.
+    variables.all(|(number, &(name, ..))| unsafe {
+        add(cf, name, 0, (Some(ngx_http_consul_variable), number))
     })
+        // SAFETY: as above.
+        && unsafe { add(cf, META, NGX_HTTP_VAR_PREFIX, (Some(ngx_http_consul_meta), 0)) }
 }
 
 /// # Safety

@@ -188,8 +188,8 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Admit;
     use crate::consul::token::Token;
+    use crate::model::Admit;
     use crate::watch::testing::{endpoint, target};
 
     #[test]

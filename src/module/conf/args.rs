@@ -1,11 +1,14 @@
 //! Values of directives, in nginx's formats and with nginx's wording of errors.
 
+use std::ffi::c_char;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nginx_sys::{ngx_conf_full_name, ngx_conf_t, ngx_parse_size, ngx_parse_time, ngx_str_t};
+use nginx_sys::{
+    NGX_LOG_EMERG, ngx_conf_full_name, ngx_conf_t, ngx_parse_size, ngx_parse_time, ngx_str_t,
+};
 
-use crate::ffi::{bytes, str_over};
+use crate::ffi::{CONF_ERROR, CONF_OK, bytes, str_over};
 
 /// What a directive handler answers; the text gets ` in file:line` from nginx.
 pub(crate) type Parsed<T = ()> = Result<T, String>;
@@ -17,6 +20,17 @@ pub(crate) struct Args<'a> {
     pub(crate) name: &'a str,
     /// The words after the name.
     pub(crate) words: &'a [&'a [u8]],
+}
+
+/// Reports what a handler found wrong, with file and line.
+pub(crate) fn finish(cf: *mut ngx_conf_t, result: Parsed) -> *mut c_char {
+    match result {
+        Ok(()) => CONF_OK,
+        Err(error) => {
+            ngx::ngx_conf_log_error!(NGX_LOG_EMERG, cf, "{error}");
+            CONF_ERROR
+        }
+    }
 }
 
 /// What reads a directive with one word.

@@ -6,15 +6,15 @@ use nginx_sys::{
     NGX_CONF_1MORE as MORE, NGX_CONF_ANY, NGX_CONF_NOARGS, NGX_CONF_TAKE1 as TAKE1,
     NGX_CONF_TAKE2 as TAKE2, NGX_CONF_TAKE12 as TAKE12, NGX_HTTP_LOC_CONF,
     NGX_HTTP_LOC_CONF_OFFSET, NGX_HTTP_MAIN_CONF, NGX_HTTP_MAIN_CONF_OFFSET,
-    NGX_HTTP_SRV_CONF_OFFSET, NGX_HTTP_UPS_CONF, NGX_LOG_EMERG, ngx_command_t, ngx_conf_t,
-    ngx_str_t, ngx_uint_t,
+    NGX_HTTP_SRV_CONF_OFFSET, NGX_HTTP_UPS_CONF, ngx_command_t, ngx_conf_t, ngx_str_t, ngx_uint_t,
 };
 
-use super::args::{self, Args, Parsed, once, one, text};
+use super::args::{self, Args, Parsed, finish, once, one, text};
+use super::http::HttpConf;
 use super::settings::DIRECTIVES as HTTP_AND_UPSTREAM;
-use super::{HttpConf, KeepaliveConf, SrvConf, dynamic};
-use crate::ffi::{self, CONF_ERROR, CONF_OK, catch_panic};
-use crate::lifecycle::state_file::StateFile;
+use super::state_file::state_file;
+use super::{KeepaliveConf, SrvConf, api, dynamic, status};
+use crate::ffi::{self, CONF_ERROR, catch_panic};
 
 type Handler = extern "C" fn(*mut ngx_conf_t, *mut ngx_command_t, *mut c_void) -> *mut c_char;
 type Set<C> = fn(&Args<'_>, &mut C) -> Parsed;
@@ -43,7 +43,7 @@ const HTTP: &[Row<HttpConf>] = &[
     http(c"consul_max_services", TAKE1, |args, conf| {
         once(args, &mut conf.max_services, one(number))
     }),
-    http(c"consul_state", TAKE12, |args, conf| once(args, &mut conf.state, StateFile::parse)),
+    http(c"consul_state", TAKE12, |args, conf| once(args, &mut conf.state, state_file)),
 ];
 
 const LOCATION: [ngx_command_t; 2] = [
@@ -51,13 +51,13 @@ const LOCATION: [ngx_command_t; 2] = [
         c"consul_status",
         NGX_HTTP_LOC_CONF | NGX_CONF_ANY,
         NGX_HTTP_LOC_CONF_OFFSET,
-        crate::status::ngx_http_consul_status,
+        status::ngx_http_consul_status,
     ),
     command(
         c"consul_api",
         NGX_HTTP_LOC_CONF | NGX_CONF_NOARGS,
         NGX_HTTP_MAIN_CONF_OFFSET,
-        crate::api::ngx_http_consul_api,
+        api::ngx_http_consul_api,
     ),
 ];
 
@@ -138,17 +138,6 @@ extern "C" fn set_row<C>(
         let set = |name| (row.set)(&Args { cf, name, words: &words[1..] }, conf);
         finish(cf, text(words[0]).and_then(set))
     })
-}
-
-/// Reports what a handler found wrong, with file and line.
-pub(crate) fn finish(cf: *mut ngx_conf_t, result: Parsed) -> *mut c_char {
-    match result {
-        Ok(()) => CONF_OK,
-        Err(error) => {
-            ngx::ngx_conf_log_error!(NGX_LOG_EMERG, cf, "{error}");
-            CONF_ERROR
-        }
-    }
 }
 
 /// Least size of a zone: eight pages hold a handful of instances.

@@ -1,6 +1,6 @@
 //! `consul_dynamic`: makes the peers of its `upstream` the instances of a service.
 
-use std::ptr;
+use std::ptr::NonNull;
 
 use nginx_consul_core::balance::ServerParams;
 use nginx_consul_core::model::{Query, Selection, Source};
@@ -8,17 +8,14 @@ use nginx_consul_core::params::Params;
 use nginx_sys::{
     NGX_HTTP_UPSTREAM_BACKUP, NGX_HTTP_UPSTREAM_CREATE, NGX_HTTP_UPSTREAM_DOWN,
     NGX_HTTP_UPSTREAM_FAIL_TIMEOUT, NGX_HTTP_UPSTREAM_MAX_CONNS, NGX_HTTP_UPSTREAM_MAX_FAILS,
-    NGX_HTTP_UPSTREAM_WEIGHT, ngx_addr_t, ngx_array_push, ngx_conf_t, ngx_http_upstream_server_t,
-    ngx_http_upstream_srv_conf_t, ngx_pcalloc, sockaddr, sockaddr_in,
+    NGX_HTTP_UPSTREAM_WEIGHT, ngx_conf_t, ngx_http_complex_value_t, ngx_http_upstream_srv_conf_t,
 };
 
 use super::args::{self, Args, Parsed, text};
-use super::nginx_method::Inner;
-use super::on_demand::ByRequest;
+use super::nginx_method::method_before;
 use super::settings::complex_value;
 use super::{Dynamic, SrvConf};
-use crate::ffi::str_over;
-use crate::peer;
+use crate::peer::{self, servers};
 
 /// Takes the directive.
 pub(super) fn set(args: &Args<'_>, conf: &mut SrvConf) -> Parsed {
@@ -36,8 +33,8 @@ fn add(args: &Args<'_>, conf: &mut SrvConf, mut dynamic: Dynamic) -> Parsed {
     let (cf, service) = (args.cf, args.words[0]);
     // SAFETY: the directive is only allowed within `upstream`, whose configuration this is.
     let upstream = unsafe { upstream_of(cf) };
-    dynamic.inner = Inner::of(upstream, &conf.directives, service.contains(&b'$'))?;
-    if dynamic.inner.is_none() {
+    dynamic.nginx_method = method_before(upstream, &conf.directives, service.contains(&b'$'))?;
+    if dynamic.nginx_method.is_none() {
         upstream.flags = (NGX_HTTP_UPSTREAM_CREATE
             | NGX_HTTP_UPSTREAM_WEIGHT
             | NGX_HTTP_UPSTREAM_MAX_CONNS
@@ -52,11 +49,17 @@ fn add(args: &Args<'_>, conf: &mut SrvConf, mut dynamic: Dynamic) -> Parsed {
     }
     conf.dynamic = Some(dynamic);
     upstream.peer.init_upstream = Some(peer::ngx_http_upstream_init_consul);
-    add_placeholder(cf, upstream)
+    // SAFETY: as above.
+    let added = unsafe { servers::add_placeholder(cf, upstream) };
+    added.ok_or_else(|| "ran out of memory".into())
 }
 
 /// A service that requests name; the query is left without one.
-fn by_request(cf: *mut ngx_conf_t, word: &[u8], query: &mut Query) -> Parsed<ByRequest> {
+fn by_request(
+    cf: *mut ngx_conf_t,
+    word: &[u8],
+    query: &mut Query,
+) -> Parsed<NonNull<ngx_http_complex_value_t>> {
     let source = query.source;
     if !matches!(source, Source::Health | Source::Catalog) {
         return Err(format!(
@@ -67,7 +70,7 @@ fn by_request(cf: *mut ngx_conf_t, word: &[u8], query: &mut Query) -> Parsed<ByR
     let value = complex_value(cf, "consul_dynamic", word)
         .map_err(|_| format!("has an invalid service \"{}\"", String::from_utf8_lossy(word)))?;
     query.service.clear();
-    Ok(ByRequest { value })
+    Ok(value)
 }
 
 /// The `upstream` block that is being read.
@@ -83,37 +86,6 @@ pub(super) unsafe fn upstream_of<'a>(cf: *mut ngx_conf_t) -> &'a mut ngx_http_up
     }
 }
 
-/// A block needs a `server`; this one is down and never used.
-fn add_placeholder(cf: *mut ngx_conf_t, upstream: &mut ngx_http_upstream_srv_conf_t) -> Parsed {
-    // SAFETY: `cf.pool` lives as long as the configuration; ngx_pcalloc() zeroes, and all zeros are
-    // valid values of these C structs.
-    unsafe {
-        let pool = (*cf).pool;
-        let server = ngx_array_push(upstream.servers).cast::<ngx_http_upstream_server_t>();
-        let addr = ngx_pcalloc(pool, size_of::<ngx_addr_t>()).cast::<ngx_addr_t>();
-        let sin = ngx_pcalloc(pool, size_of::<sockaddr_in>()).cast::<sockaddr_in>();
-        if server.is_null() || addr.is_null() || sin.is_null() {
-            return Err("ran out of memory".into());
-        }
-        (*sin).sin_family = libc::AF_INET as _;
-        (*addr).sockaddr = sin.cast::<sockaddr>();
-        (*addr).socklen = size_of::<sockaddr_in>() as _;
-        (*addr).name = str_over(b"0.0.0.0:0");
-        ptr::write_bytes(server, 0, 1);
-        (*server).name = str_over(&PLACEHOLDER);
-        (*server).addrs = addr;
-        (*server).naddrs = 1;
-        (*server).weight = 1;
-        (*server).max_fails = 1;
-        (*server).fail_timeout = 10;
-        (*server).down = 1;
-    }
-    Ok(())
-}
-
-/// Name of the `server` that stands for the service.
-static PLACEHOLDER: [u8; 6] = *b"consul";
-
 /// The directive as it stands, and the names of its parameters.
 fn parse(args: &Args<'_>) -> Parsed<(Dynamic, Vec<String>)> {
     let service = text(args.words[0])?.to_owned();
@@ -124,8 +96,7 @@ fn parse(args: &Args<'_>) -> Parsed<(Dynamic, Vec<String>)> {
         selection: Selection::default(),
         rules: ServerParams::default(),
         has_fallback: false,
-        servers: ptr::null_mut(),
-        inner: None,
+        nginx_method: None,
         before: 0,
         place: args::place(args.cf),
     };
@@ -196,29 +167,4 @@ fn senseless_with(source: Source) -> &'static [&'static str] {
         Source::Kv => &["tag", "status", "filter", "near", "address"],
         Source::Query => &["filter"],
     }
-}
-
-/// Takes the placeholder out again if the block has a `server` of the user's: a single one is
-/// treated otherwise by nginx than one of two.
-pub(crate) fn drop_placeholder(upstream: &mut ngx_http_upstream_srv_conf_t) {
-    // SAFETY: `servers` is the block's array of servers, which nobody else uses now.
-    unsafe {
-        let servers = &mut *upstream.servers;
-        let list = servers.as_slice_mut::<ngx_http_upstream_server_t>();
-        let ours = |s: &ngx_http_upstream_server_t| s.name.data == PLACEHOLDER.as_ptr().cast_mut();
-        if !list.iter().any(|s| !ours(s) && s.backup() == 0) {
-            return;
-        }
-        if let Some(at) = list.iter().position(ours) {
-            list[at..].rotate_left(1);
-            servers.nelts -= 1;
-        }
-    }
-}
-
-/// Whether the block has a `server` of the user's that can be used.
-pub(crate) fn has_fallback(upstream: &ngx_http_upstream_srv_conf_t) -> bool {
-    // SAFETY: `servers` is the block's array of servers.
-    let servers = unsafe { crate::ffi::elements::<ngx_http_upstream_server_t>(upstream.servers) };
-    servers.iter().any(|s| s.down == 0)
 }

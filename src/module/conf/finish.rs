@@ -3,6 +3,7 @@
 use std::ptr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nginx_consul_core::on_demand::{Template, Templates};
 use nginx_consul_core::watch::{Plan, Target};
@@ -12,12 +13,11 @@ use nginx_sys::{
 };
 
 use super::args::Parsed;
+use super::http::HttpConf;
 use super::target::TargetMaker;
-use super::{
-    Directives, HttpConf, KeepaliveConf, Settings, SrvConf, dynamic, nginx_method, on_demand,
-};
+use super::{Directives, KeepaliveConf, Settings, SrvConf, nginx_method, on_demand};
 use crate::ffi;
-use crate::peer::{self, Keepalive, NginxMethod, OnDemandUpstream, Source, Upstream};
+use crate::peer::{self, Keepalive, OnDemandUpstream, Slot, Snapshots, Source, Upstream};
 use crate::variables::Used;
 use crate::zone;
 
@@ -40,19 +40,24 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
     };
     // SAFETY: all directives of `http` have been read.
     let used = unsafe { Used::of(cf) };
+    let live = &mut http.upstreams;
+    live.connections = http.connections.unwrap_or(64);
+    live.init_timeout = http.init_timeout.unwrap_or(Duration::from_secs(2));
+    live.state_file = http.state.take().flatten();
     let gathered = gather(cf, upstreams, defaults, http, &used)?;
-    if http.blocks.is_empty() && http.on_demand_upstreams.is_empty() {
+    if http.upstreams.is_empty() {
         return Ok(());
     }
     let max = http.max_services.unwrap_or(MAX_SERVICES);
     let templates = Arc::new(Templates::new(gathered.templates, max));
     // Each catalogue is read over a connection of its own, and one has to be free for the first
     // answer about a service while another one waits for changes.
-    let connections = match templates.catalogs().len() {
-        0 => http.connections(),
-        catalogs => http.connections().saturating_sub(catalogs).max(2),
+    let connections = http.upstreams.connections;
+    let for_targets = match templates.catalogs().len() {
+        0 => connections,
+        catalogs => connections.saturating_sub(catalogs).max(2),
     };
-    let (plan, target_of) = Plan::new(gathered.targets, connections);
+    let (plan, target_of) = Plan::new(gathered.targets, for_targets);
     let plan = Arc::new(plan);
     let (mut target_of, mut templates_made) = (target_of.into_iter(), 0);
     for (upstream, count) in gathered.blocks {
@@ -67,21 +72,20 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
         let settings = conf.settings.or(defaults);
         let block = make_block(upstream, (conf, dynamic, &settings), sources, context);
         block.keep_labels(used.labels);
-        match &dynamic.by_request {
-            Some(by_request) => {
+        match dynamic.by_request {
+            Some(service) => {
                 let parts = (Arc::clone(&templates), templates_made, Arc::clone(&plan));
                 templates_made += 1;
-                conf.on_demand =
-                    Some(Box::new(OnDemandUpstream::new(block, by_request, parts, &settings)));
+                let options = on_demand::options(service, &settings);
+                conf.slot.on_demand = Some(Box::new(OnDemandUpstream::new(block, options, parts)));
             }
-            None => conf.block = Some(Box::new(block)),
+            None => conf.slot.upstream = Some(Box::new(block)),
         }
     }
-    if !http.on_demand_upstreams.is_empty() {
-        http.templates = Some(templates);
-    }
-    http.shm_zone = Some(zone::request(cf, http.zone, plan.targets.len())?);
-    http.plan = Some(plan);
+    let live = &mut http.upstreams;
+    live.templates = (!live.on_demand.is_empty()).then_some(templates);
+    live.shm_zone = Some(zone::request(cf, http.zone, plan.targets.len())?);
+    live.plan = Some(plan);
     Ok(())
 }
 
@@ -122,14 +126,14 @@ fn gather(
         };
         // SAFETY: as above.
         let block = unsafe { &mut *upstream };
-        check_block(block, dynamic, &conf.directives)?;
+        check_block(block, (dynamic, &conf.slot), &conf.directives)?;
         if let Some(keepalive) = &conf.keepalive_conf {
-            let directives = &conf.directives;
-            conf.keepalive = Some(keep_alive(upstream, (dynamic, directives), keepalive)?);
+            keep_alive(upstream, (dynamic, &conf.directives), keepalive)?;
         }
+        conf.slot.wrapped_by = conf.directives.wrapper(dynamic.before);
         check_method(dynamic, &conf.settings)?;
         warn_of_placeholders(cf, &conf.directives);
-        dynamic.has_fallback = dynamic::has_fallback(block);
+        dynamic.has_fallback = peer::servers::has_fallback(block);
         let settings = conf.settings.or(defaults);
         let of_block = targets_of.targets(settings.clone(), dynamic)?;
         if dynamic.by_request.is_some() {
@@ -137,12 +141,12 @@ fn gather(
             let name = unsafe { ffi::bytes(&block.host) };
             gathered.templates.push(on_demand::template(name, of_block, &settings));
             gathered.blocks.push((upstream, 0));
-            http.on_demand_upstreams.push(upstream);
+            http.upstreams.on_demand.push(upstream);
         } else {
             on_demand::check_fixed(&conf.settings, dynamic)?;
             gathered.blocks.push((upstream, of_block.len()));
             gathered.targets.extend(of_block);
-            http.blocks.push(upstream);
+            http.upstreams.fixed.push(upstream);
         }
     }
     Ok(gathered)
@@ -156,7 +160,7 @@ fn make_block(
 ) -> Upstream {
     // SAFETY: the block's name lives in the pool of the configuration.
     let name = unsafe { ffi::bytes(&(*upstream).host) };
-    let nginx_method = dynamic.inner.clone();
+    let nginx_method = dynamic.nginx_method.clone();
     let options = peer::Options {
         // Those of `http` are for blocks where our methods pick.
         balance: settings.balance.filter(|_| nginx_method.is_none()).unwrap_or_default(),
@@ -166,18 +170,20 @@ fn make_block(
     };
     let nginx_method = nginx_method.map(|method| {
         // SAFETY: both are of the configuration that is being read.
-        unsafe { NginxMethod::new(method, upstream, ptr::from_ref(context).cast_mut()) }
+        unsafe { Snapshots::new(method, upstream, ptr::from_ref(context).cast_mut()) }
     });
-    let (service, keepalive) = (&dynamic.query.service, conf.keepalive.clone());
+    let keepalive = conf.keepalive_conf.as_ref();
+    let keepalive = keepalive.map(|conf| Rc::new(Keepalive::new(&conf.options)));
+    let service = &dynamic.query.service;
     Upstream::new(name, service, sources, options, nginx_method, keepalive)
 }
 
-/// The idle connections of a block with `consul_keepalive`.
+/// Has a block with `consul_keepalive` keep its idle connections by that alone.
 fn keep_alive(
     upstream: *mut ngx_http_upstream_srv_conf_t,
     (dynamic, directives): (&super::Dynamic, &Directives),
     conf: &KeepaliveConf,
-) -> Parsed<Rc<Keepalive>> {
+) -> Parsed {
     if directives.has_keepalive() {
         return Err(format!(
             "\"consul_keepalive\" directive can't be used together with \"keepalive\" in the same \
@@ -199,7 +205,7 @@ fn keep_alive(
     }
     #[cfg(not(nginx_keepalive_anywhere))]
     let _ = (upstream, dynamic);
-    Ok(Rc::new(Keepalive::new(conf)))
+    Ok(())
 }
 
 /// # Safety
@@ -218,7 +224,7 @@ unsafe fn block_conf<'a>(upstream: *mut ngx_http_upstream_srv_conf_t) -> Option<
 /// What nginx itself doesn't see.
 fn check_block(
     upstream: &ngx_http_upstream_srv_conf_t,
-    dynamic: &super::Dynamic,
+    (dynamic, slot): (&super::Dynamic, &Slot),
     directives: &Directives,
 ) -> Parsed {
     let told = |why: String| format!("\"consul_dynamic\" directive {why}, in {}", dynamic.place);
@@ -228,9 +234,9 @@ fn check_block(
         return Err(told(why.to_owned()));
     }
     let after = directives.methods.get(dynamic.before..).unwrap_or_default();
-    let took = upstream.peer.init_upstream.filter(|_| dynamic.servers.is_null());
+    let took = upstream.peer.init_upstream.filter(|_| slot.servers.get().is_null());
     nginx_method::check_after(after, took).map_err(told)?;
-    if !ptr::eq(upstream.peer.data, dynamic.servers.cast()) {
+    if !ptr::eq(upstream.peer.data, slot.servers.get().cast()) {
         let who = directives.wrapper(dynamic.before).unwrap_or_else(|| "another module".into());
         return Err(told(format!("is without effect, {who} takes the peers away")));
     }
@@ -239,7 +245,7 @@ fn check_block(
 
 /// Another method picks, so nothing may be said of ours.
 fn check_method(dynamic: &super::Dynamic, settings: &Settings) -> Parsed {
-    let Some(inner) = &dynamic.inner else { return Ok(()) };
+    let Some(method) = &dynamic.nginx_method else { return Ok(()) };
     let balance = settings.balance.is_some().then_some("consul_balance");
     let panic = settings.panic.is_some().then_some("consul_panic");
     match balance.or(panic) {
@@ -247,7 +253,7 @@ fn check_method(dynamic: &super::Dynamic, settings: &Settings) -> Parsed {
         Some(name) => Err(format!(
             "\"{name}\" directive can't be used together with another load balancing method, \
              \"{}\", in the same \"upstream\", in {}",
-            inner.name, dynamic.place
+            method.name, dynamic.place
         )),
     }
 }

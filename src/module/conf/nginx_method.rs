@@ -4,15 +4,7 @@ use nginx_sys::ngx_http_upstream_srv_conf_t;
 
 use super::args::Parsed;
 use super::directives::{Directive, Directives, file_of};
-use crate::peer::InitUpstream;
-
-/// What picks in place of `consul_balance`.
-#[derive(Clone)]
-pub(crate) struct Inner {
-    pub(crate) init: InitUpstream,
-    /// Its lines in the configuration, for people.
-    pub(crate) name: String,
-}
+use crate::peer::{InitUpstream, NginxMethod};
 
 /// What a directive that is about a load balancing method is.
 #[derive(Debug, PartialEq, Eq)]
@@ -72,39 +64,37 @@ impl Kind {
     }
 }
 
-impl Inner {
-    /// The method that has taken the block before `consul_dynamic`, if any. Errors go on from
-    /// `"consul_dynamic" directive …`.
-    pub(super) fn of(
-        upstream: &ngx_http_upstream_srv_conf_t,
-        directives: &Directives,
-        by_request: bool,
-    ) -> Parsed<Option<Inner>> {
-        let Some(init) = upstream.peer.init_upstream else { return Ok(None) };
-        let set: Vec<&Directive> = directives.methods.iter().filter(|d| d.is_set).collect();
-        if let Some(directive) = set.iter().find(|d| d.kind == Kind::Foreign) {
-            return Err(cannot_be_with(directive));
-        }
-        if set.iter().any(|d| d.kind == Kind::Keepalive) {
-            return Err("must stand before \"keepalive\"".into());
-        }
-        // nginx warns of those that are replaced.
-        let from = set.iter().rposition(|directive| directive.kind.replaces()).unwrap_or(0);
-        let set = set.get(from..).unwrap_or_default();
-        let instead = set.iter().find_map(|directive| Some((directive, directive.kind.instead()?)));
-        if let (true, Some((Directive { text, place, .. }, instead))) = (by_request, instead) {
-            return Err(format!(
-                "with a variable can't be used together with \"{text}\" in {place}, which keeps one \
-                 table for the whole \"upstream\": use \"consul_balance {instead};\""
-            ));
-        }
-        if set.is_empty() {
-            let file = file_of(init as *const _);
-            return Err(format!("can't be used together with a load balancing method of {file}"));
-        }
-        let lines: Vec<&str> = set.iter().map(|directive| &*directive.text).collect();
-        Ok(Some(Inner { init, name: lines.join("; ") }))
+/// The method that has taken the block before `consul_dynamic`, if any. Errors go on from
+/// `"consul_dynamic" directive …`.
+pub(super) fn method_before(
+    upstream: &ngx_http_upstream_srv_conf_t,
+    directives: &Directives,
+    by_request: bool,
+) -> Parsed<Option<NginxMethod>> {
+    let Some(init) = upstream.peer.init_upstream else { return Ok(None) };
+    let set: Vec<&Directive> = directives.methods.iter().filter(|d| d.is_set).collect();
+    if let Some(directive) = set.iter().find(|d| d.kind == Kind::Foreign) {
+        return Err(cannot_be_with(directive));
     }
+    if set.iter().any(|d| d.kind == Kind::Keepalive) {
+        return Err("must stand before \"keepalive\"".into());
+    }
+    // nginx warns of those that are replaced.
+    let from = set.iter().rposition(|directive| directive.kind.replaces()).unwrap_or(0);
+    let set = set.get(from..).unwrap_or_default();
+    let instead = set.iter().find_map(|directive| Some((directive, directive.kind.instead()?)));
+    if let (true, Some((Directive { text, place, .. }, instead))) = (by_request, instead) {
+        return Err(format!(
+            "with a variable can't be used together with \"{text}\" in {place}, which keeps one \
+             table for the whole \"upstream\": use \"consul_balance {instead};\""
+        ));
+    }
+    if set.is_empty() {
+        let file = file_of(init as *const _);
+        return Err(format!("can't be used together with a load balancing method of {file}"));
+    }
+    let lines: Vec<&str> = set.iter().map(|directive| &*directive.text).collect();
+    Ok(Some(NginxMethod { init, name: lines.join("; ") }))
 }
 
 /// Goes on from `"consul_dynamic" directive …`.

@@ -9,12 +9,7 @@ use nginx_sys::ngx_http_complex_value_t;
 
 use super::args::{self, Args, Parsed, invalid, text};
 use super::{Dynamic, Settings};
-
-/// `consul_dynamic $service`.
-pub(crate) struct ByRequest {
-    /// The name, in the pool of the configuration.
-    pub(crate) value: NonNull<ngx_http_complex_value_t>,
-}
+use crate::peer;
 
 /// `consul_allow_service pattern … [tag=value]…`.
 #[derive(Clone, Default)]
@@ -82,6 +77,18 @@ pub(super) fn template(block: &[u8], targets: Vec<Target>, settings: &Settings) 
     let idle = settings.idle.unwrap_or(Duration::from_secs(600));
     let allowed = Allowed::new(&allow.patterns, allow.tags);
     Template::new(block, targets, allowed, (idle, unknown.valid))
+}
+
+/// How the block finds the services that requests name.
+pub(super) fn options(
+    service: NonNull<ngx_http_complex_value_t>,
+    settings: &Settings,
+) -> peer::on_demand::Options {
+    peer::on_demand::Options {
+        service,
+        first_wait: settings.first_wait.unwrap_or(Duration::from_secs(1)),
+        unknown_status: settings.unknown_service.unwrap_or_default().status,
+    }
 }
 
 /// What makes sense only where requests name the service.

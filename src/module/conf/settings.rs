@@ -14,12 +14,13 @@ use nginx_sys::{
     ngx_http_compile_complex_value_t, ngx_http_complex_value_t, ngx_pcalloc,
 };
 
+use super::SrvConf;
 use super::args::{self, Args, Parsed, add, invalid, must_be, once, one, text};
 use super::commands::{Row, http_and_upstream};
 use super::on_demand::{AllowService, UnknownService};
 use super::policy::{max_stale, networks, on_empty, percent};
-use super::{Balance, SrvConf};
 use crate::ffi::{OK, str_over};
+use crate::peer::Balance;
 
 /// A row is a field of [`Settings`] and its type, then each directive that fills it: its name, how
 /// many words it takes, whether it may stand `once` in a block or several `add` up, and what reads

@@ -5,54 +5,20 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nginx_consul_core::model::Level;
-use nginx_consul_core::model::{Override, ServiceName};
+use nginx_consul_core::model::{Level, Override, ServiceName};
 use nginx_consul_core::on_demand::{ServiceStore, Templates};
 use nginx_consul_core::state::saver::name;
 use nginx_consul_core::state::{LoadError, Mark, Saved, Source, State, file, peers_of};
-use nginx_consul_core::status;
 use nginx_consul_core::table::{LookupResult, Table};
 use nginx_consul_core::watch::{Plan, Sink, Target};
 
-use crate::conf::args::{self, Args, Parsed};
 use crate::table_writer::{TableWriter, now_ms};
-
-pub(crate) mod directory;
-
-/// `consul_state path [valid=time]`.
-pub(crate) struct StateFile {
-    /// Absolute.
-    pub(crate) path: PathBuf,
-    /// Oldest answer that is taken from it.
-    pub(crate) valid: Option<Duration>,
-}
+use crate::upstreams::StateFile;
 
 impl StateFile {
-    /// Reads the directive; `None` is `off`.
-    pub(crate) fn parse(args: &Args<'_>) -> Parsed<Option<StateFile>> {
-        let (name, mut valid) = (args.name, None);
-        match args.words {
-            [b"off"] => return Ok(None),
-            [b"off", word, ..] | [word @ b"", ..] => return Err(args::invalid(name, word)),
-            _ => {}
-        }
-        args.parameters(1, |parameter, time| {
-            let time =
-                args::positive_time(name, time.as_bytes()).ok().filter(|_| parameter == "valid");
-            valid = Some(time.ok_or(None)?);
-            Ok(())
-        })?;
-        let path = args::prefix_path(args.cf, args.words[0])?;
-        directory::check_path(&path).map_err(|why| {
-            format!("can't use \"{}\" of the \"{name}\" directive ({why})", path.display())
-        })?;
-        Ok(Some(StateFile { path, valid }))
-    }
-
     /// Publishes what the file knows of the targets that have no data. Gives what it knows of them
     /// but is too old, for the file's next version. Overrides are taken from it if the zone
     /// `is_new`.
@@ -187,16 +153,6 @@ impl StateFile {
         }
         Ok(())
     }
-
-    /// What the status page says of it.
-    pub(crate) fn status(&self, table: Table<'_>, now: u64) -> status::StateFile {
-        let (written, error) = table.state_file();
-        status::StateFile {
-            path: self.path.display().to_string(),
-            age_seconds: (written != 0).then(|| now.saturating_sub(written) as f64 / 1000.0),
-            error: error.map(|error| error.to_string()),
-        }
-    }
 }
 
 /// What worker 0 writes: the sets in the table.
@@ -258,9 +214,4 @@ impl Source for TableSource {
     fn log(&self, level: Level, line: String) {
         self.sink.log(level, line);
     }
-}
-
-/// The directory a file is in.
-fn parent(path: &Path) -> &Path {
-    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("/"))
 }

@@ -72,7 +72,7 @@ impl Counted {
         self.last = Some(known.number);
         self.permit = permit;
         self.answered = false;
-        self.in_flight = worker.table.enter_at(*place, counters, *identity, worker.shard);
+        self.in_flight = worker.table.enter_at(*place, counters, *identity, worker.shard());
     }
 
     /// nginx has accepted the response header: from here on the peer counts as one that answers,

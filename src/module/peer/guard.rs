@@ -14,8 +14,8 @@ use nginx_sys::{
 };
 
 use super::clock::Interval;
+use super::slot::Slot;
 use super::{InitUpstream, ngx_http_upstream_init_consul_peer};
-use crate::conf::{self, SrvConf};
 use crate::ffi::{ERROR, OK, bytes, catch_panic, object_of};
 
 /// `peer.init`.
@@ -63,8 +63,8 @@ impl Guard {
     /// uses yet.
     pub(crate) unsafe fn set(us: *mut ngx_http_upstream_srv_conf_t) {
         // SAFETY: the caller's promise.
-        let (conf, init) = unsafe { (conf::srv_conf(us), (*us).peer.init) };
-        let Some((init, module)) = init.and_then(|init| Some((init, wraps(conf, init)?))) else {
+        let (slot, init) = unsafe { (Slot::of(us), (*us).peer.init) };
+        let Some((init, module)) = init.and_then(|init| Some((init, wraps(slot, init)?))) else {
             return;
         };
         // SAFETY: the block's name lives in the pool of the configuration.
@@ -76,7 +76,7 @@ impl Guard {
             upstream: String::from_utf8_lossy(name).into_owned(),
             said: Interval::default(),
         };
-        if conf.guard.set(guard).is_ok() {
+        if slot.guard.set(guard).is_ok() {
             // SAFETY: the caller's promise.
             unsafe { (*us).peer.init = Some(ngx_http_upstream_init_guarded_peer) };
         }
@@ -99,13 +99,13 @@ impl Guard {
 }
 
 /// The module that has put its callback, `init`, around ours; `None` if none has, or nginx.
-fn wraps(conf: &SrvConf, init: Init) -> Option<String> {
+fn wraps(slot: &Slot, init: Init) -> Option<String> {
     let ours: Init = ngx_http_upstream_init_consul_peer;
     if ptr::fn_addr_eq(init, ours) {
         return None;
     }
-    if let Some(directive) = conf.wrapped_by() {
-        return Some(directive);
+    if let Some(directive) = &slot.wrapped_by {
+        return Some(directive.clone());
     }
     let nginx: InitUpstream = ngx_http_upstream_init_round_robin;
     let (own, nginx) = (object_of(init as *const c_void), object_of(nginx as *const c_void));
@@ -123,7 +123,7 @@ extern "C" fn ngx_http_upstream_init_guarded_peer(
     catch_panic(ERROR, || {
         // SAFETY: nginx passes a request with an upstream, and a block of the running configuration.
         unsafe {
-            let Some(guard) = conf::srv_conf(us).guard.get() else { return ERROR };
+            let Some(guard) = Slot::of(us).guard.get() else { return ERROR };
             note_init(ptr::null_mut());
             let done = (guard.init)(r, us);
             if done != OK {
@@ -152,7 +152,7 @@ extern "C" fn ngx_http_upstream_get_guarded_peer(
         unsafe {
             let u =
                 pc.byte_sub(offset_of!(ngx_http_upstream_t, peer)).cast::<ngx_http_upstream_t>();
-            let Some(guard) = conf::srv_conf((*u).upstream).guard.get() else { return ERROR };
+            let Some(guard) = Slot::of((*u).upstream).guard.get() else { return ERROR };
             let Some(get) = guard.get.get() else { return ERROR };
             // What an attempt before has left.
             (*pc).sockaddr = ptr::null_mut();

@@ -13,7 +13,7 @@ use nginx_sys::{
 use super::attempt::Attempt;
 use super::attempt::callbacks::ngx_http_upstream_free_consul_peer;
 use super::request_peer;
-use crate::conf;
+use super::slot::Slot;
 use crate::ffi::{ERROR, catch_panic};
 
 type Filter = unsafe extern "C" fn(*mut ngx_http_request_t) -> ngx_int_t;
@@ -59,10 +59,7 @@ unsafe fn note_header(r: *mut ngx_http_request_t) {
             if let Some(attempt) = peer.data.cast::<Attempt>().as_mut() {
                 attempt.note_header();
             }
-        } else if !block.is_null()
-            && !(*block).srv_conf.is_null()
-            && conf::srv_conf(block).dynamic.is_some()
-        {
+        } else if !block.is_null() && Slot::find(block).is_some_and(Slot::follows_consul) {
             // Others have put callbacks around ours.
             request_peer::note_header(r);
         }

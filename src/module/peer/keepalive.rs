@@ -17,8 +17,8 @@ use nginx_sys::{ngx_current_msec, ngx_msec_t};
 use super::upstream::Upstream;
 use super::view::PeerView;
 use super::worker::Worker;
-use crate::conf::KeepaliveConf;
 
+mod options;
 mod connection;
 mod attempt;
 mod sweeper;
@@ -26,6 +26,7 @@ mod params;
 
 pub(super) use attempt::Kept;
 use connection::Connection;
+pub(crate) use options::Options;
 pub(super) use params::Wanted;
 pub(crate) use sweeper::end;
 
@@ -50,12 +51,12 @@ pub(crate) struct Keepalive {
 const SERVERS: usize = 0;
 
 impl Keepalive {
-    pub(crate) fn new(conf: &KeepaliveConf) -> Keepalive {
+    pub(crate) fn new(options: &Options) -> Keepalive {
         Keepalive {
-            requests: conf.requests,
-            timeout: conf.timeout.as_millis() as ngx_msec_t,
-            time: conf.time.as_millis() as ngx_msec_t,
-            idle: RefCell::new(Idle::new(conf.connections)),
+            requests: options.requests,
+            timeout: options.timeout.as_millis() as ngx_msec_t,
+            time: options.time.as_millis() as ngx_msec_t,
+            idle: RefCell::new(Idle::new(options.connections)),
             owners: RefCell::default(),
             worker: Cell::new(None),
             is_watched: Cell::new(false),
@@ -125,7 +126,7 @@ impl Keepalive {
     #[inline]
     fn note(&self, key: &Key, more: bool) {
         let Some((worker, place)) = self.worker.get().zip(key.place) else { return };
-        if let Some(shard) = worker.shard {
+        if let Some(shard) = worker.shard() {
             worker.table.note_idle(place, shard, more);
         }
     }

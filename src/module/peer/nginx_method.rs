@@ -12,21 +12,18 @@ use std::time::{Duration, Instant};
 
 use nginx_consul_core::balance::{Pair, pairs};
 use nginx_sys::{
-    NGX_LOG_DEBUG, ngx_conf_t, ngx_cycle, ngx_http_conf_ctx_t, ngx_http_upstream_rr_peer_t,
-    ngx_http_upstream_srv_conf_t, ngx_int_t,
+    NGX_LOG_DEBUG, ngx_cycle, ngx_http_conf_ctx_t, ngx_http_upstream_rr_peer_t,
+    ngx_http_upstream_srv_conf_t,
 };
 
 use super::upstream::Upstream;
 use super::view::PeerView;
-use crate::conf::Inner;
 
+mod method;
 mod snapshot;
 
+pub(crate) use method::{InitUpstream, NginxMethod};
 pub(super) use snapshot::Snapshot;
-
-/// A balancer's `init_upstream`.
-pub(crate) type InitUpstream =
-    unsafe extern "C" fn(*mut ngx_conf_t, *mut ngx_http_upstream_srv_conf_t) -> ngx_int_t;
 
 /// After new peers were made the next ones have to wait so many times as long as that took: a storm
 /// of changes takes at most 5 % of a worker's time.
@@ -40,8 +37,8 @@ type Key = (u64, usize);
 type Departed = HashMap<Key, usize>;
 
 /// The method of a block, as a worker uses it.
-pub(crate) struct NginxMethod {
-    method: Inner,
+pub(crate) struct Snapshots {
+    method: NginxMethod,
     upstream: *mut ngx_http_upstream_srv_conf_t,
     /// Of `http`; lives as long as the configuration.
     context: *mut ngx_http_conf_ctx_t,
@@ -53,16 +50,16 @@ pub(crate) struct NginxMethod {
     departed: RefCell<Departed>,
 }
 
-impl NginxMethod {
+impl Snapshots {
     /// # Safety
     ///
     /// The block and the context are of the configuration that the value becomes part of.
     pub(crate) unsafe fn new(
-        method: Inner,
+        method: NginxMethod,
         upstream: *mut ngx_http_upstream_srv_conf_t,
         context: *mut ngx_http_conf_ctx_t,
-    ) -> NginxMethod {
-        NginxMethod {
+    ) -> Snapshots {
+        Snapshots {
             method,
             upstream,
             context,
@@ -75,9 +72,9 @@ impl NginxMethod {
 
     /// The same for another service: the method keeps nothing in the block, or the configuration
     /// was refused.
-    pub(super) fn another(&self) -> NginxMethod {
+    pub(super) fn another(&self) -> Snapshots {
         // SAFETY: both are of the configuration that `self` is part of.
-        unsafe { NginxMethod::new(self.method.clone(), self.upstream, self.context) }
+        unsafe { Snapshots::new(self.method.clone(), self.upstream, self.context) }
     }
 
     /// The method, for people.
@@ -169,7 +166,7 @@ impl NginxMethod {
 
 /// Makes the peers of `new` go on where those of `old` are. From then on the numbers of requests in
 /// flight are right in `new`; requests that hold older peers tell when they end
-/// ([`NginxMethod::note_end`]).
+/// ([`Snapshots::note_end`]).
 fn carry_over(old: Option<&Snapshot>, new: Option<&Snapshot>, departed: &mut Departed) {
     let peers = |snapshot: Option<&Snapshot>| -> Vec<_> {
         snapshot.into_iter().flat_map(Snapshot::peers).collect()

@@ -20,25 +20,31 @@ use super::clock::{Interval, now};
 use super::upstream::Upstream;
 use super::watched_set::Source;
 use super::worker::Worker;
-use crate::conf::{ByRequest, Settings};
 use crate::ffi::{OK, bytes, str_over};
 
 /// Services that were dropped are looked for whenever so many more are kept.
 const PURGE: usize = 64;
 
-/// The block as one worker sees it: a [`Upstream`] for each service that its requests have named.
+/// What the configuration says.
+#[derive(Clone, Copy)]
+pub(crate) struct Options {
+    /// The service's name, in the pool of the configuration.
+    pub(crate) service: NonNull<ngx_http_complex_value_t>,
+    /// `consul_first_wait`.
+    pub(crate) first_wait: Duration,
+    /// Response status if there is no such service, or it is not allowed.
+    pub(crate) unknown_status: i16,
+}
+
+/// The block as one worker sees it: an [`Upstream`] for each service that its requests have named.
 pub(crate) struct OnDemandUpstream {
     /// What each of them is made like.
     pattern: Upstream,
-    value: NonNull<ngx_http_complex_value_t>,
+    options: Options,
     templates: Arc<Templates>,
     /// Its template's number.
     number: usize,
     plan: Arc<Plan>,
-    /// `consul_first_wait`.
-    pub(crate) first_wait: Duration,
-    /// Of `consul_unknown_service`.
-    status: i16,
     worker: Cell<Option<Worker>>,
     /// By name, in lower case.
     blocks: RefCell<HashMap<Box<[u8]>, Rc<Upstream>>>,
@@ -95,19 +101,16 @@ pub(crate) enum Why {
 impl OnDemandUpstream {
     pub(crate) fn new(
         pattern: Upstream,
-        by_request: &ByRequest,
+        options: Options,
         (templates, number, plan): (Arc<Templates>, usize, Arc<Plan>),
-        settings: &Settings,
     ) -> OnDemandUpstream {
         OnDemandUpstream {
             nobody: Rc::new(pattern.for_nobody()),
             pattern,
-            value: by_request.value,
+            options,
             templates,
             number,
             plan,
-            first_wait: settings.first_wait.unwrap_or(Duration::from_secs(1)),
-            status: settings.unknown_service.unwrap_or_default().status,
             worker: Cell::new(None),
             blocks: RefCell::default(),
             complained: Interval::default(),
@@ -129,6 +132,11 @@ impl OnDemandUpstream {
         self.templates.of_block(self.number)
     }
 
+    /// How long a first request waits for the service.
+    pub(crate) fn first_wait(&self) -> Duration {
+        self.options.first_wait
+    }
+
     /// The name that the request gives, in its pool.
     ///
     /// # Safety
@@ -145,7 +153,7 @@ impl OnDemandUpstream {
                 0 => Vec::new(),
                 _ => std::slice::from_raw_parts((*r).captures, count).to_vec(),
             };
-            let done = ngx_http_complex_value(r, self.value.as_ptr(), &mut name) == OK;
+            let done = ngx_http_complex_value(r, self.options.service.as_ptr(), &mut name) == OK;
             if count != 0 {
                 ptr::copy_nonoverlapping(kept.as_ptr(), (*r).captures, count);
             }
@@ -238,7 +246,7 @@ impl OnDemandUpstream {
     pub(crate) fn refuse(&self, name: &[u8], why: Why, log: *mut ngx_log_t) -> ngx_int_t {
         self.complain(name, why, log);
         match why {
-            Why::Name(_) | Why::Absent => self.status.into(),
+            Why::Name(_) | Why::Absent => self.options.unknown_status.into(),
             Why::Failed | Why::Late => NGX_HTTP_BAD_GATEWAY as ngx_int_t,
         }
     }

@@ -13,13 +13,12 @@ use rand_xoshiro::SplitMix64;
 
 use super::clock::{Interval, now};
 use super::keepalive::{self, Keepalive};
-use super::nginx_method::NginxMethod;
+use super::nginx_method::Snapshots;
+use super::options::Options;
 use super::view::{Part, PeerView};
 use super::watched_set::{self, Source};
 use super::worker::Worker;
-use crate::conf::Balance;
 use crate::ffi::{OK, bytes, str_over};
-use crate::lifecycle;
 
 mod failures;
 mod told;
@@ -31,7 +30,7 @@ pub(crate) struct Upstream {
     pub(crate) service: String,
     options: Options,
     /// What picks in place of `consul_balance`.
-    nginx_method: Option<NginxMethod>,
+    nginx_method: Option<Snapshots>,
     /// One for each datacenter, the first to be used first.
     sources: Box<[Source]>,
     part: keepalive::Part,
@@ -42,20 +41,8 @@ pub(crate) struct Upstream {
     counted: Interval,
     complained: Interval,
     looked: Interval,
-    asked_for_shard: Interval,
     /// Whether views have what variables tell of peers from the beginning.
     keeps_labels: Cell<bool>,
-}
-
-/// What the configuration says of the picks.
-#[derive(Clone, Copy)]
-pub(crate) struct Options {
-    pub(crate) balance: Balance,
-    pub(crate) rules: ServerParams,
-    /// `consul_panic`, percent.
-    pub(crate) panic: Option<u8>,
-    /// It has `server` lines to fall back on.
-    pub(crate) has_fallback: bool,
 }
 
 /// Where a worker is in its picks.
@@ -72,7 +59,7 @@ impl Upstream {
         service: &str,
         sources: Box<[Source]>,
         options: Options,
-        nginx_method: Option<NginxMethod>,
+        nginx_method: Option<Snapshots>,
         keepalive: Option<Rc<Keepalive>>,
     ) -> Upstream {
         let name: Box<[u8]> = name.into();
@@ -91,7 +78,6 @@ impl Upstream {
             counted: Interval::default(),
             complained: Interval::default(),
             looked: Interval::default(),
-            asked_for_shard: Interval::default(),
             keeps_labels: Cell::new(false),
         }
     }
@@ -108,7 +94,7 @@ impl Upstream {
     }
 
     fn like(&self, options: Options, service: &str, sources: Box<[Source]>) -> Upstream {
-        let nginx_method = self.nginx_method.as_ref().map(NginxMethod::another);
+        let nginx_method = self.nginx_method.as_ref().map(Snapshots::another);
         let keepalive = self.part.keepalive.clone();
         let block = Upstream::new(&self.name, service, sources, options, nginx_method, keepalive);
         block.keep_labels(self.keeps_labels.get());
@@ -130,7 +116,7 @@ impl Upstream {
     }
 
     #[inline]
-    pub(super) fn nginx_method(&self) -> Option<&NginxMethod> {
+    pub(super) fn nginx_method(&self) -> Option<&Snapshots> {
         self.nginx_method.as_ref()
     }
 
@@ -167,19 +153,7 @@ impl Upstream {
     /// What the worker has of the shared memory; `None` outside of workers.
     #[inline]
     pub(super) fn worker(&self) -> Option<Worker> {
-        let worker = self.worker.get()?;
-        if worker.shard.is_some() { Some(worker) } else { Some(self.worker_with_shard(worker)) }
-    }
-
-    /// The worker with a shard, if one is free by now.
-    #[cold]
-    fn worker_with_shard(&self, worker: Worker) -> Worker {
-        if !self.asked_for_shard.is_due() {
-            return worker;
-        }
-        let better = lifecycle::try_shard().unwrap_or(worker);
-        self.worker.set(Some(better));
-        better
+        self.worker.get()
     }
 
     pub(super) fn method(&self) -> Method {

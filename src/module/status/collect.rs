@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 
 use nginx_consul_core::model::Limit;
 use nginx_consul_core::status::{
-    Connections, Document, Format, Nginx, Status, VERSION, Version, Zone, document,
+    self, Connections, Document, Format, Nginx, Status, VERSION, Version, Zone, document,
 };
 use nginx_consul_core::table::{Overrides, Table};
 
 use super::service::{Peers, service};
-use crate::conf::HttpConf;
 use crate::peer::Upstream;
 use crate::services::Services;
+use crate::upstreams::{StateFile, Upstreams};
 
 /// Peers between looks at the clock.
 const PEERS: usize = 32;
@@ -25,7 +25,7 @@ pub(super) struct Walk {
     /// Only this service.
     only: Option<String>,
     document: Box<dyn Document>,
-    blocks: std::vec::IntoIter<&'static Upstream>,
+    upstreams: std::vec::IntoIter<&'static Upstream>,
     overrides: Rc<Overrides>,
     /// Number of the next service.
     next: usize,
@@ -35,11 +35,11 @@ pub(super) struct Walk {
 impl Walk {
     /// The way from its beginning; `None` if there is no such service.
     pub(super) fn new(
-        http: &'static HttpConf,
+        upstreams: &'static Upstreams,
         only: Option<String>,
         (format, with_peers): (Format, bool),
     ) -> Option<Walk> {
-        let (services, now) = (Services::new(http), now_ms());
+        let (services, now) = (Services::new(upstreams), now_ms());
         if let Some(only) = &only {
             let services = services.as_ref()?;
             services.numbers().find(|&number| services.name(number).is_some_and(|n| n == *only))?;
@@ -50,8 +50,8 @@ impl Walk {
             services,
             now,
             only,
-            document: document(format, with_peers, head(http, table, now)),
-            blocks: http.blocks().collect::<Vec<_>>().into_iter(),
+            document: document(format, with_peers, head(upstreams, table, now)),
+            upstreams: upstreams.fixed().collect::<Vec<_>>().into_iter(),
             overrides: Rc::new(overrides),
             next: 0,
             peers: None,
@@ -88,13 +88,13 @@ impl Walk {
             }
             return Some(());
         }
-        if let Some(block) = self.blocks.next() {
-            if is_wanted(&block.service) {
-                self.document.upstream(block.status());
+        if let Some(upstream) = self.upstreams.next() {
+            if is_wanted(&upstream.service) {
+                self.document.upstream(upstream.status());
             }
             return Some(());
         }
-        let (number, templates) = (self.next, services.http.templates.as_ref());
+        let (number, templates) = (self.next, services.upstreams.templates.as_ref());
         self.next += 1;
         if let Some(templates) = templates.filter(|_| number == services.planned()) {
             self.document.on_demand(templates.max);
@@ -112,8 +112,8 @@ impl Walk {
     }
 }
 
-fn head(http: &HttpConf, table: Option<Table<'_>>, now: u64) -> Status {
-    let shm_zone = http.shm_zone();
+fn head(upstreams: &Upstreams, table: Option<Table<'_>>, now: u64) -> Status {
+    let shm_zone = upstreams.shm_zone();
     Status {
         version: VERSION,
         time_ms: now,
@@ -129,11 +129,20 @@ fn head(http: &HttpConf, table: Option<Table<'_>>, now: u64) -> Status {
             size: shm_zone.map_or(0, |z| z.shm.size),
             used: table.map_or(0, |t| t.usage()),
         },
-        state: table.and_then(|t| Some(http.state_file()?.status(t, now))),
-        connections: connections(http.connections(), table, now),
+        state: table.and_then(|t| Some(state_file(upstreams.state_file.as_ref()?, t, now))),
+        connections: connections(upstreams.connections, table, now),
         upstreams: Vec::new(),
         services: Vec::new(),
         on_demand: None,
+    }
+}
+
+fn state_file(file: &StateFile, table: Table<'_>, now: u64) -> status::StateFile {
+    let (written, error) = table.state_file();
+    status::StateFile {
+        path: file.path.display().to_string(),
+        age_seconds: (written != 0).then(|| now.saturating_sub(written) as f64 / 1000.0),
+        error: error.map(|error| error.to_string()),
     }
 }
 

@@ -8,6 +8,7 @@ mod control;
 mod dashboard;
 mod dead_service;
 mod discovery;
+mod documents;
 mod dressing;
 mod examples;
 mod failures;

@@ -1,4 +1,4 @@
-//! The guides in `docs/migrating.md`: each new configuration over what the old way leaves in Consul.
+//! The guides in `docs/migrating.md`: each new configuration with the data of the old setup in Consul.
 
 use std::fs;
 
@@ -20,7 +20,7 @@ fn guide(name: &str) -> String {
 fn migrated(consul: &Agent, name: &str, own: &str) -> Nginx {
     let text = guide(name);
     assert!(text.contains("upstream api_server") && text.contains("api_demo"), "{text}");
-    let text = text.replace("api_demo", own).replace("consul.state", "%%PREFIX%%/consul.state");
+    let text = text.replace("api_demo", own).replace("/var/lib/nginx/", "%%PREFIX%%/");
     let server = SERVER.replace("http://api;", "http://api_server;");
     Config::http(&format!("consul_server %%CONSUL%%;\n{text}\n{server}"))
         .set("CONSUL", consul.url())

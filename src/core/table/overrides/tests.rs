@@ -1,9 +1,9 @@
 use super::super::tests::{peer, set, zone};
 use super::*;
-use std::num::NonZeroU16;
 use crate::model::{Action, PeerSet, identity, of_instance, service_scope};
 use crate::params::Params;
 use crate::table::PeerRecord;
+use std::num::NonZeroU16;
 
 const KEY: u128 = 7 << 64 | 9;
 

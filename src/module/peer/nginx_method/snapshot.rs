@@ -16,7 +16,7 @@ use nginx_sys::{
 };
 
 use super::super::view::PeerView;
-use super::{Key, NginxMethod};
+use super::{Key, Snapshots};
 use crate::ffi::{ERROR, OK};
 
 /// A view's first tier as a method has it.
@@ -64,7 +64,7 @@ impl Snapshot {
     /// `None` if memory is short, or the method refuses. `view` is not empty; `alone`: there are no
     /// `server` lines.
     pub(super) fn new(
-        method: &NginxMethod,
+        method: &Snapshots,
         view: &Rc<PeerView>,
         (alone, start): (bool, Instant),
     ) -> Option<Snapshot> {
@@ -135,7 +135,7 @@ impl Snapshot {
 
 /// Has the method make peers, for a copy of the block.
 fn make(
-    method: &NginxMethod,
+    method: &Snapshots,
     pool: &Pool,
     view: &PeerView,
 ) -> Option<NonNull<ngx_http_upstream_srv_conf_t>> {

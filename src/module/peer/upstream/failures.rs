@@ -16,7 +16,7 @@ impl Upstream {
 
     #[cold]
     pub(in super::super) fn shared(&self, worker: Worker) -> Shared<'static> {
-        Shared { outage: self.outage(worker), shard: worker.shard }
+        Shared { outage: self.outage(worker), shard: worker.shard() }
     }
 
     /// Whether it has one peer and nobody else to ask, so that no failure keeps that one out.

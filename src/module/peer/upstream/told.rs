@@ -10,7 +10,7 @@ use nginx_consul_core::status::ready::{Demand, Known, Lack, Origin};
 use nginx_sys::{NGX_LOG_ERR, ngx_log_t};
 
 use super::super::clock::now;
-use super::super::nginx_method::NginxMethod;
+use super::super::nginx_method::Snapshots;
 use super::super::view::PeerView;
 use super::super::watched_set::Source;
 use super::Upstream;
@@ -18,7 +18,7 @@ use super::Upstream;
 impl Upstream {
     /// Its method, as the configuration names it.
     pub(in super::super) fn method_name(&self) -> &str {
-        self.nginx_method.as_ref().map_or(self.method().name(), NginxMethod::name)
+        self.nginx_method.as_ref().map_or(self.method().name(), Snapshots::name)
     }
 
     /// Where its requests go, for the status page.

@@ -1,29 +1,14 @@
 //! The state file's directory: workers, which have dropped root, must be able to write it.
 
-use std::fs::{self, DirBuilder};
+use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::Path;
 
 use nginx_sys::{NGX_LOG_ERR, NGX_LOG_WARN, ngx_log_t};
 
-use super::{StateFile, parent};
 use crate::lifecycle::workers_user::{Access, Workers};
-
-/// What is certain to be wrong while the configuration is read.
-pub(super) fn check_path(path: &Path) -> Result<(), String> {
-    if path.is_dir() {
-        return Err("it is a directory".to_owned());
-    }
-    let directory = parent(path);
-    match fs::metadata(directory) {
-        Ok(found) if found.is_dir() => Ok(()),
-        Ok(_) => Err(format!("\"{}\" is no directory", directory.display())),
-        // The last one is made, as nginx does for its cache paths.
-        Err(e) if e.kind() == io::ErrorKind::NotFound && parent(directory).is_dir() => Ok(()),
-        Err(e) => Err(format!("directory \"{}\": {e}", directory.display())),
-    }
-}
+use crate::upstreams::StateFile;
 
 /// In the master, with all configuration read: makes the directory if it is missing, owned by the
 /// workers' user as nginx does for its cache paths; never changes one that is there. Warns if the
@@ -38,7 +23,7 @@ pub(crate) unsafe fn prepare(
     is_test: bool,
     log: *mut ngx_log_t,
 ) {
-    let directory = parent(&state.path);
+    let directory = state.directory();
     if !directory.exists() {
         if is_test {
             return;

@@ -1,0 +1,73 @@
+//! What requests find through the `srv_conf` of their upstream.
+
+use std::cell::{Cell, OnceCell};
+use std::ptr;
+
+use nginx_sys::{ngx_http_upstream_rr_peers_t, ngx_http_upstream_srv_conf_t};
+
+use super::guard::Guard;
+use super::on_demand::OnDemandUpstream;
+use super::upstream::Upstream;
+use crate::ffi;
+
+/// The beginning of the module's configuration of an `upstream`; that of one without
+/// `consul_dynamic`, and of `http`, stays empty. nginx does likewise: the data of its round robin
+/// must be the first member of what a balancer keeps.
+pub(crate) struct Slot {
+    /// With `consul_dynamic`, and a service that the configuration names.
+    pub(crate) upstream: Option<Box<Upstream>>,
+    /// With `consul_dynamic`, and a service that requests name.
+    pub(crate) on_demand: Option<Box<OnDemandUpstream>>,
+    /// What our `init_upstream` has made of the `server` lines; null if nginx has not called it,
+    /// because another method has replaced it.
+    pub(crate) servers: Cell<*mut ngx_http_upstream_rr_peers_t>,
+    /// The directive that has put another module's callbacks around ours, for messages.
+    pub(crate) wrapped_by: Option<String>,
+    /// With another module's callbacks around ours.
+    pub(super) guard: OnceCell<Guard>,
+}
+
+impl Default for Slot {
+    fn default() -> Slot {
+        Slot {
+            upstream: None,
+            on_demand: None,
+            servers: Cell::new(ptr::null_mut()),
+            wrapped_by: None,
+            guard: OnceCell::new(),
+        }
+    }
+}
+
+impl Slot {
+    /// That of an `upstream` block.
+    ///
+    /// # Safety
+    ///
+    /// `us` is an `upstream` block of a configuration that lives as long as `'a`. While that is
+    /// read, by one thread, nobody else holds a mutable reference to the slot.
+    #[inline]
+    pub(crate) unsafe fn of<'a>(us: *mut ngx_http_upstream_srv_conf_t) -> &'a Slot {
+        // SAFETY: the caller's promise; create_srv_conf() has filled the element with a struct that
+        // begins with a slot.
+        unsafe { &*ffi::conf_of((*us).srv_conf, &raw const crate::ngx_http_consul_module) }
+    }
+
+    /// The same; `None` of an upstream that nginx has made for an address of `proxy_pass`, which has
+    /// no configurations of modules.
+    ///
+    /// # Safety
+    ///
+    /// As of [`Slot::of`]; `us` may be any upstream.
+    pub(crate) unsafe fn find<'a>(us: *mut ngx_http_upstream_srv_conf_t) -> Option<&'a Slot> {
+        // SAFETY: the caller's promise.
+        let has_conf = unsafe { !(*us).srv_conf.is_null() };
+        // SAFETY: as above.
+        has_conf.then(|| unsafe { Slot::of(us) })
+    }
+
+    /// Whether the upstream follows Consul.
+    pub(super) fn follows_consul(&self) -> bool {
+        self.upstream.is_some() || self.on_demand.is_some()
+    }
+}
