@@ -4,7 +4,7 @@
 //! Data flows one way:
 //!
 //! ```text
-//! sync (threads) ─▶ consul::{client, health} ─▶ snapshot ─▶ Sink ─▶ table ─▶ balance
+//! watch (threads) ─▶ consul::fetch ─▶ watch::publisher ─▶ Sink ─▶ table ─▶ balance
 //! ```
 #![forbid(unsafe_code)]
 
@@ -12,11 +12,11 @@ pub mod text;
 pub mod address;
 pub mod process;
 pub mod stop;
+pub(crate) mod threads;
 pub mod resolve;
 pub mod params;
 pub mod model;
 pub mod consul;
-pub mod snapshot;
 pub mod table;
 pub mod labels;
 pub mod idle;

@@ -219,7 +219,8 @@ impl BlockingQuery {
         match result {
             FetchResult::Good { index, digest, bytes, is_copy } => {
                 let outage = self.end_outage(fetch, sent, now);
-                let changed = self.on_good(fetch, sent, (index.max(1), digest, bytes, is_copy), now);
+                let changed =
+                    self.on_good(fetch, sent, (index.max(1), digest, bytes, is_copy), now);
                 let copy_change = self.copies.on_good(fetch, (is_copy, changed), now, rng);
                 self.copy_change = copy_change.or(self.copy_change);
                 self.verifies |= is_copy && self.copies.is_due(now + MIN_WAIT);
@@ -249,7 +250,9 @@ impl BlockingQuery {
                 self.take_tokens(USEFUL, now);
                 Outcome::Again
             }
-            FetchResult::Rejected if verifies && self.settings.may_lag && !self.copies.are_doubted => {
+            FetchResult::Rejected
+                if verifies && self.settings.may_lag && !self.copies.are_doubted =>
+            {
                 self.copies.verify_later(now, rng);
                 self.take_tokens(USEFUL, now);
                 Outcome::Again
@@ -261,7 +264,9 @@ impl BlockingQuery {
                 Outcome::Again
             }
             FetchResult::Rejected if fetch.index.is_some() => self.on_rejected(now, rng),
-            FetchResult::Reconnected | FetchResult::Failed | FetchResult::Rejected => self.on_failed(now, rng),
+            FetchResult::Reconnected | FetchResult::Failed | FetchResult::Rejected => {
+                self.on_failed(now, rng)
+            }
         }
     }
 
@@ -393,4 +398,3 @@ impl BlockingQuery {
         }
     }
 }
-

@@ -26,9 +26,7 @@ use crate::consul::endpoint::Endpoint;
 use crate::consul::query::{self, Fetch, View};
 use crate::consul::server::Server;
 use crate::consul::token::CurrentToken;
-use crate::consul::transport::{
-    ConnectError, Dial, DialConnector, LastDial, NoResolver, is_reset,
-};
+use crate::consul::transport::{ConnectError, Dial, DialConnector, LastDial, NoResolver, is_reset};
 use crate::model::{Query, Source};
 use crate::stop::Stop;
 use crate::text;

@@ -11,10 +11,10 @@ use siphasher::sip128::{Hasher128, SipHasher13};
 use super::blocking::FetchResult;
 use super::client::{Client, Error, Request, Response, TokenState};
 use super::endpoint::WatchedQuery;
-use super::instances::{Fields, Instances, ParseError, parse_catalog, parse_executed, parse_health};
+use super::instances::{Fields, ParseError, parse_catalog, parse_executed, parse_health};
 use super::kv;
 use super::query::{Fetch, ReadFrom, View, has_tags};
-use crate::model::{Consistency, Instance, Query, Reason, Source};
+use crate::model::{Consistency, Instance, Instances, Query, Reason, Source};
 use crate::text::quote;
 
 /// Consul's indices count writes. One in the upper half of the range comes from a broken server or
@@ -211,7 +211,8 @@ pub(crate) fn verify_token(
         return Ok(true);
     }
     let reject = |why: &str| {
-        let error = format!("Consul lists fewer instances because the token lost its rights ({why})");
+        let error =
+            format!("Consul lists fewer instances because the token lost its rights ({why})");
         Err(Failure::Failed(Reason::Token, error))
     };
     match client.token_state(&watched.endpoint, server, &watched.query) {
@@ -224,7 +225,7 @@ pub(crate) fn verify_token(
 }
 
 /// The index and the instances of a valid answer.
-fn validate(
+pub(super) fn validate(
     response: &Response,
     query: &Query,
     max_stale: Option<Duration>,

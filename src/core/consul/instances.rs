@@ -74,14 +74,11 @@ pub fn parse_executed(body: &[u8], fields: Fields<'_>) -> Result<Instances, Pars
 ///
 /// The body is not a JSON array, or ends early.
 pub fn parse_catalog(body: &[u8], fields: Fields<'_>) -> Result<Instances, ParseError> {
-    let passing = |raw| (raw, Health::Passing);
-    list(body, |json| element(json, ["/Node", "/ServiceID"], passing, fields))
+    let names = ["/Node", "/ServiceID"];
+    list(body, |json| element(json, names, |raw| (raw, Health::Passing), fields))
 }
 
-fn list(
-    body: &[u8],
-    instance: impl Fn(&str) -> Element,
-) -> Result<Instances, ParseError> {
+fn list(body: &[u8], instance: impl Fn(&str) -> Element) -> Result<Instances, ParseError> {
     let mut instances = Instances::default();
     elements(body, |json| instances.add(instance(json)))?;
     instances.sort();

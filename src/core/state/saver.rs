@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::{State, file};
 use crate::model::Level;
 use crate::stop::Stop;
-use crate::watch::join_all;
+use crate::threads::join_all;
 
 /// Changes are written together, this often at most.
 const EVERY: Duration = Duration::from_secs(1);
@@ -45,7 +45,7 @@ pub trait Source: Send + Sync {
 }
 
 /// The running thread, named `consul-state`. Whoever starts it must block all signals around that,
-/// as for [`Engine`](crate::watch::Engine). Dropping it stops the thread without waiting.
+/// as for [`Watcher`](crate::watch::Watcher). Dropping it stops the thread without waiting.
 #[derive(Debug)]
 pub struct Saver {
     stop: Arc<Stop>,

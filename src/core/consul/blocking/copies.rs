@@ -71,8 +71,7 @@ impl Copies {
     /// A blocking query was rejected; `true` if no copy is asked from now on.
     pub(super) fn on_rejected(&mut self, now: Instant, rng: &mut impl Rng) -> bool {
         self.rejections += 1;
-        let gives_up =
-            self.rejections >= REJECTIONS && self.can_be_avoided && !self.are_avoided();
+        let gives_up = self.rejections >= REJECTIONS && self.can_be_avoided && !self.are_avoided();
         if gives_up {
             self.avoid(now, rng);
         }

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
+use super::pacing::{BUCKET, REFILL};
 use super::*;
 
 mod copies;
@@ -149,7 +150,8 @@ fn the_pause_doubles_up_to_its_maximum_and_starts_afresh_after_an_answer() {
     let mut bench = Bench::new(1, None);
     for ceiling in [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000] {
         bench.fetch_after_sleep();
-        let Outcome::Failed { retry_in, .. } = bench.answer(Duration::ZERO, FetchResult::Failed) else {
+        let Outcome::Failed { retry_in, .. } = bench.answer(Duration::ZERO, FetchResult::Failed)
+        else {
             panic!()
         };
         assert!((250..=ceiling).contains(&retry_in.as_millis()), "{retry_in:?} of {ceiling}");
@@ -263,7 +265,7 @@ fn senseless_settings_are_bounded() {
         may_lag: false,
     };
     let mut bench = Bench::new(1, None);
-    bench.watch = BlockingQuery::new(settings);
+    bench.query = BlockingQuery::new(settings);
     assert_eq!(bench.fetch().wait, SECOND);
     bench.answer(Duration::ZERO, FetchResult::Failed);
     assert_eq!(bench.step(), Step::Sleep(MIN_RETRY));

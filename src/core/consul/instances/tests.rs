@@ -56,7 +56,10 @@ fn reads_a_recorded_answer() {
 
 #[test]
 fn maintenance_mode_is_critical() {
-    assert_eq!(parse_health(MAINTENANCE, Fields::default()).unwrap().good[0].health, Health::Critical);
+    assert_eq!(
+        parse_health(MAINTENANCE, Fields::default()).unwrap().good[0].health,
+        Health::Critical
+    );
 }
 
 #[test]
@@ -161,7 +164,8 @@ fn an_element_of_any_other_shape_costs_only_itself() {
         r#"{"Node":{"Node":"n","Address":"::1"},"Service":{"ID":"i","Port":1,"Tags":[null]}}"#,
         r#"{"Node":{"Node":"\ud800","Address":"::1"},"Service":{"ID":"i","Port":1}}"#,
     ] {
-        let both = parse_health(format!("[{web},{bad},{web}]").as_bytes(), Fields::default()).unwrap();
+        let both =
+            parse_health(format!("[{web},{bad},{web}]").as_bytes(), Fields::default()).unwrap();
         assert_eq!((both.good.len(), both.skipped.len()), (2, 1), "{bad}");
     }
 }
@@ -244,12 +248,16 @@ fn a_bad_parameter_is_named_and_the_instance_stays() {
 
 #[test]
 fn a_tagged_address_is_chosen_as_consul_s_dns_does() {
-    let of = |service: &str, tag| {
+    let of = |service: &str, address_tag| {
         let json = format!(
             r#"{{"Node":{{"Node":"n","Address":"10.0.0.1","TaggedAddresses":{{"wan":"1.0.0.1"}}}},
                 "Service":{{"ID":"i","Port":80,{service}}}}}"#
         );
-        let found = parse_health(format!("[{json}]").as_bytes(), Fields { address_tag, ..Fields::default() }).unwrap();
+        let found = parse_health(
+            format!("[{json}]").as_bytes(),
+            Fields { address_tag, ..Fields::default() },
+        )
+        .unwrap();
         format!("{}:{}", found.good[0].host, found.good[0].port)
     };
     let tagged =
@@ -268,8 +276,8 @@ fn the_nodes_of_an_executed_query_are_instances_and_null_is_none() {
         {"Node":{"Node":"n","Address":"10.0.0.1"},"Service":{"ID":"i","Port":80},"Checks":[]},
         {"Node":{"Node":"n"},"Service":{"ID":"j","Port":0}}]}"#;
     let fields = Fields::default();
-    let found = parse_executed(body, want).unwrap();
+    let found = parse_executed(body, fields).unwrap();
     assert_eq!((found.good[0].id.as_str(), found.skipped[0].id.as_str()), ("i", "j"));
-    assert_eq!(parse_executed(br#"{"Nodes":null}"#, want).unwrap(), Instances::default());
-    assert!(parse_executed(b"[]", want).is_err() && parse_executed(b"", want).is_err());
+    assert_eq!(parse_executed(br#"{"Nodes":null}"#, fields).unwrap(), Instances::default());
+    assert!(parse_executed(b"[]", fields).is_err() && parse_executed(b"", fields).is_err());
 }

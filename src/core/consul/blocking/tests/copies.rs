@@ -238,7 +238,7 @@ fn where_only_queries_that_block_are_refused_a_server_is_asked_after_three() {
 
 #[test]
 fn while_queries_that_block_are_refused_it_reads_every_poll_interval_and_backs_off() {
-    let mut bench = streamed(|settings| settings.poll = 5 * SECOND);
+    let mut bench = streamed(|settings| settings.fallback_interval = 5 * SECOND);
     let (reads, blocks) = refuse_blocking(&mut bench, 300 * SECOND);
     let late: Vec<_> = reads.windows(2).filter(|pair| pair[1] - pair[0] > 5 * SECOND).collect();
     assert!(late.is_empty(), "{late:?}");

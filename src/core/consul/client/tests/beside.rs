@@ -60,7 +60,10 @@ fn a_token_is_has_rights_by_any_of_its_links() {
         r#"{"TemplatedPolicies":[{"TemplateName":"builtin/service"}]}"#,
         r#"{"Rules":"service \"\" { policy = \"read\" }","Legacy":true}"#,
     ] {
-        assert_eq!(state_of_token(status("200 OK", "", has_rights)).unwrap(), TokenState::HasRights);
+        assert_eq!(
+            state_of_token(status("200 OK", "", has_rights)).unwrap(),
+            TokenState::HasRights
+        );
     }
     for powerless in [r#"{"AccessorID":"a","Policies":[],"Roles":null}"#, "{}", "[]"] {
         let plain = state_of_token(status("200 OK", "", powerless)).unwrap();
