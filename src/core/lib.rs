@@ -1,4 +1,4 @@
-//! The part of nginx-consul that needs no nginx: how Consul is asked, which answers are believed,
+//! The part of nginx-consul that needs no nginx: how Consul is asked, which answers are valid,
 //! the table of peers shared by all workers, and how a peer is picked from it.
 //!
 //! Data flows one way:
@@ -13,9 +13,9 @@ pub mod address;
 pub mod process;
 pub mod stop;
 pub(crate) mod threads;
-pub mod resolve;
 pub mod params;
 pub mod model;
+pub mod resolve;
 pub mod consul;
 pub mod table;
 pub mod labels;
@@ -26,3 +26,4 @@ pub mod on_demand;
 pub mod state;
 pub mod control;
 pub mod status;
+pub mod directives;

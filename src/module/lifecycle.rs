@@ -129,7 +129,7 @@ pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) ->
             // SAFETY: nginx's master has no other threads, nor has the only process without one yet.
             unsafe { initial_fetch::ask(plan, table, &needed, timeout, &sink) };
         }
-        let is_new = table.begin_overrides();
+        let is_new = table.claim_overrides_restore();
         let kept = upstreams
             .state_file
             .as_ref()
@@ -163,7 +163,7 @@ pub(crate) extern "C" fn ngx_http_consul_init_process(cycle: *mut ngx_cycle_t) -
         }
         // SAFETY: nginx passes the worker's cycle.
         let Some((upstreams, plan, table)) = (unsafe { parts(cycle) }) else { return OK };
-        table.clear_dead_lanes();
+        table.clear_dead_shards();
         let worker = Worker::new(table);
         if worker.shard().is_none() {
             // SAFETY: the cycle's log.
@@ -243,7 +243,7 @@ impl Watch {
     /// Makes this worker the one that follows Consul, and looks up the names that requests ask for.
     /// If there is no thread to be had now, the next check tries again.
     fn start_engine(&mut self, table: Table<'static>) {
-        table.lead(ProcessId::own());
+        table.acquire_leadership(ProcessId::own());
         // SAFETY: a worker's cycle lives as long as the worker.
         let connections = unsafe { (*ngx_cycle).connection_n };
         let (plan, sink) = (Arc::clone(&self.plan), self.sink.clone());
@@ -267,10 +267,10 @@ impl Watch {
 
     /// Once a second.
     fn check(&mut self, table: Table<'static>) {
-        table.clear_dead_lanes();
+        table.clear_dead_shards();
         // The last worker 0 of an older configuration may have started after this one. What this
         // engine found out meanwhile was not taken, so a new one asks again.
-        if self.engine.is_none() || !table.is_led_by(ProcessId::own()) {
+        if self.engine.is_none() || !table.is_leader(ProcessId::own()) {
             if let Some(engine) = self.engine.take() {
                 engine.stop();
             }

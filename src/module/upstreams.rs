@@ -13,11 +13,10 @@ use nginx_consul_core::on_demand::Templates;
 use nginx_consul_core::table::Table;
 use nginx_consul_core::watch::Plan;
 use nginx_sys::{
-    ngx_cycle_t, ngx_http_conf_ctx_t, ngx_http_request_t, ngx_http_upstream_srv_conf_t,
-    ngx_module_t, ngx_shm_zone_t,
+    ngx_cycle_t, ngx_http_conf_ctx_t, ngx_http_upstream_srv_conf_t, ngx_module_t, ngx_shm_zone_t,
 };
 
-use crate::ffi;
+use crate::ffi::{self, HttpMainConf};
 use crate::peer::{Guard, OnDemandUpstream, Slot, Upstream};
 use crate::zone;
 
@@ -45,6 +44,7 @@ pub(crate) struct Upstreams {
 }
 
 /// `consul_state path [valid=time]`.
+#[derive(Clone)]
 pub(crate) struct StateFile {
     /// Absolute.
     pub(crate) path: PathBuf,
@@ -64,6 +64,9 @@ pub(crate) fn parent(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("/"))
 }
 
+// SAFETY: the main configuration that the module makes begins with it.
+unsafe impl HttpMainConf for Upstreams {}
+
 impl Upstreams {
     /// Those of a cycle; `None` if it has no `http` block.
     ///
@@ -80,16 +83,6 @@ impl Upstreams {
         // SAFETY: the main configuration begins with the registry; directive handlers, which alone
         // change it, have ended.
         unsafe { ffi::conf_of::<Upstreams>(context.main_conf, ffi::module()).as_ref() }
-    }
-
-    /// Those of the configuration that a request is served by.
-    ///
-    /// # Safety
-    ///
-    /// `r` is a valid request, which lives as long as `'a`.
-    pub(crate) unsafe fn of_request<'a>(r: *mut ngx_http_request_t) -> &'a Upstreams {
-        // SAFETY: as in of_cycle(); a configuration outlives its requests.
-        unsafe { &*ffi::conf_of::<Upstreams>((*r).main_conf, ffi::module()) }
     }
 
     /// Whether no upstream follows Consul.

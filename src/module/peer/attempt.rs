@@ -20,7 +20,7 @@ use super::trace::trace;
 use super::upstream::Upstream;
 use super::view::PeerView;
 use super::worker::Worker;
-use crate::ffi::{DECLINED, ERROR, OK};
+use crate::ffi::{DECLINED, ERROR, OK, bits};
 
 pub(super) mod callbacks;
 pub(super) mod cell;
@@ -123,7 +123,7 @@ impl Attempt {
         // SAFETY: the caller's promise. First of all, as nginx's own balancers do: while this says
         // that a kept connection was used, ngx_http_upstream_next() asks again, though nobody is left.
         unsafe {
-            (*pc).set_cached(0);
+            bits::peer_connection::CACHED.set(pc, false);
             (*pc).connection = ptr::null_mut();
         }
         if let Some(kept) = &mut self.kept {
@@ -148,7 +148,7 @@ impl Attempt {
         let Some(worker) = block.worker() else { return self.get_none(pc) };
         let admitted = block.pick(worker, &self.view, &self.tried, self.key, now);
         let Some(Admitted { picked, permit }) = admitted else { return self.get_none(pc) };
-        let peer = picked.known.number as usize;
+        let peer = picked.info.number as usize;
         self.counted.begin(worker, picked, permit, now.monotonic);
         self.point(pc, peer)
     }
@@ -345,8 +345,8 @@ impl Attempt {
 /// A peer that nginx's method decides on.
 #[inline]
 fn picked_of(worker: Worker, view: &PeerView, peer: usize) -> Picked<'_, 'static> {
-    let known = view.peers().known(peer);
-    Picked { known, counters: worker.share().table.slot(known.place) }
+    let known = view.peers().info(peer);
+    Picked { info: known, counters: worker.share().table.peer_counters(known.slot) }
 }
 
 impl Drop for Attempt {

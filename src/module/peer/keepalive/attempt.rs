@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 
 use nginx_consul_core::idle::Key;
-use nginx_consul_core::table::Slot;
+use nginx_consul_core::table::PeerCounters;
 use nginx_sys::{
     NGX_DONE, NGX_PEER_FAILED, ngx_current_msec, ngx_exiting, ngx_handle_read_event,
     ngx_http_request_t, ngx_http_upstream_t, ngx_int_t, ngx_peer_connection_t, ngx_terminate,
@@ -16,6 +16,7 @@ use super::connection::{self, Connection};
 use super::params::{Wanted, is_tls};
 use super::{Keepalive, UpstreamPeer};
 use crate::ffi::OK;
+use crate::ffi::bits::{event, upstream};
 
 /// What a request keeps of connections. It holds nothing that has to be given back.
 pub(in super::super) struct Kept {
@@ -41,9 +42,9 @@ impl Kept {
 
     /// Counters of the instance that the request is with.
     #[inline]
-    fn counters(&self, key: &Key) -> Option<Slot<'static>> {
-        let (worker, place) = self.keepalive().worker.get().zip(key.place)?;
-        Some(worker.share().table.slot(place))
+    fn counters(&self, key: &Key) -> Option<PeerCounters<'static>> {
+        let (worker, slot) = self.keepalive().worker.get().zip(key.slot)?;
+        Some(worker.share().table.peer_counters(slot))
     }
 
     /// Another peer is to be picked.
@@ -142,17 +143,18 @@ impl Kept {
         // SAFETY: the caller's promise; an open connection has its events.
         unsafe {
             let Some(c) = pc.connection.as_ref() else { return false };
-            let (read, write) = (&*c.read, &*c.write);
             let keepalive = self.keepalive();
             let is_broken = state & NGX_PEER_FAILED as ngx_uint_t != 0
-                || read.eof() != 0
-                || read.error() != 0
-                || read.timedout() != 0
-                || write.error() != 0
-                || write.timedout() != 0;
+                || event::EOF.get(c.read)
+                || event::ERROR.get(c.read)
+                || event::TIMEDOUT.get(c.read)
+                || event::ERROR.get(c.write)
+                || event::TIMEDOUT.get(c.write);
             let is_worn_out = c.requests >= keepalive.requests
                 || ngx_current_msec.wrapping_sub(c.start_time) > keepalive.time;
-            let is_done = u.keepalive() != 0 && u.request_body_sent() != 0 && u.upgrade() == 0;
+            let is_done = upstream::KEEPALIVE.get(u)
+                && upstream::REQUEST_BODY_SENT.get(u)
+                && !upstream::UPGRADE.get(u);
             !is_broken
                 && !is_worn_out
                 && is_done

@@ -6,14 +6,13 @@ use std::rc::Rc;
 
 use nginx_consul_core::idle::Spot;
 use nginx_sys::{
-    ngx_close_connection, ngx_connection_t, ngx_current_msec, ngx_cycle, ngx_del_timer,
-    ngx_destroy_pool, ngx_event_t, ngx_handle_read_event, ngx_log_t, ngx_msec_t, ngx_palloc,
-    ngx_peer_connection_t,
+    ngx_close_connection, ngx_connection_t, ngx_current_msec, ngx_cycle, ngx_destroy_pool,
+    ngx_event_t, ngx_handle_read_event, ngx_log_t, ngx_msec_t, ngx_palloc, ngx_peer_connection_t,
 };
 
 use super::params::Wanted;
 use super::{Keepalive, Key, SERVERS};
-use crate::ffi::{OK, catch_panic};
+use crate::ffi::{OK, bits, catch_panic, event};
 
 /// A connection that was idle before, or is; in its own pool.
 pub(super) struct Connection {
@@ -77,12 +76,12 @@ pub(super) unsafe fn hand_out(connection: NonNull<Connection>, pc: &mut ngx_peer
         let held = &mut *connection.as_ptr();
         held.spot = None;
         let c = &mut *held.connection;
-        c.set_idle(0);
+        bits::connection::IDLE.set(c, false);
         c.sent = 0;
         c.data = ptr::null_mut();
         set_log(c, pc.log);
         pc.connection = c;
-        pc.set_cached(1);
+        bits::peer_connection::CACHED.set(pc, true);
     }
 }
 
@@ -104,21 +103,19 @@ pub(super) unsafe fn keep(
         held.keepalive = Rc::as_ptr(keepalive);
         let c = &mut *held.connection;
         pc.connection = ptr::null_mut();
-        (*c.read).set_delayed(0);
+        bits::event::DELAYED.set(c.read, false);
         // No timer of its own: those that became idle first are closed first.
         held.since = ngx_current_msec;
         for event in [c.read, c.write] {
-            if (*event).timer_set() != 0 {
-                ngx_del_timer(event);
-            }
+            event::del_timer(event);
         }
         (*c.write).handler = Some(on_write);
         (*c.read).handler = Some(on_read);
         c.data = connection.as_ptr().cast();
-        c.set_idle(1);
+        bits::connection::IDLE.set(c, true);
         set_log(c, (*ngx_cycle).log);
         keepalive.put(key, connection);
-        if (*c.read).ready() != 0 {
+        if bits::event::READY.get(c.read) {
             on_read(c.read);
         }
     }
@@ -155,9 +152,9 @@ unsafe extern "C" fn on_read(event: *mut ngx_event_t) {
         unsafe {
             let c = &mut *(*event).data.cast::<ngx_connection_t>();
             let Some(connection) = NonNull::new(c.data.cast::<Connection>()) else { return };
-            let is_over = c.close() != 0;
+            let is_over = bits::connection::CLOSE.get(c);
             if !is_over && connection.as_ref().is_quiet() {
-                (*event).set_ready(0);
+                bits::event::READY.set(event, false);
                 if ngx_handle_read_event(event, 0) == OK {
                     return;
                 }
@@ -183,8 +180,8 @@ unsafe extern "C" fn close_connection(c: *mut ngx_connection_t) {
     unsafe {
         #[cfg(nginx_ssl)]
         if let Some(tls) = (*c).ssl.as_mut() {
-            tls.set_no_wait_shutdown(1);
-            tls.set_no_send_shutdown(1);
+            bits::ssl_connection::NO_WAIT_SHUTDOWN.set(tls, true);
+            bits::ssl_connection::NO_SEND_SHUTDOWN.set(tls, true);
             if nginx_sys::ngx_ssl_shutdown(c) == crate::ffi::AGAIN {
                 (*(*c).ssl).handler = Some(close_connection);
                 return;
@@ -207,5 +204,5 @@ pub(super) unsafe fn key_of_server(pc: &ngx_peer_connection_t) -> Key {
         unsafe { std::slice::from_raw_parts(pc.sockaddr.cast::<u8>(), pc.socklen as usize) };
     let mut hasher = DefaultHasher::new();
     hasher.write(bytes);
-    Key { owner: SERVERS, place: None, identity: hasher.finish(), address: 0 }
+    Key { owner: SERVERS, slot: None, identity: hasher.finish(), address: 0 }
 }

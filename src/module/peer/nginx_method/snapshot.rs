@@ -17,7 +17,7 @@ use nginx_sys::{
 
 use super::super::view::PeerView;
 use super::{Key, Snapshots};
-use crate::ffi::{ERROR, OK};
+use crate::ffi::{ERROR, OK, bits};
 
 /// A view's first tier as a method has it.
 pub(in super::super) struct Snapshot {
@@ -80,7 +80,8 @@ impl Snapshot {
             unsafe { &mut *(*upstream.as_ptr()).peer.data.cast::<ngx_http_upstream_rr_peers_t>() };
         if !alone || view.peers().tiers().len() > 1 {
             // The failures of a single peer would not count, but there are others to ask.
-            list.set_single(0);
+            // SAFETY: the method has just made the list, in the pool.
+            unsafe { bits::upstream_rr_peers::SINGLE.set(list, false) };
         }
         // SAFETY: the list is a valid one, just made.
         let next = |peer: &NonNull<ngx_http_upstream_rr_peer_t>| unsafe {
@@ -201,7 +202,7 @@ fn servers(pool: &Pool, view: &PeerView) -> Option<NonNull<ngx_array_t>> {
     let servers = pool.array::<ngx_http_upstream_server_t>(count)?;
     let addresses = pool.array::<ngx_addr_t>(count)?;
     for (number, record) in view.peers().records().iter().enumerate().take(count) {
-        let rules = &view.peers().known(number).rules;
+        let rules = &view.peers().info(number).params;
         let (sockaddr, socklen) = view.address(number);
         // SAFETY: the arrays have an element for each of them; names and addresses live in the view,
         // which the snapshot holds.

@@ -10,83 +10,15 @@ use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr::{self, NonNull};
 
+use nginx_consul_core::directives::methods::Seen;
 use nginx_sys::{
     NGX_HTTP_MODULE, NGX_HTTP_UPS_CONF, ngx_command_t, ngx_conf_t, ngx_http_upstream_srv_conf_t,
     ngx_module_t, ngx_pool_cleanup_add,
 };
 
-use super::SrvConf;
-use super::args::place;
-use super::dynamic::upstream_of;
-use super::nginx_method::Kind;
+use super::args::{place, upstream_of};
+use super::srv::SrvConf;
 use crate::ffi::{self, CONF_ERROR, CONF_OK, catch_panic};
-
-/// Of other modules, in one `upstream` block.
-#[derive(Default)]
-pub(crate) struct Directives {
-    /// Those of load balancing methods and of what wraps them, as they stand.
-    pub(super) methods: Vec<Directive>,
-    /// `server` lines whose address nobody can have and that are not `down`: address and place.
-    pub(super) placeholders: Vec<(String, String)>,
-}
-
-/// A directive that is about a load balancing method.
-pub(crate) struct Directive {
-    pub(super) kind: Kind,
-    /// Its words.
-    pub(super) text: String,
-    /// Where it stands, as `file:line`.
-    pub(super) place: String,
-    /// It has set the block's `init_upstream`.
-    pub(super) is_set: bool,
-    /// The directive and its module, for errors and log lines.
-    pub(super) shown: String,
-}
-
-impl Directive {
-    pub(super) fn name(&self) -> &str {
-        self.text.split(' ').next().unwrap_or_default()
-    }
-}
-
-impl Directives {
-    /// Whether nginx's `keepalive` stands in the block; since 1.29.7 `keepalive 0` switches it off.
-    pub(crate) fn has_keepalive(&self) -> bool {
-        self.methods.iter().any(|d| d.kind == Kind::Keepalive && d.text != "keepalive 0")
-    }
-
-    /// The last one of those after the first `before` that nginx doesn't ship, for people.
-    pub(super) fn wrapper(&self, before: usize) -> Option<String> {
-        let mut after = self.methods.get(before..)?.iter().rev();
-        after.find(|directive| directive.kind == Kind::Foreign).map(|d| d.shown.clone())
-    }
-
-    fn note(&mut self, words: Vec<String>, place: String, (module, file): (&str, &str), set: bool) {
-        if words[0] == "server" {
-            if is_placeholder(&words) {
-                self.placeholders.push((words[1].clone(), place));
-            }
-            return;
-        }
-        let kind = Kind::of(module, &words);
-        // The second of two lines of one method sets the same function.
-        let is_set = set || kind.replaces();
-        if is_set || kind != Kind::Foreign {
-            let shown = format!("\"{}\" in {place} of {module} ({file})", words[0]);
-            self.methods.push(Directive { kind, text: words.join(" "), place, is_set, shown });
-        }
-    }
-}
-
-/// Whether a `server` line without `down` has an address of 0.0.0.0/8. Connections to 0.0.0.0
-/// itself go to this host.
-fn is_placeholder(words: &[String]) -> bool {
-    let Some((address, parameters)) = words.get(1).zip(words.get(2..)) else { return false };
-    let host = address.split(':').next().unwrap_or_default();
-    let host: Option<std::net::Ipv4Addr> = host.parse().ok();
-    host.is_some_and(|host| host.octets()[0] == 0 && !host.is_unspecified())
-        && !parameters.iter().any(|word| word == "down")
-}
 
 /// A module whose table is replaced.
 struct Replaced {
@@ -107,7 +39,7 @@ thread_local! {
 /// # Safety
 ///
 /// `cf` is that of the `preconfiguration` of `http`.
-pub(crate) unsafe fn begin(cf: *mut ngx_conf_t) -> bool {
+pub(super) unsafe fn begin(cf: *mut ngx_conf_t) -> bool {
     end();
     // SAFETY: the caller's promise. nginx destroys the temporary pool once it has read the
     // configuration, or has failed to, and before it unloads any module.
@@ -132,7 +64,7 @@ unsafe extern "C" fn end_with_pool(_: *mut c_void) {
 }
 
 /// Gives the modules their own tables back.
-pub(crate) fn end() {
+pub(super) fn end() {
     for replaced in REPLACED.take() {
         // SAFETY: a module that was loaded when the configuration was begun, and still is; after
         // this nginx reads its own table.
@@ -215,7 +147,8 @@ unsafe extern "C" fn observe(
                 let name = (*module).name;
                 let name = if name.is_null() { c"" } else { CStr::from_ptr(name) };
                 let module = (&*name.to_string_lossy(), &*file_of(set as *const c_void));
-                (*conf).directives.note(words, place, module, before != init());
+                let has_set_method = before != init();
+                (*conf).directives.note(Seen { words, place, module, has_set_method });
             }
             done
         }
@@ -227,6 +160,6 @@ fn text(word: &[u8]) -> String {
 }
 
 /// The program or library that a function is in.
-pub(crate) fn file_of(function: *const c_void) -> String {
+pub(super) fn file_of(function: *const c_void) -> String {
     ffi::object_of(function).map_or_else(|| "?".to_owned(), |object| object.file)
 }

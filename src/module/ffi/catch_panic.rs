@@ -1,6 +1,6 @@
-//! Panics, which are defects of ours, in nginx's error log.
+//! Panics, which are defects of ours: none unwinds into C, and each is in nginx's error log.
 
-use std::panic::{self, PanicHookInfo};
+use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -10,9 +10,15 @@ use nginx_sys::{NGX_LOG_ALERT, ngx_cycle};
 /// Longest message, in bytes.
 const MAX_MESSAGE: usize = 1000;
 
+/// Runs a callback's body. A panic becomes `failed` instead of unwinding into C, which would abort
+/// the worker; the hook of [`log_panics`] has logged it.
+pub(crate) fn catch_panic<T>(failed: T, body: impl FnOnce() -> T) -> T {
+    panic::catch_unwind(AssertUnwindSafe(body)).unwrap_or(failed)
+}
+
 /// From here on each panic of a process's main thread is logged, one a second at most. Those of
 /// other threads go to stderr, since nginx's log is for the main thread only.
-pub(crate) fn log_them() {
+pub(crate) fn log_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let to_stderr = panic::take_hook();
