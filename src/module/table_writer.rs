@@ -287,7 +287,7 @@ impl Sink for TableWriter {
         }
     }
 
-    fn held(&self, target: usize) -> HashSet<u64> {
+    fn published_identities(&self, target: usize) -> HashSet<u64> {
         let image = self.with(target, |table, entry, key| table.read(entry, key)).flatten();
         image.map_or_else(HashSet::new, |image| {
             image.records.iter().map(|record| record.identity).collect()
@@ -298,7 +298,7 @@ impl Sink for TableWriter {
         self.with(target, |table, entry, _| table.has_data(entry)).unwrap_or(false)
     }
 
-    fn engine_starts(&self) {
+    fn watcher_starts(&self) {
         self.with_table(|table| table.take_over_connections(self.me, now_ms()));
     }
 
@@ -306,7 +306,7 @@ impl Sink for TableWriter {
         self.with_table(|table| table.note_connections(connections, self.me));
     }
 
-    fn foreign_connections(&self) -> usize {
+    fn earlier_connections(&self) -> usize {
         self.with_table(|table| table.foreign_connections(self.me, now_ms())).unwrap_or(0)
     }
 }

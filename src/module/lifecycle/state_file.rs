@@ -94,10 +94,10 @@ impl StateFile {
         let name = &saved.service;
         let service = ServiceName { template: key, name: name.clone() };
         let Some(template) = templates.admit(&service) else { return Ok(()) };
-        let places = template.places(name, plan);
+        let places = template.targets_of(name, plan);
         let Some(place) = places.iter().find(|place| place.key == saved.key) else { return Ok(()) };
         let number = sink.add(&service, place.key)?;
-        sink.record_lookup(template.verdict_key(name), LookupResult::Followed, Duration::MAX);
+        sink.record_lookup(template.lookup_key(name), LookupResult::Followed, Duration::MAX);
         self.publish((number, &place.target), saved, now, sink)
     }
 

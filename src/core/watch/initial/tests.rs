@@ -2,10 +2,10 @@ use std::net::TcpListener;
 
 use super::*;
 use crate::watch::Target;
-use crate::watch::testing::{FakeConsul, Memory, element, endpoint, target};
+use crate::watch::testing::{FakeConsul, RecordingSink, element, endpoint, target};
 
-fn first(blocks: Vec<Target>, needed: &[usize], timeout: Duration) -> (usize, Arc<Memory>) {
-    let sink = Arc::new(Memory::default());
+fn first(blocks: Vec<Target>, needed: &[usize], timeout: Duration) -> (usize, Arc<RecordingSink>) {
+    let sink = Arc::new(RecordingSink::default());
     let plan = Arc::new(Plan::new(blocks, 4).0);
     let answered = first_answers(&plan, &(Arc::clone(&sink) as Arc<dyn Sink>), needed, timeout);
     (answered, sink)
@@ -71,7 +71,7 @@ fn nothing_needed_is_nothing_done_and_a_panic_is_no_panic() {
     let web = target(&Arc::new(endpoint(&consul.url)), "web");
     let (answered, sink) = first(vec![web.clone()], &[], Duration::from_secs(5));
     assert_eq!((answered, consul.connections(), sink.lines().len()), (0, 0, 0));
-    let sink = Arc::new(Memory::default());
+    let sink = Arc::new(RecordingSink::default());
     sink.panics.store(1, std::sync::atomic::Ordering::SeqCst);
     let plan = Arc::new(Plan::new(vec![web], 4).0);
     let shared = Arc::clone(&sink) as Arc<dyn Sink>;

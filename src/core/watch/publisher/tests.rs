@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::watch::testing::{FakeConsul, Memory, element, endpoint, target};
+use crate::watch::testing::{FakeConsul, RecordingSink, element, endpoint, target};
 use crate::watch::{Confirm, OnEmpty, Plan, Policy, Token, Watcher, first_answers};
 
 const OVER: Duration = Duration::from_millis(300);
@@ -13,7 +13,7 @@ fn guarded(consul: &FakeConsul) -> Target {
     Target { policy, ..target(&Arc::new(endpoint(&consul.url)), "web") }
 }
 
-fn start(target: Target, sink: &Arc<Memory>) -> Watcher {
+fn start(target: Target, sink: &Arc<RecordingSink>) -> Watcher {
     let plan = Arc::new(Plan::new(vec![target], 4).0);
     Watcher::start(plan, Arc::clone(sink) as Arc<dyn Sink>).unwrap()
 }
@@ -21,7 +21,7 @@ fn start(target: Target, sink: &Arc<Memory>) -> Watcher {
 #[test]
 fn an_empty_answer_is_read_again_before_it_counts() {
     let consul = FakeConsul::new(&[element("a", 1), element("b", 2)]);
-    let sink = Arc::new(Memory::default());
+    let sink = Arc::new(RecordingSink::default());
     let engine = start(guarded(&consul), &sink);
     sink.until_peers(0, 2);
     consul.set(&[]);
@@ -51,7 +51,7 @@ fn an_empty_answer_is_read_again_before_it_counts() {
 #[test]
 fn another_engine_knows_what_the_first_had_published() {
     let consul = FakeConsul::new(&[element("a", 1), element("b", 2), element("c", 3)]);
-    let sink = Arc::new(Memory::default());
+    let sink = Arc::new(RecordingSink::default());
     let engine = start(guarded(&consul), &sink);
     sink.until_peers(0, 3);
     engine.join(Duration::from_secs(2));
@@ -71,7 +71,7 @@ fn another_engine_knows_what_the_first_had_published() {
 fn a_token_that_nobody_vouches_for_takes_no_peer_away() {
     // This Consul answers `[]` about the token too: one without any right.
     let consul = FakeConsul::new(&[element("a", 1)]);
-    let sink = Arc::new(Memory::default());
+    let sink = Arc::new(RecordingSink::default());
     let mut doubtful = guarded(&consul);
     let token = Some(Token::value("s3cret").unwrap());
     doubtful.endpoint = Arc::new(crate::watch::Endpoint { token, ..endpoint(&consul.url) });

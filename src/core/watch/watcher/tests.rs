@@ -7,10 +7,10 @@ use std::thread;
 
 use super::*;
 use crate::watch::Target;
-use crate::watch::testing::{FakeConsul, Memory, element, endpoint, target};
+use crate::watch::testing::{FakeConsul, RecordingSink, element, endpoint, target};
 
-fn start(blocks: Vec<Target>, connections: usize) -> (Watcher, Arc<Memory>) {
-    let sink = Arc::new(Memory::default());
+fn start(blocks: Vec<Target>, connections: usize) -> (Watcher, Arc<RecordingSink>) {
+    let sink = Arc::new(RecordingSink::default());
     let (plan, _) = Plan::new(blocks, connections);
     let engine = Watcher::start(Arc::new(plan), Arc::clone(&sink) as Arc<dyn Sink>).unwrap();
     (engine, sink)
@@ -147,7 +147,7 @@ fn a_panic_ends_no_watch() {
     let consul = FakeConsul::new(&[element("a", 1)]);
     let mut target = target(&Arc::new(endpoint(&consul.url)), "web");
     target.timing.retry_max = Duration::from_millis(50);
-    let sink = Arc::new(Memory::default());
+    let sink = Arc::new(RecordingSink::default());
     sink.panics.store(2, Ordering::SeqCst);
     let plan = Arc::new(Plan::new(vec![target], 64).0);
     let engine = Watcher::start(plan, Arc::clone(&sink) as Arc<dyn Sink>).unwrap();
@@ -160,7 +160,7 @@ fn a_panic_ends_no_watch() {
 fn a_full_zone_is_told_once_and_skipped_instances_too() {
     let bad = element("bad", 0);
     let consul = FakeConsul::new(std::slice::from_ref(&bad));
-    let sink = Arc::new(Memory::default());
+    let sink = Arc::new(RecordingSink::default());
     *sink.refuse.lock().unwrap() = Some("zone is full".to_owned());
     let plan = Plan::new(vec![target(&Arc::new(endpoint(&consul.url)), "web")], 64).0;
     let engine = Watcher::start(Arc::new(plan), Arc::clone(&sink) as Arc<dyn Sink>).unwrap();
@@ -210,7 +210,7 @@ fn a_target_that_joins_while_the_watch_publishes_gets_the_answer_too() {
     };
     let consul = FakeConsul::new(&[element("a", 1)]);
     let endpoint = Arc::new(endpoint(&consul.url));
-    let sink = Arc::new(Memory::default());
+    let sink = Arc::new(RecordingSink::default());
     let plan = Arc::new(Plan::new(vec![target(&endpoint, "web")], 64).0);
     let engine = Watcher::start(plan, Arc::clone(&sink) as Arc<dyn Sink>).unwrap();
     sink.until_peers(0, 1);

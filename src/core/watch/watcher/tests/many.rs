@@ -12,19 +12,23 @@ fn of(registry: &Registry) -> Arc<crate::watch::Endpoint> {
 }
 
 /// An engine that follows `s0` to `s<count - 1>`, on the targets of these numbers.
-fn follow_all(registry: &Registry, count: usize, connections: usize) -> (Watcher, Arc<Memory>) {
+fn follow_all(
+    registry: &Registry,
+    count: usize,
+    connections: usize,
+) -> (Watcher, Arc<RecordingSink>) {
     let endpoint = of(registry);
     let blocks = (0..count).map(|i| target(&endpoint, &format!("s{i}"))).collect();
     start(blocks, connections)
 }
 
 /// Waits until overviews speak for all.
-fn until_triggered(registry: &Registry, sink: &Memory, count: usize) {
+fn until_triggered(registry: &Registry, sink: &RecordingSink, count: usize) {
     sink.until(|told| told.sets.len() == count);
     for path in ["state/critical", "state/warning", "catalog/services"] {
         registry.until_blocked(path, 1);
     }
-    let last = |told: &crate::watch::testing::Told, number: usize| {
+    let last = |told: &crate::watch::testing::Recorded, number: usize| {
         let start = format!("{number} ");
         let report = told.reports.iter().rev().find(|report| report.starts_with(&start));
         report.is_some_and(|report| report.contains("Triggered"))
@@ -32,7 +36,7 @@ fn until_triggered(registry: &Registry, sink: &Memory, count: usize) {
     sink.until_within(SOON * 4, |told| (0..count).filter(|n| last(told, *n)).count() >= count / 2);
 }
 
-fn peers(told: &crate::watch::testing::Told, number: usize) -> usize {
+fn peers(told: &crate::watch::testing::Recorded, number: usize) -> usize {
     told.sets.get(&number).map_or(0, |set| set.peers().len())
 }
 
@@ -176,10 +180,10 @@ fn shared(
     registry: &Registry,
     (services, connections): (usize, usize),
     foreign: usize,
-) -> (Watcher, Arc<Memory>) {
+) -> (Watcher, Arc<RecordingSink>) {
     let endpoint = of(registry);
     let blocks = (0..services).map(|i| target(&endpoint, &format!("s{i}"))).collect();
-    let sink = Arc::new(Memory::default());
+    let sink = Arc::new(RecordingSink::default());
     sink.foreign.store(foreign, Ordering::SeqCst);
     let plan = Arc::new(Plan::new(blocks, connections).0);
     (Watcher::start(plan, Arc::clone(&sink) as Arc<dyn Sink>).unwrap(), sink)
