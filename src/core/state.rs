@@ -152,7 +152,7 @@ fn checked(bytes: &[u8]) -> Result<&[u8], Damage> {
 
 /// The peers of a set in the shared table; `None` if its details can't be read.
 pub fn peers_of(image: &PeerSnapshot) -> Option<PeerSet> {
-    let details = image.details();
+    let details = image.metadata();
     if details.len() != image.records.len() {
         return None;
     }

@@ -13,7 +13,7 @@ use crate::control::Frozen;
 #[cfg(test)]
 use crate::model::Reason;
 use crate::model::{Admit, Health, Override, Pending, Source};
-use crate::table::Changed;
+use crate::table::SetChange;
 
 mod ask;
 mod json;
@@ -258,7 +258,7 @@ pub struct Service {
     /// By whom it is frozen, and until when (`consul_api`).
     pub frozen: Option<Frozen>,
     /// The last changes, newest first.
-    pub history: Vec<Changed>,
+    pub history: Vec<SetChange>,
     /// For services that requests have named: seconds since a request named it last; good to a
     /// second.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -132,7 +132,7 @@ fn fetch((upstreams, plan, table): Parts<'_>, single: SingleThread, log: Log<'_>
     if !needed.is_empty() {
         initial_fetch::ask((plan, table), &needed, upstreams.init_timeout, (single, &sink));
     }
-    let is_new = table.begin_overrides();
+    let is_new = table.claim_overrides_restore();
     let kept = upstreams
         .state_file
         .as_ref()
@@ -152,7 +152,7 @@ pub(crate) extern "C" fn ngx_http_consul_init_process(cycle: *mut ngx_cycle_t) -
         // SAFETY: nginx passes the worker's cycle.
         let (log, Some(parts)) = (unsafe { parts(cycle) }) else { return OK };
         let (upstreams, plan, table) = parts;
-        table.clear_dead_lanes();
+        table.clear_dead_shards();
         let worker = Worker::new(table);
         if worker.shard().is_none() {
             ngx::ngx_log_error!(
@@ -231,7 +231,7 @@ impl Watch {
     /// Makes this worker the one that follows Consul, and looks up the names that requests ask for.
     /// If there is no thread to be had now, the next check tries again.
     fn start_engine(&mut self, table: Table<'static>) {
-        table.lead(ProcessId::own());
+        table.acquire_leadership(ProcessId::own());
         let (plan, sink) = (Arc::clone(&self.plan), self.sink.clone());
         let start = || Watcher::start_within(plan, sink, Some(process::connections()));
         self.engine = start_threads("the watch threads", start).map(Arc::new);
@@ -253,10 +253,10 @@ impl Watch {
 
     /// Once a second.
     fn check(&mut self, table: Table<'static>) {
-        table.clear_dead_lanes();
+        table.clear_dead_shards();
         // The last worker 0 of an older configuration may have started after this one. What this
         // engine found out meanwhile was not taken, so a new one asks again.
-        if self.engine.is_none() || !table.is_led_by(ProcessId::own()) {
+        if self.engine.is_none() || !table.is_leader(ProcessId::own()) {
             if let Some(engine) = self.engine.take() {
                 engine.stop();
             }

@@ -193,7 +193,7 @@ impl TableWriter {
     fn withholds(&self, target: usize, set: &PeerSet) -> bool {
         let withholds = self.with(target, |table, entry, key| {
             if !table.has_data(entry) || !table.is_frozen(key, now_ms()) {
-                table.note_withheld(entry, FrozenDiff::default());
+                table.note_frozen_diff(entry, FrozenDiff::default());
                 return false;
             }
             let held = table.read_records(entry, key).unwrap_or_default().records;
@@ -201,7 +201,7 @@ impl TableWriter {
             let peers = set.peers();
             let staying = peers.iter().filter(|peer| held.contains(&peer.identity)).count();
             let (joined, left) = (peers.len() - staying, held.len().saturating_sub(staying));
-            table.note_withheld(entry, FrozenDiff { joined: joined as u32, left: left as u32 });
+            table.note_frozen_diff(entry, FrozenDiff { joined: joined as u32, left: left as u32 });
             true
         });
         withholds.unwrap_or(false)
@@ -334,7 +334,7 @@ impl ServiceStore for TableWriter {
     }
 
     fn record_lookup(&self, key: u128, verdict: LookupResult, valid: Duration) {
-        self.with_table(|table| table.note_verdict(key, verdict, now_ms(), valid));
+        self.with_table(|table| table.note_lookup_result(key, verdict, now_ms(), valid));
     }
 
     fn services(&self) -> Vec<(ServiceName, usize)> {

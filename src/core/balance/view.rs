@@ -9,7 +9,7 @@ use super::ring::{Member, Ring};
 use super::{Method, Schedule, WeightTable};
 use crate::address::AddressText;
 use crate::params::Params;
-use crate::table::{Limits, PeerRecord, PeerSnapshot, SlotRef};
+use crate::table::{FailureLimits, PeerRecord, PeerSnapshot, SlotRef};
 
 mod candidates;
 
@@ -25,7 +25,7 @@ pub use candidates::{
 pub struct View {
     generations: Vec<u64>,
     records: Vec<PeerRecord>,
-    known: Vec<PeerInfo>,
+    infos: Vec<PeerInfo>,
     tiers: Vec<Tier>,
     /// What was found out when no peer that is out could be tried.
     refused: Out,
@@ -74,13 +74,13 @@ pub struct PeerInfo {
     /// Whose slot it is.
     pub identity: u64,
     /// Where its counters are.
-    pub place: SlotRef,
+    pub slot: SlotRef,
     /// Weight in effect, at least 1.
     pub weight: u32,
     /// Its number in the view.
     pub number: u32,
     /// Its parameters in effect.
-    pub rules: ServerParams,
+    pub params: ServerParams,
     down: bool,
     /// It is not down, has no limit of requests, and no slow start.
     plain: bool,
@@ -109,13 +109,13 @@ impl Default for ServerParams {
 impl ServerParams {
     /// How failures are judged.
     #[inline]
-    pub fn limits(&self) -> Limits {
+    pub fn limits(&self) -> FailureLimits {
         let fail_timeout = u64::from(self.fail_timeout) * 1000;
-        Limits { max_fails: self.max_fails.into(), fail_timeout }
+        FailureLimits { max_fails: self.max_fails.into(), fail_timeout }
     }
 
-    /// These, but for what the instance says itself.
-    pub fn of(&self, params: &Params) -> ServerParams {
+    /// These, except for what the instance itself sets.
+    pub fn merged_with(&self, params: &Params) -> ServerParams {
         ServerParams {
             max_fails: params.max_fails.unwrap_or(self.max_fails),
             fail_timeout: params.fail_timeout.unwrap_or(self.fail_timeout),
@@ -126,12 +126,12 @@ impl ServerParams {
 }
 
 impl View {
-    /// Prepares sets for picking by `method`, the first to be used first. `rules` hold for the
-    /// instances that have none of their own. What did not change is taken over from the view
+    /// Prepares sets for picking by `method`, the first to be used first. `defaults` are for
+    /// what an instance does not set itself. What did not change is taken over from the view
     /// `before`.
     pub fn new(
         images: Vec<PeerSnapshot>,
-        rules: &ServerParams,
+        defaults: &ServerParams,
         method: Method,
         before: Option<&View>,
     ) -> View {
@@ -163,9 +163,9 @@ impl View {
                 }
             }
         }
-        let known =
-            records.iter().zip(0..).map(|(record, n)| PeerInfo::new(record, n, rules)).collect();
-        View { generations, records, known, tiers, refused: Out::default() }
+        let infos =
+            records.iter().zip(0..).map(|(record, n)| PeerInfo::new(record, n, defaults)).collect();
+        View { generations, records, infos, tiers, refused: Out::default() }
     }
 
     /// Generations of the sets.
@@ -194,8 +194,8 @@ impl View {
 
     /// What a request has to know of a peer.
     #[inline]
-    pub fn known(&self, peer: usize) -> &PeerInfo {
-        &self.known[peer]
+    pub fn info(&self, peer: usize) -> &PeerInfo {
+        &self.infos[peer]
     }
 
     /// The tiers in their order; none is empty.
@@ -257,16 +257,16 @@ impl Member for PeerRecord {
 }
 
 impl PeerInfo {
-    fn new(record: &PeerRecord, number: u32, rules: &ServerParams) -> PeerInfo {
-        let params = record.params();
-        let (down, rules) = (params.down, rules.of(&params));
-        let plain = !down && rules.max_conns == 0 && rules.slow_start == 0;
+    fn new(record: &PeerRecord, number: u32, defaults: &ServerParams) -> PeerInfo {
+        let own = record.params();
+        let (down, params) = (own.down, defaults.merged_with(&own));
+        let plain = !down && params.max_conns == 0 && params.slow_start == 0;
         PeerInfo {
             identity: record.identity,
-            place: record.place,
+            slot: record.slot,
             weight: record.weight,
             number,
-            rules,
+            params,
             down,
             plain,
         }
@@ -274,8 +274,8 @@ impl PeerInfo {
 
     /// How its failures are judged.
     #[inline]
-    pub fn limits(&self) -> Limits {
-        self.rules.limits()
+    pub fn limits(&self) -> FailureLimits {
+        self.params.limits()
     }
 }
 

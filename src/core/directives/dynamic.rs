@@ -40,7 +40,7 @@ impl Dynamic {
             seen.push(name.to_owned());
             dynamic.set(name, value, &mut params).ok_or(None)
         })?;
-        dynamic.params = dynamic.params.of(&params);
+        dynamic.params = dynamic.params.merged_with(&params);
         dynamic.check(&seen).map_err(|why| format!("\"{}\" directive {why}", words.name))?;
         Ok(dynamic)
     }

@@ -9,7 +9,7 @@ use crate::model::{Action, Health, Meta, Override, identity, of_instance};
 use crate::params::Params;
 use crate::process::ProcessId;
 use crate::table::Table;
-use crate::table::tests::{peer, set, zone};
+use crate::table::testing::{peer, set, zone};
 
 fn saved(key: u128, ports: std::ops::Range<u16>) -> Saved {
     let peers = set(ports);

@@ -68,7 +68,7 @@ pub(super) fn service(name: &str, upstream: &str) -> Service {
         refusals: BTreeMap::from([("no_leader", 3), ("stale", 1)]),
         pending: Some(Pending { removals: 2, confirmed: 1, of: 3 }),
         frozen: None,
-        history: vec![Changed {
+        history: vec![SetChange {
             time_ms: 1_000,
             generation: 3,
             joined: vec!["10.0.0.1:80".into()],

@@ -70,7 +70,7 @@ impl Asked<'_> {
             in_force.partition(|held| held.selection.is_some());
         let frozen = frozen.iter().map(|held| {
             let entry = held.selection.and_then(|key| table.find(key));
-            let withheld = entry.map(|entry| table.withheld(entry)).unwrap_or_default();
+            let withheld = entry.map(|entry| table.frozen_diff(entry)).unwrap_or_default();
             let mut shown = json!(Frozen::new(held, withheld));
             shown["service"] = json!(held.service);
             shown

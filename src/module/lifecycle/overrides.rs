@@ -16,7 +16,7 @@ pub(crate) struct Resync {
 impl Resync {
     /// Has Consul asked about the services that somebody wants asked about.
     pub(crate) fn ask(&mut self, table: Table<'_>, sink: &TableWriter, engine: Option<&Watcher>) {
-        let asked = table.asked();
+        let asked = table.resync_requests();
         let Some(engine) = engine.filter(|_| asked != self.asked) else { return };
         self.asked = asked;
         for (entry, key) in table.take_resyncs() {

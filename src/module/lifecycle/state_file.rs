@@ -166,7 +166,7 @@ pub(crate) struct TableSource {
 impl Source for TableSource {
     fn marks(&self) -> Option<Vec<Mark>> {
         let of_table =
-            |table: Table<'_>| (table.is_led_by(self.sink.me()), table.overrides_number());
+            |table: Table<'_>| (table.is_leader(self.sink.me()), table.overrides_version());
         let (leads, overrides) = self.sink.with_table(of_table)?;
         let mark = |target| self.sink.mark(target).unwrap_or_default();
         let named = self.sink.named_targets().into_iter().map(|(number, ..)| number);

@@ -148,7 +148,7 @@ impl Attempt {
         let Some(worker) = block.worker() else { return self.get_none(pc) };
         let admitted = block.pick(worker, &self.view, &self.tried, self.key, now);
         let Some(Admitted { picked, permit }) = admitted else { return self.get_none(pc) };
-        let peer = picked.known.number as usize;
+        let peer = picked.info.number as usize;
         self.counted.begin(worker, picked, permit, now.monotonic);
         self.point(pc, peer)
     }
@@ -345,8 +345,8 @@ impl Attempt {
 /// A peer that nginx's method decides on.
 #[inline]
 fn picked_of(worker: Worker, view: &PeerView, peer: usize) -> Picked<'_, 'static> {
-    let known = view.peers().known(peer);
-    Picked { known, counters: worker.share().table.slot(known.place) }
+    let known = view.peers().info(peer);
+    Picked { info: known, counters: worker.share().table.peer_counters(known.slot) }
 }
 
 impl Drop for Attempt {

@@ -1,7 +1,7 @@
 //! What the shared counters learn of a request's attempts.
 
 use nginx_consul_core::balance::{PeerInfo, Picked};
-use nginx_consul_core::table::{InFlight, Permit, Slot};
+use nginx_consul_core::table::{InFlight, PeerCounters, Permit};
 
 use super::clock::now;
 use super::outcome::{Attempted, Outcome};
@@ -13,7 +13,7 @@ use super::worker::Worker;
 #[derive(Default)]
 pub(super) struct Counted {
     /// The peer that has the request, and its counters.
-    at: Option<(Slot<'static>, u32)>,
+    at: Option<(PeerCounters<'static>, u32)>,
     in_flight: Option<InFlight<'static>>,
     /// What lets the request try a peer that has failed.
     permit: Option<Permit<'static>>,
@@ -51,8 +51,11 @@ impl Counted {
 
     /// The peer that has the request, its counters and what else is known of it.
     #[inline]
-    pub(super) fn known<'a>(&self, view: &'a PeerView) -> Option<(Slot<'static>, &'a PeerInfo)> {
-        self.at.map(|(slot, peer)| (slot, view.peers().known(peer as usize)))
+    pub(super) fn known<'a>(
+        &self,
+        view: &'a PeerView,
+    ) -> Option<(PeerCounters<'static>, &'a PeerInfo)> {
+        self.at.map(|(slot, peer)| (slot, view.peers().info(peer as usize)))
     }
 
     #[inline(always)]
@@ -63,16 +66,16 @@ impl Counted {
         permit: Option<Permit<'static>>,
         now: u64,
     ) {
-        let Picked { known, counters } = picked;
-        let PeerInfo { identity, place, rules, .. } = known;
-        if rules.max_fails != 0 {
-            counters.note_checked(*identity, rules.limits().fail_timeout, now);
+        let Picked { info: known, counters } = picked;
+        let PeerInfo { identity, slot, params, .. } = known;
+        if params.max_fails != 0 {
+            counters.note_checked(*identity, params.limits().fail_timeout, now);
         }
         self.at = Some((counters, known.number));
         self.last = Some(known.number);
         self.permit = permit;
         self.answered = false;
-        self.in_flight = worker.table.enter_at(*place, counters, *identity, worker.shard());
+        self.in_flight = worker.table.begin_request_at(*slot, counters, *identity, worker.shard());
     }
 
     /// nginx has accepted the response header: from here on the peer counts as one that answers,
@@ -118,15 +121,15 @@ impl Counted {
             return false;
         };
         let (identity, now) = (known.identity, now());
-        let max_fails = u64::from(known.rules.max_fails);
+        let max_fails = u64::from(known.params.max_fails);
         match outcome {
             Outcome::Unknown => false,
             Outcome::Passed if single => {
-                slot.forget_fails(identity);
+                slot.clear_fails(identity);
                 false
             }
             Outcome::Passed => {
-                if slot.note_passed(identity, max_fails, attempted.began(), now.millis) {
+                if slot.note_success(identity, max_fails, attempted.began(), now.millis) {
                     worker.table.note_recovered();
                 }
                 false

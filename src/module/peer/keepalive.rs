@@ -125,9 +125,9 @@ impl Keepalive {
 
     #[inline]
     fn note(&self, key: &Key, more: bool) {
-        let Some((worker, place)) = self.worker.get().zip(key.place) else { return };
+        let Some((worker, slot)) = self.worker.get().zip(key.slot) else { return };
         if let Some(shard) = worker.shard() {
-            worker.table.note_idle(place, shard, more);
+            worker.table.note_idle(slot, shard, more);
         }
     }
 
@@ -159,8 +159,8 @@ impl Keepalive {
 
 /// Whom a connection to an instance of an owner's set leads to.
 fn key(owner: usize, record: &PeerRecord) -> Key {
-    let (place, identity) = (Some(record.place), record.identity);
-    Key { owner, place, identity, address: record.address_id() }
+    let (slot, identity) = (Some(record.slot), record.identity);
+    Key { owner, slot, identity, address: record.address_id() }
 }
 
 /// Whether connections to an instance of the set are worth keeping.
@@ -254,8 +254,7 @@ impl InstanceRef<'_> {
         let Some(present) = self.block.view(worker) else { return false };
         let own = self.record();
         let same = |record: &&PeerRecord| {
-            (record.place, record.identity) == (own.place, own.identity)
-                && record.has_address_of(own)
+            (record.slot, record.identity) == (own.slot, own.identity) && record.has_address_of(own)
         };
         present.peers().records().iter().find(same).is_some_and(is_wanted)
     }

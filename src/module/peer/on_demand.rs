@@ -276,7 +276,7 @@ fn outcome(new: &New, worker: Worker) -> Option<Result<(), Why>> {
     if new.places.iter().all(|place| place.fixed.is_some()) {
         return Some(Ok(()));
     }
-    match worker.table.verdict(new.key, now().millis)? {
+    match worker.table.lookup_result(new.key, now().millis)? {
         LookupResult::Absent => Some(Err(Why::Absent)),
         LookupResult::Failed => Some(Err(Why::Failed)),
         LookupResult::Followed => is_ready(&new.places, worker.table).then_some(Ok(())),

@@ -43,7 +43,7 @@ impl PeerView {
         let sessions = Sessions::new(view.records().len());
         if let Some(before) = before.filter(|b| b.sessions.any()) {
             // Two datacenters may have an instance of the same name, but not in the same slot.
-            let name = |record: &PeerRecord| (record.place, record.identity);
+            let name = |record: &PeerRecord| (record.slot, record.identity);
             pairs(before.view.records(), view.records(), name, |pair| {
                 if let Pair::Both { old, new } = pair {
                     sessions.take_over(new, &before.sessions, old);

@@ -51,8 +51,8 @@ impl Worker {
     /// The worker ends: what it has counted as in flight ends with it.
     pub(crate) fn release_shard(self) {
         if let Some(shard) = self.0.shard.take() {
-            self.table.clear_lane(shard);
-            self.table.release_lane(shard);
+            self.table.clear_shard(shard);
+            self.table.release_shard(shard);
         }
     }
 }

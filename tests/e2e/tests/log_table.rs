@@ -312,6 +312,31 @@ fn every_reason_of_a_failure_is_explained() {
 }
 
 #[test]
+fn every_reason_for_skipping_an_instance_is_explained() {
+    let text = table();
+    let told = text.split_once("### Why an instance is skipped").expect("the reasons").1;
+    let told: Vec<&str> = told.split('`').skip(1).step_by(2).collect();
+    let files = ["instances.rs", "instances/meta.rs", "kv.rs", "../snapshot.rs"];
+    let mut count = 0;
+    for file in files {
+        let path = nginx::workspace().join("src/core/consul").join(file);
+        let source = fs::read_to_string(&path).expect("a source");
+        let source = source.split("#[cfg(test)]").next().unwrap_or_default();
+        let code = source.lines().filter(|line| !line.trim_start().starts_with(['/', '#']));
+        for reason in literals(&code.collect::<Vec<_>>().join("\n")) {
+            if !reason.contains(' ') || reason == "an array" {
+                continue;
+            }
+            count += 1;
+            // What is wrong with `Service.Meta` is made of two parts.
+            let is_told = told.iter().any(|told| fits(&format!("{reason}*"), told));
+            assert!(is_told, "{file}: {reason:?} is not explained in docs/logs.md");
+        }
+    }
+    assert!(count >= 14, "{count} reasons found");
+}
+
+#[test]
 fn a_pattern_fits_what_it_stands_for() {
     assert!(fits("*: * peer* (+*), index *", "service \"<s>\": <n> peers (+<a>), index <i>"));
     assert!(!fits("*: gone", "service: here"));

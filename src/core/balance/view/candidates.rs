@@ -6,7 +6,7 @@ use super::super::latency::{Latency, score};
 use super::super::ring::LOOKS;
 use super::super::{FULL_SHARE, Method, Peers, Schedule, Tried, WeightTable, pick_from};
 use super::{Keys, PeerInfo, Tier, View};
-use crate::table::{PROBE_PACE, Slot, Table};
+use crate::table::{PROBE_PACE, PeerCounters, Table};
 
 mod admission;
 mod obstacle;
@@ -46,9 +46,9 @@ pub struct PickContext<'a, 'z> {
 #[derive(Clone, Copy, Debug)]
 pub struct Picked<'a, 'z> {
     /// What the view knows of it.
-    pub known: &'a PeerInfo,
+    pub info: &'a PeerInfo,
     /// Its counters.
-    pub counters: Slot<'z>,
+    pub counters: PeerCounters<'z>,
 }
 
 /// Picks a peer of the first tier that has a usable one.
@@ -155,17 +155,17 @@ impl<'z> PickContext<'_, 'z> {
 
     /// Whether the peer could be tried by a request that has tried none.
     pub fn is_usable(&self, peer: usize) -> bool {
-        let known = self.view.known(peer);
-        !known.down && !self.is_full(known) && !self.is_failed(known)
+        let info = self.view.info(peer);
+        !info.down && !self.is_full(info) && !self.is_failed(info)
     }
 
     /// Share of the peers, in percent, that no failure keeps out; those that say they are down are
     /// not counted. 100 of none.
     pub fn healthy_percent(&self) -> usize {
         let (mut all, mut healthy) = (0, 0);
-        for known in self.view.known.iter().filter(|known| !known.down) {
+        for info in self.view.infos.iter().filter(|info| !info.down) {
             all += 1;
-            healthy += usize::from(!self.has_failed(known));
+            healthy += usize::from(!self.has_failed(info));
         }
         (healthy * 100usize).checked_div(all).unwrap_or(100)
     }
@@ -186,11 +186,11 @@ impl<'z> PickContext<'_, 'z> {
             return;
         }
         let mut until = now + 1000;
-        for known in self.view.known[tier.peers()].iter().filter(|known| !known.down) {
-            if !self.is_failed(known) {
+        for info in self.view.infos[tier.peers()].iter().filter(|info| !info.down) {
+            if !self.is_failed(info) {
                 return;
             }
-            let out_until = self.slot(known).out_until(known.limits());
+            let out_until = self.slot(info).out_until(info.limits());
             until = until.min(out_until.saturating_add(1));
         }
         tier.out.until.set(until);
@@ -198,27 +198,27 @@ impl<'z> PickContext<'_, 'z> {
     }
 
     #[inline]
-    fn slot(&self, known: &PeerInfo) -> Slot<'z> {
-        self.table.slot(known.place)
+    fn slot(&self, info: &PeerInfo) -> PeerCounters<'z> {
+        self.table.peer_counters(info.slot)
     }
 
-    fn is_full(&self, known: &PeerInfo) -> bool {
-        let max_conns = u64::from(known.rules.max_conns);
-        max_conns != 0 && self.table.in_flight_at(known.place, self.slot(known)) >= max_conns
+    fn is_full(&self, info: &PeerInfo) -> bool {
+        let max_conns = u64::from(info.params.max_conns);
+        max_conns != 0 && self.table.in_flight_at(info.slot, self.slot(info)) >= max_conns
     }
 
-    fn has_failed(&self, known: &PeerInfo) -> bool {
-        self.slot(known).is_failed(known.limits(), self.now.monotonic)
+    fn has_failed(&self, info: &PeerInfo) -> bool {
+        self.slot(info).is_failed(info.limits(), self.now.monotonic)
     }
 
-    fn is_failed(&self, known: &PeerInfo) -> bool {
-        self.is_out(Picked { known, counters: self.slot(known) })
+    fn is_failed(&self, info: &PeerInfo) -> bool {
+        self.is_out(Picked { info, counters: self.slot(info) })
     }
 
     /// Whether failures keep the peer out. When its `fail_timeout` is over, and in a panic at any
     /// time, one request at a time may try it.
-    fn is_out(&self, Picked { known, counters }: Picked<'_, 'z>) -> bool {
-        let (limits, now) = (known.limits(), self.now.monotonic);
+    fn is_out(&self, Picked { info, counters }: Picked<'_, 'z>) -> bool {
+        let (limits, now) = (info.limits(), self.now.monotonic);
         if !counters.is_marked(limits.max_fails) || self.is_single() {
             return false;
         }
@@ -230,12 +230,12 @@ impl<'z> PickContext<'_, 'z> {
         if self.panic { 0 } else { PROBE_PACE }
     }
 
-    pub(super) fn share(&self, known: &PeerInfo) -> u32 {
-        let slow_start = u64::from(known.rules.slow_start);
+    pub(super) fn share(&self, info: &PeerInfo) -> u32 {
+        let slow_start = u64::from(info.params.slow_start);
         if slow_start == 0 {
             return FULL_SHARE;
         }
-        share(slow_start, self.slot(known).started(), self.now.millis)
+        share(slow_start, self.slot(info).started(), self.now.millis)
     }
 }
 
@@ -266,13 +266,13 @@ impl<'a, 'z> Peers for InTier<'_, 'a, 'z> {
 
     #[inline]
     fn peer(&self, number: usize) -> Picked<'a, 'z> {
-        let known = self.all.view.known(self.tier.first + number);
-        Picked { known, counters: self.all.slot(known) }
+        let info = self.all.view.info(self.tier.first + number);
+        Picked { info, counters: self.all.slot(info) }
     }
 
     #[inline]
     fn number(&self, peer: Picked<'a, 'z>) -> usize {
-        peer.known.number as usize - self.tier.first
+        peer.info.number as usize - self.tier.first
     }
 
     #[inline]
@@ -287,14 +287,14 @@ impl<'a, 'z> Peers for InTier<'_, 'a, 'z> {
 
     #[inline]
     fn is_unrestricted(&self, peer: Picked<'a, 'z>) -> bool {
-        peer.known.plain && !peer.counters.has_fails() && self.all.tried.count() == 0
+        peer.info.plain && !peer.counters.has_fails() && self.all.tried.count() == 0
     }
 
     fn is_free(&self, peer: Picked<'a, 'z>) -> bool {
-        let (all, known) = (self.all, peer.known);
-        (!all.tried.contains(known.number as usize) || all.is_single())
-            && !known.down
-            && !all.is_full(known)
+        let (all, info) = (self.all, peer.info);
+        (!all.tried.contains(info.number as usize) || all.is_single())
+            && !info.down
+            && !all.is_full(info)
     }
 
     fn is_failed(&self, peer: Picked<'a, 'z>) -> bool {
@@ -302,23 +302,23 @@ impl<'a, 'z> Peers for InTier<'_, 'a, 'z> {
     }
 
     fn share(&self, peer: Picked<'a, 'z>) -> u32 {
-        self.all.share(peer.known)
+        self.all.share(peer.info)
     }
 
     #[inline]
     fn weight(&self, peer: Picked<'a, 'z>) -> u64 {
-        peer.known.weight.into()
+        peer.info.weight.into()
     }
 
     #[inline]
     fn load(&self, peer: Picked<'a, 'z>) -> u64 {
-        self.all.table.in_flight_at(peer.known.place, peer.counters)
+        self.all.table.in_flight_at(peer.info.slot, peer.counters)
     }
 
     #[inline]
     fn cost(&self, peer: Picked<'a, 'z>) -> f32 {
         let latency = Latency::from_raw(peer.counters.latency());
-        score(latency, self.load(peer), peer.known.weight as i32, self.all.now.millis)
+        score(latency, self.load(peer), peer.info.weight as i32, self.all.now.millis)
     }
 
     #[inline]

@@ -50,7 +50,7 @@ impl Scene {
         let words = Vec::leak((0..1 << 17).map(|_| AtomicU64::new(0)).collect());
         let table = Table::create(words, 16).unwrap();
         let me = ProcessId::own();
-        table.lead(me);
+        table.acquire_leadership(me);
         let images = sets.iter().zip(1..).map(|(peers, key)| {
             let set = PeerSet::new(peers.iter().map(|(port, p)| peer(*port, *p)).collect());
             let entry = table.claim(key, me).unwrap();
@@ -75,7 +75,7 @@ impl Scene {
 
     fn fail(&self, port: u16) {
         let record = &self.view.records()[self.at(port)];
-        self.table.slot(record.place).note_failed(record.identity, NOW.monotonic);
+        self.table.peer_counters(record.slot).note_failed(record.identity, NOW.monotonic);
     }
 
     fn at(&self, port: u16) -> usize {
@@ -96,7 +96,7 @@ impl Scene {
         let Admitted { picked, permit } =
             pick(self.method, candidates, || self.shared(), cursor, rng)?;
         permit.into_iter().for_each(Permit::end);
-        Some(self.view.records()[picked.known.number as usize].addr().port())
+        Some(self.view.records()[picked.info.number as usize].addr().port())
     }
 
     /// Ports that requests go to, sorted.
@@ -181,7 +181,7 @@ fn an_instance_s_own_parameters_win_over_the_block_s() {
     scene.fail(2);
     assert_eq!(scene.ports(&scene.candidates(&tried)), [1, 4]);
     let full = &scene.view.records()[scene.at(4)];
-    let _stays = scene.table.enter(full.place, full.identity, Some(scene.shard));
+    let _stays = scene.table.begin_request(full.slot, full.identity, Some(scene.shard));
     assert_eq!(scene.ports(&scene.candidates(&tried)), [1]);
     scene.fail(1);
     assert_eq!(scene.ports(&scene.candidates(&tried)), [1, 2], "down is down, full is full");
@@ -203,16 +203,16 @@ fn an_instance_that_recovers_from_its_failures_starts_slowly() {
     let slow = Params { slow_start: Some(10_000), ..PLAIN };
     let scene = Scene::new(&[&[(1, slow), (2, PLAIN)]]);
     let record = &scene.view.records()[scene.at(1)];
-    let (place, identity) = (record.place, record.identity);
+    let (slot, identity) = (record.slot, record.identity);
     let tried = Tried::default();
     let share =
-        |now| PickContext { now, ..scene.candidates(&tried) }.share(scene.view.known(scene.at(1)));
+        |now| PickContext { now, ..scene.candidates(&tried) }.share(scene.view.info(scene.at(1)));
     assert_eq!(share(NOW), FULL_SHARE, "it was there from the first answer");
-    let counters = scene.table.slot(place);
+    let counters = scene.table.peer_counters(slot);
     counters.note_failed(identity, 50_000);
-    assert!(!counters.note_passed(identity, 1, 49_999, NOW.millis), "it began before the failure");
+    assert!(!counters.note_success(identity, 1, 49_999, NOW.millis), "it began before the failure");
     assert_eq!(share(NOW), FULL_SHARE);
-    assert!(counters.note_passed(identity, 1, 50_000, NOW.millis));
+    assert!(counters.note_success(identity, 1, 50_000, NOW.millis));
     assert_eq!(share(NOW), FULL_SHARE / 100);
     assert_eq!(share(at(105_000)), FULL_SHARE / 2);
     assert_eq!(share(at(110_000)), FULL_SHARE);
@@ -264,7 +264,7 @@ fn least_time_avoids_the_slow_and_least_conn_does_not_know_it() {
         let scene = Scene::balanced(method, &[&[(1, PLAIN), (2, PLAIN)]]);
         for (port, ms) in [(1, 200), (2, 10)] {
             let record = &scene.view.records()[scene.at(port)];
-            scene.table.slot(record.place).update_latency(record.identity, |raw| {
+            scene.table.peer_counters(record.slot).update_latency(record.identity, |raw| {
                 Latency::from_raw(raw).after(ms, NOW.millis).raw()
             });
         }
@@ -321,7 +321,7 @@ fn a_tier_that_is_out_is_looked_through_once_a_second_or_when_a_peer_recovers() 
     let scene = Scene::new(&[&[(1, PLAIN), (2, PLAIN)], &[(3, PLAIN), (4, PLAIN)]]);
     let back = |port, is_told: bool| {
         let record = &scene.view.records()[scene.at(port)];
-        scene.table.slot(record.place).forget_fails(record.identity);
+        scene.table.peer_counters(record.slot).clear_fails(record.identity);
         if is_told {
             scene.table.note_recovered();
         }

@@ -1,7 +1,7 @@
 //! What became of an attempt.
 
 use nginx_consul_core::balance::{Latency, Method, PeerInfo};
-use nginx_consul_core::table::Slot;
+use nginx_consul_core::table::PeerCounters;
 use nginx_sys::{NGX_LOG_WARN, NGX_PEER_FAILED, ngx_current_msec, ngx_log_t, ngx_uint_t};
 
 use super::super::clock::now;
@@ -69,7 +69,13 @@ impl Attempt {
 
 /// Notes an attempt that failed, or that the client gave up.
 #[cold]
-fn note_unanswered(counters: Slot<'_>, known: &PeerInfo, failed: bool, elapsed: u64, now: u64) {
+fn note_unanswered(
+    counters: PeerCounters<'_>,
+    known: &PeerInfo,
+    failed: bool,
+    elapsed: u64,
+    now: u64,
+) {
     counters.update_latency(known.identity, |raw| {
         let latency = Latency::from_raw(raw);
         if failed {

@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 
 use nginx_consul_core::idle::Key;
-use nginx_consul_core::table::Slot;
+use nginx_consul_core::table::PeerCounters;
 use nginx_sys::{
     NGX_DONE, NGX_PEER_FAILED, ngx_current_msec, ngx_exiting, ngx_handle_read_event,
     ngx_http_request_t, ngx_http_upstream_t, ngx_int_t, ngx_peer_connection_t, ngx_terminate,
@@ -42,9 +42,9 @@ impl Kept {
 
     /// Counters of the instance that the request is with.
     #[inline]
-    fn counters(&self, key: &Key) -> Option<Slot<'static>> {
-        let (worker, place) = self.keepalive().worker.get().zip(key.place)?;
-        Some(worker.share().table.slot(place))
+    fn counters(&self, key: &Key) -> Option<PeerCounters<'static>> {
+        let (worker, slot) = self.keepalive().worker.get().zip(key.slot)?;
+        Some(worker.share().table.peer_counters(slot))
     }
 
     /// Another peer is to be picked.

@@ -204,5 +204,5 @@ pub(super) unsafe fn key_of_server(pc: &ngx_peer_connection_t) -> Key {
         unsafe { std::slice::from_raw_parts(pc.sockaddr.cast::<u8>(), pc.socklen as usize) };
     let mut hasher = DefaultHasher::new();
     hasher.write(bytes);
-    Key { owner: SERVERS, place: None, identity: hasher.finish(), address: 0 }
+    Key { owner: SERVERS, slot: None, identity: hasher.finish(), address: 0 }
 }

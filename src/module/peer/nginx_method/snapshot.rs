@@ -202,7 +202,7 @@ fn servers(pool: &Pool, view: &PeerView) -> Option<NonNull<ngx_array_t>> {
     let servers = pool.array::<ngx_http_upstream_server_t>(count)?;
     let addresses = pool.array::<ngx_addr_t>(count)?;
     for (number, record) in view.peers().records().iter().enumerate().take(count) {
-        let rules = &view.peers().known(number).rules;
+        let rules = &view.peers().info(number).params;
         let (sockaddr, socklen) = view.address(number);
         // SAFETY: the arrays have an element for each of them; names and addresses live in the view,
         // which the snapshot holds.

@@ -35,11 +35,12 @@ impl House {
     }
 
     fn add(&mut self, name: Name, file: PathBuf) {
-        let text = fs::read_to_string(&file)
-            .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-        let parsed = syn::parse_file(&text)
-            .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-        let folder = if name.is_empty() { file.with_file_name("") } else { file.with_extension("") };
+        let text =
+            fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let parsed =
+            syn::parse_file(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let folder =
+            if name.is_empty() { file.with_file_name("") } else { file.with_extension("") };
         let declared = parsed.items.iter().filter_map(|item| match item {
             Item::Mod(module) if module.content.is_none() && !imports::is_test(&module.attrs) => {
                 Some(module)

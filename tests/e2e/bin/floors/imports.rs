@@ -13,12 +13,8 @@ pub(crate) type Imports = (Vec<(String, Name)>, Vec<(usize, Name)>);
 
 /// Of the file of the module `own`, which declares these children.
 pub(crate) fn of(file: &File, own: &Name, children: &[String]) -> Imports {
-    let mut finder = Finder {
-        own: own.clone(),
-        names: BTreeMap::new(),
-        aliases: Vec::new(),
-        paths: Vec::new(),
-    };
+    let mut finder =
+        Finder { own: own.clone(), names: BTreeMap::new(), aliases: Vec::new(), paths: Vec::new() };
     for child in children {
         finder.names.insert(child.clone(), [own.clone(), vec![child.clone()]].concat());
     }

@@ -152,7 +152,10 @@ mod tests {
     fn paths_in_macros_count_and_tests_do_not() {
         let faults = faults_of(&[
             ("lib.rs", "mod a;\nmod b;"),
-            ("a.rs", "fn f() { println!(\"{}\", crate::b::B); }\n#[cfg(test)]\nmod tests { use crate::c; }"),
+            (
+                "a.rs",
+                "fn f() { println!(\"{}\", crate::b::B); }\n#[cfg(test)]\nmod tests { use crate::c; }",
+            ),
             ("b.rs", "pub const B: u8 = 1;"),
         ]);
         assert_eq!(faults, ["a.rs:1: a imports up from b"]);

@@ -56,12 +56,12 @@ impl<'a, 'z> PickContext<'a, 'z> {
         if self.is_single() {
             return self.admit_to_single(peer, shared);
         }
-        let Picked { known, counters } = peer;
-        let limits = known.limits();
+        let Picked { info, counters } = peer;
+        let limits = info.limits();
         if !counters.is_marked(limits.max_fails) {
             return Admission::Free;
         }
-        let prober = (known.identity, shared.shard);
+        let prober = (info.identity, shared.shard);
         match counters.probe(prober, limits, self.now.monotonic, self.probe_pace()) {
             Some(permit) => Admission::With(permit),
             None => Admission::Refused,
@@ -69,12 +69,12 @@ impl<'a, 'z> PickContext<'a, 'z> {
     }
 
     fn admit_to_single(&self, peer: Picked<'a, 'z>, shared: &Shared<'z>) -> Admission<'z> {
-        let (limits, now) = (peer.known.limits(), self.now.monotonic);
+        let (limits, now) = (peer.info.limits(), self.now.monotonic);
         let Some(failing) = peer.counters.failing_for(now) else { return Admission::Free };
         let Some(outage) = shared.outage.filter(|_| limits.max_fails != 0) else {
             return Admission::Free;
         };
-        match outage.permit(shared.shard, now, limits.fail_timeout) {
+        match outage.take_permit(shared.shard, now, limits.fail_timeout) {
             Some(permit) => Admission::With(permit),
             None if failing < SINGLE_GRACE => Admission::Free,
             None => Admission::Refused,
@@ -111,14 +111,14 @@ impl<'a, 'z> PickContext<'a, 'z> {
     ) -> Option<Admitted<'a, 'z>> {
         let now = self.now.monotonic;
         let (mut permit, mut no_grace_left) = (None, false);
-        let picked = search(&InTier { all: self, tier }, rng, |Picked { known, counters }| {
-            let limits = known.limits();
+        let picked = search(&InTier { all: self, tier }, rng, |Picked { info, counters }| {
+            let limits = info.limits();
             if no_grace_left || !counters.is_marked(limits.max_fails) {
                 return false;
             }
             permit = match grace {
-                Some(outage) => outage.permit(shard, now, limits.fail_timeout),
-                None => counters.probe((known.identity, shard), limits, now, PROBE_PACE),
+                Some(outage) => outage.take_permit(shard, now, limits.fail_timeout),
+                None => counters.probe((info.identity, shard), limits, now, PROBE_PACE),
             };
             no_grace_left = grace.is_some() && permit.is_none();
             permit.is_some()

@@ -31,12 +31,12 @@ impl fmt::Display for Obstacle {
 impl PickContext<'_, '_> {
     /// Why the peer is passed over; `None` if it may be picked.
     pub fn obstacle(&self, peer: usize) -> Option<Obstacle> {
-        let known = self.view.known(peer);
+        let info = self.view.info(peer);
         let checks = [
-            (known.down, Obstacle::Down),
+            (info.down, Obstacle::Down),
             (self.tried.contains(peer), Obstacle::Tried),
-            (self.is_failed(known), Obstacle::Failed),
-            (self.is_full(known), Obstacle::Full),
+            (self.is_failed(info), Obstacle::Failed),
+            (self.is_full(info), Obstacle::Full),
         ];
         checks.into_iter().find(|(holds, _)| *holds).map(|(_, obstacle)| obstacle)
     }

@@ -1,7 +1,7 @@
 //! Which requests may try peers that have failed.
 
 use super::*;
-use crate::table::outage::PERMITS;
+use crate::table::PERMITS;
 
 /// One worker's requests to peers that are all marked.
 struct Requests {
@@ -27,9 +27,9 @@ impl Requests {
 
     /// An attempt fails at `now` that began at `from`.
     fn fail(&self, port: u16, from: u64, now: u64) {
-        let known = self.scene.view.known(self.scene.at(port));
+        let info = self.scene.view.info(self.scene.at(port));
         let outage = self.scene.table.outage(0);
-        if self.scene.table.slot(known.place).note_failed(known.identity, now) == 1 {
+        if self.scene.table.peer_counters(info.slot).note_failed(info.identity, now) == 1 {
             outage.note_marked(now);
         }
         outage.note_failed(from);
@@ -37,8 +37,13 @@ impl Requests {
 
     /// An attempt succeeds that began at `from`.
     fn pass(&self, port: u16, from: u64) {
-        let known = self.scene.view.known(self.scene.at(port));
-        assert!(self.scene.table.slot(known.place).note_passed(known.identity, 1, from, from));
+        let info = self.scene.view.info(self.scene.at(port));
+        assert!(self.scene.table.peer_counters(info.slot).note_success(
+            info.identity,
+            1,
+            from,
+            from
+        ));
         self.scene.table.note_recovered();
     }
 
@@ -54,7 +59,7 @@ impl Requests {
         let candidates = PickContext { now: at(now), panic, ..self.scene.candidates(&set) };
         let (shared, method) = (self.scene.shared(), self.scene.method);
         let admitted = pick(method, &candidates, || shared, &mut self.cursor, &mut self.rng)?;
-        let number = admitted.picked.known.number as usize;
+        let number = admitted.picked.info.number as usize;
         Some((self.scene.view.records()[number].addr().port(), admitted.permit))
     }
 
@@ -190,8 +195,8 @@ fn a_single_peer_that_keeps_failing_has_sixteen_requests_waiting() {
     requests.fail(1, 101_000, 111_002);
     end(held);
     assert_eq!(requests.burst(111_003).len(), 0);
-    let known = requests.scene.view.known(0);
-    requests.scene.table.slot(known.place).forget_fails(known.identity);
+    let info = requests.scene.view.info(0);
+    requests.scene.table.peer_counters(info.slot).clear_fails(info.identity);
     assert_eq!(requests.burst(111_004).len(), 100, "a success");
 }
 
@@ -212,9 +217,9 @@ fn peers_that_are_down_or_full_are_not_tried_when_the_others_are_out() {
     let down = Params { down: true, ..PLAIN };
     let full = Params { max_conns: Some(1), ..PLAIN };
     let mut requests = Requests::to(Scene::new(&[&[(1, down), (2, full), (3, PLAIN)]]));
-    let known = requests.scene.view.known(requests.scene.at(2));
+    let info = requests.scene.view.info(requests.scene.at(2));
     let shard = Some(requests.scene.shard);
-    let _stays = requests.scene.table.enter(known.place, known.identity, shard).unwrap();
+    let _stays = requests.scene.table.begin_request(info.slot, info.identity, shard).unwrap();
     requests.fail(3, 0, 100_000);
     requests.fail(3, 100_001, 100_001);
     assert_eq!(ports(&requests.burst(100_002)), [3]);

@@ -1,13 +1,15 @@
-//! A peer as it lies in a block.
+//! What lies in a block of the arena: a record for each peer, the metadata of each, and the last
+//! changes of the set.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::Table;
-use super::counters::SlotRef;
+use super::layout::{SlotRef, Table, entry as word};
 use super::platform::atomic::{AtomicU64, Ordering::Relaxed};
-use super::words::{join, split, wide};
+use super::words::{join, pack, split, wide};
 use crate::model::{Health, Meta, Peer, PeerSet};
 use crate::params::Params;
 
@@ -20,6 +22,21 @@ const DOWN: u64 = 1 << 10;
 /// In place of a parameter that the instance doesn't have.
 const NONE: u32 = u32::MAX;
 
+/// Changes that are kept.
+const MAX_CHANGES: usize = 10;
+/// Addresses of a change that are kept, of each kind.
+const MAX_NAMED: usize = 8;
+/// Bytes of a history. The model has none: it doesn't look at text, and blocks of one length are
+/// what it needs.
+const MAX_BYTES: usize = if cfg!(all(test, loom)) { 0 } else { 1024 };
+
+/// Where the parts of a block are, in words of the zone.
+pub(super) struct Block {
+    pub(super) records: Range<usize>,
+    pub(super) details: Range<usize>,
+    pub(super) history: Range<usize>,
+}
+
 /// What a request needs of a peer. As small as in the table, because a worker copies all of them for
 /// each change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +46,7 @@ pub struct PeerRecord {
     /// Weight in effect, at least 1.
     pub weight: u32,
     /// Where its counters are.
-    pub place: SlotRef,
+    pub slot: SlotRef,
     /// Scope, port and flags.
     mixed: u64,
     ip: [u64; 2],
@@ -58,6 +75,24 @@ pub struct PeerMetadata {
     /// What is kept of `Service.Meta`.
     #[serde(rename = "m", default, skip_serializing_if = "Meta::is_empty")]
     pub meta: Meta,
+}
+
+impl Table<'_> {
+    /// The block of an entry, never outside the arena; `None` if it has none.
+    pub(super) fn block(&self, entry: usize, generation: u64) -> Option<Block> {
+        let load = |word| split(self.descriptor(entry, generation, word).load(Relaxed));
+        let ((offset, len), (details, count)) = (load(word::D_BLOCK), load(word::D_COUNT));
+        let (offset, len) = (offset as usize, len as usize);
+        let details_at = offset + (count as usize).checked_mul(PEER_RECORD)?;
+        let history_at = details_at + details as usize;
+        let end = offset + len;
+        let fits = offset >= self.layout.arena && end <= self.layout.end && history_at <= end;
+        fits.then_some(Block {
+            records: offset..details_at,
+            details: details_at..history_at,
+            history: history_at..end,
+        })
+    }
 }
 
 impl PeerRecord {
@@ -122,7 +157,7 @@ impl PeerRecord {
     }
 
     /// Of a peer whose counters are there.
-    pub(super) fn new(peer: &Peer, place: SlotRef) -> PeerRecord {
+    pub(super) fn new(peer: &Peer, slot: SlotRef) -> PeerRecord {
         let (ip, scope) = match peer.addr {
             SocketAddr::V4(v4) => (v4.ip().to_ipv6_mapped(), 0),
             SocketAddr::V6(v6) => (*v6.ip(), v6.scope_id()),
@@ -133,7 +168,7 @@ impl PeerRecord {
         PeerRecord {
             identity: peer.identity,
             weight: u32::from(peer.weight.get()),
-            place,
+            slot,
             mixed: u64::from(scope) << 32
                 | u64::from(peer.addr.port()) << 16
                 | flag(params.down, DOWN)
@@ -149,7 +184,7 @@ impl PeerRecord {
 
     pub(super) fn encode(&self, table: &Table<'_>) -> [u64; PEER_RECORD] {
         let ([ip, ip_high], [fails, conns]) = (self.ip, self.limits);
-        let first = join(table.slot_number(self.place), self.weight);
+        let first = join(table.slot_number(self.slot), self.weight);
         [first, self.identity, self.mixed, ip, ip_high, fails, conns]
     }
 
@@ -163,7 +198,7 @@ impl PeerRecord {
         Some(PeerRecord {
             identity: word(1),
             weight: weight.max(1),
-            place: table.slot_place(slot as usize)?,
+            slot: table.slot_at(slot as usize)?,
             mixed: word(2),
             ip: [word(3), word(4)],
             limits: [word(5), word(6)],
@@ -195,3 +230,78 @@ impl PeerMetadata {
         serde_json::from_slice(line).ok()
     }
 }
+
+/// A change of a set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Change"))]
+#[serde(deny_unknown_fields)]
+pub struct SetChange {
+    /// When, milliseconds since the epoch.
+    pub time_ms: u64,
+    /// The generation that it made.
+    pub generation: u64,
+    /// The first addresses of those who joined, in order.
+    pub joined: Vec<String>,
+    /// The first addresses of those who left, in order.
+    pub left: Vec<String>,
+    /// How many joined.
+    pub joined_total: usize,
+    /// How many left.
+    pub left_total: usize,
+    /// How many stayed with another address, weight or parameter.
+    pub changed_total: usize,
+}
+
+/// As words of a block; none if there is nothing to keep. `changes` are newest first.
+pub(super) fn encode_history(mut changes: Vec<SetChange>) -> Vec<u64> {
+    changes.truncate(MAX_CHANGES);
+    while !changes.is_empty() {
+        let bytes = postcard::to_stdvec(&changes).unwrap_or_default();
+        if bytes.len() <= MAX_BYTES {
+            return pack(&bytes);
+        }
+        changes.pop();
+    }
+    Vec::new()
+}
+
+/// Of the words after the details of a block; nothing of what is damaged.
+pub(super) fn decode_history(words: impl Iterator<Item = u64>) -> Vec<SetChange> {
+    let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+    postcard::from_bytes(&bytes).unwrap_or_default()
+}
+
+impl SetChange {
+    /// What `set`, of a new generation, changes of the peers before.
+    pub(super) fn of(
+        set: &PeerSet,
+        before: &HashMap<u64, PeerRecord>,
+        (generation, time_ms): (u64, u64),
+    ) -> SetChange {
+        let (mut gone, mut changed_total) = (before.clone(), 0);
+        let mut joined = Vec::new();
+        for peer in set.peers() {
+            match gone.remove(&peer.identity) {
+                Some(held) => {
+                    changed_total += usize::from(PeerRecord::new(peer, held.slot) != held)
+                }
+                None => joined.push(peer.addr),
+            }
+        }
+        let left: Vec<SocketAddr> = gone.values().map(PeerRecord::addr).collect();
+        let (joined_total, left_total) = (joined.len(), left.len());
+        let [joined, left] = [joined, left].map(|mut addresses| {
+            addresses.sort_unstable();
+            addresses.iter().take(MAX_NAMED).map(ToString::to_string).collect()
+        });
+        SetChange { time_ms, generation, joined, left, joined_total, left_total, changed_total }
+    }
+
+    /// Whether anybody came, went or changed. What only the status shows doesn't count.
+    pub(super) fn is_any(&self) -> bool {
+        self.joined_total + self.left_total + self.changed_total > 0
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests;
