@@ -44,7 +44,7 @@ fn a_frozen_set_stays_until_its_time_is_over() {
         until_ms,
         ..Override::default()
     };
-    table.set_overrides(&[freeze.clone()], ProcessId::own()).unwrap();
+    table.set_overrides(std::slice::from_ref(&freeze), ProcessId::own()).unwrap();
     assert_eq!(writer.publish(0, &set(3..=7), 2), Published::Unchanged);
     let entry = table.find(key).unwrap();
     let diff = table.frozen_diff(entry);
