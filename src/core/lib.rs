@@ -26,4 +26,5 @@ pub mod on_demand;
 pub mod state;
 pub mod control;
 pub mod status;
+pub mod dashboard;
 pub mod directives;

@@ -1,7 +1,8 @@
 //! `consul_status`: the status page.
 
+use nginx_consul_core::dashboard;
 use nginx_consul_core::directives::status::Metrics;
-use nginx_consul_core::status::{self, Ask, Format};
+use nginx_consul_core::status::{Ask, Format};
 use nginx_sys::{
     NGX_HTTP_BAD_REQUEST, NGX_HTTP_HEAD, NGX_HTTP_NOT_FOUND, NGX_HTTP_OK, ngx_http_request_t,
     ngx_int_t,
@@ -41,14 +42,12 @@ pub(crate) extern "C" fn ngx_http_consul_status_handler(r: *mut ngx_http_request
 
 /// The request's body was discarded.
 fn answer(r: Request<'_>, ask: Ask) -> ngx_int_t {
-    // SAFETY: the cycle that the worker runs, as long as the worker.
-    let upstreams = unsafe { Upstreams::of_cycle(nginx_sys::ngx_cycle) };
-    let Some(upstreams) = upstreams else { return ERROR };
     let with_peers = r.loc_conf::<LocationOptions>().status.unwrap_or_default() == Metrics::Peer;
     if ask.format == Format::Html {
         return page(r);
     }
-    let Some(walk) = Walk::new(upstreams, ask.service, (ask.format, with_peers)) else {
+    let Some(walk) = Walk::new(r.main_conf::<Upstreams>(), ask.service, (ask.format, with_peers))
+    else {
         let (kind, text) = match ask.format {
             Format::Json => ("application/json", "{\"error\":\"no such service\"}\n"),
             _ => (TEXT, "no such service\n"),
@@ -62,7 +61,7 @@ fn answer(r: Request<'_>, ask: Ask) -> ngx_int_t {
 }
 
 fn page(r: Request<'_>) -> ngx_int_t {
-    let page = status::page();
+    let page = dashboard::page();
     if !page.headers().iter().all(|(name, value)| response::add_header(r, name, value)) {
         return ERROR;
     }

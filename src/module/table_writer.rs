@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nginx_consul_core::model::{self, Connections, Level, PeerSet, ServiceName};
 use nginx_consul_core::on_demand::ServiceStore;
 use nginx_consul_core::process::ProcessId;
-use nginx_consul_core::state::{Mark, Saved};
+use nginx_consul_core::state::{Saved, Version};
 use nginx_consul_core::table::{self, FrozenDiff, LookupResult, PeerSnapshot, Table};
 use nginx_consul_core::watch::{Plan, Published, Report, Sink};
 use parking_lot::{Mutex, RwLock};
@@ -150,9 +150,9 @@ impl TableWriter {
     }
 
     /// What decides whether the target has to be saved.
-    pub(crate) fn mark(&self, target: usize) -> Option<Mark> {
+    pub(crate) fn version(&self, target: usize) -> Option<Version> {
         self.with(target, |table, entry, _| {
-            table.has_data(entry).then(|| Mark {
+            table.has_data(entry).then(|| Version {
                 generation: table.generation(entry),
                 last_good_ms: table.last_good_ms(entry),
             })

@@ -40,7 +40,7 @@ pub(crate) fn check(table: Table<'_>, sink: &TableWriter) {
     }
     let over = table.remove_overrides(|held| !held.is_in_force(now), sink.me());
     for held in over.unwrap_or_default() {
-        sink.log(Level::Notice, control::over(&held));
+        sink.log(Level::Notice, control::expired_line(&held));
         if let Some(entry) = held.selection.and_then(|key| table.find(key)) {
             table.request_resync(entry);
         }

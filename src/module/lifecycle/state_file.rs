@@ -11,7 +11,7 @@ use std::time::Duration;
 use nginx_consul_core::model::{Level, Override, ServiceName};
 use nginx_consul_core::on_demand::{ServiceStore, Templates};
 use nginx_consul_core::state::saver::name;
-use nginx_consul_core::state::{LoadError, Mark, Saved, Source, State, file, peers_of};
+use nginx_consul_core::state::{LoadError, Saved, State, StateProvider, Version, file};
 use nginx_consul_core::table::{LookupResult, Table};
 use nginx_consul_core::watch::{Plan, Sink, Target};
 
@@ -112,7 +112,7 @@ impl StateFile {
                 sink.log(Level::Error, format!("{name}: can't be read ({error}), going on"));
             }
             Err(LoadError::Damaged(damage)) => {
-                let then = match file::set_aside(&self.path) {
+                let then = match file::quarantine(&self.path) {
                     Ok(aside) => format!("renamed to \"{}\"", aside.display()),
                     Err(error) => format!("can't be renamed ({error})"),
                 };
@@ -163,15 +163,15 @@ pub(crate) struct TableSource {
     pub(crate) kept: Vec<Saved>,
 }
 
-impl Source for TableSource {
-    fn marks(&self) -> Option<Vec<Mark>> {
+impl StateProvider for TableSource {
+    fn versions(&self) -> Option<Vec<Version>> {
         let of_table =
             |table: Table<'_>| (table.is_leader(self.sink.me()), table.overrides_version());
         let (leads, overrides) = self.sink.with_table(of_table)?;
-        let mark = |target| self.sink.mark(target).unwrap_or_default();
+        let mark = |target| self.sink.version(target).unwrap_or_default();
         let named = self.sink.named_targets().into_iter().map(|(number, ..)| number);
         let targets = (0..self.plan.targets.len()).chain(named).map(mark);
-        let overrides = Mark { generation: overrides, last_good_ms: 0 };
+        let overrides = Version { generation: overrides, last_good_ms: 0 };
         leads.then(|| targets.chain([overrides]).collect())
     }
 
@@ -185,7 +185,7 @@ impl Source for TableSource {
             .map(|(number, key, named)| (*number, *key, &named.name, Some(named.template)));
         let mut targets = Vec::new();
         for (number, key, service, template) in planned.chain(named) {
-            let Some(mark) = self.sink.mark(number) else {
+            let Some(mark) = self.sink.version(number) else {
                 targets.extend(self.kept.iter().find(|saved| saved.key == key).cloned());
                 continue;
             };
@@ -196,7 +196,7 @@ impl Source for TableSource {
                 template,
                 index,
                 last_good_ms: mark.last_good_ms,
-                peers: peers_of(&image)?,
+                peers: image.peer_set()?,
             });
         }
         let mut overrides = self.sink.with_table(|table| table.all_overrides())??;

@@ -14,16 +14,16 @@ const EMPTY: u64 = u64::MAX;
 /// a home, homes go up with the hashes, and a point is at its home or in the stretch of taken places
 /// that begins there. So all that a look or a change reads or writes is a line or two of memory.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(super) struct PointTable {
     /// [`Point::key`], or [`EMPTY`]; the last ones are nobody's home, so that no stretch wraps.
     places: Vec<u64>,
     homes: u64,
     len: usize,
 }
 
-impl Places {
+impl PointTable {
     /// A table of points, given as their keys in any order.
-    pub(super) fn new<N: AsRef<[u8]>>(mut keys: Vec<u64>, name: impl Fn(Point) -> N) -> Places {
+    pub(super) fn new<N: AsRef<[u8]>>(mut keys: Vec<u64>, name: impl Fn(Point) -> N) -> PointTable {
         keys.sort_unstable();
         let hash = |key: u64| Point::from_key(key).hash;
         for same in keys.chunk_by_mut(|&a, &b| hash(a) == hash(b)) {
@@ -33,7 +33,7 @@ impl Places {
             }
         }
         let len = keys.len();
-        let mut this = Places { places: Vec::new(), homes: homes(len) as u64, len };
+        let mut this = PointTable { places: Vec::new(), homes: homes(len) as u64, len };
         // More are used at the end than points have homes, but few.
         this.places.reserve(this.homes as usize + 256);
         for key in keys {
@@ -170,7 +170,7 @@ mod tests {
             changes in prop::collection::vec((any::<bool>(), point()), 0..300),
             looks in prop::collection::vec(any::<u32>(), 20),
         ) {
-            let mut places = Places::new(first.iter().rev().copied().collect(), name);
+            let mut places = PointTable::new(first.iter().rev().copied().collect(), name);
             let mut expected: BTreeSet<u64> = first;
             places.check();
             for (comes, point) in changes {

@@ -45,7 +45,7 @@ impl Peers for Fake {
     fn weights(&self) -> &WeightTable {
         &self.weights
     }
-    fn order(&self) -> &Schedule {
+    fn schedule(&self) -> &Schedule {
         &self.order
     }
     fn is_unrestricted(&self, _: usize) -> bool {
@@ -193,8 +193,8 @@ fn a_pick_looks_at_as_few_peers_among_10_000_as_among_3() {
         fn weights(&self) -> &WeightTable {
             self.0.weights()
         }
-        fn order(&self) -> &Schedule {
-            self.0.order()
+        fn schedule(&self) -> &Schedule {
+            self.0.schedule()
         }
         fn is_unrestricted(&self, peer: usize) -> bool {
             self.0.is_unrestricted(peer)

@@ -1,6 +1,7 @@
-//! The dashboard: one page, the same for everyone, that asks for `?format=json` by itself.
+//! The dashboard: one page, the same for everyone, that requests `?format=json` by itself. Its
+//! markup, styles and scripts are in `dashboard/`; this file puts them together.
 //!
-//! It loads nothing from elsewhere. Its Content-Security-Policy admits its own script and style by
+//! The page loads nothing from elsewhere. Its Content-Security-Policy admits its own script and style by
 //! their digests and no other, and no markup out of text (`require-trusted-types-for`).
 
 use std::sync::LazyLock;
@@ -10,24 +11,24 @@ use base64::engine::general_purpose::STANDARD;
 use ring::digest::{SHA256, digest};
 
 const STYLE: &str = concat!(
-    include_str!("page/page.css"),
-    include_str!("page/charts.css"),
-    include_str!("page/list.css"),
-    include_str!("page/narrow.css"),
+    include_str!("dashboard/page.css"),
+    include_str!("dashboard/charts.css"),
+    include_str!("dashboard/list.css"),
+    include_str!("dashboard/narrow.css"),
 );
 
 const SCRIPT: &str = concat!(
-    include_str!("page/js/text.js"),
-    include_str!("page/js/dom.js"),
-    include_str!("page/js/model.js"),
-    include_str!("page/js/health.js"),
-    include_str!("page/js/view.js"),
-    include_str!("page/js/list.js"),
-    include_str!("page/js/rows.js"),
-    include_str!("page/js/detail.js"),
-    include_str!("page/js/overview.js"),
-    include_str!("page/js/controls.js"),
-    include_str!("page/js/main.js"),
+    include_str!("dashboard/js/text.js"),
+    include_str!("dashboard/js/dom.js"),
+    include_str!("dashboard/js/model.js"),
+    include_str!("dashboard/js/health.js"),
+    include_str!("dashboard/js/view.js"),
+    include_str!("dashboard/js/list.js"),
+    include_str!("dashboard/js/rows.js"),
+    include_str!("dashboard/js/detail.js"),
+    include_str!("dashboard/js/overview.js"),
+    include_str!("dashboard/js/controls.js"),
+    include_str!("dashboard/js/main.js"),
 );
 
 static PAGE: LazyLock<Page> = LazyLock::new(Page::new);
@@ -47,7 +48,7 @@ pub fn page() -> &'static Page {
 
 impl Page {
     fn new() -> Page {
-        let body = include_str!("page/page.html")
+        let body = include_str!("dashboard/page.html")
             .replace("<!-- page.css -->", STYLE)
             .replace("<!-- page.js -->", SCRIPT);
         let policy = format!(
