@@ -1,9 +1,11 @@
 //! Filters the addresses of instances: whoever can register an instance chooses its address.
 
+mod host;
 mod text;
 
 use std::net::IpAddr;
 
+pub(crate) use host::host;
 pub use text::AddressText;
 
 pub use ipnet::IpNet;

@@ -83,10 +83,8 @@ unsafe extern "C" fn with_body(r: *mut ngx_http_request_t) {
 
 /// Does what the request asks for.
 fn answer(r: Request<'_>, route: &Route, body: &[u8]) -> Answer {
-    // SAFETY: the cycle that the worker runs, as long as the worker.
-    let upstreams = unsafe { Upstreams::of_cycle(nginx_sys::ngx_cycle) };
     let none = || Refusal::new(404, "ServiceNotFound", "no upstream follows Consul");
-    let services = upstreams.and_then(Services::new).ok_or_else(none)?;
+    let services = Services::new(r.main_conf::<Upstreams>()).ok_or_else(none)?;
     let (arguments, who, log) = (Arguments::parse(r.args())?, who(r), r.log());
     act::Asked { services, arguments, who, log }.answer(route, body)
 }

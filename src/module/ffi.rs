@@ -8,6 +8,7 @@
 //! | `text`        | strings and arrays as slices                                                 |
 //! | `object`      | programs and libraries that are loaded                                       |
 //! | `log`         | lines for the error log                                                      |
+//! | `process`     | what nginx says of the process, and its time                                 |
 //! | `pool`        | values that a pool drops                                                     |
 //! | `bits`        | bit fields of structs, where the C compiler has put them                     |
 //! | `event`       | timers and posted events                                                     |
@@ -24,6 +25,7 @@ pub(crate) mod catch_panic;
 mod text;
 mod object;
 pub(crate) mod log;
+pub(crate) mod process;
 mod pool;
 pub(crate) mod bits;
 pub(crate) mod event;
@@ -40,6 +42,7 @@ pub(crate) use codes::{
     AGAIN, CONF_ERROR, CONF_OK, DECLINED, DONE, ERROR, INTERNAL_SERVER_ERROR, OK,
 };
 pub(crate) use directive::{args, http_context, location};
+pub(crate) use log::Log;
 pub(crate) use module::{HttpLocConf, HttpMainConf, conf_of, module};
 pub(crate) use object::object_of;
 pub(crate) use pool::give_to_pool;

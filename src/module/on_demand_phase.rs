@@ -13,7 +13,7 @@ use nginx_sys::{
 };
 
 use crate::api::ngx_http_consul_api_handler;
-use crate::ffi::event::current_msec;
+use crate::ffi::process::current_msec;
 use crate::ffi::suspended::{self, Next, Work};
 use crate::ffi::{self, AGAIN, DECLINED, INTERNAL_SERVER_ERROR, Request, catch_panic, conf_of};
 use crate::peer::trace::trace;
@@ -165,7 +165,7 @@ fn decide<'r>(r: Request<'r>, block: &'r OnDemandUpstream, is_certain: bool) -> 
             return wait(r, waited, block, new).map_or(INTERNAL_SERVER_ERROR, |()| AGAIN);
         }
     };
-    if is_certain { block.refuse(name, why, r.log()) } else { DECLINED }
+    if is_certain { block.refuse(name, why, r.log().as_ptr()) } else { DECLINED }
 }
 
 /// Has the request wait; `None` if it can't. `waited` is how it has waited before.
@@ -176,7 +176,7 @@ fn wait<'r>(
     service: New,
 ) -> Option<()> {
     let (upstream, name) = (block.pattern().name(), service.name().escape_debug());
-    trace!(r.log(), "consul: upstream \"{upstream}\": waits for service \"{name}\"");
+    trace!(r.log().as_ptr(), "consul: upstream \"{upstream}\": waits for service \"{name}\"");
     service.ask();
     let now = current_msec();
     let until = waited.map_or(now + block.first_wait().as_millis() as ngx_msec_t, |w| w.until);
@@ -201,7 +201,7 @@ impl Work for Waiting<'_> {
         self.end();
         self.is_late.set(is_late);
         let what = if is_late { "no answer in time" } else { "there is an answer" };
-        trace!(r.log(), "consul: the wait for a service is over, {what}");
+        trace!(r.log().as_ptr(), "consul: the wait for a service is over, {what}");
         Next::RunPhases
     }
 }

@@ -42,14 +42,12 @@ pub(crate) extern "C" fn ngx_http_consul_status_handler(r: *mut ngx_http_request
 
 /// The request's body was discarded.
 fn answer(r: Request<'_>, ask: Ask) -> ngx_int_t {
-    // SAFETY: the cycle that the worker runs, as long as the worker.
-    let upstreams = unsafe { Upstreams::of_cycle(nginx_sys::ngx_cycle) };
-    let Some(upstreams) = upstreams else { return ERROR };
     let with_peers = r.loc_conf::<LocationOptions>().status.unwrap_or_default() == Metrics::Peer;
     if ask.format == Format::Html {
         return page(r);
     }
-    let Some(walk) = Walk::new(upstreams, ask.service, (ask.format, with_peers)) else {
+    let Some(walk) = Walk::new(r.main_conf::<Upstreams>(), ask.service, (ask.format, with_peers))
+    else {
         let (kind, text) = match ask.format {
             Format::Json => ("application/json", "{\"error\":\"no such service\"}\n"),
             _ => (TEXT, "no such service\n"),

@@ -11,7 +11,7 @@ use super::content::State;
 use super::file;
 use crate::model::Level;
 use crate::stop::Stop;
-use crate::watch::join_all;
+use crate::threads::join_all;
 
 /// Shortest time between two writes.
 const EVERY: Duration = Duration::from_secs(1);

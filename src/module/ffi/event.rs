@@ -5,18 +5,13 @@ use std::ffi::c_void;
 use std::ptr;
 
 use nginx_sys::{
-    NGX_TIMER_LAZY_DELAY, ngx_current_msec, ngx_event_t, ngx_event_timer_rbtree, ngx_log_t,
-    ngx_msec_t, ngx_posted_events, ngx_queue_insert_before, ngx_rbtree_delete, ngx_rbtree_insert,
+    NGX_TIMER_LAZY_DELAY, ngx_event_t, ngx_event_timer_rbtree, ngx_msec_t, ngx_posted_events,
+    ngx_queue_insert_before, ngx_rbtree_delete, ngx_rbtree_insert,
 };
 
 use super::bits;
-
-/// The time of the event loop's turn, milliseconds from no particular moment.
-#[inline]
-pub(crate) fn current_msec() -> ngx_msec_t {
-    // SAFETY: a word, which only the main thread writes, and other threads don't call this.
-    unsafe { ngx_current_msec }
-}
+use super::log::Log;
+use super::process::current_msec;
 
 /// Makes an event of ours, with nothing set: zeros in all its bytes.
 ///
@@ -27,14 +22,14 @@ pub(crate) unsafe fn init(
     event: *mut ngx_event_t,
     handler: unsafe extern "C" fn(*mut ngx_event_t),
     data: *mut c_void,
-    log: *mut ngx_log_t,
+    log: Log<'_>,
 ) {
     // SAFETY: the caller's promise; all zeros are a valid event.
     unsafe {
         event.write_bytes(0, 1);
         (*event).handler = Some(handler);
         (*event).data = data;
-        (*event).log = log;
+        (*event).log = log.as_ptr();
     }
 }
 

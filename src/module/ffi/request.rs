@@ -6,10 +6,11 @@ use std::ptr::{self, NonNull};
 use nginx_sys::{
     NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_NOT_ALLOWED, ngx_connection_t, ngx_http_core_loc_conf_t,
     ngx_http_core_module, ngx_http_discard_request_body, ngx_http_finalize_request,
-    ngx_http_request_t, ngx_int_t, ngx_log_t, ngx_module_t, ngx_pool_t, off_t,
+    ngx_http_request_t, ngx_int_t, ngx_module_t, ngx_pool_t, off_t,
 };
 
 use super::codes::OK;
+use super::log::Log;
 use super::module::{HttpLocConf, HttpMainConf, conf_of, module};
 use super::pool::give_to_pool;
 use super::text::bytes;
@@ -49,9 +50,9 @@ impl<'r> Request<'r> {
     }
 
     /// The connection's.
-    pub(crate) fn log(self) -> *mut ngx_log_t {
-        // SAFETY: a request's connection is there as long as the request.
-        unsafe { (*self.connection()).log }
+    pub(crate) fn log(self) -> Log<'r> {
+        // SAFETY: a request's connection and its log are there as long as the request.
+        unsafe { Log::new((*self.connection()).log) }
     }
 
     pub(crate) fn pool(self) -> *mut ngx_pool_t {

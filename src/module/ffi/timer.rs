@@ -3,11 +3,12 @@
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
-use nginx_sys::{ngx_cycle, ngx_event_t, ngx_msec_t};
+use nginx_sys::{ngx_event_t, ngx_msec_t};
 
 use super::bits;
 use super::catch_panic::catch_panic;
 use super::event::{self, add_timer, del_timer};
+use super::process;
 
 /// Belongs to the worker that has made it, whose thread alone uses it.
 pub(crate) struct Timer(NonNull<Repeated>);
@@ -29,7 +30,7 @@ impl Timer {
         // SAFETY: the memory is there until the timer is dropped. A worker's cycle and its log live
         // as long as the worker.
         unsafe {
-            event::init(timer.event(), run, timer.0.as_ptr().cast(), (*ngx_cycle).log);
+            event::init(timer.event(), run, timer.0.as_ptr().cast(), process::log());
             bits::event::CANCELABLE.set(timer.event(), true);
         }
         timer

@@ -3,7 +3,8 @@
 use std::cell::Cell;
 
 use nginx_consul_core::balance::Clock;
-use nginx_sys::{ngx_current_msec, time_t};
+
+use crate::ffi::process;
 
 /// What a block does not do for each request, it does at most so often, in milliseconds: saying
 /// that there is no usable instance, and looking for its entry while it has none.
@@ -29,15 +30,11 @@ impl Interval {
 /// The event loop's time.
 #[inline]
 pub(super) fn now() -> Clock {
-    // SAFETY: ngx_cached_time always points to a valid time; only the event loop moves it.
-    let time = unsafe { &*nginx_sys::ngx_cached_time.cast_const() };
-    let millis = time.sec as time_t as u64 * 1000 + time.msec as u64;
-    Clock { millis, monotonic: monotonic() }
+    Clock { millis: process::time_ms(), monotonic: monotonic() }
 }
 
 /// The event loop's monotonic time in milliseconds, the same for all processes.
 #[inline]
 pub(crate) fn monotonic() -> u64 {
-    // SAFETY: the event loop's clock, read in the event loop.
-    unsafe { ngx_current_msec as u64 }
+    process::current_msec() as u64
 }

@@ -17,14 +17,14 @@ const TURN: Duration = Duration::from_millis(2);
 const PAUSE: ngx_msec_t = 1;
 
 /// A status that is written over several turns.
-struct Writing {
+struct Writing<'r> {
     /// `None` once it is finished.
-    walk: Cell<Option<Walk>>,
+    walk: Cell<Option<Walk<'r>>>,
     format: Format,
 }
 
 /// Answers with the status, now or over the next turns. The request's body was discarded.
-pub(super) fn answer(r: Request<'_>, mut walk: Walk, format: Format) -> ngx_int_t {
+pub(super) fn answer<'r>(r: Request<'r>, mut walk: Walk<'r>, format: Format) -> ngx_int_t {
     if walk.go_on(TURN) {
         return send(r, NGX_HTTP_OK, format.content_type(), walk.finish());
     }
@@ -32,7 +32,7 @@ pub(super) fn answer(r: Request<'_>, mut walk: Walk, format: Format) -> ngx_int_
     suspended::in_content(r, writing, PAUSE).map_or_else(|rc| rc, |()| DONE)
 }
 
-impl Work for Writing {
+impl Work for Writing<'_> {
     fn go_on(&self, r: Request<'_>) -> Next {
         let Some(mut walk) = self.walk.take() else { return Next::Finalize(DONE) };
         if walk.go_on(TURN) {

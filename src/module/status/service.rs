@@ -28,7 +28,7 @@ pub(crate) struct Peers {
 
 /// What is known of a service at `now`, milliseconds since the epoch; and its peers.
 pub(crate) fn service(
-    followed: &Followed,
+    followed: &Followed<'_>,
     table: Table<'_>,
     overrides: &Rc<Overrides>,
     now: u64,

@@ -1,24 +1,24 @@
-//! What is counted of threads.
+//! How many threads there are, and what they do.
 
 use std::time::Instant;
 
 /// The threads that have a connection.
 #[derive(Default)]
-pub(super) struct Threads {
+pub(super) struct ThreadCounts {
     pub(super) count: usize,
-    /// Those that have not come for work yet, and those of them that try a new connection.
+    /// Threads that have not taken work yet, and how many of them try a new connection.
     pub(super) starting: usize,
     pub(super) to_try: usize,
-    /// Those that have nothing to do.
+    /// Threads without work.
     pub(super) idle: usize,
     /// Until when one of these waits.
     pub(super) timed: Option<Instant>,
-    /// Which numbers are taken.
+    /// Which numbers are in use.
     numbers: Vec<bool>,
 }
 
-impl Threads {
-    /// The smallest number that is free.
+impl ThreadCounts {
+    /// Takes the smallest free number.
     pub(super) fn take_number(&mut self) -> usize {
         let free = self.numbers.iter().position(|taken| !taken);
         let number = free.unwrap_or(self.numbers.len());
@@ -27,7 +27,8 @@ impl Threads {
         number
     }
 
-    pub(super) fn give_number(&mut self, number: usize) {
+    /// Makes a number free.
+    pub(super) fn release_number(&mut self, number: usize) {
         self.numbers[number] = false;
     }
 }
@@ -38,10 +39,10 @@ mod tests {
 
     #[test]
     fn numbers_are_used_again_the_smallest_first() {
-        let mut threads = Threads::default();
+        let mut threads = ThreadCounts::default();
         assert_eq!([0; 4].map(|_| threads.take_number()), [0, 1, 2, 3]);
-        threads.give_number(2);
-        threads.give_number(1);
+        threads.release_number(2);
+        threads.release_number(1);
         assert_eq!([0; 3].map(|_| threads.take_number()), [1, 2, 4]);
     }
 }

@@ -1,4 +1,4 @@
-//! One log line about several services.
+//! One log line about several services: "service "a" and 3 others: …".
 
 use std::time::{Duration, Instant};
 
@@ -7,28 +7,28 @@ const GATHER: Duration = Duration::from_millis(100);
 /// Shortest time between two lines of the same kind.
 const REPEAT: Duration = Duration::from_secs(10);
 
-/// Services that a line is about, and what it says of the first.
-pub(super) struct Lines<T> {
+/// The services that the line is about, and what it says about the first.
+pub(super) struct GroupedLine<T> {
     first: Option<(String, T)>,
     count: usize,
     due: Option<Instant>,
     written: Option<Instant>,
 }
 
-impl<T> Default for Lines<T> {
+impl<T> Default for GroupedLine<T> {
     fn default() -> Self {
-        Lines { first: None, count: 0, due: None, written: None }
+        GroupedLine { first: None, count: 0, due: None, written: None }
     }
 }
 
-impl<T> Lines<T> {
-    /// One more service. The line is written soon, but not too soon after the last.
+impl<T> GroupedLine<T> {
+    /// Adds a service. The line is written soon, but not too soon after the last one.
     pub(super) fn add(&mut self, name: String, what: T, now: Instant) {
         let earliest = self.written.map_or(now, |written| now.max(written + REPEAT));
         self.add_by(name, what, earliest + GATHER);
     }
 
-    /// One more service; the line is written at `due` if no other service waits.
+    /// Adds a service; the line is written at `due` unless it is due already.
     pub(super) fn add_by(&mut self, name: String, what: T, due: Instant) {
         self.first.get_or_insert((name, what));
         self.count += 1;
@@ -40,17 +40,17 @@ impl<T> Lines<T> {
         self.due
     }
 
-    /// Whether there was a line.
+    /// Whether a line was written.
     pub(super) fn is_written(&self) -> bool {
         self.written.is_some()
     }
 
-    /// Has the line written now.
-    pub(super) fn hasten(&mut self, now: Instant) {
+    /// Makes the line due now.
+    pub(super) fn bring_forward(&mut self, now: Instant) {
         self.due = self.due.map(|due| due.min(now));
     }
 
-    /// The services, and what is said of the first, if the line is to be written by `now`.
+    /// The services, and what the line says about the first, if it is due by `now`.
     pub(super) fn take(&mut self, now: Instant) -> Option<(String, T)> {
         self.due.filter(|due| *due <= now)?;
         let (name, what) = self.first.take()?;
@@ -59,7 +59,7 @@ impl<T> Lines<T> {
             2 => format!("{name} and another one"),
             count => format!("{name} and {} others", count - 1),
         };
-        *self = Lines { written: Some(now), ..Lines::default() };
+        *self = GroupedLine { written: Some(now), ..GroupedLine::default() };
         Some((who, what))
     }
 }

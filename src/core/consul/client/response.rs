@@ -1,25 +1,25 @@
-//! What the head of an answer says.
+//! What the headers of a response say.
 
 use std::time::Duration;
 
 use http::HeaderMap;
 
-/// An answer with status 200.
+/// A response with status 200.
 ///
-/// A streamed answer comes from a materialized view of the agent. Its head always says that no
+/// A streamed response comes from a materialized view of the agent. Its headers always say that no
 /// leader is known and that the data has no age, which means nothing
 /// (<https://github.com/hashicorp/consul/issues/9776>, <https://github.com/hashicorp/consul/issues/11912>).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Answer {
+pub struct Response {
     /// `X-Consul-Index`; `None` if absent or not a decimal 64-bit number.
     pub index: Option<u64>,
     /// `X-Consul-Query-Backend` is `streaming`; Consul before 1.10.1 has no such header.
     pub streamed: bool,
-    /// `X-Consul-KnownLeader`; `None` if the answer is streamed.
+    /// `X-Consul-KnownLeader`; `None` if the response is streamed.
     pub known_leader: Option<bool>,
-    /// `X-Consul-LastContact`: age of the data on a follower; `None` if the answer is streamed.
+    /// `X-Consul-LastContact`: age of the data on a follower; `None` if the response is streamed.
     pub last_contact: Option<Duration>,
-    /// `Age`: of the data in an agent's cache; `None` if the answer is streamed.
+    /// `Age`: of the data in an agent's cache; `None` if the response is streamed.
     pub age: Option<Duration>,
     /// `X-Consul-Results-Filtered-By-ACLs`: `true` if the token hides instances.
     pub filtered: bool,
@@ -27,18 +27,18 @@ pub struct Answer {
     pub default_allow: bool,
     /// `Content-Type`.
     pub content_type: Option<String>,
-    /// At most [`Endpoint::max_body`](crate::watch::Endpoint::max_body) bytes.
+    /// At most [`Endpoint::max_body`](crate::consul::endpoint::Endpoint::max_body) bytes.
     pub body: Vec<u8>,
 }
 
-impl Answer {
-    /// One without its body.
-    pub(super) fn of_head(headers: &HeaderMap) -> Answer {
+impl Response {
+    /// A response without its body.
+    pub(super) fn from_headers(headers: &HeaderMap) -> Response {
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let streamed = header("x-consul-query-backend") == Some("streaming");
         let unless_streamed = |name| header(name).filter(|_| !streamed);
         let last_contact = unless_streamed("x-consul-lastcontact").and_then(decimal);
-        Answer {
+        Response {
             index: header("x-consul-index").and_then(decimal),
             streamed,
             known_leader: unless_streamed("x-consul-knownleader").and_then(|v| v.parse().ok()),
@@ -61,11 +61,11 @@ fn decimal(text: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn head(headers: &[(&'static str, &'static str)]) -> Answer {
+    fn head(headers: &[(&'static str, &'static str)]) -> Response {
         let pair = |&(name, value): &(&'static str, &'static str)| {
             (name.parse::<http::HeaderName>().unwrap(), value.parse().unwrap())
         };
-        Answer::of_head(&headers.iter().map(pair).collect())
+        Response::from_headers(&headers.iter().map(pair).collect())
     }
 
     /// As in <https://github.com/hashicorp/consul/issues/11912>.
@@ -92,11 +92,11 @@ mod tests {
     fn the_same_headers_count_where_a_server_answers() {
         for backend in [&[("X-Consul-Query-Backend", "blocking-query")][..], &[]] {
             let headers = [&STREAMED[..6], backend, &[("Age", "7")]].concat();
-            let answer = head(&headers);
-            assert!(!answer.streamed && answer.default_allow);
-            assert_eq!(answer.known_leader, Some(false));
-            assert_eq!(answer.last_contact, Some(Duration::ZERO));
-            assert_eq!(answer.age, Some(Duration::from_secs(7)));
+            let response = head(&headers);
+            assert!(!response.streamed && response.default_allow);
+            assert_eq!(response.known_leader, Some(false));
+            assert_eq!(response.last_contact, Some(Duration::ZERO));
+            assert_eq!(response.age, Some(Duration::from_secs(7)));
         }
     }
 

@@ -1,22 +1,23 @@
-//! What is followed compared with what is asked for.
+//! Compares the services that are followed with those in the table and with the requests.
 
 use std::time::Duration;
 
-use super::super::registry::idle;
-use super::{Shared, State};
+use super::lookup::{Shared, State};
+use super::registry::idle;
 use crate::model::Level;
 
 impl Shared {
-    /// Takes over what other processes have found, and drops what nobody asks for.
+    /// Follows the services that other processes have found, and drops those that no request names.
     pub(super) fn reconcile(&self, state: &mut State) {
-        self.adopt(state);
-        self.trim(state, None);
+        self.adopt_existing(state);
+        self.evict_over_limit(state, None);
         let unused_for = |target| self.store.unused_for(target);
         let limit = |key| self.templates.find(key).map_or(Duration::ZERO, |template| template.idle);
         for service in idle(&state.registry, limit, unused_for) {
             self.drop_service(state, &service);
             let name = service.name.escape_debug();
-            let line = format!("service \"{name}\": no request has named it for long, dropped");
+            let line =
+                format!("service \"{name}\": dropped, no request named it within consul_idle");
             self.store.log(Level::Info, line);
         }
         if let Some((service, error)) = state.refused.take() {
@@ -28,23 +29,23 @@ impl Shared {
         if evicted > 0 {
             let s = if evicted == 1 { "" } else { "s" };
             let line = format!(
-                "{evicted} service{s} named by requests dropped for newer ones, increase \
+                "{evicted} service{s} named by requests evicted for newer ones, increase \
                  \"consul_max_services\" or the size in \"consul_zone\""
             );
             self.store.log(Level::Warn, line);
         }
     }
 
-    /// Follows the services in the table that this process does not follow: of the configuration
-    /// before, or found by its worker 0 in its last moments.
-    fn adopt(&self, state: &mut State) {
+    /// Follows the services in the table that this process does not follow: those of the earlier
+    /// configuration, also if its worker 0 has added them while it was ending.
+    fn adopt_existing(&self, state: &mut State) {
         for (service, target) in self.store.services() {
             if self.templates.find(service.template).is_none() {
                 continue;
             }
             if !state.registry.contains_key(&service) {
                 if let Some(template) = self.templates.admit(&service) {
-                    // If there is no room, its targets go.
+                    // If there is no room, its targets are removed below.
                     let _ = self.follow(state, &service, template);
                 }
             }

@@ -3,16 +3,13 @@ use proptest::prelude::*;
 use std::num::NonZeroU16;
 
 use super::*;
-use crate::consul::instances::Skipped;
-use crate::model::Instance;
-use crate::params::Params;
 
 const WEB: &[u8] = include_bytes!("../../testdata/health_service_web.json");
 const MAINTENANCE: &[u8] = include_bytes!("../../testdata/health_service_api_maintenance.json");
 
 fn good(json: &str) -> Instance {
     let Instances { mut good, skipped, .. } =
-        parse(format!("[{json}]").as_bytes(), Want::default()).unwrap();
+        parse_health(format!("[{json}]").as_bytes(), Fields::default()).unwrap();
     assert_eq!((good.len(), &skipped[..]), (1, &[][..]), "{json}");
     good.remove(0)
 }
@@ -20,7 +17,7 @@ fn good(json: &str) -> Instance {
 /// "node id reason" of the only element.
 fn skipped(json: &str) -> String {
     let Instances { good, skipped, .. } =
-        parse(format!("[{json}]").as_bytes(), Want::default()).unwrap();
+        parse_health(format!("[{json}]").as_bytes(), Fields::default()).unwrap();
     assert_eq!((good.len(), skipped.len()), (0, 1), "{json}");
     format!("{} {} {}", skipped[0].node, skipped[0].id, skipped[0].reason)
 }
@@ -31,7 +28,7 @@ fn with_service(fields: &str) -> String {
 
 #[test]
 fn reads_a_recorded_answer() {
-    let Instances { good, skipped, .. } = parse(WEB, Want::default()).unwrap();
+    let Instances { good, skipped, .. } = parse_health(WEB, Fields::default()).unwrap();
     let lines: Vec<_> = good
         .iter()
         .map(|i| {
@@ -59,7 +56,10 @@ fn reads_a_recorded_answer() {
 
 #[test]
 fn maintenance_mode_is_critical() {
-    assert_eq!(parse(MAINTENANCE, Want::default()).unwrap().good[0].health, Health::Critical);
+    assert_eq!(
+        parse_health(MAINTENANCE, Fields::default()).unwrap().good[0].health,
+        Health::Critical
+    );
 }
 
 #[test]
@@ -164,7 +164,8 @@ fn an_element_of_any_other_shape_costs_only_itself() {
         r#"{"Node":{"Node":"n","Address":"::1"},"Service":{"ID":"i","Port":1,"Tags":[null]}}"#,
         r#"{"Node":{"Node":"\ud800","Address":"::1"},"Service":{"ID":"i","Port":1}}"#,
     ] {
-        let both = parse(format!("[{web},{bad},{web}]").as_bytes(), Want::default()).unwrap();
+        let both =
+            parse_health(format!("[{web},{bad},{web}]").as_bytes(), Fields::default()).unwrap();
         assert_eq!((both.good.len(), both.skipped.len()), (2, 1), "{bad}");
     }
 }
@@ -172,10 +173,10 @@ fn an_element_of_any_other_shape_costs_only_itself() {
 #[test]
 fn what_is_not_a_list_is_an_error() {
     for body in ["", "null", "{}", "\"x\"", "[", "[{}", "[{},]", "[]x", "<html>", "[1 2]"] {
-        let error = parse(body.as_bytes(), Want::default()).expect_err(body).to_string();
+        let error = parse_health(body.as_bytes(), Fields::default()).expect_err(body).to_string();
         assert!(error.starts_with("the answer is not a list of instances ("), "{error}");
     }
-    assert_eq!(parse(b" [ ] \n", Want::default()).unwrap(), Instances::default());
+    assert_eq!(parse_health(b" [ ] \n", Fields::default()).unwrap(), Instances::default());
 }
 
 #[test]
@@ -196,14 +197,14 @@ fn twenty_thousand_instances_in_16_mib() {
     }
     body += "]";
     assert!(body.len() > 16 << 20, "{}", body.len());
-    let instances = parse(body.as_bytes(), Want::default()).unwrap();
+    let instances = parse_health(body.as_bytes(), Fields::default()).unwrap();
     assert_eq!((instances.good.len(), instances.skipped.len()), (20_000, 0));
 }
 
 proptest! {
     #[test]
     fn no_bytes_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
-        let _ = parse(&body, Want::default());
+        let _ = parse_health(&body, Fields::default());
     }
 
     #[test]
@@ -213,7 +214,7 @@ proptest! {
             r#"[{{"Node":{{"Node":{}}},"Service":{{"ID":{},"Address":{},"Port":{port}}}}}]"#,
             text(&node), text(&id), text(&host)
         );
-        let found = parse(json.as_bytes(), Want::default()).unwrap();
+        let found = parse_health(json.as_bytes(), Fields::default()).unwrap();
         prop_assert_eq!(found.good.len() + found.skipped.len(), 1);
         for instance in found.good {
             prop_assert!(instance.host.bytes().all(|b| b.is_ascii_graphic()));
@@ -238,7 +239,7 @@ fn an_instance_brings_nginx_s_parameters_in_its_meta() {
 #[test]
 fn a_bad_parameter_is_named_and_the_instance_stays() {
     let json = with_service(r#""Port":80,"Meta":{"nginx_weight":"much","nginx_max_fails":"3"}"#);
-    let found = parse(format!("[{json}]").as_bytes(), Want::default()).unwrap();
+    let found = parse_health(format!("[{json}]").as_bytes(), Fields::default()).unwrap();
     assert_eq!(found.good[0].params, Params { max_fails: Some(3), ..Params::default() });
     let flaw = "invalid value \"much\" of \"nginx_weight\" in Service.Meta";
     let expected = Skipped { node: "n".into(), id: "i".into(), reason: flaw.into() };
@@ -247,12 +248,16 @@ fn a_bad_parameter_is_named_and_the_instance_stays() {
 
 #[test]
 fn a_tagged_address_is_chosen_as_consul_s_dns_does() {
-    let of = |service: &str, tag| {
+    let of = |service: &str, address_tag| {
         let json = format!(
             r#"{{"Node":{{"Node":"n","Address":"10.0.0.1","TaggedAddresses":{{"wan":"1.0.0.1"}}}},
                 "Service":{{"ID":"i","Port":80,{service}}}}}"#
         );
-        let found = parse(format!("[{json}]").as_bytes(), Want { tag, ..Want::default() }).unwrap();
+        let found = parse_health(
+            format!("[{json}]").as_bytes(),
+            Fields { address_tag, ..Fields::default() },
+        )
+        .unwrap();
         format!("{}:{}", found.good[0].host, found.good[0].port)
     };
     let tagged =
@@ -270,9 +275,9 @@ fn the_nodes_of_an_executed_query_are_instances_and_null_is_none() {
     let body = br#"{"Service":"web","Datacenter":"dc2","Failovers":1,"Nodes":[
         {"Node":{"Node":"n","Address":"10.0.0.1"},"Service":{"ID":"i","Port":80},"Checks":[]},
         {"Node":{"Node":"n"},"Service":{"ID":"j","Port":0}}]}"#;
-    let want = Want::default();
-    let found = parse_executed(body, want).unwrap();
+    let fields = Fields::default();
+    let found = parse_executed(body, fields).unwrap();
     assert_eq!((found.good[0].id.as_str(), found.skipped[0].id.as_str()), ("i", "j"));
-    assert_eq!(parse_executed(br#"{"Nodes":null}"#, want).unwrap(), Instances::default());
-    assert!(parse_executed(b"[]", want).is_err() && parse_executed(b"", want).is_err());
+    assert_eq!(parse_executed(br#"{"Nodes":null}"#, fields).unwrap(), Instances::default());
+    assert!(parse_executed(b"[]", fields).is_err() && parse_executed(b"", fields).is_err());
 }
