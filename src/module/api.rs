@@ -1,4 +1,4 @@
-//! `consul_api`: what an operator orders over HTTP.
+//! `consul_api`: the control API over HTTP.
 //!
 //! A request is checked before its body is read; what it asks for is done in the worker that got it
 //! ([`act`]), by way of the shared zone.

@@ -269,10 +269,10 @@ impl Asked<'_> {
         })?;
         if removed.is_empty() {
             let (id, name) = (quote(id), quote(name));
-            let text = format!("nothing is ordered of instance \"{id}\" of service \"{name}\"");
+            let text = format!("instance \"{id}\" of service \"{name}\" has no override");
             return Err(Refusal::new(404, "OverrideNotFound", text));
         }
-        Ok((200, json!({ "service": name, "lifted": removed })))
+        Ok((200, json!({ "service": name, "removed": removed })))
     }
 
     /// One of a service, from now on.
@@ -293,8 +293,8 @@ impl Asked<'_> {
         let set = self.services.table.set_overrides(new, ProcessId::own());
         set.map_err(|why| match why {
             NotSet::Full(_) => {
-                let text = format!("{why}; lift one, or make \"consul_zone\" larger");
-                Refusal::new(507, "TooManyOrders", text)
+                let text = format!("{why}; remove one, or make \"consul_zone\" larger");
+                Refusal::new(507, "TooManyOverrides", text)
             }
             NotSet::Busy => busy(),
         })?;
@@ -309,7 +309,7 @@ impl Asked<'_> {
         Ok(removed)
     }
 
-    /// What is ordered of several selections of a service is one line.
+    /// Overrides of several selections of a service are one line.
     fn log_each(&self, lines: impl Iterator<Item = String>) {
         lines.collect::<BTreeSet<_>>().into_iter().for_each(|told| self.log(Level::Notice, told));
     }
