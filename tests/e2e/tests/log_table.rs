@@ -10,9 +10,9 @@ use nginx_consul_e2e::nginx;
 const MAKERS: [&str; 6] = [
     "fn removal_line(target",
     "pub(super) fn notice(",
-    "pub fn set(held",
-    "pub fn removed(held",
-    "pub fn over(held",
+    "pub fn set_line(held",
+    "pub fn removed_line(held",
+    "pub fn expired_line(held",
     "fn not_taken(",
 ];
 /// What such a function puts into a line.
@@ -173,7 +173,7 @@ fn level(call: &str, arguments: &str) -> Option<Option<String>> {
 fn made_before(source: &str, at: usize, arguments: &str, place: &str) -> Vec<String> {
     let before = &source[..at];
     let maker =
-        ["removal_line(", "told(", "notice(", "over(", "not_taken("].into_iter().find(|name| {
+        ["removal_line(", "notice(", "expired_line(", "not_taken("].into_iter().find(|name| {
             arguments.contains(name)
                 || before[before.len().saturating_sub(120)..].contains(&format!("= {name}"))
         });
