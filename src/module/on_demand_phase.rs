@@ -193,7 +193,7 @@ unsafe fn decide(
     let (name, waited, log) = unsafe { (block.name(r), waiting(r), (*(*r).connection).log) };
     let Some(name) = name else { return if is_certain { FAILED } else { DECLINED } };
     let why = match block.look_up(name) {
-        Lookup::PeerInfo(_) => return DECLINED,
+        Lookup::Followed(_) => return DECLINED,
         Lookup::Refused(why) => why,
         Lookup::New(_) if waited.is_some_and(|waited| waited.is_late) => Why::Late,
         // SAFETY: as above.

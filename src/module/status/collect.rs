@@ -89,7 +89,7 @@ impl Walk {
             return Some(());
         }
         if let Some(upstream) = self.upstreams.next() {
-            if is_wanted(&upstream.service) {
+            if is_wanted(upstream.service()) {
                 self.document.upstream(upstream.status());
             }
             return Some(());

@@ -1,54 +1,39 @@
-//! `consul_keepalive`: a worker's idle connections to the peers of an `upstream`.
-//!
-//! A connection belongs to the instance that it was opened to, not to its address: it is closed
-//! when the instance leaves, and nobody else ever gets it. [`kept`] is what a request does,
-//! [`connection`] what an idle connection does, [`lookout`] sees to it that a worker without
-//! requests notices who has left.
+//! A worker's idle connections of an upstream, and the sets of peers that they lead to.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::ptr::{self, NonNull};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use nginx_consul_core::idle::{Idle, Key};
 use nginx_consul_core::table::PeerRecord;
-use nginx_sys::{ngx_current_msec, ngx_msec_t};
+use nginx_sys::{ngx_current_msec, ngx_msec_t, ngx_peer_connection_t};
 
-use super::upstream::Upstream;
-use super::view::PeerView;
-use super::worker::Worker;
-
-mod options;
-mod connection;
-mod attempt;
-mod sweeper;
-mod params;
-
-pub(super) use attempt::Kept;
-use connection::Connection;
-pub(crate) use options::Options;
-pub(super) use params::Wanted;
-pub(crate) use sweeper::end;
+use super::super::set::PeerSets;
+use super::super::worker::Worker;
+use super::connection::{self, Connection, Holder};
+use super::options::Options;
+use super::params::ConnParams;
 
 /// The idle connections of an `upstream`, be it to the instances of many services. Each worker has
 /// its own after fork().
 pub(crate) struct Keepalive {
-    /// Requests that a connection serves at most.
-    requests: usize,
-    /// How long one may be idle, and how long it is used, milliseconds.
+    /// Most requests over one connection.
+    pub(super) requests: usize,
+    /// How long a connection may be idle, and how long it is used, milliseconds.
     timeout: ngx_msec_t,
-    time: ngx_msec_t,
+    pub(super) time: ngx_msec_t,
     idle: RefCell<Idle<NonNull<Connection>>>,
-    /// The blocks whose instances they lead to, by what they are as owners.
-    owners: RefCell<HashMap<usize, *const Upstream>>,
+    /// The sets whose instances they lead to, by their addresses, which connections are kept by.
+    owners: RefCell<HashMap<usize, Weak<PeerSets>>>,
     /// Where idle connections are counted; `None` outside of workers.
-    worker: Cell<Option<Worker>>,
-    /// The lookout knows of it.
-    is_watched: Cell<bool>,
+    pub(super) worker: Cell<Option<Worker>>,
+    /// The sweeper knows of it.
+    pub(super) is_watched: Cell<bool>,
 }
 
-/// Owner of the connections to the block's `server` lines, which never leave.
-const SERVERS: usize = 0;
+/// Owner of the connections to the upstream's `server` lines, which never leave.
+pub(super) const SERVERS: usize = 0;
 
 impl Keepalive {
     pub(crate) fn new(options: &Options) -> Keepalive {
@@ -63,71 +48,82 @@ impl Keepalive {
         }
     }
 
-    /// A connection to the peer that is what the request wants; it is idle no more.
+    /// A connection to the peer that has these parameters; it is idle no more.
     #[inline]
-    fn take(&self, key: &Key, wanted: &Wanted) -> Option<NonNull<Connection>> {
+    pub(super) fn take(&self, key: &Key, params: &ConnParams) -> Option<NonNull<Connection>> {
         loop {
-            // SAFETY: what is kept is alive until it is taken out.
-            let suits = |held: &NonNull<Connection>| unsafe { held.as_ref().is == *wanted };
+            // SAFETY: what is idle is open until it is taken out.
+            let suits = |idle: &NonNull<Connection>| unsafe { idle.as_ref() }.params == *params;
             let found = self.idle.borrow_mut().take(key, suits)?;
-            self.note(key, false);
-            // SAFETY: it was taken out, so this is its only user. What its peer has closed, or sent
-            // unasked, the event loop may not have come to yet.
-            unsafe {
-                if found.as_ref().is_quiet() {
-                    return Some(found);
-                }
-                connection::close(found);
+            self.count(key, found, false);
+            // SAFETY: it was taken out, so this is its only user.
+            if unsafe { found.as_ref().is_quiet() } {
+                return Some(found);
             }
+            // Its peer has closed it or sent something, and the event loop has not come to that yet.
+            // SAFETY: as above.
+            unsafe { connection::close(found) };
         }
     }
 
-    /// Keeps a connection that has just become idle.
-    fn put(self: &Rc<Keepalive>, key: Key, connection: NonNull<Connection>) {
+    /// Keeps a connection that becomes idle.
+    ///
+    /// # Safety
+    ///
+    /// `pc` is that of a request that has done with the connection; `connection` is of it.
+    #[inline(always)]
+    pub(super) unsafe fn put(
+        self: &Rc<Keepalive>,
+        key: Key,
+        connection: NonNull<Connection>,
+        pc: &mut ngx_peer_connection_t,
+    ) {
+        let holder: NonNull<dyn Holder> = NonNull::from(&**self);
+        // SAFETY: the caller's promise. The pool closes its connections before it is dropped, or they
+        // end with the worker.
+        let is_ready = unsafe { connection::detach(connection, pc, holder) };
         let (spot, evicted) = self.idle.borrow_mut().put(key, connection);
-        // SAFETY: the connection is alive, and nobody else uses it now.
-        unsafe { (*connection.as_ptr()).spot = Some(spot) };
-        self.note(&key, true);
+        // SAFETY: the connection is open.
+        unsafe { connection.as_ref() }.spot.set(Some(spot));
+        self.count(&key, connection, true);
         if let Some(evicted) = evicted {
             self.close_all([evicted]);
         }
-        if !self.is_watched.replace(true) {
-            sweeper::watch(self);
+        if is_ready {
+            // SAFETY: it was detached, and is in the pool.
+            unsafe { connection::check(connection) };
         }
     }
 
-    /// An idle connection is to be closed.
-    fn remove(&self, connection: NonNull<Connection>) {
-        // SAFETY: the connection is alive.
-        let spot = unsafe { (*connection.as_ptr()).spot.take() };
-        let removed = spot.and_then(|spot| self.idle.borrow_mut().remove(spot));
-        self.close_all(removed);
-    }
-
-    /// Closes those that lead to nobody of the owner's new set.
-    fn keep_only(&self, owner: usize, records: &[PeerRecord]) {
+    /// Closes the connections of an owner that lead to none of its instances any more.
+    fn close_departed(&self, owner: usize, records: &[PeerRecord]) {
         if self.idle.borrow().is_empty() {
             return;
         }
-        let wanted = records.iter().filter(|record| is_wanted(record));
-        let set: HashSet<Key> = wanted.map(|record| key(owner, record)).collect();
-        let gone = self.idle.borrow_mut().remove_owned(owner, |key| !set.contains(key));
+        let present = records.iter().filter(|record| is_wanted(record));
+        let present: HashSet<Key> = present.map(|record| key(owner, record)).collect();
+        let gone = self.idle.borrow_mut().remove_owned(owner, |key| !present.contains(key));
         self.close_all(gone);
     }
 
     fn close_all(&self, connections: impl IntoIterator<Item = (Key, NonNull<Connection>)>) {
         for (key, connection) in connections {
-            self.note(&key, false);
+            self.count(&key, connection, false);
             // SAFETY: it was taken out, so this is its only user.
             unsafe { connection::close(connection) };
         }
     }
 
+    /// Counts an idle connection, or no longer. A worker that got its shard late has some that are not
+    /// counted.
     #[inline]
-    fn note(&self, key: &Key, more: bool) {
+    fn count(&self, key: &Key, connection: NonNull<Connection>, more: bool) {
         let Some((worker, place)) = self.worker.get().zip(key.place) else { return };
-        if let Some(shard) = worker.shard() {
-            worker.table.note_idle(place, shard, more);
+        // SAFETY: the connection is open.
+        let is_counted = unsafe { &connection.as_ref().is_counted };
+        if let Some(shard) = worker.shard().filter(|_| more != is_counted.get()) {
+            is_counted.set(more);
+            worker.table().note_idle(place, shard, more);
         }
     }
 
@@ -135,128 +131,88 @@ impl Keepalive {
     fn expire(&self) {
         loop {
             let Some(oldest) = self.idle.borrow().oldest().copied() else { return };
-            // SAFETY: what is kept is alive; the event loop's clock, read in the event loop.
-            let age = unsafe { ngx_current_msec.wrapping_sub(oldest.as_ref().since) };
-            if age < self.timeout {
+            // SAFETY: what is idle is open until it is taken out.
+            let since = unsafe { oldest.as_ref() }.since.get();
+            // SAFETY: the event loop's clock, read in the event loop.
+            if unsafe { ngx_current_msec }.wrapping_sub(since) < self.timeout {
                 return;
             }
-            self.remove(oldest);
+            self.close(oldest);
         }
     }
 
-    /// Closes those whose time is over, and has the blocks notice who has left; `false` if there is
-    /// no idle connection left.
-    fn look(&self) -> bool {
+    /// Closes old connections, and those of instances that have left; `false` if there is no idle
+    /// connection left.
+    pub(super) fn sweep(&self) -> bool {
         self.expire();
-        let owners: Vec<_> = self.owners.borrow().values().copied().collect();
-        for block in owners {
-            // SAFETY: a block leaves before it goes.
-            unsafe { (*block).look() };
+        let owners: Vec<_> = self.owners.borrow().values().filter_map(Weak::upgrade).collect();
+        for sets in owners {
+            // A new view closes the connections of those that have left.
+            self.worker.get().and_then(|worker| sets.view(worker));
         }
         !self.idle.borrow().is_empty()
     }
+
+    /// The worker ends: what is idle ends with it.
+    pub(super) fn forget(&self) {
+        *self.idle.borrow_mut() = Idle::new(1);
+    }
 }
 
-/// Whom a connection to an instance of an owner's set leads to.
-fn key(owner: usize, record: &PeerRecord) -> Key {
+impl Holder for Keepalive {
+    fn close(&self, connection: NonNull<Connection>) {
+        // SAFETY: the connection is open.
+        let spot = unsafe { connection.as_ref() }.spot.take();
+        let removed = spot.and_then(|spot| self.idle.borrow_mut().remove(spot));
+        self.close_all(removed);
+    }
+}
+
+/// Identifies the instance of an owner's set that a connection leads to.
+pub(super) fn key(owner: usize, record: &PeerRecord) -> Key {
     let (place, identity) = (Some(record.place), record.identity);
     Key { owner, place, identity, address: record.address_id() }
 }
 
+/// Owner of the connections to the instances of these sets.
+pub(super) fn owner(sets: &PeerSets) -> usize {
+    ptr::from_ref(sets).addr()
+}
+
 /// Whether connections to an instance of the set are worth keeping.
-fn is_wanted(record: &PeerRecord) -> bool {
+pub(super) fn is_wanted(record: &PeerRecord) -> bool {
     !record.params().down
 }
 
-/// A block's part in the connections. In a worker it stays where it is, and its address is the owner
-/// of those to the block's instances.
-pub(super) struct Part {
-    pub(super) keepalive: Option<Rc<Keepalive>>,
+/// An upstream, or one of the services of an upstream, that shares the idle connections.
+pub(in super::super) struct Member {
+    pub(in super::super) keepalive: Rc<Keepalive>,
+    /// In a worker: the owner of the connections to its instances.
+    owner: Cell<usize>,
 }
 
-impl Part {
+impl Member {
+    pub(in super::super) fn new(keepalive: Rc<Keepalive>) -> Member {
+        Member { keepalive, owner: Cell::new(SERVERS) }
+    }
+
     /// In a worker.
-    pub(super) fn join(&self, block: &Upstream, worker: Worker) {
-        if let Some(keepalive) = &self.keepalive {
-            keepalive.worker.set(Some(worker));
-            keepalive.owners.borrow_mut().insert(self.owner(), &raw const *block);
-        }
-    }
-
-    fn owner(&self) -> usize {
-        ptr::from_ref(self).addr()
-    }
-
-    /// The block has a new set.
-    pub(super) fn keep_only(&self, view: &PeerView) {
-        if let Some(keepalive) = &self.keepalive {
-            keepalive.keep_only(self.owner(), view.peers().records());
-        }
+    pub(in super::super) fn join(&self, sets: &Rc<PeerSets>, worker: Worker) {
+        let owner = owner(sets);
+        self.owner.set(owner);
+        self.keepalive.worker.set(Some(worker));
+        self.keepalive.owners.borrow_mut().insert(owner, Rc::downgrade(sets));
+        let keepalive = Rc::clone(&self.keepalive);
+        sets.observe(move |view| keepalive.close_departed(owner, view.records()));
     }
 }
 
-impl Drop for Part {
+impl Drop for Member {
     fn drop(&mut self) {
-        if let Some(keepalive) = &self.keepalive {
-            keepalive.owners.borrow_mut().remove(&self.owner());
-            keepalive.keep_only(self.owner(), &[]);
+        let owner = self.owner.get();
+        if owner != SERVERS {
+            self.keepalive.owners.borrow_mut().remove(&owner);
+            self.keepalive.close_departed(owner, &[]);
         }
-    }
-}
-
-/// Whom a request is with.
-pub(super) enum UpstreamPeer<'a> {
-    Instance(InstanceRef<'a>),
-    /// One of the block's `server` lines.
-    Server,
-}
-
-impl UpstreamPeer<'_> {
-    /// Whether that is still there.
-    #[inline]
-    fn is_there(&self) -> bool {
-        match self {
-            UpstreamPeer::Instance(instance) => instance.is_there(),
-            UpstreamPeer::Server => true,
-        }
-    }
-}
-
-/// The instance that a request is with.
-pub(super) struct InstanceRef<'a> {
-    pub(super) block: &'a Upstream,
-    pub(super) view: &'a PeerView,
-    pub(super) peer: usize,
-}
-
-impl InstanceRef<'_> {
-    fn record(&self) -> &PeerRecord {
-        &self.view.peers().records()[self.peer]
-    }
-
-    #[inline]
-    fn key(&self) -> Key {
-        key(self.block.part().owner(), self.record())
-    }
-
-    /// Whether the instance is still there, and where it was.
-    #[inline(always)]
-    fn is_there(&self) -> bool {
-        let Some(worker) = self.block.worker() else { return false };
-        if self.block.is_present(worker, self.view) {
-            return is_wanted(self.record());
-        }
-        self.is_there_now(worker)
-    }
-
-    #[cold]
-    fn is_there_now(&self, worker: Worker) -> bool {
-        let Some(present) = self.block.view(worker) else { return false };
-        let own = self.record();
-        let same = |record: &&PeerRecord| {
-            (record.place, record.identity) == (own.place, own.identity)
-                && record.has_address_of(own)
-        };
-        present.peers().records().iter().find(same).is_some_and(is_wanted)
     }
 }

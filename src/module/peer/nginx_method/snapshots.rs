@@ -1,53 +1,45 @@
-//! A balancing method of nginx that stands before `consul_dynamic`: it does the picking, over peers
-//! that are made anew of each set.
-//!
-//! Each worker has peers of its own, as in an `upstream` without `zone`. The method's
-//! `init_upstream` makes them, in a pool of their own, as it does when nginx reads a configuration
-//! ([`snapshot`]). Requests hold the peers they use.
+//! A worker's snapshots of an upstream whose peers a method of nginx picks.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use nginx_consul_core::balance::{Pair, pairs};
 use nginx_sys::{
-    NGX_LOG_DEBUG, ngx_cycle, ngx_http_conf_ctx_t, ngx_http_upstream_rr_peer_t,
-    ngx_http_upstream_srv_conf_t,
+    NGX_LOG_DEBUG, NGX_LOG_ERR, ngx_cycle, ngx_http_conf_ctx_t, ngx_http_upstream_srv_conf_t,
+    ngx_log_t,
 };
 
-use super::upstream::Upstream;
-use super::view::PeerView;
-
-mod method;
-mod snapshot;
-
-pub(crate) use method::{InitUpstream, NginxMethod};
-pub(super) use snapshot::Snapshot;
+use super::super::set::PeerView;
+use super::carry_over::{Departed, carry_over};
+use super::method::NginxMethod;
+use super::snapshot::{Failed, Maker, Pool, Snapshot};
 
 /// After new peers were made the next ones have to wait so many times as long as that took: a storm
 /// of changes takes at most 5 % of a worker's time.
 const THROTTLE: u32 = 20;
 
-/// Identity of an instance, and which of the block's sets it is from: nodes of several datacenters
-/// can have the same names.
-type Key = (u64, usize);
+/// How long the first new try waits after a method has made no peers, and the longest wait: each
+/// failure doubles it, and may cost a pool.
+const RETRY: Duration = Duration::from_secs(1);
+const MAX_RETRY: Duration = Duration::from_secs(3600);
 
-/// Requests in flight to instances that the present set lacks.
-type Departed = HashMap<Key, usize>;
-
-/// The method of a block, as a worker uses it.
+/// nginx's peers of an upstream, as a worker has them.
 pub(crate) struct Snapshots {
-    method: NginxMethod,
-    upstream: *mut ngx_http_upstream_srv_conf_t,
-    /// Of `http`; lives as long as the configuration.
-    context: *mut ngx_http_conf_ctx_t,
+    maker: Maker,
+    /// The upstream, for messages.
+    upstream: String,
+    /// There are no `server` lines.
+    alone: bool,
     current: RefCell<Option<Rc<Snapshot>>>,
     /// No new peers before that.
     throttled_until: Cell<Option<Instant>>,
     /// Number of the newest peers, never given twice.
     serial: Cell<usize>,
     departed: RefCell<Departed>,
+    /// What the method has refused to go on with since the newest peers.
+    refused: RefCell<Vec<Pool>>,
+    /// How often in a row no peers were made.
+    failures: Cell<u32>,
 }
 
 impl Snapshots {
@@ -56,69 +48,112 @@ impl Snapshots {
     /// The block and the context are of the configuration that the value becomes part of.
     pub(crate) unsafe fn new(
         method: NginxMethod,
-        upstream: *mut ngx_http_upstream_srv_conf_t,
+        us: *mut ngx_http_upstream_srv_conf_t,
         context: *mut ngx_http_conf_ctx_t,
     ) -> Snapshots {
+        Snapshots::with(Maker { method, us, context })
+    }
+
+    fn with(maker: Maker) -> Snapshots {
         Snapshots {
-            method,
-            upstream,
-            context,
+            maker,
+            upstream: String::new(),
+            alone: true,
             current: RefCell::default(),
             throttled_until: Cell::new(None),
             serial: Cell::new(0),
             departed: RefCell::default(),
+            refused: RefCell::default(),
+            failures: Cell::new(0),
         }
+    }
+
+    /// Of the upstream of this name.
+    pub(in super::super) fn of(mut self, upstream: &[u8], alone: bool) -> Snapshots {
+        self.upstream = String::from_utf8_lossy(upstream).into_owned();
+        self.alone = alone;
+        self
     }
 
     /// The same for another service: the method keeps nothing in the block, or the configuration
     /// was refused.
-    pub(super) fn another(&self) -> Snapshots {
-        // SAFETY: both are of the configuration that `self` is part of.
-        unsafe { Snapshots::new(self.method.clone(), self.upstream, self.context) }
+    pub(in super::super) fn another(&self) -> Snapshots {
+        Snapshots::with(self.maker.clone())
     }
 
     /// The method, for people.
-    pub(super) fn name(&self) -> &str {
-        &self.method.name
+    pub(in super::super) fn name(&self) -> &str {
+        &self.maker.method.name
     }
 
     /// The peers of the set of `view`, or of an older one for a while; `None` if there are none.
     #[inline]
-    pub(super) fn snapshot(&self, block: &Upstream, view: &Rc<PeerView>) -> Option<Rc<Snapshot>> {
+    pub(in super::super) fn snapshot(&self, view: &Rc<PeerView>) -> Option<Rc<Snapshot>> {
         match &*self.current.borrow() {
             Some(current) if Rc::ptr_eq(current.view(), view) => return Some(Rc::clone(current)),
             None if view.is_empty() => return None,
             _ => {}
         }
-        self.renewed(view, !block.has_fallback())
+        self.renewed(view)
     }
 
     #[cold]
-    fn renewed(&self, view: &Rc<PeerView>, alone: bool) -> Option<Rc<Snapshot>> {
+    fn renewed(&self, view: &Rc<PeerView>) -> Option<Rc<Snapshot>> {
         let start = Instant::now();
         if self.throttled_until.get().is_none_or(|until| start >= until) {
-            self.renew(view, alone, start);
+            if view.is_empty() {
+                self.replace(None);
+            } else {
+                self.renew(view, start);
+            }
         }
         self.current.borrow().clone()
     }
 
-    /// Makes peers of a set. If memory is short, or the method refuses, the old ones serve on.
-    fn renew(&self, view: &Rc<PeerView>, alone: bool, start: Instant) {
-        let new = if view.is_empty() {
-            None
-        } else {
-            self.serial.set(self.serial.get() + 1);
-            match Snapshot::new(self, view, (alone, start)) {
-                Some(new) => Some(Rc::new(new)),
-                None => {
-                    self.throttle(start.elapsed());
-                    return;
-                }
+    /// Makes peers of a set. If that fails, the old ones serve on.
+    fn renew(&self, view: &Rc<PeerView>, start: Instant) {
+        self.serial.set(self.serial.get() + 1);
+        match Snapshot::new(&self.maker, view, self.alone, (self.serial.get(), start)) {
+            Ok(new) => {
+                self.replace(Some(Rc::new(new)));
+                self.refused.take();
+                self.failures.set(0);
             }
-        };
+            Err(failed) => {
+                let reason = match failed {
+                    Failed::Memory => "memory is short",
+                    Failed::Refused(pool) => {
+                        self.refused.borrow_mut().push(pool);
+                        "it has failed"
+                    }
+                };
+                self.back_off(reason, view.len());
+            }
+        }
+    }
+
+    fn replace(&self, new: Option<Rc<Snapshot>>) {
         let old = self.current.replace(None);
         carry_over(old.as_deref(), new.as_deref(), &mut self.departed.borrow_mut());
         self.current.replace(new);
+    }
+
+    /// No peers were made.
+    fn back_off(&self, reason: &str, peers: usize) {
+        let failures = self.failures.get();
+        self.failures.set(failures.saturating_add(1));
+        let doubled = RETRY.saturating_mul(1 << failures.min(20));
+        let wait = doubled.min(MAX_RETRY);
+        self.throttled_until.set(Instant::now().checked_add(wait));
+        ngx::ngx_log_error!(
+            NGX_LOG_ERR,
+            log(),
+            "consul: upstream \"{}\": \"{}\" has made no peers of {peers} instances ({reason}), next \
+             try in {}s",
+            self.upstream,
+            self.name(),
+            wait.as_secs()
+        );
     }
 
     #[inline]
@@ -144,61 +179,22 @@ impl Snapshots {
 
     /// The first request was prepared for picks from a snapshot: methods may leave work to that.
     #[cold]
-    pub(super) fn note_first_use(&self, block: &Upstream, snapshot: &Snapshot) {
+    pub(super) fn note_first_use(&self, snapshot: &Snapshot) {
         let cost = snapshot.start.elapsed();
-        // SAFETY: a worker's cycle and its log live as long as the worker.
-        let log = unsafe { (*ngx_cycle).log };
         ngx::ngx_log_error!(
             NGX_LOG_DEBUG,
-            log,
+            log(),
             "consul: upstream \"{}\": {} peers made anew for \"{}\" in {cost:?}",
-            block.name(),
+            self.upstream,
             snapshot.view().len(),
             self.name()
         );
-        self.throttle(cost);
-    }
-
-    fn throttle(&self, cost: Duration) {
         self.throttled_until.set(Instant::now().checked_add(cost * THROTTLE));
     }
 }
 
-/// Makes the peers of `new` go on where those of `old` are. From then on the numbers of requests in
-/// flight are right in `new`; requests that hold older peers tell when they end
-/// ([`Snapshots::note_end`]).
-fn carry_over(old: Option<&Snapshot>, new: Option<&Snapshot>, departed: &mut Departed) {
-    let peers = |snapshot: Option<&Snapshot>| -> Vec<_> {
-        snapshot.into_iter().flat_map(Snapshot::peers).collect()
-    };
-    let (old, new) = (peers(old), peers(new));
-    // SAFETY: peers of the two snapshots, which nobody else uses in this moment.
-    pairs(
-        &old,
-        &new,
-        |(key, _)| *key,
-        |pair| unsafe {
-            match pair {
-                Pair::Both { old: i, new: j } => go_on(&mut *new[j].1.as_ptr(), old[i].1.as_ref()),
-                Pair::Come(j) => {
-                    (*new[j].1.as_ptr()).conns = departed.remove(&new[j].0).unwrap_or(0);
-                }
-                Pair::Gone(i) => {
-                    departed.insert(old[i].0, old[i].1.as_ref().conns);
-                }
-            }
-        },
-    );
-    departed.retain(|_, conns| *conns != 0);
-}
-
-fn go_on(peer: &mut ngx_http_upstream_rr_peer_t, before: &ngx_http_upstream_rr_peer_t) {
-    peer.conns = before.conns;
-    peer.fails = before.fails;
-    peer.accessed = before.accessed;
-    peer.checked = before.checked;
-    if peer.weight == before.weight {
-        peer.current_weight = before.current_weight;
-        peer.effective_weight = before.effective_weight;
-    }
+/// The worker's log.
+fn log() -> *mut ngx_log_t {
+    // SAFETY: a worker's cycle and its log live as long as the worker.
+    unsafe { (*ngx_cycle).log }
 }
