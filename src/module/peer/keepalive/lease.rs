@@ -22,22 +22,22 @@ use super::sweeper;
 use crate::ffi::OK;
 
 /// The peer that a request is with.
-pub(in super::super) enum UpstreamPeer<'a> {
+pub(crate) enum UpstreamPeer<'a> {
     Instance(InstanceRef<'a>),
     /// One of the upstream's `server` lines.
     Server,
 }
 
 /// The instance that a request is with.
-pub(in super::super) struct InstanceRef<'a> {
-    pub(in super::super) sets: &'a PeerSets,
-    pub(in super::super) view: &'a PeerView,
-    pub(in super::super) record: &'a PeerRecord,
+pub(crate) struct InstanceRef<'a> {
+    pub(crate) sets: &'a PeerSets,
+    pub(crate) view: &'a PeerView,
+    pub(crate) record: &'a PeerRecord,
 }
 
 /// What a request has of connections. It holds nothing that has to be given back.
 #[derive(Default)]
-pub(in super::super) struct Lease {
+pub(crate) struct Lease {
     /// Whom the request is with; `None` if its connection is not to be kept.
     key: Cell<Option<Key>>,
     /// The connection it was given, if one was idle.
@@ -47,13 +47,13 @@ pub(in super::super) struct Lease {
 impl Lease {
     /// Another peer is to be picked.
     #[inline]
-    pub(in super::super) fn forget(&self) {
+    pub(crate) fn forget(&self) {
         self.key.set(None);
         self.given.set(None);
     }
 
     /// Whether the request was given an idle connection.
-    pub(in super::super) fn was_given(&self) -> bool {
+    pub(crate) fn was_given(&self) -> bool {
         self.given.get().is_some()
     }
 
@@ -64,7 +64,7 @@ impl Lease {
     ///
     /// `pc` is the connection of a request, and points at `peer`; it needs one with `params`.
     #[inline(always)]
-    pub(in super::super) unsafe fn take(
+    pub(crate) unsafe fn take(
         &self,
         keepalive: &Keepalive,
         pc: &mut ngx_peer_connection_t,
@@ -98,7 +98,7 @@ impl Lease {
     ///
     /// `pc` is the connection of the request; it leads to `peer`, as when that was taken.
     #[inline(always)]
-    pub(in super::super) unsafe fn put(
+    pub(crate) unsafe fn put(
         &self,
         (keepalive, worker): (&Rc<Keepalive>, Option<Worker>),
         (pc, state): (&mut ngx_peer_connection_t, ngx_uint_t),

@@ -9,7 +9,7 @@ use nginx_sys::{ngx_http_request_t, ngx_http_upstream_t, ngx_peer_connection_t};
 
 /// The parameters of a connection, or those that a request needs.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(in super::super) struct ConnParams {
+pub(crate) struct ConnParams {
     /// The protocol, by the function that makes its requests: the peer may serve several.
     protocol: *const c_void,
     /// With TLS or `proxy_bind`: a hash of their parameters, which only this process can compute.
@@ -25,7 +25,7 @@ impl ConnParams {
     /// `pc` is the connection of the request `r`. Its variables may be evaluated, so nobody holds a
     /// mutable reference to what they look at.
     #[inline]
-    pub(in super::super) unsafe fn of(
+    pub(crate) unsafe fn of(
         r: *mut ngx_http_request_t,
         pc: &ngx_peer_connection_t,
     ) -> Option<ConnParams> {

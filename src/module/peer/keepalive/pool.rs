@@ -185,19 +185,19 @@ pub(super) fn is_wanted(record: &PeerRecord) -> bool {
 }
 
 /// An upstream, or one of the services of an upstream, that shares the idle connections.
-pub(in super::super) struct Member {
-    pub(in super::super) keepalive: Rc<Keepalive>,
+pub(crate) struct Member {
+    pub(crate) keepalive: Rc<Keepalive>,
     /// In a worker: the owner of the connections to its instances.
     owner: Cell<usize>,
 }
 
 impl Member {
-    pub(in super::super) fn new(keepalive: Rc<Keepalive>) -> Member {
+    pub(crate) fn new(keepalive: Rc<Keepalive>) -> Member {
         Member { keepalive, owner: Cell::new(SERVERS) }
     }
 
     /// In a worker.
-    pub(in super::super) fn join(&self, sets: &Rc<PeerSets>, worker: Worker) {
+    pub(crate) fn join(&self, sets: &Rc<PeerSets>, worker: Worker) {
         let owner = owner(sets);
         self.owner.set(owner);
         self.keepalive.worker.set(Some(worker));

@@ -10,7 +10,7 @@ use super::snapshots::Snapshots;
 use crate::ffi::OK;
 
 /// A request whose peers a method picks.
-pub(in super::super) struct MethodAttempt {
+pub(crate) struct MethodAttempt {
     snapshot: Rc<Snapshot>,
     method: Delegate,
 }
@@ -22,7 +22,7 @@ impl MethodAttempt {
     ///
     /// `r` is a request with an upstream, whose callbacks are not set yet; it holds the value until
     /// its pool is destroyed.
-    pub(in super::super) unsafe fn begin(
+    pub(crate) unsafe fn begin(
         snapshots: &Snapshots,
         snapshot: Rc<Snapshot>,
         r: *mut ngx_http_request_t,
@@ -36,18 +36,18 @@ impl MethodAttempt {
     }
 
     /// Whether the method wants to be told how the request goes on.
-    pub(in super::super) fn wants_notes(&self) -> bool {
+    pub(crate) fn wants_notes(&self) -> bool {
         self.method.wants_notes()
     }
 
     /// Whether the method can pick once more: methods that keep their tables in the block have those
     /// of the newest snapshot.
-    pub(in super::super) fn is_newest(&self, snapshots: &Snapshots) -> bool {
+    pub(crate) fn is_newest(&self, snapshots: &Snapshots) -> bool {
         snapshots.is_current(&self.snapshot)
     }
 
     /// The peer that the method picks, by its number in the view; `None` if there is none.
-    pub(in super::super) fn pick(&self, pc: *mut ngx_peer_connection_t) -> Option<usize> {
+    pub(crate) fn pick(&self, pc: *mut ngx_peer_connection_t) -> Option<usize> {
         let picked = self.method.get(pc);
         // SAFETY: nginx passes the request's connection.
         let address = unsafe { (*pc).sockaddr };
@@ -55,7 +55,7 @@ impl MethodAttempt {
     }
 
     /// An attempt with `peer` is over.
-    pub(in super::super) fn free(
+    pub(crate) fn free(
         &self,
         snapshots: &Snapshots,
         (pc, state): (*mut ngx_peer_connection_t, ngx_uint_t),
@@ -68,7 +68,7 @@ impl MethodAttempt {
         }
     }
 
-    pub(in super::super) fn notify(&self, pc: *mut ngx_peer_connection_t, kind: ngx_uint_t) {
+    pub(crate) fn notify(&self, pc: *mut ngx_peer_connection_t, kind: ngx_uint_t) {
         self.method.notify(pc, kind);
     }
 }

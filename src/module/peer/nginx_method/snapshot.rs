@@ -35,7 +35,7 @@ pub(super) struct Maker {
 }
 
 /// A view's first tier as a method has it.
-pub(in super::super) struct Snapshot {
+pub(crate) struct Snapshot {
     view: Rc<PeerView>,
     /// A copy of the block with peers of its own.
     us: *mut ngx_http_upstream_srv_conf_t,
@@ -112,7 +112,7 @@ impl Snapshot {
         Ok(Snapshot { view, us, peers, numbers, start, used, _pool: pool })
     }
 
-    pub(in super::super) fn view(&self) -> &Rc<PeerView> {
+    pub(crate) fn view(&self) -> &Rc<PeerView> {
         &self.view
     }
 

@@ -69,7 +69,7 @@ impl Snapshots {
     }
 
     /// Of the upstream of this name.
-    pub(in super::super) fn of(mut self, upstream: &[u8], alone: bool) -> Snapshots {
+    pub(crate) fn of(mut self, upstream: &[u8], alone: bool) -> Snapshots {
         self.upstream = String::from_utf8_lossy(upstream).into_owned();
         self.alone = alone;
         self
@@ -77,18 +77,18 @@ impl Snapshots {
 
     /// The same for another service: the method keeps nothing in the block, or the configuration
     /// was refused.
-    pub(in super::super) fn another(&self) -> Snapshots {
+    pub(crate) fn another(&self) -> Snapshots {
         Snapshots::with(self.maker.clone())
     }
 
     /// The method, for people.
-    pub(in super::super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.maker.method.name
     }
 
     /// The peers of the set of `view`, or of an older one for a while; `None` if there are none.
     #[inline]
-    pub(in super::super) fn snapshot(&self, view: &Rc<PeerView>) -> Option<Rc<Snapshot>> {
+    pub(crate) fn snapshot(&self, view: &Rc<PeerView>) -> Option<Rc<Snapshot>> {
         match &*self.current.borrow() {
             Some(current) if Rc::ptr_eq(current.view(), view) => return Some(Rc::clone(current)),
             None if view.is_empty() => return None,

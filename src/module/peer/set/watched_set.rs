@@ -9,7 +9,7 @@ use super::super::worker::now;
 
 /// A set that an upstream's peers come from.
 pub(crate) struct WatchedSet {
-    pub(in super::super) key: u128,
+    pub(crate) key: u128,
     /// Its number in the plan; of a service that only requests name, `usize::MAX`.
     pub(crate) target: usize,
     pub(crate) datacenter: Option<String>,
@@ -42,7 +42,7 @@ impl WatchedSet {
     }
 
     /// Its entry in the table, if that is still its own.
-    pub(in super::super) fn present(&self, table: &Table<'static>) -> Option<usize> {
+    pub(crate) fn present(&self, table: &Table<'static>) -> Option<usize> {
         self.entry.get().filter(|&entry| table.key(entry) == self.key)
     }
 
