@@ -21,7 +21,7 @@ pub struct Key {
     /// Whose peer that is, of those that share the connections.
     pub owner: usize,
     /// Of an instance: where its counters are.
-    pub place: Option<SlotRef>,
+    pub slot: Option<SlotRef>,
     /// Identity of the instance, or a hash of what else names the peer.
     pub identity: u64,
     /// Of an instance: what tells its address from others that it had or will have.

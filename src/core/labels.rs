@@ -23,7 +23,7 @@ struct Label {
 impl LabelSet {
     /// Takes the details of a copy of a set; `None` if it was read without.
     pub fn take(image: &mut PeerSnapshot) -> Option<LabelSet> {
-        let lines = image.take_details()?;
+        let lines = image.take_metadata()?;
         let ends = lines.iter().zip(1..).filter(|(byte, _)| **byte == b'\n').map(|(_, end)| end);
         let starts = std::iter::once(0).chain(ends).zip(&image.records);
         let mut labels: Vec<(bool, Label)> = starts
@@ -52,13 +52,13 @@ mod tests {
     use crate::params::Params;
     use crate::process::ProcessId;
     use crate::table::Table;
-    use crate::table::tests::peer;
+    use crate::table::testing::peer;
 
     /// The set as a worker reads it.
     fn image(peers: Vec<Peer>) -> PeerSnapshot {
         let words: &[AtomicU64] = Vec::leak((0..1 << 17).map(|_| AtomicU64::new(0)).collect());
         let (table, me) = (Table::create(words, 16).unwrap(), ProcessId::own());
-        table.lead(me);
+        table.acquire_leadership(me);
         let entry = table.claim(1, me).unwrap();
         table.publish((entry, 1), &PeerSet::new(peers), 1, me).unwrap();
         table.read(entry, 1).unwrap()

@@ -113,7 +113,7 @@ fn flag(value: &str) -> Option<bool> {
 
 /// A time as `ngx_parse_time()` reads it: numbers with units from years down to milliseconds,
 /// seconds where there is none.
-pub(crate) fn time(text: &str) -> Option<Duration> {
+pub fn time(text: &str) -> Option<Duration> {
     const UNITS: [(&str, u64); 8] = [
         ("y", 365 * 86_400_000),
         ("M", 30 * 86_400_000),

@@ -1,83 +1,42 @@
 //! The configuration: what the directives fill, and what is made of it when all is read.
 
 use std::ffi::{c_char, c_void};
-use std::mem::offset_of;
-use std::ptr::{self, NonNull};
+use std::ptr;
 
-use nginx_consul_core::balance::ServerParams;
-use nginx_consul_core::model::{Query, Selection};
-use nginx_sys::{ngx_conf_t, ngx_http_complex_value_t, ngx_int_t};
+use nginx_sys::{ngx_conf_t, ngx_int_t};
 
-use crate::ffi::panics;
 use crate::ffi::{self, CONF_ERROR, CONF_OK, ERROR, OK, catch_panic, give_to_pool};
-use crate::peer::{self, NginxMethod, Slot};
+use crate::peer;
 use crate::status::LocationOptions;
 use crate::{on_demand_phase, variables};
 
 mod args;
-mod api;
-mod http;
-mod status;
+mod row;
 mod state_file;
-mod commands;
-mod directives;
-pub(crate) mod dynamic;
-mod finish;
-mod nginx_method;
-mod keepalive;
-mod on_demand;
-mod policy;
 mod settings;
+mod keepalive;
+mod srv;
+mod http;
+mod observe;
+mod dynamic;
+mod on_demand;
 mod target;
+mod status;
+mod api;
+mod commands;
+mod check;
+mod finish;
 
 pub(crate) use commands::COMMANDS;
-pub(crate) use directives::Directives;
+pub(crate) use srv::SrvConf;
+
 use http::HttpConf;
-pub(crate) use keepalive::KeepaliveConf;
-pub(crate) use settings::Settings;
-
-/// `consul_dynamic` of a block.
-pub(crate) struct Dynamic {
-    /// What to ask, but for the datacenter.
-    pub(crate) query: Query,
-    /// The service's name, if it has variables; then the query has none.
-    pub(crate) by_request: Option<NonNull<ngx_http_complex_value_t>>,
-    /// `dc=`, in the order of use; none: the agent's own.
-    pub(crate) datacenters: Vec<String>,
-    pub(crate) selection: Selection,
-    pub(crate) rules: ServerParams,
-    /// The block has `server` lines to fall back on.
-    pub(crate) has_fallback: bool,
-    /// The method that stands before, and picks.
-    pub(crate) nginx_method: Option<NginxMethod>,
-    /// How many [`Directives::methods`] stand before.
-    pub(crate) before: usize,
-    /// Where the directive stands, as `file:line`.
-    pub(crate) place: String,
-}
-
-/// Of `http` (its `block` stays empty) or of one `upstream`.
-#[derive(Default)]
-#[repr(C)]
-pub(crate) struct SrvConf {
-    /// What requests use; filled when the configuration was read.
-    pub(crate) slot: Slot,
-    pub(crate) settings: Settings,
-    pub(crate) dynamic: Option<Dynamic>,
-    /// `consul_keepalive`.
-    pub(crate) keepalive_conf: Option<KeepaliveConf>,
-    /// Those of other modules.
-    pub(crate) directives: Directives,
-}
-
-// By it `peer` finds what it needs of a `srv_conf`, and knows nothing of the rest.
-const _: () = assert!(offset_of!(SrvConf, slot) == 0);
 
 /// Adds the variables, and begins to observe the directives of other modules.
 pub(crate) extern "C" fn ngx_http_consul_preconfiguration(cf: *mut ngx_conf_t) -> ngx_int_t {
     catch_panic(ERROR, || {
         // SAFETY: nginx passes the configuration of `http`, before it is read.
-        let is_done = unsafe { directives::begin(cf) && variables::add_all(cf) };
+        let is_done = unsafe { observe::begin(cf) && variables::add_all(cf) };
         if is_done { OK } else { ERROR }
     })
 }
@@ -85,7 +44,7 @@ pub(crate) extern "C" fn ngx_http_consul_preconfiguration(cf: *mut ngx_conf_t) -
 /// Once `http` is read and merged: what has to know all of it.
 pub(crate) extern "C" fn ngx_http_consul_postconfiguration(cf: *mut ngx_conf_t) -> ngx_int_t {
     catch_panic(ERROR, || {
-        directives::end();
+        observe::end();
         // SAFETY: `cf` is that of `http`, whose main configurations are complete; nothing else
         // refers to ours.
         let http = unsafe {
@@ -105,7 +64,7 @@ pub(crate) extern "C" fn ngx_http_consul_postconfiguration(cf: *mut ngx_conf_t) 
 
 pub(crate) extern "C" fn ngx_http_consul_create_main_conf(cf: *mut ngx_conf_t) -> *mut c_void {
     // The first of all callbacks.
-    panics::log_them();
+    ffi::catch_panic::log_panics();
     create_conf::<HttpConf>(cf)
 }
 

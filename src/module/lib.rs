@@ -17,8 +17,6 @@
 //! | `exit_process`         | [`lifecycle`]       | ends the threads                            |
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::ptr;
-
 use nginx_sys::{NGX_HTTP_MODULE, ngx_http_module_t, ngx_module_t};
 
 mod ffi;
@@ -29,7 +27,6 @@ mod services;
 mod variables;
 mod status;
 mod ready;
-mod table_writer;
 mod api;
 mod on_demand_phase;
 mod lifecycle;
@@ -59,27 +56,11 @@ pub static mut ngx_http_consul_module: ngx_module_t = ngx_module_t {
     ..ngx_module_t::default()
 };
 
-/// A list that only nginx reads, once, in the master.
-#[repr(transparent)]
-#[allow(missing_debug_implementations)]
-pub struct List<T, const N: usize>([*const T; N]);
+/// What the `.so` holds, for `load_module`. The order is empty: the module comes last, so its
+/// `init_main_conf` sees what the others made of a block.
+#[allow(missing_docs, unreachable_pub)]
+mod loaded {
+    use super::ngx_http_consul_module;
 
-// SAFETY: the pointers are to statics, and nothing writes the list.
-unsafe impl<T, const N: usize> Sync for List<T, N> {}
-
-/// What the `.so` holds, for `load_module`.
-#[unsafe(no_mangle)]
-#[allow(non_upper_case_globals)]
-pub static ngx_modules: List<ngx_module_t, 2> =
-    List([&raw const ngx_http_consul_module, ptr::null()]);
-
-/// Names of [`ngx_modules`].
-#[unsafe(no_mangle)]
-#[allow(non_upper_case_globals)]
-pub static ngx_module_names: List<std::ffi::c_char, 2> =
-    List([c"ngx_http_consul_module".as_ptr(), ptr::null()]);
-
-/// Empty: the module comes last, so its `init_main_conf` sees what the others made of a block.
-#[unsafe(no_mangle)]
-#[allow(non_upper_case_globals)]
-pub static ngx_module_order: List<std::ffi::c_char, 1> = List([ptr::null()]);
+    ngx::ngx_modules!(ngx_http_consul_module);
+}

@@ -14,28 +14,22 @@ use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::state::{Saved, Saver};
 use nginx_consul_core::table::Table;
 use nginx_consul_core::watch::{Plan, Sink, Watcher};
-use nginx_sys::{
-    NGX_LOG_ALERT, NGX_LOG_WARN, NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_cycle, ngx_cycle_t,
-    ngx_int_t, ngx_log_t, ngx_uint_t,
-};
+use nginx_sys::{NGX_LOG_ALERT, NGX_LOG_WARN, ngx_cycle_t, ngx_int_t};
 
-use self::overrides::Resync;
+use self::fork::SingleThread;
 use self::signals::SignalsBlocked;
-use self::state_file::TableSource;
 use self::workers_user::Workers;
 use crate::ffi::timer::Timer;
-use crate::ffi::{OK, catch_panic};
+use crate::ffi::{Log, OK, catch_panic, process};
 use crate::peer::{Worker, end_keepalive};
-use crate::table_writer::TableWriter;
 use crate::upstreams::Upstreams;
+use nginx_consul_core::table_writer::{Resync, TableState, TableWriter, end_expired};
 
 mod signals;
 mod fork;
 mod workers_user;
 mod permissions;
 mod state_directory;
-mod state_file;
-mod overrides;
 mod initial_fetch;
 
 /// How often worker 0 writes the threads' log lines and looks whether it is to end, milliseconds.
@@ -63,7 +57,7 @@ struct Watch {
     /// Only with services that requests name.
     resolver: Option<ServiceResolver>,
     /// With `consul_state`: where, and the thread that writes it.
-    state: Option<(PathBuf, Arc<TableSource>)>,
+    state: Option<(PathBuf, Arc<TableState>)>,
     saver: Option<Saver>,
     sink: Arc<TableWriter>,
     timer: Timer,
@@ -77,105 +71,94 @@ thread_local! {
     static KEPT: RefCell<Vec<Saved>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What the upstreams of a cycle share; `None` if no upstream follows Consul.
+/// What the upstreams of a cycle share.
+type Parts<'a> = (&'a Upstreams, &'a Arc<Plan>, Table<'static>);
+
+/// The cycle that nginx passes to a hook: its log, and its parts; `None` if no upstream follows
+/// Consul.
 ///
 /// # Safety
 ///
-/// As for [`Upstreams::of_cycle`].
-unsafe fn parts<'a>(
-    cycle: *mut ngx_cycle_t,
-) -> Option<(&'a Upstreams, &'a Arc<Plan>, Table<'static>)> {
-    // SAFETY: the caller's promise.
-    let upstreams = unsafe { Upstreams::of_cycle(cycle)? };
-    Some((upstreams, upstreams.plan.as_ref()?, upstreams.table()?))
+/// nginx has passed it to a running hook, `'a`.
+unsafe fn parts<'a>(cycle: *mut ngx_cycle_t) -> (Log<'a>, Option<Parts<'a>>) {
+    // SAFETY: a cycle that is passed to hooks has been configured, and is there meanwhile.
+    let (log, upstreams) = unsafe { (Log::new((*cycle).log), Upstreams::of_cycle(cycle)) };
+    let parts =
+        |upstreams: &'a Upstreams| Some((upstreams, upstreams.plan.as_ref()?, upstreams.table()?));
+    (log, upstreams.and_then(parts))
 }
 
 /// In the master, before it forks: asks for what the zone doesn't hold yet. Never fails: an error
 /// here would end the master, also on a reload.
 pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) -> ngx_int_t {
     catch_panic(OK, || {
-        // SAFETY: nginx sets this before it reads the configuration.
-        let is_test = unsafe { nginx_sys::ngx_test_config } != 0;
         // SAFETY: nginx passes the cycle it has just made.
-        let Some((upstreams, plan, table)) = (unsafe { parts(cycle) }) else { return OK };
-        // SAFETY: as above; the master has no threads.
-        unsafe {
-            let (workers, log) = (Workers::of(cycle), (*cycle).log);
-            permissions::check(plan, &workers, log);
-            if let Some(state) = &upstreams.state_file {
-                state_directory::prepare(state, &workers, is_test, log);
-            }
+        let (log, Some(parts)) = (unsafe { parts(cycle) }) else { return OK };
+        let (upstreams, plan, _) = parts;
+        // SAFETY: as above.
+        let workers = unsafe { Workers::of(cycle) };
+        // SAFETY: nginx calls this in its master, which has no threads: ours are a worker's.
+        let single = unsafe { SingleThread::new() };
+        permissions::check(plan, &workers, (single, log));
+        if let Some(state) = &upstreams.state_file {
+            state_directory::prepare(state, &workers, (single, log));
         }
-        // SAFETY: as above; no request is served before the master forks.
+        // SAFETY: no request is served by the configuration before the master forks.
         unsafe { upstreams.guard() };
-        if is_test {
-            return OK;
+        if !process::is_test() {
+            fetch(parts, single, log);
         }
-        let opened = upstreams.templates.as_ref().map_or(Ok(()), |_| Channel::open());
-        if let Err(e) = opened {
-            // SAFETY: the cycle's log.
-            let log = unsafe { (*cycle).log };
-            ngx::ngx_log_error!(
-                NGX_LOG_ALERT,
-                log,
-                "consul: requests can't name services: no socket pair ({e})"
-            );
-        }
-        let sink = TableWriter::new(table, plan);
-        let needed: Vec<usize> =
-            (0..plan.targets.len()).filter(|&target| !sink.has_data(target)).collect();
-        if !needed.is_empty() {
-            let timeout = upstreams.init_timeout;
-            // SAFETY: nginx's master has no other threads, nor has the only process without one yet.
-            unsafe { initial_fetch::ask(plan, table, &needed, timeout, &sink) };
-        }
-        let is_new = table.begin_overrides();
-        let kept = upstreams
-            .state_file
-            .as_ref()
-            .map(|state| state.restore(plan, upstreams.templates.as_deref(), (&sink, is_new)));
-        KEPT.set(kept.unwrap_or_default());
-        sink.close();
-        // SAFETY: the cycle's log.
-        unsafe { write_lines(&sink, (*cycle).log) };
         OK
     })
 }
 
-/// # Safety
-///
-/// `log` is the log of the current cycle; called from the main thread.
-unsafe fn write_lines(sink: &TableWriter, log: *mut ngx_log_t) {
-    for line in sink.take_lines() {
-        // SAFETY: the caller's promise.
-        unsafe { crate::ffi::log::write(log, &line) };
+/// Fills the zone with first answers and what the state file knows.
+fn fetch((upstreams, plan, table): Parts<'_>, single: SingleThread, log: Log<'_>) {
+    let opened = upstreams.templates.as_ref().map_or(Ok(()), |_| Channel::open());
+    if let Err(e) = opened {
+        ngx::ngx_log_error!(
+            NGX_LOG_ALERT,
+            log.as_ptr(),
+            "consul: requests can't name services: no socket pair ({e})"
+        );
     }
+    let sink = TableWriter::new(table, plan);
+    let needed: Vec<usize> =
+        (0..plan.targets.len()).filter(|&target| !sink.has_data(target)).collect();
+    if !needed.is_empty() {
+        initial_fetch::ask((plan, table), &needed, upstreams.init_timeout, (single, &sink));
+    }
+    let is_new = table.claim_overrides_restore();
+    let kept = upstreams
+        .state_file
+        .as_ref()
+        .map(|state| state.restore(plan, upstreams.templates.as_deref(), (&sink, is_new)));
+    KEPT.set(kept.unwrap_or_default());
+    sink.close();
+    write_lines(&sink, log);
+}
+
+fn write_lines(sink: &TableWriter, log: Log<'_>) {
+    sink.take_lines().iter().for_each(|line| log.write(line));
 }
 
 pub(crate) extern "C" fn ngx_http_consul_init_process(cycle: *mut ngx_cycle_t) -> ngx_int_t {
     catch_panic(OK, || {
-        // SAFETY: nginx's own globals, set before init_process. Cache managers and loaders also
-        // have ngx_worker 0, but are helpers.
-        let (kind, number) = unsafe { (nginx_sys::ngx_process, nginx_sys::ngx_worker) };
-        let is_single = kind == NGX_PROCESS_SINGLE as ngx_uint_t;
-        if !is_single && kind != NGX_PROCESS_WORKER as ngx_uint_t {
-            return OK;
-        }
+        let Some(number) = process::worker() else { return OK };
         // SAFETY: nginx passes the worker's cycle.
-        let Some((upstreams, plan, table)) = (unsafe { parts(cycle) }) else { return OK };
-        table.clear_dead_lanes();
+        let (log, Some(parts)) = (unsafe { parts(cycle) }) else { return OK };
+        let (upstreams, plan, table) = parts;
+        table.clear_dead_shards();
         let worker = Worker::new(table);
         if worker.shard().is_none() {
-            // SAFETY: the cycle's log.
-            let log = unsafe { (*cycle).log };
             ngx::ngx_log_error!(
                 NGX_LOG_WARN,
-                log,
+                log.as_ptr(),
                 "consul: too many old workers are shutting down: until one has ended, this one's \
                  requests are not counted as in flight"
             );
         }
-        let watch = (is_single || number == 0).then(|| Watch::start(upstreams, plan, table));
+        let watch = (number == 0).then(|| Watch::start(upstreams, plan, table));
         upstreams.fixed().for_each(|upstream| upstream.start(worker));
         upstreams.on_demand().for_each(|upstream| upstream.start(worker));
         RUNNING.set(Some(Running { worker, watch }));
@@ -190,7 +173,8 @@ pub(crate) extern "C" fn ngx_http_consul_exit_process(cycle: *mut ngx_cycle_t) {
         if let Some(mut watch) = running.watch {
             watch.end();
             // SAFETY: nginx passes the worker's cycle.
-            unsafe { write_lines(&watch.sink, (*cycle).log) };
+            let (log, _) = unsafe { parts(cycle) };
+            write_lines(&watch.sink, log);
             watch.sink.close();
         }
         // Requests that an ending worker cut off are no longer in flight.
@@ -217,7 +201,7 @@ impl Watch {
         let sink = TableWriter::new(table, plan);
         let state = upstreams.state_file.as_ref().map(|file| {
             let source =
-                TableSource { sink: Arc::clone(&sink), plan: Arc::clone(plan), kept: KEPT.take() };
+                TableState { sink: Arc::clone(&sink), plan: Arc::clone(plan), kept: KEPT.take() };
             (file.path.clone(), Arc::new(source))
         });
         let plan = Arc::clone(plan);
@@ -243,11 +227,9 @@ impl Watch {
     /// Makes this worker the one that follows Consul, and looks up the names that requests ask for.
     /// If there is no thread to be had now, the next check tries again.
     fn start_engine(&mut self, table: Table<'static>) {
-        table.lead(ProcessId::own());
-        // SAFETY: a worker's cycle lives as long as the worker.
-        let connections = unsafe { (*ngx_cycle).connection_n };
+        table.acquire_leadership(ProcessId::own());
         let (plan, sink) = (Arc::clone(&self.plan), self.sink.clone());
-        let start = || Watcher::start_within(plan, sink, Some(connections));
+        let start = || Watcher::start_within(plan, sink, Some(process::connections()));
         self.engine = start_threads("the watch threads", start).map(Arc::new);
         self.resolver = None;
         if let Some((templates, engine)) = self.templates.clone().zip(self.engine.clone()) {
@@ -267,17 +249,17 @@ impl Watch {
 
     /// Once a second.
     fn check(&mut self, table: Table<'static>) {
-        table.clear_dead_lanes();
+        table.clear_dead_shards();
         // The last worker 0 of an older configuration may have started after this one. What this
         // engine found out meanwhile was not taken, so a new one asks again.
-        if self.engine.is_none() || !table.is_led_by(ProcessId::own()) {
+        if self.engine.is_none() || !table.is_leader(ProcessId::own()) {
             if let Some(engine) = self.engine.take() {
                 engine.stop();
             }
             self.start_engine(table);
         }
         self.start_saver();
-        overrides::check(table, &self.sink);
+        end_expired(table, &self.sink);
         if self.ticks == RETAIN_TICKS || (self.ticks < RETAIN_TICKS && self.sink.is_short_of_room())
         {
             retain(table, &self.keys, self.templates.as_deref());
@@ -305,27 +287,19 @@ fn start_threads<T>(what: &str, start: impl FnOnce() -> io::Result<T>) -> Option
     let _blocked = SignalsBlocked::new();
     let started = start();
     if let Err(error) = &started {
-        let log = log();
+        let log = process::log().as_ptr();
         ngx::ngx_log_error!(NGX_LOG_ALERT, log, "consul: can't start {what} ({error})");
     }
     started.ok()
-}
-
-/// The log of a worker, for its main thread.
-fn log() -> *mut ngx_log_t {
-    // SAFETY: a worker's cycle and its log live as long as the worker.
-    unsafe { (*ngx_cycle).log }
 }
 
 /// Worker 0's timer. A panic in one of the parts does not keep the others from being done.
 fn tick() -> bool {
     RUNNING.with_borrow_mut(|running| {
         let Some(Running { worker, watch: Some(watch), .. }) = running else { return false };
-        // SAFETY: the worker's log, from its main thread.
-        catch_panic((), || unsafe { write_lines(&watch.sink, log()) });
-        // SAFETY: nginx's own flag, written by its main thread. The worker may have connections
-        // left for long; its threads are not needed any more.
-        if unsafe { nginx_sys::ngx_exiting } != 0 {
+        catch_panic((), || write_lines(&watch.sink, process::log()));
+        // The worker may have connections left for long; its threads are not needed any more.
+        if process::is_exiting() {
             if let Some(engine) = &watch.engine {
                 engine.stop();
             }

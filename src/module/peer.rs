@@ -50,7 +50,7 @@ pub(crate) use init_upstream::ngx_http_upstream_init_consul;
 #[cfg(nginx_keepalive_anywhere)]
 pub(crate) use init_upstream::replace_keepalive;
 pub(crate) use keepalive::{Keepalive, end as end_keepalive};
-pub(crate) use nginx_method::{InitUpstream, NginxMethod, Snapshots};
+pub(crate) use nginx_method::{NginxMethod, Snapshots};
 pub(crate) use on_demand::{Lookup, New, OnDemandUpstream, Why};
 pub(crate) use options::{Balance, Options};
 pub(crate) use request_peer::RequestPeer;

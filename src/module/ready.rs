@@ -1,32 +1,28 @@
 //! `consul_status ready`: whether there is data to serve from, for load balancers and probes.
 
 use nginx_consul_core::status::ready::{Demand, Readiness};
-use nginx_sys::{
-    NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_OK, NGX_HTTP_SERVICE_UNAVAILABLE, ngx_http_request_t,
-    ngx_int_t,
-};
+use nginx_sys::{NGX_HTTP_OK, NGX_HTTP_SERVICE_UNAVAILABLE, ngx_http_request_t, ngx_int_t};
 
 use crate::ffi::response;
-use crate::ffi::{self, catch_panic};
+use crate::ffi::{INTERNAL_SERVER_ERROR, Request, catch_panic};
 use crate::status::LocationOptions;
 use crate::upstreams::Upstreams;
 
 pub(crate) extern "C" fn ngx_http_consul_ready_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
-    catch_panic(NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t, || {
-        // SAFETY: nginx passes a request that is ours until it is finalized.
-        unsafe {
-            if let Err(rc) = response::only_read(r) {
-                return rc;
-            }
-            let demand = LocationOptions::of(r).ready.unwrap_or_default();
-            let readiness = judge(Upstreams::of_request(r), demand);
-            let status = if readiness.ready { NGX_HTTP_OK } else { NGX_HTTP_SERVICE_UNAVAILABLE };
-            let (kind, body) = match wants_json(r) {
-                true => ("application/json", readiness.to_json()),
-                false => ("text/plain; charset=utf-8", readiness.to_text()),
-            };
-            response::send(r, status, kind, vec![body.into()])
+    catch_panic(INTERNAL_SERVER_ERROR, || {
+        // SAFETY: nginx passes a request, which is the handler's until it is finalized.
+        let r = unsafe { Request::new(r) };
+        if let Err(rc) = r.only_read() {
+            return rc;
         }
+        let demand = r.loc_conf::<LocationOptions>().ready.unwrap_or_default();
+        let readiness = judge(r.main_conf(), demand);
+        let status = if readiness.ready { NGX_HTTP_OK } else { NGX_HTTP_SERVICE_UNAVAILABLE };
+        let (kind, body) = match wants_json(r) {
+            true => ("application/json", readiness.to_json()),
+            false => ("text/plain; charset=utf-8", readiness.to_text()),
+        };
+        response::send(r, status, kind, vec![body.into()])
     })
 }
 
@@ -39,17 +35,9 @@ fn judge(upstreams: &Upstreams, demand: Demand) -> Readiness {
 }
 
 /// Whether the request asks for JSON, by an argument or a header.
-///
-/// # Safety
-///
-/// `r` is a valid request.
-unsafe fn wants_json(r: *mut ngx_http_request_t) -> bool {
-    // SAFETY: the caller's promise; the arguments live as long as the request.
-    let (request, arguments) =
-        unsafe { (ngx::http::Request::from_ngx_http_request(r), ffi::bytes(&(*r).args)) };
-    arguments.split(|&b| b == b'&').any(|argument| argument == b"format=json")
-        || request.headers_in_iterator().any(|(name, value)| {
-            name.as_bytes().eq_ignore_ascii_case(b"accept")
-                && value.to_string_lossy().to_ascii_lowercase().contains("application/json")
+fn wants_json(r: Request<'_>) -> bool {
+    r.args().split(|&b| b == b'&').any(|argument| argument == b"format=json")
+        || r.headers("accept").any(|value| {
+            String::from_utf8_lossy(value).to_ascii_lowercase().contains("application/json")
         })
 }

@@ -14,30 +14,30 @@ use crate::upstreams::Upstreams;
 
 /// The services of a configuration, by number: the targets of its plan, and then one for each entry
 /// of the table, which may be that of a service that a request has named.
-pub(crate) struct Services {
-    pub(crate) upstreams: &'static Upstreams,
+pub(crate) struct Services<'a> {
+    pub(crate) upstreams: &'a Upstreams,
     pub(crate) table: Table<'static>,
-    plan: &'static Arc<Plan>,
+    plan: &'a Arc<Plan>,
     entries: HashMap<u128, usize>,
 }
 
 /// A set of a service's instances that upstreams follow.
-pub(crate) struct Followed {
+pub(crate) struct Followed<'a> {
     pub(crate) key: u128,
     /// Where it is in the table, once it has a place there.
     pub(crate) entry: Option<usize>,
-    pub(crate) target: Cow<'static, Target>,
+    pub(crate) target: Cow<'a, Target>,
     /// A request has named it.
     pub(crate) is_named: bool,
     /// It has one instance.
     pub(crate) is_single: bool,
     /// Those that follow it.
-    pub(crate) blocks: Vec<&'static Upstream>,
+    pub(crate) blocks: Vec<&'a Upstream>,
 }
 
-impl Services {
+impl<'a> Services<'a> {
     /// `None` if no block follows Consul.
-    pub(crate) fn new(upstreams: &'static Upstreams) -> Option<Services> {
+    pub(crate) fn new(upstreams: &'a Upstreams) -> Option<Services<'a>> {
         let (table, plan) = (upstreams.table()?, upstreams.plan.as_ref()?);
         Some(Services { upstreams, table, plan, entries: table.entries() })
     }
@@ -54,7 +54,7 @@ impl Services {
     }
 
     /// The name of a service; `None` if there is none of this number.
-    pub(crate) fn name(&self, number: usize) -> Option<Cow<'static, str>> {
+    pub(crate) fn name(&self, number: usize) -> Option<Cow<'a, str>> {
         match self.plan.targets.get(number) {
             Some(target) => Some(Cow::Borrowed(&target.query.service)),
             None => Some(Cow::Owned(self.table.service_name(number - self.planned())?.name)),
@@ -62,7 +62,7 @@ impl Services {
     }
 
     /// A service; `None` if there is none of this number.
-    pub(crate) fn get(&self, number: usize) -> Option<Followed> {
+    pub(crate) fn get(&self, number: usize) -> Option<Followed<'a>> {
         let Some(target) = self.plan.targets.get(number) else {
             return self.named(number - self.planned());
         };
@@ -79,10 +79,10 @@ impl Services {
         })
     }
 
-    fn named(&self, entry: usize) -> Option<Followed> {
+    fn named(&self, entry: usize) -> Option<Followed<'a>> {
         let (key, named) = (self.table.key(entry), self.table.service_name(entry)?);
         let template = self.upstreams.templates.as_ref()?.find(named.template)?;
-        let places = template.places(&named.name, self.plan);
+        let places = template.targets_of(&named.name, self.plan);
         let place = places.into_iter().find(|place| place.key == key)?;
         let follows =
             |block: &&OnDemandUpstream| block.template().is_some_and(|t| t.key == named.template);
@@ -98,7 +98,7 @@ impl Services {
     }
 }
 
-impl Followed {
+impl Followed<'_> {
     /// Names of the upstreams.
     pub(crate) fn upstreams(&self) -> Vec<String> {
         self.blocks.iter().map(|block| block.name().into_owned()).collect()

@@ -4,20 +4,19 @@
 //! the API, the on-demand phase and the lifecycle read it. nginx keeps it as the first member of
 //! the module's main configuration, so that none of them has to know the configuration.
 
-use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nginx_consul_core::on_demand::Templates;
 use nginx_consul_core::table::Table;
+use nginx_consul_core::table_writer::StateFile;
 use nginx_consul_core::watch::Plan;
 use nginx_sys::{
-    ngx_cycle_t, ngx_http_conf_ctx_t, ngx_http_request_t, ngx_http_upstream_srv_conf_t,
-    ngx_module_t, ngx_shm_zone_t,
+    ngx_cycle_t, ngx_http_conf_ctx_t, ngx_http_upstream_srv_conf_t, ngx_module_t, ngx_shm_zone_t,
 };
 
-use crate::ffi;
+use crate::ffi::{self, HttpMainConf};
 use crate::peer::{self, OnDemandUpstream, Slot, Upstream};
 use crate::zone;
 
@@ -44,25 +43,8 @@ pub(crate) struct Upstreams {
     pub(crate) state_file: Option<StateFile>,
 }
 
-/// `consul_state path [valid=time]`.
-pub(crate) struct StateFile {
-    /// Absolute.
-    pub(crate) path: PathBuf,
-    /// Answers older than that are not taken from it.
-    pub(crate) valid: Option<Duration>,
-}
-
-impl StateFile {
-    /// The directory that the file is in.
-    pub(crate) fn directory(&self) -> &Path {
-        parent(&self.path)
-    }
-}
-
-/// The directory of an absolute path.
-pub(crate) fn parent(path: &Path) -> &Path {
-    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("/"))
-}
+// SAFETY: the main configuration that the module makes begins with it.
+unsafe impl HttpMainConf for Upstreams {}
 
 impl Upstreams {
     /// Those of a cycle; `None` if it has no `http` block.
@@ -80,16 +62,6 @@ impl Upstreams {
         // SAFETY: the main configuration begins with the registry; directive handlers, which alone
         // change it, have ended.
         unsafe { ffi::conf_of::<Upstreams>(context.main_conf, ffi::module()).as_ref() }
-    }
-
-    /// Those of the configuration that a request is served by.
-    ///
-    /// # Safety
-    ///
-    /// `r` is a valid request, which lives as long as `'a`.
-    pub(crate) unsafe fn of_request<'a>(r: *mut ngx_http_request_t) -> &'a Upstreams {
-        // SAFETY: as in of_cycle(); a configuration outlives its requests.
-        unsafe { &*ffi::conf_of::<Upstreams>((*r).main_conf, ffi::module()) }
     }
 
     /// Whether no upstream follows Consul.

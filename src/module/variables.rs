@@ -10,7 +10,7 @@ use nginx_sys::{
     ngx_http_variable_t, ngx_http_variable_value_t, ngx_int_t, ngx_str_t,
 };
 
-use crate::ffi::{self, ERROR, OK, bytes, catch_panic, give_to_pool, str_over};
+use crate::ffi::{self, ERROR, OK, Request, bits, bytes, catch_panic, conf_of, str_over};
 use crate::peer::RequestPeer;
 
 /// A variable's name goes on with a key of `Service.Meta`.
@@ -87,16 +87,16 @@ impl Used {
     ///
     /// `cf` is that of `http`, whose directives have been read.
     pub(crate) unsafe fn of(cf: *mut ngx_conf_t) -> Used {
-        // SAFETY: the caller's promise; the names live in the configuration's pool.
-        let names = unsafe {
-            let core: *mut ngx_http_core_main_conf_t =
-                ffi::conf_of(ffi::http_context(cf).main_conf, &raw const ngx_http_core_module);
-            let variables = &raw mut (*core).variables;
-            // Not made before the first one.
-            let none = (*variables).elts.is_null();
-            let all: &[ngx_http_variable_t] = if none { &[] } else { ffi::elements(variables) };
-            all.iter().map(|variable| bytes(&variable.name)).collect::<Vec<_>>()
+        // SAFETY: the directives of `http` have been read (the caller's promise), so that nginx adds
+        // no more to the variables that they have named.
+        let variables: &[ngx_http_variable_t] = unsafe {
+            let list = ffi::http_context(cf).main_conf;
+            let core = conf_of::<ngx_http_core_main_conf_t>(list, &raw const ngx_http_core_module);
+            ffi::elements(&(*core).variables)
         };
+        // SAFETY: the names live in the configuration's pool.
+        let name = |variable: &ngx_http_variable_t| unsafe { bytes(&variable.name) };
+        let names: Vec<&[u8]> = variables.iter().map(name).collect();
         let keys = names.iter().filter_map(|name| name.strip_prefix(META));
         let keys: Vec<String> = keys.map(|key| String::from_utf8_lossy(key).into_owned()).collect();
         let is_label = |name: &&[u8]| {
@@ -113,9 +113,9 @@ extern "C" fn ngx_http_consul_variable(
     data: usize,
 ) -> ngx_int_t {
     catch_panic(ERROR, || {
-        let text = |served: &RequestPeer<'static>| ALL.get(data)?.2(served);
         // SAFETY: nginx passes a request, and room for a value.
-        unsafe { set(r, value, text) }
+        let (r, value) = unsafe { (Request::new(r), &mut *value) };
+        set(r, value, |served| ALL.get(data)?.2(served))
     })
 }
 
@@ -125,44 +125,39 @@ extern "C" fn ngx_http_consul_meta(
     data: usize,
 ) -> ngx_int_t {
     catch_panic(ERROR, || {
-        let text = |served: &RequestPeer<'static>| {
-            // SAFETY: nginx passes the name of the variable.
-            let name = unsafe { bytes(&*(data as *const ngx_str_t)) };
+        // SAFETY: nginx passes a request, room for a value, and the name of the variable.
+        let (r, value, name) =
+            unsafe { (Request::new(r), &mut *value, bytes(&*(data as *const ngx_str_t))) };
+        set(r, value, |served| {
             let key = std::str::from_utf8(name.get(META.len()..)?).ok()?;
             Some(printable(served.labels()?.meta.get(key)?))
-        };
-        // SAFETY: nginx passes a request, and room for a value.
-        unsafe { set(r, value, text) }
+        })
     })
 }
 
 /// Sets what is told of the request, for as long as its pool lives; an empty text is none, `-` in a
 /// log.
-///
-/// # Safety
-///
-/// `r` and `value` are valid.
-unsafe fn set(
-    r: *mut ngx_http_request_t,
-    value: *mut ngx_http_variable_value_t,
-    text: impl FnOnce(&RequestPeer<'static>) -> Option<Cow<'static, str>>,
+fn set<'r>(
+    r: Request<'r>,
+    value: &mut ngx_http_variable_value_t,
+    text: impl FnOnce(&RequestPeer<'r>) -> Option<Cow<'r, str>>,
 ) -> ngx_int_t {
-    // SAFETY: the caller's promise. What `served` gives lives as long as the request's pool, which
-    // is as long as the value is used.
+    // SAFETY: what is found lives as long as the request's pool.
+    let peer: Option<RequestPeer<'r>> = unsafe { RequestPeer::of(r.as_ptr()) };
+    let text = match peer.as_ref().and_then(text).unwrap_or_default() {
+        Cow::Borrowed(text) => text,
+        Cow::Owned(text) => match r.keep(text) {
+            Some(text) => text,
+            None => return ERROR,
+        },
+    };
+    // SAFETY: nginx has made the value, for this request.
     unsafe {
-        let value = &mut *value;
-        let text = match RequestPeer::of(r).as_ref().and_then(text).unwrap_or_default() {
-            Cow::Borrowed(text) => text,
-            Cow::Owned(text) => match give_to_pool((*r).pool, text).as_ref() {
-                Some(text) => text,
-                None => return ERROR,
-            },
-        };
-        value.set_len(text.len() as u32);
-        value.set_valid(u32::from(!text.is_empty()));
-        value.set_not_found(u32::from(text.is_empty()));
-        value.set_no_cacheable(0);
-        value.data = text.as_ptr().cast_mut();
+        bits::variable_value::LEN.set(value, text.len() as u32);
+        bits::variable_value::VALID.set(value, !text.is_empty());
+        bits::variable_value::NOT_FOUND.set(value, text.is_empty());
+        bits::variable_value::NO_CACHEABLE.set(value, false);
     }
+    value.data = text.as_ptr().cast_mut();
     OK
 }

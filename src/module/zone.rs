@@ -32,17 +32,16 @@ pub(crate) fn request(
              increase the size in \"consul_zone\""
         ));
     }
-    // SAFETY: `cf` is valid; the tag makes the zone ours, a zone of that name of another module is
-    // an error of nginx's own.
-    unsafe {
-        let tag = ffi::module().cast::<c_void>();
-        let mut shm_zone = NonNull::new(ngx_shared_memory_add(cf, &mut name, size, tag))
-            .ok_or_else(|| format!("can't have zone \"{name}\" of \"consul_zone\""))?;
-        shm_zone.as_mut().init = Some(ngx_http_consul_init_zone);
-        // Until then, the cycle that the zone is made for.
-        shm_zone.as_mut().data = (*cf).cycle.cast();
-        Ok(shm_zone)
-    }
+    let tag = ffi::module().cast::<c_void>();
+    // SAFETY: nginx reads the configuration of `cf`, and keeps name and zone as long as that. The tag
+    // makes the zone ours: one of that name of another module is an error of nginx's own.
+    let zone = unsafe { ngx_shared_memory_add(cf, &mut name, size, tag).as_mut() };
+    let zone = zone.ok_or_else(|| format!("can't have zone \"{name}\" of \"consul_zone\""))?;
+    zone.init = Some(ngx_http_consul_init_zone);
+    // Until then, the cycle that the zone is made for.
+    // SAFETY: nginx reads the configuration of `cf`.
+    zone.data = unsafe { (*cf).cycle }.cast();
+    Ok(NonNull::from(zone))
 }
 
 /// Called in the master with the memory mapped; `data` is what the last configuration's zone of
@@ -58,11 +57,12 @@ extern "C" fn ngx_http_consul_init_zone(zone: *mut ngx_shm_zone_t, data: *mut c_
                 None => refuse(shm_zone, "was made by another version of the module, rename it"),
             };
         }
-        let cycle = shm_zone.data.cast::<ngx_cycle_t>();
-        // SAFETY: as above; the pool is only ours.
+        // SAFETY: request() has left the cycle there, which nginx is making.
+        let workers = unsafe { workers(shm_zone.data.cast()) };
+        // SAFETY: the zone is mapped, and nobody has used its pool.
         let region = unsafe { take_all(shm_zone) };
         let Some(words) = region else { return refuse(shm_zone, "can't be laid out") };
-        if Table::create(words, table::shards_for(workers(cycle))).is_none() {
+        if Table::create(words, table::shards_for(workers)).is_none() {
             return refuse(shm_zone, "is too small");
         }
         OK
@@ -81,32 +81,30 @@ fn refuse(zone: &ngx_shm_zone_t, why: &str) -> ngx_int_t {
 ///
 /// The zone is mapped and its slab pool unused.
 unsafe fn take_all(zone: &mut ngx_shm_zone_t) -> Option<&'static [AtomicU64]> {
-    // SAFETY: the slab pool lies at the beginning of the zone; pages are aligned far beyond 8.
-    unsafe {
-        let pool = zone.shm.addr.cast::<ngx_slab_pool_t>();
-        let size = (*pool).pfree * ngx_pagesize;
-        let start = ngx_slab_calloc(pool, size).cast::<AtomicU64>();
-        if start.is_null() {
-            return None;
-        }
-        (*start).store((size / 8 - 1) as u64, Relaxed);
-        zone.data = start.cast();
-        (*pool).data = start.cast();
-        words(start)
-    }
+    // SAFETY: nginx lays the slab pool out at the beginning of a zone.
+    let pool = unsafe { &mut *zone.shm.addr.cast::<ngx_slab_pool_t>() };
+    // SAFETY: a number that nginx sets at its start.
+    let size = pool.pfree * unsafe { ngx_pagesize };
+    // SAFETY: nobody else uses the pool. What it gives are pages, zeroed, or null.
+    let start = unsafe { ngx_slab_calloc(pool, size) }.cast::<AtomicU64>();
+    // SAFETY: pages are aligned far beyond 8; zeros are an AtomicU64.
+    unsafe { start.as_ref()? }.store((size / 8 - 1) as u64, Relaxed);
+    zone.data = start.cast();
+    pool.data = start.cast();
+    // SAFETY: the first word was just set.
+    unsafe { words(start) }
 }
 
 /// # Safety
 ///
 /// `start` is null or what [`take_all`] took, still mapped.
 unsafe fn words(start: *mut AtomicU64) -> Option<&'static [AtomicU64]> {
-    // SAFETY: the first word is the number of those that follow. A process keeps the mapping for
-    // as long as it runs; only the master unmaps it, on a reload that changes the zone's size, and
-    // then uses only the new one (`watcher` closes the sink of the first answers).
-    unsafe {
-        let len = start.as_ref()?.load(Relaxed) as usize;
-        Some(slice::from_raw_parts(start.add(1), len))
-    }
+    // SAFETY: a process keeps the mapping for as long as it runs; only the master unmaps it, on a
+    // reload that changes the zone's size, and then uses only the new one (`lifecycle` closes the
+    // sink of the first answers). All of it is accessed as atomic words.
+    let len = unsafe { start.as_ref()? }.load(Relaxed) as usize;
+    // SAFETY: the first word is the number of those that follow.
+    Some(unsafe { slice::from_raw_parts(start.add(1), len) })
 }
 
 /// The table in the zone; `None` before nginx has mapped it.
@@ -117,12 +115,18 @@ pub(crate) fn table(zone: &ngx_shm_zone_t) -> Option<Table<'static>> {
 
 /// `worker_processes` of the configuration, or of the machine if that is more: a later
 /// configuration keeps the zone and may ask for more workers.
-fn workers(cycle: *const ngx_cycle_t) -> usize {
-    // SAFETY: `cycle` is the one being made; all of its modules' configurations are complete.
-    unsafe {
+///
+/// # Safety
+///
+/// `cycle` is being made, and all of its modules' configurations are complete.
+unsafe fn workers(cycle: *const ngx_cycle_t) -> usize {
+    // SAFETY: the core module has a configuration in each cycle (the caller's promise).
+    let core = unsafe {
         let core = *(*cycle).conf_ctx.add(ngx_core_module.index);
-        let set = core.cast::<ngx_core_conf_t>().as_ref().map_or(1, |c| c.worker_processes);
-        let cpus = nginx_sys::ngx_ncpu.max(1);
-        usize::try_from(set.max(cpus)).unwrap_or(1)
-    }
+        core.cast::<ngx_core_conf_t>().as_ref()
+    };
+    // SAFETY: a number that nginx sets at its start.
+    let cpus = unsafe { nginx_sys::ngx_ncpu }.max(1);
+    let set = core.map_or(1, |core| core.worker_processes);
+    usize::try_from(set.max(cpus)).unwrap_or(1)
 }

@@ -1,21 +1,17 @@
-//! A worker's own copy of what a block may pick from, ready to pick.
+//! A worker's own copy of the sets of an upstream, ready to pick from, and the peers of it that a
+//! request has tried.
 
 use std::cell::Cell;
 
 use crc32fast::Hasher;
 
+use super::method::Method;
 use super::modulo::Modulo;
 use super::ring::{Member, Ring};
-use super::{Method, Schedule, WeightTable};
+use super::schedule::{Schedule, WeightTable};
 use crate::address::AddressText;
 use crate::params::Params;
-use crate::table::{Limits, PeerRecord, PeerSnapshot, SlotRef};
-
-mod candidates;
-
-pub use candidates::{
-    Admission, Admitted, Clock, Obstacle, PickContext, Picked, Shared, pick, share,
-};
+use crate::table::{FailureLimits, PeerRecord, PeerSnapshot, SlotRef};
 
 /// The sets of a block as a worker uses them: never changed, so a request that holds it sees one
 /// generation of each from beginning to end.
@@ -24,11 +20,11 @@ pub use candidates::{
 #[derive(Debug)]
 pub struct View {
     generations: Vec<u64>,
-    records: Vec<PeerRecord>,
-    known: Vec<PeerInfo>,
-    tiers: Vec<Tier>,
-    /// What was found out when no peer that is out could be tried.
-    refused: Out,
+    pub(super) records: Vec<PeerRecord>,
+    pub(super) infos: Vec<PeerInfo>,
+    pub(super) tiers: Vec<Tier>,
+    /// No peer that is out could be probed.
+    pub(super) none_to_probe: NegativeCache,
 }
 
 /// Peers of equal standing: a tier is used while none before it has a usable peer.
@@ -38,27 +34,27 @@ pub struct Tier {
     pub set: usize,
     /// Those with `backup`, which come after those without.
     pub backup: bool,
-    first: usize,
-    /// What was found out when all of them were out.
-    out: Out,
-    weights: WeightTable,
-    order: Schedule,
-    keys: Keys,
+    pub(super) first: usize,
+    /// All of them were out.
+    pub(super) none_usable: NegativeCache,
+    pub(super) weights: WeightTable,
+    pub(super) schedule: Schedule,
+    pub(super) keys: KeyMap,
 }
 
-/// Until when nothing but a recovery changes that no peer can be used.
+/// That no peer can be used: until then, only a recovery can change that.
 #[derive(Debug, Default)]
-struct Out {
+pub(super) struct NegativeCache {
     /// Milliseconds of the monotonic clock.
-    until: Cell<u64>,
+    pub(super) until: Cell<u64>,
     /// [`Table::recoveries`](crate::table::Table::recoveries) at that time.
-    recoveries: Cell<u64>,
+    pub(super) recoveries: Cell<u64>,
 }
 
-/// Whom a key belongs to.
+/// Which peers a key belongs to.
 #[derive(Debug)]
-enum Keys {
-    /// Nobody asks.
+pub(super) enum KeyMap {
+    /// The method needs no key.
     None,
     Consistent {
         ring: Ring,
@@ -74,16 +70,16 @@ pub struct PeerInfo {
     /// Whose slot it is.
     pub identity: u64,
     /// Where its counters are.
-    pub place: SlotRef,
+    pub slot: SlotRef,
     /// Weight in effect, at least 1.
     pub weight: u32,
     /// Its number in the view.
     pub number: u32,
     /// Its parameters in effect.
-    pub rules: ServerParams,
-    down: bool,
+    pub params: ServerParams,
+    pub(super) down: bool,
     /// It is not down, has no limit of requests, and no slow start.
-    plain: bool,
+    pub(super) plain: bool,
 }
 
 /// nginx's parameters of a `server`.
@@ -109,13 +105,13 @@ impl Default for ServerParams {
 impl ServerParams {
     /// How failures are judged.
     #[inline]
-    pub fn limits(&self) -> Limits {
+    pub fn limits(&self) -> FailureLimits {
         let fail_timeout = u64::from(self.fail_timeout) * 1000;
-        Limits { max_fails: self.max_fails.into(), fail_timeout }
+        FailureLimits { max_fails: self.max_fails.into(), fail_timeout }
     }
 
-    /// These, but for what the instance says itself.
-    pub fn of(&self, params: &Params) -> ServerParams {
+    /// These, except for what the instance itself sets.
+    pub fn merged_with(&self, params: &Params) -> ServerParams {
         ServerParams {
             max_fails: params.max_fails.unwrap_or(self.max_fails),
             fail_timeout: params.fail_timeout.unwrap_or(self.fail_timeout),
@@ -126,29 +122,29 @@ impl ServerParams {
 }
 
 impl View {
-    /// Prepares sets for picking by `method`, the first to be used first. `rules` hold for the
-    /// instances that have none of their own. What did not change is taken over from the view
+    /// Prepares sets for picking by `method`, the first to be used first. `defaults` are for
+    /// what an instance does not set itself. What did not change is taken over from the view
     /// `before`.
     pub fn new(
-        images: Vec<PeerSnapshot>,
-        rules: &ServerParams,
+        snapshots: Vec<PeerSnapshot>,
+        defaults: &ServerParams,
         method: Method,
         before: Option<&View>,
     ) -> View {
-        let generations = images.iter().map(|image| image.generation).collect();
+        let generations = snapshots.iter().map(|snapshot| snapshot.generation).collect();
         // The records of the first set, nearly always the only one, are not copied again.
         let mut records: Vec<PeerRecord> = Vec::new();
-        let mut tiers = Vec::with_capacity(images.len());
-        for (set, mut image) in images.into_iter().enumerate() {
-            if image.records.iter().any(PeerRecord::is_backup) {
-                image.records.sort_by_key(PeerRecord::is_backup);
+        let mut tiers = Vec::with_capacity(snapshots.len());
+        for (set, mut snapshot) in snapshots.into_iter().enumerate() {
+            if snapshot.records.iter().any(PeerRecord::is_backup) {
+                snapshot.records.sort_by_key(PeerRecord::is_backup);
             }
             let first = records.len();
-            let backups = first + image.records.partition_point(|record| !record.is_backup());
+            let backups = first + snapshot.records.partition_point(|record| !record.is_backup());
             if records.is_empty() {
-                records = image.records;
+                records = snapshot.records;
             } else {
-                records.extend(image.records);
+                records.extend(snapshot.records);
             }
             for (backup, members) in [(false, first..backups), (true, backups..records.len())] {
                 if !members.is_empty() {
@@ -163,9 +159,9 @@ impl View {
                 }
             }
         }
-        let known =
-            records.iter().zip(0..).map(|(record, n)| PeerInfo::new(record, n, rules)).collect();
-        View { generations, records, known, tiers, refused: Out::default() }
+        let infos =
+            records.iter().zip(0..).map(|(record, n)| PeerInfo::new(record, n, defaults)).collect();
+        View { generations, records, infos, tiers, none_to_probe: NegativeCache::default() }
     }
 
     /// Generations of the sets.
@@ -174,14 +170,14 @@ impl View {
     }
 
     /// A copy of one of the sets, for the next view.
-    pub fn image(&self, set: usize) -> PeerSnapshot {
+    pub fn snapshot(&self, set: usize) -> PeerSnapshot {
         let tiers = self.tiers.iter().filter(|tier| tier.set == set);
         let records = tiers.flat_map(|tier| &self.records[tier.peers()]).copied().collect();
         PeerSnapshot::of_records(self.generations[set], records)
     }
 
     /// Which set a peer is from, and its number within that.
-    pub fn place_in_set(&self, peer: usize) -> Option<(usize, usize)> {
+    pub fn position_in_set(&self, peer: usize) -> Option<(usize, usize)> {
         let set = self.tiers.iter().find(|tier| tier.peers().contains(&peer))?.set;
         let first = self.tiers.iter().find(|tier| tier.set == set)?.first;
         Some((set, peer - first))
@@ -194,8 +190,8 @@ impl View {
 
     /// What a request has to know of a peer.
     #[inline]
-    pub fn known(&self, peer: usize) -> &PeerInfo {
-        &self.known[peer]
+    pub fn info(&self, peer: usize) -> &PeerInfo {
+        &self.infos[peer]
     }
 
     /// The tiers in their order; none is empty.
@@ -208,10 +204,10 @@ impl Tier {
     /// `before` is the tier in the view before, and its peers.
     fn new(members: &[PeerRecord], method: Method, before: Option<(&Tier, &[PeerRecord])>) -> Tier {
         let weights = WeightTable::new(members.iter().map(|record| record.weight));
-        let order = Schedule::new(&weights);
-        let keys = Keys::new(members, method, before.map(|(tier, peers)| (&tier.keys, peers)));
-        let out = Out::default();
-        Tier { set: 0, backup: false, first: 0, out, weights, order, keys }
+        let schedule = Schedule::new(&weights);
+        let keys = KeyMap::new(members, method, before.map(|(tier, peers)| (&tier.keys, peers)));
+        let none_usable = NegativeCache::default();
+        Tier { set: 0, backup: false, first: 0, none_usable, weights, schedule, keys }
     }
 
     /// Its peers.
@@ -220,20 +216,24 @@ impl Tier {
     }
 }
 
-impl Keys {
-    fn new(members: &[PeerRecord], method: Method, before: Option<(&Keys, &[PeerRecord])>) -> Keys {
+impl KeyMap {
+    fn new(
+        members: &[PeerRecord],
+        method: Method,
+        before: Option<(&KeyMap, &[PeerRecord])>,
+    ) -> KeyMap {
         match method {
             Method::Hash { consistent: true } => {
                 let before = before.and_then(|(keys, peers)| match keys {
-                    Keys::Consistent { ring, .. } => Some((ring, peers)),
+                    KeyMap::Consistent { ring, .. } => Some((ring, peers)),
                     _ => None,
                 });
-                Keys::Consistent { ring: Ring::new(members, before), crc: Hasher::new() }
+                KeyMap::Consistent { ring: Ring::new(members, before), crc: Hasher::new() }
             }
             Method::Hash { consistent: false } => {
-                Keys::Modulo(Modulo::new(members.iter().map(|record| record.weight)))
+                KeyMap::Modulo(Modulo::new(members.iter().map(|record| record.weight)))
             }
-            _ => Keys::None,
+            _ => KeyMap::None,
         }
     }
 }
@@ -257,16 +257,16 @@ impl Member for PeerRecord {
 }
 
 impl PeerInfo {
-    fn new(record: &PeerRecord, number: u32, rules: &ServerParams) -> PeerInfo {
-        let params = record.params();
-        let (down, rules) = (params.down, rules.of(&params));
-        let plain = !down && rules.max_conns == 0 && rules.slow_start == 0;
+    fn new(record: &PeerRecord, number: u32, defaults: &ServerParams) -> PeerInfo {
+        let own = record.params();
+        let (down, params) = (own.down, defaults.merged_with(&own));
+        let plain = !down && params.max_conns == 0 && params.slow_start == 0;
         PeerInfo {
             identity: record.identity,
-            place: record.place,
+            slot: record.slot,
             weight: record.weight,
             number,
-            rules,
+            params,
             down,
             plain,
         }
@@ -274,10 +274,73 @@ impl PeerInfo {
 
     /// How its failures are judged.
     #[inline]
-    pub fn limits(&self) -> Limits {
-        self.rules.limits()
+    pub fn limits(&self) -> FailureLimits {
+        self.params.limits()
     }
 }
 
-#[cfg(all(test, not(loom)))]
+/// Tried peers that need no allocation.
+const INLINE: usize = 4;
+
+/// Peers already tried. Up to four are kept without an allocation.
+#[derive(Debug, Default)]
+pub struct Tried {
+    count: u32,
+    first: [u32; INLINE],
+    /// A bit for each peer, once there are more than four.
+    bits: Box<[u64]>,
+}
+
+impl Tried {
+    /// Whether the peer was tried.
+    #[inline]
+    pub fn contains(&self, peer: usize) -> bool {
+        self.count != 0 && self.has(peer)
+    }
+
+    fn has(&self, peer: usize) -> bool {
+        match self.first.get(..self.count as usize) {
+            Some(first) => first.contains(&(peer as u32)),
+            None => self.bits.get(peer / 64).is_some_and(|word| word >> (peer % 64) & 1 != 0),
+        }
+    }
+
+    /// Adds a peer.
+    #[inline]
+    pub fn insert(&mut self, peer: usize) {
+        match self.first.get_mut(self.count as usize) {
+            Some(place) => *place = peer as u32,
+            None => self.insert_more(peer),
+        }
+        self.count += 1;
+    }
+
+    #[cold]
+    fn insert_more(&mut self, peer: usize) {
+        if self.count as usize == INLINE {
+            for first in self.first {
+                self.set_bit(first as usize);
+            }
+        }
+        self.set_bit(peer);
+    }
+
+    fn set_bit(&mut self, peer: usize) {
+        let word = peer / 64;
+        if self.bits.len() <= word {
+            let mut bits = std::mem::take(&mut self.bits).into_vec();
+            bits.resize((word + 1).next_power_of_two(), 0);
+            self.bits = bits.into();
+        }
+        self.bits[word] |= 1 << (peer % 64);
+    }
+
+    /// How many were tried.
+    #[inline]
+    pub fn count(&self) -> usize {
+        self.count as usize
+    }
+}
+
+#[cfg(test)]
 mod tests;

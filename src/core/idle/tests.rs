@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn key(identity: u64) -> Key {
-    Key { owner: 0, place: None, identity, address: 0 }
+    Key { owner: 0, slot: None, identity, address: 0 }
 }
 
 fn kept(idle: &mut Idle<u32>, connections: &[(u64, u32)]) -> Vec<Spot> {

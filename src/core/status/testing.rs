@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::model::{Admit, Health, Pending, Source};
+use crate::table::SetChange;
 
 /// A document of what it is told.
 pub(super) fn write(
@@ -68,7 +70,7 @@ pub(super) fn service(name: &str, upstream: &str) -> Service {
         refusals: BTreeMap::from([("no_leader", 3), ("stale", 1)]),
         pending: Some(Pending { removals: 2, confirmed: 1, of: 3 }),
         frozen: None,
-        history: vec![Changed {
+        history: vec![SetChange {
             time_ms: 1_000,
             generation: 3,
             joined: vec!["10.0.0.1:80".into()],

@@ -4,11 +4,8 @@
 //! long before (<https://github.com/hashicorp/consul/issues/8524>). So whoever follows Consul next
 //! has to know of them, or a reload would use twice the number that the operator allows.
 
+use super::layout::{Table, header};
 use super::platform::atomic::Ordering::Relaxed;
-use super::{
-    H_CONNECTIONS, H_CONNECTIONS_ENDING, H_CONNECTIONS_LEFT, H_CONNECTIONS_OWNER,
-    H_CONNECTIONS_PLAN, Table,
-};
 use crate::model::{Connections, Limit};
 use crate::process::ProcessId;
 
@@ -47,8 +44,8 @@ impl Table<'_> {
     /// The caller begins to connect to Consul: what is noted so far is another's, who ends.
     pub fn take_over_connections(&self, me: ProcessId, now_ms: u64) {
         let _guard = self.lock(me);
-        let before = decode(self.word(H_CONNECTIONS).swap(0, Relaxed));
-        self.word(H_CONNECTIONS_OWNER).store(me.get(), Relaxed);
+        let before = decode(self.word(header::CONNECTIONS).swap(0, Relaxed));
+        self.word(header::CONNECTIONS_OWNER).store(me.get(), Relaxed);
         // Consul adds up to a sixteenth.
         let wait = u64::try_from(before.wait.as_millis()).unwrap_or(u64::MAX / 32);
         let until = now_ms + GRACE + wait + wait / 16;
@@ -56,48 +53,48 @@ impl Table<'_> {
             let left = Left::decode(self.load(word)).add(count, until, now_ms);
             self.word(word).store(left.encode(), Relaxed);
         };
-        add(H_CONNECTIONS_LEFT, before.blocking as u64, until);
-        add(H_CONNECTIONS_ENDING, before.others as u64, now_ms + GRACE);
+        add(header::CONNECTIONS_LEFT, before.blocking as u64, until);
+        add(header::CONNECTIONS_ENDING, before.others as u64, now_ms + GRACE);
     }
 
     /// Notes the caller's connections, if it was the last to take over.
     pub fn note_connections(&self, connections: Connections, me: ProcessId) {
-        if self.load(H_CONNECTIONS_OWNER) == me.get() {
-            self.word(H_CONNECTIONS).store(encode(connections), Relaxed);
+        if self.load(header::CONNECTIONS_OWNER) == me.get() {
+            self.word(header::CONNECTIONS).store(encode(connections), Relaxed);
             let Connections { allowed, needed, limit, .. } = connections;
             let limit = Limit::ALL.iter().position(|each| Some(*each) == limit);
             let numbers = [allowed, needed].map(|number| (number as u64).min(0xff_ffff));
             let limit = limit.map_or(0, |limit| limit as u64 + 1);
             let raw = numbers[0] << 40 | numbers[1] << 16 | limit;
-            self.word(H_CONNECTIONS_PLAN).store(raw, Relaxed);
+            self.word(header::CONNECTIONS_PLAN).store(raw, Relaxed);
         }
     }
 
     /// How many connections whoever follows Consul may have, how many would give each service a
     /// blocking query of its own, and what keeps these away.
     pub fn allowed_connections(&self) -> (usize, usize, Option<Limit>) {
-        let raw = self.load(H_CONNECTIONS_PLAN);
+        let raw = self.load(header::CONNECTIONS_PLAN);
         let limit = (raw as usize & 0xffff).checked_sub(1).and_then(|at| Limit::ALL.get(at));
         ((raw >> 40) as usize, (raw >> 16 & 0xff_ffff) as usize, limit.copied())
     }
 
     /// All connections that Consul counts.
     pub fn connections(&self, now_ms: u64) -> usize {
-        let running = decode(self.load(H_CONNECTIONS));
+        let running = decode(self.load(header::CONNECTIONS));
         self.left(now_ms) + running.blocking + running.others
     }
 
     /// Those of workers before the one that has connections now.
     fn left(&self, now_ms: u64) -> usize {
-        let left = [H_CONNECTIONS_LEFT, H_CONNECTIONS_ENDING]
+        let left = [header::CONNECTIONS_LEFT, header::CONNECTIONS_ENDING]
             .map(|word| Left::decode(self.load(word)).at(now_ms) as usize);
         left.iter().sum()
     }
 
     /// Connections that Consul counts besides the caller's.
     pub fn foreign_connections(&self, me: ProcessId, now_ms: u64) -> usize {
-        let others = decode(self.load(H_CONNECTIONS));
-        let is_mine = self.load(H_CONNECTIONS_OWNER) == me.get();
+        let others = decode(self.load(header::CONNECTIONS));
+        let is_mine = self.load(header::CONNECTIONS_OWNER) == me.get();
         let running = if is_mine { 0 } else { others.blocking + others.others };
         self.left(now_ms) + running
     }
@@ -122,7 +119,7 @@ fn decode(raw: u64) -> Connections {
 mod tests {
     use std::time::Duration;
 
-    use super::super::tests::zone;
+    use super::super::testing::zone;
     use super::*;
 
     const NOW: u64 = 1_700_000_000_000;

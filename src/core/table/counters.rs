@@ -1,37 +1,12 @@
-//! Slots: the counters of an instance, shared by all workers and kept over updates.
+//! The counters of an instance, which all workers share and which stay with it from set to set: its
+//! requests, and its failures as `max_fails` and `fail_timeout` of nginx's round robin judge them.
+//!
+//! Times are milliseconds of the monotonic clock, unless they say otherwise.
 
-use super::Table;
-use super::permits;
+use super::layout::{SlotRef, Table, WorkerShard, slot as word};
+use super::permits::{self, Permit, Terms};
 use super::platform::atomic::AtomicU64;
-use super::platform::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use super::platform::is_alive;
-use crate::process::ProcessId;
-
-/// Words of a slot before its shards.
-pub(super) const WORDS: usize = 12;
-/// Identity of the instance; 0 is nobody.
-pub(super) const OWNER: usize = 0;
-pub(super) const PICKS: usize = 1;
-/// Failures within `fail_timeout`, and when: `fails`, `accessed` and `checked` of
-/// `ngx_http_upstream_rr_peer_t`, but in milliseconds of the monotonic clock.
-pub(super) const FAILS: usize = 2;
-pub(super) const FAILED_AT: usize = 3;
-pub(super) const CHECKED: usize = 4;
-/// When the instance appeared or recovered, milliseconds since the epoch; 0: it was there from the
-/// first answer.
-pub(super) const STARTED: usize = 5;
-/// All failures, never reset.
-pub(super) const FAILED: usize = 6;
-
-/// Mean of the time to the response header, as [`crate::balance::Latency::raw`] has it.
-pub(super) const LATENCY: usize = 7;
-/// Connections opened and reused by blocks with `consul_keepalive`.
-pub(super) const OPENED: usize = 8;
-pub(super) const REUSED: usize = 9;
-/// When the first failure was that no success has followed; 0: there is none.
-pub(super) const FAILING_SINCE: usize = 10;
-/// The permit of the request that probes the instance.
-pub(super) const PROBE: usize = 11;
+use super::platform::atomic::Ordering::{AcqRel, Relaxed};
 
 /// A shard's half of a word: requests in flight, and idle connections above them.
 const REQUEST_BITS: u32 = 20;
@@ -41,28 +16,21 @@ const REQUESTS: u64 = 0x000f_ffff_000f_ffff;
 /// The idle connections of both, once shifted down.
 const IDLE: u64 = MAX_IDLE << 32 | MAX_IDLE;
 
-/// A worker's column of in-flight counts.
+/// From one probing request to an instance to the next, milliseconds.
+pub const PROBE_PACE: u64 = 1000;
+
+/// Whether, and how, an instance's failures are judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WorkerShard(u32);
-
-impl WorkerShard {
-    #[cfg(all(test, not(loom)))]
-    pub(super) fn of(number: u32) -> WorkerShard {
-        WorkerShard(number)
-    }
-
-    pub(super) fn number(self) -> u32 {
-        self.0
-    }
+pub struct FailureLimits {
+    /// So many failures mark the instance as failed; 0: none do.
+    pub max_fails: u64,
+    /// Milliseconds.
+    pub fail_timeout: u64,
 }
-
-/// Where a slot is, without its number having to be multiplied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct SlotRef(u32);
 
 /// What the status page says of a slot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
+pub struct CounterValues {
     /// Requests that are with the instance now.
     pub in_flight: u64,
     /// Times it was picked.
@@ -80,134 +48,64 @@ pub struct Counters {
 }
 
 impl<'z> Table<'z> {
-    /// Takes a shard for the calling process and clears what a killed one left in it.
-    /// `None` if all shards are held by running processes; its requests are then not counted.
-    pub fn claim_shard(&self, me: ProcessId) -> Option<WorkerShard> {
-        let can_be_taken = |holder| holder == 0 || !is_alive(holder);
-        let shard = self.shards().find(|shard| self.seize(*shard, me, can_be_taken))?;
-        self.shard_words.fetch_max(u64::from(shard.0) / 2 + 1, AcqRel);
-        self.clear_lane(shard);
-        Some(shard)
-    }
-
-    /// Clears the shards of killed processes that no new worker has taken.
-    pub fn clear_dead_lanes(&self) {
-        let me = ProcessId::own();
-        let is_left = |holder| holder != 0 && !is_alive(holder);
-        for shard in self.shards().filter(|shard| self.seize(*shard, me, is_left)) {
-            self.clear_lane(shard);
-            self.release_lane(shard);
-        }
-    }
-
-    fn shards(&self) -> impl Iterator<Item = WorkerShard> {
-        (0..(self.layout.entries - self.layout.shards) as u32).map(WorkerShard)
-    }
-
-    fn holder(&self, shard: WorkerShard) -> &'z AtomicU64 {
-        self.word(self.layout.shards + shard.0 as usize)
-    }
-
-    /// Takes a shard from a holder that it may be taken from, if nobody else does.
-    fn seize(&self, shard: WorkerShard, me: ProcessId, can_be_taken: impl Fn(u64) -> bool) -> bool {
-        let holder = self.holder(shard).load(Acquire);
-        let take = || self.holder(shard).compare_exchange(holder, me.get(), AcqRel, Acquire);
-        can_be_taken(holder) && take().is_ok()
-    }
-
-    /// Takes all requests of a shard out of flight, and what permits they hold; for its holder.
-    pub fn clear_lane(&self, shard: WorkerShard) {
-        for slot in 0..self.layout.slot_count {
-            let (word, shift) = self.lane_of(slot, shard);
-            let left = word.load(Relaxed) >> shift & u64::from(u32::MAX);
-            if left != 0 {
-                word.fetch_sub(left << shift, AcqRel);
-            }
-            permits::clear(self.slot_word(slot, PROBE), shard);
-        }
-        self.clear_permits(shard);
-    }
-
-    /// Gives the shard back; what is still in it is cleared by the next holder.
-    pub fn release_lane(&self, shard: WorkerShard) {
-        self.holder(shard).store(0, Release);
-    }
-
-    fn lane_of(&self, slot: usize, shard: WorkerShard) -> (&'z AtomicU64, u32) {
-        (self.slot_word(slot, WORDS + shard.0 as usize / 2), shard.0 % 2 * 32)
-    }
-
-    /// Where a slot is; `None` if there is none of that number.
-    #[inline]
-    pub(super) fn slot_place(&self, slot: usize) -> Option<SlotRef> {
-        // A table has fewer words than 2³².
-        (slot < self.layout.slot_count)
-            .then(|| SlotRef((self.layout.slots + slot * self.layout.slot_words) as u32))
-    }
-
-    /// The number of the slot there.
-    pub(super) fn slot_number(&self, SlotRef(place): SlotRef) -> u32 {
-        (place - self.layout.slots as u32) / self.layout.slot_words as u32
-    }
-
     /// The counters of a slot but for its shards, of which it has the first two.
     ///
     /// # Panics
     ///
     /// If the place is that of another table and beyond the end of this one.
     #[inline]
-    pub fn slot(&self, place: SlotRef) -> Slot<'z> {
-        let first = place.0 as usize;
-        let words = self.words.get(first..first + WORDS + 1);
+    pub fn peer_counters(&self, slot: SlotRef) -> PeerCounters<'z> {
+        let first = slot.0 as usize;
+        let words = self.words.get(first..first + word::WORDS + 1);
         match words.and_then(|words| words.try_into().ok()) {
-            Some(words) => Slot { words },
-            None => no_such_slot(place),
+            Some(words) => PeerCounters { words },
+            None => no_such_slot(slot),
         }
     }
 
     /// Counts a request to the instance, in flight if the worker has a shard: then it has to be told
     /// when it ends.
-    pub fn enter(
+    pub fn begin_request(
         &self,
-        place: SlotRef,
+        slot: SlotRef,
         identity: u64,
         shard: Option<WorkerShard>,
     ) -> Option<InFlight<'z>> {
-        self.enter_at(place, self.slot(place), identity, shard)
+        self.begin_request_at(slot, self.peer_counters(slot), identity, shard)
     }
 
-    /// As [`Table::enter`], of a slot that was found before.
+    /// As [`Table::begin_request`], of a slot that was found before.
     #[inline]
-    pub fn enter_at(
+    pub fn begin_request_at(
         &self,
-        place: SlotRef,
-        slot: Slot<'z>,
+        slot: SlotRef,
+        counters: PeerCounters<'z>,
         identity: u64,
         shard: Option<WorkerShard>,
     ) -> Option<InFlight<'z>> {
-        if !slot.belongs_to(identity) {
+        if !counters.belongs_to(identity) {
             return None;
         }
-        slot.words[PICKS].fetch_add(1, Relaxed);
+        counters.words[word::PICKS].fetch_add(1, Relaxed);
         let WorkerShard(shard) = shard?;
-        let word = &self.words[place.0 as usize + WORDS + (shard / 2) as usize];
+        let word = &self.words[slot.0 as usize + word::WORDS + (shard / 2) as usize];
         let one = 1 << (shard % 2 * 32);
         word.fetch_add(one, AcqRel);
         Some(InFlight { word, one })
     }
 
     /// Requests that are with the instance, over all workers.
-    pub fn in_flight(&self, place: SlotRef) -> u64 {
-        self.in_flight_at(place, self.slot(place))
+    pub fn in_flight(&self, slot: SlotRef) -> u64 {
+        self.in_flight_at(slot, self.peer_counters(slot))
     }
 
     /// As [`Table::in_flight`], of a slot that was found before.
     #[inline]
-    pub fn in_flight_at(&self, place: SlotRef, slot: Slot<'z>) -> u64 {
+    pub fn in_flight_at(&self, slot: SlotRef, counters: PeerCounters<'z>) -> u64 {
         // The sum of either half stays below 2³².
-        let mut sums = slot.words[WORDS].load(Relaxed) & REQUESTS;
+        let mut sums = counters.words[word::WORDS].load(Relaxed) & REQUESTS;
         if self.shard_words.load(Relaxed) > 1 {
-            sums = sums.wrapping_add(self.sum_of_lanes(place, 1, |pair| pair & REQUESTS));
+            sums = sums.wrapping_add(self.sum_of_shards(slot, 1, |pair| pair & REQUESTS));
         }
         both(sums)
     }
@@ -215,18 +113,18 @@ impl<'z> Table<'z> {
     /// Sum over the words of shards from this number on, two to a word. In shards that nobody ever
     /// took there is nothing.
     #[inline(never)]
-    fn sum_of_lanes(&self, place: SlotRef, from: usize, part: impl Fn(u64) -> u64) -> u64 {
+    fn sum_of_shards(&self, slot: SlotRef, from: usize, part: impl Fn(u64) -> u64) -> u64 {
         let used = self.shard_words.load(Relaxed) as usize;
-        let used = used.clamp(from, self.layout.slot_words - WORDS);
-        let first = place.0 as usize + WORDS;
+        let used = used.clamp(from, self.layout.slot_words - word::WORDS);
+        let first = slot.0 as usize + word::WORDS;
         let pairs = self.words[first + from..first + used].iter();
         pairs.map(|pair| part(pair.load(Relaxed))).fold(0, u64::wrapping_add)
     }
 
     /// Counts an idle connection to the instance, or one less; for the holder of the shard.
     #[inline]
-    pub fn note_idle(&self, place: SlotRef, WorkerShard(shard): WorkerShard, more: bool) {
-        let word = &self.words[place.0 as usize + WORDS + (shard / 2) as usize];
+    pub fn note_idle(&self, slot: SlotRef, WorkerShard(shard): WorkerShard, more: bool) {
+        let word = &self.words[slot.0 as usize + word::WORDS + (shard / 2) as usize];
         let shift = shard % 2 * 32 + REQUEST_BITS;
         // Nobody else changes the shard's half.
         let idle = word.load(Relaxed) >> shift & MAX_IDLE;
@@ -238,16 +136,16 @@ impl<'z> Table<'z> {
     }
 
     /// The counters, for the status page.
-    pub fn counters(&self, place: SlotRef) -> Counters {
-        let counters = self.slot(place);
-        Counters {
-            in_flight: self.in_flight_at(place, counters),
+    pub fn counter_values(&self, slot: SlotRef) -> CounterValues {
+        let counters = self.peer_counters(slot);
+        CounterValues {
+            in_flight: self.in_flight_at(slot, counters),
             picks: counters.picks(),
-            failed: counters.load(FAILED),
-            fails: counters.load(FAILS),
-            idle: both(self.sum_of_lanes(place, 0, |pair| pair >> REQUEST_BITS & IDLE)),
-            opened: counters.load(OPENED),
-            reused: counters.load(REUSED),
+            failed: counters.load(word::FAILED),
+            fails: counters.load(word::FAILS),
+            idle: both(self.sum_of_shards(slot, 0, |pair| pair >> REQUEST_BITS & IDLE)),
+            opened: counters.load(word::OPENED),
+            reused: counters.load(word::REUSED),
         }
     }
 }
@@ -255,8 +153,8 @@ impl<'z> Table<'z> {
 /// The counters of an instance but for most of its shards. They are found once for all that a
 /// request wants of them.
 #[derive(Clone, Copy, Debug)]
-pub struct Slot<'z> {
-    pub(super) words: &'z [AtomicU64; WORDS + 1],
+pub struct PeerCounters<'z> {
+    pub(super) words: &'z [AtomicU64; word::WORDS + 1],
 }
 
 /// Of a sum over words of two shards.
@@ -266,11 +164,11 @@ fn both(sums: u64) -> u64 {
 }
 
 #[cold]
-fn no_such_slot(place: SlotRef) -> ! {
-    panic!("no slot at {place:?} of the table")
+fn no_such_slot(slot: SlotRef) -> ! {
+    panic!("no slot at {slot:?} of the table")
 }
 
-impl Slot<'_> {
+impl PeerCounters<'_> {
     #[inline]
     pub(super) fn load(&self, word: usize) -> u64 {
         self.words[word].load(Relaxed)
@@ -278,35 +176,40 @@ impl Slot<'_> {
 
     /// Times the instance was picked.
     pub fn picks(&self) -> u64 {
-        self.load(PICKS)
+        self.load(word::PICKS)
     }
 
     /// Whether the slot still belongs to the instance; it may have passed to another one while a
     /// request held an older set.
     #[inline]
     pub(super) fn belongs_to(&self, identity: u64) -> bool {
-        self.load(OWNER) == identity
+        self.load(word::OWNER) == identity
     }
 
     /// The mean time to the response header, as [`crate::balance::Latency`] reads it.
     #[inline]
     pub fn latency(&self) -> u64 {
-        self.load(LATENCY)
+        self.load(word::LATENCY)
     }
 
     /// Replaces the mean, unless another worker was quicker: what it saw is as good.
     #[inline]
     pub fn update_latency(&self, identity: u64, update: impl Fn(u64) -> u64) {
         if self.belongs_to(identity) {
-            let before = self.load(LATENCY);
-            let _ = self.words[LATENCY].compare_exchange(before, update(before), Relaxed, Relaxed);
+            let before = self.load(word::LATENCY);
+            let _ = self.words[word::LATENCY].compare_exchange(
+                before,
+                update(before),
+                Relaxed,
+                Relaxed,
+            );
         }
     }
 
     /// Counts a connection that was opened for a request.
     pub fn note_opened(&self, identity: u64) {
         if self.belongs_to(identity) {
-            self.words[OPENED].fetch_add(1, Relaxed);
+            self.words[word::OPENED].fetch_add(1, Relaxed);
         }
     }
 
@@ -314,7 +217,7 @@ impl Slot<'_> {
     #[inline]
     pub fn note_reused(&self, identity: u64) {
         if self.belongs_to(identity) {
-            self.words[REUSED].fetch_add(1, Relaxed);
+            self.words[word::REUSED].fetch_add(1, Relaxed);
         }
     }
 
@@ -322,7 +225,7 @@ impl Slot<'_> {
     /// with the first answer.
     #[inline]
     pub fn started(&self) -> u64 {
-        self.load(STARTED)
+        self.load(word::STARTED)
     }
 }
 
@@ -341,4 +244,112 @@ impl InFlight<'_> {
     pub fn end(self) {
         self.word.fetch_sub(self.one, AcqRel);
     }
+}
+
+impl<'z> PeerCounters<'z> {
+    /// Whether there are failures that count.
+    #[inline]
+    pub fn has_fails(&self) -> bool {
+        self.load(word::FAILS) != 0
+    }
+
+    /// Whether `max_fails` failures were counted, and no success since.
+    #[inline]
+    pub fn is_marked(&self, max_fails: u64) -> bool {
+        let fails = self.load(word::FAILS);
+        // Nearly always there are none.
+        fails != 0 && max_fails != 0 && fails >= max_fails
+    }
+
+    /// Whether the instance is out: the rule of `ngx_http_upstream_get_peer()`.
+    #[inline]
+    pub fn is_failed(&self, limits: FailureLimits, now: u64) -> bool {
+        self.is_marked(limits.max_fails) && now <= self.out_until(limits)
+    }
+
+    /// Until when a marked instance is out.
+    pub(crate) fn out_until(&self, limits: FailureLimits) -> u64 {
+        self.load(word::CHECKED).saturating_add(limits.fail_timeout)
+    }
+
+    /// Whether a request could probe the instance now.
+    pub(crate) fn is_probe_free(&self, limits: FailureLimits, now: u64, pace: u64) -> bool {
+        permits::is_free_at(&self.words[word::PROBE], terms(limits, now, pace))
+    }
+
+    /// Lets a request probe the instance, which is marked, if no other one does. It is out for the
+    /// others for another `fail_timeout`.
+    pub fn probe(
+        &self,
+        (identity, shard): (u64, Option<WorkerShard>),
+        limits: FailureLimits,
+        now: u64,
+        pace: u64,
+    ) -> Option<Permit<'z>> {
+        if !self.belongs_to(identity) {
+            return None;
+        }
+        let permit = Permit::take(&self.words[word::PROBE], shard, terms(limits, now, pace))?;
+        self.words[word::CHECKED].store(now, Relaxed);
+        Some(permit)
+    }
+
+    /// Starts a new `fail_timeout` for a peer that was picked after the last one had passed: its
+    /// failures are forgotten if the attempt succeeds.
+    #[inline]
+    pub fn note_checked(&self, identity: u64, fail_timeout: u64, now: u64) {
+        if now.saturating_sub(self.load(word::CHECKED)) > fail_timeout && self.belongs_to(identity)
+        {
+            self.words[word::CHECKED].store(now, Relaxed);
+        }
+    }
+
+    /// Counts a failed attempt; returns the failures in a row.
+    pub fn note_failed(&self, identity: u64, now: u64) -> u64 {
+        if !self.belongs_to(identity) {
+            return 0;
+        }
+        self.words[word::FAILED_AT].store(now, Relaxed);
+        self.words[word::CHECKED].store(now, Relaxed);
+        let _ = self.words[word::FAILING_SINCE].compare_exchange(0, now.max(1), Relaxed, Relaxed);
+        self.words[word::FAILED].fetch_add(1, Relaxed);
+        self.words[word::FAILS].fetch_add(1, Relaxed).saturating_add(1)
+    }
+
+    /// How long the instance has failed without a success, milliseconds.
+    pub fn failing_for(&self, now: u64) -> Option<u64> {
+        let since = self.load(word::FAILING_SINCE);
+        (since != 0).then(|| now.saturating_sub(since))
+    }
+
+    /// Notes a success of an attempt that began at `from`. It ends the failures if it says that they
+    /// are over: of a marked instance if it began after the last of them; else if it was the first
+    /// one after `fail_timeout`, as in nginx. One that was marked starts anew (slow start) at
+    /// `now_ms`, milliseconds since the epoch. Returns whether it was.
+    pub fn note_success(&self, identity: u64, max_fails: u64, from: u64, now_ms: u64) -> bool {
+        if !self.has_fails() || !self.belongs_to(identity) {
+            return false;
+        }
+        let (failed_at, marked) = (self.load(word::FAILED_AT), self.is_marked(max_fails));
+        if (marked && from < failed_at) || (!marked && failed_at >= self.load(word::CHECKED)) {
+            return false;
+        }
+        if marked {
+            self.words[word::STARTED].store(now_ms, Relaxed);
+        }
+        self.clear_fails(identity);
+        marked
+    }
+
+    /// Forgets the failures: any success of a block's only instance ends them.
+    pub fn clear_fails(&self, identity: u64) {
+        if self.belongs_to(identity) {
+            self.words[word::FAILING_SINCE].store(0, Relaxed);
+            self.words[word::FAILS].store(0, Relaxed);
+        }
+    }
+}
+
+fn terms(limits: FailureLimits, now: u64, pace: u64) -> Terms {
+    Terms { now, expires_after: limits.fail_timeout, pace }
 }

@@ -1,59 +1,13 @@
 //! Entries: what the table knows of one target besides its peers.
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::time::Duration;
 
-use super::platform::atomic::{
-    AtomicU64,
-    Ordering::{Acquire, Relaxed, Release},
-};
+use super::layout::{Table, entry as word, header};
+use super::platform::atomic::Ordering::{Acquire, Relaxed, Release};
 use super::words::{join, load_text, split, store_text, wide};
-use super::{H_LEADER, Table, outage};
-use crate::model::{MAX_NAME, Mode, Pending, Reason, ServiceName};
+use crate::model::{Mode, Pending, Reason, ServiceName};
 use crate::process::ProcessId;
-
-pub(super) const WORDS: usize = 90 + outage::WORDS;
-pub(super) const KEY_LO: usize = 0;
-pub(super) const KEY_HI: usize = 1;
-/// Generation; its lowest bit says which of the two descriptors is in force. 0: no data yet.
-pub(super) const GENERATION: usize = 2;
-/// Two descriptors, so that a new one is complete before the generation names it.
-pub(super) const DESCRIPTORS: [usize; 2] = [3, 8];
-/// Within a descriptor: offset and length of the block, words of details and number of peers, digest.
-pub(super) const D_PLACE: usize = 0;
-pub(super) const D_COUNT: usize = 1;
-pub(super) const D_DIGEST: [usize; 2] = [2, 3];
-/// When Consul is asked again after a failure, milliseconds since the epoch.
-const RETRY_AT: usize = 7;
-/// 1 while the set is from the state file. A descriptor has four words.
-pub(super) const RESTORED: usize = 12;
-const INDEX: usize = 13;
-const LAST_GOOD: usize = 14;
-const FAILURES: usize = 15;
-const SERVER: usize = 16;
-const MODE: usize = 17;
-const LAST_CHANGE: usize = 18;
-/// A removal that waits: how many peers, reads that agreed, reads that have to. 0: none.
-const PENDING: usize = 19;
-/// A counter for each [`Reason`].
-const REFUSALS: usize = 20;
-/// When a request last asked for the target, milliseconds since the epoch.
-const USED: usize = REFUSALS + Reason::ALL.len();
-/// Of a service that a request named: what else there is to its key, and its name. 0: none.
-const TEMPLATE: [usize; 2] = [USED + 1, USED + 2];
-const NAME: usize = USED + 3;
-/// Process that confirmed the set last, with a good answer.
-const CONFIRMED_BY: usize = NAME + MAX_NAME / 8;
-/// [`service_scope`](crate::model::service_scope) of what is asked for.
-const SCOPE: usize = CONFIRMED_BY + 1;
-/// Worker 0 is to ask Consul now.
-pub(super) const ASKED: usize = SCOPE + 1;
-/// What an answer would change while the target is frozen.
-pub(super) const FROZEN_DIFF: usize = SCOPE + 2;
-/// See [`Outage`](super::Outage).
-pub(super) const OUTAGE: usize = SCOPE + 3;
-const ERROR: usize = OUTAGE + outage::WORDS;
 
 /// How good the data of a target is, for the status page. Times are milliseconds since the epoch;
 /// 0 is never.
@@ -83,7 +37,7 @@ pub struct Freshness {
     pub pending: Option<Pending>,
 }
 
-impl<'z> Table<'z> {
+impl Table<'_> {
     /// The entry of a target, if it has one.
     pub fn find(&self, key: u128) -> Option<usize> {
         (0..self.layout.entry_count).find(|&e| self.key(e) == key && key != 0)
@@ -95,14 +49,19 @@ impl<'z> Table<'z> {
         held.filter(|(key, _)| *key != 0).collect()
     }
 
+    /// How many more targets there is room for.
+    pub fn free_entries(&self) -> usize {
+        (0..self.layout.entry_count).filter(|&e| self.key(e) == 0).count()
+    }
+
     /// The target an entry belongs to; 0 if none. The low word says whether there is one: it is
     /// stored last and cleared first, so that whoever is killed in between loses no entry.
     pub fn key(&self, entry: usize) -> u128 {
-        let lo = self.entry_word(entry, KEY_LO).load(Acquire);
+        let lo = self.entry_word(entry, word::KEY_LO).load(Acquire);
         if lo == 0 {
             return 0;
         }
-        let hi = self.entry_word(entry, KEY_HI).load(Acquire);
+        let hi = self.entry_word(entry, word::KEY_HI).load(Acquire);
         wide([lo, hi])
     }
 
@@ -110,39 +69,30 @@ impl<'z> Table<'z> {
     /// This is the one load a request needs to know that nothing changed.
     #[inline]
     pub fn generation(&self, entry: usize) -> u64 {
-        self.entry_word(entry, GENERATION).load(Acquire)
-    }
-
-    fn entry_words(&self, entry: usize, words: Range<usize>) -> &'z [AtomicU64] {
-        let first = self.layout.entries + entry * WORDS;
-        &self.words[first + words.start..first + words.end]
-    }
-
-    pub(super) fn descriptor(&self, entry: usize, generation: u64, word: usize) -> &'z AtomicU64 {
-        self.entry_word(entry, DESCRIPTORS[(generation & 1) as usize] + word)
+        self.entry_word(entry, word::GENERATION).load(Acquire)
     }
 
     /// Notes a good answer.
     pub fn note_good(&self, entry: usize, index: u64, server: usize, mode: Mode, now_ms: u64) {
         let set = |word, value: u64| self.entry_word(entry, word).store(value, Relaxed);
-        set(INDEX, index);
-        set(SERVER, server as u64);
-        set(MODE, encode(mode));
-        set(FAILURES, 0);
-        set(ERROR, 0);
-        set(RESTORED, 0);
-        set(RETRY_AT, 0);
-        self.entry_word(entry, LAST_GOOD).store(now_ms, Release);
+        set(word::INDEX, index);
+        set(word::SERVER, server as u64);
+        set(word::MODE, encode(mode));
+        set(word::FAILURES, 0);
+        set(word::ERROR, 0);
+        set(word::RESTORED, 0);
+        set(word::RETRY_AT, 0);
+        self.entry_word(entry, word::LAST_GOOD).store(now_ms, Release);
     }
 
     /// Notes whose good answer that was.
     pub fn note_confirmed(&self, entry: usize, by: ProcessId) {
-        self.entry_word(entry, CONFIRMED_BY).store(by.get(), Relaxed);
+        self.entry_word(entry, word::CONFIRMED_BY).store(by.get(), Relaxed);
     }
 
     /// Notes when Consul is asked again, milliseconds since the epoch.
     pub fn note_retry(&self, entry: usize, at_ms: u64) {
-        self.entry_word(entry, RETRY_AT).store(at_ms, Relaxed);
+        self.entry_word(entry, word::RETRY_AT).store(at_ms, Relaxed);
     }
 
     /// Notes that a removal waits, or that none does.
@@ -150,17 +100,17 @@ impl<'z> Table<'z> {
         let raw = pending.map_or(0, |p| {
             u64::from(p.removals) << 32 | u64::from(p.confirmed) << 16 | u64::from(p.of)
         });
-        self.entry_word(entry, PENDING).store(raw, Relaxed);
+        self.entry_word(entry, word::PENDING).store(raw, Relaxed);
     }
 
     /// Counts an answer that changed nothing.
     pub fn count_refusal(&self, entry: usize, reason: Reason) {
-        self.entry_word(entry, REFUSALS + reason as usize).fetch_add(1, Relaxed);
+        self.entry_word(entry, word::REFUSALS + reason as usize).fetch_add(1, Relaxed);
     }
 
     /// How often answers changed nothing, by reason; reasons that never were are left out.
     pub fn refusals(&self, entry: usize) -> Vec<(Reason, u64)> {
-        let count = |reason: &Reason| self.entry_word(entry, REFUSALS + *reason as usize);
+        let count = |reason: &Reason| self.entry_word(entry, word::REFUSALS + *reason as usize);
         Reason::ALL
             .iter()
             .map(|reason| (*reason, count(reason).load(Relaxed)))
@@ -170,91 +120,92 @@ impl<'z> Table<'z> {
 
     /// Notes that the entry's set is from the state file, and which answer that was.
     pub fn note_restored(&self, entry: usize, index: u64, last_good_ms: u64) {
-        self.entry_word(entry, INDEX).store(index, Relaxed);
-        self.entry_word(entry, RESTORED).store(1, Relaxed);
-        self.entry_word(entry, LAST_GOOD).store(last_good_ms, Release);
+        self.entry_word(entry, word::INDEX).store(index, Relaxed);
+        self.entry_word(entry, word::RESTORED).store(1, Relaxed);
+        self.entry_word(entry, word::LAST_GOOD).store(last_good_ms, Release);
     }
 
     /// When the last good answer came; 0 if none did.
     pub fn last_good_ms(&self, entry: usize) -> u64 {
-        self.entry_word(entry, LAST_GOOD).load(Relaxed)
+        self.entry_word(entry, word::LAST_GOOD).load(Relaxed)
     }
 
     /// Failures in a row since the last good answer.
     pub fn failures(&self, entry: usize) -> u64 {
-        self.entry_word(entry, FAILURES).load(Relaxed)
+        self.entry_word(entry, word::FAILURES).load(Relaxed)
     }
 
     /// Notes a failure; the text is cut to what fits.
     pub fn note_failure(&self, entry: usize, error: &str, failures: u64, server: usize) {
-        store_text(self.entry_words(entry, ERROR..WORDS), error);
-        self.entry_word(entry, SERVER).store(server as u64, Relaxed);
-        self.entry_word(entry, FAILURES).store(failures, Relaxed);
+        store_text(self.entry_words(entry, word::ERROR..word::WORDS), error);
+        self.entry_word(entry, word::SERVER).store(server as u64, Relaxed);
+        self.entry_word(entry, word::FAILURES).store(failures, Relaxed);
     }
 
     /// The request's name for the service, if one named it.
     pub fn service_name(&self, entry: usize) -> Option<ServiceName> {
-        let name = load_text(self.entry_words(entry, NAME..CONFIRMED_BY));
-        let template = TEMPLATE.map(|word| self.entry_word(entry, word).load(Relaxed));
+        let name = load_text(self.entry_words(entry, word::NAME..word::CONFIRMED_BY));
+        let template = word::TEMPLATE.map(|word| self.entry_word(entry, word).load(Relaxed));
         let is_named = self.key(entry) != 0 && !name.is_empty();
         is_named.then(|| ServiceName { template: wide(template), name })
     }
 
     /// Only under the publishers' lock, while the entry has no key.
-    pub(super) fn set_named(&self, entry: usize, named: &ServiceName, now_ms: u64) {
+    pub(super) fn set_service_name(&self, entry: usize, named: &ServiceName, now_ms: u64) {
         let set = |word, value| self.entry_word(entry, word).store(value, Relaxed);
-        set(USED, now_ms);
-        set(TEMPLATE[0], named.template as u64);
-        set(TEMPLATE[1], (named.template >> 64) as u64);
-        store_text(self.entry_words(entry, NAME..CONFIRMED_BY), &named.name);
+        set(word::USED, now_ms);
+        set(word::TEMPLATE[0], named.template as u64);
+        set(word::TEMPLATE[1], (named.template >> 64) as u64);
+        store_text(self.entry_words(entry, word::NAME..word::CONFIRMED_BY), &named.name);
     }
 
     /// Notes which instances the target's are, for overrides of them.
     pub fn note_scope(&self, entry: usize, scope: u64) {
-        self.entry_word(entry, SCOPE).store(scope, Relaxed);
+        self.entry_word(entry, word::SCOPE).store(scope, Relaxed);
     }
 
     /// What was noted.
     pub(super) fn scope(&self, entry: usize) -> u64 {
-        self.entry_word(entry, SCOPE).load(Relaxed)
+        self.entry_word(entry, word::SCOPE).load(Relaxed)
     }
 
     /// When a request last asked for the target, milliseconds since the epoch.
     pub fn last_used(&self, entry: usize) -> u64 {
-        self.entry_word(entry, USED).load(Relaxed)
+        self.entry_word(entry, word::USED).load(Relaxed)
     }
 
     /// Notes that a request asks for the target; a store every second at most.
     #[inline]
     pub fn note_used(&self, entry: usize, now_ms: u64) {
-        let word = self.entry_word(entry, USED);
+        let word = self.entry_word(entry, word::USED);
         if now_ms.wrapping_sub(word.load(Relaxed)) >= 1000 {
             word.store(now_ms, Relaxed);
         }
     }
 
     pub(super) fn note_change(&self, entry: usize, now_ms: u64) {
-        self.entry_word(entry, LAST_CHANGE).store(now_ms, Relaxed);
+        self.entry_word(entry, word::LAST_CHANGE).store(now_ms, Relaxed);
     }
 
     /// What the status page says of an entry.
     pub fn freshness(&self, entry: usize) -> Freshness {
         let get = |word| self.entry_word(entry, word).load(Relaxed);
         Freshness {
-            index: get(INDEX),
-            last_good: get(LAST_GOOD),
-            last_change: get(LAST_CHANGE),
-            failures: get(FAILURES),
-            server: get(SERVER) as usize,
-            mode: decode(get(MODE)),
-            restored: get(RESTORED) != 0,
-            confirmed: get(CONFIRMED_BY) != 0 && get(CONFIRMED_BY) == self.load(H_LEADER),
-            retry_at: get(RETRY_AT),
-            error: match get(ERROR) {
+            index: get(word::INDEX),
+            last_good: get(word::LAST_GOOD),
+            last_change: get(word::LAST_CHANGE),
+            failures: get(word::FAILURES),
+            server: get(word::SERVER) as usize,
+            mode: decode(get(word::MODE)),
+            restored: get(word::RESTORED) != 0,
+            confirmed: get(word::CONFIRMED_BY) != 0
+                && get(word::CONFIRMED_BY) == self.load(header::LEADER),
+            retry_at: get(word::RETRY_AT),
+            error: match get(word::ERROR) {
                 0 => String::new(),
-                _ => load_text(self.entry_words(entry, ERROR..WORDS)),
+                _ => load_text(self.entry_words(entry, word::ERROR..word::WORDS)),
             },
-            pending: match get(PENDING) {
+            pending: match get(word::PENDING) {
                 0 => None,
                 raw => Some(Pending {
                     removals: (raw >> 32) as u32,
@@ -288,7 +239,7 @@ fn decode(raw: u64) -> Mode {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::zone;
+    use super::super::testing::zone;
     use super::*;
 
     #[test]
@@ -323,11 +274,11 @@ mod tests {
         let (old, new) = (ProcessId::own(), ProcessId::from_raw(7));
         let e = table.claim(7, old).unwrap();
         assert!(!table.freshness(e).confirmed);
-        table.lead(old);
+        table.acquire_leadership(old);
         table.note_good(e, 42, 0, Mode::Blocking, 1_000);
         table.note_confirmed(e, old);
         assert!(table.freshness(e).confirmed);
-        table.lead(new);
+        table.acquire_leadership(new);
         assert!(!table.freshness(e).confirmed, "a new worker 0 has not asked yet");
         table.note_confirmed(e, new);
         assert!(table.freshness(e).confirmed);

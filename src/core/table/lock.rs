@@ -4,12 +4,12 @@
 //! the first answers, and for a moment around a reload the worker 0 of two configurations. The lock
 //! word names the process that holds it, so a lock whose holder was killed is taken over.
 
+use super::layout::{Table, entry, header, slot};
 use super::platform::atomic::{
     Ordering::{AcqRel, Acquire, Relaxed, Release},
     fence,
 };
 use super::platform::{is_alive, wait};
-use super::{H_DIRTY, H_LOCK, Table};
 use crate::process::ProcessId;
 
 /// How often an event loop looks whether the lock is free: after a hundred times, every 100 µs.
@@ -44,15 +44,15 @@ impl<'z> Table<'z> {
 
     /// Puts right what a killed holder has left, if there is something, without waiting long.
     pub fn recover_orphaned_lock(&self, me: ProcessId) {
-        let holder = self.load(H_LOCK);
-        if self.load(H_DIRTY) != 0 && (holder == 0 || !is_alive(holder)) {
+        let holder = self.load(header::LOCK);
+        if self.load(header::DIRTY) != 0 && (holder == 0 || !is_alive(holder)) {
             drop(self.lock_soon(me));
         }
     }
 
     /// Takes the lock if nobody has it, or who has it was killed.
     fn try_lock(&self, me: ProcessId) -> bool {
-        let word = self.word(H_LOCK);
+        let word = self.word(header::LOCK);
         let take = |from| word.compare_exchange(from, me.get(), AcqRel, Acquire);
         match take(0) {
             Ok(_) => true,
@@ -62,7 +62,7 @@ impl<'z> Table<'z> {
 
     fn locked<'t>(&'t self) -> PublishGuard<'t, 'z> {
         let guard = PublishGuard { table: self };
-        if self.word(H_DIRTY).swap(1, Relaxed) != 0 {
+        if self.word(header::DIRTY).swap(1, Relaxed) != 0 {
             guard.recover();
             guard.renew_all();
         }
@@ -73,11 +73,49 @@ impl<'z> Table<'z> {
     }
 }
 
+impl PublishGuard<'_, '_> {
+    /// Frees every slot that no block in force names.
+    pub(super) fn recover(&self) {
+        let table = self.table;
+        let mut named = vec![false; table.layout.slot_count];
+        for entry in 0..table.layout.entry_count {
+            if table.key(entry) != 0 {
+                for record in table.held(entry, table.generation(entry)).values() {
+                    named[table.slot_number(record.slot) as usize] = true;
+                }
+            }
+        }
+        for (slot, _) in named.iter().enumerate().filter(|(_, named)| !**named) {
+            table.slot_word(slot, slot::OWNER).store(0, Release);
+        }
+    }
+
+    /// After a writer was killed: it may have told nobody.
+    fn renew_all(&self) {
+        if self.table.load(header::OVERRIDES) != 0 {
+            self.renew_entries(|_| true);
+        }
+    }
+
+    /// The next generation but one has the same descriptor.
+    pub(super) fn renew_entries(&self, is_meant: impl Fn(u64) -> bool) {
+        let table = self.table;
+        for entry in 0..table.layout.entry_count {
+            let scope = table.scope(entry);
+            // Of 0 nobody has said whose it is.
+            if table.has_data(entry) && (scope == 0 || is_meant(scope)) {
+                let next = table.generation(entry).wrapping_add(2);
+                table.entry_word(entry, entry::GENERATION).store(next, Release);
+            }
+        }
+    }
+}
+
 impl Drop for PublishGuard<'_, '_> {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            self.table.word(H_DIRTY).store(0, Relaxed);
+            self.table.word(header::DIRTY).store(0, Relaxed);
         }
-        self.table.word(H_LOCK).store(0, Release);
+        self.table.word(header::LOCK).store(0, Release);
     }
 }

@@ -7,15 +7,12 @@
 
 use std::time::Duration;
 
-use super::Table;
+use super::layout::{
+    Table,
+    lookup_cache::{CELL, WAYS, WORDS_PER_ENTRY},
+};
 use super::platform::atomic::Ordering::Relaxed;
 
-/// Places where a name may be.
-const WAYS: usize = 4;
-/// Words of a place.
-const CELL: usize = 2;
-/// A set of places for each entry of the table.
-pub(super) const WORDS_PER_ENTRY: usize = WAYS * CELL;
 /// The lower bits of a cell's second word are the kind, the others milliseconds since the epoch.
 const KIND_BITS: u32 = 2;
 
@@ -32,13 +29,19 @@ pub enum LookupResult {
 
 impl Table<'_> {
     /// The verdict on a key, while it is in force.
-    pub fn verdict(&self, key: u128, now_ms: u64) -> Option<LookupResult> {
+    pub fn lookup_result(&self, key: u128, now_ms: u64) -> Option<LookupResult> {
         let (_, value) = self.cells(key).find(|(at, value)| self.is_of(*at, *value, key))?;
         Some(value).filter(|value| value >> KIND_BITS > now_ms).and_then(kind_of)
     }
 
     /// Notes what became of a key, for so long.
-    pub fn note_verdict(&self, key: u128, verdict: LookupResult, now_ms: u64, valid: Duration) {
+    pub fn note_lookup_result(
+        &self,
+        key: u128,
+        verdict: LookupResult,
+        now_ms: u64,
+        valid: Duration,
+    ) {
         let valid_ms = u64::try_from(valid.as_millis()).unwrap_or(u64::MAX);
         let until_ms = now_ms.saturating_add(valid_ms).min(u64::MAX >> KIND_BITS);
         let value = until_ms << KIND_BITS | verdict as u64;
@@ -59,7 +62,7 @@ impl Table<'_> {
     /// Where the key may be, and the second words there.
     fn cells(&self, key: u128) -> impl Iterator<Item = (usize, u64)> + '_ {
         let set = (key >> 64) as usize % self.layout.entry_count;
-        let first = self.layout.verdicts + set * WORDS_PER_ENTRY;
+        let first = self.layout.lookup_cache + set * WORDS_PER_ENTRY;
         (0..WAYS).map(move |way| first + way * CELL).map(|at| (at, self.load(at + 1)))
     }
 }
@@ -73,7 +76,7 @@ fn kind_of(value: u64) -> Option<LookupResult> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::zone;
+    use super::super::testing::zone;
     use super::*;
 
     fn ms(time: u64) -> Duration {
@@ -87,13 +90,13 @@ mod tests {
     #[test]
     fn a_verdict_holds_until_its_time_is_over() {
         let table = table();
-        assert_eq!(table.verdict(7, 0), None);
-        table.note_verdict(7, LookupResult::Absent, 0, ms(1_000));
-        assert_eq!(table.verdict(7, 999), Some(LookupResult::Absent));
-        assert_eq!(table.verdict(7, 1_000), None);
-        assert_eq!(table.verdict(8, 999), None, "another key of the same set");
-        table.note_verdict(7, LookupResult::Followed, 1_000, ms(4_000));
-        assert_eq!(table.verdict(7, 1_000), Some(LookupResult::Followed));
+        assert_eq!(table.lookup_result(7, 0), None);
+        table.note_lookup_result(7, LookupResult::Absent, 0, ms(1_000));
+        assert_eq!(table.lookup_result(7, 999), Some(LookupResult::Absent));
+        assert_eq!(table.lookup_result(7, 1_000), None);
+        assert_eq!(table.lookup_result(8, 999), None, "another key of the same set");
+        table.note_lookup_result(7, LookupResult::Followed, 1_000, ms(4_000));
+        assert_eq!(table.lookup_result(7, 1_000), Some(LookupResult::Followed));
     }
 
     #[test]
@@ -103,15 +106,15 @@ mod tests {
         // All keys of a set differ in their lower half.
         let key = |n: u128| (n % 3) << 64 | (n + 1);
         for n in names.clone().take(6) {
-            table.note_verdict(key(n), LookupResult::Followed, 10_000, ms(n as u64));
+            table.note_lookup_result(key(n), LookupResult::Followed, 10_000, ms(n as u64));
         }
         for n in 100..1_000_100 {
-            table.note_verdict(key(n), LookupResult::Absent, 20_000, ms(n as u64));
+            table.note_lookup_result(key(n), LookupResult::Absent, 20_000, ms(n as u64));
         }
         for n in names.take(6) {
-            assert_eq!(table.verdict(key(n), 9_000), Some(LookupResult::Followed), "{n}");
+            assert_eq!(table.lookup_result(key(n), 9_000), Some(LookupResult::Followed), "{n}");
         }
-        assert_eq!(table.verdict(key(1_000_099), 9_000), Some(LookupResult::Absent));
+        assert_eq!(table.lookup_result(key(1_000_099), 9_000), Some(LookupResult::Absent));
     }
 
     #[test]
@@ -120,29 +123,29 @@ mod tests {
         let me = crate::process::ProcessId::own();
         let shard = table.claim_shard(me).unwrap();
         for n in 0..100_000u128 {
-            table.note_verdict(n << 64 | (n + 1), LookupResult::Absent, 0, Duration::MAX);
+            table.note_lookup_result(n << 64 | (n + 1), LookupResult::Absent, 0, Duration::MAX);
         }
         let entry = table.claim(7, me).unwrap();
-        table.publish((entry, 7), &super::super::tests::set([1, 2]), 1, me).unwrap();
+        table.publish((entry, 7), &super::super::testing::set([1, 2]), 1, me).unwrap();
         let before = table.read(entry, 7).unwrap();
-        table.clear_dead_lanes();
+        table.clear_dead_shards();
         let mut others: Vec<_> = std::iter::from_fn(|| table.claim_shard(me)).collect();
         assert_eq!(others.len(), 15, "one is taken");
         others.push(shard);
         for shard in others {
-            table.clear_lane(shard);
-            table.release_lane(shard);
+            table.clear_shard(shard);
+            table.release_shard(shard);
         }
         assert_eq!(table.read(entry, 7).unwrap().records, before.records);
-        assert_eq!(table.verdict(99_999 << 64 | 100_000, 0), Some(LookupResult::Absent));
+        assert_eq!(table.lookup_result(99_999 << 64 | 100_000, 0), Some(LookupResult::Absent));
     }
 
     #[test]
     fn words_of_two_writers_are_no_verdict() {
         let table = table();
-        table.note_verdict(7, LookupResult::Followed, 0, ms(1_000));
+        table.note_lookup_result(7, LookupResult::Followed, 0, ms(1_000));
         let (at, _) = table.cells(7).find(|(_, value)| *value != 0).unwrap();
         table.word(at + 1).store(2_000 << KIND_BITS | LookupResult::Absent as u64, Relaxed);
-        assert_eq!(table.verdict(7, 0), None);
+        assert_eq!(table.lookup_result(7, 0), None);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! loom runs each test again and again, in every order of the threads' accesses and with every
 //! value that Rust's memory model lets a load see. It is the table's own code that runs, over
-//! words that loom watches ([`super::machine`]).
+//! words that loom watches ([`super::platform`]).
 
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
@@ -11,14 +11,16 @@ use std::sync::atomic::AtomicUsize;
 
 use loom::thread::{JoinHandle, spawn};
 
+use super::block::{PEER_RECORD, PeerMetadata};
+use super::layout::{Layout, Table, entry, header, lookup_cache, overrides, slot};
 use super::platform::atomic::{AtomicU64, Ordering::Relaxed};
 use super::platform::{killed_after, process};
-use super::record::PEER_RECORD;
-use super::*;
+use super::words;
 use crate::model::{Health, Peer, PeerSet};
 use crate::params::Params;
 use crate::process::ProcessId;
 
+mod requests;
 mod with_overrides;
 
 /// Two shards, so that they share a word.
@@ -34,14 +36,14 @@ struct Zone(Vec<AtomicU64>);
 
 impl Zone {
     fn new() -> Arc<Zone> {
-        let list = HEADER + 4 * lookup_cache::WORDS_PER_ENTRY;
+        let list = header::WORDS + 4 * lookup_cache::WORDS_PER_ENTRY;
         let shards = list + 4 * overrides::WORDS;
         let entries = shards + SHARDS;
         let slots = entries + 4 * entry::WORDS;
-        let arena = slots + SLOTS * (counters::WORDS + SHARDS / 2);
+        let arena = slots + SLOTS * (slot::WORDS + SHARDS / 2);
         let word = |at: usize| {
             let watched = if at < list {
-                at < HEADER
+                at < header::WORDS
             } else if at < shards {
                 // Of each area of overrides the first two words.
                 (at - list) % (4 * overrides::WORDS / 2) < 2
@@ -51,8 +53,8 @@ impl Zone {
                 // The first two entries, without what only the status page reads.
                 (at - entries) / entry::WORDS < 2 && (at - entries) % entry::WORDS < entry::RESTORED
             } else if at < arena {
-                let word = (at - slots) % (counters::WORDS + SHARDS / 2);
-                word == counters::OWNER || word >= counters::WORDS
+                let word = (at - slots) % (slot::WORDS + SHARDS / 2);
+                word == slot::OWNER || word >= slot::WORDS
             } else {
                 // Of a record slot and weight, identity, port and address; not its text.
                 (at - arena) % block_len() < 4
@@ -119,7 +121,7 @@ fn published(leader: ProcessId) -> Arc<Zone> {
     let zone = Zone::new();
     zone.table().claim(KEY, leader).expect("room");
     publish(zone.table(), KEY, &[1], leader);
-    zone.table().lead(leader);
+    zone.table().acquire_leadership(leader);
     zone
 }
 
@@ -234,7 +236,7 @@ fn a_publisher_killed_at_any_store_leaves_a_whole_set_and_the_next_one_goes_on()
         |table, new| {
             let (_, left) = read(table, 0, KEY).expect("a set");
             assert!(left == [1] || left == [2, 3], "{left:?}");
-            table.lead(new);
+            table.acquire_leadership(new);
             publish(table, KEY, &[2, 4], new);
             assert_nothing_leaked(table, &[2, 4]);
         },
@@ -251,7 +253,7 @@ fn a_publisher_killed_while_targets_come_and_go_loses_no_entry() {
             table.retain(&[KEY], &[], old);
         },
         |table, new| {
-            table.lead(new);
+            table.acquire_leadership(new);
             // Worker 0 frees what its configuration doesn't name only when it is the last one.
             if table.find(OTHER).is_some() {
                 table.retain(&[KEY], &[], new);
@@ -272,7 +274,7 @@ fn a_publisher_killed_while_it_releases_a_service_loses_no_entry() {
             table.release(1, OTHER, old);
         },
         |table, new| {
-            table.lead(new);
+            table.acquire_leadership(new);
             if table.find(OTHER).is_some() {
                 table.release(1, OTHER, new);
             }
@@ -289,17 +291,17 @@ fn two_publishers_never_both_hold_the_lock_and_see_all_that_the_other_did() {
         let other = start(&zone, |table| count_under_lock(table, process(1)));
         count_under_lock(zone.table(), process(2));
         other.join().expect("had the lock");
-        assert_eq!(zone.table().load(H_STATE_WRITTEN), 2);
+        assert_eq!(zone.table().load(header::STATE_WRITTEN), 2);
     });
 }
 
 /// Adds one to a word that only the lock guards.
 fn count_under_lock(table: Table<'_>, me: ProcessId) {
     let _guard = table.lock(me);
-    assert_eq!(table.load(H_LOCK), me.get());
-    let count = table.word(H_STATE_WRITTEN);
+    assert_eq!(table.load(header::LOCK), me.get());
+    let count = table.word(header::STATE_WRITTEN);
     count.store(count.load(Relaxed) + 1, Relaxed);
-    assert_eq!(table.load(H_LOCK), me.get());
+    assert_eq!(table.load(header::LOCK), me.get());
 }
 
 /// As [`count_under_lock`], and killed before it lets go of the lock.
@@ -318,7 +320,7 @@ fn of_two_who_take_the_lock_over_from_a_killed_publisher_one_waits() {
         let other = start(&zone, |table| count_under_lock(table, process(1)));
         count_under_lock(zone.table(), process(2));
         other.join().expect("had the lock");
-        assert_eq!(zone.table().load(H_STATE_WRITTEN), 3);
+        assert_eq!(zone.table().load(header::STATE_WRITTEN), 3);
     });
 }
 
@@ -328,7 +330,7 @@ fn an_old_leader_never_replaces_the_set_of_the_new_one() {
         let (old, new) = (process(1), process(2));
         let zone = published(old);
         let successor = start(&zone, move |table| {
-            table.lead(new);
+            table.acquire_leadership(new);
             publish(table, KEY, &[3], new);
         });
         let late = zone.table().publish((0, KEY), &set(&[2]), 1, old).expect("room");
@@ -336,75 +338,4 @@ fn an_old_leader_never_replaces_the_set_of_the_new_one() {
         assert_eq!(read(zone.table(), 0, KEY).expect("a set").1, [3], "{late:?}");
         assert_nothing_leaked(zone.table(), &[3]);
     });
-}
-
-/// The first slot.
-fn first(table: Table<'_>) -> SlotRef {
-    table.slot_place(0).expect("a slot")
-}
-
-/// One request, from its beginning to its end.
-fn request(table: Table<'_>, shard: WorkerShard) {
-    table.enter(first(table), 1, Some(shard)).expect("a shard").end();
-}
-
-#[test]
-fn what_two_workers_have_in_flight_adds_up_and_ends_at_zero() {
-    check(3, || {
-        let zone = published(process(3));
-        let work = |number| {
-            move |table: Table<'_>| {
-                let shard = table.claim_shard(process(number)).expect("a shard");
-                request(table, shard);
-                let one = table.enter(first(table), 1, Some(shard)).expect("a shard");
-                assert!((1..=2).contains(&table.in_flight(first(table))));
-                one.end();
-                table.release_lane(shard);
-            }
-        };
-        let other = start(&zone, work(1));
-        work(2)(zone.table());
-        other.join().expect("served");
-        assert_eq!(zone.table().in_flight(first(zone.table())), 0);
-    });
-}
-
-#[test]
-fn a_killed_workers_requests_are_taken_out_and_nobody_elses() {
-    let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    for stores in 0.. {
-        let seen = Arc::clone(&done);
-        check(2, move || {
-            let zone = published(process(3));
-            let table = zone.table();
-            let mine = table.claim_shard(process(1)).expect("a shard");
-            seen.store(
-                killed_after(stores, process(2), || {
-                    let shard = table.claim_shard(process(2)).expect("a shard");
-                    request(table, shard);
-                    let one = table.enter(first(table), 1, Some(shard)).expect("a shard");
-                    request(table, shard);
-                    one.end();
-                    table.release_lane(shard);
-                }),
-                Relaxed,
-            );
-            let cleaner = start(&zone, |table| table.clear_dead_lanes());
-            let successor = start(&zone, |table| {
-                if let Some(shard) = table.claim_shard(process(3)) {
-                    request(table, shard);
-                }
-            });
-            request(table, mine);
-            let _stays = table.enter(first(table), 1, Some(mine));
-            for thread in [cleaner, successor] {
-                thread.join().expect("done");
-            }
-            assert_eq!(table.in_flight(first(table)), 1);
-        });
-        if done.load(Relaxed) {
-            assert!(stores > 5, "only {stores} stores to be killed at");
-            return;
-        }
-    }
 }

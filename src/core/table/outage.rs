@@ -1,21 +1,12 @@
 //! What the requests of all workers share while the instances of a target have failed.
 
-use super::counters::WorkerShard;
-use super::entry::OUTAGE;
+use super::layout::{Table, WorkerShard, entry as word, header};
 use super::permits::{self, Permit, Terms};
 use super::platform::atomic::AtomicU64;
 use super::platform::atomic::Ordering::{Relaxed, SeqCst};
-use super::{H_RECOVERIES, Table};
 
 /// So many requests at a time may try instances of which it is not known that they are dead.
-pub const PERMITS: usize = 16;
-
-/// Words of it in an entry.
-pub(super) const WORDS: usize = 2 + PERMITS;
-/// When an instance was last marked as failed.
-const MARKED_AT: usize = 0;
-/// When the attempt began that failed and began last.
-const FAILED_FROM: usize = 1;
+pub const PERMITS: usize = word::PERMITS;
 
 /// The part of an entry that is about failures. Times are milliseconds of the monotonic clock.
 #[derive(Clone, Copy, Debug)]
@@ -26,25 +17,25 @@ pub struct Outage<'z> {
 impl<'z> Table<'z> {
     /// What is known of a target's failures.
     pub fn outage(&self, entry: usize) -> Outage<'z> {
-        let first = self.layout.entries + entry * super::entry::WORDS + OUTAGE;
-        Outage { words: &self.words[first..first + WORDS] }
+        let words = word::OUTAGE..word::OUTAGE + word::OUTAGE_WORDS;
+        Outage { words: self.entry_words(entry, words) }
     }
 
-    /// Counts an instance that answers again after it was marked as failed, so that no worker goes
+    /// Counts an instance that recovered after it was marked as failed, so that no worker goes
     /// on with what it had found out before.
     pub fn note_recovered(&self) {
-        self.word(H_RECOVERIES).fetch_add(1, Relaxed);
+        self.word(header::RECOVERIES).fetch_add(1, Relaxed);
     }
 
     /// How many have recovered so far.
     #[inline]
     pub fn recoveries(&self) -> u64 {
-        self.load(H_RECOVERIES)
+        self.load(header::RECOVERIES)
     }
 
     pub(super) fn clear_permits(&self, shard: WorkerShard) {
         for entry in 0..self.layout.entry_count {
-            for word in &self.outage(entry).words[WORDS - PERMITS..] {
+            for word in &self.outage(entry).words[word::OUTAGE_WORDS - PERMITS..] {
                 permits::clear(word, shard);
             }
         }
@@ -54,36 +45,38 @@ impl<'z> Table<'z> {
 impl<'z> Outage<'z> {
     /// Notes that failures keep an instance out from now on.
     pub fn note_marked(&self, now: u64) {
-        self.words[MARKED_AT].fetch_max(now, SeqCst);
+        self.words[word::O_MARKED_AT].fetch_max(now, SeqCst);
     }
 
     /// Notes that an attempt has failed, which began at `from`.
     pub fn note_failed(&self, from: u64) {
-        self.words[FAILED_FROM].fetch_max(from, SeqCst);
+        self.words[word::O_FAILED_FROM].fetch_max(from, SeqCst);
     }
 
     /// Whether an attempt has failed that began after the last instance was marked. Until then one
     /// client's slow requests may have marked them all.
     pub fn is_confirmed(&self) -> bool {
-        self.words[FAILED_FROM].load(SeqCst) > self.words[MARKED_AT].load(SeqCst)
+        self.words[word::O_FAILED_FROM].load(SeqCst) > self.words[word::O_MARKED_AT].load(SeqCst)
     }
 
     /// One of the [`PERMITS`], if one is free. Those that were taken more than `expires_after`
     /// milliseconds ago are.
-    pub fn permit(
+    pub fn take_permit(
         &self,
         shard: Option<WorkerShard>,
         now: u64,
         expires_after: u64,
     ) -> Option<Permit<'z>> {
         let terms = Terms { now, expires_after, pace: 0 };
-        self.words[WORDS - PERMITS..].iter().find_map(|word| Permit::take(word, shard, terms))
+        self.words[word::OUTAGE_WORDS - PERMITS..]
+            .iter()
+            .find_map(|word| Permit::take(word, shard, terms))
     }
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::super::tests::zone;
+    use super::super::testing::zone;
     use super::*;
     use crate::process::ProcessId;
 
@@ -116,7 +109,7 @@ mod tests {
         let (table, entry) = table();
         let shard = table.claim_shard(ProcessId::own()).unwrap();
         let outage = table.outage(entry);
-        let take = |now| outage.permit(Some(shard), now, 10_000);
+        let take = |now| outage.take_permit(Some(shard), now, 10_000);
         let mut held: Vec<_> = (0..PERMITS).map(|_| take(5_000).unwrap()).collect();
         assert!(take(15_000).is_none());
         held.pop().unwrap().end();
@@ -131,8 +124,11 @@ mod tests {
         let (table, entry) = table();
         let shard = table.claim_shard(ProcessId::own()).unwrap();
         let outage = table.outage(entry);
-        while outage.permit(Some(shard), 5_000, 10_000).is_some() {}
-        table.clear_lane(shard);
-        assert_eq!((0..20).filter_map(|_| outage.permit(None, 5_000, 10_000)).count(), PERMITS);
+        while outage.take_permit(Some(shard), 5_000, 10_000).is_some() {}
+        table.clear_shard(shard);
+        assert_eq!(
+            (0..20).filter_map(|_| outage.take_permit(None, 5_000, 10_000)).count(),
+            PERMITS
+        );
     }
 }

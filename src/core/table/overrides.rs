@@ -14,24 +14,18 @@ use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::layout::{Table, header, overrides as words_of};
 use super::lock::PublishGuard;
 use super::platform::atomic::Ordering::{Acquire, Relaxed, Release};
 use super::platform::atomic::fence;
+use super::read::TRIES;
 use super::words::{join, pack, split};
-use super::{H_OVERRIDES, H_OVERRIDES_BEGUN, Table, entry, read};
 use crate::model::Override;
 use crate::process::ProcessId;
 
 mod by_instance;
 
 pub use by_instance::Overrides;
-
-/// Most overrides of a table.
-pub(super) const MAX: usize = 1024;
-/// Words of an area for each override, its texts included.
-const AREA_WORDS: usize = 16;
-/// Words of both areas for each override.
-pub(super) const WORDS: usize = 2 * AREA_WORDS;
 
 /// Why overrides can't be set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -88,15 +82,15 @@ impl Table<'_> {
 
     /// First word and size of the area of a list.
     fn override_area(&self, number: u32) -> (usize, usize) {
-        let words = self.layout.override_count * AREA_WORDS;
+        let words = self.layout.override_count * words_of::AREA_WORDS;
         (self.layout.overrides + (number & 1) as usize * words, words)
     }
 
     /// All overrides, whose time may be over; the oldest first. `None` if writers were faster than
     /// the reader.
     pub fn all_overrides(&self) -> Option<Vec<Override>> {
-        (0..read::TRIES).find_map(|_| {
-            let list = self.word(H_OVERRIDES).load(Acquire);
+        (0..TRIES).find_map(|_| {
+            let list = self.word(header::OVERRIDES).load(Acquire);
             let (number, len) = split(list);
             let (first, words) = self.override_area(number);
             let used = first..first + (len as usize).div_ceil(8).min(words);
@@ -104,7 +98,7 @@ impl Table<'_> {
             // Pairs with the fence of who takes the lock: a word of a later list in the same area
             // can only be seen after the one between them was in force.
             fence(Acquire);
-            let is_whole = self.load(H_OVERRIDES) == list;
+            let is_whole = self.load(header::OVERRIDES) == list;
             is_whole.then(|| {
                 if len == 0 { Vec::new() } else { decode(&bytes, self.override_capacity()) }
             })
@@ -112,8 +106,8 @@ impl Table<'_> {
     }
 
     /// Moves with every change of the overrides.
-    pub fn overrides_number(&self) -> u64 {
-        split(self.load(H_OVERRIDES)).0.into()
+    pub fn overrides_version(&self) -> u64 {
+        split(self.load(header::OVERRIDES)).0.into()
     }
 
     /// What is ordered now; `None` as for [`Table::all_overrides`].
@@ -129,8 +123,8 @@ impl Table<'_> {
 
     /// Whether nobody has asked this of the zone before: overrides that were kept elsewhere are to
     /// be set once, or they would be again after they were removed.
-    pub fn begin_overrides(&self) -> bool {
-        self.word(H_OVERRIDES_BEGUN).swap(1, Relaxed) == 0
+    pub fn claim_overrides_restore(&self) -> bool {
+        self.word(header::OVERRIDES_RESTORED).swap(1, Relaxed) == 0
     }
 
     /// Sets overrides, all or none; each takes the place of an earlier one about the same. Waits
@@ -169,7 +163,7 @@ impl PublishGuard<'_, '_> {
     /// have changed; `false` if there is no room for it.
     fn store_overrides(&self, all: &[Override], changed: &[Override]) -> bool {
         let table = self.table;
-        let next = split(table.load(H_OVERRIDES)).0.wrapping_add(1);
+        let next = split(table.load(header::OVERRIDES)).0.wrapping_add(1);
         let (bytes, (first, room)) = (encode(all), table.override_area(next));
         let words = pack(&bytes);
         if all.len() > table.layout.override_count || words.len() > room {
@@ -178,31 +172,11 @@ impl PublishGuard<'_, '_> {
         for (at, word) in (first..).zip(words) {
             table.word(at).store(word, Relaxed);
         }
-        table.word(H_OVERRIDES).store(join(next, bytes.len() as u32), Release);
+        table.word(header::OVERRIDES).store(join(next, bytes.len() as u32), Release);
         let scopes = changed.iter().filter(|held| held.selection.is_none());
         let scopes: HashSet<u64> = scopes.map(|held| held.instance().0).collect();
         self.renew_entries(|scope| scopes.contains(&scope));
         true
-    }
-
-    /// After a writer was killed: it may have told nobody.
-    pub(super) fn renew_all(&self) {
-        if self.table.load(H_OVERRIDES) != 0 {
-            self.renew_entries(|_| true);
-        }
-    }
-
-    /// The next generation but one has the same descriptor.
-    fn renew_entries(&self, is_meant: impl Fn(u64) -> bool) {
-        let table = self.table;
-        for entry in 0..table.layout.entry_count {
-            let scope = table.scope(entry);
-            // Of 0 nobody has said whose it is.
-            if table.has_data(entry) && (scope == 0 || is_meant(scope)) {
-                let next = table.generation(entry).wrapping_add(2);
-                table.entry_word(entry, entry::GENERATION).store(next, Release);
-            }
-        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! request, or cleared with the shard of a worker that was killed; after its time it no longer bars
 //! others, whatever its request still waits for.
 
-use super::counters::WorkerShard;
+use super::layout::WorkerShard;
 use super::platform::atomic::AtomicU64;
 use super::platform::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
@@ -73,9 +73,9 @@ fn is_free(value: u64, terms: Terms) -> bool {
     value == 0 || (age >= terms.pace && (value & HOLDER == 0 || age > terms.expires_after))
 }
 
-/// Lanes are fewer than 2¹⁶ - 1.
+/// Shards are fewer than 2¹⁶ - 1.
 fn holder(shard: WorkerShard) -> u64 {
-    u64::from(shard.number()) + 1
+    u64::from(shard.0) + 1
 }
 
 #[cfg(all(test, not(loom)))]
@@ -91,8 +91,8 @@ mod tests {
     #[test]
     fn one_at_a_time_holds_a_permit() {
         let word = AtomicU64::new(0);
-        let first = Permit::take(&word, Some(WorkerShard::of(3)), TERMS).unwrap();
-        assert!(Permit::take(&word, Some(WorkerShard::of(3)), at(15_000)).is_none(), "held");
+        let first = Permit::take(&word, Some(WorkerShard(3)), TERMS).unwrap();
+        assert!(Permit::take(&word, Some(WorkerShard(3)), at(15_000)).is_none(), "held");
         first.end();
         assert!(Permit::take(&word, None, at(5_001)).is_some(), "given back");
     }
@@ -100,8 +100,8 @@ mod tests {
     #[test]
     fn a_permit_that_has_expired_bars_nobody_and_its_end_takes_nothing_from_the_next_holder() {
         let word = AtomicU64::new(0);
-        let first = Permit::take(&word, Some(WorkerShard::of(0)), TERMS).unwrap();
-        let second = Permit::take(&word, Some(WorkerShard::of(0)), at(15_001)).unwrap();
+        let first = Permit::take(&word, Some(WorkerShard(0)), TERMS).unwrap();
+        let second = Permit::take(&word, Some(WorkerShard(0)), at(15_001)).unwrap();
         first.end();
         assert!(!is_free_at(&word, at(15_002)), "the second one holds it");
         second.end();
@@ -123,11 +123,11 @@ mod tests {
     }
 
     #[test]
-    fn the_permits_of_a_lane_are_cleared_and_no_others() {
+    fn the_permits_of_a_shard_are_cleared_and_no_others() {
         let (own, other) = (AtomicU64::new(0), AtomicU64::new(0));
-        let held = Permit::take(&own, Some(WorkerShard::of(7)), TERMS).unwrap();
-        let kept = Permit::take(&other, Some(WorkerShard::of(8)), TERMS).unwrap();
-        [&own, &other].into_iter().for_each(|word| clear(word, WorkerShard::of(7)));
+        let held = Permit::take(&own, Some(WorkerShard(7)), TERMS).unwrap();
+        let kept = Permit::take(&other, Some(WorkerShard(8)), TERMS).unwrap();
+        [&own, &other].into_iter().for_each(|word| clear(word, WorkerShard(7)));
         assert!(is_free_at(&own, TERMS) && !is_free_at(&other, TERMS));
         // The worker was killed, so nobody ends them; if somebody does, no harm is done.
         held.end();

@@ -8,14 +8,11 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use super::counters::SlotRef;
-use super::entry::{D_COUNT, D_DIGEST, D_PLACE, GENERATION, KEY_HI, KEY_LO};
-use super::history::{self, Changed};
+use super::block::{PEER_RECORD, PeerMetadata, PeerRecord, SetChange, encode_history};
+use super::layout::{SlotRef, Table, entry as word, header, slot};
 use super::lock::PublishGuard;
 use super::platform::atomic::Ordering::{Relaxed, Release};
-use super::record::{PEER_RECORD, PeerMetadata, PeerRecord};
-use super::words::{join, pack, wide};
-use super::{H_LEADER, H_SLOT_CURSOR, Table, counters};
+use super::words::{join, pack};
 use crate::model::{Peer, PeerSet, ServiceName};
 use crate::process::ProcessId;
 
@@ -64,21 +61,21 @@ impl<'z> Table<'z> {
         }
         let entry =
             (0..self.layout.entry_count).find(|&e| self.key(e) == 0).ok_or(Full::Entries)?;
-        for word in GENERATION + 1..super::entry::WORDS {
+        for word in word::GENERATION + 1..word::WORDS {
             self.entry_word(entry, word).store(0, Relaxed);
         }
         if let Some((named, now_ms)) = named {
-            self.set_named(entry, named, now_ms);
+            self.set_service_name(entry, named, now_ms);
         }
-        self.entry_word(entry, KEY_HI).store((key >> 64) as u64, Relaxed);
-        self.entry_word(entry, KEY_LO).store(key as u64, Release);
+        self.entry_word(entry, word::KEY_HI).store((key >> 64) as u64, Relaxed);
+        self.entry_word(entry, word::KEY_LO).store(key as u64, Release);
         Ok(entry)
     }
 
     /// Frees the entry of a target that nobody asks for any more, if it still has it.
     pub fn release(&self, entry: usize, key: u128, me: ProcessId) {
         let _guard = self.lock(me);
-        if self.key(entry) != key || !self.is_led_by(me) {
+        if self.key(entry) != key || !self.is_leader(me) {
             return;
         }
         let held = self.held(entry, self.generation(entry));
@@ -90,22 +87,22 @@ impl<'z> Table<'z> {
     /// user's set for this one's.
     fn free_entry(&self, entry: usize) {
         let next = self.generation(entry).wrapping_add(1);
-        self.descriptor(entry, next, D_PLACE).store(0, Relaxed);
-        self.entry_word(entry, GENERATION).store(next, Release);
-        self.entry_word(entry, KEY_LO).store(0, Relaxed);
-        self.entry_word(entry, KEY_HI).store(0, Relaxed);
+        self.descriptor(entry, next, word::D_BLOCK).store(0, Relaxed);
+        self.entry_word(entry, word::GENERATION).store(next, Release);
+        self.entry_word(entry, word::KEY_LO).store(0, Relaxed);
+        self.entry_word(entry, word::KEY_HI).store(0, Relaxed);
     }
 
     /// From here on only this process replaces sets: an old worker 0 that still has an answer in
     /// hand can't put it over a newer one of its successor's.
-    pub fn lead(&self, me: ProcessId) {
+    pub fn acquire_leadership(&self, me: ProcessId) {
         let _guard = self.lock(me);
-        self.word(H_LEADER).store(me.get(), Relaxed);
+        self.word(header::LEADER).store(me.get(), Relaxed);
     }
 
     /// Whether this process is the one that replaces sets.
-    pub fn is_led_by(&self, me: ProcessId) -> bool {
-        self.load(H_LEADER) == me.get()
+    pub fn is_leader(&self, me: ProcessId) -> bool {
+        self.load(header::LEADER) == me.get()
     }
 
     /// Makes `set` the peers of `key`, whose entry this was when the caller looked. `None` if they
@@ -118,9 +115,9 @@ impl<'z> Table<'z> {
         set: &PeerSet,
         now_ms: u64,
         me: ProcessId,
-    ) -> Result<Option<Changed>, Full> {
+    ) -> Result<Option<SetChange>, Full> {
         let guard = self.lock(me);
-        let stays = || !self.is_led_by(me) || self.is_frozen(key, now_ms);
+        let stays = || !self.is_leader(me) || self.is_frozen(key, now_ms);
         if self.key(entry) != key || (self.has_data(entry) && stays()) {
             return Ok(None);
         }
@@ -130,11 +127,6 @@ impl<'z> Table<'z> {
             return Ok(None);
         }
         guard.replace(entry, generation, set, digest, now_ms).map(Some)
-    }
-
-    /// How many more targets there is room for.
-    pub fn free_entries(&self) -> usize {
-        (0..self.layout.entry_count).filter(|&e| self.key(e) == 0).count()
     }
 
     /// Frees the entries of all targets that are not among `keys`, nor of services that requests have
@@ -154,30 +146,8 @@ impl<'z> Table<'z> {
         guard.recover();
     }
 
-    fn digest(&self, entry: usize, generation: u64) -> u128 {
-        wide(D_DIGEST.map(|word| self.descriptor(entry, generation, word).load(Relaxed)))
-    }
-
-    /// Every block in force.
-    pub(super) fn live_blocks(&self) -> impl Iterator<Item = Range<usize>> {
-        let live = (0..self.layout.entry_count).filter(|&entry| self.key(entry) != 0);
-        let block = |entry| self.block(entry, self.generation(entry));
-        live.filter_map(block).map(|block| block.records.start..block.history.end)
-    }
-
-    /// Whether the entry has a set, be it an empty one.
-    pub fn has_data(&self, entry: usize) -> bool {
-        self.key(entry) != 0 && self.block(entry, self.generation(entry)).is_some()
-    }
-
-    /// How many peers the entry's set has; `None` before the first answer.
-    pub fn peer_count(&self, entry: usize) -> Option<usize> {
-        let block = self.block(entry, self.generation(entry)).filter(|_| self.key(entry) != 0);
-        block.map(|block| block.records.len() / PEER_RECORD)
-    }
-
     fn free_slot(&self, record: &PeerRecord) {
-        self.slot(record.place).words[counters::OWNER].store(0, Release);
+        self.peer_counters(record.slot).words[slot::OWNER].store(0, Release);
     }
 }
 
@@ -189,17 +159,17 @@ impl PublishGuard<'_, '_> {
         set: &PeerSet,
         digest: u128,
         now_ms: u64,
-    ) -> Result<Changed, Full> {
+    ) -> Result<SetChange, Full> {
         let table = self.table;
         let next = generation.wrapping_add(1);
         let before = table.held(entry, generation);
         let details = pack(&PeerMetadata::encode(set));
-        let changed = Changed::of(set, &before, (next, now_ms));
+        let changed = SetChange::of(set, &before, (next, now_ms));
         let mut history = table.history(entry, generation);
         if changed.is_any() {
             history.insert(0, changed.clone());
         }
-        let history = history::encode(history);
+        let history = encode_history(history);
         let len = set.peers().len() * PEER_RECORD + details.len();
         // Where there is no room for the history, the set goes without.
         let (offset, history) = match self.find_gap(len + history.len()) {
@@ -217,12 +187,12 @@ impl PublishGuard<'_, '_> {
         }
 
         let describe = |word, value| table.descriptor(entry, next, word).store(value, Relaxed);
-        describe(D_PLACE, join(offset as u32, len as u32));
-        describe(D_COUNT, join(detail_words as u32, set.peers().len() as u32));
-        describe(D_DIGEST[0], digest as u64);
-        describe(D_DIGEST[1], (digest >> 64) as u64);
+        describe(word::D_BLOCK, join(offset as u32, len as u32));
+        describe(word::D_COUNT, join(detail_words as u32, set.peers().len() as u32));
+        describe(word::D_DIGEST[0], digest as u64);
+        describe(word::D_DIGEST[1], (digest >> 64) as u64);
         table.note_change(entry, now_ms);
-        table.entry_word(entry, GENERATION).store(next, Release);
+        table.entry_word(entry, word::GENERATION).store(next, Release);
 
         let stay: HashSet<u64> = set.peers().iter().map(|peer| peer.identity).collect();
         let left = before.values().filter(|record| !stay.contains(&record.identity));
@@ -242,16 +212,14 @@ impl PublishGuard<'_, '_> {
         let mut free = self.find_free_slots(new).ok_or(Full::Slots(new))?.into_iter();
         let record = |peer: &Peer| {
             if let Some(held) = before.get(&peer.identity) {
-                return Some(PeerRecord::new(peer, held.place));
+                return Some(PeerRecord::new(peer, held.slot));
             }
-            let place = free.next()?;
-            let words = table.slot(place).words;
-            words[counters::OWNER + 1..counters::WORDS]
-                .iter()
-                .for_each(|word| word.store(0, Relaxed));
-            words[counters::STARTED].store(started, Relaxed);
-            words[counters::OWNER].store(peer.identity, Release);
-            Some(PeerRecord::new(peer, place))
+            let slot = free.next()?;
+            let words = table.peer_counters(slot).words;
+            words[slot::OWNER + 1..slot::WORDS].iter().for_each(|word| word.store(0, Relaxed));
+            words[slot::STARTED].store(started, Relaxed);
+            words[slot::OWNER].store(peer.identity, Release);
+            Some(PeerRecord::new(peer, slot))
         };
         Ok(set.peers().iter().filter_map(record).collect())
     }
@@ -261,14 +229,14 @@ impl PublishGuard<'_, '_> {
     fn find_free_slots(&self, wanted: usize) -> Option<Vec<SlotRef>> {
         let table = self.table;
         let count = table.layout.slot_count;
-        let start = table.load(H_SLOT_CURSOR) as usize % count;
-        let is_free = |place: &SlotRef| {
-            table.slot(*place).load(counters::OWNER) == 0 && table.in_flight(*place) == 0
+        let start = table.load(header::SLOT_CURSOR) as usize % count;
+        let is_free = |slot: &SlotRef| {
+            table.peer_counters(*slot).load(slot::OWNER) == 0 && table.in_flight(*slot) == 0
         };
-        let all = (start..count).chain(0..start).filter_map(|slot| table.slot_place(slot));
+        let all = (start..count).chain(0..start).filter_map(|slot| table.slot_at(slot));
         let found: Vec<SlotRef> = all.filter(is_free).take(wanted).collect();
-        let last = found.last().map_or(start as u64, |place| table.slot_number(*place).into());
-        table.word(H_SLOT_CURSOR).store(last + 1, Relaxed);
+        let last = found.last().map_or(start as u64, |slot| table.slot_number(*slot).into());
+        table.word(header::SLOT_CURSOR).store(last + 1, Relaxed);
         (found.len() == wanted).then_some(found)
     }
 
@@ -285,22 +253,6 @@ impl PublishGuard<'_, '_> {
             at = at.max(block.end);
         }
         (at + len <= layout.end).then_some(at)
-    }
-
-    /// Frees every slot that no block in force names.
-    pub(super) fn recover(&self) {
-        let table = self.table;
-        let mut named = vec![false; table.layout.slot_count];
-        for entry in 0..table.layout.entry_count {
-            if table.key(entry) != 0 {
-                for record in table.held(entry, table.generation(entry)).values() {
-                    named[table.slot_number(record.place) as usize] = true;
-                }
-            }
-        }
-        for (slot, _) in named.iter().enumerate().filter(|(_, named)| !**named) {
-            table.slot_word(slot, counters::OWNER).store(0, Release);
-        }
     }
 }
 

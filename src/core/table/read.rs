@@ -1,17 +1,17 @@
 //! Reading a set of peers, without waiting for anybody.
 
 use std::collections::HashMap;
+use std::num::NonZeroU16;
 use std::ops::Range;
 
-use super::Table;
-use super::entry::{D_COUNT, D_PLACE};
-use super::history::{self, Changed};
+use super::block::{Block, PEER_RECORD, PeerMetadata, PeerRecord, SetChange, decode_history};
+use super::layout::{Table, entry, slot};
 use super::platform::atomic::{
     Ordering::{Acquire, Relaxed},
     fence,
 };
-use super::record::{PEER_RECORD, PeerMetadata, PeerRecord};
-use super::words::{split, unpack};
+use super::words::{unpack, wide};
+use crate::model::{Peer, PeerSet};
 
 /// How often a reader starts over before it stays with what it has.
 pub(super) const TRIES: usize = 8;
@@ -28,13 +28,6 @@ pub struct PeerSnapshot {
     history: Vec<u64>,
 }
 
-/// Where the parts of a block are, in words of the zone.
-pub(super) struct Block {
-    pub(super) records: Range<usize>,
-    pub(super) details: Range<usize>,
-    pub(super) history: Range<usize>,
-}
-
 impl PeerSnapshot {
     /// A set without details, as [`Table::read_records`] gives it.
     pub fn of_records(generation: u64, records: Vec<PeerRecord>) -> PeerSnapshot {
@@ -42,27 +35,51 @@ impl PeerSnapshot {
     }
 
     /// The last changes of the set, newest first.
-    pub fn history(&self) -> Vec<Changed> {
-        history::decode(self.history.iter().copied())
+    pub fn history(&self) -> Vec<SetChange> {
+        decode_history(self.history.iter().copied())
     }
 
     /// What the status shows of each peer, in their order.
-    pub fn details(&self) -> Vec<PeerMetadata> {
+    pub fn metadata(&self) -> Vec<PeerMetadata> {
         let lines = self.details.as_deref().unwrap_or_default();
         let lines = lines.split_inclusive(|&b| b == b'\n');
         lines.map_while(PeerMetadata::decode).collect()
     }
 
     /// The next of the details, for who takes them one at a time; `at` is 0 at first.
-    pub fn next_detail(&self, at: &mut usize) -> Option<PeerMetadata> {
+    pub fn next_metadata(&self, at: &mut usize) -> Option<PeerMetadata> {
         let rest = self.details.as_ref()?.get(*at..)?;
         let line = rest.split_inclusive(|&b| b == b'\n').next()?;
         *at += line.len();
         PeerMetadata::decode(line)
     }
 
+    /// The set itself; `None` if its metadata can't be read.
+    pub fn peer_set(&self) -> Option<PeerSet> {
+        let metadata = self.metadata();
+        if metadata.len() != self.records.len() {
+            return None;
+        }
+        let peer = |(record, metadata): (&PeerRecord, PeerMetadata)| {
+            Some(Peer {
+                addr: record.addr(),
+                weight: NonZeroU16::new(u16::try_from(record.weight).ok()?)?,
+                identity: record.identity,
+                node: metadata.node,
+                id: metadata.id,
+                tags: metadata.tags,
+                health: metadata.health,
+                datacenter: metadata.datacenter,
+                params: record.params(),
+                meta: metadata.meta,
+            })
+        };
+        let peers: Option<Vec<Peer>> = self.records.iter().zip(metadata).map(peer).collect();
+        peers.map(PeerSet::new)
+    }
+
     /// The same as it is in the table, once.
-    pub(crate) fn take_details(&mut self) -> Option<Vec<u8>> {
+    pub(crate) fn take_metadata(&mut self) -> Option<Vec<u8>> {
         self.details.take()
     }
 }
@@ -106,22 +123,6 @@ impl<'z> Table<'z> {
         whole.then_some(PeerSnapshot { generation, records, details, history })
     }
 
-    /// The block of an entry, never outside the arena; `None` if it has none.
-    pub(super) fn block(&self, entry: usize, generation: u64) -> Option<Block> {
-        let load = |word| split(self.descriptor(entry, generation, word).load(Relaxed));
-        let ((offset, len), (details, count)) = (load(D_PLACE), load(D_COUNT));
-        let (offset, len) = (offset as usize, len as usize);
-        let details_at = offset + (count as usize).checked_mul(PEER_RECORD)?;
-        let history_at = details_at + details as usize;
-        let end = offset + len;
-        let fits = offset >= self.layout.arena && end <= self.layout.end && history_at <= end;
-        fits.then_some(Block {
-            records: offset..details_at,
-            details: details_at..history_at,
-            history: history_at..end,
-        })
-    }
-
     /// The records of a block, but for those whose slot there is not.
     fn records(&self, block: &Block) -> impl Iterator<Item = PeerRecord> {
         let rows = self.words[block.records.clone()].chunks_exact(PEER_RECORD);
@@ -136,8 +137,40 @@ impl<'z> Table<'z> {
     }
 
     /// The last changes of the entry's set. Only under the publishers' lock.
-    pub(super) fn history(&self, entry: usize, generation: u64) -> Vec<Changed> {
+    pub(super) fn history(&self, entry: usize, generation: u64) -> Vec<SetChange> {
         let Some(block) = self.block(entry, generation) else { return Vec::new() };
-        history::decode(block.history.map(|at| self.load(at)))
+        decode_history(block.history.map(|at| self.load(at)))
+    }
+
+    pub(super) fn digest(&self, entry: usize, generation: u64) -> u128 {
+        wide(entry::D_DIGEST.map(|word| self.descriptor(entry, generation, word).load(Relaxed)))
+    }
+
+    /// Every block in force.
+    pub(super) fn live_blocks(&self) -> impl Iterator<Item = Range<usize>> {
+        let live = (0..self.layout.entry_count).filter(|&entry| self.key(entry) != 0);
+        let block = |entry| self.block(entry, self.generation(entry));
+        live.filter_map(block).map(|block| block.records.start..block.history.end)
+    }
+
+    /// Whether the entry has a set, be it an empty one.
+    pub fn has_data(&self, entry: usize) -> bool {
+        self.key(entry) != 0 && self.block(entry, self.generation(entry)).is_some()
+    }
+
+    /// How many peers the entry's set has; `None` before the first answer.
+    pub fn peer_count(&self, entry: usize) -> Option<usize> {
+        let block = self.block(entry, self.generation(entry)).filter(|_| self.key(entry) != 0);
+        block.map(|block| block.records.len() / PEER_RECORD)
+    }
+
+    /// Bytes in use; a slot is while an instance has it.
+    pub fn usage(&self) -> usize {
+        let blocks: usize = self.live_blocks().map(|block| block.len()).sum();
+        let slots = (0..self.layout.slot_count)
+            .filter(|&s| self.slot_word(s, slot::OWNER).load(Relaxed) != 0)
+            .count();
+        let fixed = self.layout.slots;
+        (fixed + blocks + slots * self.layout.slot_words) * 8
     }
 }

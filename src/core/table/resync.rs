@@ -1,8 +1,6 @@
 //! What workers ask of worker 0, and what it withholds from a frozen target.
 
-use super::H_ASKED;
-use super::Table;
-use super::entry::{ASKED, FROZEN_DIFF};
+use super::layout::{Table, entry as word, header};
 use super::platform::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 /// What an answer would change, were the target not frozen.
@@ -17,19 +15,19 @@ pub struct FrozenDiff {
 impl Table<'_> {
     /// Has worker 0 ask Consul about the target now.
     pub fn request_resync(&self, entry: usize) {
-        self.entry_word(entry, ASKED).store(1, Relaxed);
-        self.word(H_ASKED).fetch_add(1, AcqRel);
+        self.entry_word(entry, word::RESYNC).store(1, Relaxed);
+        self.word(header::RESYNCS).fetch_add(1, AcqRel);
     }
 
     /// Moves when there may be something in [`Table::take_resyncs`].
-    pub fn asked(&self) -> u64 {
-        self.word(H_ASKED).load(Acquire)
+    pub fn resync_requests(&self) -> u64 {
+        self.word(header::RESYNCS).load(Acquire)
     }
 
     /// The targets that somebody wants asked about: entries and keys. Each is told of once.
     pub fn take_resyncs(&self) -> Vec<(usize, u128)> {
         let is_asked = |entry: &usize| {
-            let word = self.entry_word(*entry, ASKED);
+            let word = self.entry_word(*entry, word::RESYNC);
             word.load(Relaxed) != 0 && word.swap(0, AcqRel) != 0
         };
         let asked = (0..self.entry_capacity()).filter(is_asked);
@@ -37,34 +35,34 @@ impl Table<'_> {
     }
 
     /// Notes what the last answer would change; `true` if that is not what it was.
-    pub fn note_withheld(&self, entry: usize, withheld: FrozenDiff) -> bool {
+    pub fn note_frozen_diff(&self, entry: usize, withheld: FrozenDiff) -> bool {
         let raw = u64::from(withheld.joined) << 32 | u64::from(withheld.left);
-        self.entry_word(entry, FROZEN_DIFF).swap(raw, Relaxed) != raw
+        self.entry_word(entry, word::FROZEN_DIFF).swap(raw, Relaxed) != raw
     }
 
     /// What the last answer would change.
-    pub fn withheld(&self, entry: usize) -> FrozenDiff {
-        let raw = self.entry_word(entry, FROZEN_DIFF).load(Relaxed);
+    pub fn frozen_diff(&self, entry: usize) -> FrozenDiff {
+        let raw = self.entry_word(entry, word::FROZEN_DIFF).load(Relaxed);
         FrozenDiff { joined: (raw >> 32) as u32, left: raw as u32 }
     }
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::super::tests::zone;
+    use super::super::testing::zone;
     use super::*;
     use crate::process::ProcessId;
 
     #[test]
     fn what_is_asked_for_is_told_once_and_only_while_there_is_a_target() {
         let (table, me) = (Table::create(zone(1 << 17), 16).unwrap(), ProcessId::own());
-        table.lead(me);
+        table.acquire_leadership(me);
         let entries = [5, 6].map(|key| table.claim(key, me).unwrap());
-        let before = table.asked();
+        let before = table.resync_requests();
         assert_eq!(table.take_resyncs(), []);
         entries.iter().for_each(|entry| table.request_resync(*entry));
         table.request_resync(entries[0]);
-        assert_ne!(table.asked(), before);
+        assert_ne!(table.resync_requests(), before);
         table.release(entries[1], 6, me);
         assert_eq!(table.take_resyncs(), [(entries[0], 5)]);
         assert_eq!(table.take_resyncs(), []);
@@ -75,9 +73,9 @@ mod tests {
         let table = Table::create(zone(1 << 17), 16).unwrap();
         let entry = table.claim(5, ProcessId::own()).unwrap();
         let withheld = FrozenDiff { joined: u32::MAX, left: 2 };
-        assert!(table.note_withheld(entry, withheld));
-        assert!(!table.note_withheld(entry, withheld));
-        assert_eq!(table.withheld(entry), withheld);
-        assert!(table.note_withheld(entry, FrozenDiff::default()));
+        assert!(table.note_frozen_diff(entry, withheld));
+        assert!(!table.note_frozen_diff(entry, withheld));
+        assert_eq!(table.frozen_diff(entry), withheld);
+        assert!(table.note_frozen_diff(entry, FrozenDiff::default()));
     }
 }

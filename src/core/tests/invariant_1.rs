@@ -75,10 +75,13 @@ fn invariant_1_a_pick_allocates_nothing() {
                         let shared = || Shared { outage: None, shard };
                         let peer = pick(method, &candidates, shared, &mut cursor, &mut rng);
                         let peer = peer.expect("a peer that was not tried").picked;
-                        let peer = peer.known.number as usize;
+                        let peer = peer.info.number as usize;
                         tried.insert(peer);
                         let record = &view.records()[peer];
-                        table.enter(record.place, record.identity, shard).expect("a shard").end();
+                        table
+                            .begin_request(record.slot, record.identity, shard)
+                            .expect("a shard")
+                            .end();
                     }
                 }
             });

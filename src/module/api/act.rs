@@ -9,22 +9,21 @@ use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::status::{Peer, Service};
 use nginx_consul_core::table::{NotSet, PeerRecord};
 use nginx_consul_core::text::quote;
-use nginx_sys::ngx_log_t;
 use serde_json::value::to_raw_value;
 use serde_json::{Value, json};
 
-use crate::ffi::log;
+use crate::ffi::Log;
 use crate::services::{Followed, Services};
 use crate::status::service;
-use crate::table_writer::now_ms;
+use nginx_consul_core::table_writer::now_ms;
 
 /// A request, and whom it is from.
-pub(super) struct Asked {
-    pub(super) services: Services,
+pub(super) struct Asked<'r> {
+    pub(super) services: Services<'r>,
     pub(super) arguments: Arguments,
     pub(super) who: String,
     /// The connection's.
-    pub(super) log: *mut ngx_log_t,
+    pub(super) log: Log<'r>,
 }
 
 /// Status and body.
@@ -41,7 +40,7 @@ struct Selection {
 /// An instance, as a selection has it.
 type Found<'a> = (&'a Service, &'a PeerRecord, &'a Peer);
 
-impl Asked {
+impl Asked<'_> {
     pub(super) fn answer(&self, route: &Route, body: &[u8]) -> Answer {
         let body = Body::parse(body)?;
         body.check(match route {
@@ -71,7 +70,7 @@ impl Asked {
             in_force.partition(|held| held.selection.is_some());
         let frozen = frozen.iter().map(|held| {
             let entry = held.selection.and_then(|key| table.find(key));
-            let withheld = entry.map(|entry| table.withheld(entry)).unwrap_or_default();
+            let withheld = entry.map(|entry| table.frozen_diff(entry)).unwrap_or_default();
             let mut shown = json!(Frozen::new(held, withheld));
             shown["service"] = json!(held.service);
             shown
@@ -96,7 +95,7 @@ impl Asked {
         let overrides = Rc::new(table.overrides(now).unwrap_or_default());
         let is_named = |number: &usize| self.services.name(*number).is_some_and(|n| n == name);
         let numbers = self.services.numbers().filter(is_named);
-        let mut found: Vec<Followed> = numbers.filter_map(|n| self.services.get(n)).collect();
+        let mut found: Vec<Followed<'_>> = numbers.filter_map(|n| self.services.get(n)).collect();
         if found.is_empty() {
             let text = format!("no upstream follows a service \"{}\" now", quote(name));
             return Err(Refusal::new(404, "ServiceNotFound", text));
@@ -299,14 +298,14 @@ impl Asked {
             }
             NotSet::Busy => busy(),
         })?;
-        self.log_each(new.iter().map(|held| control::set(held, body.expires)));
+        self.log_each(new.iter().map(|held| control::set_line(held, body.expires)));
         Ok(())
     }
 
     fn take_back(&self, which: impl Fn(&Override) -> bool) -> Result<Vec<Override>, Refusal> {
         let removed = self.services.table.remove_overrides(which, ProcessId::own());
         let removed = removed.ok_or_else(busy)?;
-        self.log_each(removed.iter().map(|held| control::removed(held, &self.who)));
+        self.log_each(removed.iter().map(|held| control::removed_line(held, &self.who)));
         Ok(removed)
     }
 
@@ -316,8 +315,7 @@ impl Asked {
     }
 
     fn log(&self, level: Level, line: String) {
-        // SAFETY: the log of the request's connection, in the event loop.
-        unsafe { log::write(self.log, &(level, line)) };
+        self.log.write(&(level, line));
     }
 }
 

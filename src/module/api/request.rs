@@ -3,44 +3,26 @@
 use std::{ptr, slice};
 
 use nginx_consul_core::control::{Body, MAX_BODY, Refusal};
-use nginx_sys::{
-    ngx_http_auth_basic_user, ngx_http_core_loc_conf_t, ngx_http_core_module, ngx_http_request_t,
-};
+use nginx_sys::{ngx_buf_t, ngx_http_auth_basic_user};
 
-use crate::ffi::{OK, bytes, conf_of};
+use crate::ffi::{OK, Request, bits, bytes};
 
 /// What follows the location's name.
-///
-/// # Safety
-///
-/// `r` is a valid request; the path lives as long as it.
-pub(super) unsafe fn path_of<'a>(r: *mut ngx_http_request_t) -> Result<&'a [u8], Refusal> {
-    // SAFETY: the caller's promise; the location outlives the request.
-    let (uri, name) = unsafe {
-        let core: *mut ngx_http_core_loc_conf_t =
-            conf_of((*r).loc_conf, &raw const ngx_http_core_module);
-        (bytes(&(*r).uri), bytes(&(*core).name))
-    };
+pub(super) fn path_of(r: Request<'_>) -> Result<&[u8], Refusal> {
+    // SAFETY: the name lies in the configuration's pool, which outlives the request.
+    let name = unsafe { bytes(&r.location().name) };
     // A rewrite may have led here under another name.
-    uri.strip_prefix(name).ok_or_else(|| {
+    r.uri().strip_prefix(name).ok_or_else(|| {
         Refusal::new(404, "PathNotFound", "the path does not begin with the location's name")
     })
 }
 
 /// Who asks: `$remote_user`, if there is one, and the address.
-///
-/// # Safety
-///
-/// `r` is a valid request.
-pub(super) unsafe fn who(r: *mut ngx_http_request_t) -> String {
-    // SAFETY: the caller's promise.
-    let (user, address) = unsafe {
-        let is_known = ngx_http_auth_basic_user(r) == OK;
-        let user = if is_known { bytes(&(*r).headers_in.user) } else { b"" };
-        (user, bytes(&(*(*r).connection).addr_text))
-    };
+pub(super) fn who(r: Request<'_>) -> String {
+    // SAFETY: the address lies in the connection's pool, which outlives the request.
+    let address = unsafe { bytes(&(*r.connection()).addr_text) };
     let address = String::from_utf8_lossy(address);
-    match user {
+    match user(r) {
         b"" => address.into_owned(),
         user => {
             // The address has to have room.
@@ -50,40 +32,53 @@ pub(super) unsafe fn who(r: *mut ngx_http_request_t) -> String {
     }
 }
 
+fn user(r: Request<'_>) -> &[u8] {
+    // SAFETY: the request is there. What nginx finds lies in its pool.
+    unsafe {
+        match ngx_http_auth_basic_user(r.as_ptr()) {
+            OK => bytes(&(*r.as_ptr()).headers_in.user),
+            _ => b"",
+        }
+    }
+}
+
 /// The request's body, once nginx has read it.
-///
-/// # Safety
-///
-/// `r` is a valid request whose body was read.
-pub(super) unsafe fn body_of(r: *mut ngx_http_request_t) -> Result<Vec<u8>, Refusal> {
+pub(super) fn body_of(r: Request<'_>) -> Result<Vec<u8>, Refusal> {
     let mut body = Vec::new();
-    // SAFETY: the caller's promise; the chain ends, and its buffers live as long as the request.
-    let mut next = unsafe { (*r).request_body.as_ref().map_or(ptr::null_mut(), |read| read.bufs) };
-    // SAFETY: as above.
-    while let Some((buf, after)) = unsafe { next.as_ref().map(|link| (&*link.buf, link.next)) } {
-        let in_file = buf.in_file() != 0;
+    for buf in buffers(r) {
+        // SAFETY: the buffer is nginx's.
+        let in_file = unsafe { bits::buf::IN_FILE.get(buf) };
         let len = match in_file {
             true => usize::try_from(buf.file_last - buf.file_pos).unwrap_or(usize::MAX),
             false => buf.last.addr() - buf.pos.addr(),
         };
-        let start = body.len();
-        if len > MAX_BODY - start {
+        if len > MAX_BODY - body.len() {
             return Err(Body::too_large());
         }
-        body.resize(start + len, 0);
-        let room = &mut body[start..];
         if in_file {
+            let mut part = vec![0; len];
             // SAFETY: the file is open as long as the request lives; there are `len` bytes of room.
             let read =
-                unsafe { libc::pread((*buf.file).fd, room.as_mut_ptr().cast(), len, buf.file_pos) };
+                unsafe { libc::pread((*buf.file).fd, part.as_mut_ptr().cast(), len, buf.file_pos) };
             if usize::try_from(read) != Ok(len) {
                 return Err(Refusal::new(500, "BodyReadError", "the body can't be read"));
             }
+            body.append(&mut part);
         } else if len != 0 {
             // SAFETY: a buffer in memory has its bytes from `pos` to `last`.
-            room.copy_from_slice(unsafe { slice::from_raw_parts(buf.pos, len) });
+            body.extend_from_slice(unsafe { slice::from_raw_parts(buf.pos, len) });
         }
-        next = after;
     }
     Ok(body)
+}
+
+/// Those that nginx has read the request's body into.
+fn buffers<'r>(r: Request<'r>) -> impl Iterator<Item = &'r ngx_buf_t> {
+    // SAFETY: the request has a body if one was read, in a chain that lives as long as it.
+    let first = unsafe { (*r.as_ptr()).request_body.as_ref().map_or(ptr::null_mut(), |b| b.bufs) };
+    // SAFETY: the chain ends with null, and each of its links has a buffer.
+    let link = |chain| unsafe { (chain as *const nginx_sys::ngx_chain_t).as_ref::<'r>() };
+    let links = std::iter::successors(link(first), move |l| link(l.next));
+    // SAFETY: as above.
+    links.map(|link| unsafe { &*link.buf })
 }

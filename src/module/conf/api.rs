@@ -2,22 +2,15 @@
 
 use std::ffi::{c_char, c_void};
 
-use nginx_sys::{NGX_LOG_EMERG, ngx_command_t, ngx_conf_t, ngx_http_core_loc_conf_t};
+use nginx_sys::{NGX_LOG_EMERG, ngx_command_t, ngx_conf_t};
 
 use super::args::place;
-use super::http::HttpConf;
+use super::http::{ApiLocation, HttpConf};
 use crate::api::ngx_http_consul_api_handler;
-use crate::ffi::{self, CONF_ERROR, CONF_OK, catch_panic};
-
-/// A location with the directive.
-pub(crate) struct ApiLocation {
-    core: *mut ngx_http_core_loc_conf_t,
-    /// Where the directive stands.
-    place: String,
-}
+use crate::ffi::{self, CONF_ERROR, CONF_OK, bits, catch_panic};
 
 /// The directive: makes the API the location's content.
-pub(crate) extern "C" fn ngx_http_consul_api(
+pub(super) extern "C" fn ngx_http_consul_api(
     cf: *mut ngx_conf_t,
     _: *mut ngx_command_t,
     conf: *mut c_void,
@@ -41,7 +34,7 @@ pub(crate) extern "C" fn ngx_http_consul_api(
             let is_regex = !(*core).regex.is_null();
             #[cfg(not(nginx_pcre))]
             let is_regex = false;
-            if is_regex || (*core).exact_match() != 0 || name.starts_with(b"@") {
+            if is_regex || bits::core_loc_conf::EXACT_MATCH.get(core) || name.starts_with(b"@") {
                 return c"must be in a location that is a prefix".as_ptr().cast_mut();
             }
             (*core).handler = Some(ngx_http_consul_api_handler);
@@ -56,7 +49,7 @@ pub(crate) extern "C" fn ngx_http_consul_api(
 /// # Safety
 ///
 /// The locations are of the configuration that is being read.
-pub(crate) unsafe fn check_locations(cf: *mut ngx_conf_t, locations: &[ApiLocation]) -> bool {
+pub(super) unsafe fn check_locations(cf: *mut ngx_conf_t, locations: &[ApiLocation]) -> bool {
     let is_ours = |location: &&ApiLocation| {
         // SAFETY: the caller's promise.
         let present = unsafe { (*location.core).handler };

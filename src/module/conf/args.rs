@@ -1,29 +1,29 @@
-//! Values of directives, in nginx's formats and with nginx's wording of errors.
+//! A directive as its handler gets it, and the values that need nginx to be read.
 
 use std::ffi::c_char;
+use std::mem::MaybeUninit;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::ptr::NonNull;
 
+use nginx_consul_core::directives::words::{Words, duplicate, invalid, text};
 use nginx_sys::{
-    NGX_LOG_EMERG, ngx_conf_full_name, ngx_conf_t, ngx_parse_size, ngx_parse_time, ngx_str_t,
+    NGX_LOG_EMERG, ngx_conf_full_name, ngx_conf_t, ngx_http_compile_complex_value,
+    ngx_http_compile_complex_value_t, ngx_http_complex_value_t, ngx_http_upstream_srv_conf_t,
+    ngx_pcalloc, ngx_str_t,
 };
 
-use crate::ffi::{CONF_ERROR, CONF_OK, bytes, str_over};
+use crate::ffi::{self, CONF_ERROR, CONF_OK, OK, bytes, str_over};
 
-/// What a directive handler answers; the text gets ` in file:line` from nginx.
-pub(crate) type Parsed<T = ()> = Result<T, String>;
+pub(super) use nginx_consul_core::directives::words::Parsed;
 
 /// A directive as it stands in the configuration.
-pub(crate) struct Args<'a> {
-    pub(crate) cf: *mut ngx_conf_t,
-    /// Its name.
-    pub(crate) name: &'a str,
-    /// The words after the name.
-    pub(crate) words: &'a [&'a [u8]],
+pub(super) struct Args<'a> {
+    pub(super) cf: *mut ngx_conf_t,
+    pub(super) words: Words<'a>,
 }
 
 /// Reports what a handler found wrong, with file and line.
-pub(crate) fn finish(cf: *mut ngx_conf_t, result: Parsed) -> *mut c_char {
+pub(super) fn finish(cf: *mut ngx_conf_t, result: Parsed) -> *mut c_char {
     match result {
         Ok(()) => CONF_OK,
         Err(error) => {
@@ -33,154 +33,115 @@ pub(crate) fn finish(cf: *mut ngx_conf_t, result: Parsed) -> *mut c_char {
     }
 }
 
-/// What reads a directive with one word.
+/// Reads the directive's only word.
 pub(super) fn one<T>(
     parse: impl FnOnce(&str, &[u8]) -> Parsed<T>,
 ) -> impl FnOnce(&Args<'_>) -> Parsed<T> {
-    |args| parse(args.name, args.words[0])
+    |args| parse(args.words.name, args.words.first())
+}
+
+/// Reads the directive's words.
+pub(super) fn all<T>(
+    parse: impl FnOnce(&Words<'_>) -> Parsed<T>,
+) -> impl FnOnce(&Args<'_>) -> Parsed<T> {
+    |args| parse(&args.words)
 }
 
 /// Stores the value of a directive that may stand once in its block.
 pub(super) fn once<T>(
     args: &Args<'_>,
-    place: &mut Option<T>,
+    field: &mut Option<T>,
     parse: impl FnOnce(&Args<'_>) -> Parsed<T>,
 ) -> Parsed {
     let value = parse(args)?;
-    if place.is_some() {
-        return Err(duplicate(args.name));
+    if field.is_some() {
+        return Err(duplicate(args.words.name));
     }
-    *place = Some(value);
+    *field = Some(value);
     Ok(())
 }
 
 /// Adds the values of a directive that may stand several times in its block.
 pub(super) fn add<T>(
     args: &Args<'_>,
-    place: &mut Option<Vec<T>>,
+    field: &mut Option<Vec<T>>,
     parse: impl FnOnce(&Args<'_>) -> Parsed<Vec<T>>,
 ) -> Parsed {
-    place.get_or_insert_default().extend(parse(args)?);
+    field.get_or_insert_default().extend(parse(args)?);
     Ok(())
 }
 
 /// Where the directive stands that is being read, as `file:line`.
-pub(crate) fn place(cf: *mut ngx_conf_t) -> String {
+pub(super) fn place(cf: *mut ngx_conf_t) -> String {
     // SAFETY: while a directive handler runs, `conf_file` is the file that is being read; it is
     // null for `-g`, which can't hold what is asked about.
+    let Some(file) = (unsafe { (*cf).conf_file.as_ref() }) else { return String::new() };
+    // SAFETY: the name of a file that is open.
+    format!("{}:{}", String::from_utf8_lossy(unsafe { bytes(&file.file.name) }), file.line)
+}
+
+/// The `upstream` that is being read.
+///
+/// # Safety
+///
+/// `cf` is that of a directive within `upstream`.
+pub(super) unsafe fn upstream_of<'a>(cf: *mut ngx_conf_t) -> &'a mut ngx_http_upstream_srv_conf_t {
+    // SAFETY: ngx_http_upstream() has put its configuration into the context of the block.
     unsafe {
-        let Some(file) = (*cf).conf_file.as_ref() else { return String::new() };
-        format!("{}:{}", String::from_utf8_lossy(bytes(&file.file.name)), file.line)
+        let srv_conf = ffi::http_context(cf).srv_conf;
+        &mut *ffi::conf_of(srv_conf, &raw const nginx_sys::ngx_http_upstream_module)
     }
 }
 
-impl Args<'_> {
-    /// Has `set` take each `name=value` from the word of this number on; none but tags may stand
-    /// twice. It answers what is wrong
-    /// with the value, if more can be said than that it is invalid.
-    pub(crate) fn parameters(
-        &self,
-        from: usize,
-        mut set: impl FnMut(&str, &str) -> Result<(), Option<&'static str>>,
-    ) -> Parsed {
-        let mut seen = Vec::new();
-        for word in &self.words[from..] {
-            let (name, value) =
-                text(word)?.split_once('=').ok_or_else(|| invalid(self.name, word))?;
-            if name != "tag" && seen.contains(&name) {
-                return Err(duplicate(&format!("{} {name}", self.name)));
-            }
-            seen.push(name);
-            set(name, value).map_err(|why| match why {
-                Some(what) => must_be(self.name, word, what),
-                None => invalid(self.name, word),
-            })?;
-        }
-        Ok(())
-    }
-}
-
-/// A word as text.
-pub(crate) fn text(word: &[u8]) -> Parsed<&str> {
-    std::str::from_utf8(word)
-        .map_err(|_| format!("invalid UTF-8 in \"{}\"", String::from_utf8_lossy(word)))
-}
-
-/// A time as `ngx_conf_set_msec_slot()` reads it.
-pub(crate) fn time(directive: &str, word: &[u8]) -> Parsed<Duration> {
-    // SAFETY: ngx_parse_time() only reads the string.
-    let ms = unsafe { ngx_parse_time(&mut str_over(word), 0) };
-    u64::try_from(ms).map(Duration::from_millis).map_err(|_| invalid(directive, word))
-}
-
-/// A time that is not zero.
-pub(crate) fn positive_time(directive: &str, word: &[u8]) -> Parsed<Duration> {
-    time(directive, word)
-        .and_then(|t| if t.is_zero() { Err(invalid(directive, word)) } else { Ok(t) })
-}
-
-/// A size as `ngx_conf_set_size_slot()` reads it.
-pub(crate) fn size(directive: &str, word: &[u8]) -> Parsed<usize> {
-    // SAFETY: ngx_parse_size() only reads the string.
-    let size = unsafe { ngx_parse_size(&mut str_over(word)) };
-    usize::try_from(size).ok().filter(|&s| s > 0).ok_or_else(|| invalid(directive, word))
-}
-
-/// A whole number from `min` on.
-pub(crate) fn number(directive: &str, word: &[u8], min: u32) -> Parsed<u32> {
-    let digits = word.iter().all(u8::is_ascii_digit);
-    let value = text(word)?.parse().ok().filter(|&n| digits && n >= min);
-    value.ok_or_else(|| invalid(directive, word))
-}
-
-/// `on` or `off`.
-pub(crate) fn flag(directive: &str, word: &[u8]) -> Parsed<bool> {
-    match word {
-        b"on" => Ok(true),
-        b"off" => Ok(false),
-        _ => Err(must_be(directive, word, "\"on\" or \"off\"")),
-    }
-}
-
-/// The absolute path of a file that a directive names, relative to the configuration's folder.
-pub(crate) fn path(cf: *mut ngx_conf_t, word: &[u8]) -> Parsed<PathBuf> {
+/// The absolute path of a file that a directive names, relative to the configuration's directory.
+pub(super) fn path(cf: *mut ngx_conf_t, word: &[u8]) -> Parsed<PathBuf> {
     full_path(cf, word, 1)
 }
 
 /// The absolute path of a file that nginx writes, relative to its prefix.
-pub(crate) fn prefix_path(cf: *mut ngx_conf_t, word: &[u8]) -> Parsed<PathBuf> {
+pub(super) fn prefix_path(cf: *mut ngx_conf_t, word: &[u8]) -> Parsed<PathBuf> {
     full_path(cf, word, 0)
 }
 
 fn full_path(cf: *mut ngx_conf_t, word: &[u8], conf_prefix: usize) -> Parsed<PathBuf> {
     let mut name: ngx_str_t = str_over(word);
-    // SAFETY: `cf` is the handler's own; the new name is in its pool.
-    let full = unsafe {
-        if ngx_conf_full_name((*cf).cycle, &mut name, conf_prefix) != nginx_sys::NGX_OK as isize {
-            return Err("no memory".into());
-        }
-        bytes(&name)
-    };
-    Ok(PathBuf::from(text(full)?))
+    // SAFETY: `cf` is the handler's own.
+    let found = unsafe { ngx_conf_full_name((*cf).cycle, &mut name, conf_prefix) };
+    if found != OK {
+        return Err("ran out of memory".into());
+    }
+    // SAFETY: the new name is in the pool of `cf`.
+    Ok(PathBuf::from(text(unsafe { bytes(&name) })?))
 }
 
 /// The content of the file that a directive names.
 pub(super) fn file(args: &Args<'_>) -> Parsed<Vec<u8>> {
-    let path = path(args.cf, args.words[0])?;
+    let path = path(args.cf, args.words.first())?;
     std::fs::read(&path).map_err(|e| {
-        format!("cannot read \"{}\" of the \"{}\" directive ({e})", path.display(), args.name)
+        format!("cannot read \"{}\" of the \"{}\" directive ({e})", path.display(), args.words.name)
     })
 }
 
-pub(crate) fn invalid(directive: &str, word: &[u8]) -> String {
-    format!("invalid value \"{}\" in \"{directive}\" directive", String::from_utf8_lossy(word))
-}
-
-pub(super) fn must_be(directive: &str, word: &[u8], what: &str) -> String {
-    format!("{}, it must be {what}", invalid(directive, word))
-}
-
-/// nginx's own words.
-pub(crate) fn duplicate(directive: &str) -> String {
-    format!("\"{directive}\" directive is duplicate")
+/// A value with variables; nginx has logged what is wrong with it.
+pub(super) fn complex_value(
+    cf: *mut ngx_conf_t,
+    directive: &str,
+    word: &[u8],
+) -> Parsed<NonNull<ngx_http_complex_value_t>> {
+    let size = size_of::<ngx_http_complex_value_t>();
+    // SAFETY: `cf` is that of the running handler; its pool lives as long as the configuration.
+    let value = unsafe { ngx_pcalloc((*cf).pool, size) }.cast::<ngx_http_complex_value_t>();
+    let compiled = NonNull::new(value).ok_or_else(|| "ran out of memory".to_owned())?;
+    let mut word_str = str_over(word);
+    // SAFETY: all zeros are an empty ngx_http_compile_complex_value_t, as in nginx's own modules.
+    let mut compile: ngx_http_compile_complex_value_t =
+        unsafe { MaybeUninit::zeroed().assume_init() };
+    compile.cf = cf;
+    compile.value = &mut word_str;
+    compile.complex_value = value;
+    // SAFETY: the words of a directive lie in the pool of `cf`, as what is made of them.
+    match unsafe { ngx_http_compile_complex_value(&mut compile) } {
+        OK => Ok(compiled),
+        _ => Err(invalid(directive, word)),
+    }
 }

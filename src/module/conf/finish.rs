@@ -3,26 +3,24 @@
 use std::ptr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use nginx_consul_core::on_demand::{Template, Templates};
 use nginx_consul_core::watch::{Plan, Target};
 use nginx_sys::{
-    NGX_LOG_WARN, ngx_conf_t, ngx_http_conf_ctx_t, ngx_http_upstream_main_conf_t,
-    ngx_http_upstream_module, ngx_http_upstream_srv_conf_t,
+    ngx_conf_t, ngx_http_conf_ctx_t, ngx_http_upstream_main_conf_t, ngx_http_upstream_module,
+    ngx_http_upstream_srv_conf_t,
 };
 
 use super::args::Parsed;
 use super::http::HttpConf;
+use super::settings::Settings;
+use super::srv::{DynamicConf, SrvConf};
 use super::target::TargetMaker;
-use super::{Directives, KeepaliveConf, Settings, SrvConf, nginx_method, on_demand};
+use super::{check, on_demand};
 use crate::ffi;
-use crate::peer::{self, Keepalive, OnDemandUpstream, Slot, Snapshots, Upstream, WatchedSet};
+use crate::peer::{self, Keepalive, OnDemandUpstream, Snapshots, Upstream, WatchedSet};
 use crate::variables::Used;
 use crate::zone;
-
-/// `consul_max_services`.
-const MAX_SERVICES: usize = 5000;
 
 pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
     // SAFETY: `cf` is that of init_main_conf(), whose context is that of `http`.
@@ -41,14 +39,14 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
     // SAFETY: all directives of `http` have been read.
     let used = unsafe { Used::of(cf) };
     let live = &mut http.upstreams;
-    live.connections = http.connections.unwrap_or(64);
-    live.init_timeout = http.init_timeout.unwrap_or(Duration::from_secs(2));
-    live.state_file = http.state.take().flatten();
+    live.connections = defaults.connections();
+    live.init_timeout = defaults.init_timeout();
+    live.state_file = defaults.state_file();
     let gathered = gather(cf, upstreams, defaults, http, &used)?;
     if http.upstreams.is_empty() {
         return Ok(());
     }
-    let max = http.max_services.unwrap_or(MAX_SERVICES);
+    let max = defaults.max_services();
     let templates = Arc::new(Templates::new(gathered.templates, max));
     // Each catalogue is read over a connection of its own, and one has to be free for the first
     // answer about a service while another one waits for changes.
@@ -84,7 +82,7 @@ pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
     }
     let live = &mut http.upstreams;
     live.templates = (!live.on_demand.is_empty()).then_some(templates);
-    live.shm_zone = Some(zone::request(cf, http.zone, plan.targets.len())?);
+    live.shm_zone = Some(zone::request(cf, defaults.zone, plan.targets.len())?);
     live.plan = Some(plan);
     Ok(())
 }
@@ -113,7 +111,7 @@ fn gather(
         // `proxy_pass http://host` has no configurations of modules.
         let Some(conf) = (unsafe { block_conf(upstream) }) else { continue };
         let Some(dynamic) = &mut conf.dynamic else {
-            match &conf.keepalive_conf {
+            match &conf.keepalive {
                 None => continue,
                 Some(keepalive) => {
                     return Err(format!(
@@ -126,13 +124,13 @@ fn gather(
         };
         // SAFETY: as above.
         let block = unsafe { &mut *upstream };
-        check_block(block, (dynamic, &conf.slot), &conf.directives)?;
-        if let Some(keepalive) = &conf.keepalive_conf {
-            keep_alive(upstream, (dynamic, &conf.directives), keepalive)?;
+        check::check_upstream(block, (dynamic, &conf.slot), &conf.directives)?;
+        if let Some(keepalive) = &conf.keepalive {
+            check::keep_alive(upstream, (dynamic, &conf.directives), keepalive)?;
         }
-        conf.slot.wrapped_by = conf.directives.wrapper(dynamic.before);
-        check_method(dynamic, &conf.settings)?;
-        warn_of_placeholders(cf, &conf.directives);
+        conf.slot.wrapped_by = conf.directives.wrapper(dynamic.before).map(str::to_owned);
+        check::check_method(dynamic, &conf.settings)?;
+        check::warn_of_placeholders(cf, &conf.directives);
         dynamic.has_fallback = peer::servers::has_fallback(block);
         let settings = conf.settings.or(defaults);
         let of_block = targets_of.targets(settings.clone(), dynamic)?;
@@ -154,7 +152,7 @@ fn gather(
 
 fn make_block(
     upstream: *mut ngx_http_upstream_srv_conf_t,
-    (conf, dynamic, settings): (&SrvConf, &super::Dynamic, &Settings),
+    (conf, dynamic, settings): (&SrvConf, &DynamicConf, &Settings),
     sources: Box<[WatchedSet]>,
     context: &ngx_http_conf_ctx_t,
 ) -> Upstream {
@@ -164,48 +162,18 @@ fn make_block(
     let options = peer::Options {
         // Those of `http` are for blocks where our methods pick.
         balance: settings.balance.filter(|_| nginx_method.is_none()).unwrap_or_default(),
-        panic: settings.panic.flatten().filter(|_| nginx_method.is_none()),
-        rules: dynamic.rules,
+        panic: settings.panic().filter(|_| nginx_method.is_none()),
+        rules: dynamic.says.params,
         has_fallback: dynamic.has_fallback,
     };
     let nginx_method = nginx_method.map(|method| {
         // SAFETY: both are of the configuration that is being read.
         unsafe { Snapshots::new(method, upstream, ptr::from_ref(context).cast_mut()) }
     });
-    let keepalive = conf.keepalive_conf.as_ref();
+    let keepalive = conf.keepalive.as_ref();
     let keepalive = keepalive.map(|conf| Rc::new(Keepalive::new(&conf.options)));
-    let service = &dynamic.query.service;
+    let service = &dynamic.says.query.service;
     Upstream::new(name, service, sources, options, nginx_method, keepalive)
-}
-
-/// Has a block with `consul_keepalive` keep its idle connections by that alone.
-fn keep_alive(
-    upstream: *mut ngx_http_upstream_srv_conf_t,
-    (dynamic, directives): (&super::Dynamic, &Directives),
-    conf: &KeepaliveConf,
-) -> Parsed {
-    if directives.has_keepalive() {
-        return Err(format!(
-            "\"consul_keepalive\" directive can't be used together with \"keepalive\" in the same \
-             \"upstream\", in {}",
-            conf.place
-        ));
-    }
-    #[cfg(nginx_keepalive_anywhere)]
-    if let Some(module) = directives.wrapper(dynamic.before) {
-        return Err(format!(
-            "\"consul_keepalive\" directive can't be used together with {module}, in {}",
-            conf.place
-        ));
-    }
-    #[cfg(nginx_keepalive_anywhere)]
-    // SAFETY: a block of the configuration that is being read.
-    unsafe {
-        peer::replace_keepalive(upstream);
-    }
-    #[cfg(not(nginx_keepalive_anywhere))]
-    let _ = (upstream, dynamic);
-    Ok(())
 }
 
 /// # Safety
@@ -218,57 +186,5 @@ unsafe fn block_conf<'a>(upstream: *mut ngx_http_upstream_srv_conf_t) -> Option<
             return None;
         }
         ffi::conf_of::<SrvConf>((*upstream).srv_conf, ffi::module()).as_mut()
-    }
-}
-
-/// What nginx itself doesn't see.
-fn check_block(
-    upstream: &ngx_http_upstream_srv_conf_t,
-    (dynamic, slot): (&super::Dynamic, &Slot),
-    directives: &Directives,
-) -> Parsed {
-    let told = |why: String| format!("\"consul_dynamic\" directive {why}, in {}", dynamic.place);
-    if !upstream.shm_zone.is_null() {
-        let why = "can't be used together with \"zone\" in the same \"upstream\", its peers are \
-                   shared anyway";
-        return Err(told(why.to_owned()));
-    }
-    let after = directives.methods.get(dynamic.before..).unwrap_or_default();
-    let took = upstream.peer.init_upstream.filter(|_| slot.servers.get().is_null());
-    nginx_method::check_after(after, took).map_err(told)?;
-    if !ptr::eq(upstream.peer.data, slot.servers.get().cast()) {
-        let who = directives.wrapper(dynamic.before).unwrap_or_else(|| "another module".into());
-        return Err(told(format!("is without effect, {who} takes the peers away")));
-    }
-    Ok(())
-}
-
-/// Another method picks, so nothing may be said of ours.
-fn check_method(dynamic: &super::Dynamic, settings: &Settings) -> Parsed {
-    let Some(method) = &dynamic.nginx_method else { return Ok(()) };
-    let balance = settings.balance.is_some().then_some("consul_balance");
-    let panic = settings.panic.is_some().then_some("consul_panic");
-    match balance.or(panic) {
-        None => Ok(()),
-        Some(name) => Err(format!(
-            "\"{name}\" directive can't be used together with another load balancing method, \
-             \"{}\", in the same \"upstream\", in {}",
-            method.name, dynamic.place
-        )),
-    }
-}
-
-/// `server 0.0.0.1 down;` of the usual recipe, with the `down` forgotten, gets requests.
-fn warn_of_placeholders(cf: *mut ngx_conf_t, directives: &Directives) {
-    for (address, place) in &directives.placeholders {
-        // SAFETY: `cf` is that of init_main_conf().
-        let log = unsafe { (*cf).log };
-        ngx::ngx_log_error!(
-            NGX_LOG_WARN,
-            log,
-            "server \"{address}\" without \"down\" gets requests while the service has no \
-             instance, and nobody can have its address; \"consul_dynamic\" needs no \"server\" \
-             in {place}"
-        );
     }
 }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::args::{self, Args, Parsed};
+use nginx_consul_core::directives::words::{number, positive_time};
+
+use super::args::{Args, Parsed, place};
 use crate::peer::keepalive;
 
 /// `consul_keepalive` of an `upstream`.
@@ -16,18 +18,19 @@ pub(crate) struct KeepaliveConf {
 impl KeepaliveConf {
     /// The defaults are nginx's of `keepalive_requests`, `keepalive_timeout` and `keepalive_time`.
     pub(super) fn parse(args: &Args<'_>) -> Parsed<KeepaliveConf> {
+        let words = &args.words;
         let mut options = keepalive::Options {
-            connections: args::number(args.name, args.words[0], 1)? as usize,
+            connections: number(words.name, words.first(), 1)? as usize,
             requests: 1000,
             timeout: Duration::from_secs(60),
             time: Duration::from_secs(3600),
         };
-        args.parameters(1, |name, value| {
+        words.parameters(1, |name, value| {
             let value = value.as_bytes();
-            let time = || args::positive_time(name, value).map_err(|_| None);
+            let time = || positive_time(name, value).map_err(|_| None);
             match name {
                 "requests" => {
-                    options.requests = args::number(name, value, 1).map_err(|_| None)? as usize;
+                    options.requests = number(name, value, 1).map_err(|_| None)? as usize;
                 }
                 "timeout" => options.timeout = time()?,
                 "time" => options.time = time()?,
@@ -35,6 +38,6 @@ impl KeepaliveConf {
             }
             Ok(())
         })?;
-        Ok(KeepaliveConf { options, place: args::place(args.cf) })
+        Ok(KeepaliveConf { options, place: place(args.cf) })
     }
 }

@@ -1,49 +1,61 @@
-//! The directives that `http` gives as defaults and an `upstream` overrides.
+//! The directives with a value: one row for each.
 
-use std::fmt::Display;
-use std::mem::MaybeUninit;
-use std::ptr::NonNull;
 use std::time::Duration;
 
 use nginx_consul_core::address::IpNet;
-use nginx_consul_core::balance::Method;
-use nginx_consul_core::watch::{OnEmpty, Server, ServerError, Token};
+use nginx_consul_core::consul::removal::{OnEmpty, Policy};
+use nginx_consul_core::consul::server::Server;
+use nginx_consul_core::consul::token::Token;
+use nginx_consul_core::directives::client::{poll, retry, servers, wait};
+use nginx_consul_core::directives::on_demand::{AllowService, UnknownService};
+use nginx_consul_core::directives::removal::{max_stale, networks, on_empty, percent};
+use nginx_consul_core::directives::words::{self, flag, positive_time, size, text, time};
+use nginx_consul_core::directives::{balance, words::Parsed};
 use nginx_sys::{
     NGX_CONF_1MORE as MORE, NGX_CONF_TAKE1 as TAKE1, NGX_CONF_TAKE2 as TAKE2,
-    NGX_CONF_TAKE3 as TAKE3, NGX_CONF_TAKE12 as TAKE12, ngx_conf_t, ngx_http_compile_complex_value,
-    ngx_http_compile_complex_value_t, ngx_http_complex_value_t, ngx_pcalloc,
+    NGX_CONF_TAKE3 as TAKE3, NGX_CONF_TAKE12 as TAKE12, ngx_str_t,
 };
 
-use super::SrvConf;
-use super::args::{self, Args, Parsed, add, invalid, must_be, once, one, text};
-use super::commands::{Row, http_and_upstream};
-use super::on_demand::{AllowService, UnknownService};
-use super::policy::{max_stale, networks, on_empty, percent};
-use crate::ffi::{OK, str_over};
+use super::args::{Args, add, all, complex_value, file, once, one, path};
+use super::row::{HTTP, HTTP_AND_UPSTREAM, Row};
+use super::state_file::state_file;
+use crate::ffi;
 use crate::peer::Balance;
+use nginx_consul_core::table_writer::StateFile;
 
-/// A row is a field of [`Settings`] and its type, then each directive that fills it: its name, how
-/// many words it takes, whether it may stand `once` in a block or several `add` up, and what reads
-/// the words.
+/// A row is a field of [`Settings`], its type and its default, if there is one; then each directive
+/// that fills it: where it may stand, its name, how many words it takes, whether it may stand
+/// `once` in a block or several `add` up, and what reads the words. README.md documents each
+/// directive under its name. An `upstream` without the directive takes the value of `http`.
 macro_rules! settings {
     ($(
         $(#[$doc:meta])*
-        $field:ident: $type:ty = $($name:literal $count:expr, $store:ident $read:expr),+;
+        $field:ident: $type:ty $([$default:expr])? =
+            $($context:ident $name:literal $count:expr, $store:ident $read:expr),+;
     )+) => {
-        /// What `http` gives as default and an `upstream` overrides. `None`: not set here.
+        /// What the directives of `http` or of one `upstream` set; `None`: not set there.
         #[derive(Clone, Default)]
         pub(crate) struct Settings {
-            $($(#[$doc])* pub(crate) $field: Option<$type>,)+
+            $($(#[$doc])* pub(super) $field: Option<$type>,)+
         }
 
         /// The directives that fill [`Settings`].
-        pub(super) const DIRECTIVES: &[Row<SrvConf>] = &[$($(
-            http_and_upstream($name, $count, |args, conf| {
-                $store(args, &mut conf.settings.$field, $read)
-            }),
+        pub(super) const DIRECTIVES: &[Row<Settings>] = &[$($(
+            Row {
+                name: $name,
+                kind: $context | $count,
+                set: |args, settings| $store(args, &mut settings.$field, $read),
+            },
         )+)+];
 
         impl Settings {
+            $($(
+                /// The value, or the default.
+                pub(super) fn $field(&self) -> $type {
+                    self.$field.clone().unwrap_or_else(|| $default)
+                }
+            )?)+
+
             fn or_each(self, other: Settings) -> Settings {
                 Settings { $($field: self.$field.or(other.$field),)+ }
             }
@@ -52,35 +64,60 @@ macro_rules! settings {
 }
 
 settings! {
-    servers: Vec<Server> = c"consul_server" MORE, once servers;
-    token: Token = c"consul_token" TAKE1, once token, c"consul_token_file" TAKE1, once token;
-    ssl_trusted: Vec<u8> = c"consul_ssl_trusted_certificate" TAKE1, once args::file;
-    ssl_certificate: Vec<u8> = c"consul_ssl_certificate" TAKE1, once args::file;
-    ssl_key: Vec<u8> = c"consul_ssl_certificate_key" TAKE1, once args::file;
-    ssl_verify: bool = c"consul_ssl_verify" TAKE1, once one(args::flag);
-    ssl_name: String = c"consul_ssl_name" TAKE1, once one(|_, word| text(word).map(str::to_owned));
-    wait: Duration = c"consul_wait" TAKE1, once one(wait);
-    connect_timeout: Duration = c"consul_connect_timeout" TAKE1, once one(args::positive_time);
-    retry: (Duration, Duration) = c"consul_retry" TAKE2, once retry;
-    poll: Duration = c"consul_poll" TAKE1, once one(poll);
-    /// A watch blocks for that long, so Consul's limits of `wait` hold.
-    resolve: Duration = c"consul_resolve" TAKE1, once one(wait);
-    max_body: usize = c"consul_max_body_size" TAKE1, once one(args::size);
+    /// Name and size in bytes.
+    zone: (ngx_str_t, usize) = HTTP c"consul_zone" TAKE2, once zone;
+    init_timeout: Duration [Duration::from_secs(2)] =
+        HTTP c"consul_init_timeout" TAKE1, once one(time);
+    connections: usize [64] = HTTP c"consul_connections" TAKE1, once one(number);
+    max_services: usize [5000] = HTTP c"consul_max_services" TAKE1, once one(number);
     /// `Some(None)`: off.
-    max_stale: Option<Duration> = c"consul_max_stale" TAKE1, once one(max_stale);
-    on_empty: OnEmpty = c"consul_empty" TAKE12, once on_empty;
+    state_file: Option<StateFile> [None] = HTTP c"consul_state" TAKE12, once state_file;
+    servers: Vec<Server> = HTTP_AND_UPSTREAM c"consul_server" MORE, once all(servers);
+    token: Token =
+        HTTP_AND_UPSTREAM c"consul_token" TAKE1, once token,
+        HTTP_AND_UPSTREAM c"consul_token_file" TAKE1, once token;
+    ssl_trusted: Vec<u8> = HTTP_AND_UPSTREAM c"consul_ssl_trusted_certificate" TAKE1, once file;
+    ssl_certificate: Vec<u8> = HTTP_AND_UPSTREAM c"consul_ssl_certificate" TAKE1, once file;
+    ssl_key: Vec<u8> = HTTP_AND_UPSTREAM c"consul_ssl_certificate_key" TAKE1, once file;
+    ssl_verify: bool [true] = HTTP_AND_UPSTREAM c"consul_ssl_verify" TAKE1, once one(flag);
+    ssl_name: String =
+        HTTP_AND_UPSTREAM c"consul_ssl_name" TAKE1, once one(|_, word| text(word).map(str::to_owned));
+    wait: Duration [Duration::from_secs(60)] =
+        HTTP_AND_UPSTREAM c"consul_wait" TAKE1, once one(wait);
+    connect_timeout: Duration [Duration::from_secs(2)] =
+        HTTP_AND_UPSTREAM c"consul_connect_timeout" TAKE1, once one(positive_time);
+    retry: (Duration, Duration) [(Duration::from_millis(250), Duration::from_secs(30))] =
+        HTTP_AND_UPSTREAM c"consul_retry" TAKE2, once all(retry);
+    poll: Duration [Duration::from_secs(5)] =
+        HTTP_AND_UPSTREAM c"consul_poll" TAKE1, once one(poll);
+    /// A watch blocks for that long, so Consul's limits of `wait` hold.
+    resolve: Duration [Duration::from_secs(30)] =
+        HTTP_AND_UPSTREAM c"consul_resolve" TAKE1, once one(wait);
+    /// An answer of 20,000 instances has about 15 MiB.
+    max_body: usize [16 << 20] = HTTP_AND_UPSTREAM c"consul_max_body_size" TAKE1, once one(size);
+    /// `Some(None)`: off. A follower that has not heard of its leader for 5 s, Consul's heartbeat
+    /// timeout, starts an election: its data is not merely late.
+    max_stale: Option<Duration> [Some(Duration::from_secs(5))] =
+        HTTP_AND_UPSTREAM c"consul_max_stale" TAKE1, once one(max_stale);
+    on_empty: OnEmpty [Policy::default().on_empty] =
+        HTTP_AND_UPSTREAM c"consul_empty" TAKE12, once all(on_empty);
     /// Percent; `Some(None)`: off.
-    max_removal: Option<u8> = c"consul_max_removal" TAKE1, once one(percent);
-    allow: Vec<IpNet> = c"consul_allow" MORE, add networks;
-    deny: Vec<IpNet> = c"consul_deny" MORE, add networks;
-    balance: Balance = c"consul_balance" TAKE1 | TAKE2 | TAKE3, once balance;
+    max_removal: Option<u8> [None] =
+        HTTP_AND_UPSTREAM c"consul_max_removal" TAKE1, once one(percent);
+    allow: Vec<IpNet> [Vec::new()] = HTTP_AND_UPSTREAM c"consul_allow" MORE, add all(networks);
+    deny: Vec<IpNet> [Vec::new()] = HTTP_AND_UPSTREAM c"consul_deny" MORE, add all(networks);
+    balance: Balance =
+        HTTP_AND_UPSTREAM c"consul_balance" TAKE1 | TAKE2 | TAKE3, once balance_of;
     /// Percent; `Some(None)`: off.
-    panic: Option<u8> = c"consul_panic" TAKE1, once one(percent);
-    allow_service: AllowService = c"consul_allow_service" MORE, once AllowService::parse;
-    first_wait: Duration = c"consul_first_wait" TAKE1, once one(args::time);
-    idle: Duration = c"consul_idle" TAKE1, once one(args::positive_time);
-    unknown_service: UnknownService =
-        c"consul_unknown_service" TAKE12, once UnknownService::parse;
+    panic: Option<u8> [None] = HTTP_AND_UPSTREAM c"consul_panic" TAKE1, once one(percent);
+    allow_service: AllowService [AllowService::default()] =
+        HTTP_AND_UPSTREAM c"consul_allow_service" MORE, once all(AllowService::parse);
+    first_wait: Duration [Duration::from_secs(1)] =
+        HTTP_AND_UPSTREAM c"consul_first_wait" TAKE1, once one(time);
+    idle: Duration [Duration::from_secs(600)] =
+        HTTP_AND_UPSTREAM c"consul_idle" TAKE1, once one(positive_time);
+    unknown_service: UnknownService [UnknownService::default()] =
+        HTTP_AND_UPSTREAM c"consul_unknown_service" TAKE12, once all(UnknownService::parse);
 }
 
 impl Settings {
@@ -95,99 +132,41 @@ impl Settings {
     }
 }
 
-fn servers(args: &Args<'_>) -> Parsed<Vec<Server>> {
-    const SCHEMES: [&str; 3] = ["http://", "https://", "unix:"];
-    let server = |word: &&[u8]| {
-        let url = text(word)?;
-        let bad = |why: &dyn Display| {
-            format!("invalid URL \"{url}\" in \"consul_server\" directive: {why}")
-        };
-        if !SCHEMES.iter().any(|scheme| url.starts_with(scheme)) {
-            return Err(bad(&"it must begin with \"http://\", \"https://\" or \"unix:\""));
-        }
-        url.parse().map_err(|e: ServerError| bad(&e))
-    };
-    args.words.iter().map(server).collect()
-}
-
 /// The error names the file, never the token.
 fn token(args: &Args<'_>) -> Parsed<Token> {
-    let token = match args.name {
-        "consul_token_file" => Token::file(&args::path(args.cf, args.words[0])?),
-        _ => Token::value(text(args.words[0])?),
+    let (name, word) = (args.words.name, args.words.first());
+    let token = match name {
+        "consul_token_file" => Token::file(&path(args.cf, word)?),
+        _ => Token::value(text(word)?),
     };
-    token.map_err(|e| format!("invalid token in \"{}\" directive: {e}", args.name))
+    token.map_err(|e| format!("invalid token in \"{name}\" directive: {e}"))
 }
 
-/// Consul's own limits: it caps `wait` at ten minutes.
-fn wait(directive: &str, word: &[u8]) -> Parsed<Duration> {
-    let wait = args::positive_time(directive, word)?;
-    let fits = (1..=600).contains(&wait.as_secs());
-    if fits { Ok(wait) } else { Err(must_be(directive, word, "from 1s to 10m")) }
+fn balance_of(args: &Args<'_>) -> Parsed<Balance> {
+    let (method, key) = balance::balance(&args.words)?;
+    let key = key.map(|word| complex_value(args.cf, args.words.name, word)).transpose()?;
+    Ok(Balance { method, key })
 }
 
-/// Not more often than a watch may ask in vain.
-fn poll(directive: &str, word: &[u8]) -> Parsed<Duration> {
-    let poll = args::positive_time(directive, word)?;
-    let fits = poll >= Duration::from_millis(500);
-    if fits { Ok(poll) } else { Err(must_be(directive, word, "at least 500ms")) }
-}
+/// Least size of a zone: eight pages hold a handful of instances.
+const MIN_ZONE: usize = 128 * 1024;
 
-fn retry(args: &Args<'_>) -> Parsed<(Duration, Duration)> {
-    let time = |word: &[u8]| args::positive_time(args.name, word);
-    let (min, max) = (time(args.words[0])?, time(args.words[1])?);
-    if min > max {
-        let shown = invalid(args.name, args.words[1]);
-        return Err(format!("{shown}, the longest pause is shorter than the shortest"));
+/// `consul_zone name size`.
+fn zone(args: &Args<'_>) -> Parsed<(ngx_str_t, usize)> {
+    let (directive, zone) = (args.words.name, args.words.first());
+    if zone.is_empty() {
+        return Err(format!("empty zone name in \"{directive}\" directive"));
     }
-    Ok((min, max))
-}
-
-/// `consul_balance method` or `consul_balance hash key [consistent]`.
-fn balance(args: &Args<'_>) -> Parsed<Balance> {
-    let (directive, words) = (args.name, args.words);
-    let consistent = match *words {
-        [b"hash"] => return Err(format!("no key of \"hash\" in \"{directive}\" directive")),
-        [b"hash", _] => false,
-        [b"hash", _, b"consistent"] => true,
-        [_, word, ..] if words[0] != b"hash" => return Err(invalid(directive, word)),
-        [_, _, word] => return Err(invalid(directive, word)),
-        _ => {
-            let name = text(words[0])?;
-            let method = Method::from_name(name).ok_or_else(|| {
-                format!(
-                    "unknown method \"{name}\" in \"{directive}\" directive, it must be \
-                     \"round_robin\", \"random\", \"least_conn\", \"least_time\" or \"hash\""
-                )
-            })?;
-            return Ok(Balance { method, key: None });
-        }
-    };
-    let key = complex_value(args.cf, directive, words[1])?;
-    Ok(Balance { method: Method::Hash { consistent }, key: Some(key) })
-}
-
-/// A value with variables; what is wrong with it nginx has said.
-pub(super) fn complex_value(
-    cf: *mut ngx_conf_t,
-    directive: &str,
-    word: &[u8],
-) -> Parsed<NonNull<ngx_http_complex_value_t>> {
-    let failed = || invalid(directive, word);
-    let mut value = str_over(word);
-    // SAFETY: `cf` is that of the running handler; the compiled value and the word live in its
-    // pool. All zeros are an empty ngx_http_compile_complex_value_t, as in nginx's own modules.
-    unsafe {
-        let size = size_of::<ngx_http_complex_value_t>();
-        let compiled = ngx_pcalloc((*cf).pool, size).cast::<ngx_http_complex_value_t>();
-        let mut compile: ngx_http_compile_complex_value_t = MaybeUninit::zeroed().assume_init();
-        compile.cf = cf;
-        compile.value = &mut value;
-        compile.complex_value = compiled;
-        let compiled = NonNull::new(compiled).ok_or_else(|| "ran out of memory".to_owned())?;
-        if ngx_http_compile_complex_value(&mut compile) != OK {
-            return Err(failed());
-        }
-        Ok(compiled)
+    let size = size(directive, args.words.words.get(1).copied().unwrap_or_default())?;
+    if size < MIN_ZONE {
+        let zone = text(zone)?;
+        return Err(format!(
+            "zone \"{zone}\" in \"{directive}\" directive is too small, it must be at least 128k"
+        ));
     }
+    Ok((ffi::str_over(zone), size))
+}
+
+fn number(name: &str, word: &[u8]) -> Parsed<usize> {
+    words::number(name, word, 1).map(|n| n as usize)
 }

@@ -4,25 +4,27 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::args::{self, Args, Parsed};
-use crate::upstreams::{StateFile, parent};
+use nginx_consul_core::directives::words::{invalid, positive_time};
+
+use super::args::{Args, Parsed, prefix_path};
+use nginx_consul_core::table_writer::{StateFile, parent};
 
 /// `None` is `off`.
 pub(super) fn state_file(args: &Args<'_>) -> Parsed<Option<StateFile>> {
-    let (name, mut valid) = (args.name, None);
-    match args.words {
+    let (words, mut valid) = (&args.words, None);
+    match words.words {
         [b"off"] => return Ok(None),
-        [b"off", word, ..] | [word @ b"", ..] => return Err(args::invalid(name, word)),
+        [b"off", word, ..] | [word @ b"", ..] => return Err(invalid(words.name, word)),
         _ => {}
     }
-    args.parameters(1, |parameter, time| {
-        let time = args::positive_time(name, time.as_bytes()).ok().filter(|_| parameter == "valid");
+    words.parameters(1, |parameter, time| {
+        let time = positive_time(words.name, time.as_bytes()).ok().filter(|_| parameter == "valid");
         valid = Some(time.ok_or(None)?);
         Ok(())
     })?;
-    let path = args::prefix_path(args.cf, args.words[0])?;
+    let path = prefix_path(args.cf, words.first())?;
     check_path(&path).map_err(|why| {
-        format!("can't use \"{}\" of the \"{name}\" directive ({why})", path.display())
+        format!("can't use \"{}\" of the \"{}\" directive ({why})", path.display(), words.name)
     })?;
     Ok(Some(StateFile { path, valid }))
 }

@@ -1,21 +1,14 @@
 //! From a block's settings to what the engine is to do for it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use nginx_consul_core::address::AddressFilter;
 use nginx_consul_core::model::{MetaKeys, Query, Selection};
 use nginx_consul_core::watch::{Endpoint, Policy, Server, Target, Timing, Tls, TlsOptions, Token};
 
 use super::args::Parsed;
-use super::{Dynamic, Settings};
-
-/// An answer of 20,000 instances has about 15 MiB.
-const MAX_BODY: usize = 16 << 20;
-
-/// A follower that has not heard of its leader for this long, Consul's heartbeat timeout, starts an
-/// election: its data is not merely late.
-const MAX_STALE: Duration = Duration::from_secs(5);
+use super::settings::Settings;
+use super::srv::DynamicConf;
 
 /// Makes targets; those with the same settings share an endpoint, and so connections.
 #[derive(Default)]
@@ -41,39 +34,40 @@ impl TargetMaker {
     }
 
     /// What a block asks for, a target for each datacenter. The error names the block's directive.
-    pub(super) fn targets(&mut self, settings: Settings, dynamic: &Dynamic) -> Parsed<Vec<Target>> {
+    pub(super) fn targets(
+        &mut self,
+        settings: Settings,
+        dynamic: &DynamicConf,
+    ) -> Parsed<Vec<Target>> {
         let target = self.target(settings, dynamic)?;
-        if dynamic.datacenters.is_empty() {
+        if dynamic.says.datacenters.is_empty() {
             return Ok(vec![target]);
         }
         let of = |datacenter: &String| {
             let query = Query { datacenter: Some(datacenter.clone()), ..target.query.clone() };
             Target { query, ..target.clone() }
         };
-        Ok(dynamic.datacenters.iter().map(of).collect())
+        Ok(dynamic.says.datacenters.iter().map(of).collect())
     }
 
-    fn target(&mut self, mut settings: Settings, dynamic: &Dynamic) -> Parsed<Target> {
+    fn target(&mut self, settings: Settings, dynamic: &DynamicConf) -> Parsed<Target> {
         let at = |e: String| format!("{e} for \"consul_dynamic\" in {}", dynamic.place);
-        let (retry_min, retry_max) =
-            settings.retry.unwrap_or((Duration::from_millis(250), Duration::from_secs(30)));
-        let wait = settings.wait.unwrap_or(Duration::from_secs(60));
-        let resolve = settings.resolve.unwrap_or(Duration::from_secs(30));
-        let poll = settings.poll.unwrap_or(Duration::from_secs(5));
-        let max_stale = settings.max_stale.unwrap_or(Some(MAX_STALE));
-        let policy = Policy {
-            on_empty: settings.on_empty.unwrap_or(Policy::default().on_empty),
-            max_removal: settings.max_removal.flatten(),
+        let (retry_min, retry_max) = settings.retry();
+        let timing = Timing {
+            wait: settings.wait(),
+            retry_min,
+            retry_max,
+            max_stale: settings.max_stale(),
+            resolve: settings.resolve(),
+            poll: settings.poll(),
         };
-        let addresses = AddressFilter {
-            allow: settings.allow.take().unwrap_or_default(),
-            deny: settings.deny.take().unwrap_or_default(),
-        };
+        let policy = Policy { on_empty: settings.on_empty(), max_removal: settings.max_removal() };
+        let addresses = AddressFilter { allow: settings.allow(), deny: settings.deny() };
         Ok(Target {
-            query: Query { meta: self.meta.clone(), ..dynamic.query.clone() },
-            selection: Selection { addresses, ..dynamic.selection.clone() },
+            query: Query { meta: self.meta.clone(), ..dynamic.says.query.clone() },
+            selection: Selection { addresses, ..dynamic.says.selection.clone() },
             endpoint: self.endpoint(settings).map_err(at)?,
-            timing: Timing { wait, retry_min, retry_max, max_stale, resolve, poll },
+            timing,
             policy,
         })
     }
@@ -87,12 +81,13 @@ impl TargetMaker {
             settings.servers.get_or_insert_with(|| vec![environment.server.clone()]);
             settings.token = settings.token.or_else(|| environment.token.clone());
         }
+        let (connect_timeout, max_body) = (settings.connect_timeout(), settings.max_body() as u64);
         let endpoint = Endpoint {
             tls: self.tls(&mut settings)?,
             servers: settings.servers.unwrap_or_default(),
             token: settings.token,
-            connect_timeout: settings.connect_timeout.unwrap_or(Duration::from_secs(2)),
-            max_body: settings.max_body.unwrap_or(MAX_BODY) as u64,
+            connect_timeout,
+            max_body,
         };
         if let Some(known) = self.endpoints.iter().find(|known| ***known == endpoint) {
             return Ok(Arc::clone(known));
@@ -113,7 +108,7 @@ impl TargetMaker {
         let options = TlsOptions {
             trusted: settings.ssl_trusted.take(),
             client,
-            verify: settings.ssl_verify.unwrap_or(true),
+            verify: settings.ssl_verify(),
             name: settings.ssl_name.take(),
         };
         if let Some(known) = self.endpoints.iter().find(|known| *known.tls.options() == options) {

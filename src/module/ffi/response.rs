@@ -3,108 +3,86 @@
 use std::ptr;
 
 use nginx_sys::{
-    NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_NOT_ALLOWED, ngx_alloc_chain_link, ngx_buf_t,
-    ngx_chain_t, ngx_http_discard_request_body, ngx_http_output_filter, ngx_http_request_t,
-    ngx_http_send_header, ngx_int_t, ngx_pcalloc,
+    ngx_alloc_chain_link, ngx_buf_t, ngx_chain_t, ngx_http_output_filter, ngx_http_send_header,
+    ngx_int_t, ngx_pcalloc,
 };
 
-use crate::ffi::{ERROR, OK, give_to_pool, str_over};
+use super::bits::{buf, request};
+use super::codes::ERROR;
+use super::request::Request;
+use super::text::str_over;
 
-/// Sends an answer whose parts are not empty; only its header to HEAD.
-///
-/// # Safety
-///
-/// `r` is a valid request whose header was not sent.
-pub(crate) unsafe fn send(
-    r: *mut ngx_http_request_t,
+/// Sends a response whose parts are not empty; only its header to HEAD. The request's header was
+/// not sent before.
+pub(crate) fn send(
+    r: Request<'_>,
     status: u32,
     kind: &'static str,
     body: Vec<Vec<u8>>,
 ) -> ngx_int_t {
-    // SAFETY: the request's pool lives until the response is sent, and so does what is taken of it.
-    unsafe {
-        if !add_header(r, "Cache-Control", "no-store") {
-            return ERROR;
-        }
-        let headers = &mut (*r).headers_out;
-        headers.status = status as _;
-        headers.content_type = str_over(kind.as_bytes());
-        headers.content_type_len = kind.split(';').next().map_or(0, str::len);
-        // A body that isn't there has no length that HEAD could tell.
-        if !body.is_empty() {
-            headers.content_length_n = body.iter().map(Vec::len).sum::<usize>() as _;
-        }
-        let rc = ngx_http_send_header(r);
-        // Not `header_only`: nginx 1.30 has a 16-bit field before the request's bit fields, and
-        // bindgen misplaces those by it.
-        if rc == ERROR || rc > 0 || (*r).method & NGX_HTTP_HEAD as usize != 0 {
-            return rc;
-        }
-        let Some(body) = give_to_pool((*r).pool, body).as_ref() else { return ERROR };
-        let chain = chain_of(r, body);
-        if chain.is_null() {
-            return ERROR;
-        }
-        ngx_http_output_filter(r, chain)
+    if !add_header(r, "Cache-Control", "no-store") {
+        return ERROR;
     }
+    // SAFETY: the request is there; nothing else refers to what its response is to be.
+    let headers = unsafe { &mut (*r.as_ptr()).headers_out };
+    headers.status = status as _;
+    headers.content_type = str_over(kind.as_bytes());
+    headers.content_type_len = kind.split(';').next().map_or(0, str::len);
+    // Without a body, the length that HEAD would be told is not known.
+    if !body.is_empty() {
+        headers.content_length_n = body.iter().map(Vec::len).sum::<usize>() as _;
+    }
+    // SAFETY: the request is there, and its response is set.
+    let rc = unsafe { ngx_http_send_header(r.as_ptr()) };
+    // SAFETY: the request is nginx's.
+    if rc == ERROR || rc > 0 || unsafe { request::HEADER_ONLY.get(r.as_ptr()) } {
+        return rc;
+    }
+    let Some(body) = r.keep(body) else { return ERROR };
+    let Some(chain) = chain_of(r, body) else { return ERROR };
+    // SAFETY: the chain's buffers lie in the request's pool, and so does what they are over.
+    unsafe { ngx_http_output_filter(r.as_ptr(), chain) }
 }
 
-/// Buffers over the parts of a body; null if memory is short.
-///
-/// # Safety
-///
-/// `r` is a valid request; the body lives as long as its pool.
-unsafe fn chain_of(r: *mut ngx_http_request_t, body: &[Vec<u8>]) -> *mut ngx_chain_t {
-    let mut chain = ptr::null_mut::<ngx_chain_t>();
+/// Buffers over the parts of a body; `None` if memory is short.
+fn chain_of<'r>(r: Request<'r>, body: &'r [Vec<u8>]) -> Option<*mut ngx_chain_t> {
+    let mut chain = ptr::null_mut();
     for (n, part) in body.iter().enumerate().rev() {
-        // SAFETY: what the pool gives is initialized before it is used.
+        let buf = buffer(r, part, n + 1 == body.len())?;
+        // SAFETY: the request has its pool; there is room for a link, or null.
         unsafe {
-            let link = ngx_alloc_chain_link((*r).pool);
-            let buf = ngx_pcalloc((*r).pool, size_of::<ngx_buf_t>()).cast::<ngx_buf_t>();
-            if link.is_null() || buf.is_null() {
-                return ptr::null_mut();
-            }
-            let bytes = part.as_ptr_range();
-            (*buf).pos = bytes.start.cast_mut();
-            (*buf).last = bytes.end.cast_mut();
-            (*buf).set_memory(1);
-            if n + 1 == body.len() {
-                (*buf).set_last_buf(u32::from(ptr::eq((*r).main, r)));
-                (*buf).set_last_in_chain(1);
+            let link = ngx_alloc_chain_link(r.pool());
+            if link.is_null() {
+                return None;
             }
             link.write(ngx_chain_t { buf, next: chain });
             chain = link;
         }
     }
-    chain
+    Some(chain)
+}
+
+/// A buffer over bytes.
+fn buffer<'r>(r: Request<'r>, bytes: &'r [u8], is_last: bool) -> Option<*mut ngx_buf_t> {
+    // SAFETY: the request has its pool, whose memory comes zeroed, which is a valid buffer, or null.
+    unsafe {
+        let buffer = ngx_pcalloc(r.pool(), size_of::<ngx_buf_t>()).cast::<ngx_buf_t>();
+        if buffer.is_null() {
+            return None;
+        }
+        let bytes = bytes.as_ptr_range();
+        (*buffer).pos = bytes.start.cast_mut();
+        (*buffer).last = bytes.end.cast_mut();
+        buf::MEMORY.set(buffer, true);
+        buf::LAST_BUF.set(buffer, is_last && r.is_main());
+        buf::LAST_IN_CHAIN.set(buffer, is_last);
+        Some(buffer)
+    }
 }
 
 /// Adds a header to the response; `false` if memory is short.
-///
-/// # Safety
-///
-/// As of [`send`].
-pub(crate) unsafe fn add_header(r: *mut ngx_http_request_t, name: &str, value: &str) -> bool {
-    // SAFETY: the caller's promise.
-    let request = unsafe { ngx::http::Request::from_ngx_http_request(r) };
+pub(crate) fn add_header(r: Request<'_>, name: &str, value: &str) -> bool {
+    // SAFETY: the request is there, and nothing else refers to the response's headers.
+    let request = unsafe { ngx::http::Request::from_ngx_http_request(r.as_ptr()) };
     request.add_header_out(name, value).is_some()
-}
-
-/// Sees to it that a request wants to read something, and needs its body for nothing; else with what
-/// its handler has to end.
-///
-/// # Safety
-///
-/// `r` is a valid request in the content phase.
-pub(crate) unsafe fn only_read(r: *mut ngx_http_request_t) -> Result<(), ngx_int_t> {
-    // SAFETY: the caller's promise.
-    unsafe {
-        if (*r).method & (NGX_HTTP_GET | NGX_HTTP_HEAD) as usize == 0 {
-            return Err(NGX_HTTP_NOT_ALLOWED as ngx_int_t);
-        }
-        match ngx_http_discard_request_body(r) {
-            OK => Ok(()),
-            rc => Err(rc),
-        }
-    }
 }

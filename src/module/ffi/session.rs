@@ -91,7 +91,7 @@ mod without_ssl {
         pub(crate) fn take_over(&self, _: usize, _: &Sessions, _: usize) {}
 
         pub(crate) fn resume(&self, _: &ngx_peer_connection_t, _: usize) -> ngx_int_t {
-            crate::ffi::OK
+            crate::ffi::codes::OK
         }
 
         pub(crate) fn save(&self, _: &ngx_peer_connection_t, _: usize) {}

@@ -3,15 +3,19 @@
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
-use nginx_sys::{ngx_add_timer, ngx_cycle, ngx_del_timer, ngx_event_t, ngx_msec_t};
+use nginx_sys::{ngx_event_t, ngx_msec_t};
 
-use crate::ffi::catch_panic;
+use super::bits;
+use super::catch_panic::catch_panic;
+use super::event::{self, add_timer, del_timer};
+use super::process;
 
-/// Belongs to the process that has made it.
+/// Belongs to the worker that has made it, whose thread alone uses it.
 pub(crate) struct Timer(NonNull<Repeated>);
 
+/// Where nginx has pointers to it.
 struct Repeated {
-    event: ngx_event_t,
+    event: MaybeUninit<ngx_event_t>,
     /// Milliseconds.
     every: ngx_msec_t,
     /// `false`: not again, until it is started anew.
@@ -19,36 +23,37 @@ struct Repeated {
 }
 
 impl Timer {
-    /// Not started yet. An exit does not wait for it.
+    /// Not started yet. An exit does not wait for it. The body does not drop the timer.
     pub(crate) fn new(every: ngx_msec_t, body: fn() -> bool) -> Timer {
-        // SAFETY: all zeros are an event that is not set.
-        let event: ngx_event_t = unsafe { MaybeUninit::zeroed().assume_init() };
-        let repeated = NonNull::from(Box::leak(Box::new(Repeated { event, every, body })));
-        // SAFETY: just made. A worker's cycle and its log live as long as the worker.
+        let repeated = Repeated { event: MaybeUninit::uninit(), every, body };
+        let timer = Timer(NonNull::from(Box::leak(Box::new(repeated))));
+        // SAFETY: the memory is there until the timer is dropped. A worker's cycle and its log live
+        // as long as the worker.
         unsafe {
-            let event = &mut (*repeated.as_ptr()).event;
-            event.handler = Some(run);
-            event.log = (*ngx_cycle).log;
-            event.data = repeated.as_ptr().cast();
-            event.set_cancelable(1);
+            event::init(timer.event(), run, timer.0.as_ptr().cast(), process::log());
+            bits::event::CANCELABLE.set(timer.event(), true);
         }
-        Timer(repeated)
+        timer
+    }
+
+    fn event(&self) -> *mut ngx_event_t {
+        // SAFETY: the memory is there until this is dropped.
+        unsafe { (&raw mut (*self.0.as_ptr()).event).cast() }
     }
 
     /// Unless it runs.
     pub(crate) fn start(&mut self) {
-        // SAFETY: the event is there until this is dropped.
+        // SAFETY: the event was made by new(); nobody writes how often it repeats.
         unsafe {
-            let repeated = self.0.as_ptr();
-            if (*repeated).event.timer_set() == 0 {
-                ngx_add_timer(&raw mut (*repeated).event, (*repeated).every);
+            if !bits::event::TIMER_SET.get(self.event()) {
+                add_timer(self.event(), (*self.0.as_ptr()).every);
             }
         }
     }
 
     pub(crate) fn stop(&mut self) {
-        // SAFETY: the event is there until this is dropped.
-        unsafe { stop(&raw mut (*self.0.as_ptr()).event) };
+        // SAFETY: the event was made by new().
+        unsafe { del_timer(self.event()) };
     }
 }
 
@@ -62,28 +67,18 @@ impl Drop for Timer {
 
 /// # Safety
 ///
-/// The event is valid, and of this process if it is set.
-unsafe fn stop(event: *mut ngx_event_t) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        if (*event).timer_set() != 0 {
-            ngx_del_timer(event);
-        }
-    }
-}
-
-/// # Safety
-///
 /// nginx calls it in the event loop, with the event of a [`Timer`].
 unsafe extern "C" fn run(event: *mut ngx_event_t) {
-    // SAFETY: the caller's promise; the body does not drop the timer that runs it.
-    unsafe {
+    // SAFETY: new() has set `data`; a timer that is dropped is no longer called.
+    let (every, body) = unsafe {
         let repeated = (*event).data.cast::<Repeated>();
-        let body = (*repeated).body;
-        // First, so that a panic of the body does not end it.
-        ngx_add_timer(event, (*repeated).every);
-        if !catch_panic(true, body) {
-            stop(event);
-        }
+        ((*repeated).every, (*repeated).body)
+    };
+    // First, so that a panic of the body does not end it.
+    // SAFETY: the event is a timer's.
+    unsafe { add_timer(event, every) };
+    if !catch_panic(true, body) {
+        // SAFETY: the body has not dropped the timer.
+        unsafe { del_timer(event) };
     }
 }

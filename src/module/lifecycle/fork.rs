@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use libc::c_int;
 
-use crate::lifecycle::signals::SignalsBlocked;
+use super::signals::SignalsBlocked;
 
 /// What became of a child.
 pub(crate) struct Outcome {
@@ -30,18 +30,29 @@ pub(crate) enum End {
     Unknown,
 }
 
+/// The process has no other thread, so that a child of it finds no lock held.
+#[derive(Clone, Copy)]
+pub(crate) struct SingleThread(());
+
+impl SingleThread {
+    /// # Safety
+    ///
+    /// The process has no other thread as long as this is used, or none that holds a lock which a
+    /// child needs.
+    pub(crate) unsafe fn new() -> SingleThread {
+        SingleThread(())
+    }
+}
+
 /// Runs `work` in a child and waits for its end: for ever, or kills it after `patience`. What
-/// `work` writes is handed back; what it returns is the status.
+/// `work` writes is handed back; what it returns is the status. `work` calls nothing of nginx that
+/// touches files or sockets, which are the parent's too.
 ///
 /// # Errors
 ///
 /// There is no pair of sockets or no process to be had.
-///
-/// # Safety
-///
-/// Called from the main thread of a process that has no other threads, or none that hold a lock
-/// which `work` needs. `work` calls nothing of nginx that touches files or sockets.
-pub(crate) unsafe fn run(
+pub(crate) fn run(
+    _: SingleThread,
     patience: Option<Duration>,
     work: impl FnOnce(&mut UnixStream) -> u8,
 ) -> io::Result<Outcome> {
@@ -49,20 +60,17 @@ pub(crate) unsafe fn run(
     let (mut reader, mut writer) = UnixStream::pair()?;
     // nginx's own handlers are to see neither this child nor, in the child, a signal.
     let _blocked = SignalsBlocked::new();
-    // SAFETY: plain libc calls; the child runs `work` and ends without running anything else of
-    // the parent's.
-    let child = unsafe {
-        let parent = libc::getpid();
-        let child = libc::fork();
-        if child == 0 {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            if libc::getppid() != parent {
-                libc::_exit(1);
-            }
-            libc::_exit(catch_unwind(AssertUnwindSafe(|| work(&mut writer))).unwrap_or(1).into());
-        }
-        child
-    };
+    let parent = std::process::id();
+    // SAFETY: the child finds no lock held that it needs, as there is no other thread.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let status = match ends_with(parent) {
+            true => catch_unwind(AssertUnwindSafe(|| work(&mut writer))).unwrap_or(1),
+            false => 1,
+        };
+        // SAFETY: nothing else of the parent's is run in its child.
+        unsafe { libc::_exit(status.into()) };
+    }
     if child < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -79,6 +87,13 @@ pub(crate) unsafe fn run(
     Ok(Outcome { told, end: if is_over { end } else { End::Late } })
 }
 
+/// Has the kernel kill this process with its parent; `false` if that has ended already.
+fn ends_with(parent: u32) -> bool {
+    // SAFETY: says what signal this process is to get, and reads no memory.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    std::os::unix::process::parent_id() == parent
+}
+
 /// Reads to the end; `false` if that doesn't come in time.
 fn read_all(reader: &mut UnixStream, told: &mut Vec<u8>, deadline: Option<Instant>) -> bool {
     let mut buffer = [0; 4096];
@@ -90,7 +105,7 @@ fn read_all(reader: &mut UnixStream, told: &mut Vec<u8>, deadline: Option<Instan
         }
         match reader.read(&mut buffer) {
             Ok(0) => return true,
-            Ok(n) => told.extend_from_slice(&buffer[..n]),
+            Ok(n) => told.extend(buffer.iter().take(n)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => return false,
@@ -119,19 +134,27 @@ fn reap(child: libc::pid_t) -> End {
 /// Takes back the signal of the child's end, which waits for being unblocked: nginx would log it.
 /// If a worker has ended meanwhile, the signal may be for both.
 fn forget_signal() {
-    // SAFETY: plain libc calls on values of our own. WNOWAIT leaves the worker for nginx to reap.
-    unsafe {
-        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: a set of our own, which sigemptyset() fills.
+    let set = unsafe {
         libc::sigemptyset(set.as_mut_ptr());
         libc::sigaddset(set.as_mut_ptr(), libc::SIGCHLD);
-        let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        if libc::sigtimedwait(set.as_ptr(), ptr::null_mut(), &at_once) != libc::SIGCHLD {
-            return;
-        }
-        let mut ended: libc::siginfo_t = MaybeUninit::zeroed().assume_init();
-        let how = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-        if libc::waitid(libc::P_ALL, 0, &mut ended, how) == 0 && ended.si_pid() != 0 {
-            libc::kill(libc::getpid(), libc::SIGCHLD);
-        }
+        set.assume_init()
+    };
+    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: reads the set and the time; null is for what is not to be told.
+    if unsafe { libc::sigtimedwait(&set, ptr::null_mut(), &at_once) } != libc::SIGCHLD {
+        return;
+    }
+    // WNOWAIT leaves the worker for nginx to reap.
+    let how = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    let mut ended = MaybeUninit::<libc::siginfo_t>::zeroed();
+    // SAFETY: writes what has ended; zeros, which are a valid siginfo_t too, if nothing has.
+    let (rc, ended) =
+        unsafe { (libc::waitid(libc::P_ALL, 0, ended.as_mut_ptr(), how), ended.assume_init()) };
+    // SAFETY: the system has filled what it says of a child.
+    if rc == 0 && unsafe { ended.si_pid() } != 0 {
+        // SAFETY: a signal to ourselves, whose handler is nginx's.
+        unsafe { libc::kill(libc::getpid(), libc::SIGCHLD) };
     }
 }

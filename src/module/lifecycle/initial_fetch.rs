@@ -12,24 +12,19 @@ use nginx_consul_core::table::Table;
 use nginx_consul_core::watch::{Plan, Sink, first_answers};
 use serde_json::Deserializer;
 
-use crate::lifecycle::fork::{self, End};
-use crate::table_writer::TableWriter;
+use super::fork::{self, End, SingleThread};
+use nginx_consul_core::table_writer::TableWriter;
 
 /// How long the child may take beyond the time it has for asking: for its start, and to end.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// Asks for what the targets `needed` need, for `timeout` at most, and publishes what comes. What
 /// there is to be said goes to `sink`.
-///
-/// # Safety
-///
-/// As for [`fork::run`].
-pub(crate) unsafe fn ask(
-    plan: &Arc<Plan>,
-    table: Table<'static>,
+pub(crate) fn ask(
+    (plan, table): (&Arc<Plan>, Table<'static>),
     needed: &[usize],
     timeout: Duration,
-    sink: &TableWriter,
+    (single, sink): (SingleThread, &TableWriter),
 ) {
     let work = |out: &mut UnixStream| {
         // Another one: in the table it is the child who publishes, and it may be killed.
@@ -42,9 +37,7 @@ pub(crate) unsafe fn ask(
         let written = lines.iter().try_for_each(|line| serde_json::to_writer(&mut *out, line));
         u8::from(written.is_err())
     };
-    // SAFETY: the caller's promise.
-    let outcome = unsafe { fork::run(Some(timeout.saturating_add(GRACE)), work) };
-    let why = match outcome {
+    let why = match fork::run(single, Some(timeout.saturating_add(GRACE)), work) {
         Ok(outcome) => {
             // It may have been killed while it wrote.
             let lines = Deserializer::from_slice(&outcome.told).into_iter().map_while(Result::ok);

@@ -6,16 +6,14 @@ use std::path::Path;
 
 use nginx_consul_core::consul::server::Address;
 use nginx_consul_core::watch::{Plan, Token};
-use nginx_sys::{NGX_LOG_WARN, ngx_log_t};
+use nginx_sys::NGX_LOG_WARN;
 
-use crate::lifecycle::workers_user::{Access, Workers};
+use super::fork::SingleThread;
+use super::workers_user::{Access, Workers};
+use crate::ffi::Log;
 
 /// In the master, with all configuration read: warns of what it may use, but the workers may not.
-///
-/// # Safety
-///
-/// As for [`Workers::may`]; `log` is that of the cycle.
-pub(crate) unsafe fn check(plan: &Plan, workers: &Workers, log: *mut ngx_log_t) {
+pub(crate) fn check(plan: &Plan, workers: &Workers, (single, log): (SingleThread, Log<'_>)) {
     let (mut files, mut sockets) = (BTreeSet::new(), BTreeSet::new());
     for target in &plan.targets {
         if let Some(Token::File { path, .. }) = &target.endpoint.token {
@@ -28,14 +26,13 @@ pub(crate) unsafe fn check(plan: &Plan, workers: &Workers, log: *mut ngx_log_t) 
         }
     }
     let who = workers.name();
-    // SAFETY: the caller's promise.
-    let refusal = |path: &Path, access| unsafe { workers.may(path, access) }.err();
+    let refusal = |path: &Path, access| workers.may(single, path, access).err();
     for path in files {
         if let Some(error) = refusal(path, Access::Read) {
             let (path, from) = (path.display(), token_source(path));
             ngx::ngx_log_error!(
                 NGX_LOG_WARN,
-                log,
+                log.as_ptr(),
                 "consul: file \"{path}\" of {from} can't be read by {who} ({error}): a token \
                  that replaces the present one will not be used until nginx is reloaded"
             );
@@ -47,7 +44,7 @@ pub(crate) unsafe fn check(plan: &Plan, workers: &Workers, log: *mut ngx_log_t) 
             let path = path.display();
             ngx::ngx_log_error!(
                 NGX_LOG_WARN,
-                log,
+                log.as_ptr(),
                 "consul: socket \"{path}\" of consul_server can't be used by {who} ({error}): \
                  no change will be seen through it"
             );

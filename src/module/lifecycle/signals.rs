@@ -10,7 +10,7 @@ pub(crate) struct SignalsBlocked(libc::sigset_t);
 impl SignalsBlocked {
     pub(crate) fn new() -> SignalsBlocked {
         let mut before = MaybeUninit::<libc::sigset_t>::uninit();
-        // SAFETY: plain libc calls on sets of our own; pthread_sigmask() fills `before`.
+        // SAFETY: the sets are our own; sigfillset() fills the one, pthread_sigmask() the other.
         unsafe {
             let mut all = MaybeUninit::<libc::sigset_t>::uninit();
             libc::sigfillset(all.as_mut_ptr());
@@ -22,7 +22,7 @@ impl SignalsBlocked {
 
 impl Drop for SignalsBlocked {
     fn drop(&mut self) {
-        // SAFETY: the set that pthread_sigmask() gave us.
+        // SAFETY: reads the set that pthread_sigmask() has filled.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
     }
 }

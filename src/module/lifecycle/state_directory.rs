@@ -5,45 +5,41 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::Path;
 
-use nginx_sys::{NGX_LOG_ERR, NGX_LOG_WARN, ngx_log_t};
+use nginx_sys::{NGX_LOG_ERR, NGX_LOG_WARN};
 
-use crate::lifecycle::workers_user::{Access, Workers};
-use crate::upstreams::StateFile;
+use super::fork::SingleThread;
+use super::workers_user::{Access, Workers};
+use crate::ffi::{Log, process};
+use nginx_consul_core::table_writer::StateFile;
 
 /// In the master, with all configuration read: makes the directory if it is missing, owned by the
 /// workers' user as nginx does for its cache paths; never changes one that is there. Warns if the
 /// workers can't write it. Under `nginx -t` it only looks.
-///
-/// # Safety
-///
-/// As for [`Workers::may`]; `log` is that of the cycle.
-pub(crate) unsafe fn prepare(
+pub(crate) fn prepare(
     state: &StateFile,
     workers: &Workers,
-    is_test: bool,
-    log: *mut ngx_log_t,
+    (single, log): (SingleThread, Log<'_>),
 ) {
     let directory = state.directory();
     if !directory.exists() {
-        if is_test {
+        if process::is_test() {
             return;
         }
         if let Err(error) = make(directory, workers) {
             let name = directory.display();
             ngx::ngx_log_error!(
                 NGX_LOG_ERR,
-                log,
+                log.as_ptr(),
                 "consul: directory \"{name}\" of consul_state can't be made ({error})"
             );
             return;
         }
     }
-    // SAFETY: the caller's promise.
-    if let Err(error) = unsafe { workers.may(directory, Access::MakeFiles) } {
+    if let Err(error) = workers.may(single, directory, Access::MakeFiles) {
         let (name, who) = (directory.display(), workers.name());
         ngx::ngx_log_error!(
             NGX_LOG_WARN,
-            log,
+            log.as_ptr(),
             "consul: directory \"{name}\" of consul_state can't be written by {who} ({error}): \
              nothing will be saved"
         );

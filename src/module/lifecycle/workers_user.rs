@@ -10,7 +10,7 @@ use std::path::Path;
 
 use nginx_sys::{ngx_core_conf_t, ngx_core_module, ngx_cycle_t};
 
-use crate::lifecycle::fork::{self, End};
+use super::fork::{self, End, SingleThread};
 
 /// Whoever the workers of a configuration run as.
 pub(crate) struct Workers {
@@ -44,12 +44,12 @@ impl Workers {
     ///
     /// `cycle` is one whose configuration was read.
     pub(crate) unsafe fn of(cycle: *mut ngx_cycle_t) -> Workers {
-        // SAFETY: the caller's promise; the core module always has a configuration.
+        // SAFETY: the core module has a configuration in each cycle (the caller's promise).
         let core = unsafe {
             let core = *(*cycle).conf_ctx.add(ngx_core_module.index);
             &*core.cast::<ngx_core_conf_t>()
         };
-        // SAFETY: a plain libc call.
+        // SAFETY: asks who this process is, and reads no memory.
         let is_root = unsafe { libc::geteuid() } == 0;
         // Without a master nobody drops root.
         Workers { user: (is_root && core.master != 0).then(|| User::of(core)) }
@@ -71,26 +71,21 @@ impl Workers {
     /// # Errors
     ///
     /// What the system would tell them; or the check itself can't be made.
-    ///
-    /// # Safety
-    ///
-    /// As for [`fork::run`].
-    pub(crate) unsafe fn may(&self, path: &Path, access: Access) -> io::Result<()> {
+    pub(crate) fn may(&self, single: SingleThread, path: &Path, access: Access) -> io::Result<()> {
         let path = CString::new(path.as_os_str().as_bytes())?;
-        // SAFETY: a NUL-terminated string.
+        // SAFETY: reads the path, which ends with NUL.
         let try_it = || unsafe { libc::access(path.as_ptr(), access as libc::c_int) } == 0;
         let Some(user) = &self.user else {
             return if try_it() { Ok(()) } else { Err(io::Error::last_os_error()) };
         };
-        // SAFETY: the caller's promise; access() and what become_it() calls are plain system calls.
-        unsafe { in_child(|| user.become_it() && try_it()) }
+        in_child(single, || user.become_it() && try_it())
     }
 }
 
 impl User {
     fn of(core: &ngx_core_conf_t) -> User {
         let (id, group) = (core.user, core.group);
-        // SAFETY: null or a NUL-terminated string in the configuration's pool.
+        // SAFETY: it ends with NUL, in the configuration's pool.
         let name = (!core.username.is_null()).then(|| unsafe { CStr::from_ptr(core.username) });
         let name = name.unwrap_or(c"nginx").to_owned();
         let mut count: libc::c_int = 64;
@@ -104,7 +99,7 @@ impl User {
 
     /// Gives root up for good, as a worker does.
     fn become_it(&self) -> bool {
-        // SAFETY: plain libc calls; the list of groups lives as long as `self`.
+        // SAFETY: setgroups() reads the list, and the others no memory.
         unsafe {
             libc::setgroups(self.groups.len(), self.groups.as_ptr()) == 0
                 && libc::setgid(self.group) == 0
@@ -114,17 +109,12 @@ impl User {
 }
 
 /// Runs `work` in a short-lived fork. If it fails, the error is the fork's `errno`.
-///
-/// # Safety
-///
-/// As for [`fork::run`].
-unsafe fn in_child(work: impl FnOnce() -> bool) -> io::Result<()> {
-    let work = |_: &mut UnixStream| {
-        // SAFETY: the C library's own, of this thread.
-        if work() { 0 } else { unsafe { *libc::__errno_location() as u8 } }
+fn in_child(single: SingleThread, work: impl FnOnce() -> bool) -> io::Result<()> {
+    let work = |_: &mut UnixStream| match work() {
+        true => 0,
+        false => io::Error::last_os_error().raw_os_error().unwrap_or_default() as u8,
     };
-    // SAFETY: the caller's promise.
-    match unsafe { fork::run(None, work) }?.end {
+    match fork::run(single, None, work)?.end {
         End::Status(0) => Ok(()),
         End::Status(errno) => Err(io::Error::from_raw_os_error(errno)),
         End::Signal(_) | End::Late => Err(io::Error::other("the check was killed")),

@@ -162,7 +162,7 @@ impl Attempt {
             balance::pick(method, &context, shared, cursor, rng).map(|admitted| {
                 let Admitted { picked, permit } = admitted;
                 self.counters.begin(worker, picked, permit, now.monotonic);
-                picked.known.number as usize
+                picked.info.number as usize
             })
         };
         match picked {
@@ -238,8 +238,8 @@ impl Attempt {
 
     /// A peer that nginx's method decides on.
     fn picked(&self, worker: Worker, peer: usize) -> Picked<'_, 'static> {
-        let known = self.view.peers().known(peer);
-        Picked { known, counters: worker.table().slot(known.place) }
+        let info = self.view.peers().info(peer);
+        Picked { info, counters: worker.table().peer_counters(info.slot) }
     }
 
     /// No instance can be used.

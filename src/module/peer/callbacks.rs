@@ -22,7 +22,7 @@ use super::keepalive::ConnParams;
 use super::nginx_method::MethodAttempt;
 use super::servers;
 use super::slot::{LAST_INIT, LAST_PICK, Slot};
-use crate::ffi::{ERROR, OK, catch_panic};
+use crate::ffi::{ERROR, OK, bits, catch_panic};
 
 /// `peer.init`.
 pub(super) extern "C" fn ngx_http_upstream_init_consul_peer(
@@ -119,8 +119,9 @@ extern "C" fn ngx_http_upstream_get_consul_peer(
         let (attempt, peer) = unsafe { (attempt(data), &mut *pc) };
         // First of all, as nginx's own balancers do: while this says that a kept connection was used,
         // ngx_http_upstream_next() asks again, though nobody is left.
-        peer.set_cached(0);
         peer.connection = ptr::null_mut();
+        // SAFETY: as above.
+        unsafe { bits::peer_connection::CACHED.set(pc, false) };
         // SAFETY: nginx passes the request's connection.
         let picked = unsafe { attempt.get(pc) };
         // SAFETY: as above.

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use nginx_consul_core::balance::{Latency, PeerInfo, Picked};
-use nginx_consul_core::table::{InFlight, Permit, Slot};
+use nginx_consul_core::table::{InFlight, PeerCounters, Permit};
 use nginx_sys::{
     NGX_HTTP_UPSTREAM_FT_HTTP_429, NGX_HTTP_UPSTREAM_FT_HTTP_500, NGX_HTTP_UPSTREAM_FT_HTTP_502,
     NGX_HTTP_UPSTREAM_FT_HTTP_503, NGX_HTTP_UPSTREAM_FT_HTTP_504, NGX_PEER_FAILED,
@@ -45,7 +45,7 @@ pub(super) struct Account<'a> {
 #[derive(Default)]
 pub(super) struct AttemptCounters {
     /// The peer that has the request, and its counters.
-    at: Cell<Option<(Slot<'static>, u32)>>,
+    at: Cell<Option<(PeerCounters<'static>, u32)>>,
     in_flight: Cell<Option<InFlight<'static>>>,
     /// What lets the request try a peer that has failed.
     permit: Cell<Option<Permit<'static>>>,
@@ -126,8 +126,8 @@ impl AttemptCounters {
 
     /// The peer that has the request, its counters and what else is known of it.
     #[inline]
-    fn known<'a>(&self, view: &'a PeerView) -> Option<(Slot<'static>, &'a PeerInfo)> {
-        self.at.get().map(|(slot, peer)| (slot, view.peers().known(peer as usize)))
+    fn known<'a>(&self, view: &'a PeerView) -> Option<(PeerCounters<'static>, &'a PeerInfo)> {
+        self.at.get().map(|(slot, peer)| (slot, view.peers().info(peer as usize)))
     }
 
     /// A peer gets the request.
@@ -139,16 +139,16 @@ impl AttemptCounters {
         permit: Option<Permit<'static>>,
         now: u64,
     ) {
-        let Picked { known, counters } = picked;
-        let PeerInfo { identity, place, rules, .. } = known;
-        if rules.max_fails != 0 {
-            counters.note_checked(*identity, rules.limits().fail_timeout, now);
+        let Picked { info, counters } = picked;
+        let PeerInfo { identity, slot, params, .. } = info;
+        if params.max_fails != 0 {
+            counters.note_checked(*identity, params.limits().fail_timeout, now);
         }
-        self.at.set(Some((counters, known.number)));
-        self.last.set(Some(known.number));
+        self.at.set(Some((counters, info.number)));
+        self.last.set(Some(info.number));
         self.permit.set(permit);
         self.answered.set(false);
-        let in_flight = worker.table().enter_at(*place, counters, *identity, worker.shard());
+        let in_flight = worker.table().begin_request_at(*slot, counters, *identity, worker.shard());
         self.in_flight.set(in_flight);
     }
 
@@ -203,15 +203,15 @@ impl AttemptCounters {
             return false;
         };
         let (identity, now) = (known.identity, now());
-        let max_fails = u64::from(known.rules.max_fails);
+        let max_fails = u64::from(known.params.max_fails);
         match outcome {
             Outcome::Unknown => false,
             Outcome::Passed if single => {
-                slot.forget_fails(identity);
+                slot.clear_fails(identity);
                 false
             }
             Outcome::Passed => {
-                if slot.note_passed(identity, max_fails, attempted.began(), now.millis) {
+                if slot.note_success(identity, max_fails, attempted.began(), now.millis) {
                     worker.table.note_recovered();
                 }
                 false

@@ -207,8 +207,8 @@ impl OnDemandUpstream {
         if let Some(upstream) = self.held(name.as_bytes(), worker) {
             return Lookup::Followed(upstream);
         }
-        let (key, service) = (template.verdict_key(&name), template.named(&name));
-        let new = New { key, service, targets: template.places(&name, &self.plan) };
+        let (key, service) = (template.lookup_key(&name), template.named(&name));
+        let new = New { key, service, targets: template.targets_of(&name, &self.plan) };
         match outcome(&new, worker) {
             Some(Ok(())) => Lookup::Followed(self.keep(new, worker)),
             Some(Err(why)) => Lookup::Refused(why),
@@ -283,7 +283,7 @@ fn outcome(new: &New, worker: Worker) -> Option<Result<(), Why>> {
     if new.targets.iter().all(|place| place.fixed.is_some()) {
         return Some(Ok(()));
     }
-    match worker.table.verdict(new.key, now().millis)? {
+    match worker.table.lookup_result(new.key, now().millis)? {
         LookupResult::Absent => Some(Err(Why::Absent)),
         LookupResult::Failed => Some(Err(Why::Failed)),
         LookupResult::Followed => is_ready(&new.targets, worker.table).then_some(Ok(())),

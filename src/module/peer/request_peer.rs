@@ -39,7 +39,7 @@ impl<'a> RequestPeer<'a> {
 
     /// The set that the peer is from and its number there.
     fn place(&self) -> Option<(usize, usize)> {
-        self.attempt.view().peers().place_in_set(self.peer?)
+        self.attempt.view().peers().position_in_set(self.peer?)
     }
 
     /// The set that the peer is from, or the first one.

@@ -8,7 +8,7 @@ use nginx_sys::{
     ngx_http_upstream_server_t, ngx_http_upstream_srv_conf_t, ngx_pcalloc, sockaddr, sockaddr_in,
 };
 
-use crate::ffi::{elements, str_over};
+use crate::ffi::{bits, elements, str_over};
 
 /// Name of the `server` that stands for the service.
 static PLACEHOLDER: [u8; 6] = *b"consul";
@@ -61,7 +61,9 @@ pub(super) unsafe fn drop_placeholder(upstream: &mut ngx_http_upstream_srv_conf_
     // SAFETY: it holds the servers of the block.
     let list = unsafe { servers.as_slice_mut::<ngx_http_upstream_server_t>() };
     let ours = |s: &ngx_http_upstream_server_t| s.name.data == PLACEHOLDER.as_ptr().cast_mut();
-    if !list.iter().any(|s| !ours(s) && s.backup() == 0) {
+    // SAFETY: nginx has made them.
+    let backup = |s| unsafe { bits::upstream_server::BACKUP.get(s) };
+    if !list.iter().any(|s| !ours(s) && !backup(s)) {
         return;
     }
     let at = list.iter().position(ours);

@@ -171,7 +171,7 @@ impl PeerSets {
             let is_kept = Cell::new(false);
             let held = || {
                 is_kept.set(true);
-                held.map(|view| view.image(number)).unwrap_or_default()
+                held.map(|view| view.snapshot(number)).unwrap_or_default()
             };
             let read = || set.read(worker.table(), self.keeps_labels.get(), held);
             let read = if same.is_none() { read() } else { None };
@@ -283,7 +283,7 @@ impl PeerView {
         let sessions = Sessions::new(peers.records().len());
         if let Some(before) = before.filter(|b| b.sessions.any()) {
             // Two datacenters may have an instance of the same name, but not in the same slot.
-            let name = |record: &PeerRecord| (record.place, record.identity);
+            let name = |record: &PeerRecord| (record.slot, record.identity);
             pairs(before.peers.records(), peers.records(), name, |pair| {
                 if let Pair::Both { old, new } = pair {
                     sessions.take_over(new, &before.sessions, old);

@@ -7,22 +7,20 @@ use std::ops::Deref;
 use nginx_consul_core::balance::Clock;
 use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::table::{Table, WorkerShard};
-use nginx_sys::{NGX_LOG_DEBUG_HTTP, ngx_current_msec, ngx_log_t, time_t};
+use nginx_sys::{NGX_LOG_DEBUG_HTTP, ngx_log_t};
+
+use crate::ffi::process;
 
 /// The event loop's time.
 #[inline]
 pub(super) fn now() -> Clock {
-    // SAFETY: ngx_cached_time always points to a valid time; only the event loop moves it.
-    let time = unsafe { &*nginx_sys::ngx_cached_time.cast_const() };
-    let millis = time.sec as time_t as u64 * 1000 + time.msec as u64;
-    Clock { millis, monotonic: monotonic() }
+    Clock { millis: process::time_ms(), monotonic: monotonic() }
 }
 
 /// The event loop's monotonic time in milliseconds, the same for all processes.
 #[inline]
 pub(crate) fn monotonic() -> u64 {
-    // SAFETY: the event loop's clock, read in the event loop.
-    unsafe { ngx_current_msec as u64 }
+    process::current_msec() as u64
 }
 
 /// Shortest time between two events of an [`Interval`], milliseconds.
@@ -98,8 +96,8 @@ impl Worker {
     /// The worker ends, and with it the requests that it has counted as in flight.
     pub(crate) fn release_shard(self) {
         if let Some(shard) = self.0.shard.take() {
-            self.table.clear_lane(shard);
-            self.table.release_lane(shard);
+            self.table.clear_shard(shard);
+            self.table.release_shard(shard);
         }
     }
 }

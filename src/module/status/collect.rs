@@ -10,36 +10,38 @@ use nginx_consul_core::status::{
 use nginx_consul_core::table::{Overrides, Table};
 
 use super::service::{Peers, service};
+use crate::ffi::process::{self, time_ms};
 use crate::peer::Upstream;
 use crate::services::Services;
-use crate::upstreams::{StateFile, Upstreams};
+use crate::upstreams::Upstreams;
+use nginx_consul_core::table_writer::StateFile;
 
 /// Peers between looks at the clock.
 const PEERS: usize = 32;
 
 /// The way through all that the status says.
-pub(super) struct Walk {
-    services: Option<Services>,
+pub(super) struct Walk<'r> {
+    services: Option<Services<'r>>,
     /// Milliseconds since the epoch, when it began: for all alike.
     now: u64,
     /// Only this service.
     only: Option<String>,
     document: Box<dyn Document>,
-    upstreams: std::vec::IntoIter<&'static Upstream>,
+    upstreams: std::vec::IntoIter<&'r Upstream>,
     overrides: Rc<Overrides>,
     /// Number of the next service.
     next: usize,
     peers: Option<Peers>,
 }
 
-impl Walk {
+impl<'r> Walk<'r> {
     /// The way from its beginning; `None` if there is no such service.
     pub(super) fn new(
-        upstreams: &'static Upstreams,
+        upstreams: &'r Upstreams,
         only: Option<String>,
         (format, with_peers): (Format, bool),
-    ) -> Option<Walk> {
-        let (services, now) = (Services::new(upstreams), now_ms());
+    ) -> Option<Walk<'r>> {
+        let (services, now) = (Services::new(upstreams), time_ms());
         if let Some(only) = &only {
             let services = services.as_ref()?;
             services.numbers().find(|&number| services.name(number).is_some_and(|n| n == *only))?;
@@ -121,8 +123,7 @@ fn head(upstreams: &Upstreams, table: Option<Table<'_>>, now: u64) -> Status {
         nginx: Nginx {
             version: nginx_version(),
             pid: std::process::id(),
-            // SAFETY: set once, before init_process.
-            worker: unsafe { nginx_sys::ngx_worker },
+            worker: process::worker().unwrap_or_default(),
         },
         zone: Zone {
             name: shm_zone.map_or_else(String::new, |z| z.shm.name.to_string()),
@@ -156,11 +157,4 @@ fn connections(max: usize, table: Option<Table<'_>>, now: u64) -> Connections {
 fn nginx_version() -> String {
     let n = nginx_sys::nginx_version;
     format!("{}.{}.{}", n / 1_000_000, n / 1000 % 1000, n % 1000)
-}
-
-/// Milliseconds since the epoch, as the event loop knows them.
-fn now_ms() -> u64 {
-    // SAFETY: ngx_cached_time always points to a valid time; only the event loop moves it.
-    let time = unsafe { &*nginx_sys::ngx_cached_time.cast_const() };
-    u64::try_from(time.sec).unwrap_or(0) * 1000 + time.msec as u64
 }

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use nginx_consul_core::balance::{FULL_SHARE, Latency, ServerParams, share};
+use nginx_consul_core::balance::{FULL_SHARE, Latency, ServerParams, slow_start_share};
 use nginx_consul_core::control::Frozen;
 use nginx_consul_core::model::{Action, Mode, Override};
 use nginx_consul_core::status::{Peer, PeerConnections, PeerState, Service};
@@ -28,7 +28,7 @@ pub(crate) struct Peers {
 
 /// What is known of a service at `now`, milliseconds since the epoch; and its peers.
 pub(crate) fn service(
-    followed: &Followed,
+    followed: &Followed<'_>,
     table: Table<'_>,
     overrides: &Rc<Overrides>,
     now: u64,
@@ -74,7 +74,7 @@ pub(crate) fn service(
         refusals: refusals.into_iter().map(|(reason, n)| (reason.word(), n)).collect(),
         pending: fresh.and_then(|f| f.pending),
         frozen: entry.and_then(|entry| {
-            Some(Frozen::new(overrides.frozen(followed.key)?, table.withheld(entry)))
+            Some(Frozen::new(overrides.frozen(followed.key)?, table.frozen_diff(entry)))
         }),
         history: image.history(),
         last_used_seconds: entry.filter(|_| followed.is_named).map(unused),
@@ -107,11 +107,12 @@ impl Peers {
     pub(crate) fn next(&mut self, table: Table<'_>, now: u64) -> Option<(PeerRecord, Peer)> {
         let record = *self.image.records.get(self.next)?;
         self.next += 1;
-        let detail = self.image.next_detail(&mut self.detail_at).unwrap_or_default();
+        let detail = self.image.next_metadata(&mut self.detail_at).unwrap_or_default();
         let params = record.params();
-        let rules = self.rules.of(&params);
-        let (slot, counters) = (table.slot(record.place), table.counters(record.place));
-        let share = share(rules.slow_start.into(), slot.started(), now);
+        let rules = self.rules.merged_with(&params);
+        let (slot, counters) =
+            (table.peer_counters(record.slot), table.counter_values(record.slot));
+        let share = slow_start_share(rules.slow_start.into(), slot.started(), now);
         let failed = !self.is_single && slot.is_failed(rules.limits(), monotonic());
         let full = rules.max_conns != 0 && counters.in_flight >= rules.max_conns.into();
         let held = self.overrides.of_instance(self.scope, record.identity);

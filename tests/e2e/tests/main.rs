@@ -2,6 +2,7 @@
 
 mod address_filter;
 mod balancing;
+mod bit_fields;
 mod conf_errors;
 mod conf_ok;
 mod control;

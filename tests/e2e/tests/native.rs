@@ -17,15 +17,19 @@ pub(crate) fn library(name: &str, source: &str, flags: &[String]) -> PathBuf {
     // Another run may use the library: it is replaced, not written.
     let part = folder.join(format!("{name}.{}.so", std::process::id()));
     fs::write(&file, source).expect("the source");
-    let output = Command::new("cc")
-        .args(["-shared", "-fPIC", "-O1", "-g", "-Wall", "-Werror", "-o"])
-        .args([&part, &file])
-        .args(flags)
-        .output()
-        .expect("cc runs: scripts/deps build installs it");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let options = ["-shared", "-fPIC", "-O1", "-g", "-Wall", "-Werror"].map(str::to_owned);
+    compile(&part, &file, &[&options, flags].concat());
     fs::rename(&part, &library).expect("the library");
     library
+}
+
+/// Makes `output` of the C code in a file.
+#[track_caller]
+pub(crate) fn compile(output: &Path, source: &Path, flags: &[String]) {
+    let mut compiler = Command::new("cc");
+    let made = compiler.arg("-o").args([output, source]).args(flags).output();
+    let made = made.expect("cc runs: scripts/deps build installs it");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
 /// What finds the headers of the nginx under test: those that our module was built with.

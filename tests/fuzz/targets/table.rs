@@ -13,9 +13,9 @@ use nginx_consul_core::model::{
     Action, Health, Mode, Override, Peer, PeerSet, Pending, Reason, identity,
 };
 use nginx_consul_core::process::ProcessId;
-use nginx_consul_core::table::{Limits, PROBE_PACE, PeerSnapshot, Table, WorkerShard};
+use nginx_consul_core::table::{FailureLimits, PROBE_PACE, PeerSnapshot, Table, WorkerShard};
 
-const LIMITS: Limits = Limits { max_fails: 1, fail_timeout: 10_000 };
+const LIMITS: FailureLimits = FailureLimits { max_fails: 1, fail_timeout: 10_000 };
 
 /// Words of the zone: the smallest that holds a few targets and peers.
 const WORDS: usize = 4096;
@@ -52,7 +52,7 @@ fn start() -> Start {
     let words: Vec<AtomicU64> = (0..WORDS).map(|_| AtomicU64::new(0)).collect();
     let table = Table::create(&words, SHARDS).expect("room for a table");
     let me = ProcessId::own();
-    table.lead(me);
+    table.acquire_leadership(me);
     for (count, key) in (1..).zip(KEYS) {
         let entry = table.claim(key, me).expect("room for an entry");
         for tag in ["old", "new"] {
@@ -82,29 +82,29 @@ fn damage(words: &[AtomicU64], data: &[u8]) {
 /// What a reader does with the set it got.
 fn look(table: Table<'_>, image: &PeerSnapshot) {
     for record in &image.records {
-        let place = record.place;
+        let slot = record.slot;
         assert!(record.weight > 0);
-        let counters = table.slot(place);
-        let _ = (table.counters(place), table.in_flight(place), counters.started());
+        let counters = table.peer_counters(slot);
+        let _ = (table.counter_values(slot), table.in_flight(slot), counters.started());
         let _ = counters.is_failed(LIMITS, 20_000);
     }
-    let _ = (image.details(), image.history());
+    let _ = (image.metadata(), image.history());
 }
 
 /// What the requests of a worker write, for each peer of the set it got.
 fn count(table: Table<'_>, image: &PeerSnapshot, shard: Option<WorkerShard>) {
     for record in &image.records {
-        let (place, identity) = (record.place, record.identity);
-        let owed = table.enter(place, identity, shard);
-        let counters = table.slot(place);
+        let (slot, identity) = (record.slot, record.identity);
+        let owed = table.begin_request(slot, identity, shard);
+        let counters = table.peer_counters(slot);
         counters.note_checked(identity, 10, 1_000);
         counters.note_failed(identity, 1_000);
         if let Some(permit) = counters.probe((identity, shard), LIMITS, 2_000, PROBE_PACE) {
             permit.end();
         }
-        counters.note_passed(identity, 1, 1_000, 1_000);
+        counters.note_success(identity, 1, 1_000, 1_000);
         let _ = counters.failing_for(3_000);
-        counters.forget_fails(identity);
+        counters.clear_fails(identity);
         if let Some(request) = owed {
             request.end();
         }
@@ -117,7 +117,7 @@ fn fail(table: Table<'_>, entry: usize, shard: Option<WorkerShard>) {
     outage.note_marked(1_000);
     outage.note_failed(1_001);
     let _ = outage.is_confirmed();
-    if let Some(permit) = outage.permit(shard, 1_002, LIMITS.fail_timeout) {
+    if let Some(permit) = outage.take_permit(shard, 1_002, LIMITS.fail_timeout) {
         permit.end();
     }
     table.note_recovered();
@@ -189,7 +189,7 @@ fn publish(table: Table<'_>, me: ProcessId, shard: Option<WorkerShard>) {
     table.retain(&KEYS[1..], &[], me);
     assert!(table.find(KEYS[0]).is_none() && table.free_entries() > 0);
     if let Some(shard) = shard {
-        table.clear_lane(shard);
+        table.clear_shard(shard);
     }
 }
 

@@ -32,7 +32,7 @@ pub(in crate::table) fn process(number: usize) -> ProcessId {
 /// Whether it was not killed. Always the truth, and with it goes the sight of everything the
 /// killed one stored: it comes from the kernel, which has taken it off its processor.
 pub(in crate::table) fn is_alive(process: u64) -> bool {
-    // A process of no model is this one: clear_dead_lanes() asks for it.
+    // A process of no model is this one: clear_dead_shards() asks for it.
     DEAD.get(process as usize).is_none_or(|dead| !dead.fetch_or(false, AcqRel))
 }
 

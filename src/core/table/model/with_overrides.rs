@@ -1,7 +1,7 @@
 //! Overrides: a new generation of the same block, and the list of them.
 
 use super::*;
-use crate::model::of_instance;
+use crate::model::{Action, Override, of_instance};
 
 fn drain(id: &str) -> Override {
     of_instance(id, Action::Drain)

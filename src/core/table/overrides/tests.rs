@@ -1,4 +1,4 @@
-use super::super::tests::{peer, set, zone};
+use super::super::testing::{peer, set, zone};
 use super::*;
 use crate::model::{Action, PeerSet, identity, of_instance, service_scope};
 use crate::params::Params;
@@ -9,7 +9,7 @@ const KEY: u128 = 7 << 64 | 9;
 
 fn table() -> (Table<'static>, ProcessId) {
     let (table, me) = (Table::create(zone(1 << 17), 16).unwrap(), ProcessId::own());
-    table.lead(me);
+    table.acquire_leadership(me);
     (table, me)
 }
 
@@ -180,7 +180,7 @@ fn overrides_move_the_generation_of_their_service_s_sets_and_of_no_others() {
     let before = generations();
     table.set_overrides(&[about(1, Action::Drain), freeze(KEY)], me).unwrap();
     assert_eq!(generations(), [before[0] + 2, before[1]]);
-    assert_eq!(table.read(entries[0], made[0].0).unwrap().details().len(), 2);
+    assert_eq!(table.read(entries[0], made[0].0).unwrap().metadata().len(), 2);
     table.remove_overrides(|_| true, me).unwrap();
     assert_eq!(generations(), [before[0] + 4, before[1]]);
     // The next set is as every other.
@@ -210,13 +210,13 @@ fn a_writer_that_was_killed_leaves_the_list_before_and_the_next_one_tells_the_wo
     let entry = table.claim(KEY, me).unwrap();
     table.publish((entry, KEY), &set([1]), 1, me).unwrap();
     table.set_overrides(&[about(5, Action::Drain)], me).unwrap();
-    let (first, words) = table.override_area(split(table.load(H_OVERRIDES)).0 ^ 1);
+    let (first, words) = table.override_area(split(table.load(header::OVERRIDES)).0 ^ 1);
     for at in first..first + words {
         table.word(at).store(u64::MAX, Relaxed);
     }
     assert_eq!(held(table), [about(5, Action::Drain)]);
     let before = table.generation(entry);
-    table.word(super::super::H_DIRTY).store(1, Relaxed);
+    table.word(header::DIRTY).store(1, Relaxed);
     table.recover_orphaned_lock(me);
     assert_eq!(table.generation(entry), before + 2);
     table.set_overrides(&[about(6, Action::Drain)], me).unwrap();
@@ -227,7 +227,7 @@ fn a_writer_that_was_killed_leaves_the_list_before_and_the_next_one_tells_the_wo
 fn damaged_words_are_no_overrides() {
     let (table, _) = table();
     for list in [1 << 32 | 100, u64::MAX, 5] {
-        table.word(H_OVERRIDES).store(list, Relaxed);
+        table.word(header::OVERRIDES).store(list, Relaxed);
         assert_eq!(held(table), []);
     }
     let bytes = encode(&[about(5, Action::Drain), weighted(6, 9)]);

@@ -1,4 +1,5 @@
-use super::super::tests::{peer, set, zone};
+use super::super::counters::CounterValues;
+use super::super::testing::{peer, set, zone};
 use super::*;
 use proptest::prelude::*;
 
@@ -6,18 +7,18 @@ const KEY: u128 = 5;
 
 fn table(words: usize) -> (Table<'static>, usize) {
     let table = Table::create(zone(words), 16).unwrap();
-    table.lead(ProcessId::own());
+    table.acquire_leadership(ProcessId::own());
     let entry = table.claim(KEY, ProcessId::own()).unwrap();
     (table, entry)
 }
 
-fn publish(table: &Table<'_>, entry: usize, set: &PeerSet) -> Result<Option<Changed>, Full> {
+fn publish(table: &Table<'_>, entry: usize, set: &PeerSet) -> Result<Option<SetChange>, Full> {
     table.publish((entry, table.key(entry)), set, 1_000, ProcessId::own())
 }
 
 fn slots_in_use(table: &Table<'_>) -> usize {
     (0..table.layout.slot_count)
-        .filter(|&s| table.slot_word(s, counters::OWNER).load(Relaxed) != 0)
+        .filter(|&s| table.slot_word(s, slot::OWNER).load(Relaxed) != 0)
         .count()
 }
 
@@ -30,7 +31,7 @@ fn what_was_published_is_read() {
     let change = publish(&table, e, &set).unwrap().unwrap();
     assert_eq!((change.joined_total, change.left_total, change.changed_total), (3, 0, 0));
     let image = table.read(e, KEY).unwrap();
-    for ((record, detail), peer) in image.records.iter().zip(image.details()).zip(set.peers()) {
+    for ((record, detail), peer) in image.records.iter().zip(image.metadata()).zip(set.peers()) {
         assert_eq!((record.addr(), record.identity), (peer.addr, peer.identity));
         assert_eq!(record.weight, u32::from(peer.weight.get()));
         assert_eq!((&detail.id, &detail.node, &detail.tags), (&peer.id, &peer.node, &peer.tags));
@@ -41,7 +42,7 @@ fn what_was_published_is_read() {
 #[test]
 fn an_old_leader_gives_a_first_set_but_replaces_none() {
     let (table, e) = table(1 << 17);
-    table.lead(ProcessId::from_raw(1 << 32 | 1));
+    table.acquire_leadership(ProcessId::from_raw(1 << 32 | 1));
     assert_eq!(publish(&table, e, &set([1])).unwrap().unwrap().joined_total, 1);
     assert_eq!(publish(&table, e, &set([1, 2])), Ok(None));
     assert_eq!(table.read(e, KEY).unwrap().records.len(), 1);
@@ -73,22 +74,22 @@ fn invariant_3_counters_stay_with_the_instance_and_a_returning_one_starts_afresh
     let slot_of = |port: u16| {
         let image = table.read(e, KEY).unwrap();
         let r = image.records.iter().find(|r| r.addr().port() == port).copied().unwrap();
-        (r.place, r.identity)
+        (r.slot, r.identity)
     };
     let (kept, identity) = slot_of(2);
-    let one = table.enter(kept, identity, Some(shard)).expect("a shard");
-    assert_eq!(table.slot(kept).note_failed(identity, 9), 1);
+    let one = table.begin_request(kept, identity, Some(shard)).expect("a shard");
+    assert_eq!(table.peer_counters(kept).note_failed(identity, 9), 1);
     publish(&table, e, &set([2, 3])).unwrap();
     assert_eq!(slot_of(2).0, kept);
-    assert_eq!(table.counters(kept).picks, 1);
-    assert_eq!(table.counters(kept).in_flight, 1);
+    assert_eq!(table.counter_values(kept).picks, 1);
+    assert_eq!(table.counter_values(kept).in_flight, 1);
 
     publish(&table, e, &set([3])).unwrap();
-    assert!(table.enter(kept, identity, Some(shard)).is_none(), "the slot is nobody's now");
-    assert_eq!(table.slot(kept).note_failed(identity, 9), 0);
+    assert!(table.begin_request(kept, identity, Some(shard)).is_none(), "the slot is nobody's now");
+    assert_eq!(table.peer_counters(kept).note_failed(identity, 9), 0);
     publish(&table, e, &set([2, 3])).unwrap();
     assert_ne!(slot_of(2).0, kept, "requests of before are still with the old slot");
-    assert_eq!(table.counters(slot_of(2).0), counters::Counters::default());
+    assert_eq!(table.counter_values(slot_of(2).0), CounterValues::default());
     one.end();
     assert_eq!(table.in_flight(kept), 0);
 }
@@ -101,12 +102,12 @@ fn a_killed_workers_requests_are_not_in_flight_for_ever() {
     let dead = ProcessId::from_raw((i32::MAX as u64 - 1) << 32 | 1);
     let shard = table.claim_shard(dead).unwrap();
     for _ in 0..3 {
-        let _never_told = table.enter(record.place, record.identity, Some(shard));
+        let _never_told = table.begin_request(record.slot, record.identity, Some(shard));
     }
     let mine = table.claim_shard(ProcessId::own()).unwrap();
-    let _stays = table.enter(record.place, record.identity, Some(mine));
-    table.clear_dead_lanes();
-    assert_eq!(table.in_flight(record.place), 1);
+    let _stays = table.begin_request(record.slot, record.identity, Some(mine));
+    table.clear_dead_shards();
+    assert_eq!(table.in_flight(record.slot), 1);
 }
 
 #[test]
@@ -120,20 +121,20 @@ fn idle_connections_are_counted_beside_requests_and_end_with_their_worker() {
         [ProcessId::own(), dead].map(|process| table.claim_shard(process).unwrap());
     let shards = [theirs, mine];
     let _requests =
-        shards.map(|shard| table.enter(record.place, record.identity, Some(shard)).unwrap());
+        shards.map(|shard| table.begin_request(record.slot, record.identity, Some(shard)).unwrap());
     let counts = || {
-        let counters = table.counters(record.place);
+        let counters = table.counter_values(record.slot);
         (counters.in_flight, counters.idle)
     };
-    shards.iter().for_each(|&shard| table.note_idle(record.place, shard, true));
-    table.note_idle(record.place, shards[1], true);
+    shards.iter().for_each(|&shard| table.note_idle(record.slot, shard, true));
+    table.note_idle(record.slot, shards[1], true);
     assert_eq!(counts(), (2, 3));
     // More than are counted spoil nothing.
-    (0..5000).for_each(|_| table.note_idle(record.place, shards[0], true));
+    (0..5000).for_each(|_| table.note_idle(record.slot, shards[0], true));
     assert_eq!(counts(), (2, 2 + 4095));
-    table.clear_dead_lanes();
+    table.clear_dead_shards();
     assert_eq!(counts(), (1, 2));
-    (0..5).for_each(|_| table.note_idle(record.place, shards[1], false));
+    (0..5).for_each(|_| table.note_idle(record.slot, shards[1], false));
     assert_eq!(counts(), (1, 0));
 }
 
@@ -155,10 +156,10 @@ fn the_lock_and_the_slots_of_a_killed_publisher_are_taken_over() {
     let (table, e) = table(1 << 17);
     publish(&table, e, &set(1..4)).unwrap();
     // Killed with the lock held and two slots taken that no block names.
-    table.word(super::super::H_LOCK).store((i32::MAX as u64 - 1) << 32 | 1, Relaxed);
-    table.word(super::super::H_DIRTY).store(1, Relaxed);
-    table.slot_word(500, counters::OWNER).store(77, Relaxed);
-    table.slot_word(501, counters::OWNER).store(78, Relaxed);
+    table.word(header::LOCK).store((i32::MAX as u64 - 1) << 32 | 1, Relaxed);
+    table.word(header::DIRTY).store(1, Relaxed);
+    table.slot_word(500, slot::OWNER).store(77, Relaxed);
+    table.slot_word(501, slot::OWNER).store(78, Relaxed);
     assert!(publish(&table, e, &set(2..5)).unwrap().is_some());
     assert_eq!(table.read(e, KEY).unwrap().records.len(), 3);
     assert_eq!(slots_in_use(&table), 3);
@@ -169,12 +170,12 @@ fn counters_at_their_end_and_a_damaged_count_stop_nobody() {
     let (table, e) = table(1 << 17);
     publish(&table, e, &set(1..=2)).unwrap();
     let record = table.read(e, KEY).unwrap().records[0];
-    let counters = table.slot(record.place);
-    counters.words[counters::FAILS].store(u64::MAX, Relaxed);
+    let counters = table.peer_counters(record.slot);
+    counters.words[slot::FAILS].store(u64::MAX, Relaxed);
     assert_eq!(counters.note_failed(record.identity, 1), u64::MAX);
     // The last generation, odd as the first one; and more records than any block has.
-    table.entry_word(e, GENERATION).store(u64::MAX, Relaxed);
-    table.descriptor(e, u64::MAX, D_COUNT).store(u64::from(u32::MAX), Relaxed);
+    table.entry_word(e, word::GENERATION).store(u64::MAX, Relaxed);
+    table.descriptor(e, u64::MAX, word::D_COUNT).store(u64::from(u32::MAX), Relaxed);
     assert!(publish(&table, e, &set(1..=3)).unwrap().is_some());
     assert_eq!(table.read(e, KEY).unwrap().records.len(), 3);
     assert_eq!(table.generation(e), 0);
@@ -212,8 +213,8 @@ fn invariant_1_readers_get_whole_sets_while_publishers_never_rest() {
             let Some(image) = table.read(e, KEY) else { continue };
             let ports: Vec<u16> = image.records.iter().map(|r| r.addr().port()).collect();
             assert!(ports.windows(2).all(|p| p[0] != p[1]), "{ports:?}");
-            assert_eq!(image.details().len(), ports.len());
-            for (record, detail) in image.records.iter().zip(image.details()) {
+            assert_eq!(image.metadata().len(), ports.len());
+            for (record, detail) in image.records.iter().zip(image.metadata()) {
                 assert_eq!(detail.id, format!("web-{}", record.addr().port()));
             }
             assert!(image.generation >= last, "generations go up");
@@ -231,7 +232,7 @@ proptest! {
         history in prop::collection::vec((0u128..4, prop::collection::btree_set(1u16..60, 0..40)), 1..40)
     ) {
         let table = Table::create(zone(1 << 16), 16).unwrap();
-        table.lead(ProcessId::own());
+        table.acquire_leadership(ProcessId::own());
         let mut last = std::collections::HashMap::new();
         for (key, ports) in history {
             let entry = table.claim(key + 1, ProcessId::own()).unwrap();

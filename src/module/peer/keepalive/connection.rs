@@ -6,13 +6,12 @@ use std::ptr::{self, NonNull};
 
 use nginx_consul_core::idle::Spot;
 use nginx_sys::{
-    ngx_close_connection, ngx_connection_t, ngx_current_msec, ngx_cycle, ngx_del_timer,
-    ngx_destroy_pool, ngx_event_t, ngx_handle_read_event, ngx_log_t, ngx_msec_t, ngx_palloc,
-    ngx_peer_connection_t,
+    ngx_close_connection, ngx_connection_t, ngx_current_msec, ngx_cycle, ngx_destroy_pool,
+    ngx_event_t, ngx_handle_read_event, ngx_log_t, ngx_msec_t, ngx_palloc, ngx_peer_connection_t,
 };
 
 use super::params::ConnParams;
-use crate::ffi::{OK, catch_panic};
+use crate::ffi::{OK, bits, catch_panic, event};
 
 /// Who has idle connections.
 pub(super) trait Holder {
@@ -88,13 +87,15 @@ impl Connection {
         self.spot.set(None);
         // SAFETY: the caller's promise.
         let c = unsafe { &mut *self.connection.as_ptr() };
-        c.set_idle(0);
         c.sent = 0;
         c.data = ptr::null_mut();
-        // SAFETY: as above.
-        unsafe { set_log(c, pc.log) };
         pc.connection = c;
-        pc.set_cached(1);
+        // SAFETY: as above.
+        unsafe {
+            set_log(c, pc.log);
+            bits::connection::IDLE.set(c, false);
+            bits::peer_connection::CACHED.set(pc, true);
+        }
     }
 }
 
@@ -123,24 +124,18 @@ pub(super) unsafe fn detach(
     };
     // SAFETY: an open connection has its two events.
     let (read, write) = unsafe { (&mut *c.read, &mut *c.write) };
-    read.set_delayed(0);
-    for event in [&raw mut *read, &raw mut *write] {
-        // SAFETY: nobody else uses the events of the connection now; a timer that is set is in the
-        // event loop.
-        unsafe {
-            if (*event).timer_set() != 0 {
-                ngx_del_timer(event);
-            }
-        }
-    }
     write.handler = Some(on_write);
     read.handler = Some(on_read);
-    let is_ready = read.ready() != 0;
     c.data = connection.as_ptr().cast();
-    c.set_idle(1);
-    // SAFETY: an open connection of an upstream.
-    unsafe { set_log(c, log) };
-    is_ready
+    // SAFETY: an open connection of an upstream, whose events nobody else uses now.
+    unsafe {
+        bits::event::DELAYED.set(c.read, false);
+        event::del_timer(c.read);
+        event::del_timer(c.write);
+        bits::connection::IDLE.set(c, true);
+        set_log(c, log);
+        bits::event::READY.get(c.read)
+    }
 }
 
 /// Looks at an idle connection whose peer has closed it or sent something.
@@ -183,15 +178,16 @@ unsafe extern "C" fn on_read(event: *mut ngx_event_t) {
     catch_panic((), || {
         // SAFETY: nginx passes a valid event, whose data is its connection.
         let c = unsafe { &*(*event).data.cast::<ngx_connection_t>() };
+        // SAFETY: as above.
+        let nginx_closes = unsafe { bits::connection::CLOSE.get(c) };
         let Some(connection) = NonNull::new(c.data.cast::<Connection>()) else { return };
         // SAFETY: that is the data of an idle connection, as set by detach().
         let held = unsafe { connection.as_ref() };
-        let nginx_closes = c.close() != 0;
         // SAFETY: an idle connection is open.
         if !nginx_closes && unsafe { held.is_quiet() } {
             // SAFETY: the event is valid, and is used by nobody else now.
             let is_watched = unsafe {
-                (*event).set_ready(0);
+                bits::event::READY.set(event, false);
                 ngx_handle_read_event(event, 0) == OK
             };
             if is_watched {
@@ -226,8 +222,8 @@ unsafe extern "C" fn close_connection(c: *mut ngx_connection_t) {
     // answered.
     unsafe {
         if let Some(tls) = (*c).ssl.as_mut() {
-            tls.set_no_wait_shutdown(1);
-            tls.set_no_send_shutdown(1);
+            bits::ssl_connection::NO_WAIT_SHUTDOWN.set(tls, true);
+            bits::ssl_connection::NO_SEND_SHUTDOWN.set(tls, true);
             if nginx_sys::ngx_ssl_shutdown(c) == crate::ffi::AGAIN {
                 (*(*c).ssl).handler = Some(close_connection);
                 return;

@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 
 use nginx_consul_core::idle::Key;
-use nginx_consul_core::table::{PeerRecord, Slot};
+use nginx_consul_core::table::{PeerCounters, PeerRecord};
 use nginx_sys::{
     NGX_DONE, NGX_PEER_FAILED, ngx_current_msec, ngx_exiting, ngx_handle_read_event,
     ngx_http_request_t, ngx_http_upstream_t, ngx_int_t, ngx_peer_connection_t, ngx_terminate,
@@ -20,6 +20,7 @@ use super::params::{ConnParams, is_tls};
 use super::pool::{self, Keepalive, SERVERS};
 use super::sweeper;
 use crate::ffi::OK;
+use crate::ffi::bits::{event, upstream};
 
 /// The peer that a request is with.
 pub(crate) enum UpstreamPeer<'a> {
@@ -76,7 +77,7 @@ impl Lease {
             UpstreamPeer::Server => {
                 // SAFETY: the caller's promise.
                 let identity = unsafe { connection::hash_of_server(pc) };
-                Key { owner: SERVERS, place: None, identity, address: 0 }
+                Key { owner: SERVERS, slot: None, identity, address: 0 }
             }
         };
         let found = keepalive.take(&key, params);
@@ -129,9 +130,9 @@ impl Lease {
 
 /// Counters of the instance that a request is with.
 #[inline]
-fn counters(keepalive: &Keepalive, key: &Key) -> Option<Slot<'static>> {
-    let (worker, place) = keepalive.worker.get().zip(key.place)?;
-    Some(worker.table().slot(place))
+fn counters(keepalive: &Keepalive, key: &Key) -> Option<PeerCounters<'static>> {
+    let (worker, slot) = keepalive.worker.get().zip(key.slot)?;
+    Some(worker.table().peer_counters(slot))
 }
 
 #[cold]
@@ -160,21 +161,28 @@ unsafe fn is_fit(
     // SAFETY: null, or an open connection.
     let Some(c) = (unsafe { pc.connection.as_ref() }) else { return false };
     // SAFETY: an open connection has its two events.
-    let (read, write) = unsafe { (&*c.read, &*c.write) };
-    let is_broken = state & NGX_PEER_FAILED as ngx_uint_t != 0
-        || read.eof() != 0
-        || read.error() != 0
-        || read.timedout() != 0
-        || write.error() != 0
-        || write.timedout() != 0;
+    let is_broken = unsafe {
+        event::EOF.get(c.read)
+            || event::ERROR.get(c.read)
+            || event::TIMEDOUT.get(c.read)
+            || event::ERROR.get(c.write)
+            || event::TIMEDOUT.get(c.write)
+    };
+    let has_failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;
     // SAFETY: the event loop's clock and nginx's own flags, read in the event loop.
     let (now, is_ending) = unsafe { (ngx_current_msec, ngx_terminate != 0 || ngx_exiting != 0) };
     let is_worn_out =
         c.requests >= keepalive.requests || now.wrapping_sub(c.start_time) > keepalive.time;
-    let is_done = u.keepalive() != 0 && u.request_body_sent() != 0 && u.upgrade() == 0;
+    // SAFETY: nginx has made the upstream, for a request of this worker.
+    let is_done = unsafe {
+        upstream::KEEPALIVE.get(u)
+            && upstream::REQUEST_BODY_SENT.get(u)
+            && !upstream::UPGRADE.get(u)
+    };
     // SAFETY: the event of an open connection.
     let watch = || unsafe { ngx_handle_read_event(c.read, 0) == OK };
-    !is_broken
+    !has_failed
+        && !is_broken
         && !is_worn_out
         && is_done
         && !is_ending
@@ -225,8 +233,7 @@ impl InstanceRef<'_> {
         let Some(present) = self.sets.view(worker) else { return false };
         let own = self.record;
         let same = |record: &&PeerRecord| {
-            (record.place, record.identity) == (own.place, own.identity)
-                && record.has_address_of(own)
+            (record.slot, record.identity) == (own.slot, own.identity) && record.has_address_of(own)
         };
         present.peers().records().iter().find(same).is_some_and(pool::is_wanted)
     }

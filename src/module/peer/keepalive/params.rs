@@ -68,7 +68,8 @@ unsafe fn hash(
 #[cfg(nginx_ssl)]
 #[inline]
 pub(super) fn is_tls(u: &ngx_http_upstream_t) -> bool {
-    u.ssl() != 0
+    // SAFETY: nginx has made it, for a request of this worker.
+    unsafe { crate::ffi::bits::upstream::SSL.get(u) }
 }
 
 #[cfg(not(nginx_ssl))]

@@ -118,12 +118,12 @@ impl Keepalive {
     /// counted.
     #[inline]
     fn count(&self, key: &Key, connection: NonNull<Connection>, more: bool) {
-        let Some((worker, place)) = self.worker.get().zip(key.place) else { return };
+        let Some((worker, slot)) = self.worker.get().zip(key.slot) else { return };
         // SAFETY: the connection is open.
         let is_counted = unsafe { &connection.as_ref().is_counted };
         if let Some(shard) = worker.shard().filter(|_| more != is_counted.get()) {
             is_counted.set(more);
-            worker.table().note_idle(place, shard, more);
+            worker.table().note_idle(slot, shard, more);
         }
     }
 
@@ -170,8 +170,8 @@ impl Holder for Keepalive {
 
 /// Identifies the instance of an owner's set that a connection leads to.
 pub(super) fn key(owner: usize, record: &PeerRecord) -> Key {
-    let (place, identity) = (Some(record.place), record.identity);
-    Key { owner, place, identity, address: record.address_id() }
+    let (slot, identity) = (Some(record.slot), record.identity);
+    Key { owner, slot, identity, address: record.address_id() }
 }
 
 /// Owner of the connections to the instances of these sets.

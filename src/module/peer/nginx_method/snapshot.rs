@@ -18,7 +18,7 @@ use nginx_sys::{
 
 use super::super::set::PeerView;
 use super::method::NginxMethod;
-use crate::ffi::{ERROR, OK};
+use crate::ffi::{ERROR, OK, bits};
 
 /// Identity of an instance, and which of the upstream's sets it is from: nodes of several
 /// datacenters can have the same names.
@@ -100,7 +100,7 @@ impl Snapshot {
         if !alone || view.peers().tiers().len() > 1 {
             // SAFETY: the list was just made, and nobody uses it yet. The failures of a single peer
             // would not count, but there are others to ask.
-            unsafe { (*list.as_ptr()).set_single(0) };
+            unsafe { bits::upstream_rr_peers::SINGLE.set(list.as_ptr(), false) };
         }
         // SAFETY: as above; the list is that of the peers.
         let first = unsafe { list.as_ref() }.peer;
@@ -248,7 +248,7 @@ fn servers(pool: &Pool, view: &PeerView) -> Option<NonNull<ngx_array_t>> {
     let servers = pool.array::<ngx_http_upstream_server_t>(count)?;
     let addresses = pool.array::<ngx_addr_t>(count)?;
     for (number, record) in view.peers().records().iter().enumerate().take(count) {
-        let rules = &view.peers().known(number).rules;
+        let params = &view.peers().info(number).params;
         let (sockaddr, socklen, name) = view.address(number)?;
         // SAFETY: both arrays have so many elements, of zeros, which nobody else uses.
         let (server, address) =
@@ -259,10 +259,10 @@ fn servers(pool: &Pool, view: &PeerView) -> Option<NonNull<ngx_array_t>> {
         server.addrs = address;
         server.naddrs = 1;
         server.weight = record.weight as _;
-        server.max_conns = rules.max_conns as _;
-        server.max_fails = rules.max_fails as _;
-        server.fail_timeout = rules.fail_timeout.into();
-        server.slow_start = rules.slow_start as _;
+        server.max_conns = params.max_conns as _;
+        server.max_fails = params.max_fails as _;
+        server.fail_timeout = params.fail_timeout.into();
+        server.slow_start = params.slow_start as _;
         server.down = record.params().down.into();
     }
     let (elts, pool) = (servers.as_ptr().cast(), pool.0.as_ptr());

@@ -1,0 +1,75 @@
+//! Requests in flight, counted by workers that may be killed.
+
+use super::*;
+use crate::table::{SlotRef, WorkerShard};
+
+/// The first slot.
+fn first(table: Table<'_>) -> SlotRef {
+    table.slot_at(0).expect("a slot")
+}
+
+/// One request, from its beginning to its end.
+fn request(table: Table<'_>, shard: WorkerShard) {
+    table.begin_request(first(table), 1, Some(shard)).expect("a shard").end();
+}
+
+#[test]
+fn what_two_workers_have_in_flight_adds_up_and_ends_at_zero() {
+    check(3, || {
+        let zone = published(process(3));
+        let work = |number| {
+            move |table: Table<'_>| {
+                let shard = table.claim_shard(process(number)).expect("a shard");
+                request(table, shard);
+                let one = table.begin_request(first(table), 1, Some(shard)).expect("a shard");
+                assert!((1..=2).contains(&table.in_flight(first(table))));
+                one.end();
+                table.release_shard(shard);
+            }
+        };
+        let other = start(&zone, work(1));
+        work(2)(zone.table());
+        other.join().expect("served");
+        assert_eq!(zone.table().in_flight(first(zone.table())), 0);
+    });
+}
+
+#[test]
+fn a_killed_workers_requests_are_taken_out_and_nobody_elses() {
+    let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    for stores in 0.. {
+        let seen = Arc::clone(&done);
+        check(2, move || {
+            let zone = published(process(3));
+            let table = zone.table();
+            let mine = table.claim_shard(process(1)).expect("a shard");
+            seen.store(
+                killed_after(stores, process(2), || {
+                    let shard = table.claim_shard(process(2)).expect("a shard");
+                    request(table, shard);
+                    let one = table.begin_request(first(table), 1, Some(shard)).expect("a shard");
+                    request(table, shard);
+                    one.end();
+                    table.release_shard(shard);
+                }),
+                Relaxed,
+            );
+            let cleaner = start(&zone, |table| table.clear_dead_shards());
+            let successor = start(&zone, |table| {
+                if let Some(shard) = table.claim_shard(process(3)) {
+                    request(table, shard);
+                }
+            });
+            request(table, mine);
+            let _stays = table.begin_request(first(table), 1, Some(mine));
+            for thread in [cleaner, successor] {
+                thread.join().expect("done");
+            }
+            assert_eq!(table.in_flight(first(table)), 1);
+        });
+        if done.load(Relaxed) {
+            assert!(stores > 5, "only {stores} stores to be killed at");
+            return;
+        }
+    }
+}

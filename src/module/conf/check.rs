@@ -1,0 +1,98 @@
+//! What the directives of an `upstream` mean to each other, once all are read.
+
+use std::ffi::c_void;
+use std::ptr;
+
+use nginx_consul_core::directives::methods::Directives;
+use nginx_sys::{NGX_LOG_WARN, ngx_conf_t, ngx_http_upstream_srv_conf_t};
+
+use super::args::Parsed;
+use super::keepalive::KeepaliveConf;
+use super::observe::file_of;
+use super::settings::Settings;
+use super::srv::DynamicConf;
+#[cfg(nginx_keepalive_anywhere)]
+use crate::peer;
+use crate::peer::Slot;
+
+/// What nginx itself doesn't see.
+pub(super) fn check_upstream(
+    upstream: &ngx_http_upstream_srv_conf_t,
+    (dynamic, slot): (&DynamicConf, &Slot),
+    directives: &Directives,
+) -> Parsed {
+    let told = |why: String| format!("\"consul_dynamic\" directive {why}, in {}", dynamic.place);
+    if !upstream.shm_zone.is_null() {
+        let why = "can't be used together with \"zone\" in the same \"upstream\", its peers are \
+                   shared anyway";
+        return Err(told(why.to_owned()));
+    }
+    let replaced_by = upstream.peer.init_upstream.filter(|_| slot.servers.get().is_null());
+    let replaced_by = replaced_by.map(|init| file_of(init as *const c_void));
+    directives.check_after(dynamic.before, replaced_by).map_err(told)?;
+    if !ptr::eq(upstream.peer.data, slot.servers.get().cast()) {
+        let who = directives.wrapper(dynamic.before).unwrap_or("another module");
+        return Err(told(format!("is without effect, {who} takes the peers away")));
+    }
+    Ok(())
+}
+
+/// Another method picks, so nothing may be said of ours.
+pub(super) fn check_method(dynamic: &DynamicConf, settings: &Settings) -> Parsed {
+    let Some(method) = &dynamic.nginx_method else { return Ok(()) };
+    let balance = settings.balance.is_some().then_some("consul_balance");
+    let panic = settings.panic.is_some().then_some("consul_panic");
+    match balance.or(panic) {
+        None => Ok(()),
+        Some(name) => Err(format!(
+            "\"{name}\" directive can't be used together with another load balancing method, \
+             \"{}\", in the same \"upstream\", in {}",
+            method.name, dynamic.place
+        )),
+    }
+}
+
+/// `server 0.0.0.1 down;` of the usual recipe, with the `down` forgotten, gets requests.
+pub(super) fn warn_of_placeholders(cf: *mut ngx_conf_t, directives: &Directives) {
+    for (address, place) in directives.placeholders() {
+        // SAFETY: `cf` is that of init_main_conf().
+        let log = unsafe { (*cf).log };
+        ngx::ngx_log_error!(
+            NGX_LOG_WARN,
+            log,
+            "server \"{address}\" without \"down\" gets requests while the service has no \
+             instance, and nobody can have its address; \"consul_dynamic\" needs no \"server\" \
+             in {place}"
+        );
+    }
+}
+
+/// Has a block with `consul_keepalive` keep its idle connections by that alone.
+pub(super) fn keep_alive(
+    upstream: *mut ngx_http_upstream_srv_conf_t,
+    (dynamic, directives): (&DynamicConf, &Directives),
+    conf: &KeepaliveConf,
+) -> Parsed {
+    if directives.has_keepalive() {
+        return Err(format!(
+            "\"consul_keepalive\" directive can't be used together with \"keepalive\" in the same \
+             \"upstream\", in {}",
+            conf.place
+        ));
+    }
+    #[cfg(nginx_keepalive_anywhere)]
+    if let Some(module) = directives.wrapper(dynamic.before) {
+        return Err(format!(
+            "\"consul_keepalive\" directive can't be used together with {module}, in {}",
+            conf.place
+        ));
+    }
+    #[cfg(nginx_keepalive_anywhere)]
+    // SAFETY: a block of the configuration that is being read.
+    unsafe {
+        peer::replace_keepalive(upstream);
+    }
+    #[cfg(not(nginx_keepalive_anywhere))]
+    let _ = (upstream, dynamic);
+    Ok(())
+}

@@ -1,0 +1,165 @@
+//! What directives of other modules do to the `upstream` block that they stand in.
+//!
+//! nginx keeps nothing of a block's load balancing method but a function. While it reads `http`,
+//! the other modules have copies of their tables of directives, whose handlers are [`observe`]:
+//! it runs the module's own handler and notes whether that has set the block's `init_upstream`.
+//! nginx writes to each `ngx_module_t` itself, so its `commands` can be replaced; a table of
+//! commands may be read-only.
+
+use std::cell::RefCell;
+use std::ffi::{CStr, c_char, c_void};
+use std::ptr::{self, NonNull};
+
+use nginx_consul_core::directives::methods::Seen;
+use nginx_sys::{
+    NGX_HTTP_MODULE, NGX_HTTP_UPS_CONF, ngx_command_t, ngx_conf_t, ngx_http_upstream_srv_conf_t,
+    ngx_module_t, ngx_pool_cleanup_add,
+};
+
+use super::args::{place, upstream_of};
+use super::srv::SrvConf;
+use crate::ffi::{self, CONF_ERROR, CONF_OK, catch_panic};
+
+/// A module whose table is replaced.
+struct Replaced {
+    module: *mut ngx_module_t,
+    table: *mut ngx_command_t,
+    /// From `Box::leak()`: nginx reads it meanwhile.
+    copy: NonNull<[ngx_command_t]>,
+}
+
+thread_local! {
+    /// nginx reads configurations in its main thread.
+    static REPLACED: RefCell<Vec<Replaced>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Observes directives from here on until [`end`], or until nginx has done with the configuration,
+/// be it with an error. `false` if memory is short.
+///
+/// # Safety
+///
+/// `cf` is that of the `preconfiguration` of `http`.
+pub(super) unsafe fn begin(cf: *mut ngx_conf_t) -> bool {
+    end();
+    // SAFETY: the caller's promise. nginx destroys the temporary pool once it has read the
+    // configuration, or has failed to, and before it unloads any module.
+    unsafe {
+        let cleanup = ngx_pool_cleanup_add((*cf).temp_pool, 0);
+        let Some(cleanup) = cleanup.as_mut() else { return false };
+        cleanup.handler = Some(end_with_pool);
+        let mut modules = (*(*cf).cycle).modules;
+        while !(*modules).is_null() {
+            replace(*modules);
+            modules = modules.add(1);
+        }
+    }
+    true
+}
+
+/// # Safety
+///
+/// A pool calls it.
+unsafe extern "C" fn end_with_pool(_: *mut c_void) {
+    catch_panic((), end);
+}
+
+/// Gives the modules their own tables back.
+pub(super) fn end() {
+    for replaced in REPLACED.take() {
+        // SAFETY: a module that was loaded when the configuration was begun, and still is; after
+        // this nginx reads its own table.
+        unsafe {
+            (*replaced.module).commands = replaced.table;
+            drop(Box::from_raw(replaced.copy.as_ptr()));
+        }
+    }
+}
+
+/// # Safety
+///
+/// `module` is one of the cycle's modules.
+unsafe fn replace(module: *mut ngx_module_t) {
+    let own = ffi::module();
+    // SAFETY: the caller's promise; a table of commands ends with one without a name.
+    unsafe {
+        let table = (*module).commands;
+        if ptr::eq(module, own) || (*module).type_ != NGX_HTTP_MODULE as usize || table.is_null() {
+            return;
+        }
+        let mut count = 0;
+        while (*table.add(count)).name.len != 0 {
+            count += 1;
+        }
+        let mut copy: Box<[ngx_command_t]> = std::slice::from_raw_parts(table, count + 1).into();
+        if !copy.iter().any(|command| command.type_ & NGX_HTTP_UPS_CONF as usize != 0) {
+            return;
+        }
+        copy.iter_mut().filter(|command| command.set.is_some()).for_each(|command| {
+            command.set = Some(observe);
+        });
+        let copy = NonNull::from(Box::leak(copy));
+        (*module).commands = copy.cast().as_ptr();
+        REPLACED.with_borrow_mut(|replaced| replaced.push(Replaced { module, table, copy }));
+    }
+}
+
+/// The module of a command of a copy, and the command of its own.
+fn own_command(command: *mut ngx_command_t) -> Option<(*mut ngx_module_t, *mut ngx_command_t)> {
+    REPLACED.with_borrow(|replaced| {
+        replaced.iter().find_map(|replaced| {
+            let copy: *mut ngx_command_t = replaced.copy.cast().as_ptr();
+            let mut numbers = 0..replaced.copy.len();
+            let number = numbers.find(|&number| ptr::eq(copy.wrapping_add(number), command))?;
+            // SAFETY: the copy has as many commands as the table.
+            Some((replaced.module, unsafe { replaced.table.add(number) }))
+        })
+    })
+}
+
+/// The handler of all directives of other modules with some for `upstream`.
+///
+/// # Safety
+///
+/// nginx calls it as it calls any directive handler.
+unsafe extern "C" fn observe(
+    cf: *mut ngx_conf_t,
+    command: *mut ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    catch_panic(CONF_ERROR, || {
+        let Some((module, own)) = own_command(command) else { return CONF_ERROR };
+        // SAFETY: a command of a loaded module, and what nginx passes to its handler. A block that
+        // is being read has a SrvConf, which nobody else uses while another module's handler runs.
+        unsafe {
+            let Some(set) = (*own).set else { return CONF_ERROR };
+            if (*cf).cmd_type != NGX_HTTP_UPS_CONF as usize {
+                return set(cf, own, conf);
+            }
+            // The handler may read on.
+            let place = place(cf);
+            let words = ffi::args(cf).into_iter().map(text).collect();
+            let upstream: *mut ngx_http_upstream_srv_conf_t = upstream_of(cf);
+            let init = || (*upstream).peer.init_upstream.map(|init| init as usize);
+            let before = init();
+            let done = set(cf, own, conf);
+            if done == CONF_OK {
+                let conf = ffi::conf_of::<SrvConf>((*upstream).srv_conf, ffi::module());
+                let name = (*module).name;
+                let name = if name.is_null() { c"" } else { CStr::from_ptr(name) };
+                let module = (&*name.to_string_lossy(), &*file_of(set as *const c_void));
+                let has_set_method = before != init();
+                (*conf).directives.note(Seen { words, place, module, has_set_method });
+            }
+            done
+        }
+    })
+}
+
+fn text(word: &[u8]) -> String {
+    String::from_utf8_lossy(word).into_owned()
+}
+
+/// The program or library that a function is in.
+pub(super) fn file_of(function: *const c_void) -> String {
+    ffi::object_of(function).map_or_else(|| "?".to_owned(), |object| object.file)
+}

@@ -1,0 +1,59 @@
+//! What nginx says of the process. Its main thread alone writes these, and asks for them.
+
+use nginx_sys::{
+    NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_cached_time, ngx_current_msec, ngx_cycle,
+    ngx_exiting, ngx_msec_t, ngx_process, ngx_test_config, ngx_worker,
+};
+
+use super::log::Log;
+
+/// The number of this worker; `None` of the master, and of cache managers and loaders. A process
+/// without a master is worker 0.
+pub(crate) fn worker() -> Option<usize> {
+    // SAFETY: set before nginx calls init_process. Helpers have a worker's number too.
+    let (kind, number) = unsafe { (ngx_process, ngx_worker) };
+    match u32::try_from(kind) {
+        Ok(NGX_PROCESS_SINGLE) => Some(0),
+        Ok(NGX_PROCESS_WORKER) => Some(number),
+        _ => None,
+    }
+}
+
+/// Under `nginx -t`.
+pub(crate) fn is_test() -> bool {
+    // SAFETY: set before nginx reads the configuration.
+    unsafe { ngx_test_config != 0 }
+}
+
+/// The worker takes no more connections, and ends with those that it has.
+pub(crate) fn is_exiting() -> bool {
+    // SAFETY: nginx's own flag, which the main thread writes.
+    unsafe { ngx_exiting != 0 }
+}
+
+/// The log of the configuration in use.
+pub(crate) fn log() -> Log<'static> {
+    // SAFETY: the cycle in use and its log are there; a worker keeps them until it ends.
+    unsafe { Log::new((*ngx_cycle).log) }
+}
+
+/// `worker_connections`.
+pub(crate) fn connections() -> usize {
+    // SAFETY: the cycle in use is there.
+    unsafe { (*ngx_cycle).connection_n }
+}
+
+/// The time of the event loop's turn, milliseconds from no particular moment.
+#[inline]
+pub(crate) fn current_msec() -> ngx_msec_t {
+    // SAFETY: a word that the main thread writes.
+    unsafe { ngx_current_msec }
+}
+
+/// The time of the event loop's turn, milliseconds since the epoch.
+#[inline]
+pub(crate) fn time_ms() -> u64 {
+    // SAFETY: it always points to a time of nginx's, which the main thread moves on.
+    let time = unsafe { &*ngx_cached_time.cast_const() };
+    time.sec as u64 * 1000 + time.msec as u64
+}
