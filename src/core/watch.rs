@@ -55,8 +55,11 @@ pub trait Sink: Send + Sync {
     fn held(&self, target: usize) -> HashSet<u64>;
 
     /// An engine begins: the connections noted so far are another one's, which ends soon. Consul
-    /// counts those of its blocking queries until their `wait` is over.
-    fn engine_starts(&self) {}
+    /// counts those of its blocking queries until their `wait` is over. `false` if that can't be noted
+    /// now; then it is called again.
+    fn engine_starts(&self) -> bool {
+        true
+    }
 
     /// The engine that began last has this many connections now. Must be quick and leave the engine
     /// alone, which waits meanwhile.

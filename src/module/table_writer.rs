@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nginx_consul_core::model::{self, Connections, Level, PeerSet, ServiceName};
@@ -22,13 +23,45 @@ const MAX_LINES: usize = 16 * 1024;
 pub(crate) struct TableWriter {
     /// `None` once closed.
     table: RwLock<Option<Table<'static>>>,
-    /// Of each target: its entry, unless the table had no room, and its key.
-    entries: Vec<(Option<usize>, u128)>,
+    /// The targets of the plan.
+    planned: Vec<Planned>,
     named: RwLock<NamedTargets>,
     me: ProcessId,
     /// Targets whose last set found no room, and the error.
     refused: Mutex<HashMap<usize, String>>,
     lines: Mutex<Lines>,
+}
+
+/// A target of the plan.
+struct Planned {
+    key: u128,
+    scope: u64,
+    /// Its entry; [`NONE`] as long as the table has no room for it.
+    entry: AtomicUsize,
+}
+
+const NONE: usize = usize::MAX;
+
+impl Planned {
+    /// Its entry, if it has one. It loses it if another process frees what its own configuration
+    /// doesn't have.
+    fn entry(&self, table: Table<'_>) -> Option<usize> {
+        let entry = self.entry.load(Relaxed);
+        (entry != NONE && table.key(entry) == self.key).then_some(entry)
+    }
+
+    fn set_entry(&self, table: Table<'_>, entry: usize) {
+        table.note_scope(entry, self.scope);
+        self.entry.store(entry, Relaxed);
+    }
+
+    /// Sees to it that it has an entry: for threads, since it may wait for other publishers.
+    fn claim(&self, table: Table<'_>, me: ProcessId) -> Result<(), table::Full> {
+        if self.entry(table).is_none() {
+            self.set_entry(table, table.claim(self.key, me)?);
+        }
+        Ok(())
+    }
 }
 
 /// The targets of services that requests have named: their entries and keys by number, and back;
@@ -66,35 +99,34 @@ struct Lines {
 }
 
 impl TableWriter {
-    /// Finds or makes the entries of the plan's targets.
+    /// Finds or makes the entries of the plan's targets. Those that there is no room for now, or that
+    /// another publisher keeps from being made, are made with the target's first answer.
     pub(crate) fn new(table: Table<'static>, plan: &Plan) -> Arc<TableWriter> {
         let me = ProcessId::own();
+        let planned = plan.targets.iter().enumerate().map(|(target, of)| Planned {
+            key: plan.key(target),
+            scope: model::service_scope(&of.query.service, of.query.datacenter.as_deref()),
+            entry: AtomicUsize::new(NONE),
+        });
         let sink = TableWriter {
             table: RwLock::new(Some(table)),
-            entries: Vec::new(),
+            planned: planned.collect(),
             named: RwLock::default(),
             me,
             refused: Mutex::default(),
             lines: Mutex::default(),
         };
-        let entries = (0..plan.targets.len()).map(|target| {
-            let key = plan.key(target);
-            let query = &plan.targets[target].query;
-            let entry = table.claim(key, me).map_err(|full| {
-                let service = &plan.targets[target].query.service;
-                sink.log(
-                    Level::Error,
-                    format!("service \"{service}\": {full}, increase the size in \"consul_zone\""),
-                );
-            });
-            if let Ok(entry) = entry {
-                let scope = model::service_scope(&query.service, query.datacenter.as_deref());
-                table.note_scope(entry, scope);
+        for (planned, target) in sink.planned.iter().zip(&plan.targets) {
+            match table.claim_soon(planned.key, me) {
+                Ok(Some(entry)) => planned.set_entry(table, entry),
+                Ok(None) => break,
+                Err(e) => {
+                    let (service, why) = (&target.query.service, full(e));
+                    sink.log(Level::Error, format!("service \"{service}\": {why}"));
+                }
             }
-            (entry.ok(), key)
-        });
-        let entries = entries.collect();
-        Arc::new(TableWriter { entries, ..sink })
+        }
+        Arc::new(sink)
     }
 
     /// Whether a set found no room.
@@ -168,7 +200,8 @@ impl TableWriter {
 
     /// The number of the target of this key that has this entry.
     pub(crate) fn number_of(&self, entry: usize, key: u128) -> Option<usize> {
-        let planned = self.entries.iter().position(|place| *place == (Some(entry), key));
+        let is_it = |p: &Planned| p.key == key && p.entry.load(Relaxed) == entry;
+        let planned = self.planned.iter().position(is_it);
         planned.or_else(|| {
             let named = self.named.read();
             named.numbers.get(&(entry, key)).copied()
@@ -184,7 +217,7 @@ impl TableWriter {
         let mut held = held.unwrap_or_default();
         let mut named = self.named.write();
         for (number, key, _) in &mut held {
-            *number = named.number(*number, *key, self.entries.len());
+            *number = named.number(*number, *key, self.planned.len());
         }
         held
     }
@@ -214,11 +247,11 @@ impl TableWriter {
         f: impl FnOnce(Table<'static>, usize, u128) -> T,
     ) -> Option<T> {
         let table = self.table.read();
-        let (entry, key) = match self.entries.get(target) {
-            Some(&(entry, key)) => (entry?, key),
-            None => *self.named.read().places.get(&target)?,
-        };
         let table = (*table)?;
+        if let Some(planned) = self.planned.get(target) {
+            return Some(f(table, planned.entry(table)?, planned.key));
+        }
+        let (entry, key) = *self.named.read().places.get(&target)?;
         (table.key(entry) == key).then(|| f(table, entry, key))
     }
 }
@@ -233,11 +266,18 @@ pub(crate) fn now_ms() -> u64 {
 
 impl Sink for TableWriter {
     fn publish(&self, target: usize, set: &PeerSet, _: u64) -> Published {
+        let planned = self.planned.get(target);
+        let claimed =
+            planned.and_then(|planned| self.with_table(|table| planned.claim(table, self.me)));
         if self.withholds(target, set) {
             return Published::Unchanged;
         }
-        let published = self
-            .with(target, |table, entry, key| table.publish((entry, key), set, now_ms(), self.me));
+        let published = match claimed {
+            Some(Err(full)) => Some(Err(full)),
+            _ => self.with(target, |table, entry, key| {
+                table.publish((entry, key), set, now_ms(), self.me)
+            }),
+        };
         match published {
             Some(Err(full)) => {
                 let why = self::full(full);
@@ -298,8 +338,8 @@ impl Sink for TableWriter {
         self.with(target, |table, entry, _| table.has_data(entry)).unwrap_or(false)
     }
 
-    fn engine_starts(&self) {
-        self.with_table(|table| table.take_over_connections(self.me, now_ms()));
+    fn engine_starts(&self) -> bool {
+        self.with_table(|table| table.take_over_connections(self.me, now_ms())).unwrap_or(true)
     }
 
     fn note_connections(&self, connections: Connections) {
@@ -315,7 +355,7 @@ impl ServiceStore for TableWriter {
     fn add(&self, service: &ServiceName, key: u128) -> Result<usize, String> {
         let claimed = self.with_table(|table| table.claim_named(key, (service, now_ms()), self.me));
         let entry = claimed.ok_or_else(|| "nginx ends".to_owned())?.map_err(full)?;
-        Ok(self.named.write().number(entry, key, self.entries.len()))
+        Ok(self.named.write().number(entry, key, self.planned.len()))
     }
 
     fn remove(&self, target: usize) {

@@ -33,12 +33,15 @@ struct Memory {
     said: Option<(Option<Instant>, bool, usize)>,
     /// It has said that there are no threads to be had.
     is_short: bool,
+    /// The sink knows that this engine has begun.
+    has_begun: bool,
 }
 
 /// Runs until the engine stops.
 pub(super) fn supervise(shared: &Arc<Shared>) {
     let (tick_at, limits) = (Instant::now(), Limits::default());
-    let mut memory = Memory { ticks: 0, tick_at, limits, said: None, is_short: false };
+    let mut memory =
+        Memory { ticks: 0, tick_at, limits, said: None, is_short: false, has_begun: false };
     loop {
         // The sink's is code of others.
         let round = AssertUnwindSafe(|| round(shared, &mut memory));
@@ -61,6 +64,7 @@ pub(super) fn supervise(shared: &Arc<Shared>) {
 fn round(shared: &Arc<Shared>, memory: &mut Memory) -> Instant {
     let now = Instant::now();
     let is_tick = memory.tick_at <= now;
+    memory.has_begun = memory.has_begun || shared.sink.engine_starts();
     let foreign = shared.sink.foreign_connections();
     let mut scheduler = shared.scheduler.lock();
     if is_tick {
