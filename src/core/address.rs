@@ -1,9 +1,11 @@
 //! Which addresses of instances may be used: whoever can register one chooses its address.
 
+mod host;
 mod text;
 
 use std::net::IpAddr;
 
+pub(crate) use host::host;
 pub use text::AddressText;
 
 pub use ipnet::IpNet;

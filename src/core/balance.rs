@@ -1,282 +1,47 @@
 //! Which peer a request goes to.
 //!
-//! Every method costs the same at 3 and at 10,000 peers, because all it does for a request is a
-//! look at a few candidates: round robin walks a precomputed order, the others draw candidates in
+//! A worker turns what it read from the table into a [`View`], and picks from it for each request.
+//! From the ground up:
+//!
+//! | file | holds |
+//! |---|---|
+//! | `method` | the names of `consul_balance` |
+//! | `latency` | how long an instance takes to answer (`least_time`) |
+//! | `pairs` | which members of a set are those of the set before |
+//! | `schedule` | weights: the order of round robin, and peers drawn by weight |
+//! | `modulo` `ring` | which peers a key belongs to (`hash`, `hash consistent`) |
+//! | `methods` | the methods, over anything that has numbered peers |
+//! | `view` | a worker's copy of the sets of an upstream |
+//! | `context` | a view with the counters and the request: whether a peer can be used |
+//! | `admission` | which requests may try a peer that has failed |
+//! | `pick` | [`pick`]: tiers in their order, and what to do when no peer can be used |
+//!
+//! Every method costs the same at 3 and at 10,000 peers, because all it does for a request is look
+//! at a few candidates: round robin walks a precomputed schedule, the others draw candidates in
 //! proportion to their weights from a table of cumulated weights. A candidate that can't be used
 //! (it was tried, it failed, it is full) costs one more look. Only when candidates keep failing is
-//! the whole set looked through, so a usable peer is found if there is one.
-
-use rand::RngCore;
+//! the whole set searched, so a usable peer is found if there is one.
 
 #[cfg(test)]
 mod golden;
+mod method;
 pub mod latency;
-pub mod modulo;
-mod schedule;
 mod pairs;
+mod schedule;
+pub mod modulo;
 pub mod ring;
-mod tried;
+mod methods;
 mod view;
-mod weights;
+mod context;
+mod admission;
+mod pick;
 
+pub use admission::{Admission, Admitted, Shared};
+pub use context::{Clock, Obstacle, PickContext, Picked, slow_start_share};
 pub use latency::Latency;
+pub use method::Method;
+pub use methods::{FULL_SHARE, Peers};
 pub use pairs::{Pair, pairs};
-pub use schedule::Schedule;
-pub use tried::Tried;
-pub use view::{
-    Admission, Admitted, Clock, Obstacle, PeerInfo, PickContext, Picked, ServerParams, Shared,
-    Tier, View, pick, share,
-};
-pub use weights::WeightTable;
-
-/// A balancing method, by the names of `consul_balance`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Method {
-    /// Smooth weighted round robin, nginx's default; the order is each worker's own.
-    #[default]
-    RoundRobin,
-    /// A weighted random peer.
-    Random,
-    /// Of two weighted random peers the one with fewer requests in flight for its weight.
-    LeastConn,
-    /// Of two weighted random peers the one that answers sooner for what it has in flight.
-    LeastTime,
-    /// The peer that a key belongs to, as stock nginx's `hash`.
-    Hash {
-        /// A peer that comes or goes moves its own keys only.
-        consistent: bool,
-    },
-}
-
-impl Method {
-    /// The method of that name, if it needs no key.
-    pub fn from_name(name: &str) -> Option<Method> {
-        match name {
-            "round_robin" => Some(Method::RoundRobin),
-            "random" => Some(Method::Random),
-            "least_conn" => Some(Method::LeastConn),
-            "least_time" => Some(Method::LeastTime),
-            _ => None,
-        }
-    }
-
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Method::RoundRobin => "round_robin",
-            Method::Random => "random",
-            Method::LeastConn => "least_conn",
-            Method::LeastTime => "least_time",
-            Method::Hash { consistent: false } => "hash",
-            Method::Hash { consistent: true } => "hash consistent",
-        }
-    }
-}
-
-/// How many candidates are looked at before the whole set is.
-const PROBES: usize = 16;
-/// [`Peers::share`] of a peer that gets all of its weight.
-pub const FULL_SHARE: u32 = 1 << 16;
-
-/// What a method has to know of the peers it picks from. Peers are numbered from 0.
-pub trait Peers {
-    /// One of them, found once for all that is asked of it.
-    type Peer: Copy;
-
-    /// How many there are.
-    fn len(&self) -> usize;
-    /// Whether there is none.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-    /// The peer of that number.
-    fn peer(&self, number: usize) -> Self::Peer;
-    /// Its number.
-    fn number(&self, peer: Self::Peer) -> usize;
-    /// The weights of all.
-    fn weights(&self) -> &WeightTable;
-    /// Their round robin order.
-    fn order(&self) -> &Schedule;
-    /// Whether there is no need to ask the following of the peer; most never need it.
-    fn is_unrestricted(&self, peer: Self::Peer) -> bool;
-    /// Whether the peer is free to be tried: not tried yet, not full, not down.
-    fn is_free(&self, peer: Self::Peer) -> bool;
-    /// Whether it is out for its failures.
-    fn is_failed(&self, peer: Self::Peer) -> bool;
-    /// The share of its weight that it gets during slow start, of [`FULL_SHARE`].
-    fn share(&self, peer: Self::Peer) -> u32;
-    /// Its weight.
-    fn weight(&self, peer: Self::Peer) -> u64;
-    /// Requests in flight.
-    fn load(&self, peer: Self::Peer) -> u64;
-    /// What one more request costs, as [`latency::score`] has it.
-    fn cost(&self, peer: Self::Peer) -> f32;
-    /// The first peer that suits of those that the request's key belongs to, in turn. `None` if it
-    /// has no key, or after as many looks as nginx takes.
-    fn keyed(&self, suits: impl Fn(Self::Peer) -> bool) -> Option<Self::Peer>;
-}
-
-/// Picks a peer that can be used, or `None` if there is none. `cursor` is the worker's place in the
-/// round robin order.
-#[inline(always)]
-fn pick_from<P: Peers, R: RngCore>(
-    method: Method,
-    peers: &P,
-    cursor: &mut u64,
-    rng: &mut R,
-) -> Option<P::Peer> {
-    if peers.is_empty() {
-        return None;
-    }
-    let candidate = match method {
-        Method::RoundRobin => next(peers, cursor, rng),
-        Method::Random => draw(peers, rng),
-        Method::LeastConn => less_busy(peers, rng),
-        Method::LeastTime => less_costly(peers, rng),
-        Method::Hash { .. } => match of_key(peers) {
-            Some(peer) => Some(peer),
-            None => next(peers, cursor, rng),
-        },
-    };
-    match candidate {
-        Some(peer) => Some(peer),
-        None => search(peers, rng, |peer| !peers.is_failed(peer)),
-    }
-}
-
-// Functions of their own have the registers to themselves.
-#[inline(never)]
-fn less_busy<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<P::Peer> {
-    better_of_two(peers, rng, |one, other| is_busier(peers, one, other))
-}
-
-#[inline(never)]
-fn less_costly<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<P::Peer> {
-    better_of_two(peers, rng, |one, other| peers.cost(one) > peers.cost(other))
-}
-
-#[inline(never)]
-fn of_key<P: Peers>(peers: &P) -> Option<P::Peer> {
-    peers.keyed(|peer| peers.is_unrestricted(peer) || peers.is_free(peer) && !peers.is_failed(peer))
-}
-
-#[inline(always)]
-fn next<P: Peers, R: RngCore>(peers: &P, cursor: &mut u64, rng: &mut R) -> Option<P::Peer> {
-    let (order, weights) = (peers.order(), peers.weights());
-    let peer = peers.peer(order.next(cursor, weights));
-    if peers.is_unrestricted(peer) {
-        return Some(peer);
-    }
-    probe_more(peers, rng, peer, |_| order.next(cursor, weights))
-}
-
-/// Draws two; the other one if the first is worse.
-#[inline(always)]
-fn better_of_two<P: Peers, R: RngCore>(
-    peers: &P,
-    rng: &mut R,
-    is_worse: impl Fn(P::Peer, P::Peer) -> bool,
-) -> Option<P::Peer> {
-    let weights = peers.weights();
-    // One number does for both, which look at its upper end: the halves of it are independent.
-    let drawn = rng.next_u64();
-    let mut one = peers.peer(weights.at(drawn));
-    if !peers.is_unrestricted(one) {
-        one = probe_more(peers, rng, one, |rng| weights.at(rng.next_u64()))?;
-    }
-    let number = weights.at_other(drawn.rotate_left(32), peers.number(one));
-    let mut other = peers.peer(number);
-    if number == peers.number(one) || !peers.is_unrestricted(other) {
-        match draw_another(peers, rng, peers.number(one), number) {
-            Some(another) => other = another,
-            None => return Some(one),
-        }
-    }
-    Some(if is_worse(one, other) { other } else { one })
-}
-
-#[inline(always)]
-fn draw<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<P::Peer> {
-    let weights = peers.weights();
-    let peer = peers.peer(weights.at(rng.next_u64()));
-    if peers.is_unrestricted(peer) {
-        return Some(peer);
-    }
-    probe_more(peers, rng, peer, |rng| weights.at(rng.next_u64()))
-}
-
-/// Goes on when `drawn` is `one` again, or has to be asked whether it can be used.
-#[cold]
-#[inline(never)]
-fn draw_another<P: Peers, R: RngCore>(
-    peers: &P,
-    rng: &mut R,
-    one: usize,
-    drawn: usize,
-) -> Option<P::Peer> {
-    if peers.len() < 2 {
-        return None;
-    }
-    let mut number = drawn;
-    for _ in 0..PROBES {
-        if number != one {
-            let other = peers.peer(number);
-            if is_usable(peers, rng, other) {
-                return Some(other);
-            }
-        }
-        number = peers.weights().at_other(rng.next_u64(), one);
-    }
-    // One peer has nearly all of the weight: its neighbour will do.
-    let next = peers.peer((one + 1) % peers.len());
-    is_usable(peers, rng, next).then_some(next)
-}
-
-/// Whether `one` has more in flight for its weight than `other`.
-#[inline(always)]
-fn is_busier<P: Peers>(peers: &P, one: P::Peer, other: P::Peer) -> bool {
-    peers.load(one) * peers.weight(other) > peers.load(other) * peers.weight(one)
-}
-
-/// Goes on when the first one that `next` gave has to be asked whether it can be used.
-#[cold]
-#[inline(never)]
-fn probe_more<P: Peers, R: RngCore>(
-    peers: &P,
-    rng: &mut R,
-    first: P::Peer,
-    mut next: impl FnMut(&mut R) -> usize,
-) -> Option<P::Peer> {
-    let mut peer = first;
-    for _ in 1..PROBES {
-        if is_usable(peers, rng, peer) {
-            return Some(peer);
-        }
-        peer = peers.peer(next(rng));
-    }
-    is_usable(peers, rng, peer).then_some(peer)
-}
-
-fn is_usable<P: Peers, R: RngCore>(peers: &P, rng: &mut R, peer: P::Peer) -> bool {
-    if !peers.is_free(peer) || peers.is_failed(peer) {
-        return false;
-    }
-    let share = peers.share(peer);
-    share >= FULL_SHARE || rng.next_u32() % FULL_SHARE < share
-}
-
-/// Looks through all peers, from a random one on, for a free one that `suits`.
-#[cold]
-fn search<P: Peers, R: RngCore>(
-    peers: &P,
-    rng: &mut R,
-    mut suits: impl FnMut(P::Peer) -> bool,
-) -> Option<P::Peer> {
-    let count = peers.len();
-    let start = rng.next_u32() as usize % count.max(1);
-    let mut all = (start..count).chain(0..start).map(|number| peers.peer(number));
-    all.find(|&peer| peers.is_free(peer) && suits(peer))
-}
-
-#[cfg(test)]
-mod tests;
+pub use pick::pick;
+pub use schedule::{Schedule, WeightTable};
+pub use view::{PeerInfo, ServerParams, Tier, Tried, View};

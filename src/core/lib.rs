@@ -1,10 +1,10 @@
-//! The part of nginx-consul that needs no nginx: how Consul is asked, which answers are believed,
+//! The part of nginx-consul that needs no nginx: how Consul is asked, which answers are valid,
 //! the table of peers shared by all workers, and how a peer is picked from it.
 //!
 //! Data flows one way:
 //!
 //! ```text
-//! sync (threads) ─▶ consul::{client, health} ─▶ snapshot ─▶ Sink ─▶ table ─▶ balance
+//! watch (threads) ─▶ consul::fetch ─▶ watch::publisher ─▶ Sink ─▶ table ─▶ balance
 //! ```
 #![forbid(unsafe_code)]
 
@@ -12,11 +12,11 @@ pub mod text;
 pub mod address;
 pub mod process;
 pub mod stop;
+pub(crate) mod threads;
 pub mod params;
 pub mod model;
 pub mod resolve;
 pub mod consul;
-pub mod snapshot;
 pub mod table;
 pub mod labels;
 pub mod idle;
@@ -25,5 +25,7 @@ pub mod watch;
 pub mod on_demand;
 pub mod state;
 pub mod control;
+pub mod table_writer;
 pub mod status;
+pub mod dashboard;
 pub mod directives;

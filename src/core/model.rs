@@ -31,7 +31,7 @@ pub use mode::Mode;
 #[cfg(test)]
 pub(crate) use override_::of_instance;
 pub use override_::{Action, Override, service_scope};
-pub use peer::{Health, Instance, Peer, PeerSet, identity};
+pub use peer::{Health, Instance, Instances, Peer, PeerSet, Skipped, identity};
 pub use query::{Admit, Consistency, Query, Selection, Source};
 pub use reason::{Pending, Reason};
 pub use secret::Secret;

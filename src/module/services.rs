@@ -82,7 +82,7 @@ impl<'a> Services<'a> {
     fn named(&self, entry: usize) -> Option<Followed<'a>> {
         let (key, named) = (self.table.key(entry), self.table.service_name(entry)?);
         let template = self.upstreams.templates.as_ref()?.find(named.template)?;
-        let places = template.places(&named.name, self.plan);
+        let places = template.targets_of(&named.name, self.plan);
         let place = places.into_iter().find(|place| place.key == key)?;
         let follows =
             |block: &&OnDemandUpstream| block.template().is_some_and(|t| t.key == named.template);

@@ -1,7 +1,8 @@
 //! `consul_status`: the status page.
 
+use nginx_consul_core::dashboard;
 use nginx_consul_core::directives::status::Metrics;
-use nginx_consul_core::status::{self, Ask, Format};
+use nginx_consul_core::status::{Ask, Format};
 use nginx_sys::{
     NGX_HTTP_BAD_REQUEST, NGX_HTTP_HEAD, NGX_HTTP_NOT_FOUND, NGX_HTTP_OK, ngx_http_request_t,
     ngx_int_t,
@@ -60,7 +61,7 @@ fn answer(r: Request<'_>, ask: Ask) -> ngx_int_t {
 }
 
 fn page(r: Request<'_>) -> ngx_int_t {
-    let page = status::page();
+    let page = dashboard::page();
     if !page.headers().iter().all(|(name, value)| response::add_header(r, name, value)) {
         return ERROR;
     }

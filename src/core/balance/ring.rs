@@ -4,15 +4,15 @@
 //! peer that leaves moves only its own keys (Maglev moves some others too), and an update touches
 //! only the points of those who changed, where Maglev's table is computed anew.
 
-mod places;
 mod points;
+mod point_table;
 
 use std::cell::{Ref, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::pairs::{Pair, pairs};
-use places::Places;
+use point_table::PointTable;
 use points::{POINTS, Point, hashes};
 
 /// How many points `ngx_http_upstream_get_chash_peer()` looks at for a request, over all its tries,
@@ -67,7 +67,7 @@ pub struct Ring {
 /// What all rings over the same points have.
 #[derive(Debug)]
 struct Shared {
-    places: Places,
+    places: PointTable,
     /// How often all weights are halved to keep [`MAX_POINTS`].
     halvings: u32,
     /// Goes up with each change.
@@ -100,7 +100,7 @@ impl Ring {
         for (member, id) in members.iter().zip(0..count) {
             each_hash(member, halvings, |hash| points.push(Point { hash, id }.key()));
         }
-        let places = Places::new(points, |point| members[point.id as usize].name());
+        let places = PointTable::new(points, |point| members[point.id as usize].name());
         let resting = VecDeque::new();
         let shared = Shared { places, halvings, edition: 0, ids: count, resting };
         let ids: Vec<u32> = (0..count).collect();
@@ -251,7 +251,7 @@ fn halvings<T: Member>(members: &[T]) -> u32 {
 #[derive(Debug)]
 pub struct Walk<'a> {
     members: &'a [u32],
-    places: Ref<'a, Places>,
+    places: Ref<'a, PointTable>,
     at: usize,
     /// Points that it has not come to.
     left: usize,

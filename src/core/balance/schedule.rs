@@ -1,6 +1,4 @@
-//! The order of weighted round robin.
-
-use super::WeightTable;
+//! How weights share requests out: in turn, or by a drawn number.
 
 /// Most steps that building an exact order may take: about a millisecond.
 const EXACT_STEPS: u64 = 1 << 20;
@@ -92,60 +90,104 @@ fn smooth(weights: Vec<i64>, period: usize) -> Vec<u32> {
     order
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
+/// Cumulated weights with a guide table (Chen and Asau 1974): the top bits of a random number
+/// name the few peers it can mean. Unlike an alias table it keeps the order of the peers, so evenly
+/// spread numbers give evenly spread peers, which [`Schedule`] uses.
+#[derive(Debug, Default)]
+pub struct WeightTable {
+    /// `upto[i]` is the sum of the weights of peers 0 to i; empty if all weights are equal.
+    upto: Vec<u64>,
+    /// The first and the last of the peers that numbers with these top bits can mean.
+    guide: Vec<[u32; 2]>,
+    shift: u32,
+    count: usize,
+}
 
-    fn order_of(weights: &[u32], n: usize) -> Vec<usize> {
-        let weights = WeightTable::new(weights.iter().copied());
-        let order = Schedule::new(&weights);
-        let mut cursor = 0;
-        (0..n).map(|_| order.next(&mut cursor, &weights)).collect()
-    }
-
-    #[test]
-    fn weights_5_1_1_give_nginx_s_own_sequence() {
-        assert_eq!(order_of(&[5, 1, 1], 14), [0, 0, 1, 0, 2, 0, 0, 0, 0, 1, 0, 2, 0, 0]);
-        assert_eq!(order_of(&[50, 10, 10], 7), [0, 0, 1, 0, 2, 0, 0]);
-    }
-
-    #[test]
-    fn equal_weights_come_one_after_the_other() {
-        assert_eq!(order_of(&[3, 3, 3], 6), [0, 1, 2, 0, 1, 2]);
-    }
-
-    #[test]
-    fn a_period_too_long_to_store_is_spread_evenly() {
-        let weights: Vec<u32> = (0..2000).map(|i| i % 97 + 1).collect();
-        let sum: u64 = weights.iter().map(|&w| u64::from(w)).sum();
-        assert!(matches!(
-            Schedule::new(&WeightTable::new(weights.iter().copied())),
-            Schedule::GoldenRatio
-        ));
-        let mut seen = vec![0u64; weights.len()];
-        for peer in order_of(&weights, sum as usize) {
-            seen[peer] += 1;
+impl WeightTable {
+    /// Weights of at least 1 each.
+    pub fn new(weights: impl ExactSizeIterator<Item = u32> + Clone) -> WeightTable {
+        let count = weights.len();
+        let first = weights.clone().next().unwrap_or(1);
+        if weights.clone().all(|w| w == first) {
+            return WeightTable { count, ..WeightTable::default() };
         }
-        for (peer, (&seen, &weight)) in seen.iter().zip(&weights).enumerate() {
-            assert!(
-                seen.abs_diff(u64::from(weight)) <= 5,
-                "peer {peer}: {seen} picks, weight {weight}"
-            );
+        let mut sum = 0;
+        let upto: Vec<u64> = weights
+            .map(|w| {
+                sum += u64::from(w.max(1));
+                sum
+            })
+            .collect();
+        let bits = count.next_power_of_two().trailing_zeros();
+        let shift = 64 - bits;
+        let mut peer = 0;
+        let mut guide: Vec<[u32; 2]> = (0..1u64 << bits)
+            .map(|b| {
+                let target = scale(b << shift, sum);
+                while upto[peer] <= target {
+                    peer += 1;
+                }
+                [peer as u32; 2]
+            })
+            .collect();
+        for b in 0..guide.len() {
+            guide[b][1] = guide.get(b + 1).map_or(count as u32 - 1, |next| next[0]);
         }
+        WeightTable { upto, guide, shift, count }
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-        #[test]
-        fn a_period_gives_each_peer_its_weight(weights in prop::collection::vec(1u32..30, 1..20)) {
-            let unit = weights.iter().map(|&w| u64::from(w)).reduce(gcd).unwrap();
-            let period = weights.iter().map(|&w| u64::from(w)).sum::<u64>() / unit;
-            let mut seen = vec![0; weights.len()];
-            for peer in order_of(&weights, period as usize) {
-                seen[peer] += unit as u32;
-            }
-            prop_assert_eq!(seen, weights);
+    /// The peer that `u`, a fraction of 2⁶⁴, falls on.
+    #[inline(always)]
+    pub fn at(&self, u: u64) -> usize {
+        let Some(&sum) = self.upto.last() else { return scale(u, self.count as u64) as usize };
+        let [low, high] = self.guide[(u >> self.shift) as usize].map(|peer| peer as usize);
+        if low == high {
+            return low;
         }
+        let target = scale(u, sum);
+        self.first_beyond(target, low, high)
+    }
+
+    /// As [`WeightTable::at`], for one who wants another than `one`. Still that one at times if the
+    /// weights are unlike.
+    #[inline(always)]
+    pub fn at_other(&self, u: u64, one: usize) -> usize {
+        if !self.is_even() || self.count < 2 {
+            return self.at(u);
+        }
+        let other = scale(u, self.count as u64 - 1) as usize;
+        other + usize::from(other >= one)
+    }
+
+    #[inline(never)]
+    fn first_beyond(&self, target: u64, low: usize, high: usize) -> usize {
+        low + self.upto[low..high].partition_point(|&upto| upto <= target)
+    }
+
+    /// The weight of a peer; 1 if all are equal.
+    #[inline]
+    pub fn of(&self, peer: usize) -> u64 {
+        let Some(upto) = self.upto.get(peer) else { return 1 };
+        upto - if peer == 0 { 0 } else { self.upto[peer - 1] }
+    }
+
+    /// Whether all weights are equal.
+    pub fn is_even(&self) -> bool {
+        self.upto.is_empty()
+    }
+
+    /// How many peers there are.
+    #[inline]
+    pub fn count(&self) -> usize {
+        self.count
     }
 }
+
+/// `u / 2⁶⁴ × n`, rounded down.
+#[inline]
+fn scale(u: u64, n: u64) -> u64 {
+    ((u128::from(u) * u128::from(n)) >> 64) as u64
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,21 +1,17 @@
-//! A worker's own copy of what a block may pick from, ready to pick.
+//! A worker's own copy of the sets of an upstream, ready to pick from, and the peers of it that a
+//! request has tried.
 
 use std::cell::Cell;
 
 use crc32fast::Hasher;
 
+use super::method::Method;
 use super::modulo::Modulo;
 use super::ring::{Member, Ring};
-use super::{Method, Schedule, WeightTable};
+use super::schedule::{Schedule, WeightTable};
 use crate::address::AddressText;
 use crate::params::Params;
 use crate::table::{FailureLimits, PeerRecord, PeerSnapshot, SlotRef};
-
-mod candidates;
-
-pub use candidates::{
-    Admission, Admitted, Clock, Obstacle, PickContext, Picked, Shared, pick, share,
-};
 
 /// The sets of a block as a worker uses them: never changed, so a request that holds it sees one
 /// generation of each from beginning to end.
@@ -24,11 +20,11 @@ pub use candidates::{
 #[derive(Debug)]
 pub struct View {
     generations: Vec<u64>,
-    records: Vec<PeerRecord>,
-    infos: Vec<PeerInfo>,
-    tiers: Vec<Tier>,
-    /// What was found out when no peer that is out could be tried.
-    refused: Out,
+    pub(super) records: Vec<PeerRecord>,
+    pub(super) infos: Vec<PeerInfo>,
+    pub(super) tiers: Vec<Tier>,
+    /// No peer that is out could be probed.
+    pub(super) none_to_probe: NegativeCache,
 }
 
 /// Peers of equal standing: a tier is used while none before it has a usable peer.
@@ -38,27 +34,27 @@ pub struct Tier {
     pub set: usize,
     /// Those with `backup`, which come after those without.
     pub backup: bool,
-    first: usize,
-    /// What was found out when all of them were out.
-    out: Out,
-    weights: WeightTable,
-    order: Schedule,
-    keys: Keys,
+    pub(super) first: usize,
+    /// All of them were out.
+    pub(super) none_usable: NegativeCache,
+    pub(super) weights: WeightTable,
+    pub(super) schedule: Schedule,
+    pub(super) keys: KeyMap,
 }
 
-/// Until when nothing but a recovery changes that no peer can be used.
+/// That no peer can be used: until then, only a recovery can change that.
 #[derive(Debug, Default)]
-struct Out {
+pub(super) struct NegativeCache {
     /// Milliseconds of the monotonic clock.
-    until: Cell<u64>,
+    pub(super) until: Cell<u64>,
     /// [`Table::recoveries`](crate::table::Table::recoveries) at that time.
-    recoveries: Cell<u64>,
+    pub(super) recoveries: Cell<u64>,
 }
 
-/// Whom a key belongs to.
+/// Which peers a key belongs to.
 #[derive(Debug)]
-enum Keys {
-    /// Nobody asks.
+pub(super) enum KeyMap {
+    /// The method needs no key.
     None,
     Consistent {
         ring: Ring,
@@ -81,9 +77,9 @@ pub struct PeerInfo {
     pub number: u32,
     /// Its parameters in effect.
     pub params: ServerParams,
-    down: bool,
+    pub(super) down: bool,
     /// It is not down, has no limit of requests, and no slow start.
-    plain: bool,
+    pub(super) plain: bool,
 }
 
 /// nginx's parameters of a `server`.
@@ -130,25 +126,25 @@ impl View {
     /// what an instance does not set itself. What did not change is taken over from the view
     /// `before`.
     pub fn new(
-        images: Vec<PeerSnapshot>,
+        snapshots: Vec<PeerSnapshot>,
         defaults: &ServerParams,
         method: Method,
         before: Option<&View>,
     ) -> View {
-        let generations = images.iter().map(|image| image.generation).collect();
+        let generations = snapshots.iter().map(|snapshot| snapshot.generation).collect();
         // The records of the first set, nearly always the only one, are not copied again.
         let mut records: Vec<PeerRecord> = Vec::new();
-        let mut tiers = Vec::with_capacity(images.len());
-        for (set, mut image) in images.into_iter().enumerate() {
-            if image.records.iter().any(PeerRecord::is_backup) {
-                image.records.sort_by_key(PeerRecord::is_backup);
+        let mut tiers = Vec::with_capacity(snapshots.len());
+        for (set, mut snapshot) in snapshots.into_iter().enumerate() {
+            if snapshot.records.iter().any(PeerRecord::is_backup) {
+                snapshot.records.sort_by_key(PeerRecord::is_backup);
             }
             let first = records.len();
-            let backups = first + image.records.partition_point(|record| !record.is_backup());
+            let backups = first + snapshot.records.partition_point(|record| !record.is_backup());
             if records.is_empty() {
-                records = image.records;
+                records = snapshot.records;
             } else {
-                records.extend(image.records);
+                records.extend(snapshot.records);
             }
             for (backup, members) in [(false, first..backups), (true, backups..records.len())] {
                 if !members.is_empty() {
@@ -165,7 +161,7 @@ impl View {
         }
         let infos =
             records.iter().zip(0..).map(|(record, n)| PeerInfo::new(record, n, defaults)).collect();
-        View { generations, records, infos, tiers, refused: Out::default() }
+        View { generations, records, infos, tiers, none_to_probe: NegativeCache::default() }
     }
 
     /// Generations of the sets.
@@ -174,14 +170,14 @@ impl View {
     }
 
     /// A copy of one of the sets, for the next view.
-    pub fn image(&self, set: usize) -> PeerSnapshot {
+    pub fn snapshot(&self, set: usize) -> PeerSnapshot {
         let tiers = self.tiers.iter().filter(|tier| tier.set == set);
         let records = tiers.flat_map(|tier| &self.records[tier.peers()]).copied().collect();
         PeerSnapshot::of_records(self.generations[set], records)
     }
 
     /// Which set a peer is from, and its number within that.
-    pub fn place_in_set(&self, peer: usize) -> Option<(usize, usize)> {
+    pub fn position_in_set(&self, peer: usize) -> Option<(usize, usize)> {
         let set = self.tiers.iter().find(|tier| tier.peers().contains(&peer))?.set;
         let first = self.tiers.iter().find(|tier| tier.set == set)?.first;
         Some((set, peer - first))
@@ -208,10 +204,10 @@ impl Tier {
     /// `before` is the tier in the view before, and its peers.
     fn new(members: &[PeerRecord], method: Method, before: Option<(&Tier, &[PeerRecord])>) -> Tier {
         let weights = WeightTable::new(members.iter().map(|record| record.weight));
-        let order = Schedule::new(&weights);
-        let keys = Keys::new(members, method, before.map(|(tier, peers)| (&tier.keys, peers)));
-        let out = Out::default();
-        Tier { set: 0, backup: false, first: 0, out, weights, order, keys }
+        let schedule = Schedule::new(&weights);
+        let keys = KeyMap::new(members, method, before.map(|(tier, peers)| (&tier.keys, peers)));
+        let none_usable = NegativeCache::default();
+        Tier { set: 0, backup: false, first: 0, none_usable, weights, schedule, keys }
     }
 
     /// Its peers.
@@ -220,20 +216,24 @@ impl Tier {
     }
 }
 
-impl Keys {
-    fn new(members: &[PeerRecord], method: Method, before: Option<(&Keys, &[PeerRecord])>) -> Keys {
+impl KeyMap {
+    fn new(
+        members: &[PeerRecord],
+        method: Method,
+        before: Option<(&KeyMap, &[PeerRecord])>,
+    ) -> KeyMap {
         match method {
             Method::Hash { consistent: true } => {
                 let before = before.and_then(|(keys, peers)| match keys {
-                    Keys::Consistent { ring, .. } => Some((ring, peers)),
+                    KeyMap::Consistent { ring, .. } => Some((ring, peers)),
                     _ => None,
                 });
-                Keys::Consistent { ring: Ring::new(members, before), crc: Hasher::new() }
+                KeyMap::Consistent { ring: Ring::new(members, before), crc: Hasher::new() }
             }
             Method::Hash { consistent: false } => {
-                Keys::Modulo(Modulo::new(members.iter().map(|record| record.weight)))
+                KeyMap::Modulo(Modulo::new(members.iter().map(|record| record.weight)))
             }
-            _ => Keys::None,
+            _ => KeyMap::None,
         }
     }
 }
@@ -279,5 +279,68 @@ impl PeerInfo {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+/// Tried peers that need no allocation.
+const INLINE: usize = 4;
+
+/// Peers already tried. Up to four are kept without an allocation.
+#[derive(Debug, Default)]
+pub struct Tried {
+    count: u32,
+    first: [u32; INLINE],
+    /// A bit for each peer, once there are more than four.
+    bits: Box<[u64]>,
+}
+
+impl Tried {
+    /// Whether the peer was tried.
+    #[inline]
+    pub fn contains(&self, peer: usize) -> bool {
+        self.count != 0 && self.has(peer)
+    }
+
+    fn has(&self, peer: usize) -> bool {
+        match self.first.get(..self.count as usize) {
+            Some(first) => first.contains(&(peer as u32)),
+            None => self.bits.get(peer / 64).is_some_and(|word| word >> (peer % 64) & 1 != 0),
+        }
+    }
+
+    /// Adds a peer.
+    #[inline]
+    pub fn insert(&mut self, peer: usize) {
+        match self.first.get_mut(self.count as usize) {
+            Some(place) => *place = peer as u32,
+            None => self.insert_more(peer),
+        }
+        self.count += 1;
+    }
+
+    #[cold]
+    fn insert_more(&mut self, peer: usize) {
+        if self.count as usize == INLINE {
+            for first in self.first {
+                self.set_bit(first as usize);
+            }
+        }
+        self.set_bit(peer);
+    }
+
+    fn set_bit(&mut self, peer: usize) {
+        let word = peer / 64;
+        if self.bits.len() <= word {
+            let mut bits = std::mem::take(&mut self.bits).into_vec();
+            bits.resize((word + 1).next_power_of_two(), 0);
+            self.bits = bits.into();
+        }
+        self.bits[word] |= 1 << (peer % 64);
+    }
+
+    /// How many were tried.
+    #[inline]
+    pub fn count(&self) -> usize {
+        self.count as usize
+    }
+}
+
+#[cfg(test)]
 mod tests;

@@ -1,78 +1,90 @@
-//! The rules of following a service by blocking queries, without any I/O: time, randomness and
-//! answers come from outside.
+//! The rules of blocking queries, without any I/O: time, randomness and results come from outside.
 //!
-//! Sources: <https://developer.hashicorp.com/consul/api-docs/features/blocking> and what agents
-//! were seen to do. A too high index hides changes, so it is forgotten whenever it may be wrong.
+//! [`BlockingQuery::next`] says which request to send or how long to wait, and
+//! [`BlockingQuery::on_result`] what the result of a request means.
 //!
-//! Answers that come from a copy of the state (a streamed view, an agent's cache) never overrule a
-//! server's, and are verified now and then: `copies.rs`.
+//! Sources: <https://developer.hashicorp.com/consul/api-docs/features/blocking> and the observed
+//! behaviour of agents. An index that is too high hides changes, so it is dropped whenever it may
+//! be wrong.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `terms` | inputs and outputs: settings, steps, results, outcomes |
+//! | `pacing` | token bucket, backoff and jitter |
+//! | `copies` | streamed views and agents' caches: they never overrule a server, and are verified |
+//! | this one | the state of one query: index, server in use, failures |
+
+mod terms;
+mod pacing;
+mod copies;
+#[cfg(test)]
+mod tests;
 
 use std::time::{Duration, Instant};
 
 use rand::Rng;
 
-pub use self::terms::{Answer, Fetch, Outcome, Settings, Step, Turn, is_outdated};
+pub use self::terms::{CopyChange, FetchResult, Outcome, Settings, Step, is_outdated};
 
 use self::copies::Copies;
-use super::query::ReadFrom;
+use self::pacing::{TokenBucket, backoff, jitter};
+use super::query::{Fetch, ReadFrom};
 
-/// Tokens that a watch may save up for a burst.
-const BUCKET: f64 = 20.0;
-/// Tokens that come back each second.
-const REFILL: f64 = 20.0;
-/// Price of an answer that changed something, of a failure and of a lost connection.
+/// Price in tokens of an answer that changed something, of a failure and of a closed connection.
 const USEFUL: f64 = 1.0;
-/// Price of an answer that came early and changed nothing: a storm of these is held to two a
-/// second.
+/// Price of an answer that came early and changed nothing: at most two of these a second.
 const USELESS: f64 = 10.0;
 /// Price of a MiB of body.
 const PER_MIB: f64 = 1.0;
 /// A blocking query that ends this much before its `wait` has still timed out: clocks differ.
 const EARLY: Duration = Duration::from_millis(100);
-/// Consul's longest `wait`; shorter ones than the other would be polling.
+/// Consul's longest `wait`, and the shortest one that is not polling.
 const MAX_WAIT: Duration = Duration::from_secs(600);
 const MIN_WAIT: Duration = Duration::from_secs(1);
-/// How often the first server is asked whether it is back, while another one is in use.
+/// Time between two probes of the first server while another one is in use, before jitter.
 const RETURN: Duration = Duration::from_secs(30);
-/// Length of a blocking query that has to show that such queries are answered.
+/// Length of a blocking query after a failure: it has to show that such queries are answered.
 const TRIAL: Duration = MIN_WAIT;
-/// Pause after a failure at least, whatever the configuration says.
+/// Shortest pause after a failure, whatever the configuration says.
 const MIN_RETRY: Duration = Duration::from_millis(10);
 
-/// State of one watch.
+/// The state of one query that is repeated for as long as its service is watched.
 #[derive(Debug, Default)]
-pub struct Watch {
+pub struct BlockingQuery {
     settings: Settings,
     server: usize,
     index: Option<u64>,
     digest: Option<u128>,
+    /// The request under way and when it was sent.
     fetch: Option<(Fetch, Instant)>,
     not_before: Option<Instant>,
-    /// When the sweep comes round again.
-    paced: Option<Instant>,
+    /// Of a query that polls: when it reads next.
+    next_poll: Option<Instant>,
     wait_limit: Duration,
-    /// When the first server is asked next; only while another one is in use.
+    /// When the first server is probed next; only while another one is in use.
     return_at: Option<Instant>,
     failures: u32,
+    /// The last good answer that ended an outage or came without one.
+    last_good: Option<Instant>,
+    /// While requests fail: the last good answer before, or the first failure.
     failing_since: Option<Instant>,
     /// Servers tried since the last good answer or pause.
     tried: usize,
     /// Pauses since the last good answer.
     rounds: u32,
-    tokens: f64,
-    refilled: Option<Instant>,
+    bucket: TokenBucket,
     copies: Copies,
     /// The next request is a read from the leader, whatever the index.
     verifies: bool,
-    /// No query blocks before this time: one was refused.
+    /// No request blocks before this time: one was rejected.
     blocks_at: Option<Instant>,
-    /// Where a view's lower index led to, without a change.
+    /// The server's index that a view's lower index led to, without a change.
     bounced: Option<u64>,
-    turn: Option<Turn>,
+    copy_change: Option<CopyChange>,
 }
 
-impl Watch {
-    /// A watch that knows nothing: its first step is a fetch without index.
+impl BlockingQuery {
+    /// A query that knows nothing: its first step is a fetch without index.
     pub fn new(settings: Settings) -> Self {
         let retry_min = settings.retry_min.max(MIN_RETRY);
         let settings = Settings {
@@ -80,40 +92,39 @@ impl Watch {
             wait: settings.wait.clamp(MIN_WAIT, MAX_WAIT),
             retry_min,
             retry_max: settings.retry_max.max(retry_min),
-            poll: settings.poll.max(MIN_RETRY),
+            fallback_interval: settings.fallback_interval.max(MIN_RETRY),
             ..settings
         };
-        Watch {
+        BlockingQuery {
             settings,
             copies: Copies::new(settings.can_avoid_copies),
             wait_limit: MAX_WAIT,
-            tokens: BUCKET,
-            ..Watch::default()
+            ..BlockingQuery::default()
         }
     }
 
-    /// Bounds `wait` of the requests to come, for what can change without Consul's knowing it.
+    /// Limits `wait` of the next requests, for what can change without an answer of Consul.
     pub fn limit_wait(&mut self, limit: Option<Duration>) {
         self.wait_limit = limit.unwrap_or(MAX_WAIT).max(MIN_WAIT);
     }
 
-    /// Asks at this interval from here on, or blocks. The pause that has begun stays.
-    pub fn set_sweep(&mut self, sweep: Option<Duration>) {
-        self.settings.sweep = sweep;
-        match sweep {
+    /// Reads at this interval from now on, or blocks (`None`). A pause that has begun stays.
+    pub fn set_poll_interval(&mut self, interval: Option<Duration>) {
+        self.settings.poll_interval = interval;
+        match interval {
             Some(_) => (self.index, self.blocks_at) = (None, None),
-            None => self.paced = None,
+            None => self.next_poll = None,
         }
     }
 
-    /// The next request of the sweep comes at `at`, if it would come later.
-    pub fn advance(&mut self, at: Instant) {
-        self.paced = self.paced.map(|paced| paced.min(at));
+    /// Moves the next poll to `at`, if it would come later.
+    pub fn poll_by(&mut self, at: Instant) {
+        self.next_poll = self.next_poll.map(|next| next.min(at));
     }
 
-    /// Before this time it only sleeps; `None`: it has something to ask.
+    /// When the next request is due; `None`: now.
     pub fn due(&self) -> Option<Instant> {
-        self.not_before.max(self.paced)
+        self.not_before.max(self.next_poll)
     }
 
     /// Whether the next request blocks.
@@ -121,9 +132,9 @@ impl Watch {
         self.index.is_some() && !self.verifies
     }
 
-    /// Whether queries that block are refused, so that it only reads now and then.
+    /// Whether it only reads now and then because blocking queries are rejected.
     pub fn polls(&self) -> bool {
-        self.settings.sweep.is_none() && self.blocks_at.is_some()
+        self.settings.poll_interval.is_none() && self.blocks_at.is_some()
     }
 
     /// Whether a server is asked where Consul would answer from a copy of the state.
@@ -131,9 +142,9 @@ impl Watch {
         self.copies.are_avoided()
     }
 
-    /// How the way to ask has changed since the last time.
-    pub fn take_turn(&mut self) -> Option<Turn> {
-        self.turn.take()
+    /// Takes the latest change of whether copies are asked.
+    pub fn take_copy_change(&mut self) -> Option<CopyChange> {
+        self.copy_change.take()
     }
 
     /// Which server is asked next.
@@ -146,12 +157,12 @@ impl Watch {
         self.digest
     }
 
-    /// Asks nothing before `at`; the index stays.
+    /// Sends no request before `at`; the index stays.
     pub fn pause_until(&mut self, at: Instant) {
         self.not_before = self.not_before.max(Some(at));
     }
 
-    /// What to do now. A fetch must be followed by [`answer`](Self::answer).
+    /// What to do next. A fetch must be followed by [`on_result`](Self::on_result).
     pub fn next(&mut self, now: Instant) -> Step {
         if let Some(at) = self.due() {
             if at > now {
@@ -159,7 +170,7 @@ impl Watch {
             }
         }
         self.not_before = None;
-        self.paced = None;
+        self.next_poll = None;
         let fetch = self.request(now);
         self.fetch = Some((fetch, now));
         Step::Fetch(fetch)
@@ -188,86 +199,98 @@ impl Watch {
         self.failing_since.is_some()
     }
 
-    /// Has the next request come at `at`, and without an index; later if requests came too often.
+    /// Sends the next request at `at`, without an index; later if tokens are owed.
     pub fn read_again(&mut self, at: Instant) {
         self.index = None;
-        self.paced = None;
+        self.next_poll = None;
         self.not_before = Some(at);
-        if let (true, Some(since)) = (self.tokens < 0.0, self.refilled) {
-            self.pause_until(since + Duration::from_secs_f64(-self.tokens / REFILL));
+        if let Some(at) = self.bucket.debt_until() {
+            self.pause_until(at);
         }
     }
 
-    /// Takes the answer to the last fetch.
-    pub fn answer(&mut self, answer: Answer, now: Instant, rng: &mut impl Rng) -> Outcome {
+    /// Takes the result of the last fetch.
+    pub fn on_result(&mut self, result: FetchResult, now: Instant, rng: &mut impl Rng) -> Outcome {
         let none = Fetch::read(self.server, self.settings.wait);
         let (fetch, sent) = self.fetch.take().unwrap_or((none, now));
         let verifies = fetch.from == ReadFrom::Leader;
         self.verifies &= !verifies;
         let is_trial = self.copies.are_avoided() && fetch.from == ReadFrom::Anywhere;
-        match answer {
-            Answer::Good { index, digest, bytes, is_copy } => {
+        match result {
+            FetchResult::Good { index, digest, bytes, is_copy } => {
                 let outage = self.end_outage(fetch, sent, now);
-                let changed = self.good(fetch, sent, (index.max(1), digest, bytes, is_copy), now);
-                if let Some(turn) = self.copies.judge(fetch, (is_copy, changed), now, rng) {
-                    self.turn = Some(turn);
-                }
+                let changed =
+                    self.on_good(fetch, sent, (index.max(1), digest, bytes, is_copy), now);
+                let copy_change = self.copies.on_good(fetch, (is_copy, changed), now, rng);
+                self.copy_change = copy_change.or(self.copy_change);
                 self.verifies |= is_copy && self.copies.is_due(now + MIN_WAIT);
-                self.pace_sweep(sent, now, rng);
-                self.pace_polls(now, rng);
+                self.schedule_poll(sent, now, rng);
+                self.schedule_fallback_read(now, rng);
                 self.server = fetch.server;
                 if self.server == 0 {
                     self.return_at = None;
                 } else if self.return_at.is_none() {
-                    self.plan_return(now, rng);
+                    self.schedule_probe(now, rng);
                 }
                 Outcome::Publish { changed, outage }
             }
             _ if fetch.probe => {
-                self.plan_return(now, rng);
-                self.pay(USEFUL, now);
+                self.schedule_probe(now, rng);
+                self.take_tokens(USEFUL, now);
                 Outcome::Again
             }
             // The index is a server's, and still good.
-            Answer::Outdated | Answer::Refused if is_trial && fetch.index.is_some() => {
+            FetchResult::Outdated | FetchResult::Rejected if is_trial && fetch.index.is_some() => {
                 self.copies.avoid(now, rng);
-                self.pay(USEFUL, now);
+                self.take_tokens(USEFUL, now);
                 Outcome::Again
             }
-            Answer::Outdated => {
+            FetchResult::Outdated => {
                 (self.verifies, self.copies.are_doubted) = (true, true);
-                self.pay(USEFUL, now);
+                self.take_tokens(USEFUL, now);
                 Outcome::Again
             }
-            Answer::Refused if verifies && self.settings.may_lag && !self.copies.are_doubted => {
+            FetchResult::Rejected
+                if verifies && self.settings.may_lag && !self.copies.are_doubted =>
+            {
                 self.copies.verify_later(now, rng);
-                self.pay(USEFUL, now);
+                self.take_tokens(USEFUL, now);
                 Outcome::Again
             }
             // Without an index nothing keeps a client from connecting, so this is a failure.
-            Answer::Reconnected if fetch.index.is_some() => {
+            FetchResult::Reconnected if fetch.index.is_some() => {
                 self.index = None;
-                self.pay(USEFUL, now);
+                self.take_tokens(USEFUL, now);
                 Outcome::Again
             }
-            Answer::Refused if fetch.index.is_some() => self.refused(now, rng),
-            Answer::Reconnected | Answer::Failed | Answer::Refused => self.failed(now, rng),
+            FetchResult::Rejected if fetch.index.is_some() => self.on_rejected(now, rng),
+            FetchResult::Reconnected | FetchResult::Failed | FetchResult::Rejected => {
+                self.on_failed(now, rng)
+            }
         }
     }
 
+    /// A request was answered; gives the length of the outage that this ends.
     fn end_outage(&mut self, fetch: Fetch, sent: Instant, now: Instant) -> Option<Duration> {
         self.tried = 0;
-        let until = match (fetch.index, self.settings.sweep) {
+        let until = match (fetch.index, self.settings.poll_interval) {
             (Some(_), _) => sent,
             (None, Some(_)) => now,
-            (None, None) => return None,
+            (None, None) => {
+                if !self.is_failing() {
+                    self.last_good = Some(now);
+                }
+                return None;
+            }
         };
         (self.failures, self.rounds, self.blocks_at) = (0, 0, None);
-        self.copies.answered();
+        self.copies.on_blocking_answer();
+        self.last_good = Some(now);
         self.failing_since.take().map(|since| until.saturating_duration_since(since))
     }
 
-    fn good(
+    /// Takes a good answer; `true` if its digest differs from the last one.
+    fn on_good(
         &mut self,
         fetch: Fetch,
         sent: Instant,
@@ -277,7 +300,7 @@ impl Watch {
         let early = fetch.index.is_none() || now - sent + EARLY < fetch.wait;
         let changed = self.digest.replace(digest) != Some(digest);
         self.index = match fetch.index {
-            _ if self.settings.sweep.is_some() => None,
+            _ if self.settings.poll_interval.is_some() => None,
             // The index of a view has a history of its own, and may be below the servers'. Where
             // that only leads back to this one at once, it is of no use.
             Some(asked) if is_copy && !early && self.bounced == Some(asked) => Some(asked),
@@ -294,40 +317,79 @@ impl Watch {
         }
         let mib = bytes as f64 / f64::from(1 << 20);
         if changed {
-            self.pay(USEFUL + mib * PER_MIB, now);
+            self.take_tokens(USEFUL + mib * PER_MIB, now);
         } else if early {
-            self.pay(USELESS + mib * PER_MIB, now);
+            self.take_tokens(USELESS + mib * PER_MIB, now);
         }
         changed
     }
 
     /// Takes tokens; the next request waits until none is owed.
-    fn pay(&mut self, tokens: f64, now: Instant) {
-        let since = self.refilled.replace(now).map_or(Duration::ZERO, |last| now - last);
-        self.tokens = (self.tokens + since.as_secs_f64() * REFILL).min(BUCKET) - tokens;
-        if self.tokens < 0.0 {
-            self.pause_until(now + Duration::from_secs_f64(-self.tokens / REFILL));
+    fn take_tokens(&mut self, tokens: f64, now: Instant) {
+        self.bucket.take(tokens, now);
+        if let Some(at) = self.bucket.debt_until() {
+            self.pause_until(at);
         }
     }
 
-    fn plan_return(&mut self, now: Instant, rng: &mut impl Rng) {
-        // Jitter: all watches have left the first server at the same time.
+    /// A blocking query was rejected: reads at once, and blocks after a pause.
+    fn on_rejected(&mut self, now: Instant, rng: &mut impl Rng) -> Outcome {
+        self.count_failure(now);
+        let gives_copies_up = self.copies.on_rejected(now, rng);
+        let pause = if gives_copies_up { Duration::ZERO } else { self.backoff(rng) };
+        self.rounds = self.rounds.saturating_add(1);
+        self.blocks_at = Some(now + pause);
+        Outcome::Failed { failures: self.failures, retry_in: pause, round: true }
+    }
+
+    /// A request had no answer, or a read was rejected: asks the next server, with a pause after
+    /// each round over all of them.
+    fn on_failed(&mut self, now: Instant, rng: &mut impl Rng) -> Outcome {
+        self.count_failure(now);
+        self.copies.on_failed();
+        self.server = (self.server + 1) % self.settings.servers;
+        self.tried += 1;
+        let round = self.tried >= self.settings.servers;
+        if round {
+            self.tried = 0;
+            let pause = self.backoff(rng);
+            self.rounds = self.rounds.saturating_add(1);
+            self.pause_until(now + pause);
+        }
+        let retry_in = self.not_before.map_or(Duration::ZERO, |at| at - now);
+        Outcome::Failed { failures: self.failures, retry_in, round }
+    }
+
+    fn count_failure(&mut self, now: Instant) {
+        self.index = None;
+        self.failing_since.get_or_insert(self.last_good.unwrap_or(now));
+        self.failures = self.failures.saturating_add(1);
+        self.take_tokens(USEFUL, now);
+    }
+
+    fn backoff(&self, rng: &mut impl Rng) -> Duration {
+        let Settings { retry_min, retry_max, .. } = self.settings;
+        backoff(self.rounds, (retry_min, retry_max), rng)
+    }
+
+    fn schedule_probe(&mut self, now: Instant, rng: &mut impl Rng) {
+        // Jitter: all queries have left the first server at the same time.
         self.return_at = Some(now + jitter(RETURN, 0.2, rng));
     }
 
-    fn pace_sweep(&mut self, sent: Instant, now: Instant, rng: &mut impl Rng) {
-        if let Some(interval) = self.settings.sweep {
-            // Jitter spreads watches that started together.
+    fn schedule_poll(&mut self, sent: Instant, now: Instant, rng: &mut impl Rng) {
+        if let Some(interval) = self.settings.poll_interval {
+            // Jitter spreads queries that started together.
             let jitter = interval.mul_f64(rng.random_range(0.0..=0.2));
-            self.paced = Some((sent + interval - jitter).max(now));
+            self.next_poll = Some((sent + interval - jitter).max(now));
         }
     }
 
-    /// While queries that block are refused and reads are not: reads often enough until one that
-    /// blocks is tried again.
-    fn pace_polls(&mut self, now: Instant, rng: &mut impl Rng) {
+    /// While blocking queries are rejected and reads are not: reads often enough until the next
+    /// blocking query is tried.
+    fn schedule_fallback_read(&mut self, now: Instant, rng: &mut impl Rng) {
         let Some(at) = self.blocks_at.filter(|at| *at > now) else { return };
-        let poll = jitter(self.settings.poll.mul_f64(0.9), 0.1, rng);
+        let poll = jitter(self.settings.fallback_interval.mul_f64(0.9), 0.1, rng);
         if at <= now + poll {
             self.pause_until(at);
         } else {
@@ -336,14 +398,3 @@ impl Watch {
         }
     }
 }
-
-/// `time`, up to `share` of it sooner or later.
-fn jitter(time: Duration, share: f64, rng: &mut impl Rng) -> Duration {
-    time.mul_f64(rng.random_range(1.0 - share..=1.0 + share))
-}
-
-mod copies;
-mod failures;
-mod terms;
-#[cfg(test)]
-mod tests;

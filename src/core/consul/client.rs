@@ -1,4 +1,13 @@
-//! One HTTP request to a server of an endpoint, with deadlines, token and TLS.
+//! One HTTP request to a server of an endpoint, with timeouts, token and TLS.
+//!
+//! `error`: why there is no response; `response`: what the headers of one say; `acl`: what Consul
+//! says about a token.
+
+mod error;
+mod response;
+mod acl;
+#[cfg(test)]
+mod tests;
 
 use std::io::Read;
 use std::net::Ipv4Addr;
@@ -9,13 +18,12 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use ureq::{Agent, Body, Timeout};
 
-pub use answer::Answer;
-pub use rights::TokenState;
-use rights::token_rights;
+pub use acl::TokenState;
+pub use error::{ConnectionFailure, Error};
+pub use response::Response;
 
-use crate::consul::blocking::Fetch;
 use crate::consul::endpoint::Endpoint;
-use crate::consul::query::{self, View};
+use crate::consul::query::{self, Fetch, View};
 use crate::consul::server::Server;
 use crate::consul::token::CurrentToken;
 use crate::consul::transport::{ConnectError, Dial, DialConnector, LastDial, NoResolver, is_reset};
@@ -23,106 +31,50 @@ use crate::model::{Query, Source};
 use crate::stop::Stop;
 use crate::text;
 
-/// Time for Consul's own doings beyond `wait`: it holds a request for 7 s when it has no leader.
+/// Longest time to a response beyond `wait`: Consul holds a request for 7 s while it has no leader.
 const SLACK: Duration = Duration::from_secs(10);
 /// Time to hand a request to the kernel.
 const SEND: Duration = Duration::from_secs(10);
 /// Time from the header to the end of the body.
 const BODY: Duration = Duration::from_secs(30);
-/// Connections from one loopback address: two engines' and some others' are within the 200 that
-/// Consul allows by default.
+/// Connections from one loopback address: those of two watchers (during a reload) and some others
+/// stay within the 200 that Consul allows by default.
 const PER_ADDRESS: usize = 80;
-/// Time after connecting in which a close or reset is a refusal.
+/// A close or reset within this time after connecting is a refusal.
 const AT_ONCE: Duration = Duration::from_secs(1);
 /// How much of an error's body is read, and quoted, in bytes.
 const MAX_ERROR_BODY: u64 = 4096;
 const MAX_ERROR_QUOTE: usize = 200;
 
-/// What is asked.
+/// One request.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
-    /// Whom.
+    /// The servers, the token and the settings of connections.
     pub endpoint: &'a Arc<Endpoint>,
-    /// What.
+    /// What to ask.
     pub query: &'a Query,
-    /// How much of it.
+    /// Which part of it.
     pub view: View,
-    /// Of which of the endpoint's servers, and whether it blocks.
+    /// Which of the endpoint's servers to ask, and whether to block.
     pub fetch: Fetch,
-    /// Asks over a connection of its own, and gives up waiting for the header, and then for the
-    /// body, after this time. If it is answered, that connection is the one in use; else the other
-    /// one stays.
-    pub patience: Option<Duration>,
+    /// Sends the request over a new connection, with this timeout for the header and then for the
+    /// body. If it is answered, the new connection replaces the one in use; else that one stays.
+    pub timeout: Option<Duration>,
 }
 
-/// Why there is no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The connection that gave the index is gone, so nothing was sent: ask again without index.
-    #[error("the connection was closed")]
-    Reconnected,
-    /// The engine ends.
-    #[error("stopped")]
-    Stopped,
-    /// No connection.
-    #[error("{0}")]
-    Connect(String),
-    /// Another status than 200, with the first line of the body.
-    #[error("HTTP {status}{}{message}", if .message.is_empty() { "" } else { ": " })]
-    Status {
-        /// HTTP status.
-        status: u16,
-        /// Printable and short.
-        message: String,
-    },
-    /// Longer than [`Endpoint::max_body`].
-    #[error("answer is longer than {0} bytes (consul_max_body_size)")]
-    TooLong(u64),
-    /// The server keeps silent.
-    #[error("no answer within {0:?}")]
-    Silent(Duration),
-    /// The body does not come to its end.
-    #[error("answer is not complete within {0:?}")]
-    Slow(Duration),
-    /// Closed before the first byte; agents do so to the connection that exceeds
-    /// `limits.http_max_conns_per_client`.
-    #[error("connection closed without an answer")]
-    Closed,
-    /// The body ended early.
-    #[error("answer broke off ({0})")]
-    BrokeOff(String),
-    /// Reset.
-    #[error("{0}")]
-    Reset(String),
-    /// Not HTTP.
-    #[error("{0}")]
-    Other(String),
-}
-
-/// What an error says of the number of connections.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Trouble {
-    /// A new connection was refused: HTTP 429, or closed or reset within a second.
-    Refused(String),
-    /// A blocking query was cut off.
-    Lost,
-    /// A kept connection was closed meanwhile, or nobody listens there.
-    Gone,
-}
-
-/// Asks servers, over one connection. For one thread.
+/// Sends requests, over one connection. For one thread.
 #[derive(Debug)]
 pub struct Client {
     stop: Arc<Stop>,
-    line: Option<Line>,
-    /// Where connections to an agent on this machine come from.
+    connection: Option<Connection>,
+    /// Source address of connections to an agent on this machine.
     source: Option<Ipv4Addr>,
-    trouble: Option<(Server, Trouble)>,
+    failure: Option<(Server, ConnectionFailure)>,
 }
 
-/// The server in use.
+/// The connection to the server in use.
 #[derive(Debug)]
-struct Line {
+struct Connection {
     endpoint: Arc<Endpoint>,
     server: usize,
     dial: Arc<Dial>,
@@ -133,63 +85,63 @@ struct Line {
 impl Client {
     /// Requests are aborted when `stop` is raised.
     pub fn new(stop: Arc<Stop>) -> Self {
-        Client { stop, line: None, source: None, trouble: None }
+        Client { stop, connection: None, source: None, failure: None }
     }
 
-    /// One of many: Consul bounds the connections from one address, but this machine has more of
-    /// them where the agent is on 127.0.0.0/8. Numbers should begin at 0 and be used again.
+    /// One of many. Consul limits the connections from one address, but this machine has more
+    /// addresses if the agent is on 127.0.0.0/8. Numbers should begin at 0 and be reused.
     pub fn numbered(stop: Arc<Stop>, number: usize) -> Self {
         let address = u8::try_from(1 + number / PER_ADDRESS).ok().filter(|n| (2..255).contains(n));
         Client { source: address.map(|n| Ipv4Addr::new(127, 0, 0, n)), ..Client::new(stop) }
     }
 
-    /// Asks and reads the whole answer.
+    /// Sends a request and reads the whole response.
     ///
-    /// Asking another server or endpoint than the last time closes the connection.
+    /// A request to another server or endpoint than the last one closes the connection.
     ///
     /// # Errors
     ///
     /// See [`Error`]. After an error other than [`Error::Status`] the connection is closed.
-    pub fn get(&mut self, request: Request<'_>) -> Result<Answer, Error> {
-        let Request { endpoint, fetch, patience, .. } = request;
-        let line = match patience {
-            None => self.take_line(endpoint, fetch.server),
-            Some(_) => Line::new(endpoint, fetch.server, self.source, &self.stop),
+    pub fn get(&mut self, request: Request<'_>) -> Result<Response, Error> {
+        let Request { endpoint, fetch, timeout, .. } = request;
+        let connection = match timeout {
+            None => self.take_connection(endpoint, fetch.server),
+            Some(_) => Connection::new(endpoint, fetch.server, self.source, &self.stop),
         };
-        let mut trouble = None;
-        let answer = self.over(line, |line| {
-            let answer = line.get(request);
-            trouble = answer.as_ref().err().and_then(|error| line.trouble(error, fetch));
-            answer
+        let mut failure = None;
+        let response = self.send_over(connection, |connection| {
+            let response = connection.get(request);
+            failure = response.as_ref().err().and_then(|error| connection.failure(error, fetch));
+            response
         });
-        self.trouble = self.trouble.take().or(trouble);
-        answer
+        self.failure = self.failure.take().or(failure);
+        response
     }
 
-    /// What the errors since the last time say of the number of connections.
-    pub fn take_trouble(&mut self) -> Option<(Server, Trouble)> {
-        self.trouble.take()
+    /// The first [`ConnectionFailure`] since the last call, with its server.
+    pub fn take_connection_failure(&mut self) -> Option<(Server, ConnectionFailure)> {
+        self.failure.take()
     }
 
-    /// Asks a server what it knows of the token.
+    /// Asks a server for the state of the token.
     ///
     /// # Errors
     ///
-    /// See [`Error`]; [`Error::Status`] with 403 or 404 if the token is not known.
+    /// See [`Error`]; [`Error::Status`] with 403 or 404 if Consul doesn't know the token.
     pub fn token_state(
         &mut self,
         endpoint: &Arc<Endpoint>,
         server: usize,
         query: &Query,
     ) -> Result<TokenState, Error> {
-        let line = self.take_line(endpoint, server);
-        let answer = self.over(line, |line| {
-            line.dial.allowed.store(true, Ordering::Relaxed);
-            line.fetch(&query::token_self(query), false, SLACK, BODY)
+        let connection = self.take_connection(endpoint, server);
+        let response = self.send_over(connection, |connection| {
+            connection.dial.may_connect.store(true, Ordering::Relaxed);
+            connection.send(&query::token_self(query), false, SLACK, BODY)
         });
-        match answer {
-            Ok(answer) if answer.default_allow => Ok(TokenState::Rightful),
-            Ok(answer) => token_rights(&answer.body),
+        match response {
+            Ok(response) if response.default_allow => Ok(TokenState::HasRights),
+            Ok(response) => acl::token_state(&response.body),
             // "ACL support disabled"
             Err(Error::Status { status: 401, .. }) => Ok(TokenState::Disabled),
             Err(error) => Err(error),
@@ -198,39 +150,41 @@ impl Client {
 
     /// Closes the connection.
     pub fn close(&mut self) {
-        self.line = None;
+        self.connection = None;
     }
 
-    fn take_line(&mut self, endpoint: &Arc<Endpoint>, server: usize) -> Line {
-        let same = |line: &Line| Arc::ptr_eq(&line.endpoint, endpoint) && line.server == server;
-        let line = self.line.take().filter(same);
-        line.unwrap_or_else(|| Line::new(endpoint, server, self.source, &self.stop))
+    fn take_connection(&mut self, endpoint: &Arc<Endpoint>, server: usize) -> Connection {
+        let is_same = |connection: &Connection| {
+            Arc::ptr_eq(&connection.endpoint, endpoint) && connection.server == server
+        };
+        let connection = self.connection.take().filter(is_same);
+        connection.unwrap_or_else(|| Connection::new(endpoint, server, self.source, &self.stop))
     }
 
-    /// Asks over a line, which is the one in use from here on, unless an error closes it. One that
-    /// refuses takes no other's place.
-    fn over(
+    /// Sends over a connection and keeps it, unless an error closes it. One that refuses does not
+    /// replace another.
+    fn send_over(
         &mut self,
-        mut line: Line,
-        ask: impl FnOnce(&mut Line) -> Result<Answer, Error>,
-    ) -> Result<Answer, Error> {
+        mut connection: Connection,
+        send: impl FnOnce(&mut Connection) -> Result<Response, Error>,
+    ) -> Result<Response, Error> {
         if self.stop.is_raised() {
             return Err(Error::Stopped);
         }
-        let answer = ask(&mut line);
+        let response = send(&mut connection);
         // An aborted read can look like the end of a body.
         if self.stop.is_raised() {
             return Err(Error::Stopped);
         }
-        let refuses = matches!(answer, Err(Error::Status { .. }));
-        if answer.is_ok() || (refuses && self.line.is_none()) {
-            self.line = Some(line);
+        let is_refused = matches!(response, Err(Error::Status { .. }));
+        if response.is_ok() || (is_refused && self.connection.is_none()) {
+            self.connection = Some(connection);
         }
-        answer
+        response
     }
 }
 
-impl Line {
+impl Connection {
     fn new(
         endpoint: &Arc<Endpoint>,
         server: usize,
@@ -243,7 +197,7 @@ impl Line {
             timeout: endpoint.connect_timeout,
             source,
             stop: Arc::clone(stop),
-            allowed: AtomicBool::new(true),
+            may_connect: AtomicBool::new(true),
             last: Mutex::default(),
         });
         let config = Agent::config_builder()
@@ -261,7 +215,7 @@ impl Line {
             .timeout_send_request(Some(SEND))
             .build();
         let agent = Agent::with_parts(config, DialConnector(Arc::clone(&dial)), NoResolver);
-        Line {
+        Connection {
             endpoint: Arc::clone(endpoint),
             server,
             dial,
@@ -270,68 +224,68 @@ impl Line {
         }
     }
 
-    fn get(&mut self, request: Request<'_>) -> Result<Answer, Error> {
-        let Request { query, view, fetch, patience, .. } = request;
+    fn get(&mut self, request: Request<'_>) -> Result<Response, Error> {
+        let Request { query, view, fetch, timeout, .. } = request;
         let path = query::path(query, view, fetch);
-        let mut deadline = read_deadline(fetch.index.map(|_| fetch.wait));
-        if let Some(patience) = patience {
-            deadline = deadline.min(patience);
-        }
-        self.dial.allowed.store(fetch.index.is_none(), Ordering::Relaxed);
-        self.fetch(&path, query.source == Source::Kv, deadline, patience.unwrap_or(BODY))
+        let header_timeout = header_timeout(fetch.index.map(|_| fetch.wait));
+        let header_timeout = timeout.map_or(header_timeout, |limit| header_timeout.min(limit));
+        self.dial.may_connect.store(fetch.index.is_none(), Ordering::Relaxed);
+        self.send(&path, query.source == Source::Kv, header_timeout, timeout.unwrap_or(BODY))
     }
 
-    /// What an error says of the number of connections.
-    fn trouble(&self, error: &Error, fetch: Fetch) -> Option<(Server, Trouble)> {
+    /// What an error says about the number of connections.
+    fn failure(&self, error: &Error, fetch: Fetch) -> Option<(Server, ConnectionFailure)> {
         let LastDial { at, was_cut } = *self.dial.last.lock();
         let is_new = at.is_some_and(|at| at.elapsed() < AT_ONCE);
-        // Whoever blocks has been answered over this connection before.
+        // A request that blocks is not the first one over its connection.
         let blocks = fetch.index.is_some();
-        let trouble = match error {
-            Error::Closed | Error::Reset(_) | Error::BrokeOff(_) if blocks => Trouble::Lost,
-            Error::Status { status: 429, .. } | Error::Closed | Error::Reset(_) if is_new => {
-                Trouble::Refused(error.to_string())
+        let failure = match error {
+            Error::Closed | Error::Reset(_) | Error::BrokeOff(_) if blocks => {
+                ConnectionFailure::CutOff
             }
-            Error::Connect(text) if was_cut => Trouble::Refused(text.clone()),
-            Error::Connect(_) | Error::Reconnected => Trouble::Gone,
+            Error::Status { status: 429, .. } | Error::Closed | Error::Reset(_) if is_new => {
+                ConnectionFailure::Refused(error.to_string())
+            }
+            Error::Connect(text) if was_cut => ConnectionFailure::Refused(text.clone()),
+            Error::Connect(_) | Error::Reconnected => ConnectionFailure::Unreachable,
             _ => return None,
         };
-        Some((self.dial.server.clone(), trouble))
+        Some((self.dial.server.clone(), failure))
     }
 
-    /// `missing`: what is not there (404) is an empty list, as Consul has it for keys alone.
-    fn fetch(
+    /// `missing_is_empty`: HTTP 404 is an empty list, which Consul answers for keys only.
+    fn send(
         &mut self,
         path: &str,
-        missing: bool,
-        deadline: Duration,
-        body: Duration,
-    ) -> Result<Answer, Error> {
+        missing_is_empty: bool,
+        header_timeout: Duration,
+        body_timeout: Duration,
+    ) -> Result<Response, Error> {
         let mut call = self.agent.get(format!("{}{path}", self.dial.server.base()));
         if let Some(token) = self.token.get() {
             call = call.header("X-Consul-Token", token.expose());
         }
         let call = call
             .config()
-            .timeout_recv_response(Some(deadline))
-            .timeout_recv_body(Some(body))
+            .timeout_recv_response(Some(header_timeout))
+            .timeout_recv_body(Some(body_timeout))
             .build();
-        let response = call.call().map_err(|error| failure(error, deadline))?;
-        let (head, content) = response.into_parts();
-        let is_missing = missing && head.status == 404;
+        let received = call.call().map_err(|error| http_error(error, header_timeout))?;
+        let (head, content) = received.into_parts();
+        let is_missing = missing_is_empty && head.status == 404;
         if head.status != 200 && !is_missing {
             let status = head.status.as_u16();
             return Err(Error::Status { status, message: first_line(content) });
         }
-        let mut answer = Answer::of_head(&head.headers);
+        let mut response = Response::from_headers(&head.headers);
         if is_missing {
-            answer.content_type = Some("application/json".to_owned());
+            response.content_type = Some("application/json".to_owned());
         }
-        answer.body = match self.read(content, body)? {
+        response.body = match self.read(content, body_timeout)? {
             _ if is_missing => b"[]".to_vec(),
             body => body,
         };
-        Ok(answer)
+        Ok(response)
     }
 
     fn read(&self, body: Body, timeout: Duration) -> Result<Vec<u8>, Error> {
@@ -349,11 +303,11 @@ impl Line {
 }
 
 /// Consul adds up to a sixteenth to `wait`.
-fn read_deadline(wait: Option<Duration>) -> Duration {
+fn header_timeout(wait: Option<Duration>) -> Duration {
     wait.map_or(Duration::ZERO, |wait| wait + wait / 16) + SLACK
 }
 
-fn failure(error: ureq::Error, deadline: Duration) -> Error {
+fn http_error(error: ureq::Error, timeout: Duration) -> Error {
     match error {
         ureq::Error::Other(cause) => match cause.downcast_ref::<ConnectError>() {
             Some(ConnectError::NotAllowed) => Error::Reconnected,
@@ -361,7 +315,7 @@ fn failure(error: ureq::Error, deadline: Duration) -> Error {
             _ => Error::Connect(text::printable(&cause.to_string()).into_owned()),
         },
         ureq::Error::Timeout(Timeout::SendRequest) => Error::Silent(SEND),
-        ureq::Error::Timeout(_) => Error::Silent(deadline),
+        ureq::Error::Timeout(_) => Error::Silent(timeout),
         ureq::Error::Io(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
             Error::Closed
         }
@@ -378,7 +332,7 @@ fn plain(error: &ureq::Error) -> String {
 
 fn first_line(body: Body) -> String {
     let mut bytes = Vec::new();
-    // Whatever was read before an error is as good as the rest.
+    // An error ends the text early, which is fine for a quote.
     let _ = body.into_reader().take(MAX_ERROR_BODY).read_to_end(&mut bytes);
     let text = String::from_utf8_lossy(&bytes);
     printable(text.lines().next().unwrap_or_default().trim())
@@ -388,8 +342,3 @@ fn first_line(body: Body) -> String {
 fn printable(text: &str) -> String {
     text::printable(text::beginning(text, MAX_ERROR_QUOTE)).into_owned()
 }
-
-mod answer;
-mod rights;
-#[cfg(test)]
-mod tests;

@@ -1,71 +1,84 @@
-//! What every source's answer becomes: a list of instances.
+//! Reads instances out of the answers of `/v1/health/service`, `/v1/catalog/service` and
+//! `/v1/query/<name>/execute`.
+//!
+//! An element that breaks a rule, even one of a wrong JSON type, is skipped; the others of its list
+//! stay.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::model::{Health, Instance, MetaKeys};
+use crate::address;
+use crate::model::{Health, Instance, Instances, Meta, MetaKeys, Skipped};
+use crate::params::{BadParam, PREFIX, Params};
 use crate::text::{beginning, printable, quote, shortened};
 
-pub(crate) mod meta;
-
-/// The longest name that is kept whole, in bytes: whoever registers instances can't fill the zone
-/// with their names.
+/// Longest name that is kept whole, in bytes: whoever registers instances can't fill the zone with
+/// their names.
 const MAX_NAME: usize = 512;
-
-/// What an answer says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Instances {
-    /// The believable ones, sorted by node and id: Consul's own order means nothing.
-    pub good: Vec<Instance>,
-    /// The others.
-    pub skipped: Vec<Skipped>,
-    /// Good ones with something that is ignored.
-    pub flawed: Vec<Skipped>,
-}
-
-/// An element of the answer that cannot be an instance, or has a part that can't be used.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Skipped {
-    /// Name of the node, empty if that cannot be told.
-    pub node: String,
-    /// Service id, empty if that cannot be told.
-    pub id: String,
-    /// What is wrong with it: one line, printable, short.
-    pub reason: String,
-}
+/// Longest value of `Service.Meta` that is kept whole, in bytes; Consul's own limit.
+const MAX_VALUE: usize = 512;
+/// Most flaws that are reported of one instance.
+const MAX_FLAWS: usize = 4;
 
 /// The body is not a JSON array.
 #[derive(Debug, thiserror::Error)]
 #[error("the answer is not a list of instances ({})", printable(beginning(&.0.to_string(), 200)))]
 pub struct ParseError(#[from] serde_json::Error);
 
-/// What is wanted of each instance.
+/// Which fields of each instance are taken.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Want<'a> {
-    /// Which of its tagged addresses to take, if it has that one.
-    pub tag: Option<&'a str>,
-    /// What to keep of its `Service.Meta`.
+pub struct Fields<'a> {
+    /// Which of its tagged addresses, if it has that one.
+    pub address_tag: Option<&'a str>,
+    /// Which keys of its `Service.Meta`.
     pub meta: Option<&'a MetaKeys>,
 }
 
-/// An instance, and what is wrong with it nevertheless.
+/// An instance with its flaws, or why there is none.
 pub(super) type Element = Result<(Instance, Vec<String>), Skipped>;
 
-/// Reads a JSON array of instances.
+/// Reads an answer of `/v1/health/service`.
 ///
 /// # Errors
 ///
 /// The body is not a JSON array, or ends early.
-pub(super) fn list(
-    body: &[u8],
-    instance: impl Fn(&str) -> Element,
-) -> Result<Instances, ParseError> {
+pub fn parse_health(body: &[u8], fields: Fields<'_>) -> Result<Instances, ParseError> {
+    list(body, |json| element(json, ["/Node/Node", "/Service/ID"], of_health, fields))
+}
+
+/// Reads an answer of `/v1/query/<name>/execute`: the same list, as a member of an object.
+///
+/// # Errors
+///
+/// The body is not a JSON object with a list of nodes.
+pub fn parse_executed(body: &[u8], fields: Fields<'_>) -> Result<Instances, ParseError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Executed<'a> {
+        #[serde(borrow)]
+        nodes: Option<&'a RawValue>,
+    }
+    let nodes = serde_json::from_slice::<Executed<'_>>(body)?.nodes;
+    nodes.map_or(Ok(Instances::default()), |nodes| parse_health(nodes.get().as_bytes(), fields))
+}
+
+/// Reads an answer of `/v1/catalog/service`, which says nothing about health.
+///
+/// # Errors
+///
+/// The body is not a JSON array, or ends early.
+pub fn parse_catalog(body: &[u8], fields: Fields<'_>) -> Result<Instances, ParseError> {
+    let names = ["/Node", "/ServiceID"];
+    list(body, |json| element(json, names, |raw| (raw, Health::Passing), fields))
+}
+
+fn list(body: &[u8], instance: impl Fn(&str) -> Element) -> Result<Instances, ParseError> {
     let mut instances = Instances::default();
     elements(body, |json| instances.add(instance(json)))?;
     instances.sort();
@@ -119,10 +132,10 @@ impl<'de, F: FnMut(&str)> Visitor<'de> for ListVisitor<F> {
     }
 }
 
-/// What a source says of an instance, in the layout of `/v1/catalog/service`.
+/// An instance as `/v1/catalog/service` lays it out.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub(super) struct Draft<'a> {
+pub(super) struct RawInstance<'a> {
     pub(super) node: Option<String>,
     #[serde(rename = "Address")]
     pub(super) node_address: Option<String>,
@@ -160,13 +173,80 @@ pub(super) struct Tagged {
     port: Option<i64>,
 }
 
+/// An element of `/v1/health/service`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct HealthEntry<'a> {
+    node: Option<Node>,
+    #[serde(borrow)]
+    service: Option<Service<'a>>,
+    #[serde(borrow)]
+    checks: Option<Vec<Option<Check<'a>>>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Node {
+    node: Option<String>,
+    address: Option<String>,
+    datacenter: Option<String>,
+    tagged_addresses: Option<HashMap<String, String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Service<'a> {
+    #[serde(rename = "ID")]
+    id: Option<String>,
+    tags: Option<Vec<String>>,
+    address: Option<String>,
+    port: Option<i64>,
+    tagged_addresses: Option<HashMap<String, Tagged>>,
+    weights: Option<Weights>,
+    #[serde(borrow)]
+    meta: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Check<'a> {
+    #[serde(borrow)]
+    status: Option<Cow<'a, str>>,
+}
+
+fn of_health(entry: HealthEntry<'_>) -> (RawInstance<'_>, Health) {
+    let health = worst(entry.checks.as_deref().unwrap_or_default());
+    let (node, service) = (entry.node.unwrap_or_default(), entry.service.unwrap_or_default());
+    let raw = RawInstance {
+        node: node.node,
+        node_address: node.address,
+        datacenter: node.datacenter,
+        node_tagged: node.tagged_addresses,
+        id: service.id,
+        tags: service.tags,
+        address: service.address,
+        port: service.port,
+        tagged: service.tagged_addresses,
+        weights: service.weights,
+        meta: service.meta,
+    };
+    (raw, health)
+}
+
+/// The worst of all checks, those of the node included.
+fn worst(checks: &[Option<Check<'_>>]) -> Health {
+    // A status that Consul may have one day counts as critical.
+    let status = |check: &Option<Check<'_>>| check.as_ref()?.status.as_ref()?.parse().ok();
+    checks.iter().map(|c| status(c).unwrap_or(Health::Critical)).max().unwrap_or(Health::Passing)
+}
+
 /// Reads one element of an answer, of the layout `T`. Where that is not possible, `names` are the
 /// JSON pointers to its node and its service id.
 pub(super) fn element<'a, T: Deserialize<'a>>(
     json: &'a str,
     names: [&str; 2],
-    draft: impl FnOnce(T) -> (Draft<'a>, Health),
-    want: Want<'_>,
+    convert: impl FnOnce(T) -> (RawInstance<'a>, Health),
+    fields: Fields<'_>,
 ) -> Element {
     let skip = |error: serde_json::Error| {
         let json: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
@@ -174,19 +254,19 @@ pub(super) fn element<'a, T: Deserialize<'a>>(
             .map(|at| json.pointer(at).and_then(|v| v.as_str()).unwrap_or_default().to_owned());
         Skipped { node, id, reason: quote(&error.to_string()) }
     };
-    let (mut draft, health) = draft(serde_json::from_str(json).map_err(skip)?);
-    let meta = meta::parse(draft.meta, want.meta).map_err(skip)?;
-    if let Some(tag) = want.tag {
-        draft.choose(tag);
+    let (mut raw, health) = convert(serde_json::from_str(json).map_err(skip)?);
+    let meta = service_meta(raw.meta, fields.meta).map_err(skip)?;
+    if let Some(tag) = fields.address_tag {
+        raw.choose(tag);
     }
-    let missing = [(&draft.node, "no node name"), (&draft.id, "no service id")];
+    let missing = [(&raw.node, "no node name"), (&raw.id, "no service id")];
     match missing.iter().find(|(name, _)| name.as_deref().is_none_or(str::is_empty)) {
-        Some((_, reason)) => Err(draft.skip((*reason).to_owned())),
-        None => draft.finish(health, meta),
+        Some((_, reason)) => Err(raw.skip((*reason).to_owned())),
+        None => raw.finish(health, meta),
     }
 }
 
-impl Draft<'_> {
+impl RawInstance<'_> {
     /// Takes the tagged address in place of the plain one, in the order of Consul's own DNS
     /// interface (`translate_wan_addrs`): of the service, the service's only one, of the node.
     fn choose(&mut self, tag: &str) {
@@ -209,14 +289,14 @@ impl Draft<'_> {
     }
 
     /// The instance, if its address and port can be connected to.
-    pub(super) fn finish(self, health: Health, meta: meta::Own) -> Element {
+    pub(super) fn finish(self, health: Health, meta: ServiceMeta) -> Element {
         let address = [&self.address, &self.node_address].into_iter().flatten();
         let address = address.map(String::as_str).find(|a| !a.is_empty()).unwrap_or_default();
-        let host = host(address).map_err(|reason| self.skip(reason))?;
+        let host = address::host(address).map_err(|reason| self.skip(reason))?;
         let port = port(self.port.unwrap_or(0)).map_err(|reason| self.skip(reason))?;
         let (weight_passing, weight_warning) = weights(self.weights.as_ref());
         let name = |name: Option<String>| shortened(name.unwrap_or_default(), MAX_NAME);
-        let meta::Own { params, flaws, meta } = meta;
+        let ServiceMeta { params, flaws, meta } = meta;
         let instance = Instance {
             node: name(self.node),
             id: name(self.id),
@@ -240,25 +320,6 @@ fn port(port: i64) -> Result<u16, String> {
     valid.ok_or_else(|| format!("port {port} is not in 1-65535"))
 }
 
-/// An IP address without brackets, or a host name.
-fn host(address: &str) -> Result<String, String> {
-    if address.is_empty() {
-        return Err("no address".to_owned());
-    }
-    let bare = address.strip_prefix('[').and_then(|a| a.strip_suffix(']')).unwrap_or(address);
-    if let Ok(ip) = bare.parse::<IpAddr>() {
-        return Ok(ip.to_string());
-    }
-    let label = |label: &str| !label.is_empty() && label.len() <= 63 && !label.starts_with('-');
-    let name = address.strip_suffix('.').unwrap_or(address);
-    let letters = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
-    if letters && name.len() <= 253 && name.split('.').all(label) {
-        Ok(address.to_owned())
-    } else {
-        Err(format!("invalid address \"{}\"", quote(address)))
-    }
-}
-
 /// Absent weights are 1, as is a passing weight of 0; 0/0 is how `/catalog` writes "none".
 fn weights(weights: Option<&Weights>) -> (NonZeroU16, u16) {
     let of = |weight: Option<i64>| weight.unwrap_or(1).clamp(0, i64::from(u16::MAX)) as u16;
@@ -271,3 +332,60 @@ fn weights(weights: Option<&Weights>) -> (NonZeroU16, u16) {
     };
     (NonZeroU16::new(passing).unwrap_or(NonZeroU16::MIN), warning)
 }
+
+/// The parts of `Service.Meta` that are used.
+#[derive(Debug, Default)]
+pub(super) struct ServiceMeta {
+    pub(super) params: Params,
+    /// What is wrong with its parameters.
+    pub(super) flaws: Vec<String>,
+    pub(super) meta: Meta,
+}
+
+/// Reads the pairs that are used, without reading the values of the others. `None` (Consul's `null`)
+/// has none.
+fn service_meta(
+    json: Option<&RawValue>,
+    keys: Option<&MetaKeys>,
+) -> serde_json::Result<ServiceMeta> {
+    let mut meta = ServiceMeta::default();
+    let Some(json) = json else { return Ok(meta) };
+    // In order, as Consul writes it.
+    let pairs: BTreeMap<String, &RawValue> = serde_json::from_str(json.get())?;
+    for (key, value) in pairs {
+        let wanted = keys.and_then(|keys| keys.wanted(&key));
+        let parameter = key.strip_prefix(PREFIX);
+        if wanted.is_none() && parameter.is_none() {
+            continue;
+        }
+        let value: String = serde_json::from_str(value.get())?;
+        if let Some(parameter) = parameter {
+            meta.set(parameter, (&key, &value));
+        }
+        if let Some(name) = wanted {
+            // Keys that differ only in case or hyphens have one variable: the first counts.
+            let value = || shortened(value, MAX_VALUE);
+            meta.meta.entry(name.clone()).or_insert_with(value);
+        }
+    }
+    Ok(meta)
+}
+
+impl ServiceMeta {
+    /// Takes a pair that is a parameter.
+    fn set(&mut self, name: &str, (key, value): (&str, &str)) {
+        let flaw = match self.params.set(name, value) {
+            Ok(()) => return,
+            Err(BadParam::Name) => format!("unknown parameter \"{}\"", quote(key)),
+            Err(BadParam::Value) => {
+                format!("invalid value \"{}\" of \"{}\"", quote(value), quote(key))
+            }
+        };
+        if self.flaws.len() < MAX_FLAWS {
+            self.flaws.push(format!("{flaw} in Service.Meta"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

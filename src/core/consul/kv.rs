@@ -12,14 +12,14 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::instances::meta::Own;
-use super::instances::{Draft, Element, Instances, ParseError, Skipped, elements};
-use crate::model::Health;
+use super::instances::{Element, ParseError, RawInstance, ServiceMeta, elements};
+use crate::model::{Health, Instances, Skipped};
 use crate::params::Params;
 use crate::text::quote;
 
 /// Reads what `/v1/kv/<prefix>?recurse` answers: the servers under `prefix`, which has no slash at
-/// its end. Keys of neighbours (`webshop` beside `web`), which such a query gives too, are none.
+/// its end. Such a query also gives the keys of neighbours (`webshop` beside `web`), which are not
+/// servers of this prefix.
 ///
 /// # Errors
 ///
@@ -103,11 +103,12 @@ fn of_element(key: &str, server: &Value) -> Element {
 fn instance(id: String, host: &str, port: i64, parameters: &Map<String, Value>) -> Element {
     let (params, flaws) = params(parameters);
     let address = Some(host.to_owned());
-    let draft = Draft { id: Some(id), address, port: Some(port), ..Draft::default() };
-    draft.finish(Health::Passing, Own { params, flaws, ..Own::default() })
+    let raw = RawInstance { id: Some(id), address, port: Some(port), ..RawInstance::default() };
+    let meta = ServiceMeta { params, flaws, ..ServiceMeta::default() };
+    raw.finish(Health::Passing, meta)
 }
 
-/// nginx's parameters; members that are none of these are nobody's business here.
+/// nginx's parameters; other members are not read.
 fn params(parameters: &Map<String, Value>) -> (Params, Vec<String>) {
     let (mut params, mut flaws) = (Params::default(), Vec::new());
     for name in Params::NAMES {

@@ -1,10 +1,9 @@
-//! A [`Query`] as the path of an HTTP request.
+//! What one request asks ([`View`], [`Fetch`]), and a [`Query`] as the path of that request.
 
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::consul::blocking::Fetch;
 use crate::model::{Consistency, Query, Source};
 
 /// Everything but RFC 3986's unreserved characters.
@@ -44,6 +43,30 @@ pub enum ReadFrom {
     Server,
     /// The leader: nor a follower.
     Leader,
+}
+
+/// One request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fetch {
+    /// Which of the endpoint's servers.
+    pub server: usize,
+    /// Block on this index, at least 1; `None`: Consul answers at once.
+    pub index: Option<u64>,
+    /// Longest time to block.
+    pub wait: Duration,
+    /// It only checks whether the first server is back: the connection to the server in use stays
+    /// open, and the timeout is short.
+    pub probe: bool,
+    /// From where Consul may answer. [`ReadFrom::Leader`] verifies what copies said, so it needs
+    /// the full answer.
+    pub from: ReadFrom,
+}
+
+impl Fetch {
+    /// A read that Consul answers at once.
+    pub fn read(server: usize, wait: Duration) -> Fetch {
+        Fetch { server, index: None, wait, probe: false, from: ReadFrom::Anywhere }
+    }
 }
 
 /// Whether an answer may come from a copy of the state, and need not: see [`ReadFrom`].

@@ -1,25 +1,24 @@
-//! When an answer may take peers away, without any I/O.
+//! When an answer may remove peers, without any I/O.
 //!
-//! An answer can be valid and still say less than there is: Consul answers `200 []` to a token
-//! whose policy is gone, around elections and while it starts. So one that empties a set, or takes
-//! more of it than `consul_max_removal` allows, has to be confirmed by further reads.
+//! A valid answer may list fewer instances than there are: Consul answers `200 []` to a token
+//! whose policy was removed, around elections and while it starts. So an answer that empties a set,
+//! or removes more of it than `consul_max_removal` allows, has to be confirmed by further reads.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use crate::model::Pending;
 
-/// Reads of the default `consul_empty`.
+/// Reads of the default `consul_empty`, and the time from the first answer to the last of them.
 const READS: u32 = 3;
-/// Time that they are spread over.
 const OVER: Duration = Duration::from_millis(1500);
 
-/// What further reads a removal needs.
+/// How a removal is confirmed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Confirm {
-    /// How many must agree with the first answer, at least 1.
+    /// How many further reads must agree with the first answer, at least 1.
     pub reads: u32,
-    /// The last of them comes this long after the first answer, or later.
+    /// Shortest time from the first answer to the last of these reads.
     pub over: Duration,
 }
 
@@ -34,19 +33,19 @@ impl Default for Confirm {
 pub enum OnEmpty {
     /// An empty answer never empties a set.
     Keep,
-    /// It does once it is confirmed.
+    /// An empty answer empties the set once it is confirmed.
     Confirm(Confirm),
-    /// It does at once.
+    /// An empty answer empties the set at once.
     Drop,
 }
 
-/// What may take peers away from one target.
+/// When an answer may remove peers of one target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Policy {
-    /// For answers that leave no peer.
+    /// What an answer without any peer does.
     pub on_empty: OnEmpty,
-    /// Percentage of the peers, 0 to 100, above which an answer that leaves some peers has to be
-    /// confirmed; `None`: never.
+    /// Percentage of the peers, 0 to 100: an answer that removes more than this, but not all, has to
+    /// be confirmed; `None`: any such answer is published.
     pub max_removal: Option<u8>,
 }
 
@@ -57,13 +56,13 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// Whether an answer with so many peers has to be compared with those in force.
-    pub fn looks_at(&self, peers: usize) -> bool {
+    /// Whether an answer with so many peers has to be compared with the published ones.
+    pub fn restricts(&self, peers: usize) -> bool {
         if peers == 0 { self.on_empty != OnEmpty::Drop } else { self.max_removal.is_some() }
     }
 
-    /// How a removal is confirmed; `None`: not at all. One that is too large is as an empty answer
-    /// is, where that is.
+    /// How a removal is confirmed; `None`: never. One that is too large is confirmed as an empty
+    /// answer is, or in the default way.
     fn confirm(&self, is_empty: bool) -> Option<Confirm> {
         match self.on_empty {
             OnEmpty::Confirm(confirm) => Some(Confirm { reads: confirm.reads.max(1), ..confirm }),
@@ -80,32 +79,32 @@ impl Policy {
 /// What to do with an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Put it in force. `ended` is what was pending before, and for how long: this answer has not
-    /// confirmed it.
+    /// Publish it.
     Publish {
-        /// The removal that is off.
+        /// The removal that this answer cancels, and how long it was pending.
         ended: Option<(Pending, Duration)>,
     },
-    /// Put it in force, and call [`RemovalGuard::settled`]: enough reads agree.
+    /// Enough reads agree: publish it, and call [`RemovalGuard::settle`].
     Confirmed {
         /// The removal.
         pending: Pending,
         /// Time since the first answer.
         after: Duration,
     },
-    /// Leave what is in force.
+    /// Keep the published set.
     Hold {
-        /// What would be removed.
+        /// The removal that has to be confirmed.
         pending: Pending,
-        /// Nothing waited before.
+        /// No removal was pending before.
         is_new: bool,
-        /// When to read again, without an index; `None`: just go on.
+        /// When to read again, without an index; `None`: as if nothing was pending.
         again: Option<Instant>,
     },
 }
 
+/// A removal that waits for confirmation.
 #[derive(Debug)]
-struct Wait {
+struct Waiting {
     since: Instant,
     /// Peers that each answer so far lacks.
     removed: HashSet<u64>,
@@ -113,16 +112,17 @@ struct Wait {
     confirmed: u32,
 }
 
-/// Watches over the removals of one target.
+/// Guards one target against removals that are not confirmed.
 #[derive(Debug, Default)]
 pub struct RemovalGuard {
-    wait: Option<Wait>,
+    wait: Option<Waiting>,
 }
 
 impl RemovalGuard {
-    /// Judges an answer with the peers `next` for a target whose peers in force are `held`, both as
-    /// identities. An answer that may not confirm ends a removal or begins one to wait, no more.
-    pub fn judge(
+    /// Decides about an answer with the peers `next` for a target whose published peers are `held`,
+    /// both as identities. An answer that may not confirm can only cancel a removal or make one
+    /// pending.
+    pub fn decide(
         &mut self,
         policy: &Policy,
         (held, next): (&HashSet<u64>, &HashSet<u64>),
@@ -142,23 +142,23 @@ impl RemovalGuard {
         }
         let is_new = before.is_none();
         // What all answers since the first one lack.
-        let before = before.filter(|wait| wait.is_empty == is_empty).map(|wait| Wait {
+        let before = before.filter(|wait| wait.is_empty == is_empty).map(|wait| Waiting {
             removed: wait.removed.intersection(&removed).copied().collect(),
             ..wait
         });
         let before = before.filter(|wait| is_too_much(&wait.removed));
         let goes_on = before.is_some();
-        let first = Wait { since: now, removed, is_empty, confirmed: 0 };
+        let first = Waiting { since: now, removed, is_empty, confirmed: 0 };
         let wait = self.wait.insert(before.unwrap_or(first));
         let Some(Confirm { reads, over }) = policy.confirm(is_empty) else {
             return Decision::Hold { pending: wait.pending(policy), is_new, again: None };
         };
-        let due = |wait: &Wait| wait.since + over * (wait.confirmed + 1) / reads;
+        let due = |wait: &Waiting| wait.since + over * (wait.confirmed + 1) / reads;
         if goes_on && may_confirm && now >= due(wait) {
             wait.confirmed += 1;
             if wait.confirmed >= reads {
                 let pending = wait.pending(policy);
-                // Until it is in force, this read may have to be made again.
+                // If it can't be published, this read is repeated.
                 wait.confirmed -= 1;
                 return Decision::Confirmed { pending, after: now - wait.since };
             }
@@ -171,13 +171,13 @@ impl RemovalGuard {
         self.wait.is_some()
     }
 
-    /// The confirmed answer is in force.
-    pub fn settled(&mut self) {
+    /// The confirmed answer is published.
+    pub fn settle(&mut self) {
         self.wait = None;
     }
 }
 
-impl Wait {
+impl Waiting {
     fn pending(&self, policy: &Policy) -> Pending {
         let number = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
         Pending {

@@ -1,4 +1,4 @@
-//! Sockets that an engine can abort, as the transport of ureq.
+//! Sockets that a [`Stop`] aborts, as the transport of ureq.
 //!
 //! All descriptors are non-blocking; every wait polls the [`Stop`] beside the socket.
 
@@ -32,10 +32,10 @@ use crate::stop::{Stop, Woken};
 const INPUT_BUFFER: usize = 16 * 1024;
 const OUTPUT_BUFFER: usize = 4 * 1024;
 
-/// Why there is no connection.
+/// Why a connection could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConnectError {
-    /// A new connection would be needed, and the request must not have one.
+    /// A new connection would be needed, which [`Dial::may_connect`] forbids.
     #[error("the connection was closed")]
     NotAllowed,
     /// Longer than `consul_connect_timeout`.
@@ -44,10 +44,10 @@ pub(crate) enum ConnectError {
     /// The server's host name has no address.
     #[error("cannot resolve \"{0}\" ({1})")]
     Resolve(String, io::Error),
-    /// What the system says.
+    /// Any other error of the system.
     #[error("cannot connect ({0})")]
     Io(#[from] io::Error),
-    /// The handshake failed, or the settings do.
+    /// The handshake failed, or the settings are unusable.
     #[error("tls handshake failed ({0})")]
     Tls(String),
 }
@@ -60,15 +60,15 @@ pub(crate) struct Dial {
     /// Loopback address to connect to loopback addresses from.
     pub(crate) source: Option<Ipv4Addr>,
     pub(crate) stop: Arc<Stop>,
-    /// Whether the present request may have a new connection.
-    pub(crate) allowed: AtomicBool,
+    /// Whether the request under way may open a new connection.
+    pub(crate) may_connect: AtomicBool,
     pub(crate) last: Mutex<LastDial>,
 }
 
 /// The last connection.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct LastDial {
-    /// When it was there, without TLS.
+    /// When TCP was connected.
     pub(crate) at: Option<Instant>,
     /// It was closed or reset in the TLS handshake.
     pub(crate) was_cut: bool,
@@ -92,7 +92,7 @@ impl fmt::Debug for Dial {
     }
 }
 
-/// ureq resolves before every request, we before every connection.
+/// ureq resolves before every request; [`Dial`] does so before every connection.
 #[derive(Debug)]
 pub(crate) struct NoResolver;
 
@@ -109,7 +109,7 @@ impl Resolver for NoResolver {
 
 impl Dial {
     fn dial(&self) -> Result<Wire, ConnectError> {
-        if !self.allowed.load(Ordering::Relaxed) {
+        if !self.may_connect.load(Ordering::Relaxed) {
             return Err(ConnectError::NotAllowed);
         }
         let deadline = Instant::now() + self.timeout;
@@ -138,7 +138,8 @@ impl Dial {
         };
         let mut result = Err(io::Error::other("no address"));
         for (tried, ip) in addresses.iter().enumerate() {
-            // The addresses left share the time left: a black hole must not eat it all.
+            // The remaining addresses share the remaining time: one that drops packets must not use it
+            // all.
             let share = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
             let now = Instant::now();
             let deadline = now + until.saturating_duration_since(now) / share;
@@ -169,7 +170,7 @@ impl Dial {
         let fd = socket_with(family, SocketType::STREAM, flags, None)?;
         let socket = Socket { fd, stop: Arc::clone(&self.stop), deadline: Some(deadline) };
         if let Some(source) = source {
-            // Where there is no such address, the system's choice is good too.
+            // If the address doesn't exist, the system chooses one.
             let _ = bind(&socket.fd, &SocketAddr::from((source, 0)));
         }
         match connect(&socket.fd, address) {
@@ -251,7 +252,7 @@ impl Socket {
         }
     }
 
-    /// Nothing to read and not closed: ready for the next request.
+    /// Open, with nothing to read: ready for the next request.
     fn is_idle(&self) -> bool {
         let mut byte = [0];
         recv(&self.fd, &mut byte, RecvFlags::PEEK).map(|_| ()) == Err(Errno::AGAIN)

@@ -1,6 +1,6 @@
 //! What follows the question mark.
 
-use super::Refusal;
+use super::response::Refusal;
 use crate::text::quote;
 
 /// Which of several are meant.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
-use super::Refusal;
+use super::response::Refusal;
 use crate::model::Action;
 use crate::params;
 use crate::text::quote;

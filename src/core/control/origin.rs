@@ -6,7 +6,7 @@
 //! content type that a form can't send, so that a script of another origin would have to be allowed
 //! by a CORS answer, which there never is.
 
-use super::Refusal;
+use super::response::Refusal;
 
 /// Checks a request that is to change something, by its headers.
 ///

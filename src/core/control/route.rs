@@ -1,6 +1,6 @@
 //! Paths and methods.
 
-use super::Refusal;
+use super::response::Refusal;
 use crate::model::Action;
 use crate::text::quote;
 

@@ -39,7 +39,7 @@ pub enum Health {
     Critical,
 }
 
-/// One believable instance of a Consul answer, before addresses are resolved.
+/// One valid instance of a Consul answer, before its host name is resolved.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Instance {
     /// Name of the node.
@@ -64,6 +64,28 @@ pub struct Instance {
     pub params: Params,
     /// What else of its `Service.Meta` is kept.
     pub meta: Meta,
+}
+
+/// The instances in one answer of Consul.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Instances {
+    /// The valid ones, sorted by node and id: Consul's own order means nothing.
+    pub good: Vec<Instance>,
+    /// Elements of the answer that are not valid instances.
+    pub skipped: Vec<Skipped>,
+    /// Parts of valid instances that are ignored, each with its instance.
+    pub flawed: Vec<Skipped>,
+}
+
+/// An element of an answer that is skipped, or of which a part is ignored.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Skipped {
+    /// Name of the node, empty if it is unknown.
+    pub node: String,
+    /// Service id, empty if it is unknown.
+    pub id: String,
+    /// What is wrong with it: one line, printable, short.
+    pub reason: String,
 }
 
 /// One address that requests can go to.

@@ -1,4 +1,4 @@
-//! Which names are asked for.
+//! Which names of services requests may use.
 
 use wildmatch::WildMatch;
 
@@ -7,13 +7,13 @@ use crate::model::MAX_NAME;
 /// `consul_allow_service`: which services requests may ask for.
 #[derive(Clone, Debug, Default)]
 pub struct Allowed {
-    /// The name must match one of them; none: any name may be.
+    /// The name must match one of them; if there is none, any name is allowed.
     patterns: Vec<WildMatch>,
-    /// Its instances must have each of these tags, and only those that do get requests.
+    /// Only instances with each of these tags get requests; a service without any does not exist.
     pub tags: Vec<String>,
 }
 
-/// Why a name is not asked for.
+/// Why a name is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The variable is empty.
@@ -23,7 +23,7 @@ pub enum Refusal {
     #[error("is longer than {MAX_NAME} bytes")]
     Long,
     /// Other characters than letters, digits, `-`, `_` and `.`, or one of the last three first.
-    #[error("is no name of a service")]
+    #[error("is not a valid service name")]
     Characters,
     /// No pattern matches.
     #[error("is not allowed by \"consul_allow_service\"")]
@@ -37,12 +37,12 @@ impl Allowed {
         Allowed { patterns: patterns.iter().map(pattern).collect(), tags }
     }
 
-    /// The name as Consul's lookups see it, in lower case: they don't regard case, so that each
-    /// spelling would be a service of its own here.
+    /// The name in lower case: Consul ignores the case of names, so each spelling would be another
+    /// service here.
     ///
     /// # Errors
     ///
-    /// It is none, or not allowed.
+    /// It is not a name of a service, or not allowed.
     pub fn check(&self, raw: &[u8]) -> Result<String, Refusal> {
         if raw.is_empty() {
             return Err(Refusal::Empty);

@@ -1,18 +1,17 @@
-//! The names of all services that a catalogue lists.
+//! The names of all services that a catalog lists.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::consul::blocking::Fetch;
 use crate::consul::client::{Client, Request};
+use crate::consul::fetch::check_headers;
 use crate::consul::overview::key;
-use crate::consul::query::View;
-use crate::consul::validate::vet;
+use crate::consul::query::{Fetch, View};
 use crate::model::{Consistency, Query};
 use crate::watch::{Endpoint, Target};
 
-/// A catalogue: the services of one datacenter, as one token sees them.
+/// A catalog: the services of one datacenter, as one token sees them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Catalog {
     query: Query,
@@ -20,34 +19,34 @@ pub struct Catalog {
     max_stale: Option<Duration>,
 }
 
-/// What one catalogue lists.
+/// What a catalog lists.
 #[derive(Debug)]
 pub(super) struct CatalogNames {
-    /// When it was asked for: it lists what was registered before.
+    /// When the read began: it lists the services registered before.
     began: Instant,
     /// The tags that the instances of each service have, both by [`key`].
     names: HashMap<u64, Vec<u64>>,
 }
 
-/// What a catalogue says of a service; the later ones of several outweigh the others.
+/// What a catalog says about a service. Of several catalogs, the greatest value counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Listing {
-    /// It is not there, or no instance has the tags.
+    /// It does not exist, or no instance has the tags.
     Absent,
-    /// There was no answer.
+    /// The catalog could not be read.
     Failed,
-    /// What is known is too old.
+    /// The names read last are too old.
     Outdated,
-    /// It is there.
+    /// It exists.
     Listed,
 }
 
 impl Catalog {
-    /// The catalogue that a target's service is in.
+    /// The catalog that lists a target's service.
     pub(super) fn of(target: &Target) -> Catalog {
         let Target { query, endpoint, timing, .. } = target;
         let consistency = match query.consistency {
-            // The agent keeps each of its answers for another time.
+            // Entries of the agent's cache have different ages.
             Consistency::Cached => Consistency::Default,
             other => other,
         };
@@ -61,12 +60,12 @@ impl Catalog {
         Catalog { query, endpoint: Arc::clone(endpoint), max_stale: timing.max_stale }
     }
 
-    /// Asks for the names; of several servers, the first one that answers.
+    /// Reads the names from the first server that answers.
     pub(super) fn read(&self, client: &mut Client) -> Result<CatalogNames, String> {
         let began = Instant::now();
         let mut failure = String::new();
         for (server, name) in self.endpoint.servers.iter().enumerate() {
-            match self.ask(client, server) {
+            match self.fetch(client, server) {
                 Ok(names) => return Ok(CatalogNames { began, names }),
                 Err(error) => failure = format!("{error}, server \"{name}\""),
             }
@@ -74,15 +73,15 @@ impl Catalog {
         Err(failure)
     }
 
-    fn ask(&self, client: &mut Client, server: usize) -> Result<HashMap<u64, Vec<u64>>, String> {
+    fn fetch(&self, client: &mut Client, server: usize) -> Result<HashMap<u64, Vec<u64>>, String> {
         let (endpoint, query, view) = (&self.endpoint, &self.query, View::Names);
         let fetch = Fetch::read(server, Duration::ZERO);
-        let answer = client.get(Request { endpoint, query, view, fetch, patience: None });
-        let answer = answer.map_err(|error| error.to_string())?;
-        // One that is filtered by the token's rights is as good: what the token can't see here it
-        // can't see of the services either.
-        vet(&answer, answer.index, self.max_stale).map_err(|error| error.to_string())?;
-        parse(&answer.body).map_err(|error| error.to_string())
+        let response = client.get(Request { endpoint, query, view, fetch, timeout: None });
+        let response = response.map_err(|error| error.to_string())?;
+        // `Filtered-By-ACLs` is no failure here: a service that the token hides can't be used either.
+        check_headers(&response, response.index, self.max_stale)
+            .map_err(|error| error.to_string())?;
+        parse(&response.body).map_err(|error| error.to_string())
     }
 }
 
@@ -93,9 +92,9 @@ fn parse(body: &[u8]) -> Result<HashMap<u64, Vec<u64>>, serde_json::Error> {
 }
 
 impl CatalogNames {
-    /// Whether the service is there, with instances that have all of the tags, for who asks `at`
-    /// this time. That a service is there holds for `valid`; that it is not is true only if the
-    /// names were asked for after it was: it may have been registered a moment ago.
+    /// Whether a service that was named `at` this time exists, with instances that have all of the
+    /// tags. A service in the list is taken as existing for `valid`. One that is missing does not
+    /// exist only if the list was read after it was named: it may have been registered in between.
     pub(super) fn find(
         &self,
         (name, tags): (&str, &[String]),
@@ -118,7 +117,7 @@ mod tests {
     const VALID: Duration = Duration::from_secs(1);
 
     #[test]
-    fn a_name_that_is_not_listed_is_absent_only_for_who_asked_before_the_names_were_read() {
+    fn a_name_that_is_not_listed_is_absent_only_for_requests_from_before_the_names_were_read() {
         let began = Instant::now();
         let names = parse(br#"{"Web":["Public","v1"],"api":[],"old":null}"#).unwrap();
         let names = CatalogNames { began, names };
@@ -140,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_catalogue_is_refused() {
+    fn what_is_no_catalog_is_refused() {
         for body in ["", "[]", "null", r#"{"web":1}"#] {
             assert!(parse(body.as_bytes()).is_err(), "{body}");
         }

@@ -1,4 +1,4 @@
-//! From the workers to the resolver.
+//! The queue of names from the workers to the resolver.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,25 +9,24 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
 };
 
-use crate::model::MAX_NAME;
-use crate::model::ServiceName;
+use crate::model::{MAX_NAME, ServiceName};
 
-/// The template before the name.
+/// Bytes of the template's key, which stands before the name.
 const HEAD: usize = 16;
 
-/// A queue in the kernel: made in the master, inherited by every worker of every configuration, so
-/// that it outlives them all. It holds a few hundred names; then it is full.
+/// A queue in the kernel, made in the master and inherited by the workers of every configuration, so
+/// that it outlives them. It holds a few hundred names.
 #[derive(Debug)]
 pub struct Channel {
     workers: OwnedFd,
     resolver: OwnedFd,
 }
 
-/// The same for all configurations of a master, so that a worker that ends is still heard.
+/// One for all configurations of a master, so that the names from an ending worker still arrive.
 static CHANNEL: OnceLock<Channel> = OnceLock::new();
 
 impl Channel {
-    /// That of this process and those that it forks from here on.
+    /// Opens the queue of this process and of those that it forks from now on.
     ///
     /// # Errors
     ///
@@ -40,7 +39,7 @@ impl Channel {
         Ok(())
     }
 
-    /// The one that was opened.
+    /// The open queue.
     pub fn get() -> Option<&'static Channel> {
         CHANNEL.get()
     }

@@ -1,4 +1,4 @@
-//! The services that requests have named and that are followed, without any I/O.
+//! The services that are followed on demand, and which of them are dropped first. No I/O.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -8,8 +8,8 @@ use crate::model::ServiceName;
 /// The services that are followed, with the numbers of their targets.
 pub(super) type ServiceRegistry = HashMap<ServiceName, Vec<usize>>;
 
-/// The service that was named longest ago, and is not `except`.
-pub(super) fn least_recent(
+/// The service that no request has named for the longest time, other than `except`.
+pub(super) fn least_recently_used(
     registry: &ServiceRegistry,
     except: Option<&ServiceName>,
     unused_for: impl Fn(usize) -> Duration,
@@ -19,7 +19,7 @@ pub(super) fn least_recent(
     Some(oldest.0.clone())
 }
 
-/// Those that nobody has named for the time that `limit` gives for their template.
+/// The services that no request has named for longer than `limit` of their template.
 pub(super) fn idle(
     registry: &ServiceRegistry,
     limit: impl Fn(u128) -> Duration,
@@ -31,7 +31,7 @@ pub(super) fn idle(
     registry.iter().filter(is_idle).map(|(service, _)| service.clone()).collect()
 }
 
-/// How long ago a request last asked for one of the targets.
+/// How long ago a request last named one of the targets.
 fn unused(targets: &[usize], unused_for: impl Fn(usize) -> Duration) -> Duration {
     targets.iter().map(|target| unused_for(*target)).min().unwrap_or_default()
 }
@@ -48,15 +48,15 @@ mod tests {
     fn the_service_that_was_named_longest_ago_goes_first() {
         let unused = |target: usize| Duration::from_secs([50, 90, 10, 95][target]);
         let mut registry = ServiceRegistry::default();
-        assert_eq!(least_recent(&registry, None, unused), None);
+        assert_eq!(least_recently_used(&registry, None, unused), None);
         for (target, name) in ["a", "b"].iter().enumerate() {
             registry.insert(service(name), vec![target]);
         }
         // The second datacenter of `c` was never used.
         registry.insert(service("c"), vec![2, 3]);
         let (a, b) = (service("a"), service("b"));
-        assert_eq!(least_recent(&registry, None, unused), Some(b.clone()));
-        assert_eq!(least_recent(&registry, Some(&b), unused), Some(a));
+        assert_eq!(least_recently_used(&registry, None, unused), Some(b.clone()));
+        assert_eq!(least_recently_used(&registry, Some(&b), unused), Some(a));
         let idle = |limit| idle(&registry, |_| Duration::from_secs(limit), unused);
         assert_eq!((idle(90), idle(89)), (vec![], vec![b]));
     }

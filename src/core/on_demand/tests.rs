@@ -1,9 +1,12 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use std::time::Duration;
+
 use super::*;
+use crate::model::ServiceName;
 use crate::watch::testing::{endpoint, target};
-use crate::watch::{Endpoint, Token};
+use crate::watch::{Endpoint, Plan, Target, Token};
 
 const TIMES: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(1));
 
@@ -48,7 +51,7 @@ fn what_a_block_asks_for_is_its_own_over_reloads() {
 }
 
 #[test]
-fn blocks_read_one_catalogue_if_they_see_the_same_with_the_same_token() {
+fn blocks_read_one_catalog_if_they_see_the_same_with_the_same_token() {
     let elsewhere = || {
         let mut target = nameless("http://127.0.0.1:1");
         target.query.datacenter = Some("b".to_owned());
@@ -65,7 +68,8 @@ fn blocks_read_one_catalogue_if_they_see_the_same_with_the_same_token() {
         template("f", nameless("http://127.0.0.1:2"), &[]),
     ];
     let templates = Templates::new(all, 10);
-    let catalogs: Vec<_> = templates.all.iter().map(|t| t.catalogs.clone()).collect();
+    let of_block = |number| templates.of_block(number).unwrap().catalogs.clone();
+    let catalogs: Vec<_> = (0..6).map(of_block).collect();
     assert_eq!(catalogs, [vec![0], vec![1], vec![0, 2], vec![2], vec![1], vec![3]]);
 }
 
@@ -102,9 +106,13 @@ fn blocks_with_other_datacenters_have_verdicts_of_their_own() {
     };
     let templates = Templates::new(vec![elsewhere("b"), elsewhere("c")], 10);
     let [b, c] = [0, 1].map(|number| templates.of_block(number).unwrap());
-    assert_eq!(b.places("web", &plan)[0].key, c.places("web", &plan)[0].key, "the fixed one");
-    assert_ne!(b.verdict_key("web"), c.verdict_key("web"));
-    assert_ne!(b.verdict_key("web"), b.verdict_key("api"));
+    assert_eq!(
+        b.targets_of("web", &plan)[0].key,
+        c.targets_of("web", &plan)[0].key,
+        "the fixed one"
+    );
+    assert_ne!(b.lookup_key("web"), c.lookup_key("web"));
+    assert_ne!(b.lookup_key("web"), b.lookup_key("api"));
 }
 
 #[test]
@@ -117,7 +125,7 @@ fn a_service_that_a_block_follows_is_that_target_and_others_have_keys_of_their_o
         10,
     );
     let place = |number: usize, name: &str| {
-        templates.of_block(number).unwrap().places(name, &plan).pop().unwrap()
+        templates.of_block(number).unwrap().targets_of(name, &plan).pop().unwrap()
     };
     assert_eq!((place(0, "web").fixed, place(0, "web").key), (Some(0), plan.key(0)));
     assert_eq!(place(0, "web").target, web);

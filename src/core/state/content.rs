@@ -1,16 +1,141 @@
-//! The JSON of a state file.
+//! What a state file holds, and its bytes.
+//!
+//! The reader trusts nothing: what is not exactly as [`State::encode`] makes it is [`Damage`].
 
-use std::borrow::Cow;
 use std::collections::HashSet;
 
-use serde::de::Error;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
+use siphasher::sip128::SipHasher13;
 
-use super::{Damage, State, distinct};
-use crate::model::{Peer, PeerSet, identity};
+use super::peers;
+use crate::address::AddressFilter;
+use crate::model::{Override, PeerSet};
 use crate::text::printable;
 
-pub(super) fn read(content: &[u8]) -> Result<State, Damage> {
+pub(super) const NAME: &str = "nginx-consul-state";
+const VERSION: u32 = 1;
+/// Longest file that is read or written, in bytes: about a million instances.
+pub const MAX_BYTES: usize = 256 << 20;
+
+/// What a state file holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// When it was written, milliseconds since the epoch.
+    pub written_ms: u64,
+    /// The targets that had a good answer.
+    #[serde(rename = "services")]
+    pub targets: Vec<Saved>,
+    /// What operators have ordered of instances; not of selections.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overrides: Vec<Override>,
+}
+
+/// The last good answer for one target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    /// [`Plan::key`](crate::watch::Plan::key), never 0.
+    pub key: u128,
+    /// Name of the service, for people.
+    pub service: String,
+    /// If a request has named the service: [`Template::key`](crate::on_demand::Template::key).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<u128>,
+    /// `X-Consul-Index` of the answer.
+    pub index: u64,
+    /// When the answer came, milliseconds since the epoch.
+    pub last_good_ms: u64,
+    /// The peers, be it none.
+    #[serde(with = "peers")]
+    pub peers: PeerSet,
+}
+
+/// What is wrong with a state file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Damage {
+    /// It does not begin as a state file does.
+    #[error("its first line is not that of a state file")]
+    Header,
+    /// Another version of the module wrote it.
+    #[error("it has version {0}, only version {VERSION} is known")]
+    Version(u32),
+    /// It was changed or cut off.
+    #[error("its checksum is wrong")]
+    Checksum,
+    /// The checksum is right, but not the content.
+    #[error("{0}")]
+    Content(String),
+    /// Over [`MAX_BYTES`].
+    #[error("it is longer than {MAX_BYTES} bytes")]
+    TooLong,
+}
+
+impl State {
+    /// The bytes of the file.
+    pub fn encode(&self) -> Vec<u8> {
+        let content = serde_json::to_vec(self).unwrap_or_default();
+        [header(&content).as_bytes(), &content].concat()
+    }
+
+    /// The state in the bytes of a file.
+    ///
+    /// # Errors
+    ///
+    /// Whatever is not as [`State::encode`] makes it.
+    pub fn decode(bytes: &[u8]) -> Result<State, Damage> {
+        State::decode_content(checked(bytes)?)
+    }
+
+    /// As [`State::decode`], of what follows the first line. A fuzzer enters here: it would never
+    /// get past the checksum.
+    ///
+    /// # Errors
+    ///
+    /// [`Damage::Content`].
+    pub fn decode_content(content: &[u8]) -> Result<State, Damage> {
+        read(content)
+    }
+}
+
+impl Saved {
+    /// How long ago the answer came; `None` if that is in the future, so that nobody knows: the
+    /// clock was set back.
+    pub fn age_ms(&self, now_ms: u64) -> Option<u64> {
+        now_ms.checked_sub(self.last_good_ms)
+    }
+
+    /// The peers whose address may be used: the file is no more to be trusted than Consul is.
+    pub fn permitted(&self, addresses: &AddressFilter) -> PeerSet {
+        let peers = self.peers.peers().iter();
+        let permitted = peers.filter(|peer| addresses.refusal(peer.addr.ip()).is_none());
+        PeerSet::new(permitted.cloned().collect())
+    }
+}
+
+fn header(content: &[u8]) -> String {
+    let checksum = SipHasher13::new().hash(content).as_u128();
+    format!("{NAME} {VERSION} {checksum:032x}\n")
+}
+
+/// The content behind the first line.
+fn checked(bytes: &[u8]) -> Result<&[u8], Damage> {
+    if bytes.len() > MAX_BYTES {
+        return Err(Damage::TooLong);
+    }
+    let end = bytes.iter().position(|&b| b == b'\n').ok_or(Damage::Header)?;
+    let (line, content) = bytes.split_at(end + 1);
+    let mut words = line.split(|&b| b == b' ');
+    let is_ours = words.next() == Some(NAME.as_bytes());
+    let version = words.next().and_then(|word| std::str::from_utf8(word).ok()?.parse().ok());
+    match version.filter(|_| is_ours) {
+        None => Err(Damage::Header),
+        Some(VERSION) if line == header(content).as_bytes() => Ok(content),
+        Some(VERSION) => Err(Damage::Checksum),
+        Some(version) => Err(Damage::Version(version)),
+    }
+}
+
+/// Reads what follows the first line.
+fn read(content: &[u8]) -> Result<State, Damage> {
     let state: State = serde_json::from_slice(content)
         .map_err(|error| Damage::Content(printable(&error.to_string()).into_owned()))?;
     let mut keys = HashSet::from([0]);
@@ -22,34 +147,4 @@ pub(super) fn read(content: &[u8]) -> Result<State, Damage> {
         return Err(Damage::Content("an override is none".to_owned()));
     }
     Ok(state)
-}
-
-#[derive(Serialize, Deserialize)]
-struct Saved<'a> {
-    #[serde(flatten)]
-    peer: Cow<'a, Peer>,
-    /// Its identity has its address in it: it is one of several of a host name.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    one_of_several: bool,
-}
-
-/// Writes the peers of a set, without their identities: another build may compute others.
-pub(super) fn serialize<S: Serializer>(set: &PeerSet, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(set.peers().iter().map(|peer| Saved {
-        peer: Cow::Borrowed(peer),
-        one_of_several: peer.identity != identity(&peer.node, &peer.id, None),
-    }))
-}
-
-pub(super) fn deserialize<'d, D: Deserializer<'d>>(deserializer: D) -> Result<PeerSet, D::Error> {
-    let peers = Vec::<Saved<'_>>::deserialize(deserializer)?.into_iter().map(|saved| {
-        let mut peer = saved.peer.into_owned();
-        if peer.addr.port() == 0 {
-            return Err(D::Error::custom(format_args!("the address {} has no port", peer.addr)));
-        }
-        let address = saved.one_of_several.then_some(peer.addr);
-        peer.identity = identity(&peer.node, &peer.id, address);
-        Ok(peer)
-    });
-    Ok(distinct(peers.collect::<Result<_, _>>()?))
 }

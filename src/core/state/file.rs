@@ -1,4 +1,4 @@
-//! The state file in its directory: read, set aside, replaced as a whole.
+//! The state file in its directory: read, quarantined, replaced as a whole.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 
-use super::{Damage, MAX_BYTES, State};
+use super::content::{Damage, MAX_BYTES, State};
 
 /// Only the workers' user, who writes it, and root read it.
 const MODE: u32 = 0o600;
@@ -61,10 +61,10 @@ pub fn load(path: &Path) -> Result<Option<State>, LoadError> {
 /// # Errors
 ///
 /// As `rename`.
-pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
-    let aside = beside(path, ".damaged");
-    fs::rename(path, &aside)?;
-    Ok(aside)
+pub fn quarantine(path: &Path) -> io::Result<PathBuf> {
+    let quarantined = beside(path, ".damaged");
+    fs::rename(path, &quarantined)?;
+    Ok(quarantined)
 }
 
 /// Replaces the state file: whoever reads it finds the old bytes or the new ones, also after a

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::{State, file};
+use super::content::State;
+use super::file;
 use crate::model::Level;
 use crate::stop::Stop;
-use crate::watch::join_all;
+use crate::threads::join_all;
 
 /// Changes are written together, this often at most.
 const EVERY: Duration = Duration::from_secs(1);
@@ -20,7 +21,7 @@ const STACK: usize = 256 * 1024;
 
 /// What of a target decides whether the file has to be written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Mark {
+pub struct Version {
     /// Generation of its set; 0 if it has none.
     pub generation: u64,
     /// When its last good answer came, milliseconds since the epoch.
@@ -28,12 +29,12 @@ pub struct Mark {
 }
 
 /// Where the state comes from, and who is told what became of it. Called from the saver's thread.
-pub trait Source: Send + Sync {
-    /// One mark for each target, always in the same order; `None` while another process is the one
+pub trait StateProvider: Send + Sync {
+    /// One version for each target, always in the same order; `None` while another process is the one
     /// to write.
-    fn marks(&self) -> Option<Vec<Mark>>;
+    fn versions(&self) -> Option<Vec<Version>>;
 
-    /// What to write now; `None` as for [`Source::marks`].
+    /// What to write now; `None` as for [`StateProvider::versions`].
     fn state(&self) -> Option<State>;
 
     /// Takes the outcome of each attempt: when the file was written (milliseconds since the
@@ -45,7 +46,7 @@ pub trait Source: Send + Sync {
 }
 
 /// The running thread, named `consul-state`. Whoever starts it must block all signals around that,
-/// as for [`Engine`](crate::watch::Engine). Dropping it stops the thread without waiting.
+/// as for [`Watcher`](crate::watch::Watcher). Dropping it stops the thread without waiting.
 #[derive(Debug)]
 pub struct Saver {
     stop: Arc<Stop>,
@@ -58,9 +59,9 @@ impl Saver {
     /// # Errors
     ///
     /// No thread or descriptor is left.
-    pub fn start(path: PathBuf, source: Arc<dyn Source>) -> io::Result<Saver> {
+    pub fn start(path: PathBuf, provider: Arc<dyn StateProvider>) -> io::Result<Saver> {
         let stop = Arc::new(Stop::new()?);
-        let writer = Writer { path, source, rules: Rules::default() };
+        let writer = Writer { path, provider, due: Due::default() };
         let thread = thread::Builder::new().name("consul-state".to_owned()).stack_size(STACK);
         let stopped = Arc::clone(&stop);
         let thread = thread.spawn(move || writer.run(&stopped))?;
@@ -87,31 +88,32 @@ impl Drop for Saver {
 
 /// When to write.
 #[derive(Debug, Default)]
-struct Rules {
-    /// The marks of the last attempt, and when it was.
-    last: Option<(Vec<Mark>, Instant)>,
+struct Due {
+    /// The versions of the last attempt, and when it was.
+    last: Option<(Vec<Version>, Instant)>,
     /// Since when writing fails.
     failing: Option<Instant>,
 }
 
-impl Rules {
-    fn is_due(&self, marks: &[Mark], now: Instant) -> bool {
-        if marks.iter().all(|mark| mark.generation == 0) {
+impl Due {
+    fn is_due(&self, versions: &[Version], now: Instant) -> bool {
+        if versions.iter().all(|version| version.generation == 0) {
             // Nothing is known: whatever the file holds is worth more.
             return false;
         }
         let Some((last, at)) = &self.last else { return true };
-        let generations = |marks: &[Mark]| marks.iter().map(|m| m.generation).collect::<Vec<_>>();
+        let generations =
+            |versions: &[Version]| versions.iter().map(|m| m.generation).collect::<Vec<_>>();
         self.failing.is_some()
-            || generations(last) != generations(marks)
-            || (last != marks && now.saturating_duration_since(*at) >= REFRESH)
+            || generations(last) != generations(versions)
+            || (last != versions && now.saturating_duration_since(*at) >= REFRESH)
     }
 }
 
 struct Writer {
     path: PathBuf,
-    source: Arc<dyn Source>,
-    rules: Rules,
+    provider: Arc<dyn StateProvider>,
+    due: Due,
 }
 
 impl Writer {
@@ -121,7 +123,7 @@ impl Writer {
             let step = AssertUnwindSafe(|| self.step(Instant::now()));
             if catch_unwind(step).is_err() {
                 let line = format!("{}: panic while it was written", name(&self.path));
-                let _ = catch_unwind(AssertUnwindSafe(|| self.source.log(Level::Error, line)));
+                let _ = catch_unwind(AssertUnwindSafe(|| self.provider.log(Level::Error, line)));
             }
             if !goes_on {
                 return;
@@ -130,35 +132,35 @@ impl Writer {
     }
 
     fn step(&mut self, now: Instant) {
-        let Some(marks) = self.source.marks() else { return };
-        if !self.rules.is_due(&marks, now) {
+        let Some(versions) = self.provider.versions() else { return };
+        if !self.due.is_due(&versions, now) {
             return;
         }
-        let Some(state) = self.source.state() else { return };
+        let Some(state) = self.provider.state() else { return };
         match file::save(&self.path, &state.encode()) {
             // Another process is at it: the next step tries again.
             Ok(false) => return,
             Ok(true) => {
-                self.source.saved(Ok(state.written_ms));
-                if let Some(since) = self.rules.failing.take() {
+                self.provider.saved(Ok(state.written_ms));
+                if let Some(since) = self.due.failing.take() {
                     let span = now.saturating_duration_since(since);
                     let line = format!("{}: written again after {span:.1?}", name(&self.path));
-                    self.source.log(Level::Notice, line);
+                    self.provider.log(Level::Notice, line);
                 }
             }
             Err(error) => {
-                self.source.saved(Err(&error));
-                if self.rules.failing.is_none() {
-                    self.rules.failing = Some(now);
+                self.provider.saved(Err(&error));
+                if self.due.failing.is_none() {
+                    self.due.failing = Some(now);
                     let line = format!(
                         "{}: can't be written ({error}), what it held before stays",
                         name(&self.path)
                     );
-                    self.source.log(Level::Error, line);
+                    self.provider.log(Level::Error, line);
                 }
             }
         }
-        self.rules.last = Some((marks, now));
+        self.due.last = Some((versions, now));
     }
 }
 

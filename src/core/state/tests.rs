@@ -1,11 +1,16 @@
 use std::fs;
+use std::num::NonZeroU16;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use proptest::prelude::*;
+use siphasher::sip128::SipHasher13;
 
-use super::file::{load, save, set_aside};
+use super::content::NAME;
+use super::file::{load, quarantine, save};
+use super::peers::distinct;
 use super::*;
-use crate::model::{Action, Health, Meta, Override, identity, of_instance};
+use crate::address::AddressFilter;
+use crate::model::{Action, Health, Meta, Override, Peer, PeerSet, identity, of_instance};
 use crate::params::Params;
 use crate::process::ProcessId;
 use crate::table::Table;
@@ -159,7 +164,7 @@ fn what_the_table_holds_is_what_is_saved() {
     };
     let set = PeerSet::new(vec![peer(8081, 5), v6]);
     table.publish((entry, 7), &set, 1_000, me).unwrap();
-    let peers = peers_of(&table.read(entry, 7).unwrap()).unwrap();
+    let peers = table.read(entry, 7).unwrap().peer_set().unwrap();
     assert_eq!(peers, set);
     let targets = vec![Saved { peers, ..saved(7, 0..0) }];
     let state = State { written_ms: 1, targets, ..State::default() };
@@ -315,14 +320,14 @@ fn a_failed_write_leaves_the_old_file() {
 }
 
 #[test]
-fn a_damaged_file_is_set_aside_whatever_it_is() {
+fn a_damaged_file_is_quarantine_whatever_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state");
     let damaged = |why: &str| {
         let error = load(&path).unwrap_err();
         assert!(matches!(error, LoadError::Damaged(_)), "{error:?}");
         assert!(error.to_string().contains(why), "{error}");
-        set_aside(&path).unwrap()
+        quarantine(&path).unwrap()
     };
     fs::write(&path, "garbage").unwrap();
     let aside = damaged("first line");

@@ -2,7 +2,7 @@
 
 use serde_json::value::to_raw_value;
 
-use super::{Document, OnDemand, Peer, Service, Status, Upstream};
+use super::document::{Document, OnDemand, Peer, Service, Status, Upstream};
 use crate::control::to_json;
 
 /// The status so far.

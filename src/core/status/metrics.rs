@@ -11,7 +11,7 @@ use std::io::Write as _;
 
 use strum::VariantArray;
 
-use super::{Document, Peer, PeerConnections, PeerState, Service, Status, Upstream};
+use super::document::{Document, Peer, PeerConnections, PeerState, Service, Status, Upstream};
 
 /// Blocks that a label names; of the others it has the number.
 const NAMED: usize = 4;

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::model::{Admit, Health, Pending, Source};
+use crate::table::SetChange;
 
 /// A document of what it is told.
 pub(super) fn write(

@@ -1,6 +1,7 @@
 //! Reading a set of peers, without waiting for anybody.
 
 use std::collections::HashMap;
+use std::num::NonZeroU16;
 use std::ops::Range;
 
 use super::block::{Block, PEER_RECORD, PeerMetadata, PeerRecord, SetChange, decode_history};
@@ -10,6 +11,7 @@ use super::platform::atomic::{
     fence,
 };
 use super::words::{unpack, wide};
+use crate::model::{Peer, PeerSet};
 
 /// How often a reader starts over before it stays with what it has.
 pub(super) const TRIES: usize = 8;
@@ -50,6 +52,30 @@ impl PeerSnapshot {
         let line = rest.split_inclusive(|&b| b == b'\n').next()?;
         *at += line.len();
         PeerMetadata::decode(line)
+    }
+
+    /// The set itself; `None` if its metadata can't be read.
+    pub fn peer_set(&self) -> Option<PeerSet> {
+        let metadata = self.metadata();
+        if metadata.len() != self.records.len() {
+            return None;
+        }
+        let peer = |(record, metadata): (&PeerRecord, PeerMetadata)| {
+            Some(Peer {
+                addr: record.addr(),
+                weight: NonZeroU16::new(u16::try_from(record.weight).ok()?)?,
+                identity: record.identity,
+                node: metadata.node,
+                id: metadata.id,
+                tags: metadata.tags,
+                health: metadata.health,
+                datacenter: metadata.datacenter,
+                params: record.params(),
+                meta: metadata.meta,
+            })
+        };
+        let peers: Option<Vec<Peer>> = self.records.iter().zip(metadata).map(peer).collect();
+        peers.map(PeerSet::new)
     }
 
     /// The same as it is in the table, once.

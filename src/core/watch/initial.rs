@@ -9,19 +9,18 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::fetch::{Failure, Reply, ask};
 use super::log_labels::query_name;
-use super::plan::WatchPlan;
+use super::plan::{Plan, WatchPlan};
 use super::publisher::Publisher;
+use super::sink::Sink;
 use super::subscription::report_good;
-use super::watcher::thread_builder;
-use super::{Plan, Sink};
-use crate::consul::blocking::Fetch;
 use crate::consul::client::Client;
-use crate::consul::query::View;
+use crate::consul::fetch::{Answer, Failure, fetch};
+use crate::consul::query::{Fetch, View};
 use crate::model::{Level, Mode};
 use crate::resolve::SystemResolver;
 use crate::stop::Stop;
+use crate::threads;
 
 /// More threads are no faster: Consul is busy, or we are.
 const THREADS: usize = 64;
@@ -70,12 +69,12 @@ pub fn first_answers(
     let stop = match Stop::new() {
         Ok(stop) => Arc::new(stop),
         Err(error) => {
-            sink.log(Level::Error, format!("cannot ask for first answers ({error})"));
+            sink.log(Level::Error, format!("initial fetch failed ({error})"));
             return 0;
         }
     };
     // Before a reload the engine of the running configuration has its share.
-    let most = plan.connections.saturating_sub(sink.foreign_connections()).clamp(1, THREADS);
+    let most = plan.connections.saturating_sub(sink.earlier_connections()).clamp(1, THREADS);
     let (threads, all) = (watches.len().min(most), watches.len());
     let progress = Progress { running: threads, ..Progress::default() };
     let round = Round {
@@ -88,7 +87,7 @@ pub fn first_answers(
     };
     thread::scope(|scope| {
         for _ in 0..threads {
-            if let Err(error) = thread_builder().spawn_scoped(scope, || round.work()) {
+            if let Err(error) = threads::builder().spawn_scoped(scope, || round.work()) {
                 // Those that run take all the work.
                 round.end(Some(format!("cannot start a thread: {error}")));
             }
@@ -102,7 +101,9 @@ pub fn first_answers(
     if answered < all {
         let why = failure.unwrap_or_else(|| format!("no answer within {timeout:?}"));
         let missing = all - answered;
-        let line = format!("no first answer for {missing} of {all} services ({why}), going on");
+        let line = format!(
+            "initial fetch failed for {missing} of {all} queries ({why}), starting without"
+        );
         sink.log(Level::Error, line);
     }
     answered
@@ -143,19 +144,19 @@ impl Round<'_> {
         client: &mut Client,
         resolver: &SystemResolver,
     ) -> Result<(), String> {
-        let subject = &watch.subject;
+        let watched = &watch.watched;
         let mut failure = String::new();
-        for (server, name) in subject.endpoint.servers.iter().enumerate() {
-            match ask(client, subject, Fetch::read(server, Duration::ZERO), View::Full) {
-                Ok(Some(reply)) => {
-                    self.publish(watch, server, &reply, resolver);
+        for (server, name) in watched.endpoint.servers.iter().enumerate() {
+            match fetch(client, watched, Fetch::read(server, Duration::ZERO), View::Full) {
+                Ok(Some(answer)) => {
+                    self.publish(watch, server, &answer, resolver);
                     return Ok(());
                 }
                 // Without an index nothing keeps a client from connecting.
                 Ok(None) | Err(Failure::Reconnected) => break,
-                Err(Failure::Refused(..)) if self.stop.is_raised() => break,
-                Err(Failure::Refused(_, error)) => {
-                    failure = format!("{}: {error}, server \"{name}\"", query_name(&subject.query));
+                Err(Failure::Failed(..)) if self.stop.is_raised() => break,
+                Err(Failure::Failed(_, error)) => {
+                    failure = format!("{}: {error}, server \"{name}\"", query_name(&watched.query));
                 }
             }
         }
@@ -163,14 +164,20 @@ impl Round<'_> {
     }
 
     /// Puts the answer of a server in force for the targets of a watch.
-    fn publish(&self, watch: &WatchPlan, server: usize, reply: &Reply, resolver: &SystemResolver) {
+    fn publish(
+        &self,
+        watch: &WatchPlan,
+        server: usize,
+        answer: &Answer,
+        resolver: &SystemResolver,
+    ) {
         let targets = watch.followed();
         // The engine that follows them next warns of skipped instances, and if there is no room.
         let mut publisher = Publisher::quiet();
-        let answer = (reply.index, &reply.instances, true);
-        let prepared = publisher.prepare(&watch.subject, &targets, answer, resolver, self.sink);
+        let found = (answer.index, &answer.instances, true);
+        let prepared = publisher.prepare(&watch.watched, &targets, found, resolver, self.sink);
         publisher.publish(&prepared, self.sink);
-        report_good((reply.index, server, Mode::Blocking), prepared.targets(), self.sink);
+        report_good((answer.index, server, Mode::Blocking), prepared.targets(), self.sink);
     }
 }
 

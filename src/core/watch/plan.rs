@@ -1,33 +1,18 @@
-//! What has to be watched: the blocks of a configuration, without repetitions.
+//! What a configuration makes us watch: its `upstream` blocks, each query once.
+//!
+//! A *target* is what one block asks for. Targets that differ only in their [`Selection`] or
+//! [`Policy`] share a query, and so its connection and its answers.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use siphasher::sip128::{Hasher128, SipHasher13};
 
-use crate::consul::endpoint::Endpoint;
+use crate::consul::endpoint::{Endpoint, Timing, WatchedQuery};
 use crate::consul::removal::Policy;
 use crate::model::{Query, Selection};
-
-/// Times of a watch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Timing {
-    /// Length of a blocking query; used within 1 s to 10 min, Consul's own limit.
-    pub wait: Duration,
-    /// Shortest pause after a failure.
-    pub retry_min: Duration,
-    /// Longest pause after a failure.
-    pub retry_max: Duration,
-    /// Oldest data to believe; `None`: any.
-    pub max_stale: Option<Duration>,
-    /// How often host names are looked up again.
-    pub resolve: Duration,
-    /// How often a prepared query is executed.
-    pub poll: Duration,
-}
 
 /// What one `upstream` block asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -36,29 +21,18 @@ pub struct Target {
     pub query: Query,
     /// Which instances of the answer to take.
     pub selection: Selection,
-    /// Whom to ask.
+    /// Which servers to ask.
     pub endpoint: Arc<Endpoint>,
     /// How often.
     pub timing: Timing,
-    /// What may take its peers away.
+    /// When an answer may remove its peers.
     pub policy: Policy,
 }
 
-/// What one watch follows: targets that differ only in the rest share it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Subject {
-    /// What to ask.
-    pub query: Query,
-    /// Whom.
-    pub endpoint: Arc<Endpoint>,
-    /// How often.
-    pub timing: Timing,
-}
-
 impl Target {
-    /// What has to be watched for it.
-    pub fn subject(&self) -> Subject {
-        Subject {
+    /// The query that gives its instances.
+    pub fn watched_query(&self) -> WatchedQuery {
+        WatchedQuery {
             query: self.query.clone(),
             endpoint: Arc::clone(&self.endpoint),
             timing: self.timing,
@@ -81,17 +55,17 @@ impl Target {
     }
 }
 
-/// One query that is followed, and the targets that its answers serve.
+/// One query, and the targets that its answers serve.
 #[derive(Clone, Debug)]
 pub struct WatchPlan {
-    /// What is watched.
-    pub subject: Arc<Subject>,
+    /// The query.
+    pub watched: Arc<WatchedQuery>,
     /// The targets, with their numbers.
     pub targets: Vec<(usize, Arc<Target>)>,
 }
 
 impl WatchPlan {
-    /// The targets, as a watch follows them.
+    /// The targets as a running watch has them.
     pub(super) fn followed(&self) -> Vec<Followed> {
         let new = |(number, target): &(usize, _)| Followed::new(*number, Arc::clone(target));
         self.targets.iter().map(new).collect()
@@ -111,7 +85,7 @@ impl Followed {
         Followed { number, target, gone: Arc::default() }
     }
 
-    /// From here on nobody wants to hear of it.
+    /// Nothing is published or reported for it from now on.
     pub(super) fn forget(&self) {
         self.gone.store(true, Ordering::SeqCst);
     }
@@ -121,7 +95,7 @@ impl Followed {
     }
 }
 
-/// Everything an engine does.
+/// All targets and queries of a configuration.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Distinct targets, in the order of the blocks.
@@ -134,10 +108,10 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Makes a plan of the blocks of a configuration; also gives the target of each block.
+    /// The plan of a configuration's blocks, and the number of each block's target.
     ///
-    /// Blocks that ask the same of the same servers share a target; targets that differ only in
-    /// their [`Selection`] share a watch.
+    /// Equal blocks share a target; targets that differ only in their [`Selection`] or [`Policy`]
+    /// share a query.
     #[allow(clippy::mutable_key_type, reason = "Tls is compared by its options, which are fixed")]
     pub fn new(blocks: Vec<Target>, connections: usize) -> (Plan, Vec<usize>) {
         let mut plan = Plan {
@@ -159,9 +133,9 @@ impl Plan {
             let variant = variants.entry(block.key()).or_insert(0u32);
             plan.keys.push(block.key_of_variant(*variant));
             *variant += 1;
-            let subject = Arc::new(block.subject());
-            let watch = *watches.entry(Arc::clone(&subject)).or_insert_with(|| {
-                plan.watches.push(WatchPlan { subject, targets: Vec::new() });
+            let watched = Arc::new(block.watched_query());
+            let watch = *watches.entry(Arc::clone(&watched)).or_insert_with(|| {
+                plan.watches.push(WatchPlan { watched, targets: Vec::new() });
                 plan.watches.len() - 1
             });
             let shared = Arc::new(block.clone());
@@ -173,7 +147,7 @@ impl Plan {
         (plan, of_block)
     }
 
-    /// The number of a target, if it is of the plan.
+    /// The number of a target, if the plan has it.
     pub fn number_of(&self, target: &Target) -> Option<usize> {
         self.targets.iter().position(|other| **other == *target)
     }
@@ -191,6 +165,7 @@ mod tests {
     use crate::consul::token::Token;
     use crate::model::Admit;
     use crate::watch::testing::{endpoint, target};
+    use std::time::Duration;
 
     #[test]
     fn equal_blocks_share_a_target_and_selections_share_a_watch() {

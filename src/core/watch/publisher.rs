@@ -1,120 +1,101 @@
-//! From a believable answer to the sink, by way of each target's policy.
+//! From a valid answer to the sets of peers in the sink, unless a removal has to be confirmed.
 
-use std::collections::{HashMap, HashSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::log_labels::{query_name, target_name};
-use super::plan::{Followed, Subject};
-use super::{Published, Sink, Target};
+use super::log_labels::target_name;
+use super::plan::{Followed, Target};
+use super::sink::{Published, Sink};
+use super::snapshot::{self, HostNames};
+use super::warnings::Warnings;
 use crate::consul::blocking;
-use crate::consul::instances::{Instances, Skipped};
+use crate::consul::endpoint::WatchedQuery;
 use crate::consul::query::ReadFrom;
 use crate::consul::removal::{Decision, OnEmpty, Policy, RemovalGuard};
-use crate::model::{Consistency, Level, PeerSet, Pending, Source};
-use crate::resolve::{Names, Resolve};
-use crate::snapshot;
-use crate::text::quote;
+use crate::model::{Consistency, Instances, Level, PeerSet, Pending, Skipped};
+use crate::resolve::Resolve;
 
 /// Longest `wait` while a host name has no address.
 const WAIT_UNRESOLVED: Duration = Duration::from_secs(5);
-/// How many warnings about skipped instances one watch ever logs, and at most per answer.
-const MAX_WARNINGS: usize = 1000;
-const MAX_WARNINGS_PER_ANSWER: usize = 10;
+/// With `consistency=stale`: time after `consul_max_stale` at which a server that is cut off from
+/// its leader has noticed.
+const CUT_OFF: Duration = Duration::from_secs(1);
+/// The same if `consul_max_stale` is off: twice Consul's heartbeat timeout.
+const UNBOUNDED: Duration = Duration::from_secs(10);
 
-/// Hands answers to the sink, and remembers what it has warned of and what waits.
+/// Publishes the answers to one query, and remembers which removals wait for confirmation.
 #[derive(Default)]
 pub(super) struct Publisher {
-    quiet: bool,
-    names: Names,
-    warned: HashSet<u64>,
-    refused: HashSet<u64>,
+    warnings: Warnings,
+    names: HostNames,
     guards: HashMap<usize, RemovalGuard>,
     /// Index and digest of the newest answer.
     latest: Option<(u64, u128)>,
-    pub(super) last: Last,
+    pub(super) last: LastPublication,
 }
 
 /// The last publication: its number, and the server whose answer it was.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Last {
+pub(super) struct LastPublication {
     count: u64,
     pub(super) server: usize,
 }
 
-/// An answer with what is to become of it.
+/// The sets of an answer, and for each whether to publish it.
 pub(super) struct Prepared {
     index: u64,
     sets: Vec<(Followed, PeerSet, Decision)>,
-    limit: Option<Duration>,
-}
-
-/// Time after `consul_max_stale` at which a server that was cut off from its leader has said so.
-const CUT_OFF: Duration = Duration::from_secs(1);
-/// The same where `consul_max_stale` is off: twice Consul's heartbeat timeout.
-const UNBOUNDED: Duration = Duration::from_secs(10);
-
-/// The policy of a target. A server that is cut off may lack what the others have agreed on, and
-/// answers stale queries for a while before it notices: it can't confirm an empty answer sooner.
-fn policy_of(target: &Target) -> Policy {
-    let mut policy = target.policy;
-    if let (OnEmpty::Confirm(confirm), Consistency::Stale) =
-        (&mut policy.on_empty, target.query.consistency)
-    {
-        let noticed = target.timing.max_stale.map_or(UNBOUNDED, |bound| bound + CUT_OFF);
-        confirm.over = confirm.over.max(noticed);
-    }
-    policy
+    max_wait: Option<Duration>,
 }
 
 impl Prepared {
-    /// Whether peers leave because enough reads agree.
+    /// Whether enough reads agree on a removal.
     pub(super) fn is_confirmed(&self) -> bool {
-        self.sets.iter().any(|(.., verdict)| matches!(verdict, Decision::Confirmed { .. }))
+        self.sets.iter().any(|(.., decision)| matches!(decision, Decision::Confirmed { .. }))
     }
 
-    /// When to read again, if something waits for that.
-    pub(super) fn again(&self) -> Option<Instant> {
-        let again = |verdict: &Decision| match verdict {
+    /// When to read again, if a removal waits for that.
+    pub(super) fn read_again_at(&self) -> Option<Instant> {
+        let again = |decision: &Decision| match decision {
             Decision::Hold { again, .. } => *again,
             _ => None,
         };
-        self.sets.iter().filter_map(|(.., verdict)| again(verdict)).min()
+        self.sets.iter().filter_map(|(.., decision)| again(decision)).min()
     }
 
-    /// The targets, and what the answer would remove from each, but does not yet.
+    /// The targets, each with the removal that the answer asks for and that is not confirmed yet.
     pub(super) fn targets(&self) -> impl Iterator<Item = (&Followed, Option<Pending>)> {
-        self.sets.iter().map(|(followed, _, verdict)| match verdict {
+        self.sets.iter().map(|(followed, _, decision)| match decision {
             Decision::Hold { pending, .. } => (followed, Some(*pending)),
             _ => (followed, None),
         })
     }
 
     /// The longest `wait` that the host names in the answer allow.
-    pub(super) fn limit(&self) -> Option<Duration> {
-        self.limit
+    pub(super) fn max_wait(&self) -> Option<Duration> {
+        self.max_wait
     }
 }
 
 impl Publisher {
-    /// One that logs nothing but changes: somebody else will.
+    /// One that logs changes only: a later watcher logs the warnings.
     pub(super) fn quiet() -> Self {
-        Publisher { quiet: true, ..Publisher::default() }
+        Publisher { warnings: Warnings::quiet(), ..Publisher::default() }
     }
 
-    /// Whether an answer from a copy of the state is older than what is known.
+    /// Whether an answer from a copy of the state is older than the newest answer.
     pub(super) fn is_outdated(&self, index: u64, digest: u128) -> bool {
         blocking::is_outdated(self.latest, index, digest)
     }
 
-    /// Takes note of a published answer of a server: index, digest and whether it is a copy's.
+    /// Notes a published answer of a server: index, digest and whether it is a copy's.
     pub(super) fn note(&mut self, (index, digest, is_copy): (u64, u128, bool), server: usize) {
         let before = self.latest.filter(|_| is_copy).map_or(0, |(index, _)| index);
         self.latest = Some((index.max(before), digest));
-        self.last = Last { count: self.last.count + 1, server };
+        self.last = LastPublication { count: self.last.count + 1, server };
     }
 
-    /// Where a read has to come from: no copy of the state confirms a removal that waits.
+    /// Where a read has to come from: a copy of the state can't confirm a removal.
     pub(super) fn from(&self) -> ReadFrom {
         match self.guards.values().any(RemovalGuard::is_waiting) {
             true => ReadFrom::Server,
@@ -122,19 +103,19 @@ impl Publisher {
         }
     }
 
-    /// Makes the sets of the targets of a watch and judges them. An answer from a copy of the state
-    /// can't confirm what another one has said.
+    /// Makes the sets of an answer (index, instances, whether it may confirm a removal), and decides
+    /// about each.
     pub(super) fn prepare(
         &mut self,
-        subject: &Subject,
+        watched: &WatchedQuery,
         targets: &[Followed],
         (index, instances, may_confirm): (u64, &Instances, bool),
         resolver: &dyn Resolve,
         sink: &dyn Sink,
     ) -> Prepared {
-        self.warn(subject, &instances.skipped, "skipped", sink);
-        self.warn(subject, &instances.flawed, "ignored", sink);
-        let limit = self.resolve(subject, instances, resolver, sink);
+        self.warnings.log_skipped(&watched.query, &instances.skipped, "skipped", sink);
+        self.warnings.log_skipped(&watched.query, &instances.flawed, "ignored", sink);
+        let max_wait = self.resolve(watched, instances, resolver, sink);
         if self.guards.len() > targets.len() {
             self.guards.retain(|number, _| targets.iter().any(|t| t.number == *number));
         }
@@ -142,38 +123,35 @@ impl Publisher {
         for followed in targets {
             let Followed { number, target, .. } = followed;
             let (set, excluded) = snapshot::peers(&instances.good, &target.selection, &self.names);
-            self.warn(subject, &excluded, "skipped", sink);
-            let verdict = self.judge((*number, target), &set, may_confirm, sink);
-            sets.push((followed.clone(), set, verdict));
+            self.warnings.log_skipped(&watched.query, &excluded, "skipped", sink);
+            let decision = self.decide((*number, target), &set, may_confirm, sink);
+            sets.push((followed.clone(), set, decision));
         }
-        Prepared { index, sets, limit }
+        Prepared { index, sets, max_wait }
     }
 
-    /// Puts in force what is to be; `false` if a set was refused.
+    /// Publishes what was decided so; `false` if the sink refused a set.
     pub(super) fn publish(&mut self, prepared: &Prepared, sink: &dyn Sink) -> bool {
         let index = prepared.index;
         let mut all = true;
-        for (followed, set, verdict) in &prepared.sets {
+        for (followed, set, decision) in &prepared.sets {
             let Followed { number, target, .. } = followed;
-            if followed.is_gone() {
+            let is_held = matches!(decision, Decision::Hold { .. });
+            if is_held || followed.is_gone() {
                 continue;
             }
             let name = || target_name(&target.query, &target.selection);
-            match verdict {
-                Decision::Hold { .. } => continue,
-                Decision::Publish { .. } => {}
-                Decision::Confirmed { pending: Pending { removals, confirmed, .. }, after } => {
-                    if let Some(guard) = self.guards.get_mut(number) {
-                        guard.settled();
-                    }
-                    let line = format!(
-                        "{}: {} confirmed by {} within {after:.1?}",
-                        name(),
-                        count(*removals, "removal"),
-                        count((*confirmed).into(), "more read"),
-                    );
-                    sink.log(Level::Warn, line);
+            if let Decision::Confirmed { pending, after } = decision {
+                if let Some(guard) = self.guards.get_mut(number) {
+                    guard.settle();
                 }
+                let line = format!(
+                    "{}: {} confirmed by {} within {after:.1?}",
+                    name(),
+                    count(pending.removals, "removal"),
+                    count(pending.confirmed.into(), "more read"),
+                );
+                sink.log(Level::Warn, line);
             }
             match sink.publish(*number, set, index) {
                 Published::Unchanged => {}
@@ -185,32 +163,28 @@ impl Publisher {
                         name()
                     );
                     sink.log(Level::Notice, line);
-                    self.refused.clear();
+                    self.warnings.on_published();
                 }
                 Published::Refused(reason) => {
                     all = false;
-                    if !self.quiet
-                        && self.refused.len() < MAX_WARNINGS
-                        && self.refused.insert(hash(&(number, &reason)))
-                    {
-                        sink.log(Level::Error, format!("{}: {reason}, the old peers stay", name()));
-                    }
+                    self.warnings.log_refused(*number, &name(), &reason, sink);
                 }
             }
         }
         all
     }
 
+    /// Looks up the host names of an answer; gives the longest `wait` that they allow.
     fn resolve(
         &mut self,
-        subject: &Subject,
+        watched: &WatchedQuery,
         instances: &Instances,
         resolver: &dyn Resolve,
         sink: &dyn Sink,
     ) -> Option<Duration> {
-        let budget = subject.endpoint.connect_timeout;
+        let budget = watched.endpoint.connect_timeout;
         let unresolved =
-            self.names.refresh(&instances.good, resolver, (budget, subject.timing.resolve));
+            self.names.refresh(&instances.good, resolver, (budget, watched.timing.resolve));
         for (host, error) in &unresolved {
             let of = instances.good.iter().filter(|instance| instance.host == *host);
             let skipped: Vec<_> = of
@@ -220,17 +194,18 @@ impl Publisher {
                     reason: format!("cannot resolve \"{host}\" ({error})"),
                 })
                 .collect();
-            self.warn(subject, &skipped, "skipped", sink);
+            self.warnings.log_skipped(&watched.query, &skipped, "skipped", sink);
         }
         match (unresolved.is_empty(), self.names.is_empty()) {
             (false, _) => Some(WAIT_UNRESOLVED),
-            // The addresses change without Consul.
-            (true, false) => Some(subject.timing.resolve),
+            // Their addresses change without an answer of Consul.
+            (true, false) => Some(watched.timing.resolve),
             (true, true) => None,
         }
     }
 
-    fn judge(
+    /// Whether the set of a target may be published, or removes too many peers.
+    fn decide(
         &mut self,
         (number, target): (usize, &Target),
         set: &PeerSet,
@@ -238,78 +213,63 @@ impl Publisher {
         sink: &dyn Sink,
     ) -> Decision {
         let guard = self.guards.entry(number).or_default();
-        if !target.policy.looks_at(set.peers().len()) && !guard.is_waiting() {
+        if !target.policy.restricts(set.peers().len()) && !guard.is_waiting() {
             return Decision::Publish { ended: None };
         }
-        let held = sink.held(number);
+        let held = sink.published_identities(number);
         let next = set.peers().iter().map(|peer| peer.identity).collect();
-        let verdict = guard.judge(&policy_of(target), (&held, &next), may_confirm, Instant::now());
-        if !self.quiet {
-            if let Some(line) = told(target, &verdict, held.len()) {
+        let decision =
+            guard.decide(&policy_of(target), (&held, &next), may_confirm, Instant::now());
+        if !self.warnings.is_quiet() {
+            if let Some(line) = removal_line(target, &decision, held.len()) {
                 sink.log(Level::Warn, line);
             }
         }
-        verdict
-    }
-
-    /// `verb`: what becomes of the instances, or of the parts that can't be used.
-    fn warn(&mut self, subject: &Subject, skipped: &[Skipped], verb: &str, sink: &dyn Sink) {
-        if self.quiet {
-            return;
-        }
-        let name = query_name(&subject.query);
-        let warned = &mut self.warned;
-        let is_new = |one: &&Skipped| warned.len() < MAX_WARNINGS && warned.insert(hash(one));
-        let new: Vec<&Skipped> = skipped.iter().filter(is_new).collect();
-        for skipped in new.iter().take(MAX_WARNINGS_PER_ANSWER) {
-            let (id, node) = (quote(&skipped.id), quote(&skipped.node));
-            let reason = &skipped.reason;
-            let who = match subject.query.source {
-                Source::Kv => format!("key \"{id}\""),
-                _ => format!("instance \"{id}\" on node \"{node}\""),
-            };
-            let line = format!("{name}: {who} {verb}: {reason}");
-            sink.log(Level::Warn, line);
-        }
-        let more = new.len().saturating_sub(MAX_WARNINGS_PER_ANSWER);
-        if more > 0 {
-            sink.log(Level::Warn, format!("{name}: {more} more instances {verb}"));
-        }
+        decision
     }
 }
 
-/// What the log says of a removal that begins to wait, or that is off.
-fn told(target: &Target, verdict: &Decision, held: usize) -> Option<String> {
+/// The policy of a target. A server that is cut off may lack what the others have agreed on, and
+/// answers stale queries for a while before it notices: it can't confirm an empty answer sooner.
+fn policy_of(target: &Target) -> Policy {
+    let mut policy = target.policy;
+    if let (OnEmpty::Confirm(confirm), Consistency::Stale) =
+        (&mut policy.on_empty, target.query.consistency)
+    {
+        let noticed = target.timing.max_stale.map_or(UNBOUNDED, |limit| limit + CUT_OFF);
+        confirm.over = confirm.over.max(noticed);
+    }
+    policy
+}
+
+/// The line about a removal that begins to wait for confirmation, or that is cancelled.
+fn removal_line(target: &Target, decision: &Decision, held: usize) -> Option<String> {
     let name = target_name(&target.query, &target.selection);
-    match verdict {
+    match decision {
         Decision::Hold { pending: Pending { removals, of, .. }, is_new: true, .. } => {
             Some(match of {
                 0 => format!(
-                    "{name}: the answer lacks {removals} of {held} peers, which stay (consul_empty \
-                     keep)"
+                    "{name}: {removals} of {held} peers are missing from the answer, kept \
+                     (consul_empty keep)"
                 ),
                 reads => format!(
-                    "{name}: the answer lacks {removals} of {held} peers, which stay until {} agree",
+                    "{name}: {removals} of {held} peers are missing from the answer, kept until \
+                     confirmed by {}",
                     count((*reads).into(), "more read")
                 ),
             })
         }
         Decision::Publish { ended: Some((pending, after)) } => Some(format!(
-            "{name}: {} not confirmed, peers are listed again after {after:.1?}",
+            "{name}: {} cancelled after {after:.1?}, the peers are listed again",
             count(pending.removals, "removal"),
         )),
         _ => None,
     }
 }
 
+/// `1 peer`, `2 peers`.
 fn count(number: u32, of: &str) -> String {
     format!("{number} {of}{}", if number == 1 { "" } else { "s" })
-}
-
-fn hash(value: &impl Hash) -> u64 {
-    let mut h = DefaultHasher::new();
-    value.hash(&mut h);
-    h.finish()
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! Carries out what the rules of a watch say.
+//! One query, repeated: sends the request that the rules of blocking queries ask for, publishes the
+//! answer and reports the result.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,49 +8,46 @@ use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-pub(super) use self::report::report_good;
-use super::fetch::{Failure, Reply, ask, digest, vouch};
 use super::log_labels::query_name;
-use super::outages::{Failing, Outages};
-use super::plan::{Followed, Subject};
+use super::outages::{Failing, Outages, Recovery};
+use super::plan::Followed;
 use super::publisher::{Prepared, Publisher};
-use super::{Report, Sink};
-use crate::consul::blocking::{Answer, Fetch, Outcome, Settings, Step, Watch};
+use super::sink::{Report, Sink};
+use crate::consul::blocking::{BlockingQuery, FetchResult, Outcome, Settings, Step};
 use crate::consul::client::Client;
+use crate::consul::endpoint::WatchedQuery;
+use crate::consul::fetch::{Answer, Failure, fetch, verify_token};
 use crate::consul::overview;
-use crate::consul::query::{ReadFrom, View, has_tags, may_be_copy};
-use crate::model::{Consistency, Instance, Mode, Reason, Source};
+use crate::consul::query::{Fetch, ReadFrom, View, has_tags, may_be_copy};
+use crate::model::{Consistency, Instance, Level, Mode, Pending, Reason, Source};
 use crate::resolve::Resolve;
 
-/// Pause before what found no room is asked for again; others may have made room meanwhile.
+/// Pause before a set that the sink refused is read again; other services may have made room.
 const REFUSED: Duration = Duration::from_secs(3);
-/// How long an unmoved index is taken for unmoved instances. Indices of different servers, or of a
-/// state that was restored, can be the same by chance.
-const TRUST: Duration = Duration::from_secs(50);
+/// How long an unchanged index stands for unchanged instances. Indices of different servers, or of
+/// a state that was restored, can be equal by chance.
+const TRUST_INDEX: Duration = Duration::from_secs(50);
 
 /// What a thread works with.
-pub(super) struct Tools<'a> {
+pub(super) struct Context<'a> {
     pub(super) client: &'a mut Client,
     pub(super) resolver: &'a dyn Resolve,
     pub(super) sink: &'a dyn Sink,
     pub(super) outages: &'a Arc<Outages>,
 }
 
-/// What all who work on a watch share.
-pub(super) struct Common {
-    pub(super) subject: Arc<Subject>,
+/// A query with its targets, shared by all threads that read it.
+pub(super) struct Subscription {
+    pub(super) watched: Arc<WatchedQuery>,
     targets: Mutex<Arc<[Followed]>>,
-    /// Locked from the judging of an answer to its publication.
+    /// Locked from the decision about an answer to its publication.
     publisher: Mutex<Publisher>,
 }
 
-impl Common {
-    pub(super) fn new(subject: Arc<Subject>, targets: Vec<Followed>) -> Arc<Self> {
-        Arc::new(Common {
-            subject,
-            targets: Mutex::new(targets.into()),
-            publisher: Mutex::default(),
-        })
+impl Subscription {
+    pub(super) fn new(watched: Arc<WatchedQuery>, targets: Vec<Followed>) -> Arc<Self> {
+        let (targets, publisher) = (Mutex::new(targets.into()), Mutex::default());
+        Arc::new(Subscription { watched, targets, publisher })
     }
 
     pub(super) fn targets(&self) -> Arc<[Followed]> {
@@ -60,96 +58,112 @@ impl Common {
         *self.targets.lock() = targets.into();
     }
 
-    /// Reads once, beside a blocking query that is under way. `Ok(Some)`: once more then. `Err`:
-    /// no believable answer.
-    pub(super) fn read_beside(&self, tools: &mut Tools<'_>) -> Result<Option<Instant>, Failure> {
-        let subject = &*self.subject;
+    /// Reads once while a blocking query is under way in another thread. `Ok(Some)`: when to read
+    /// again.
+    pub(super) fn read_concurrently(
+        &self,
+        context: &mut Context<'_>,
+    ) -> Result<Option<Instant>, Failure> {
+        let watched = &*self.watched;
         let (before, from) = {
             let publisher = self.publisher.lock();
             (publisher.last, publisher.from())
         };
-        let fetch = Fetch { from, ..Fetch::read(before.server, subject.timing.wait) };
-        let Some(reply) = ask(tools.client, subject, fetch, View::Full)? else {
+        let read = Fetch { from, ..Fetch::read(before.server, watched.timing.wait) };
+        let Some(answer) = fetch(context.client, watched, read, View::Full)? else {
             return Ok(None);
         };
         let mut publisher = self.publisher.lock();
-        let digest = digest(&reply.instances.good);
-        if publisher.last != before || reply.is_copy && publisher.is_outdated(reply.index, digest) {
-            // What the watch itself has published, to all targets, may be newer.
+        let digest = answer.digest();
+        if publisher.last != before || answer.is_copy && publisher.is_outdated(answer.index, digest)
+        {
+            // The blocking query has published meanwhile, which may be newer.
             return Ok(None);
         }
-        let put = self.put(&mut publisher, (&reply, digest), before.server, tools)?;
-        let Some((prepared, _)) = put else { return Ok(None) };
-        let good = (reply.index, before.server, Mode::Blocking);
-        report_good(good, prepared.targets(), tools.sink);
-        Ok(prepared.again())
+        let published = self.publish(&mut publisher, (&answer, digest), before.server, context)?;
+        let Some((prepared, _)) = published else { return Ok(None) };
+        let good = (answer.index, before.server, Mode::Blocking);
+        report_good(good, prepared.targets(), context.sink);
+        Ok(prepared.read_again_at())
     }
 
-    /// Puts a reply in force as far as the policies allow; `None` if the engine ends, `false` if a
-    /// set was refused.
-    fn put(
+    /// Publishes an answer as far as the policies allow; `None` if the watcher stops, `false` if the
+    /// sink refused a set.
+    fn publish(
         &self,
         publisher: &mut Publisher,
-        (reply, digest): (&Reply, u128),
+        (answer, digest): (&Answer, u128),
         server: usize,
-        tools: &mut Tools<'_>,
+        context: &mut Context<'_>,
     ) -> Result<Option<(Prepared, bool)>, Failure> {
-        let (subject, targets) = (&*self.subject, self.targets());
-        let answer = (reply.index, &reply.instances, !reply.is_copy);
-        let prepared = publisher.prepare(subject, &targets, answer, tools.resolver, tools.sink);
-        if prepared.is_confirmed() && !vouch(tools.client, subject, server, reply.is_empty())? {
+        let (watched, targets) = (&*self.watched, self.targets());
+        let found = (answer.index, &answer.instances, !answer.is_copy);
+        let prepared = publisher.prepare(watched, &targets, found, context.resolver, context.sink);
+        let is_confirmed = prepared.is_confirmed();
+        if is_confirmed && !verify_token(context.client, watched, server, answer.is_empty())? {
             return Ok(None);
         }
-        let is_in_force = publisher.publish(&prepared, tools.sink);
-        publisher.note((reply.index, digest, reply.is_copy), server);
-        Ok(Some((prepared, is_in_force)))
+        let is_published = publisher.publish(&prepared, context.sink);
+        publisher.note((answer.index, digest, answer.is_copy), server);
+        Ok(Some((prepared, is_published)))
     }
 }
 
-/// One watch and all that it remembers.
-pub(super) struct Job {
-    common: Arc<Common>,
-    pub(super) watch: Watch,
+/// Reports a good answer: its index, the server and how changes are seen.
+pub(super) fn report_good<'a>(
+    (index, server, mode): (u64, usize, Mode),
+    targets: impl Iterator<Item = (&'a Followed, Option<Pending>)>,
+    sink: &dyn Sink,
+) {
+    for (target, pending) in targets.filter(|(target, _)| !target.is_gone()) {
+        sink.report(target.number, &Report::Good { index, server, mode, pending });
+    }
+}
+
+/// The repetition of a subscription's query. One thread has it at a time.
+pub(super) struct QueryLoop {
+    subscription: Arc<Subscription>,
+    pub(super) rules: BlockingQuery,
     rng: SmallRng,
-    /// The last full answer that says all there is to say: server, index and when it was asked for.
-    seen: Option<(usize, u64, Instant)>,
-    /// By [`overview::key`].
+    /// The last full answer, if all of it is published: server, index and when it was asked for.
+    complete: Option<(usize, u64, Instant)>,
+    /// Nodes of the instances, by [`overview::key`].
     nodes: Vec<u64>,
     /// The next read has to be a full one.
     pub(super) must_read: bool,
-    /// How the service is followed now.
+    /// How changes are seen now.
     pub(super) mode: Mode,
-    /// Longest `wait` because of the last answer: host names have to be looked up again.
-    limit: Option<Duration>,
+    /// Longest `wait`, since host names have to be looked up again.
+    max_wait: Option<Duration>,
     failing: Option<Failing>,
 }
 
-impl Job {
-    pub(super) fn new(common: &Arc<Common>) -> Self {
-        Job {
-            common: Arc::clone(common),
-            watch: new_watch(&common.subject),
+impl QueryLoop {
+    pub(super) fn new(subscription: &Arc<Subscription>) -> Self {
+        QueryLoop {
+            subscription: Arc::clone(subscription),
+            rules: rules_of(&subscription.watched),
             rng: SmallRng::from_rng(&mut rand::rng()),
-            seen: None,
+            complete: None,
             nodes: Vec::new(),
             must_read: false,
             mode: Mode::Blocking,
-            limit: None,
+            max_wait: None,
             failing: None,
         }
     }
 
-    /// Forgets what may be wrong after a panic, and pauses.
+    /// Resets what may be wrong after a panic, and pauses.
     pub(super) fn restart(&mut self) {
-        let subject = &self.common.subject;
-        self.watch = new_watch(subject);
-        (self.seen, self.failing) = (None, None);
-        let pause = subject.timing.retry_max.min(Duration::from_secs(5));
-        self.watch.read_again(Instant::now() + pause);
+        let watched = &self.subscription.watched;
+        self.rules = rules_of(watched);
+        (self.complete, self.failing) = (None, None);
+        let pause = watched.timing.retry_max.min(Duration::from_secs(5));
+        self.rules.read_again(Instant::now() + pause);
     }
 
-    pub(super) fn subject(&self) -> Arc<Subject> {
-        Arc::clone(&self.common.subject)
+    pub(super) fn watched(&self) -> &WatchedQuery {
+        &self.subscription.watched
     }
 
     /// Whether an instance of the last answer is on this node.
@@ -157,119 +171,131 @@ impl Job {
         self.nodes.contains(&node)
     }
 
-    /// One request and what follows from it; `None` if the engine ends.
-    pub(super) fn run(&mut self, tools: &mut Tools<'_>) -> Option<()> {
+    /// Sends one request and handles its result; `None` if the watcher stops.
+    pub(super) fn run(&mut self, context: &mut Context<'_>) -> Option<()> {
         let now = Instant::now();
-        self.watch.limit_wait(self.limit);
-        let Step::Fetch(mut fetch) = self.watch.next(now) else { return Some(()) };
-        let common = Arc::clone(&self.common);
+        self.rules.limit_wait(self.max_wait);
+        let Step::Fetch(mut fetch) = self.rules.next(now) else { return Some(()) };
+        let subscription = Arc::clone(&self.subscription);
         if fetch.index.is_none() {
-            fetch.from = fetch.from.max(common.publisher.lock().from());
+            fetch.from = fetch.from.max(subscription.publisher.lock().from());
         }
-        let ran = match self.fetch(&common, fetch, now, tools) {
+        let ran = match self.fetch(&subscription, fetch, now, context) {
             Ok(ran) => ran,
             Err(failure) => {
-                self.failed(&common, fetch, &failure, tools);
+                self.on_failure(fetch, &failure, context);
                 Some(())
             }
         };
-        if let Some(turn) = self.watch.take_turn() {
-            let server = common.subject.endpoint.servers[fetch.server].to_string();
-            let name = query_name(&common.subject.query);
-            tools.outages.note_turn(&server, name, turn, Instant::now());
+        if let Some(change) = self.rules.take_copy_change() {
+            let server = self.server_name(fetch.server);
+            let name = query_name(&self.watched().query);
+            context.outages.note_copy_change(&server, name, change, Instant::now());
         }
         ran
     }
 
-    /// Asks for the index alone where that can say that nothing has changed, or for all there is.
+    /// Asks for the index alone if that can show that nothing has changed, else for the instances.
     fn fetch(
         &mut self,
-        common: &Common,
-        fetch: Fetch,
+        subscription: &Subscription,
+        request: Fetch,
         now: Instant,
-        tools: &mut Tools<'_>,
+        context: &mut Context<'_>,
     ) -> Result<Option<()>, Failure> {
-        let (subject, server) = (&common.subject, fetch.server);
-        if let Some(index) = self.index_to_check(fetch, now) {
-            let Some(reply) = ask(tools.client, subject, fetch, View::Index)? else {
+        let (watched, server) = (&subscription.watched, request.server);
+        if let Some(index) = self.index_to_compare(request, now) {
+            let Some(answer) = fetch(context.client, watched, request, View::Index)? else {
                 return Ok(None);
             };
-            if reply.index == index {
-                let digest = self.watch.digest().unwrap_or_default();
-                let Reply { bytes, is_copy, .. } = reply;
-                let answer = Answer::Good { index, digest, bytes, is_copy };
-                let outcome = self.watch.answer(answer, Instant::now(), &mut self.rng);
-                self.log_good(fetch, outcome, tools);
-                let targets = common.targets();
+            if answer.index == index {
+                let digest = self.rules.digest().unwrap_or_default();
+                self.on_good(request, &answer, digest, context);
+                let targets = subscription.targets();
                 let targets = targets.iter().map(|followed| (followed, None));
-                report_good((index, server, self.mode()), targets, tools.sink);
+                report_good((index, server, self.mode()), targets, context.sink);
                 return Ok(Some(()));
             }
         }
-        let reply = ask(tools.client, subject, fetch, View::Full);
-        let Some(reply) = reply? else { return Ok(None) };
-        self.take(common, (fetch, now), &reply, tools)
+        match fetch(context.client, watched, request, View::Full)? {
+            Some(answer) => self.take(subscription, (request, now), &answer, context),
+            None => Ok(None),
+        }
     }
 
-    /// The index that says, if it has not moved, that nothing has changed.
-    fn index_to_check(&self, fetch: Fetch, now: Instant) -> Option<u64> {
-        let query = &self.common.subject.query;
-        // The agent's cache has entries of its own age for every set of parameters.
-        let usable = has_tags(query.source) && query.consistency != Consistency::Cached;
-        let (server, index, at) = self.seen.filter(|_| usable && !self.must_read)?;
+    /// The index that, unless it has changed, shows that no instance has.
+    fn index_to_compare(&self, fetch: Fetch, now: Instant) -> Option<u64> {
+        let query = &self.watched().query;
+        // The agent's cache has entries of different age for different parameters.
+        let is_usable = has_tags(query.source) && query.consistency != Consistency::Cached;
+        let (server, index, at) = self.complete.filter(|_| is_usable && !self.must_read)?;
         let verifies = fetch.from == ReadFrom::Leader;
         let is_other = fetch.index.is_some() || fetch.probe || verifies || fetch.server != server;
-        (!is_other && now - at <= TRUST).then_some(index)
+        (!is_other && now - at <= TRUST_INDEX).then_some(index)
     }
 
-    /// Takes a believable answer.
+    /// Takes a valid answer.
     fn take(
         &mut self,
-        common: &Common,
+        subscription: &Subscription,
         (fetch, sent): (Fetch, Instant),
-        reply: &Reply,
-        tools: &mut Tools<'_>,
+        answer: &Answer,
+        context: &mut Context<'_>,
     ) -> Result<Option<()>, Failure> {
-        let server = fetch.server;
-        let &Reply { index, bytes, is_copy, .. } = reply;
-        let digest = digest(&reply.instances.good);
-        let mut publisher = common.publisher.lock();
-        if is_copy && publisher.is_outdated(index, digest) {
-            self.watch.answer(Answer::Outdated, Instant::now(), &mut self.rng);
-            for target in common.targets().iter().filter(|target| !target.is_gone()) {
+        let (server, index, digest) = (fetch.server, answer.index, answer.digest());
+        let mut publisher = subscription.publisher.lock();
+        if answer.is_copy && publisher.is_outdated(index, digest) {
+            self.rules.on_result(FetchResult::Outdated, Instant::now(), &mut self.rng);
+            for target in subscription.targets().iter().filter(|target| !target.is_gone()) {
                 let reason = Reason::Outdated;
-                tools.sink.report(target.number, &Report::Ignored { reason });
+                context.sink.report(target.number, &Report::Ignored { reason });
             }
             return Ok(Some(()));
         }
-        let put = common.put(&mut publisher, (reply, digest), server, tools)?;
+        let published = subscription.publish(&mut publisher, (answer, digest), server, context)?;
         drop(publisher);
-        let Some((prepared, is_in_force)) = put else { return Ok(None) };
-        let answer = Answer::Good { index, digest, bytes, is_copy };
-        let outcome = self.watch.answer(answer, Instant::now(), &mut self.rng);
-        self.log_good(fetch, outcome, tools);
-        let waits = prepared.targets().any(|(_, pending)| pending.is_some());
-        let settled = is_in_force && !waits && prepared.limit().is_none();
-        self.seen = settled.then_some((server, index, sent));
+        let Some((prepared, is_published)) = published else { return Ok(None) };
+        self.on_good(fetch, answer, digest, context);
+        let is_pending = prepared.targets().any(|(_, pending)| pending.is_some());
+        let is_complete = is_published && !is_pending && prepared.max_wait().is_none();
+        self.complete = is_complete.then_some((server, index, sent));
         self.must_read = false;
-        self.remember_nodes(&reply.instances.good);
-        self.limit = prepared.limit();
-        if let Some(limit) = self.limit {
-            self.watch.advance(sent + limit);
+        self.remember_nodes(&answer.instances.good);
+        self.max_wait = prepared.max_wait();
+        if let Some(max_wait) = self.max_wait {
+            self.rules.poll_by(sent + max_wait);
         }
-        if let Some(at) = prepared.again() {
-            self.watch.read_again(at);
-        } else if !is_in_force {
-            self.watch.read_again(Instant::now() + REFUSED);
+        if let Some(at) = prepared.read_again_at() {
+            self.rules.read_again(at);
+        } else if !is_published {
+            self.rules.read_again(Instant::now() + REFUSED);
         }
-        report_good((index, server, self.mode()), prepared.targets(), tools.sink);
+        report_good((index, server, self.mode()), prepared.targets(), context.sink);
         Ok(Some(()))
+    }
+
+    /// Passes a good answer to the rules, and logs what it ends.
+    fn on_good(&mut self, fetch: Fetch, answer: &Answer, digest: u128, context: &Context<'_>) {
+        let &Answer { index, bytes, is_copy, .. } = answer;
+        let good = FetchResult::Good { index, digest, bytes, is_copy };
+        let outcome = self.rules.on_result(good, Instant::now(), &mut self.rng);
+        let (name, server) = (query_name(&self.watched().query), self.server_name(fetch.server));
+        if fetch.probe {
+            let line = format!("{name}: using the first server again, server \"{server}\"");
+            context.sink.log(Level::Notice, line);
+        }
+        if let Outcome::Publish { outage: Some(outage), .. } = outcome {
+            let without_streaming = self.rules.avoids_copies();
+            if let Some(failing) = self.failing.take() {
+                failing.end(name, Recovery { outage, without_streaming, server }, Instant::now());
+            }
+        }
     }
 
     /// How changes are seen now.
     fn mode(&self) -> Mode {
-        match self.watch.polls() {
-            true => Mode::Polling { delay: self.common.subject.timing.poll },
+        match self.rules.polls() {
+            true => Mode::Polling { delay: self.watched().timing.poll },
             false => self.mode,
         }
     }
@@ -282,35 +308,76 @@ impl Job {
         self.nodes.shrink_to_fit();
     }
 
-    fn failed(&mut self, common: &Common, fetch: Fetch, failure: &Failure, tools: &mut Tools<'_>) {
-        self.seen = None;
+    /// Passes a failure to the rules, and logs and reports it.
+    fn on_failure(&mut self, fetch: Fetch, failure: &Failure, context: &mut Context<'_>) {
+        self.complete = None;
         let now = Instant::now();
-        let outcome = self.watch.answer(failure.answer(), now, &mut self.rng);
-        if let (Outcome::Failed { .. }, Failure::Refused(reason, error)) = (outcome, failure) {
-            let next = &common.subject.endpoint.servers[self.watch.server()].to_string();
-            let at = self.watch.due().map_or(now, |due| due.max(now));
-            self.watch.pause_until(tools.outages.turn(next, at, &mut self.rng));
-            self.report_failure(fetch, (*reason, error), outcome, tools);
+        let outcome = self.rules.on_result(failure.result(), now, &mut self.rng);
+        let (Outcome::Failed { .. }, Failure::Failed(reason, error)) = (outcome, failure) else {
+            return;
+        };
+        let next = self.server_name(self.rules.server());
+        let at = self.rules.due().map_or(now, |due| due.max(now));
+        self.rules.pause_until(context.outages.reserve_read(&next, at, &mut self.rng));
+        self.report_failure(fetch, (*reason, error), outcome, context);
+    }
+
+    fn report_failure(
+        &mut self,
+        fetch: Fetch,
+        (reason, error): (Reason, &str),
+        outcome: Outcome,
+        context: &Context<'_>,
+    ) {
+        let Outcome::Failed { failures, retry_in, round } = outcome else { return };
+        let (sink, targets) = (context.sink, self.subscription.targets());
+        let targets =
+            || targets.iter().filter(|target| !target.is_gone()).map(|target| target.number);
+        let (name, server) = (query_name(&self.watched().query), self.server_name(fetch.server));
+        let retry = match retry_in.as_millis() {
+            0 if self.rules.server() != fetch.server => "trying the next server".to_owned(),
+            millis => format!("retrying in {millis}ms"),
+        };
+        let has_data = targets().any(|target| sink.has_data(target));
+        match &self.failing {
+            None => {
+                let what = (retry, has_data);
+                let failing = context.outages.begin(&server, (name, error), what, Instant::now());
+                self.failing = Some(failing);
+            }
+            Some(failing) if round && failing.is_logged() => {
+                let first = if has_data { "" } else { ", no answer so far" };
+                let line = format!("{name}: {error}, {retry}, server \"{server}\"{first}");
+                sink.log(Level::Info, line);
+            }
+            Some(_) => {}
         }
+        for target in targets() {
+            let server = fetch.server;
+            sink.report(target, &Report::Failed { server, reason, error, failures, retry_in });
+        }
+    }
+
+    /// URL of a server, for log lines.
+    fn server_name(&self, server: usize) -> String {
+        self.watched().endpoint.servers[server].to_string()
     }
 }
 
-fn new_watch(subject: &Subject) -> Watch {
-    Watch::new(Settings {
-        servers: subject.endpoint.servers.len(),
-        wait: subject.timing.wait,
-        retry_min: subject.timing.retry_min,
-        retry_max: subject.timing.retry_max,
-        sweep: None,
-        poll: subject.timing.poll,
-        can_avoid_copies: may_be_copy(&subject.query),
-        may_lag: matches!(subject.query.consistency, Consistency::Stale | Consistency::Cached),
+fn rules_of(watched: &WatchedQuery) -> BlockingQuery {
+    BlockingQuery::new(Settings {
+        servers: watched.endpoint.servers.len(),
+        wait: watched.timing.wait,
+        retry_min: watched.timing.retry_min,
+        retry_max: watched.timing.retry_max,
+        poll_interval: None,
+        fallback_interval: watched.timing.poll,
+        can_avoid_copies: may_be_copy(&watched.query),
+        may_lag: matches!(watched.query.consistency, Consistency::Stale | Consistency::Cached),
     })
 }
 
-/// How often to ask what can't be blocked on.
-pub(super) fn poll(subject: &Subject) -> Option<Duration> {
-    (subject.query.source == Source::Query).then_some(subject.timing.poll)
+/// How often to execute a query that can't block.
+pub(super) fn poll_interval(watched: &WatchedQuery) -> Option<Duration> {
+    (watched.query.source == Source::Query).then_some(watched.timing.poll)
 }
-
-mod report;

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::model::{Query, Selection};
+use crate::model::{Connections, Level, PeerSet, Query, Selection};
 
 pub(super) const SOON: Duration = Duration::from_secs(5);
 
@@ -145,9 +145,9 @@ fn go_duration(text: &str) -> Duration {
 
 /// Remembers all it is told.
 #[derive(Default)]
-pub(super) struct Memory {
-    pub(super) state: Mutex<Told>,
-    told: Condvar,
+pub(super) struct RecordingSink {
+    pub(super) state: Mutex<Recorded>,
+    changed: Condvar,
     /// Panics at each publication while it is not zero, and counts down.
     pub(super) panics: AtomicUsize,
     /// What to say to every publication.
@@ -161,23 +161,27 @@ pub(super) struct Memory {
 }
 
 #[derive(Default)]
-pub(super) struct Told {
+pub(super) struct Recorded {
     pub(super) sets: HashMap<usize, PeerSet>,
     pub(super) lines: Vec<String>,
     pub(super) reports: Vec<String>,
 }
 
-impl Memory {
+impl RecordingSink {
     /// Waits until `what` is so.
-    pub(super) fn until(&self, what: impl Fn(&Told) -> bool) -> Duration {
+    pub(super) fn until(&self, what: impl Fn(&Recorded) -> bool) -> Duration {
         self.until_within(SOON, what)
     }
 
-    pub(super) fn until_within(&self, time: Duration, what: impl Fn(&Told) -> bool) -> Duration {
+    pub(super) fn until_within(
+        &self,
+        time: Duration,
+        what: impl Fn(&Recorded) -> bool,
+    ) -> Duration {
         let start = Instant::now();
         let state = self.state.lock().unwrap();
         let (state, timeout) =
-            self.told.wait_timeout_while(state, time, |state| !what(state)).unwrap();
+            self.changed.wait_timeout_while(state, time, |state| !what(state)).unwrap();
         assert!(!timeout.timed_out(), "lines: {:#?}\n{:#?}", state.lines, state.reports);
         start.elapsed()
     }
@@ -192,7 +196,7 @@ impl Memory {
     }
 }
 
-impl Sink for Memory {
+impl Sink for RecordingSink {
     fn publish(&self, target: usize, set: &PeerSet, _: u64) -> Published {
         if self
             .panics
@@ -210,7 +214,7 @@ impl Sink for Memory {
         }
         let mut state = self.state.lock().unwrap();
         let old = state.sets.insert(target, set.clone()).unwrap_or_default();
-        self.told.notify_all();
+        self.changed.notify_all();
         if old.digest() == set.digest() {
             return Published::Unchanged;
         }
@@ -227,19 +231,19 @@ impl Sink for Memory {
 
     fn report(&self, target: usize, report: &Report<'_>) {
         self.state.lock().unwrap().reports.push(format!("{target} {report:?}"));
-        self.told.notify_all();
+        self.changed.notify_all();
     }
 
     fn log(&self, level: Level, line: String) {
         self.state.lock().unwrap().lines.push(format!("{level:?} {line}"));
-        self.told.notify_all();
+        self.changed.notify_all();
     }
 
     fn has_data(&self, target: usize) -> bool {
         self.state.lock().unwrap().sets.contains_key(&target)
     }
 
-    fn held(&self, target: usize) -> HashSet<u64> {
+    fn published_identities(&self, target: usize) -> HashSet<u64> {
         let state = self.state.lock().unwrap();
         state
             .sets
@@ -250,7 +254,7 @@ impl Sink for Memory {
         *self.noted.lock().unwrap() = connections;
     }
 
-    fn foreign_connections(&self) -> usize {
+    fn earlier_connections(&self) -> usize {
         self.foreign.load(Ordering::SeqCst)
     }
 }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::ffi::Log;
 use crate::services::{Followed, Services};
 use crate::status::service;
-use crate::table_writer::now_ms;
+use nginx_consul_core::table_writer::now_ms;
 
 /// A request, and whom it is from.
 pub(super) struct Asked<'r> {
@@ -298,14 +298,14 @@ impl Asked<'_> {
             }
             NotSet::Busy => busy(),
         })?;
-        self.log_each(new.iter().map(|held| control::set(held, body.expires)));
+        self.log_each(new.iter().map(|held| control::set_line(held, body.expires)));
         Ok(())
     }
 
     fn take_back(&self, which: impl Fn(&Override) -> bool) -> Result<Vec<Override>, Refusal> {
         let removed = self.services.table.remove_overrides(which, ProcessId::own());
         let removed = removed.ok_or_else(busy)?;
-        self.log_each(removed.iter().map(|held| control::removed(held, &self.who)));
+        self.log_each(removed.iter().map(|held| control::removed_line(held, &self.who)));
         Ok(removed)
     }
 

@@ -200,8 +200,8 @@ impl OnDemandUpstream {
         if let Some(block) = self.held(name.as_bytes(), worker) {
             return Lookup::PeerInfo(block);
         }
-        let places = template.places(&name, &self.plan);
-        let new = New { key: template.verdict_key(&name), service: template.named(&name), places };
+        let places = template.targets_of(&name, &self.plan);
+        let new = New { key: template.lookup_key(&name), service: template.named(&name), places };
         match outcome(&new, worker) {
             Some(Ok(())) => Lookup::PeerInfo(self.keep(new, worker)),
             Some(Err(why)) => Lookup::Refused(why),

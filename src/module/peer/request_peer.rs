@@ -80,7 +80,7 @@ impl<'a> RequestPeer<'a> {
 
     /// The set that the peer is from, or the first one.
     fn set(&self) -> usize {
-        let place = self.peer.and_then(|peer| self.view.peers().place_in_set(peer));
+        let place = self.peer.and_then(|peer| self.view.peers().position_in_set(peer));
         place.map_or(0, |(set, _)| set)
     }
 
@@ -97,7 +97,7 @@ impl<'a> RequestPeer<'a> {
 
     /// What is told of the peer.
     pub(crate) fn labels(&self) -> Option<&'a PeerMetadata> {
-        let (set, number) = self.view.peers().place_in_set(self.peer?)?;
+        let (set, number) = self.view.peers().position_in_set(self.peer?)?;
         self.block.labels(self.view, set)?.get(number)
     }
 

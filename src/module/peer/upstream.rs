@@ -247,7 +247,7 @@ impl Upstream {
             let is_kept = Cell::new(false);
             let held = || {
                 is_kept.set(true);
-                held.map(|view| view.image(set)).unwrap_or_default()
+                held.map(|view| view.snapshot(set)).unwrap_or_default()
             };
             let with_labels = self.keeps_labels.get();
             let read = if same.is_none() { source.read(table, with_labels, held) } else { None };

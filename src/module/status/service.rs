@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use nginx_consul_core::balance::{FULL_SHARE, Latency, ServerParams, share};
+use nginx_consul_core::balance::{FULL_SHARE, Latency, ServerParams, slow_start_share};
 use nginx_consul_core::control::Frozen;
 use nginx_consul_core::model::{Action, Mode, Override};
 use nginx_consul_core::status::{Peer, PeerConnections, PeerState, Service};
@@ -112,7 +112,7 @@ impl Peers {
         let rules = self.rules.merged_with(&params);
         let (slot, counters) =
             (table.peer_counters(record.slot), table.counter_values(record.slot));
-        let share = share(rules.slow_start.into(), slot.started(), now);
+        let share = slow_start_share(rules.slow_start.into(), slot.started(), now);
         let failed = !self.is_single && slot.is_failed(rules.limits(), monotonic());
         let full = rules.max_conns != 0 && counters.in_flight >= rules.max_conns.into();
         let held = self.overrides.of_instance(self.scope, record.identity);

@@ -132,8 +132,8 @@ fn a_drained_instance_gets_no_new_request_and_those_with_it_end() {
     let name = format!("consul: service \"{service}\": drain of instance \"{}\"", ids[0]);
     let lines = nginx.logged(&name);
     assert!(lines[0].contains("[notice]"), "{lines:?}");
-    assert!(lines[0].contains("ordered by \"127.0.0.1\", until it is lifted"), "{lines:?}");
-    assert!(lines[1].contains("lifted by \"127.0.0.1\"") && lines.len() == 2, "{lines:?}");
+    assert!(lines[0].contains("set by \"127.0.0.1\", until it is removed"), "{lines:?}");
+    assert!(lines[1].contains("removed by \"127.0.0.1\"") && lines.len() == 2, "{lines:?}");
 }
 
 #[test]
@@ -201,7 +201,7 @@ fn an_order_ends_by_itself_in_every_worker() {
     nginx.wait_for_log(&format!("{name} is over"));
     served_by_now(&nginx, "a b");
     assert!(peer(&nginx, &service, &ids[0])["override"].is_null());
-    assert!(nginx.logged("ordered by \"127.0.0.1\", for 3s").len() == 1);
+    assert!(nginx.logged("set by \"127.0.0.1\", for 3s").len() == 1);
 }
 
 #[test]
@@ -274,7 +274,7 @@ fn status_and_log_say_which_user_it_was() {
     let answer = http::request(nginx.address(), "POST", &path, &headers, b"").expect("an answer");
     assert_eq!(answer.status, 200, "{}", answer.body);
     assert_eq!(peer(&nginx, &service, &ids[0])["override"]["by"], "ann@127.0.0.1");
-    nginx.wait_for_log("ordered by \"ann@127.0.0.1\"");
+    nginx.wait_for_log("set by \"ann@127.0.0.1\"");
 }
 
 #[test]

@@ -2,8 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use nginx_consul_core::consul::health::parse;
-use nginx_consul_core::consul::instances::Want;
+use nginx_consul_core::consul::instances::{Fields, parse_health};
 use nginx_consul_core::model::MetaKeys;
 
 /// A character that may stand in an address: nothing that ends a log line, a URL or a header.
@@ -13,8 +12,8 @@ fn is_harmless(c: char) -> bool {
 
 fuzz_target!(|body: &[u8]| {
     let meta = MetaKeys::new(["version".to_owned()]);
-    let want = Want { tag: Some("wan"), meta: Some(&meta) };
-    let Ok(instances) = parse(body, want) else { return };
+    let fields = Fields { address_tag: Some("wan"), meta: Some(&meta) };
+    let Ok(instances) = parse_health(body, fields) else { return };
     for pair in instances.good.windows(2) {
         assert!((&pair[0].node, &pair[0].id) <= (&pair[1].node, &pair[1].id), "not sorted");
     }
@@ -29,5 +28,5 @@ fuzz_target!(|body: &[u8]| {
         assert!(skipped.reason.len() < 4096);
     }
     // The same answer is the same set.
-    assert_eq!(parse(body, want).ok(), Some(instances));
+    assert_eq!(parse_health(body, fields).ok(), Some(instances));
 });

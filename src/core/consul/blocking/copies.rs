@@ -1,39 +1,40 @@
-//! When answers from a copy of the state are asked for, and when they are verified.
+//! When answers from a copy of the state are used, and when a server verifies them.
 //!
-//! A copy is a materialized view that a stream feeds, or an agent's cache
-//! ([`ReadFrom`]). It may stand still without anybody's knowing, and servers may refuse to stream
-//! while they answer everything else.
+//! A copy is a materialized view that a stream feeds, or an agent's cache ([`ReadFrom`]). It may
+//! stop following the state without an error, and servers may refuse to stream while they answer
+//! everything else.
 
 use std::time::{Duration, Instant};
 
 use rand::Rng;
 
-use super::{Fetch, Turn, jitter};
-use crate::consul::query::ReadFrom;
+use super::pacing::jitter;
+use super::terms::CopyChange;
+use crate::consul::query::{Fetch, ReadFrom};
 
 /// Time between two answers of a server while answers come from a copy, before jitter.
 const VERIFY: Duration = Duration::from_secs(90);
-/// Time between two such reads of which the first has failed, before jitter.
+/// Time until the next verification after one that failed, before jitter.
 const VERIFY_AGAIN: Duration = Duration::from_secs(20);
 /// How long a server is asked instead of a copy, before jitter.
 const AVOID: Duration = Duration::from_secs(450);
-/// Blocking queries refused in a row, while the reads between them were answered, after which a
+/// Blocking queries rejected in a row, while the reads between them were answered, after which a
 /// server is asked instead.
-const REFUSALS: u32 = 3;
+const REJECTIONS: u32 = 3;
 
-/// Whether copies are of use.
+/// Whether copies are used.
 #[derive(Debug, Default)]
 pub(super) struct Copies {
     can_be_avoided: bool,
-    /// When a server is to confirm what a copy says.
+    /// When a server is to verify what a copy says.
     verify_at: Option<Instant>,
-    /// Until when no copy is asked; that time may be over, then the next query is a trial.
+    /// Until when no copy is asked; if that time is over, the next query tries one.
     avoided_until: Option<Instant>,
-    /// Blocking queries refused in a row.
-    refusals: u32,
-    /// A server said something else than the copy, which may only have been a moment late.
+    /// Blocking queries rejected in a row.
+    rejections: u32,
+    /// A server's answer differed from the copy's, which may only have been a moment late.
     are_suspect: bool,
-    /// A copy's answer was refused as outdated: a server is being asked.
+    /// A copy's answer was outdated: a server is being asked.
     pub(super) are_doubted: bool,
 }
 
@@ -50,12 +51,12 @@ impl Copies {
         }
     }
 
-    /// Whether a server is asked instead, but for trials.
+    /// Whether a server is asked instead, except for trials.
     pub(super) fn are_avoided(&self) -> bool {
         self.avoided_until.is_some()
     }
 
-    /// Whether the next blocking query has to show that copies are of use.
+    /// Whether the next blocking query has to show that copies follow the state.
     pub(super) fn are_on_trial(&self, now: Instant) -> bool {
         self.are_suspect || self.avoided_until.is_some_and(|until| until <= now)
     }
@@ -63,61 +64,61 @@ impl Copies {
     /// Asks a server instead for some minutes.
     pub(super) fn avoid(&mut self, now: Instant, rng: &mut impl Rng) {
         self.avoided_until = Some(now + jitter(AVOID, 0.33, rng));
-        self.refusals = 0;
+        self.rejections = 0;
         self.are_suspect = false;
     }
 
-    /// A blocking query was refused: whether no copy is asked from now on.
-    pub(super) fn refused(&mut self, now: Instant, rng: &mut impl Rng) -> bool {
-        self.refusals += 1;
-        let gives_up = self.refusals >= REFUSALS && self.can_be_avoided && !self.are_avoided();
+    /// A blocking query was rejected; `true` if no copy is asked from now on.
+    pub(super) fn on_rejected(&mut self, now: Instant, rng: &mut impl Rng) -> bool {
+        self.rejections += 1;
+        let gives_up = self.rejections >= REJECTIONS && self.can_be_avoided && !self.are_avoided();
         if gives_up {
             self.avoid(now, rng);
         }
         gives_up
     }
 
-    /// Takes a good answer. `changed`: it says something else than the last one.
-    pub(super) fn judge(
+    /// Takes a good answer. `changed`: its digest differs from the last one.
+    pub(super) fn on_good(
         &mut self,
         fetch: Fetch,
         (is_copy, changed): (bool, bool),
         now: Instant,
         rng: &mut impl Rng,
-    ) -> Option<Turn> {
-        let mut turn = None;
+    ) -> Option<CopyChange> {
+        let mut change = None;
         if fetch.from == ReadFrom::Leader {
             let doubted = std::mem::take(&mut self.are_doubted);
             if changed {
                 self.are_suspect = true;
             } else if doubted && self.can_be_avoided {
                 self.avoid(now, rng);
-                turn = Some(Turn::CopiesLag);
+                change = Some(CopyChange::Avoided);
             }
         }
         let could_be_copy = fetch.index.is_some() && fetch.from == ReadFrom::Anywhere;
         if could_be_copy && self.avoided_until.take().is_some() && is_copy {
-            turn = Some(Turn::CopiesAreBack);
+            change = Some(CopyChange::Resumed);
         }
-        // The first copy's answer begins the time.
+        // The interval begins with the first answer of a copy.
         if !is_copy || self.verify_at.is_none() {
             self.verify_at = Some(now + jitter(VERIFY, 0.22, rng));
         }
-        turn
+        change
     }
 
-    /// Nothing is answered: that says nothing about copies.
-    pub(super) fn failed(&mut self) {
-        (self.refusals, self.are_doubted) = (0, false);
+    /// No request is answered: this says nothing about copies.
+    pub(super) fn on_failed(&mut self) {
+        (self.rejections, self.are_doubted) = (0, false);
     }
 
     /// A blocking query was answered.
-    pub(super) fn answered(&mut self) {
-        self.refusals = 0;
+    pub(super) fn on_blocking_answer(&mut self) {
+        self.rejections = 0;
         self.are_suspect = false;
     }
 
-    /// A server was asked to verify, and did not.
+    /// A server was asked to verify, and could not.
     pub(super) fn verify_later(&mut self, now: Instant, rng: &mut impl Rng) {
         self.verify_at = Some(now + jitter(VERIFY_AGAIN, 0.5, rng));
     }

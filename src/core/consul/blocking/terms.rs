@@ -1,12 +1,10 @@
-//! What a watch is told and what it says.
+//! Inputs and outputs of the rules of blocking queries.
 
 use std::time::Duration;
 
-#[cfg(doc)]
-use super::Watch;
-use crate::consul::query::ReadFrom;
+use crate::consul::query::Fetch;
 
-/// What a watch is told once.
+/// Fixed settings of a [`BlockingQuery`](super::BlockingQuery).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Settings {
     /// Number of servers, at least 1.
@@ -17,85 +15,63 @@ pub struct Settings {
     pub retry_min: Duration,
     /// Longest pause.
     pub retry_max: Duration,
-    /// Ask again at this interval instead of blocking.
-    pub sweep: Option<Duration>,
+    /// Read at this interval, without an index, instead of blocking.
+    pub poll_interval: Option<Duration>,
     /// Longest time between two reads while blocking queries fail and reads do not.
-    pub poll: Duration,
+    pub fallback_interval: Duration,
     /// A server can be asked instead of a copy of the state.
     pub can_avoid_copies: bool,
-    /// Answers may be old: that the leader doesn't verify them is no failure.
+    /// Answers may be old (`stale`, `cached`): it is no failure if the leader can't verify them.
     pub may_lag: bool,
 }
 
-/// What to do now.
+/// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Ask, and tell [`Watch::answer`].
+    /// Send this request and pass its result to
+    /// [`BlockingQuery::on_result`](super::BlockingQuery::on_result).
     Fetch(Fetch),
-    /// Do nothing for this long, then ask again.
+    /// Wait this long, then ask for the next step.
     Sleep(Duration),
-}
-
-/// A request to make.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fetch {
-    /// Which server.
-    pub server: usize,
-    /// Block on this index, at least 1; `None` answers at once.
-    pub index: Option<u64>,
-    /// Longest time to block.
-    pub wait: Duration,
-    /// It only asks whether the first server is back: the connection to the server in use stays,
-    /// and there is little patience.
-    pub probe: bool,
-    /// From where Consul may answer. [`ReadFrom::Leader`]: to verify what copies said, so all has
-    /// to be read.
-    pub from: ReadFrom,
-}
-
-impl Fetch {
-    /// A read that answers at once.
-    pub fn read(server: usize, wait: Duration) -> Fetch {
-        Fetch { server, index: None, wait, probe: false, from: ReadFrom::Anywhere }
-    }
 }
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// A believable answer.
+pub enum FetchResult {
+    /// A valid answer.
     Good {
         /// Its index.
         index: u64,
-        /// Digest of what it says, the same for the same instances in any order.
+        /// Digest of its instances, the same for any order.
         digest: u128,
         /// Length of the body in bytes.
         bytes: u64,
         /// It comes from a copy of the state.
         is_copy: bool,
     },
-    /// One from a copy that is older than what is known ([`is_outdated`]).
+    /// An answer from a copy that is older than the latest one ([`is_outdated`]).
     Outdated,
-    /// An error, or an unbelievable answer: the server is there.
-    Refused,
-    /// None.
+    /// The server answered with an error, or with an answer that validation rejected.
+    Rejected,
+    /// No answer.
     Failed,
-    /// Nothing was asked: the connection that gave the index is gone.
+    /// The connection over which the index came is closed; nothing was sent.
     Reconnected,
 }
 
-/// What an answer means.
+/// What a result means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Publish it. `outage` is the time since the first failure, if there was one. Where queries
-    /// block, only the answer to one that does ends an outage.
+    /// Publish the answer.
     Publish {
-        /// Whether it says something else than the last one.
+        /// Its digest differs from the last one.
         changed: bool,
-        /// Length of the outage that it ends.
+        /// It ends an outage: the time since the last good answer before the first failure, or
+        /// since that failure if there was none. Where queries block, only the answer to a
+        /// blocking query ends an outage.
         outage: Option<Duration>,
     },
-    /// Keep what is published.
+    /// Keep the published set.
     Failed {
         /// Failures since the last good answer, at least 1.
         failures: u32,
@@ -104,21 +80,21 @@ pub enum Outcome {
         /// Every server has failed once more: the pause is a step of the backoff.
         round: bool,
     },
-    /// Go on: nothing was learned.
+    /// The result has no meaning; take the next step.
     Again,
 }
 
-/// How the way to ask has changed.
+/// A change of whether answers come from copies of the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Turn {
-    /// Copies stood still: a server is asked instead for some minutes.
-    CopiesLag,
+pub enum CopyChange {
+    /// The copy was outdated: a server is asked instead for some minutes.
+    Avoided,
     /// Copies are asked again.
-    CopiesAreBack,
+    Resumed,
 }
 
-/// Whether a copy's answer says something else than the `latest` one (index and digest), but is not
-/// newer. A server's answer never is outdated: its state may have been restored.
+/// Whether a copy's answer differs from the `latest` one (index and digest) without being newer. A
+/// server's answer never is outdated: its state may have been restored from a snapshot.
 pub fn is_outdated(latest: Option<(u64, u128)>, index: u64, digest: u128) -> bool {
-    latest.is_some_and(|(newest, said)| index <= newest && digest != said)
+    latest.is_some_and(|(newest, known)| index <= newest && digest != known)
 }

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
+use super::pacing::{BUCKET, REFILL};
 use super::*;
 
 mod copies;
@@ -12,25 +13,25 @@ const WAIT: Duration = Duration::from_secs(60);
 
 /// A watch with its own clock.
 struct Bench {
-    watch: Watch,
+    query: BlockingQuery,
     now: Instant,
     rng: SmallRng,
 }
 
 impl Bench {
-    fn new(servers: usize, sweep: Option<Duration>) -> Self {
+    fn new(servers: usize, poll_interval: Option<Duration>) -> Self {
         let settings = Settings {
             servers,
             wait: WAIT,
             retry_min: Duration::from_millis(250),
             retry_max: Duration::from_secs(30),
-            sweep,
-            poll: 5 * SECOND,
+            poll_interval,
+            fallback_interval: 5 * SECOND,
             can_avoid_copies: true,
             may_lag: false,
         };
         let rng = SmallRng::seed_from_u64(1);
-        Bench { watch: Watch::new(settings), now: Instant::now(), rng }
+        Bench { query: BlockingQuery::new(settings), now: Instant::now(), rng }
     }
 
     /// Sleeps as told, then gives the request.
@@ -40,7 +41,7 @@ impl Bench {
     }
 
     fn step(&mut self) -> Step {
-        self.watch.next(self.now)
+        self.query.next(self.now)
     }
 
     fn fetch_after_sleep(&mut self) -> (Fetch, Duration) {
@@ -53,13 +54,13 @@ impl Bench {
         }
     }
 
-    fn answer(&mut self, after: Duration, answer: Answer) -> Outcome {
+    fn answer(&mut self, after: Duration, answer: FetchResult) -> Outcome {
         self.now += after;
-        self.watch.answer(answer, self.now, &mut self.rng)
+        self.query.on_result(answer, self.now, &mut self.rng)
     }
 
     fn good(&mut self, after: Duration, index: u64, digest: u128) -> Outcome {
-        self.answer(after, Answer::Good { index, digest, bytes: 2, is_copy: false })
+        self.answer(after, FetchResult::Good { index, digest, bytes: 2, is_copy: false })
     }
 
     /// A watch that blocks on index 7.
@@ -88,10 +89,10 @@ fn the_first_request_has_no_index_and_the_second_blocks_on_the_answers() {
 fn a_timeout_with_the_same_index_keeps_it_and_costs_nothing() {
     let mut bench = Bench::blocking();
     for _ in 0..100 {
-        let tokens = bench.watch.tokens;
+        let tokens = bench.query.bucket.tokens;
         assert_eq!(bench.good(WAIT + SECOND, 7, 1), publish(false));
         assert_eq!(bench.fetch().index, Some(7));
-        assert_eq!(bench.watch.tokens, tokens);
+        assert_eq!(bench.query.bucket.tokens, tokens);
     }
 }
 
@@ -126,7 +127,7 @@ fn the_index_is_at_least_1() {
 fn an_error_forgets_the_index_and_pauses() {
     let mut bench = Bench::blocking();
     let Outcome::Failed { failures: 1, retry_in, round: true } =
-        bench.answer(SECOND, Answer::Failed)
+        bench.answer(SECOND, FetchResult::Failed)
     else {
         panic!("not a failure")
     };
@@ -138,9 +139,9 @@ fn an_error_forgets_the_index_and_pauses() {
 #[test]
 fn a_lost_connection_forgets_the_index_without_a_pause() {
     let mut bench = Bench::blocking();
-    assert_eq!(bench.answer(Duration::ZERO, Answer::Reconnected), Outcome::Again);
+    assert_eq!(bench.answer(Duration::ZERO, FetchResult::Reconnected), Outcome::Again);
     assert_eq!(bench.fetch(), Fetch::read(0, WAIT));
-    let outcome = bench.answer(Duration::ZERO, Answer::Reconnected);
+    let outcome = bench.answer(Duration::ZERO, FetchResult::Reconnected);
     assert!(matches!(outcome, Outcome::Failed { .. }), "no index was sent: {outcome:?}");
 }
 
@@ -149,7 +150,8 @@ fn the_pause_doubles_up_to_its_maximum_and_starts_afresh_after_an_answer() {
     let mut bench = Bench::new(1, None);
     for ceiling in [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000] {
         bench.fetch_after_sleep();
-        let Outcome::Failed { retry_in, .. } = bench.answer(Duration::ZERO, Answer::Failed) else {
+        let Outcome::Failed { retry_in, .. } = bench.answer(Duration::ZERO, FetchResult::Failed)
+        else {
             panic!()
         };
         assert!((250..=ceiling).contains(&retry_in.as_millis()), "{retry_in:?} of {ceiling}");
@@ -160,7 +162,7 @@ fn the_pause_doubles_up_to_its_maximum_and_starts_afresh_after_an_answer() {
     bench.good(SECOND, 1, 1);
     bench.fetch();
     let Outcome::Failed { retry_in, failures: 1, .. } =
-        bench.answer(Duration::ZERO, Answer::Failed)
+        bench.answer(Duration::ZERO, FetchResult::Failed)
     else {
         panic!()
     };
@@ -168,19 +170,31 @@ fn the_pause_doubles_up_to_its_maximum_and_starts_afresh_after_an_answer() {
 }
 
 #[test]
-fn an_answer_ends_an_outage_and_tells_its_length() {
+fn an_outage_is_as_long_as_the_time_since_the_last_good_answer() {
     let mut bench = Bench::blocking();
-    bench.answer(SECOND, Answer::Failed);
+    bench.answer(SECOND, FetchResult::Failed);
     bench.now += 12 * SECOND;
     bench.fetch_after_sleep();
     assert_eq!(bench.good(Duration::ZERO, 3, 1), publish(false), "nothing has blocked yet");
     let (fetch, slept) = bench.fetch_after_sleep();
     assert_eq!((fetch.index, fetch.wait), (Some(3), SECOND), "a short one is enough to know");
     let outcome = bench.good(SECOND, 3, 1);
-    let outage = Some(12 * SECOND + slept);
+    let outage = Some(13 * SECOND + slept);
     assert_eq!(outcome, Outcome::Publish { changed: false, outage });
     assert_eq!(bench.fetch_after_sleep().0.wait, WAIT);
     assert_eq!(bench.good(WAIT, 3, 1), publish(false));
+}
+
+#[test]
+fn without_a_good_answer_before_it_an_outage_begins_with_the_first_failure() {
+    let mut bench = Bench::new(1, None);
+    bench.fetch();
+    bench.answer(9 * SECOND, FetchResult::Failed);
+    let (_, slept) = bench.fetch_after_sleep();
+    assert_eq!(bench.good(SECOND, 3, 1), publish(true));
+    bench.fetch_after_sleep();
+    let outage = Some(SECOND + slept);
+    assert_eq!(bench.good(SECOND, 3, 1), Outcome::Publish { changed: false, outage });
 }
 
 #[test]
@@ -211,7 +225,7 @@ fn a_storm_of_useless_wakeups_is_held_to_two_a_second() {
 fn large_answers_cost_more() {
     let mut bench = Bench::blocking();
     for i in 0..4 {
-        let answer = Answer::Good {
+        let answer = FetchResult::Good {
             index: 8 + i,
             digest: 2 + u128::from(i),
             bytes: 16 << 20,
@@ -222,14 +236,14 @@ fn large_answers_cost_more() {
     }
     bench.answer(
         Duration::ZERO,
-        Answer::Good { index: 50, digest: 50, bytes: 16 << 20, is_copy: false },
+        FetchResult::Good { index: 50, digest: 50, bytes: 16 << 20, is_copy: false },
     );
     let Step::Sleep(time) = bench.step() else { panic!("17 MiB/s without pause") };
     assert_eq!(time.as_millis(), 850);
 }
 
 #[test]
-fn a_sweep_never_blocks_and_keeps_its_interval() {
+fn a_poll_never_blocks_and_keeps_its_interval() {
     let mut bench = Bench::new(1, Some(5 * SECOND));
     for _ in 0..10 {
         let (fetch, slept) = bench.fetch_after_sleep();
@@ -242,11 +256,11 @@ fn a_sweep_never_blocks_and_keeps_its_interval() {
 #[test]
 fn the_wait_can_be_limited_for_a_while() {
     let mut bench = Bench::blocking();
-    bench.watch.limit_wait(Some(5 * SECOND));
+    bench.query.limit_wait(Some(5 * SECOND));
     bench.good(SECOND, 9, 2);
     assert_eq!(bench.fetch().wait, 5 * SECOND);
     assert_eq!(bench.good(5 * SECOND, 9, 2), publish(false));
-    bench.watch.limit_wait(None);
+    bench.query.limit_wait(None);
     assert_eq!(bench.fetch(), Fetch { index: Some(9), ..Fetch::read(0, WAIT) });
 }
 
@@ -257,25 +271,25 @@ fn senseless_settings_are_bounded() {
         wait: Duration::ZERO,
         retry_min: Duration::ZERO,
         retry_max: Duration::ZERO,
-        sweep: None,
-        poll: Duration::ZERO,
+        poll_interval: None,
+        fallback_interval: Duration::ZERO,
         can_avoid_copies: false,
         may_lag: false,
     };
     let mut bench = Bench::new(1, None);
-    bench.watch = Watch::new(settings);
+    bench.query = BlockingQuery::new(settings);
     assert_eq!(bench.fetch().wait, SECOND);
-    bench.answer(Duration::ZERO, Answer::Failed);
+    bench.answer(Duration::ZERO, FetchResult::Failed);
     assert_eq!(bench.step(), Step::Sleep(MIN_RETRY));
 }
 
 #[test]
 fn a_read_can_be_wanted_at_a_time_and_comes_without_an_index() {
-    for sweep in [None, Some(5 * SECOND)] {
-        let mut bench = Bench::new(1, sweep);
+    for poll_interval in [None, Some(5 * SECOND)] {
+        let mut bench = Bench::new(1, poll_interval);
         bench.fetch();
         bench.good(Duration::ZERO, 7, 1);
-        bench.watch.read_again(bench.now + SECOND);
+        bench.query.read_again(bench.now + SECOND);
         assert_eq!(bench.step(), Step::Sleep(SECOND));
         let (fetch, _) = bench.fetch_after_sleep();
         assert_eq!(fetch.index, None);
@@ -286,21 +300,21 @@ fn a_read_can_be_wanted_at_a_time_and_comes_without_an_index() {
     for _ in 0..40 {
         bench.fetch_after_sleep();
         bench.good(Duration::ZERO, 7, 1);
-        bench.watch.read_again(bench.now);
+        bench.query.read_again(bench.now);
     }
     assert!(bench.now - start > 15 * SECOND, "{:?}", bench.now - start);
 }
 
-fn any_answer() -> impl Strategy<Value = Answer> {
+fn any_answer() -> impl Strategy<Value = FetchResult> {
     let bytes = prop_oneof![Just(2), 0..32u64 << 20];
     prop_oneof![
         4 => (0..5u64, 0..3u128, bytes, any::<bool>()).prop_map(|(index, digest, bytes, is_copy)| {
-            Answer::Good { index, digest, bytes, is_copy }
+            FetchResult::Good { index, digest, bytes, is_copy }
         }),
-        1 => Just(Answer::Outdated),
-        2 => Just(Answer::Refused),
-        2 => Just(Answer::Failed),
-        1 => Just(Answer::Reconnected),
+        1 => Just(FetchResult::Outdated),
+        2 => Just(FetchResult::Rejected),
+        2 => Just(FetchResult::Failed),
+        1 => Just(FetchResult::Reconnected),
     ]
 }
 
@@ -309,10 +323,10 @@ proptest! {
     fn any_history_keeps_every_bound(
         answers in proptest::collection::vec((any_answer(), 0..200u64), 1..300),
         servers in 1..4usize,
-        sweep: bool,
+        polls: bool,
         seed: u64,
     ) {
-        let mut bench = Bench::new(servers, sweep.then_some(5 * SECOND));
+        let mut bench = Bench::new(servers, polls.then_some(5 * SECOND));
         bench.rng = SmallRng::seed_from_u64(seed);
         let start = bench.now;
         let mut requests = 0u32;
@@ -323,23 +337,23 @@ proptest! {
             prop_assert!(fetch.server < servers);
             prop_assert!(!fetch.probe || fetch.server == 0 && fetch.index.is_none());
             prop_assert_ne!(fetch.index, Some(0));
-            prop_assert!(!sweep || fetch.index.is_none());
+            prop_assert!(!polls || fetch.index.is_none());
             // Nothing can bring a watch to ask more often than this.
             let time = (bench.now - start).as_secs_f64();
             prop_assert!(f64::from(requests) <= BUCKET + 2.0 + time * REFILL, "{requests} in {time} s");
             let had_index = fetch.index;
             let outcome = bench.answer(Duration::from_millis(millis), answer);
-            if let (Answer::Good { index, is_copy: false, .. }, Some(asked)) = (answer, had_index) {
-                prop_assert!(index.max(1) > asked || bench.watch.index.is_none());
+            if let (FetchResult::Good { index, is_copy: false, .. }, Some(asked)) = (answer, had_index) {
+                prop_assert!(index.max(1) > asked || bench.query.index.is_none());
             }
             if matches!(outcome, Outcome::Failed { .. }) {
-                prop_assert_eq!(bench.watch.index, None);
+                prop_assert_eq!(bench.query.index, None);
                 prop_assert!(!fetch.probe);
             }
-            if bench.watch.is_failing() {
+            if bench.query.is_failing() {
                 let ends = matches!(outcome, Outcome::Publish { outage: Some(_), .. });
                 prop_assert!(!ends, "{outcome:?}");
-                let blocks = fetch.index.is_some() && matches!(answer, Answer::Good { .. });
+                let blocks = fetch.index.is_some() && matches!(answer, FetchResult::Good { .. });
                 prop_assert!(!blocks, "only the answer to a query that blocks ends an outage");
             }
         }

@@ -83,14 +83,18 @@ fn client() -> Client {
     Client::new(Arc::new(Stop::new().unwrap()))
 }
 
-fn ask(client: &mut Client, endpoint: &Arc<Endpoint>, index: Option<u64>) -> Result<Answer, Error> {
+fn ask(
+    client: &mut Client,
+    endpoint: &Arc<Endpoint>,
+    index: Option<u64>,
+) -> Result<Response, Error> {
     let query = Query { service: "web".to_owned(), ..Query::default() };
     let wait = Duration::from_secs(60);
     let fetch = Fetch { index, ..Fetch::read(0, wait) };
-    client.get(Request { endpoint, query: &query, view: View::Full, fetch, patience: None })
+    client.get(Request { endpoint, query: &query, view: View::Full, fetch, timeout: None })
 }
 
-fn once(endpoint: Endpoint) -> Result<Answer, Error> {
+fn once(endpoint: Endpoint) -> Result<Response, Error> {
     ask(&mut client(), &Arc::new(endpoint), None)
 }
 
@@ -236,7 +240,7 @@ fn a_body_that_breaks_off_is_an_error() {
         let bytes = format!("{OK}{head}\r\n\r\n5\r\n[").into_bytes();
         let (url, _seen) = tcp(vec![vec![Act::Last(bytes)]]);
         let error = once(endpoint(&url)).unwrap_err().to_string();
-        assert!(error.starts_with("answer broke off ("), "{error}");
+        assert!(error.starts_with("answer ended early ("), "{error}");
     }
 }
 
@@ -265,7 +269,7 @@ fn recorded_answers_are_understood() {
     };
     let web = first(include_bytes!("../../testdata/health_service_web_chunked.http")).unwrap();
     assert_eq!(
-        crate::consul::validate::believe(&web, &Query::default(), None).unwrap().1.good.len(),
+        crate::consul::fetch::validate(&web, &Query::default(), None).unwrap().1.good.len(),
         5
     );
     assert_eq!((web.known_leader, web.last_contact), (Some(true), Some(Duration::ZERO)));
@@ -323,6 +327,6 @@ fn a_unix_socket_works() {
 
 #[test]
 fn deadlines_leave_consul_its_jitter() {
-    assert_eq!(read_deadline(Some(Duration::from_secs(64))), Duration::from_secs(64 + 4 + 10));
-    assert_eq!(read_deadline(None), SLACK);
+    assert_eq!(header_timeout(Some(Duration::from_secs(64))), Duration::from_secs(64 + 4 + 10));
+    assert_eq!(header_timeout(None), SLACK);
 }

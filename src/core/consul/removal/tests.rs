@@ -25,12 +25,12 @@ impl Bench {
     fn answer(&mut self, after: Duration, next: impl IntoIterator<Item = u64>) -> Decision {
         self.now += after;
         let next = ids(next);
-        let verdict = self.guard.judge(&self.policy, (&self.held, &next), true, self.now);
+        let verdict = self.guard.decide(&self.policy, (&self.held, &next), true, self.now);
         match verdict {
             Decision::Publish { .. } => self.held = next,
             Decision::Confirmed { .. } => {
                 self.held = next;
-                self.guard.settled();
+                self.guard.settle();
             }
             Decision::Hold { .. } => {}
         }
@@ -64,7 +64,7 @@ fn an_answer_that_may_not_confirm_begins_a_removal_and_ends_it_but_never_confirm
     let copy = |bench: &mut Bench, next: &[u64]| {
         bench.now += STEP;
         let next = ids(next.iter().copied());
-        bench.guard.judge(&bench.policy, (&bench.held, &next), false, bench.now)
+        bench.guard.decide(&bench.policy, (&bench.held, &next), false, bench.now)
     };
     for n in 0..20 {
         let verdict = copy(&mut bench, &[]);

@@ -3,25 +3,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 
-fn marks(of: &[(u64, u64)]) -> Vec<Mark> {
-    of.iter().map(|&(generation, last_good_ms)| Mark { generation, last_good_ms }).collect()
+fn versions(of: &[(u64, u64)]) -> Vec<Version> {
+    of.iter().map(|&(generation, last_good_ms)| Version { generation, last_good_ms }).collect()
 }
 
 #[test]
 fn a_change_is_written_and_an_age_now_and_then() {
     let start = Instant::now();
     let second = Duration::from_secs(1);
-    let mut rules = Rules::default();
-    assert!(!rules.is_due(&marks(&[(0, 0), (0, 0)]), start), "nothing is known yet");
-    assert!(rules.is_due(&marks(&[(0, 0), (1, 5)]), start), "the first answer");
-    rules.last = Some((marks(&[(1, 5), (1, 5)]), start));
-    let older = marks(&[(1, 5), (1, 9)]);
-    assert!(!rules.is_due(&older, start + 59 * second), "only an age differs");
-    assert!(rules.is_due(&older, start + 60 * second));
-    assert!(!rules.is_due(&marks(&[(1, 5), (1, 5)]), start + 3600 * second), "nothing differs");
-    assert!(rules.is_due(&marks(&[(1, 5), (2, 5)]), start + second));
-    rules.failing = Some(start);
-    assert!(rules.is_due(&marks(&[(1, 5), (1, 5)]), start + second), "tries until it works");
+    let mut due = Due::default();
+    assert!(!due.is_due(&versions(&[(0, 0), (0, 0)]), start), "nothing is known yet");
+    assert!(due.is_due(&versions(&[(0, 0), (1, 5)]), start), "the first answer");
+    due.last = Some((versions(&[(1, 5), (1, 5)]), start));
+    let older = versions(&[(1, 5), (1, 9)]);
+    assert!(!due.is_due(&older, start + 59 * second), "only an age differs");
+    assert!(due.is_due(&older, start + 60 * second));
+    assert!(!due.is_due(&versions(&[(1, 5), (1, 5)]), start + 3600 * second), "nothing differs");
+    assert!(due.is_due(&versions(&[(1, 5), (2, 5)]), start + second));
+    due.failing = Some(start);
+    assert!(due.is_due(&versions(&[(1, 5), (1, 5)]), start + second), "tries until it works");
 }
 
 /// Leads or not, has one generation, and notes what it is told.
@@ -33,10 +33,10 @@ struct Script {
     lines: Mutex<Vec<(Level, String)>>,
 }
 
-impl Source for Script {
-    fn marks(&self) -> Option<Vec<Mark>> {
+impl StateProvider for Script {
+    fn versions(&self) -> Option<Vec<Version>> {
         let generation = *self.generation.lock().unwrap();
-        (!self.follows.load(Ordering::SeqCst)).then(|| marks(&[(generation, 0)]))
+        (!self.follows.load(Ordering::SeqCst)).then(|| versions(&[(generation, 0)]))
     }
 
     fn state(&self) -> Option<State> {
@@ -54,7 +54,7 @@ impl Source for Script {
 
 fn writer(path: PathBuf) -> (Writer, Arc<Script>) {
     let script = Arc::new(Script::default());
-    (Writer { path, source: script.clone(), rules: Rules::default() }, script)
+    (Writer { path, provider: script.clone(), due: Due::default() }, script)
 }
 
 #[test]

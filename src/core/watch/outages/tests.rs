@@ -4,21 +4,21 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use super::*;
-use crate::watch::testing::Memory;
+use crate::watch::testing::RecordingSink;
 
 const URL: &str = "http://127.0.0.1:8500";
 const SECOND: Duration = Duration::from_secs(1);
 
 struct Bench {
     outages: Arc<Outages>,
-    sink: Memory,
+    sink: RecordingSink,
     now: Instant,
 }
 
 impl Bench {
     fn new() -> Bench {
         let outages = Arc::<Outages>::default();
-        Bench { outages, sink: Memory::default(), now: Instant::now() }
+        Bench { outages, sink: RecordingSink::default(), now: Instant::now() }
     }
 
     fn fail(&self, name: &str, error: &str) -> Failing {
@@ -27,8 +27,11 @@ impl Bench {
     }
 
     fn recover(&self, name: &str, failing: Failing) {
-        let ended =
-            Ended { outage: SECOND, without_streaming: false, server: "http://other".to_owned() };
+        let ended = Recovery {
+            outage: SECOND,
+            without_streaming: false,
+            server: "http://other".to_owned(),
+        };
         failing.end(name.to_owned(), ended, self.now);
     }
 
@@ -50,18 +53,17 @@ fn services_that_fail_together_are_one_line_and_so_is_their_end() {
     let error = "HTTP 500: rpc error";
     let all: Vec<_> =
         (0..40).map(|n| (n, bench.fail(&format!("service \"s{n}\""), error))).collect();
-    assert!(all.iter().all(|(_, failing)| !failing.is_told()));
+    assert!(all.iter().all(|(_, failing)| !failing.is_logged()));
     let line = format!(
         "Error service \"s0\" and 39 others: HTTP 500: rpc error, retrying in 300ms, server \"{URL}\""
     );
     assert_eq!(bench.lines(SECOND), [line]);
-    assert_eq!(all.iter().filter(|(_, failing)| failing.is_told()).count(), 1);
+    assert_eq!(all.iter().filter(|(_, failing)| failing.is_logged()).count(), 1);
     for (n, failing) in all {
         assert_eq!(bench.lines(SECOND / 20), [""; 0], "while others still fail");
         bench.recover(&format!("service \"s{n}\""), failing);
     }
-    let line =
-        "Notice service \"s0\" and 39 others: answers again after 1.0s, server \"http://other\"";
+    let line = "Notice service \"s0\" and 39 others: recovered after 1.0s, server \"http://other\"";
     assert_eq!(bench.lines(Duration::ZERO), [line], "the last one waits for nobody");
     assert_eq!(bench.outages.write(&bench.sink, bench.now), None);
 }
@@ -75,7 +77,7 @@ fn one_service_has_its_own_lines_in_their_order() {
     let lines = bench.lines(Duration::ZERO);
     assert_eq!(lines.len(), 2, "{lines:#?}");
     assert!(lines[0].starts_with("Error service \"a\": one, "), "{lines:#?}");
-    assert!(lines[1].starts_with("Notice service \"a\": answers again "), "{lines:#?}");
+    assert!(lines[1].starts_with("Notice service \"a\": recovered "), "{lines:#?}");
     let lines = bench.lines(SECOND);
     assert!(lines.len() == 1 && lines[0].starts_with("Error service \"b\": two, "), "{lines:#?}");
     drop(other);
@@ -83,7 +85,7 @@ fn one_service_has_its_own_lines_in_their_order() {
 }
 
 #[test]
-fn who_joins_later_is_told_of_but_not_more_than_six_times_a_minute() {
+fn who_joins_later_is_logged_of_but_not_more_than_six_times_a_minute() {
     let mut bench = Bench::new();
     let mut failing = vec![bench.fail("service \"a\"", "one")];
     assert_eq!(bench.lines(SECOND).len(), 1);
@@ -97,7 +99,7 @@ fn who_joins_later_is_told_of_but_not_more_than_six_times_a_minute() {
     bench.recover("service \"a\"", failing.swap_remove(0));
     let lines = bench.lines(6 * SECOND);
     assert!(
-        lines.iter().any(|line| line.starts_with("Notice service \"a\": answers")),
+        lines.iter().any(|line| line.starts_with("Notice service \"a\": recovered")),
         "{lines:#?}"
     );
 }
@@ -106,9 +108,14 @@ fn who_joins_later_is_told_of_but_not_more_than_six_times_a_minute() {
 fn a_change_of_how_services_are_asked_is_one_line() {
     let mut bench = Bench::new();
     for n in 0..3 {
-        bench.outages.note_turn(URL, format!("service \"s{n}\""), Turn::CopiesLag, bench.now);
+        bench.outages.note_copy_change(
+            URL,
+            format!("service \"s{n}\""),
+            CopyChange::Avoided,
+            bench.now,
+        );
     }
-    bench.outages.note_turn(URL, "service \"t\"".to_owned(), Turn::CopiesAreBack, bench.now);
+    bench.outages.note_copy_change(URL, "service \"t\"".to_owned(), CopyChange::Resumed, bench.now);
     let lines: HashSet<String> = bench.lines(SECOND).into_iter().collect();
     let lag = format!(
         "Warn service \"s0\" and 2 others: streamed answers are outdated, blocking without streaming \
@@ -123,7 +130,7 @@ fn reads_after_failures_are_spread_but_nobody_waits_for_long() {
     let (outages, now) = (Outages::default(), Instant::now());
     let mut rng = SmallRng::seed_from_u64(1);
     let mut turns: Vec<Duration> =
-        (0..40).map(|_| outages.turn(URL, now, &mut rng) - now).collect();
+        (0..40).map(|_| outages.reserve_read(URL, now, &mut rng) - now).collect();
     turns.sort_unstable();
     assert!(turns[4].is_zero() && !turns[7].is_zero(), "{turns:?}");
     for (n, turn) in turns.iter().enumerate() {
@@ -131,7 +138,7 @@ fn reads_after_failures_are_spread_but_nobody_waits_for_long() {
         assert!(within <= 31, "{within} within a second of the {n}th: {turns:?}");
     }
     assert!(turns[39] <= 2 * SECOND, "{turns:?}");
-    let most = (0..5000).map(|_| outages.turn(URL, now, &mut rng) - now).max().unwrap();
-    assert!(most <= MAX_TURN, "{most:?}");
-    assert_eq!(outages.turn("http://other", now, &mut rng), now, "each server has its own");
+    let most = (0..5000).map(|_| outages.reserve_read(URL, now, &mut rng) - now).max().unwrap();
+    assert!(most <= MAX_DELAY, "{most:?}");
+    assert_eq!(outages.reserve_read("http://other", now, &mut rng), now, "each server has its own");
 }

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::watch::testing::{FakeConsul, Memory, element, endpoint, target};
+use crate::watch::testing::{FakeConsul, RecordingSink, element, endpoint, target};
 use crate::watch::{Confirm, OnEmpty, Plan, Policy, Token, Watcher, first_answers};
 
 const OVER: Duration = Duration::from_millis(300);
@@ -13,7 +13,7 @@ fn guarded(consul: &FakeConsul) -> Target {
     Target { policy, ..target(&Arc::new(endpoint(&consul.url)), "web") }
 }
 
-fn start(target: Target, sink: &Arc<Memory>) -> Watcher {
+fn start(target: Target, sink: &Arc<RecordingSink>) -> Watcher {
     let plan = Arc::new(Plan::new(vec![target], 4).0);
     Watcher::start(plan, Arc::clone(sink) as Arc<dyn Sink>).unwrap()
 }
@@ -21,7 +21,7 @@ fn start(target: Target, sink: &Arc<Memory>) -> Watcher {
 #[test]
 fn an_empty_answer_is_read_again_before_it_counts() {
     let consul = FakeConsul::new(&[element("a", 1), element("b", 2)]);
-    let sink = Arc::new(Memory::default());
+    let sink = Arc::new(RecordingSink::default());
     let engine = start(guarded(&consul), &sink);
     sink.until_peers(0, 2);
     consul.set(&[]);
@@ -39,7 +39,7 @@ fn an_empty_answer_is_read_again_before_it_counts() {
     let lines = &told.lines[1..];
     assert_eq!(
         lines[0],
-        "Warn service \"web\": the answer lacks 2 of 2 peers, which stay until 2 more reads agree"
+        "Warn service \"web\": 2 of 2 peers are missing from the answer, kept until confirmed by 2 more reads"
     );
     assert!(
         lines[1].starts_with("Warn service \"web\": 2 removals confirmed by 2 more reads within")
@@ -51,7 +51,7 @@ fn an_empty_answer_is_read_again_before_it_counts() {
 #[test]
 fn another_engine_knows_what_the_first_had_published() {
     let consul = FakeConsul::new(&[element("a", 1), element("b", 2), element("c", 3)]);
-    let sink = Arc::new(Memory::default());
+    let sink = Arc::new(RecordingSink::default());
     let engine = start(guarded(&consul), &sink);
     sink.until_peers(0, 3);
     engine.join(Duration::from_secs(2));
@@ -68,10 +68,10 @@ fn another_engine_knows_what_the_first_had_published() {
 }
 
 #[test]
-fn a_token_that_nobody_vouches_for_takes_no_peer_away() {
+fn a_token_without_rights_removes_no_peer() {
     // This Consul answers `[]` about the token too: one without any right.
     let consul = FakeConsul::new(&[element("a", 1)]);
-    let sink = Arc::new(Memory::default());
+    let sink = Arc::new(RecordingSink::default());
     let mut doubtful = guarded(&consul);
     let token = Some(Token::value("s3cret").unwrap());
     doubtful.endpoint = Arc::new(crate::watch::Endpoint { token, ..endpoint(&consul.url) });
@@ -81,12 +81,12 @@ fn a_token_that_nobody_vouches_for_takes_no_peer_away() {
     sink.until(|told| told.reports.iter().filter(|r| r.contains("reason: Token")).count() >= 2);
     assert_eq!(sink.state.lock().unwrap().sets[&0].peers().len(), 1);
     consul.set(&[element("a", 1), element("b", 2)]);
-    sink.until(|told| told.lines.iter().any(|line| line.contains("1 removal not confirmed")));
+    sink.until(|told| told.lines.iter().any(|line| line.contains("1 removal cancelled")));
     engine.join(Duration::from_secs(2));
     let lines = sink.lines();
     let errors: Vec<_> = lines.iter().filter(|line| line.starts_with("Error")).collect();
     assert_eq!(errors.len(), 1, "{lines:#?}");
-    assert!(errors[0].contains("so is the token: it has no policy"), "{errors:?}");
+    assert!(errors[0].contains("the token lost its rights (it has no policy)"), "{errors:?}");
     assert!(!lines.join("\n").contains("s3cret"), "{lines:#?}");
 }
 

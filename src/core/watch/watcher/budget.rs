@@ -1,8 +1,8 @@
-//! How many connections Consul takes, without any I/O.
+//! How many connections Consul accepts, without any I/O.
 //!
-//! An agent without descriptors answers nobody at all until connections end, so the number is tried
-//! out: [`START`] at once, then step by step, each once all connections of the step before have
-//! answered a plain read within [`PATIENCE`].
+//! An agent without file descriptors answers no request at all until connections end. So the number
+//! grows in steps: [`START`] at once, then one step after the other, each once all connections of
+//! the step before have answered a plain read within [`MAX_WAIT`].
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -10,17 +10,17 @@ use std::time::{Duration, Instant};
 /// Connections that need no trial.
 pub(super) const START: usize = 64;
 /// Longest time to the answer to a plain read over a new connection.
-pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(1);
 /// Connections of a step.
 const STEP: usize = 16;
-/// How long the number stays below one that was refused.
+/// How long the number stays below a number that was refused.
 const MEMORY: Duration = Duration::from_secs(3600);
 /// Pause before the next step after an agent could not be reached, or was restarted.
 const PAUSE: Duration = Duration::from_secs(3);
 /// Connections that end within this time of each other end together.
 const TOGETHER: Duration = Duration::from_secs(2);
-/// Time to see whether a refusal comes with the end of all other connections, or of the agent.
-const JUDGING: Duration = Duration::from_millis(800);
+/// Time to wait after a refusal: all connections may have ended, or the agent.
+const CHECK_DELAY: Duration = Duration::from_millis(800);
 
 /// How Consul refuses a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,16 +31,16 @@ pub(super) enum Refused {
     Silent,
 }
 
-/// What [`ConnectionBudget::judge`] has found.
+/// What [`ConnectionBudget::check`] has found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Judgement {
+pub(super) enum Finding {
     /// Connection `number` was refused; `allowed` are used from here on.
     Refused { number: usize, allowed: usize, how: Refused, server: String },
     /// The agent or all connections have ended: the number is tried out anew.
     Restarted,
 }
 
-/// How many connections an engine may have.
+/// How many connections a watcher may have.
 #[derive(Debug)]
 pub(super) struct ConnectionBudget {
     allowed: usize,
@@ -51,13 +51,13 @@ pub(super) struct ConnectionBudget {
     /// The number that was refused, and until when it is remembered.
     refused: Option<(usize, Instant)>,
     suspected: Option<Suspected>,
-    /// Servers that had closed connections, or that nobody listened at, and when.
+    /// Servers that closed idle connections or refused connections, and when.
     gone: HashMap<String, Instant>,
     /// Blocking queries that were cut off together: since when, how many, and of how many.
     lost: Option<(Instant, usize, usize)>,
 }
 
-/// A refusal that is not judged yet: of which connection, by whom, how, and when.
+/// A refusal that is not checked yet: of which connection, by which server, how, and when.
 #[derive(Debug)]
 struct Suspected {
     number: usize,
@@ -131,25 +131,25 @@ impl ConnectionBudget {
     }
 
     /// A server has closed a connection that was there, or nobody listens there.
-    pub(super) fn on_gone(&mut self, server: String, now: Instant) {
+    pub(super) fn on_unreachable(&mut self, server: String, now: Instant) {
         self.gone.insert(server, now);
     }
 
     /// One of `blocking` blocking queries was cut off.
-    pub(super) fn on_loss(&mut self, blocking: usize, now: Instant) {
+    pub(super) fn on_cut_off(&mut self, blocking: usize, now: Instant) {
         match &mut self.lost {
             Some((since, count, _)) if now < *since + TOGETHER => *count += 1,
             lost => *lost = Some((now, 1, blocking)),
         }
     }
 
-    /// When a refusal is to be judged.
-    pub(super) fn judged_at(&self) -> Option<Instant> {
-        self.suspected.as_ref().map(|suspected| suspected.at + JUDGING)
+    /// When a refusal is to be checked.
+    pub(super) fn check_at(&self) -> Option<Instant> {
+        self.suspected.as_ref().map(|suspected| suspected.at + CHECK_DELAY)
     }
 
-    /// Judges what has happened. To be called now and then.
-    pub(super) fn judge(&mut self, now: Instant) -> Option<Judgement> {
+    /// Decides whether a refusal was one, or the agent has restarted. To be called now and then.
+    pub(super) fn check(&mut self, now: Instant) -> Option<Finding> {
         self.lost = self.lost.filter(|(since, ..)| now < *since + TOGETHER);
         self.gone.retain(|_, at| now < *at + TOGETHER);
         let are_all_lost = self.lost.is_some_and(|(_, count, of)| count * 2 >= of);
@@ -158,18 +158,17 @@ impl ConnectionBudget {
         if is_down || are_all_lost && (self.allowed > START || suspected.is_some()) {
             self.on_failure(now);
             (self.allowed, self.lost) = (START, None);
-            return Some(Judgement::Restarted);
+            return Some(Finding::Restarted);
         }
         let Suspected { number, server, how, .. } =
-            self.suspected.take_if(|suspected| suspected.at + JUDGING <= now)?;
+            self.suspected.take_if(|suspected| suspected.at + CHECK_DELAY <= now)?;
         self.on_failure(now);
         self.refused = Some((number, now + MEMORY));
         self.allowed = (number - number / 4).max(START).min(number - 1).min(self.allowed);
-        Some(Judgement::Refused { number, allowed: self.allowed, how, server })
+        Some(Finding::Refused { number, allowed: self.allowed, how, server })
     }
 
-    /// A connection of the step came to nothing, and that says nothing of their number: gives the
-    /// step up.
+    /// A connection of the step failed for another reason than their number: gives the step up.
     pub(super) fn on_failure(&mut self, now: Instant) {
         (self.step, self.unanswered, self.suspected) = (0, 0, None);
         self.not_before = now + PAUSE;
@@ -226,10 +225,10 @@ mod tests {
             (0..7).for_each(|_| budget.on_answer());
             budget.on_trial_refused(server(), how.clone(), now);
             budget.on_refusal(203, server(), how.clone(), now);
-            assert_eq!(budget.judge(now), None, "it may be a restart");
-            now = budget.judged_at().unwrap();
-            let refused = Judgement::Refused { number: 200, allowed: 150, how, server: server() };
-            assert_eq!(budget.judge(now), Some(refused));
+            assert_eq!(budget.check(now), None, "it may be a restart");
+            now = budget.check_at().unwrap();
+            let refused = Finding::Refused { number: 200, allowed: 150, how, server: server() };
+            assert_eq!(budget.check(now), Some(refused));
             assert_eq!((budget.allowed(), budget.on_trial()), (150, 0));
             assert_eq!(budget.next_step(400, now), 0, "a pause");
             now += 60 * SECOND;
@@ -244,12 +243,12 @@ mod tests {
         let now = Instant::now();
         let mut budget = ConnectionBudget::new(now);
         budget.on_refusal(60, server(), limit(), now);
-        assert_eq!(budget.judged_at(), None);
+        assert_eq!(budget.check_at(), None);
         budget.next_step(400, now);
         budget.on_trial_refused(server(), limit(), now);
         let (number, allowed, how) = (65, 64, limit());
-        let refused = Judgement::Refused { number, allowed, how, server: server() };
-        assert_eq!(budget.judge(now + SECOND), Some(refused));
+        let refused = Finding::Refused { number, allowed, how, server: server() };
+        assert_eq!(budget.check(now + SECOND), Some(refused));
     }
 
     #[test]
@@ -258,16 +257,16 @@ mod tests {
         let mut budget = ConnectionBudget::new(now);
         assert_eq!(grow(&mut budget, (130, 1000), now), 130);
         budget.on_refusal(120, server(), limit(), now);
-        (0..60).for_each(|_| budget.on_loss(120, now));
-        assert_eq!(budget.judge(now), Some(Judgement::Restarted));
+        (0..60).for_each(|_| budget.on_cut_off(120, now));
+        assert_eq!(budget.check(now), Some(Finding::Restarted));
         assert_eq!((budget.allowed(), budget.refused(now)), (64, None));
         now += PAUSE;
         assert_eq!(grow(&mut budget, (130, 1000), now), 130);
         // In a step, with three queries under way.
         assert_eq!(budget.next_step(400, now), 16);
         budget.on_trial_refused(server(), limit(), now);
-        (0..3).for_each(|_| budget.on_loss(3, now + SECOND / 10));
-        assert_eq!(budget.judge(now + SECOND), Some(Judgement::Restarted));
+        (0..3).for_each(|_| budget.on_cut_off(3, now + SECOND / 10));
+        assert_eq!(budget.check(now + SECOND), Some(Finding::Restarted));
     }
 
     #[test]
@@ -275,22 +274,22 @@ mod tests {
         let now = Instant::now();
         let mut budget = ConnectionBudget::new(now);
         assert_eq!(grow(&mut budget, (200, 1000), now), 200);
-        (0..20).for_each(|_| budget.on_loss(180, now));
+        (0..20).for_each(|_| budget.on_cut_off(180, now));
         budget.on_refusal(190, server(), limit(), now);
-        assert!(matches!(budget.judge(now + SECOND), Some(Judgement::Refused { .. })));
+        assert!(matches!(budget.check(now + SECOND), Some(Finding::Refused { .. })));
         // Nobody listens there any more; what is down elsewhere says nothing.
         for (down, restarted) in [(server(), true), ("http://other".to_owned(), false)] {
             let mut budget = ConnectionBudget::new(now);
             assert_eq!(budget.next_step(200, now), 16);
             budget.on_trial_refused(server(), limit(), now);
-            budget.on_gone(down, now);
-            let judgement = budget.judge(now + SECOND);
-            assert_eq!(judgement == Some(Judgement::Restarted), restarted, "{judgement:?}");
+            budget.on_unreachable(down, now);
+            let finding = budget.check(now + SECOND);
+            assert_eq!(finding == Some(Finding::Restarted), restarted, "{finding:?}");
         }
         let mut budget = ConnectionBudget::new(now);
         assert_eq!(budget.next_step(200, now), 16);
         budget.on_failure(now);
-        assert_eq!((budget.judge(now + SECOND), budget.next_step(200, now + SECOND)), (None, 0));
+        assert_eq!((budget.check(now + SECOND), budget.next_step(200, now + SECOND)), (None, 0));
         assert_eq!(budget.next_step(200, now + PAUSE), 16);
     }
 }

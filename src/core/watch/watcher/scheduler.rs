@@ -1,166 +1,108 @@
-//! What is to be done, and by when: the threads take their work from here.
+//! Which work is due: the threads take their tasks from here.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::budget::ConnectionBudget;
-use super::connection_plan::{ConnectionPlan, Demand};
-use super::threads::Threads;
-use super::triggered::Scope;
+use super::connection_plan::{ConnectionPlan, Load};
+use super::scopes::Scopes;
+use super::task::{Entry, Key, Task};
+use super::thread_counts::ThreadCounts;
+use crate::consul::endpoint::WatchedQuery;
 use crate::consul::overview;
 use crate::model::{Connections, Limit, Mode};
-use crate::watch::overview_watch::{OverviewWatch, subject_of_overview};
-use crate::watch::plan::{Followed, Subject};
-use crate::watch::subscription::{Common, Job, poll};
+use crate::watch::overview_watch::overview_query;
+use crate::watch::plan::Followed;
+use crate::watch::subscription::{QueryLoop, Subscription, poll_interval};
 
-/// How often a service is read that overviews speak for, whatever they say.
+/// How often a service is read that overview watches cover, even if they show no change.
 const TRIGGERED: Duration = Duration::from_secs(60);
-/// A service that is followed later has a blocking query only after this time: whoever asked for it may
-/// not want it any more once the first answer is there.
-const SETTLE: Duration = Duration::from_secs(1);
-/// How many due watches are looked at for one of the server that a thread is connected to.
+/// A service that is followed on demand has a blocking query only after this time: it may have been
+/// dropped again by then.
+const BLOCK_AFTER: Duration = Duration::from_secs(1);
+/// How many due tasks are looked at for one with the server that a thread is connected to.
 const NEIGHBOURS: usize = 16;
 
-/// What waits in the queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Key {
-    Beside(u64),
-    Watch(u64),
-}
-
-/// Work for a thread.
-pub(super) enum Task {
-    /// One request of a watch.
-    Watch(u64, Box<Job>),
-    /// A read beside the watch's own query.
-    Beside(u64, Arc<Common>),
-    /// One request of an overview: scope and view.
-    Overview((usize, usize), Box<OverviewWatch>),
-}
-
-impl Task {
-    /// Whether it may take long.
-    pub(super) fn blocks(&self) -> bool {
-        match self {
-            Task::Watch(_, job) => job.watch.will_block(),
-            Task::Beside(..) => false,
-            Task::Overview(_, overview) => overview.will_block(),
-        }
-    }
-}
-
-/// One watch.
-pub(super) struct Entry {
-    pub(super) common: Arc<Common>,
-    /// Of the service, by [`overview::key`].
-    pub(super) name: u64,
-    /// `None` while a thread has it.
-    pub(super) job: Option<Box<Job>>,
-    /// Its place in the queue, while the job is here.
-    due: Instant,
-    /// A thread has the job, and it blocks.
-    pub(super) is_blocking: bool,
-    /// A read beside the query that is under way: when.
-    beside: Option<Instant>,
-    /// It is to have a blocking query.
-    pub(super) is_polled: bool,
-    /// Not before that.
-    pub(super) settled: Instant,
-    /// What it is to be read for has happened while a thread had the job.
-    pub(super) again: bool,
-    /// It has its place in a sweep that is going on.
-    pub(super) is_swept: bool,
-    /// Which scope's overviews may speak for it.
-    pub(super) scope: Option<usize>,
-}
-
-impl Entry {
-    /// Whether it can block at all.
-    pub(super) fn can_block(&self) -> bool {
-        poll(&self.common.subject).is_none()
-    }
-}
-
-/// All watches of an engine.
+/// All subscriptions of a watcher, and when they are due.
 pub(super) struct Scheduler {
     pub(super) entries: BTreeMap<u64, Entry>,
-    by_subject: HashMap<Arc<Subject>, u64>,
+    by_query: HashMap<Arc<WatchedQuery>, u64>,
     of_target: HashMap<usize, u64>,
     next_id: u64,
     queue: BTreeSet<(Instant, Key)>,
-    pub(super) scopes: Vec<Scope>,
+    pub(super) scopes: Scopes,
     pub(super) plan: ConnectionPlan,
     pub(super) budget: ConnectionBudget,
-    /// Where the sweep has come to.
-    pub(super) cursor: Instant,
-    /// Blocking queries under way, those of them that are watches', and the longest that they may
-    /// last.
+    /// When the last read of the full poll under way is due.
+    pub(super) full_poll_until: Instant,
+    /// Blocking queries under way, and how many of them are about single services.
     pub(super) blocking: usize,
-    polls: usize,
+    blocking_services: usize,
+    /// The longest time that one of them may last.
     longest_wait: Duration,
-    /// Reads that are.
+    /// Reads under way.
     reads: usize,
-    pub(super) threads: Threads,
-    /// The supervisor is to look around.
+    pub(super) threads: ThreadCounts,
+    /// The supervisor has something to do.
     pub(super) is_called: bool,
-    pub(super) has_ended: bool,
+    pub(super) is_stopping: bool,
 }
 
 impl Scheduler {
     pub(super) fn new(now: Instant) -> Self {
         let nothing = (0, Limit::Configured);
         let (budget, available, watches) = (0, 0, 0);
-        let demand = Demand { budget, available, most: nothing, watches, scopes: Vec::new() };
+        let load = Load { budget, available, most: nothing, watches, scopes: Vec::new() };
         Scheduler {
             entries: BTreeMap::new(),
-            by_subject: HashMap::new(),
+            by_query: HashMap::new(),
             of_target: HashMap::new(),
             next_id: 0,
             queue: BTreeSet::new(),
-            scopes: Vec::new(),
-            plan: ConnectionPlan::of(&demand),
+            scopes: Scopes::default(),
+            plan: ConnectionPlan::of(&load),
             budget: ConnectionBudget::new(now),
-            cursor: now,
+            full_poll_until: now,
             blocking: 0,
-            polls: 0,
+            blocking_services: 0,
             longest_wait: Duration::ZERO,
             reads: 0,
-            threads: Threads::default(),
+            threads: ThreadCounts::default(),
             is_called: false,
-            has_ended: false,
+            is_stopping: false,
         }
     }
 
-    /// Takes a watch; gives its number.
+    /// Adds a query with its targets; gives its number.
     pub(super) fn add(
         &mut self,
-        subject: &Arc<Subject>,
+        watched: &Arc<WatchedQuery>,
         targets: Vec<Followed>,
         now: Instant,
     ) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
         self.of_target.extend(targets.iter().map(|target| (target.number, id)));
-        let scope = subject_of_overview(subject).map(|subject| self.number_of_scope(subject));
-        let common = Common::new(Arc::clone(subject), targets);
-        self.by_subject.insert(Arc::clone(subject), id);
-        self.longest_wait = self.longest_wait.max(subject.timing.wait);
+        let scope = overview_query(watched).map(|watched| self.scopes.number_of(watched));
+        let subscription = Subscription::new(Arc::clone(watched), targets);
+        self.by_query.insert(Arc::clone(watched), id);
+        self.longest_wait = self.longest_wait.max(watched.timing.wait);
         let entry = Entry {
-            name: overview::key(&subject.query.service),
-            job: Some(Box::new(Job::new(&common))),
-            common,
+            name: overview::key(&watched.query.service),
+            query: Some(Box::new(QueryLoop::new(&subscription))),
+            subscription,
             due: now,
             is_blocking: false,
-            beside: None,
-            is_polled: false,
-            settled: now,
-            again: false,
-            is_swept: false,
+            concurrent_read: None,
+            shall_block: false,
+            eligible_at: now,
+            read_when_back: false,
+            is_in_full_poll: false,
             scope,
         };
         self.entries.insert(id, entry);
-        self.queue.insert((now, Key::Watch(id)));
+        self.queue.insert((now, Key::Query(id)));
         id
     }
 
@@ -168,52 +110,56 @@ impl Scheduler {
     pub(super) fn follow(&mut self, followed: Followed, now: Instant) {
         debug_assert!(!self.of_target.contains_key(&followed.number), "the number is in use");
         self.forget(followed.number);
-        let subject = followed.target.subject();
-        let Some(&id) = self.by_subject.get(&subject) else {
-            let id = self.add(&Arc::new(subject), vec![followed], now);
-            self.entries.entry(id).and_modify(|entry| entry.settled = now + SETTLE);
+        let watched = followed.target.watched_query();
+        let Some(&id) = self.by_query.get(&watched) else {
+            let id = self.add(&Arc::new(watched), vec![followed], now);
+            self.entries.entry(id).and_modify(|entry| entry.eligible_at = now + BLOCK_AFTER);
             return;
         };
         self.of_target.insert(followed.number, id);
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        let mut targets = entry.common.targets().to_vec();
+        let mut targets = entry.subscription.targets().to_vec();
         targets.push(followed);
-        entry.common.set_targets(targets);
+        entry.subscription.set_targets(targets);
         self.read_at_once(id, now);
     }
 
-    /// Asks about a target now, whatever is under way.
+    /// Reads a target's service now, even if its query is under way.
     pub(super) fn request_resync(&mut self, target: usize, now: Instant) {
         if let Some(&id) = self.of_target.get(&target) {
             self.read_at_once(id, now);
         }
     }
 
-    /// Has a service read now, beside the query that is under way if there is one.
+    /// Reads a service now, concurrently with its query if that blocks.
     fn read_at_once(&mut self, id: u64, now: Instant) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        if entry.is_blocking && entry.beside.is_none() {
-            entry.beside = Some(now);
-            self.queue.insert((now, Key::Beside(id)));
+        if entry.is_blocking && entry.concurrent_read.is_none() {
+            entry.concurrent_read = Some(now);
+            self.queue.insert((now, Key::ConcurrentRead(id)));
         }
         self.read(id, now);
     }
 
-    /// Stops following a target. A query that is under way for nobody runs to its end: Consul would
-    /// count its connection until then anyhow.
+    /// Stops following a target. A query under way that has no target left runs to its end: Consul
+    /// would count its connection until then anyway.
     pub(super) fn forget(&mut self, target: usize) {
         let Some(id) = self.of_target.remove(&target) else { return };
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        let (gone, left): (Vec<_>, Vec<_>) =
-            entry.common.targets().iter().cloned().partition(|followed| followed.number == target);
+        let (gone, left): (Vec<_>, Vec<_>) = entry
+            .subscription
+            .targets()
+            .iter()
+            .cloned()
+            .partition(|followed| followed.number == target);
         gone.iter().for_each(Followed::forget);
         let is_last = left.is_empty();
-        entry.common.set_targets(left);
+        entry.subscription.set_targets(left);
         if is_last {
-            if let Some(at) = entry.beside.take() {
-                self.queue.remove(&(at, Key::Beside(id)));
+            if let Some(at) = entry.concurrent_read.take() {
+                self.queue.remove(&(at, Key::ConcurrentRead(id)));
             }
-            if entry.job.is_some() {
+            if entry.query.is_some() {
                 self.remove(id);
             }
         }
@@ -221,59 +167,59 @@ impl Scheduler {
 
     fn remove(&mut self, id: u64) {
         if let Some(entry) = self.entries.remove(&id) {
-            self.by_subject.remove(&entry.common.subject);
-            self.queue.remove(&(entry.due, Key::Watch(id)));
+            self.by_query.remove(&entry.subscription.watched);
+            self.queue.remove(&(entry.due, Key::Query(id)));
         }
     }
 
-    /// Has a service read now, without an index. A blocking query that is under way sees by itself
-    /// what it would be read for.
+    /// Reads a service now, without an index. A blocking query that is under way sees the change by
+    /// itself.
     pub(super) fn read(&mut self, id: u64, now: Instant) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        let Some(job) = &mut entry.job else {
-            entry.again |= !entry.is_blocking;
+        let Some(query) = &mut entry.query else {
+            entry.read_when_back |= !entry.is_blocking;
             return;
         };
-        job.must_read = true;
-        if job.watch.will_block() {
-            job.watch.read_again(now);
+        query.must_read = true;
+        if query.rules.will_block() {
+            query.rules.read_again(now);
         } else {
-            job.watch.advance(now);
+            query.rules.poll_by(now);
         }
         self.requeue(id, now);
     }
 
-    /// Puts a watch where its rules want it.
+    /// Moves a query in the queue to the time that its rules want.
     pub(super) fn requeue(&mut self, id: u64, now: Instant) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        let Some(job) = &entry.job else { return };
-        let due = job.watch.due().unwrap_or(now);
-        self.queue.remove(&(entry.due, Key::Watch(id)));
+        let Some(query) = &entry.query else { return };
+        let due = query.rules.due().unwrap_or(now);
+        self.queue.remove(&(entry.due, Key::Query(id)));
         entry.due = due;
-        self.queue.insert((due, Key::Watch(id)));
+        self.queue.insert((due, Key::Query(id)));
     }
 
-    /// When something is due next that no thread could begin before.
+    /// When the next task is due, of those that are not due yet.
     pub(super) fn next_due(&self, now: Instant) -> Option<Instant> {
-        let next = self.queue.range((now, Key::Watch(u64::MAX))..).next();
+        let next = self.queue.range((now, Key::Query(u64::MAX))..).next();
         next.map(|(due, _)| *due)
             .into_iter()
             .chain(self.overviews_due().filter(|at| *at > now))
             .min()
     }
 
-    /// How many things are due, up to `most`.
+    /// How many tasks are due, up to `most`.
     pub(super) fn count_due(&self, now: Instant, most: usize) -> usize {
         let overviews = self.overviews_due().filter(|at| *at <= now).count();
-        (overviews + self.queue.range(..=(now, Key::Watch(u64::MAX))).take(most).count()).min(most)
+        (overviews + self.queue.range(..=(now, Key::Query(u64::MAX))).take(most).count()).min(most)
     }
 
-    /// Most threads that the engine has now.
+    /// Most threads that the watcher may have now.
     pub(super) fn most_threads(&self) -> usize {
         if !self.is_growing() {
             return self.plan.threads(self.blocking);
         }
-        // Those whose connections were tried out stay until all have been.
+        // Threads with a new connection stay until all connections of the step were tried.
         self.plan.wanted().min(self.budget.allowed() + self.budget.on_trial())
     }
 
@@ -282,117 +228,132 @@ impl Scheduler {
         self.plan.budget < self.plan.wanted()
     }
 
-    /// The next thing to do for a thread, which has run the watch `last` before.
+    /// The next task for a thread, which has run the query `last` before.
     pub(super) fn take(&mut self, now: Instant, last: Option<u64>) -> Option<Task> {
-        if let Some((place, overview)) = self.take_overview(now) {
+        if let Some((id, overview)) = self.scopes.take(self.may_block_overview(), now) {
             self.blocking += usize::from(overview.will_block());
-            return Some(Task::Overview(place, overview));
+            return Some(Task::Overview(id, overview));
         }
-        // Whoever has just read a service has the connection that its index is good for.
+        // An index is good for the connection over which it came, so the query goes on there.
         let sticky = last.filter(|id| {
             let entry = self.entries.get(id);
-            entry.is_some_and(|entry| entry.due <= now && self.wants_query(entry))
+            entry.is_some_and(|entry| entry.due <= now && self.can_start_blocking(entry))
         });
-        let end = (now, Key::Watch(u64::MAX));
+        let end = (now, Key::Query(u64::MAX));
         let due = self.queue.range(..=end).take(NEIGHBOURS).map(|(_, key)| *key);
         let (near, far): (Vec<Key>, Vec<Key>) = due.partition(|key| self.is_near(*key, last));
-        let sticky = sticky.map(Key::Watch);
-        sticky.into_iter().chain(near).chain(far).find_map(|key| self.hand_out(key))
+        let sticky = sticky.map(Key::Query);
+        sticky.into_iter().chain(near).chain(far).find_map(|key| self.start(key))
     }
 
     /// Whether a thread is connected to the servers of an entry.
-    fn is_near(&self, (Key::Watch(id) | Key::Beside(id)): Key, last: Option<u64>) -> bool {
-        let endpoint = |id| Some(&self.entries.get(&id)?.common.subject.endpoint);
+    fn is_near(&self, (Key::Query(id) | Key::ConcurrentRead(id)): Key, last: Option<u64>) -> bool {
+        let endpoint = |id| Some(&self.entries.get(&id)?.subscription.watched.endpoint);
         let both = endpoint(id).zip(last.and_then(endpoint));
         both.is_some_and(|(one, other)| Arc::ptr_eq(one, other))
     }
 
-    /// How many more watches may have a blocking query.
-    pub(super) fn free_polls(&self) -> usize {
-        self.plan.polls.saturating_sub(self.polls)
+    /// Whether one more overview watch may block: reads must not wait for the end of a query.
+    fn may_block_overview(&self) -> bool {
+        self.blocking + 1 < self.plan.budget
     }
 
-    /// Whether it is to block now, and may.
-    fn wants_query(&self, entry: &Entry) -> bool {
-        let will_block = entry.job.as_ref().is_some_and(|job| job.watch.will_block());
-        entry.is_polled && self.free_polls() > 0 && will_block
+    /// When each overview watch is due that no thread has and that may run.
+    fn overviews_due(&self) -> impl Iterator<Item = Instant> {
+        let due = self.scopes.due(self.may_block_overview());
+        due.map(|due| due.unwrap_or(self.full_poll_until))
     }
 
-    fn hand_out(&mut self, key: Key) -> Option<Task> {
-        let (Key::Watch(id) | Key::Beside(id)) = key;
-        let blocks = key == Key::Watch(id) && self.wants_query(self.entries.get(&id)?);
+    /// How many more services may have a blocking query.
+    pub(super) fn free_blocking_queries(&self) -> usize {
+        self.plan.blocking_queries.saturating_sub(self.blocking_services)
+    }
+
+    /// Whether its query is to block now, and may.
+    fn can_start_blocking(&self, entry: &Entry) -> bool {
+        let will_block = entry.query.as_ref().is_some_and(|query| query.rules.will_block());
+        entry.shall_block && self.free_blocking_queries() > 0 && will_block
+    }
+
+    fn start(&mut self, key: Key) -> Option<Task> {
+        let (Key::Query(id) | Key::ConcurrentRead(id)) = key;
+        let blocks = key == Key::Query(id) && self.can_start_blocking(self.entries.get(&id)?);
         if !blocks && self.reads >= self.plan.readers {
             return None;
         }
-        let has_room = self.free_polls() > 0;
+        let has_room = self.free_blocking_queries() > 0;
         let entry = self.entries.get_mut(&id)?;
-        if let Key::Beside(id) = key {
-            let at = entry.beside.take()?;
+        if let Key::ConcurrentRead(id) = key {
+            let at = entry.concurrent_read.take()?;
             self.queue.remove(&(at, key));
             self.reads += 1;
-            return Some(Task::Beside(id, Arc::clone(&entry.common)));
+            return Some(Task::ConcurrentRead(id, Arc::clone(&entry.subscription)));
         }
-        // One that finds no room is read as the others are until there is some.
-        let scope = entry.scope.and_then(|scope| self.scopes.get(scope));
-        let (sweep, mode) = match poll(&entry.common.subject) {
+        let is_covered = entry.scope.is_some_and(|scope| self.scopes.is_covered(scope));
+        // A query that may block is polled as long as there is no room.
+        let (interval, mode) = match poll_interval(&entry.subscription.watched) {
             Some(interval) => (Some(interval), Mode::Polling { delay: interval }),
-            None if entry.is_polled && has_room => (None, Mode::Blocking),
-            None if scope.is_some_and(Scope::is_vouched) => {
+            None if entry.shall_block && has_room => (None, Mode::Blocking),
+            None if is_covered => {
                 (Some(TRIGGERED), Mode::Triggered { delay: self.plan.triggered_delay() })
             }
-            None => (Some(self.plan.interval), Mode::Polling { delay: self.plan.sweep_delay() }),
+            None => {
+                (Some(self.plan.poll_interval), Mode::Polling { delay: self.plan.poll_delay() })
+            }
         };
-        let mut job = entry.job.take()?;
+        let mut query = entry.query.take()?;
         self.queue.remove(&(entry.due, key));
-        job.watch.set_sweep(sweep);
-        job.mode = mode;
-        (entry.is_swept, entry.is_blocking) = (false, blocks);
+        query.rules.set_poll_interval(interval);
+        query.mode = mode;
+        (entry.is_in_full_poll, entry.is_blocking) = (false, blocks);
         if blocks {
-            (self.blocking, self.polls) = (self.blocking + 1, self.polls + 1);
+            (self.blocking, self.blocking_services) =
+                (self.blocking + 1, self.blocking_services + 1);
         } else {
             self.reads += 1;
         }
-        Some(Task::Watch(id, job))
+        Some(Task::Query(id, query))
     }
 
-    /// Takes a watch back.
-    pub(super) fn put(&mut self, id: u64, job: Box<Job>, now: Instant) {
+    /// Takes a query back.
+    pub(super) fn put(&mut self, id: u64, query: Box<QueryLoop>, now: Instant) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         entry.due = now;
-        entry.job = Some(job);
+        entry.query = Some(query);
         if std::mem::take(&mut entry.is_blocking) {
-            (self.blocking, self.polls) = (self.blocking - 1, self.polls - 1);
+            (self.blocking, self.blocking_services) =
+                (self.blocking - 1, self.blocking_services - 1);
         } else {
             self.reads -= 1;
         }
-        let mut again = std::mem::take(&mut entry.again);
-        if let Some(at) = entry.beside.take() {
-            self.queue.remove(&(at, Key::Beside(id)));
-            again = true;
+        let mut is_read_due = std::mem::take(&mut entry.read_when_back);
+        if let Some(at) = entry.concurrent_read.take() {
+            self.queue.remove(&(at, Key::ConcurrentRead(id)));
+            is_read_due = true;
         }
-        if entry.common.targets().is_empty() {
+        if entry.subscription.targets().is_empty() {
             self.remove(id);
             return;
         }
         self.requeue(id, now);
-        if again {
+        if is_read_due {
             self.read(id, now);
         }
     }
 
-    /// A read beside has ended: once more at `again`, unless the watch itself is back.
-    pub(super) fn put_beside(&mut self, id: u64, again: Option<Instant>, now: Instant) {
+    /// A concurrent read has ended: once more at `again`, unless the query itself is back.
+    pub(super) fn end_concurrent_read(&mut self, id: u64, again: Option<Instant>, now: Instant) {
         self.reads -= 1;
         let (Some(at), Some(entry)) = (again, self.entries.get_mut(&id)) else { return };
         if !entry.is_blocking {
             self.read(id, now);
-        } else if entry.beside.is_none() && !entry.common.targets().is_empty() {
-            entry.beside = Some(at);
-            self.queue.insert((at, Key::Beside(id)));
+        } else if entry.concurrent_read.is_none() && !entry.subscription.targets().is_empty() {
+            entry.concurrent_read = Some(at);
+            self.queue.insert((at, Key::ConcurrentRead(id)));
         }
     }
 
-    /// What the next engine and the status have to know.
+    /// The connections, for the next watcher and the status.
     pub(super) fn connections(&self) -> Connections {
         Connections {
             blocking: self.blocking,

@@ -7,10 +7,10 @@ use std::thread;
 
 use super::*;
 use crate::watch::Target;
-use crate::watch::testing::{FakeConsul, Memory, element, endpoint, target};
+use crate::watch::testing::{FakeConsul, RecordingSink, element, endpoint, target};
 
-fn start(blocks: Vec<Target>, connections: usize) -> (Watcher, Arc<Memory>) {
-    let sink = Arc::new(Memory::default());
+fn start(blocks: Vec<Target>, connections: usize) -> (Watcher, Arc<RecordingSink>) {
+    let sink = Arc::new(RecordingSink::default());
     let (plan, _) = Plan::new(blocks, connections);
     let engine = Watcher::start(Arc::new(plan), Arc::clone(&sink) as Arc<dyn Sink>).unwrap();
     (engine, sink)
@@ -71,7 +71,7 @@ fn ends_at_once_inside_a_poll_a_backoff_and_a_silent_connection() {
 }
 
 #[test]
-fn an_outage_is_told_when_it_begins_and_when_it_ends() {
+fn an_outage_is_logged_when_it_begins_and_when_it_ends() {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let url = format!("http://{address}");
     let (engine, sink) = start(vec![target(&Arc::new(endpoint(&url)), "web")], 64);
@@ -91,7 +91,7 @@ fn an_outage_is_told_when_it_begins_and_when_it_ends() {
         }
         stream
     });
-    sink.until(|told| told.lines.iter().any(|line| line.contains("answers again")));
+    sink.until(|told| told.lines.iter().any(|line| line.contains("first answer after")));
     end(engine);
     drop(server.join());
     let lines = sink.lines();
@@ -100,11 +100,11 @@ fn an_outage_is_told_when_it_begins_and_when_it_ends() {
     let refused =
         "service \"web\": cannot connect (Connection refused (os error 111)), retrying in ";
     assert!(errors[0].contains(refused), "{errors:?}");
-    let end = format!("ms, server \"{url}\", it has never answered");
+    let end = format!("ms, server \"{url}\", no answer so far");
     assert!(errors[0].ends_with(&end), "{errors:?}");
     assert!(lines.iter().filter(|line| line.starts_with("Info")).count() >= 2, "{lines:#?}");
     let again = lines.last().unwrap();
-    assert!(again.starts_with("Notice service \"web\": answers again after "), "{again}");
+    assert!(again.starts_with("Notice service \"web\": first answer after "), "{again}");
     assert!(again.ends_with(&format!("s, server \"{url}\"")), "{again}");
 }
 
@@ -147,20 +147,20 @@ fn a_panic_ends_no_watch() {
     let consul = FakeConsul::new(&[element("a", 1)]);
     let mut target = target(&Arc::new(endpoint(&consul.url)), "web");
     target.timing.retry_max = Duration::from_millis(50);
-    let sink = Arc::new(Memory::default());
+    let sink = Arc::new(RecordingSink::default());
     sink.panics.store(2, Ordering::SeqCst);
     let plan = Arc::new(Plan::new(vec![target], 64).0);
     let engine = Watcher::start(plan, Arc::clone(&sink) as Arc<dyn Sink>).unwrap();
     sink.until_peers(0, 1);
     end(engine);
-    assert_eq!(sink.lines()[..2], ["Error service \"web\": panic in its watch, which restarts"; 2]);
+    assert_eq!(sink.lines()[..2], ["Error service \"web\": its watch panicked and restarts"; 2]);
 }
 
 #[test]
-fn a_full_zone_is_told_once_and_skipped_instances_too() {
+fn a_full_zone_is_logged_once_and_skipped_instances_too() {
     let bad = element("bad", 0);
     let consul = FakeConsul::new(std::slice::from_ref(&bad));
-    let sink = Arc::new(Memory::default());
+    let sink = Arc::new(RecordingSink::default());
     *sink.refuse.lock().unwrap() = Some("zone is full".to_owned());
     let plan = Plan::new(vec![target(&Arc::new(endpoint(&consul.url)), "web")], 64).0;
     let engine = Watcher::start(Arc::new(plan), Arc::clone(&sink) as Arc<dyn Sink>).unwrap();
@@ -174,7 +174,7 @@ fn a_full_zone_is_told_once_and_skipped_instances_too() {
         sink.lines(),
         [
             "Warn service \"web\": instance \"bad\" on node \"n\" skipped: port 0 is not in 1-65535",
-            "Error service \"web\": zone is full, the old peers stay",
+            "Error service \"web\": zone is full, keeping the old peers",
         ]
     );
 }
@@ -210,7 +210,7 @@ fn a_target_that_joins_while_the_watch_publishes_gets_the_answer_too() {
     };
     let consul = FakeConsul::new(&[element("a", 1)]);
     let endpoint = Arc::new(endpoint(&consul.url));
-    let sink = Arc::new(Memory::default());
+    let sink = Arc::new(RecordingSink::default());
     let plan = Arc::new(Plan::new(vec![target(&endpoint, "web")], 64).0);
     let engine = Watcher::start(plan, Arc::clone(&sink) as Arc<dyn Sink>).unwrap();
     sink.until_peers(0, 1);

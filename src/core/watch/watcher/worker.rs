@@ -1,23 +1,25 @@
-//! A thread of the engine, with its connection.
+//! A thread with its connection: takes tasks from the scheduler and runs them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Shared;
-use super::budget::{PATIENCE, Refused};
-use super::scheduler::{Scheduler, Task};
-use crate::consul::client::{self, Client, Trouble};
+use super::budget::{MAX_WAIT, Refused};
+use super::scheduler::Scheduler;
+use super::scopes::OverviewId;
+use super::shared::Shared;
+use super::task::Task;
+use crate::consul::client::{self, Client, ConnectionFailure};
+use crate::consul::endpoint::WatchedQuery;
+use crate::consul::fetch::{Failure, try_new_connection};
 use crate::consul::server::Server;
 use crate::model::Level;
 use crate::resolve::SystemResolver;
-use crate::watch::fetch::{Failure, read_anew};
 use crate::watch::log_labels::query_name;
 use crate::watch::overview_watch::{OverviewOutcome, OverviewWatch};
-use crate::watch::plan::Subject;
-use crate::watch::subscription::{Common, Job, Tools};
+use crate::watch::subscription::{Context, QueryLoop, Subscription};
 
-/// Pause before a read that failed is repeated, and one that panicked.
+/// Pause before a concurrent read is repeated that failed, and one that panicked.
 const RETRY: Duration = Duration::from_millis(250);
 const AFTER_PANIC: Duration = Duration::from_secs(5);
 
@@ -28,13 +30,13 @@ impl Drop for Present<'_> {
     fn drop(&mut self) {
         let mut scheduler = self.0.scheduler.lock();
         scheduler.threads.count -= 1;
-        scheduler.threads.give_number(self.1);
-        self.0.note(&scheduler);
+        scheduler.threads.release_number(self.1);
+        self.0.note_connections(&scheduler);
         self.0.ended.notify_all();
     }
 }
 
-/// Takes and does work until the engine stops or has too many threads.
+/// Runs tasks until the watcher stops or has too many threads.
 pub(super) fn work(shared: &Arc<Shared>) {
     let number = shared.scheduler.lock().threads.take_number();
     let _present = Present(shared, number);
@@ -44,112 +46,114 @@ pub(super) fn work(shared: &Arc<Shared>) {
     try_connection(shared, &mut client);
     let (mut last, mut done) = (None, None);
     while let Some(task) = next(shared, last, done.take()) {
-        let mut tools = Tools {
+        let mut context = Context {
             client: &mut client,
             resolver: &resolver,
             sink: &*shared.sink,
             outages: &shared.outages,
         };
         let goes_on = match task {
-            Task::Watch(id, job) => {
+            Task::Query(id, query) => {
                 last = Some(id);
-                done = watch(shared, &mut tools, job).map(|job| (id, job));
+                done = run_query(shared, &mut context, query).map(|query| (id, query));
                 done.is_some()
             }
-            Task::Beside(id, common) => beside(shared, &mut tools, id, &common),
-            Task::Overview(place, watch) => overview(shared, &mut tools, place, watch),
+            Task::ConcurrentRead(id, subscription) => {
+                read_concurrently(shared, &mut context, id, &subscription)
+            }
+            Task::Overview(id, watch) => run_overview(shared, &mut context, id, watch),
         };
         if !goes_on {
             return;
         }
-        if let Some(trouble) = client.take_trouble() {
-            note_trouble(shared, trouble);
+        if let Some(failure) = client.take_connection_failure() {
+            note_failure(shared, failure);
         }
     }
 }
 
-/// While more connections are wanted than are known to be taken: finds out whether Consul answers
-/// over one more.
+/// While more connections are wanted than Consul has accepted: finds out whether it answers over one
+/// more.
 fn try_connection(shared: &Shared, client: &mut Client) {
-    let (subject, is_counted) = {
+    let (watched, is_counted) = {
         let mut scheduler = shared.scheduler.lock();
-        let (subject, to_try) = (subject_to_try(&scheduler), scheduler.threads.to_try);
+        let (watched, to_try) = (query_to_try(&scheduler), scheduler.threads.to_try);
         scheduler.threads.to_try = to_try.saturating_sub(1);
-        if subject.is_none() {
+        if watched.is_none() {
             scheduler.threads.starting -= 1;
             if to_try > 0 {
                 scheduler.budget.on_failure(Instant::now());
             }
         }
-        (subject, to_try > 0)
+        (watched, to_try > 0)
     };
-    let Some(subject) = subject else { return };
-    let tried = catch_unwind(AssertUnwindSafe(|| read_anew(client, &subject, PATIENCE)));
+    let Some(watched) = watched else { return };
+    let tried = catch_unwind(AssertUnwindSafe(|| try_new_connection(client, &watched, MAX_WAIT)));
     let tried = tried.unwrap_or(Err(client::Error::Stopped));
-    let (trouble, now) = (client.take_trouble(), Instant::now());
+    let (failure, now) = (client.take_connection_failure(), Instant::now());
     let mut scheduler = shared.scheduler.lock();
     scheduler.threads.starting -= 1;
     let budget = &mut scheduler.budget;
-    match (tried, trouble) {
+    match (tried, failure) {
         _ if !is_counted => {}
-        (_, Some((server, Trouble::Refused(error)))) => {
+        (_, Some((server, ConnectionFailure::Refused(error)))) => {
             budget.on_trial_refused(server.to_string(), Refused::Limit(error), now);
         }
         (Err(client::Error::Silent(_)), _) => {
-            let server = subject.endpoint.servers[0].to_string();
+            let server = watched.endpoint.servers[0].to_string();
             budget.on_trial_refused(server, Refused::Silent, now);
         }
         (Ok(()) | Err(client::Error::Status { .. }), _) => budget.on_answer(),
         (Err(_), _) => budget.on_failure(now),
     }
-    shared.call(&mut scheduler);
+    shared.call_supervisor(&mut scheduler);
 }
 
-/// Of the services, one after the other: whom to ask over a new connection.
-fn subject_to_try(scheduler: &Scheduler) -> Option<Arc<Subject>> {
+/// Which query to send over a new connection: of all, one after the other.
+fn query_to_try(scheduler: &Scheduler) -> Option<Arc<WatchedQuery>> {
     let which = scheduler.threads.count % scheduler.entries.len().max(1);
     let entry = scheduler.entries.values().nth(which).filter(|_| scheduler.is_growing());
-    entry.map(|entry| Arc::clone(&entry.common.subject))
+    entry.map(|entry| Arc::clone(&entry.subscription.watched))
 }
 
 /// A connection was refused, or a query cut off.
-fn note_trouble(shared: &Shared, (server, trouble): (Server, Trouble)) {
+fn note_failure(shared: &Shared, (server, failure): (Server, ConnectionFailure)) {
     let (mut scheduler, now) = (shared.scheduler.lock(), Instant::now());
     let (number, blocking, server) =
         (scheduler.threads.count, scheduler.blocking + 1, server.to_string());
     let budget = &mut scheduler.budget;
-    match trouble {
-        Trouble::Refused(error) => {
+    match failure {
+        ConnectionFailure::Refused(error) => {
             budget.on_refusal(number, server, Refused::Limit(error), now);
         }
-        Trouble::Lost => budget.on_loss(blocking, now),
-        Trouble::Gone => return budget.on_gone(server, now),
+        ConnectionFailure::CutOff => budget.on_cut_off(blocking, now),
+        ConnectionFailure::Unreachable => return budget.on_unreachable(server, now),
     }
-    shared.call(&mut scheduler);
+    shared.call_supervisor(&mut scheduler);
 }
 
-/// Takes a watch back, and waits for the next task; `None` if the thread is to end. No other thread
-/// comes between: this one has the connection that the index of the watch is good for.
-fn next(shared: &Shared, last: Option<u64>, done: Option<(u64, Box<Job>)>) -> Option<Task> {
+/// Gives a query back, and waits for the next task; `None` if the thread is to end. No other thread
+/// takes the query in between: its index is good for this thread's connection.
+fn next(shared: &Shared, last: Option<u64>, done: Option<(u64, Box<QueryLoop>)>) -> Option<Task> {
     let mut scheduler = shared.scheduler.lock();
-    if let Some((id, job)) = done {
-        scheduler.put(id, job, Instant::now());
-        shared.note(&scheduler);
+    if let Some((id, query)) = done {
+        scheduler.put(id, query, Instant::now());
+        shared.note_connections(&scheduler);
     }
     loop {
-        if scheduler.has_ended || scheduler.threads.count > scheduler.most_threads() {
-            // It may have been the one to wait for the time.
+        if scheduler.is_stopping || scheduler.threads.count > scheduler.most_threads() {
+            // It may have been the one that waits for the next due time.
             shared.work.notify_one();
             return None;
         }
         let now = Instant::now();
         if let Some(task) = scheduler.take(now, last) {
-            shared.note(&scheduler);
-            hand_on(shared, &mut scheduler, &task, now);
+            shared.note_connections(&scheduler);
+            delegate(shared, &mut scheduler, &task, now);
             return Some(task);
         }
         scheduler.threads.idle += 1;
-        // One of the idle threads is enough to wait for the time.
+        // One idle thread is enough to wait for the next due time.
         let timed = scheduler.threads.timed;
         match scheduler.next_due(now).filter(|due| timed.is_none_or(|timed| *due < timed)) {
             Some(due) => {
@@ -163,9 +167,9 @@ fn next(shared: &Shared, last: Option<u64>, done: Option<(u64, Box<Job>)>) -> Op
     }
 }
 
-/// Before a thread is busy, perhaps for long: somebody else has to take what is left, or to wait for
-/// what comes next.
-fn hand_on(shared: &Shared, scheduler: &mut Scheduler, task: &Task, now: Instant) {
+/// Before a thread is busy, perhaps for long: another one has to take the remaining tasks, or to wait
+/// for the next due time.
+fn delegate(shared: &Shared, scheduler: &mut Scheduler, task: &Task, now: Instant) {
     let is_due = scheduler.count_due(now, 1) > 0;
     if scheduler.threads.idle > 0 {
         let timed = scheduler.threads.timed;
@@ -174,66 +178,75 @@ fn hand_on(shared: &Shared, scheduler: &mut Scheduler, task: &Task, now: Instant
             shared.work.notify_one();
         }
     } else if scheduler.threads.count < scheduler.most_threads() && (is_due || task.blocks()) {
-        shared.call(scheduler);
+        shared.call_supervisor(scheduler);
     }
 }
 
-fn watch(shared: &Shared, tools: &mut Tools<'_>, mut job: Box<Job>) -> Option<Box<Job>> {
-    let ran = catch_unwind(AssertUnwindSafe(|| job.run(tools)));
+fn run_query(
+    shared: &Shared,
+    context: &mut Context<'_>,
+    mut query: Box<QueryLoop>,
+) -> Option<Box<QueryLoop>> {
+    let ran = catch_unwind(AssertUnwindSafe(|| query.run(context)));
     ran.unwrap_or_else(|_| {
-        job.restart();
-        panicked(shared, tools, &query_name(&job.subject().query));
+        query.restart();
+        log_panic(shared, context, &query_name(&query.watched().query));
         Some(())
     })?;
     if shared.outages.take_news() {
-        shared.call(&mut shared.scheduler.lock());
+        shared.call_supervisor(&mut shared.scheduler.lock());
     }
-    Some(job)
+    Some(query)
 }
 
-fn beside(shared: &Shared, tools: &mut Tools<'_>, id: u64, common: &Arc<Common>) -> bool {
-    let read = catch_unwind(AssertUnwindSafe(|| common.read_beside(tools)));
+fn read_concurrently(
+    shared: &Shared,
+    context: &mut Context<'_>,
+    id: u64,
+    subscription: &Arc<Subscription>,
+) -> bool {
+    let read = catch_unwind(AssertUnwindSafe(|| subscription.read_concurrently(context)));
     let now = Instant::now();
     let again = match read {
         Ok(Ok(again)) => again,
-        Ok(Err(Failure::Reconnected | Failure::Refused(..))) => Some(now + RETRY),
+        Ok(Err(Failure::Reconnected | Failure::Failed(..))) => Some(now + RETRY),
         Err(_) => {
-            panicked(shared, tools, &query_name(&common.subject.query));
+            log_panic(shared, context, &query_name(&subscription.watched.query));
             Some(now + AFTER_PANIC)
         }
     };
-    shared.scheduler.lock().put_beside(id, again, now);
+    shared.scheduler.lock().end_concurrent_read(id, again, now);
     true
 }
 
-fn overview(
+fn run_overview(
     shared: &Shared,
-    tools: &mut Tools<'_>,
-    place: (usize, usize),
+    context: &mut Context<'_>,
+    id: OverviewId,
     mut watch: Box<OverviewWatch>,
 ) -> bool {
     let was_blocking = watch.will_block();
-    let ran = catch_unwind(AssertUnwindSafe(|| watch.run(tools)));
+    let ran = catch_unwind(AssertUnwindSafe(|| watch.run(context)));
     let outcome = match ran {
         Ok(None) => return false,
         Ok(Some(outcome)) => outcome,
         Err(_) => {
             watch.restart();
-            panicked(shared, tools, "overview watch of all services");
+            log_panic(shared, context, "overview watch of all services");
             OverviewOutcome::Failed
         }
     };
     let mut scheduler = shared.scheduler.lock();
     scheduler.blocking -= usize::from(was_blocking);
-    scheduler.put_overview(place, watch, outcome, Instant::now());
-    shared.note(&scheduler);
+    scheduler.put_overview(id, watch, outcome, Instant::now());
+    shared.note_connections(&scheduler);
     true
 }
 
-fn panicked(shared: &Shared, tools: &mut Tools<'_>, name: &str) {
-    tools.client.close();
+fn log_panic(shared: &Shared, context: &mut Context<'_>, name: &str) {
+    context.client.close();
     // The sink itself may be what panics.
     let _ = catch_unwind(AssertUnwindSafe(|| {
-        shared.sink.log(Level::Error, format!("{name}: panic in its watch, which restarts"));
+        shared.sink.log(Level::Error, format!("{name}: its watch panicked and restarts"));
     }));
 }

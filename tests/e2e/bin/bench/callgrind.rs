@@ -1,7 +1,7 @@
 //! nginx under callgrind, which counts only while it is told to, and only the event loop of one of
 //! two workers.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -37,6 +37,8 @@ pub(crate) struct Counts {
     /// Calls from nginx into our module, each function's number of calls and their instructions, of
     /// everything called from there included but for the header filters that come after ours.
     pub(crate) into_module: HashMap<String, (u64, u64)>,
+    /// Instructions by source file of ours, inlined functions under their own.
+    pub(crate) files: BTreeMap<String, u64>,
 }
 
 impl Counted {
@@ -129,6 +131,7 @@ impl Counts {
         let (mut callee, mut calls) = (String::new(), None);
         let mut into_module: HashMap<String, (u64, u64)> = HashMap::new();
         let (mut function, mut passed_on) = (String::new(), 0);
+        let (mut file, mut files) = (String::new(), BTreeMap::new());
         for line in text.lines() {
             if let Some(count) = calls.take() {
                 let cost = line.split(' ').nth(1).and_then(|n| n.parse().ok()).unwrap_or(0);
@@ -144,6 +147,8 @@ impl Counts {
             let Some((key, value)) = line.split_once('=') else {
                 if let Some(n) = line.strip_prefix("totals: ") {
                     total = n.trim().parse().expect("totals of callgrind.out");
+                } else if let (Some(own), Some(cost)) = (own_file(&file), line.split(' ').nth(1)) {
+                    *files.entry(own.to_owned()).or_default() += cost.parse().unwrap_or(0);
                 }
                 continue;
             };
@@ -152,6 +157,8 @@ impl Counts {
                     from = names.objects.resolve(value);
                     into.clone_from(&from);
                 }
+                "fl" | "fi" | "fe" => file = names.files.resolve(value),
+                "cfl" | "cfi" => drop(names.files.resolve(value)),
                 "cob" => into = names.objects.resolve(value),
                 "fn" => function = names.functions.resolve(value),
                 "cfn" => callee = names.functions.resolve(value),
@@ -163,13 +170,24 @@ impl Counts {
         if let Some((_, filter)) = into_module.iter_mut().find(|(name, _)| is_filter(name)) {
             filter.1 = filter.1.saturating_sub(passed_on);
         }
-        Counts { total, into_module }
+        Counts { total, into_module, files }
     }
 }
 
 /// Our header filter, which calls the next one.
 fn is_filter(function: &str) -> bool {
     function.contains("ngx_http_consul_header_filter")
+}
+
+/// A source file of ours, from `core` or `module` on.
+fn own_file(file: &str) -> Option<&str> {
+    ["src/core/", "src/module/"].iter().find_map(|folder| {
+        let at = file.find(folder)?;
+        // The standard library has a "src/core", too.
+        file.starts_with(env!("CARGO_MANIFEST_DIR").trim_end_matches("tests/e2e"))
+            .then(|| &file[at + "src/".len()..])
+            .or_else(|| (at == 0).then(|| &file["src/".len()..]))
+    })
 }
 
 /// The path of an object as callgrind writes it.
@@ -180,6 +198,7 @@ fn path(file: PathBuf) -> String {
 #[derive(Default)]
 struct Names {
     objects: Compressed,
+    files: Compressed,
     functions: Compressed,
 }
 

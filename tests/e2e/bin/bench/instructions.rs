@@ -88,6 +88,17 @@ fn per_request(stage: &Stage, options: &Options, variant: Variant, length: usize
     let cost = Cost { all: per(counts.total), picking: per(picking) };
     let Cost { all, picking } = cost;
     eprintln!("instructions: N = {length}, {name}: {all:.0}, of which {picking:.0} in the module");
+    // Files that run with each request; timers don't.
+    let files: Vec<&str> = counts
+        .files
+        .iter()
+        .filter(|(_, cost)| **cost >= requests as u64)
+        .map(|(file, _)| file.as_str())
+        .collect();
+    // A release build has no debug information unless CARGO_PROFILE_RELEASE_STRIP is "none".
+    if !files.is_empty() {
+        eprintln!("  {} files of ours: {}", files.len(), files.join(", "));
+    }
     if variant.is_dynamic() {
         assert!(picking > 0.0, "nothing was picked by the module: {:?}", counts.into_module);
     }

@@ -45,7 +45,7 @@ fn a_frozen_service_stays_as_it_is_until_it_is_thawed() {
         answered(&nginx, ("POST", &format!("{service}/thaw"), ""), 409)["error"]["code"],
         "NotFrozen"
     );
-    for text in ["freeze ordered by \"127.0.0.1\", until it is thawed", "freeze lifted by"] {
+    for text in ["freeze set by \"127.0.0.1\", until it is thawed", "freeze removed by"] {
         assert_eq!(nginx.logged(text).len(), 1, "{text}");
     }
 }
@@ -63,7 +63,7 @@ fn a_freeze_ends_by_itself() {
         nginx.service(&service)["frozen"]["joined"].clone()
     });
     assert_eq!(nginx.outcome("/"), "a");
-    nginx.wait_for_log("freeze is over, it was ordered by \"127.0.0.1\"");
+    nginx.wait_for_log("freeze has expired, it was set by \"127.0.0.1\"");
     until_served_by(&nginx, "/", "a b");
 }
 

@@ -171,6 +171,6 @@ fn names_from_outside_stay_within_their_quotes() {
     let path = format!("/api/services/{service}/freeze");
     let answer = http::request(nginx.address(), "POST", &path, &[JSON, authorization], b"");
     assert_eq!(answer.expect("an answer").status, 200);
-    let line = nginx.wait_for_log("freeze ordered by");
+    let line = nginx.wait_for_log("freeze set by");
     assert!(line.contains("\"a\\\"\\n\\u{1b}[31mb@127.0.0.1\""), "{line}");
 }

@@ -5,8 +5,8 @@ use super::*;
 /// A watch that blocks on the index 7 of a streamed view.
 fn streamed(settings: impl FnOnce(&mut Settings)) -> Bench {
     let mut bench = Bench::new(1, None);
-    settings(&mut bench.watch.settings);
-    bench.watch.copies = Copies::new(bench.watch.settings.can_avoid_copies);
+    settings(&mut bench.query.settings);
+    bench.query.copies = Copies::new(bench.query.settings.can_avoid_copies);
     bench.fetch();
     bench.good(Duration::ZERO, 7, 1);
     bench
@@ -14,7 +14,7 @@ fn streamed(settings: impl FnOnce(&mut Settings)) -> Bench {
 
 impl Bench {
     fn view(&mut self, after: Duration, index: u64, digest: u128) -> Outcome {
-        self.answer(after, Answer::Good { index, digest, bytes: 2, is_copy: true })
+        self.answer(after, FetchResult::Good { index, digest, bytes: 2, is_copy: true })
     }
 
     /// Expires blocking queries until one asks a server; gives the time and the number of them.
@@ -111,12 +111,12 @@ fn a_view_that_stands_still_is_left_for_minutes_and_then_tried_with_a_short_quer
     // Perhaps the view was only a moment late.
     let fetch = bench.fetch();
     assert_eq!((fetch.index, fetch.wait, fetch.from), (Some(20), SECOND, ReadFrom::Anywhere));
-    assert_eq!(bench.answer(SECOND, Answer::Outdated), Outcome::Again);
+    assert_eq!(bench.answer(SECOND, FetchResult::Outdated), Outcome::Again);
     let fetch = bench.fetch();
     assert_eq!((fetch.index, fetch.from), (None, ReadFrom::Leader));
     assert_eq!(bench.good(Duration::ZERO, 20, 2), publish(false));
-    assert_eq!(bench.watch.take_turn(), Some(Turn::CopiesLag));
-    assert!(bench.watch.avoids_copies());
+    assert_eq!(bench.query.take_copy_change(), Some(CopyChange::Avoided));
+    assert!(bench.query.avoids_copies());
     let left = bench.now;
     let trial = loop {
         let fetch = bench.fetch();
@@ -129,8 +129,8 @@ fn a_view_that_stands_still_is_left_for_minutes_and_then_tried_with_a_short_quer
     assert!((300 * SECOND..=660 * SECOND).contains(&(bench.now - left)));
     assert_eq!((trial.index, trial.wait), (Some(20), SECOND));
     // It still lags: the index of the server's answer is as good as before, and nobody is told.
-    assert_eq!(bench.answer(SECOND, Answer::Outdated), Outcome::Again);
-    assert_eq!(bench.watch.take_turn(), None);
+    assert_eq!(bench.answer(SECOND, FetchResult::Outdated), Outcome::Again);
+    assert_eq!(bench.query.take_copy_change(), None);
     let fetch = bench.fetch();
     assert_eq!((fetch.index, fetch.from), (Some(20), ReadFrom::Server));
 }
@@ -138,21 +138,21 @@ fn a_view_that_stands_still_is_left_for_minutes_and_then_tried_with_a_short_quer
 #[test]
 fn a_view_that_is_there_again_is_used_again() {
     let mut bench = streamed(|_| {});
-    bench.watch.copies.avoid(bench.now, &mut bench.rng);
+    bench.query.copies.avoid(bench.now, &mut bench.rng);
     bench.now += 700 * SECOND;
     let fetch = bench.fetch();
     assert_eq!((fetch.from, fetch.wait), (ReadFrom::Anywhere, SECOND));
     bench.view(SECOND, 7, 1);
-    assert_eq!(bench.watch.take_turn(), Some(Turn::CopiesAreBack));
-    assert!(!bench.watch.avoids_copies());
+    assert_eq!(bench.query.take_copy_change(), Some(CopyChange::Resumed));
+    assert!(!bench.query.avoids_copies());
     // A Consul that streams no more has nothing to tell.
-    bench.watch.copies.avoid(bench.now, &mut bench.rng);
+    bench.query.copies.avoid(bench.now, &mut bench.rng);
     bench.now += 700 * SECOND;
     while bench.fetch().from != ReadFrom::Anywhere {
         bench.good(SECOND, 7, 1);
     }
     bench.good(SECOND, 7, 1);
-    assert_eq!((bench.watch.take_turn(), bench.watch.avoids_copies()), (None, false));
+    assert_eq!((bench.query.take_copy_change(), bench.query.avoids_copies()), (None, false));
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn a_view_that_catches_up_at_once_is_not_left() {
     let fetch = bench.fetch();
     assert_eq!((fetch.index, fetch.from), (Some(21), ReadFrom::Anywhere));
     assert!(fetch.wait > SECOND, "{fetch:?}");
-    assert_eq!(bench.watch.take_turn(), None);
+    assert_eq!(bench.query.take_copy_change(), None);
 }
 
 #[test]
@@ -173,13 +173,13 @@ fn a_restored_state_is_taken_and_the_view_that_has_it_is_kept() {
     let mut bench = streamed(|_| {});
     bench.fetch();
     // The index is lower and the content is another one: a server has to say which is right.
-    assert_eq!(bench.answer(WAIT, Answer::Outdated), Outcome::Again);
+    assert_eq!(bench.answer(WAIT, FetchResult::Outdated), Outcome::Again);
     let fetch = bench.fetch();
     assert_eq!((fetch.index, fetch.from), (None, ReadFrom::Leader));
     assert_eq!(bench.good(Duration::ZERO, 3, 9), publish(true));
     assert_eq!(bench.fetch().wait, SECOND);
     bench.view(SECOND, 3, 9);
-    assert_eq!((bench.watch.take_turn(), bench.watch.avoids_copies()), (None, false));
+    assert_eq!((bench.query.take_copy_change(), bench.query.avoids_copies()), (None, false));
 }
 
 /// Refuses every query that blocks, as servers do that don't stream, for so long. Gives the times of
@@ -190,7 +190,7 @@ fn refuse_blocking(bench: &mut Bench, time: Duration) -> (Vec<Duration>, Vec<Fet
         let fetch = bench.fetch_after_sleep().0;
         let outcome = if fetch.index.is_some() {
             blocks.push(fetch);
-            bench.answer(Duration::ZERO, Answer::Refused)
+            bench.answer(Duration::ZERO, FetchResult::Rejected)
         } else {
             reads.push(bench.now - begin);
             bench.good(Duration::ZERO, 7, 1)
@@ -218,8 +218,8 @@ fn where_only_queries_that_block_are_refused_a_server_is_asked_after_three() {
     assert_eq!((fetch.from, fetch.wait), (server, SECOND));
     let outcome = bench.good(SECOND, 7, 1);
     assert!(matches!(outcome, Outcome::Publish { outage: Some(_), .. }), "{outcome:?}");
-    assert!(bench.watch.avoids_copies() && !bench.watch.polls());
-    assert_eq!(bench.watch.take_turn(), None, "the end of the outage tells it");
+    assert!(bench.query.avoids_copies() && !bench.query.polls());
+    assert_eq!(bench.query.take_copy_change(), None, "the end of the outage tells it");
     // The stream is tried again now and then, and that is no outage.
     let begin = bench.now;
     loop {
@@ -231,21 +231,21 @@ fn where_only_queries_that_block_are_refused_a_server_is_asked_after_three() {
         bench.good(fetch.wait, 7, 1);
     }
     assert!(bench.now - begin > 280 * SECOND, "{:?}", bench.now - begin);
-    assert_eq!(bench.answer(Duration::ZERO, Answer::Refused), Outcome::Again);
+    assert_eq!(bench.answer(Duration::ZERO, FetchResult::Rejected), Outcome::Again);
     let fetch = bench.fetch_after_sleep().0;
     assert_eq!((fetch.index, fetch.from), (Some(7), server));
 }
 
 #[test]
 fn while_queries_that_block_are_refused_it_reads_every_poll_interval_and_backs_off() {
-    let mut bench = streamed(|settings| settings.poll = 5 * SECOND);
+    let mut bench = streamed(|settings| settings.fallback_interval = 5 * SECOND);
     let (reads, blocks) = refuse_blocking(&mut bench, 300 * SECOND);
     let late: Vec<_> = reads.windows(2).filter(|pair| pair[1] - pair[0] > 5 * SECOND).collect();
     assert!(late.is_empty(), "{late:?}");
     assert!(reads.len() < 110, "{} reads", reads.len());
     assert!(blocks.len() < 45, "{} queries", blocks.len());
-    assert!(bench.watch.polls());
-    let failures = bench.watch.failures;
+    assert!(bench.query.polls());
+    let failures = bench.query.failures;
     assert_eq!(failures as usize, blocks.len(), "a read does not end the outage");
 }
 
@@ -256,11 +256,11 @@ fn an_outage_of_everything_is_no_reason_to_do_without_streams() {
         while bench.fetch_after_sleep().0.index.is_none() {
             bench.good(Duration::ZERO, 7, 1);
         }
-        bench.answer(Duration::ZERO, Answer::Refused);
+        bench.answer(Duration::ZERO, FetchResult::Rejected);
         bench.fetch_after_sleep();
-        bench.answer(Duration::ZERO, Answer::Refused);
+        bench.answer(Duration::ZERO, FetchResult::Rejected);
     }
-    assert!(!bench.watch.avoids_copies());
+    assert!(!bench.query.avoids_copies());
 }
 
 #[test]
@@ -274,11 +274,11 @@ fn where_nothing_is_streamed_a_refused_query_changes_nothing_of_what_is_asked() 
 fn a_verification_that_is_refused_is_an_outage_unless_answers_may_lag() {
     let mut bench = streamed(|_| {});
     bench.until_verified();
-    let outcome = bench.answer(Duration::ZERO, Answer::Refused);
+    let outcome = bench.answer(Duration::ZERO, FetchResult::Rejected);
     assert!(matches!(outcome, Outcome::Failed { failures: 1, .. }), "{outcome:?}");
     let mut bench = streamed(|settings| settings.may_lag = true);
     bench.until_verified();
-    assert_eq!(bench.answer(Duration::ZERO, Answer::Refused), Outcome::Again);
+    assert_eq!(bench.answer(Duration::ZERO, FetchResult::Rejected), Outcome::Again);
     let (time, _) = bench.until_verified();
     assert!((5 * SECOND..=40 * SECOND).contains(&time), "{time:?}");
     bench.good(Duration::ZERO, 7, 1);
@@ -295,7 +295,7 @@ fn a_poll_of_a_cache_is_verified_too() {
         assert!(slept <= 5 * SECOND, "{slept:?}");
         let is_copy = fetch.from == ReadFrom::Anywhere;
         verified += u32::from(!is_copy);
-        bench.answer(Duration::ZERO, Answer::Good { index: 7, digest: 1, bytes: 2, is_copy });
+        bench.answer(Duration::ZERO, FetchResult::Good { index: 7, digest: 1, bytes: 2, is_copy });
     }
     assert!((3..=8).contains(&verified), "{verified} in {:?}", bench.now - begin);
 }

@@ -11,7 +11,7 @@ fn failures_go_through_the_servers_at_once_and_then_pause() {
             let (fetch, sleep) = bench.fetch_after_sleep();
             assert_eq!((fetch.server, fetch.index), (server, None));
             slept += sleep;
-            let outcome = bench.answer(Duration::ZERO, Answer::Failed);
+            let outcome = bench.answer(Duration::ZERO, FetchResult::Failed);
             let Outcome::Failed { failures, round: last, .. } = outcome else { panic!() };
             assert_eq!((failures, last), (round * 3 + server as u32 + 1, server == 2));
         }
@@ -23,11 +23,11 @@ fn failures_go_through_the_servers_at_once_and_then_pause() {
 fn the_server_that_answers_is_kept() {
     let mut bench = Bench::new(3, None);
     bench.fetch();
-    bench.answer(Duration::ZERO, Answer::Failed);
+    bench.answer(Duration::ZERO, FetchResult::Failed);
     assert_eq!(bench.fetch().server, 1);
     bench.good(Duration::ZERO, 5, 1);
     assert_eq!(bench.fetch().server, 1);
-    bench.answer(Duration::ZERO, Answer::Failed);
+    bench.answer(Duration::ZERO, FetchResult::Failed);
     assert_eq!(bench.fetch(), Fetch::read(2, WAIT));
 }
 
@@ -35,7 +35,7 @@ fn the_server_that_answers_is_kept() {
 fn on_the_second() -> Bench {
     let mut bench = Bench::new(2, None);
     bench.fetch();
-    bench.answer(Duration::ZERO, Answer::Failed);
+    bench.answer(Duration::ZERO, FetchResult::Failed);
     assert_eq!(bench.fetch().server, 1);
     bench.good(Duration::ZERO, 7, 1);
     let poll = bench.fetch();
@@ -60,8 +60,8 @@ fn the_first_server_is_asked_again_while_another_is_in_use() {
         assert_eq!((probe.server, probe.index, probe.probe), (0, None, true));
         let bounds = RETURN.mul_f64(0.8) * round..=RETURN.mul_f64(1.2) * round;
         assert!(bounds.contains(&elapsed), "{elapsed:?}");
-        assert_eq!(bench.answer(Duration::ZERO, Answer::Failed), Outcome::Again);
-        assert_eq!(bench.watch.failures, 0, "the one in use is as good as before");
+        assert_eq!(bench.answer(Duration::ZERO, FetchResult::Failed), Outcome::Again);
+        assert_eq!(bench.query.failures, 0, "the one in use is as good as before");
     }
     let poll = bench.fetch();
     assert_eq!((poll.server, poll.index), (1, Some(7)), "the index is still good");

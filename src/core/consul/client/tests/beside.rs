@@ -3,9 +3,9 @@
 use super::*;
 
 fn request<'a>(endpoint: &'a Arc<Endpoint>, query: &'a Query, server: usize) -> Request<'a> {
-    let patience = (server == 0).then_some(Duration::from_millis(200));
+    let timeout = (server == 0).then_some(Duration::from_millis(200));
     let fetch = Fetch::read(server, Duration::from_secs(60));
-    Request { endpoint, query, view: View::Full, fetch, patience }
+    Request { endpoint, query, view: View::Full, fetch, timeout }
 }
 
 fn blocking(request: Request<'_>) -> Request<'_> {
@@ -28,7 +28,7 @@ fn a_probe_leaves_the_connection_in_use_alone_and_is_soon_given_up() {
     assert_eq!(client.get(blocking(request(&both, &query, 1))).unwrap().body, b"[3]");
     assert_eq!(client.get(request(&both, &query, 0)).unwrap().body, b"[1]");
     assert_eq!(
-        client.get(Request { patience: None, ..blocking(request(&both, &query, 0)) }).unwrap().body,
+        client.get(Request { timeout: None, ..blocking(request(&both, &query, 0)) }).unwrap().body,
         b"[2]"
     );
 }
@@ -51,8 +51,8 @@ fn status(status: &str, headers: &str, body: &str) -> String {
 }
 
 #[test]
-fn a_token_is_rightful_by_any_of_its_links() {
-    for rightful in [
+fn a_token_is_has_rights_by_any_of_its_links() {
+    for has_rights in [
         r#"{"Policies":[{"Name":"gateway"}]}"#,
         r#"{"Policies":null,"Roles":[{"Name":"gateway"}]}"#,
         r#"{"ServiceIdentities":[{"ServiceName":"web"}]}"#,
@@ -60,13 +60,16 @@ fn a_token_is_rightful_by_any_of_its_links() {
         r#"{"TemplatedPolicies":[{"TemplateName":"builtin/service"}]}"#,
         r#"{"Rules":"service \"\" { policy = \"read\" }","Legacy":true}"#,
     ] {
-        assert_eq!(state_of_token(status("200 OK", "", rightful)).unwrap(), TokenState::Rightful);
+        assert_eq!(
+            state_of_token(status("200 OK", "", has_rights)).unwrap(),
+            TokenState::HasRights
+        );
     }
     for powerless in [r#"{"AccessorID":"a","Policies":[],"Roles":null}"#, "{}", "[]"] {
         let plain = state_of_token(status("200 OK", "", powerless)).unwrap();
-        assert_eq!(plain, TokenState::Powerless);
+        assert_eq!(plain, TokenState::NoRights);
         let open = status("200 OK", "X-Consul-Default-Acl-Policy: allow\r\n", powerless);
-        assert_eq!(state_of_token(open).unwrap(), TokenState::Rightful, "all may read");
+        assert_eq!(state_of_token(open).unwrap(), TokenState::HasRights, "all may read");
     }
 }
 

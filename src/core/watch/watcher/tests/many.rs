@@ -12,19 +12,23 @@ fn of(registry: &Registry) -> Arc<crate::watch::Endpoint> {
 }
 
 /// An engine that follows `s0` to `s<count - 1>`, on the targets of these numbers.
-fn follow_all(registry: &Registry, count: usize, connections: usize) -> (Watcher, Arc<Memory>) {
+fn follow_all(
+    registry: &Registry,
+    count: usize,
+    connections: usize,
+) -> (Watcher, Arc<RecordingSink>) {
     let endpoint = of(registry);
     let blocks = (0..count).map(|i| target(&endpoint, &format!("s{i}"))).collect();
     start(blocks, connections)
 }
 
 /// Waits until overviews speak for all.
-fn until_triggered(registry: &Registry, sink: &Memory, count: usize) {
+fn until_triggered(registry: &Registry, sink: &RecordingSink, count: usize) {
     sink.until(|told| told.sets.len() == count);
     for path in ["state/critical", "state/warning", "catalog/services"] {
         registry.until_blocked(path, 1);
     }
-    let last = |told: &crate::watch::testing::Told, number: usize| {
+    let last = |told: &crate::watch::testing::Recorded, number: usize| {
         let start = format!("{number} ");
         let report = told.reports.iter().rev().find(|report| report.starts_with(&start));
         report.is_some_and(|report| report.contains("Triggered"))
@@ -32,7 +36,7 @@ fn until_triggered(registry: &Registry, sink: &Memory, count: usize) {
     sink.until_within(SOON * 4, |told| (0..count).filter(|n| last(told, *n)).count() >= count / 2);
 }
 
-fn peers(told: &crate::watch::testing::Told, number: usize) -> usize {
+fn peers(told: &crate::watch::testing::Recorded, number: usize) -> usize {
     told.sets.get(&number).map_or(0, |set| set.peers().len())
 }
 
@@ -151,7 +155,7 @@ fn a_registration_is_found_by_a_sweep_of_indices() {
 }
 
 #[test]
-fn where_all_services_must_not_be_looked_at_they_are_read_in_turn() {
+fn without_the_right_to_read_all_services_each_is_polled() {
     let registry = Registry::new(40);
     registry.refuse(Some(403));
     let (engine, sink) = follow_all(&registry, 40, 8);
@@ -164,10 +168,10 @@ fn where_all_services_must_not_be_looked_at_they_are_read_in_turn() {
     assert!(told.reports.iter().any(|report| report.contains("Polling { delay: 5s }")));
     assert!(told.lines.iter().filter(|line| line.contains(refused)).count() <= 3);
     drop(told);
-    // They may be looked at again.
+    // The right is back.
     registry.refuse(None);
     sink.until_within(SOON * 8, |told| {
-        told.lines.iter().any(|l| l.contains("of all services answers again"))
+        told.lines.iter().any(|l| l.contains("of all services recovered"))
     });
     end(engine);
 }
@@ -176,10 +180,10 @@ fn shared(
     registry: &Registry,
     (services, connections): (usize, usize),
     foreign: usize,
-) -> (Watcher, Arc<Memory>) {
+) -> (Watcher, Arc<RecordingSink>) {
     let endpoint = of(registry);
     let blocks = (0..services).map(|i| target(&endpoint, &format!("s{i}"))).collect();
-    let sink = Arc::new(Memory::default());
+    let sink = Arc::new(RecordingSink::default());
     sink.foreign.store(foreign, Ordering::SeqCst);
     let plan = Arc::new(Plan::new(blocks, connections).0);
     (Watcher::start(plan, Arc::clone(&sink) as Arc<dyn Sink>).unwrap(), sink)
@@ -196,7 +200,7 @@ fn connections_of_an_engine_before_are_left_alone_until_they_are_gone() {
     assert!(registry.most_connections() <= 6, "{}", registry.most_connections());
     sink.foreign.store(0, Ordering::SeqCst);
     registry.until_blocked("service/", 12);
-    let end_of_it = "12 services, each has a blocking query of its own";
+    let end_of_it = "each of 12 services has its own blocking query";
     sink.until_within(SOON * 2, |told| told.lines.iter().any(|l| l.contains(end_of_it)));
     let noted = *sink.noted.lock().unwrap();
     assert_eq!((noted.blocking >= 12, noted.wait >= Duration::from_secs(10)), (true, true));

@@ -3,14 +3,15 @@
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use crate::consul::blocking::Answer;
+use crate::consul::blocking::FetchResult;
 use crate::consul::overview::{Difference, key};
 use crate::model::Limit;
 use crate::watch::overview_watch::{OverviewDiff, OverviewOutcome, OverviewWatch};
 use crate::watch::plan::Followed;
-use crate::watch::subscription::Job;
+use crate::watch::subscription::QueryLoop;
 use crate::watch::testing::{endpoint, target};
-use crate::watch::watcher::scheduler::{Scheduler, Task};
+use crate::watch::watcher::scheduler::Scheduler;
+use crate::watch::watcher::task::Task;
 
 use super::*;
 
@@ -34,8 +35,8 @@ impl Bench {
         let endpoint = Arc::new(endpoint("http://127.0.0.1:1"));
         for number in 0..services {
             let target = Arc::new(target(&endpoint, &format!("s{number}")));
-            let subject = Arc::new(target.subject());
-            bench.scheduler.add(&subject, vec![Followed::new(number, target)], now);
+            let watched = Arc::new(target.watched_query());
+            bench.scheduler.add(&watched, vec![Followed::new(number, target)], now);
         }
         bench.replan();
         bench
@@ -53,25 +54,25 @@ impl Bench {
     fn answer(&mut self, task: Task) {
         let now = self.now;
         match task {
-            Task::Watch(id, mut job) => {
-                self.reply(&mut job);
-                self.scheduler.put(id, job, now);
+            Task::Query(id, mut query) => {
+                self.reply(&mut query);
+                self.scheduler.put(id, query, now);
             }
             Task::Overview(place, overview) => self.find(place, overview, OverviewDiff::default()),
-            Task::Beside(id, _) => self.scheduler.put_beside(id, None, now),
+            Task::ConcurrentRead(id, _) => self.scheduler.end_concurrent_read(id, None, now),
         }
     }
 
-    fn reply(&mut self, job: &mut Job) {
-        job.watch.next(self.now);
+    fn reply(&mut self, query: &mut QueryLoop) {
+        query.rules.next(self.now);
         self.index += 1;
-        let answer = Answer::Good { index: self.index, digest: 1, bytes: 2, is_copy: false };
-        job.watch.answer(answer, self.now, &mut self.rng);
+        let answer = FetchResult::Good { index: self.index, digest: 1, bytes: 2, is_copy: false };
+        query.rules.on_result(answer, self.now, &mut self.rng);
     }
 
     fn find(&mut self, place: (usize, usize), overview: Box<OverviewWatch>, diff: OverviewDiff) {
         self.scheduler.blocking -= usize::from(overview.will_block());
-        self.scheduler.put_overview(place, overview, OverviewOutcome::Found(diff), self.now);
+        self.scheduler.put_overview(place, overview, OverviewOutcome::Changed(diff), self.now);
     }
 
     /// Does all that is due and doesn't block; gives the number of reads and, as they are under way
@@ -82,7 +83,7 @@ impl Bench {
             if task.blocks() || matches!(task, Task::Overview(..)) {
                 queries.push(task);
             } else {
-                reads += usize::from(matches!(task, Task::Watch(..)));
+                reads += usize::from(matches!(task, Task::Query(..)));
                 self.answer(task);
             }
             assert!(queries.len() <= self.scheduler.plan.budget, "too many queries");
@@ -153,12 +154,12 @@ fn only_who_is_named_is_read_at_once() {
     });
     let (place, overview) = overview.unwrap();
     let named = Difference { services: [key("S50"), key("other")].into(), nodes: [].into() };
-    bench.find(place, overview, OverviewDiff { named, is_all: false });
+    bench.find(place, overview, OverviewDiff { named, is_unattributed: false });
     let reads = std::iter::from_fn(|| bench.take());
-    let reads: Vec<Task> = reads.filter(|task| matches!(task, Task::Watch(..))).collect();
-    let [Task::Watch(_, job)] = &reads[..] else { panic!("{} reads", reads.len()) };
-    assert_eq!(job.subject().query.service, "s50");
-    assert!(job.must_read && !job.watch.will_block());
+    let reads: Vec<Task> = reads.filter(|task| matches!(task, Task::Query(..))).collect();
+    let [Task::Query(_, query)] = &reads[..] else { panic!("{} reads", reads.len()) };
+    assert_eq!(query.watched().query.service, "s50");
+    assert!(query.must_read && !query.rules.will_block());
 }
 
 #[test]
@@ -170,7 +171,7 @@ fn a_sweep_keeps_its_pace() {
     for round in 0..10 {
         let place = queries.iter().position(|task| matches!(task, Task::Overview(..))).unwrap();
         let Task::Overview(place, overview) = queries.swap_remove(place) else { unreachable!() };
-        let diff = OverviewDiff { named: Difference::default(), is_all: true };
+        let diff = OverviewDiff { named: Difference::default(), is_unattributed: true };
         bench.find(place, overview, diff);
         let (read, more) = bench.settle();
         reads += read;

@@ -1,0 +1,159 @@
+//! What decides whether a request may pick a peer just now.
+
+use std::fmt;
+
+use super::methods::FULL_SHARE;
+use super::view::{PeerInfo, Tried, View};
+use crate::table::{PROBE_PACE, PeerCounters, Table};
+
+/// The time, as the event loop knows it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Clock {
+    /// Milliseconds since the epoch.
+    pub millis: u64,
+    /// Milliseconds of the monotonic clock, the same for all processes.
+    pub monotonic: u64,
+}
+
+/// A view together with what decides whether a peer can be used just now.
+#[derive(Clone, Copy)]
+pub struct PickContext<'a, 'z> {
+    /// The sets.
+    pub view: &'a View,
+    /// The shared counters.
+    pub table: &'a Table<'z>,
+    /// The peers this request has tried.
+    pub tried: &'a Tried,
+    /// The time.
+    pub now: Clock,
+    /// What the request is hashed by; empty unless the method wants it.
+    pub key: &'a [u8],
+    /// Failures keep nobody out.
+    pub panic: bool,
+    /// There is nobody else to ask if these can't be used.
+    pub alone: bool,
+}
+
+/// A peer, and where to find what a request wants of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Picked<'a, 'z> {
+    /// What the view knows of it.
+    pub info: &'a PeerInfo,
+    /// Its counters.
+    pub counters: PeerCounters<'z>,
+}
+
+impl<'z> PickContext<'_, 'z> {
+    /// Whether there is only one peer: it may be tried again, since nginx asks for it when a kept
+    /// connection turned out stale, and it is never out, as in nginx.
+    pub(super) fn is_single(&self) -> bool {
+        self.alone && self.view.records.len() == 1
+    }
+
+    /// Whether the peer could be tried by a request that has tried none.
+    pub fn is_usable(&self, peer: usize) -> bool {
+        let info = self.view.info(peer);
+        !info.down && !self.is_full(info) && !self.is_failed(info)
+    }
+
+    /// Share of the peers, in percent, that no failure keeps out; those that say they are down are
+    /// not counted. 100 of none.
+    pub fn healthy_percent(&self) -> usize {
+        let (mut all, mut healthy) = (0, 0);
+        for info in self.view.infos.iter().filter(|info| !info.down) {
+            all += 1;
+            healthy += usize::from(!self.has_failed(info));
+        }
+        (healthy * 100usize).checked_div(all).unwrap_or(100)
+    }
+
+    #[inline]
+    pub(super) fn counters_of(&self, info: &PeerInfo) -> PeerCounters<'z> {
+        self.table.peer_counters(info.slot)
+    }
+
+    pub(super) fn is_full(&self, info: &PeerInfo) -> bool {
+        let max_conns = u64::from(info.params.max_conns);
+        max_conns != 0 && self.table.in_flight_at(info.slot, self.counters_of(info)) >= max_conns
+    }
+
+    pub(super) fn has_failed(&self, info: &PeerInfo) -> bool {
+        self.counters_of(info).is_failed(info.limits(), self.now.monotonic)
+    }
+
+    pub(super) fn is_failed(&self, info: &PeerInfo) -> bool {
+        self.is_out(Picked { info, counters: self.counters_of(info) })
+    }
+
+    /// Whether failures keep the peer out. When its `fail_timeout` is over, and in a panic at any
+    /// time, one request at a time may try it.
+    pub(super) fn is_out(&self, Picked { info, counters }: Picked<'_, 'z>) -> bool {
+        let (limits, now) = (info.limits(), self.now.monotonic);
+        if !counters.is_marked(limits.max_fails) || self.is_single() {
+            return false;
+        }
+        let is_due = self.panic || !counters.is_failed(limits, now);
+        !is_due || !counters.is_probe_free(limits, now, self.probe_pace())
+    }
+
+    pub(super) fn probe_pace(&self) -> u64 {
+        if self.panic { 0 } else { PROBE_PACE }
+    }
+
+    pub(super) fn share(&self, info: &PeerInfo) -> u32 {
+        let slow_start = u64::from(info.params.slow_start);
+        if slow_start == 0 {
+            return FULL_SHARE;
+        }
+        slow_start_share(slow_start, self.counters_of(info).started(), self.now.millis)
+    }
+}
+
+/// The share of its weight that a peer gets at `now`, of [`FULL_SHARE`], with a slow start of so many
+/// milliseconds since it appeared or recovered; times are milliseconds since the epoch.
+pub fn slow_start_share(slow_start: u64, started: u64, now: u64) -> u32 {
+    let age = now.saturating_sub(started);
+    if age >= slow_start {
+        return FULL_SHARE;
+    }
+    let share = u128::from(FULL_SHARE) * u128::from(age) / u128::from(slow_start);
+    (share as u32).max(FULL_SHARE / 100)
+}
+
+/// What keeps a peer from being picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// It says so itself.
+    Down,
+    /// The request has tried it.
+    Tried,
+    /// `max_fails` failures within `fail_timeout`.
+    Failed,
+    /// `max_conns` requests are in flight.
+    Full,
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Obstacle::Down => "it is down",
+            Obstacle::Tried => "tried before",
+            Obstacle::Failed => "its failures keep it out",
+            Obstacle::Full => "it has max_conns requests",
+        })
+    }
+}
+
+impl PickContext<'_, '_> {
+    /// Why the peer is passed over; `None` if it may be picked.
+    pub fn obstacle(&self, peer: usize) -> Option<Obstacle> {
+        let info = self.view.info(peer);
+        let checks = [
+            (info.down, Obstacle::Down),
+            (self.tried.contains(peer), Obstacle::Tried),
+            (self.is_failed(info), Obstacle::Failed),
+            (self.is_full(info), Obstacle::Full),
+        ];
+        checks.into_iter().find(|(holds, _)| *holds).map(|(_, obstacle)| obstacle)
+    }
+}

@@ -1,0 +1,232 @@
+use super::*;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use std::collections::HashSet;
+
+struct Fake {
+    weights: WeightTable,
+    order: Schedule,
+    tried: HashSet<usize>,
+    failed: HashSet<usize>,
+    loads: Vec<u64>,
+    shares: Vec<u32>,
+}
+
+impl Fake {
+    fn new(weights: &[u32]) -> Fake {
+        let n = weights.len();
+        let weights = WeightTable::new(weights.iter().copied());
+        Fake {
+            order: Schedule::new(&weights),
+            weights,
+            tried: HashSet::new(),
+            failed: HashSet::new(),
+            loads: vec![0; n],
+            shares: vec![FULL_SHARE; n],
+        }
+    }
+}
+
+impl Peers for Fake {
+    type Peer = usize;
+
+    fn len(&self) -> usize {
+        self.weights.count()
+    }
+    fn peer(&self, number: usize) -> usize {
+        number
+    }
+    fn number(&self, peer: usize) -> usize {
+        peer
+    }
+    fn weight(&self, peer: usize) -> u64 {
+        self.weights.of(peer)
+    }
+    fn weights(&self) -> &WeightTable {
+        &self.weights
+    }
+    fn schedule(&self) -> &Schedule {
+        &self.order
+    }
+    fn is_unrestricted(&self, _: usize) -> bool {
+        false
+    }
+    fn is_free(&self, peer: usize) -> bool {
+        !self.tried.contains(&peer)
+    }
+    fn is_failed(&self, peer: usize) -> bool {
+        self.failed.contains(&peer)
+    }
+    fn share(&self, peer: usize) -> u32 {
+        self.shares[peer]
+    }
+    fn load(&self, peer: usize) -> u64 {
+        self.loads[peer]
+    }
+    fn cost(&self, peer: usize) -> f32 {
+        self.loads[peer] as f32
+    }
+    /// Of two looks the last one is the peer's that has the key.
+    fn keyed(&self, suits: impl Fn(usize) -> bool) -> Option<usize> {
+        [0, self.len().checked_sub(1)?].into_iter().rev().find(|&peer| suits(peer))
+    }
+}
+
+const METHODS: [Method; 5] = [
+    Method::RoundRobin,
+    Method::Random,
+    Method::LeastConn,
+    Method::LeastTime,
+    Method::Hash { consistent: true },
+];
+
+fn rng() -> SmallRng {
+    SmallRng::seed_from_u64(42)
+}
+
+fn counts(method: Method, peers: &Fake, picks: usize) -> Vec<u64> {
+    let (mut cursor, mut rng) = (0, rng());
+    let mut counts = vec![0; peers.len()];
+    for _ in 0..picks {
+        counts[pick_from(method, peers, &mut cursor, &mut rng).unwrap()] += 1;
+    }
+    counts
+}
+
+/// χ² of the counts against the weights. With 3 degrees of freedom 16.3 is exceeded once in 1000.
+fn chi_square(counts: &[u64], weights: &[u32]) -> f64 {
+    let (n, sum) = (counts.iter().sum::<u64>() as f64, weights.iter().sum::<u32>() as f64);
+    counts
+        .iter()
+        .zip(weights)
+        .map(|(&seen, &w)| (n * f64::from(w) / sum, seen as f64))
+        .map(|(expected, seen)| (seen - expected).powi(2) / expected)
+        .sum()
+}
+
+#[test]
+fn random_follows_the_weights() {
+    let weights = [1, 2, 3, 10];
+    let seen = counts(Method::Random, &Fake::new(&weights), 40_000);
+    assert!(chi_square(&seen, &weights) < 16.3, "{seen:?}");
+}
+
+#[test]
+fn least_conn_takes_the_one_with_less_in_flight_for_its_weight() {
+    let mut peers = Fake::new(&[1, 1, 1]);
+    peers.loads = vec![5, 0, 5];
+    let seen = counts(Method::LeastConn, &peers, 3000);
+    assert!(seen[1] > 1800, "one of two choices is the idle one two times in three: {seen:?}");
+    let mut peers = Fake::new(&[10, 1]);
+    peers.loads = vec![5, 1];
+    assert_eq!(counts(Method::LeastConn, &peers, 100), [100, 0], "5 for 10 is less than 1 for 1");
+}
+
+#[test]
+fn every_method_visits_each_peer_once_and_then_gives_up() {
+    for method in METHODS {
+        for n in [1, 2, 3, 200] {
+            let mut peers = Fake::new(&vec![1; n]);
+            let (mut cursor, mut rng) = (0, rng());
+            for _ in 0..n {
+                let peer = pick_from(method, &peers, &mut cursor, &mut rng).unwrap();
+                assert!(peers.tried.insert(peer), "{method:?} tried {peer} twice");
+            }
+            assert_eq!(pick_from(method, &peers, &mut cursor, &mut rng), None, "{method:?}");
+        }
+    }
+}
+
+#[test]
+fn an_empty_set_has_no_pick() {
+    for method in METHODS {
+        assert_eq!(pick_from(method, &Fake::new(&[]), &mut 0, &mut rng()), None);
+    }
+}
+
+#[test]
+fn failed_peers_are_passed_over_however_many_they_are() {
+    for method in METHODS {
+        let mut peers = Fake::new(&vec![1; 100]);
+        peers.failed = (0..99).collect();
+        assert_eq!(counts(method, &peers, 200)[99], 200, "{method:?}");
+        peers.failed.insert(99);
+        assert_eq!(pick_from(method, &peers, &mut 0, &mut rng()), None, "{method:?}");
+    }
+}
+
+#[test]
+fn one_failed_peer_of_a_round_robin_leaves_the_others_even() {
+    let mut peers = Fake::new(&[1; 5]);
+    peers.failed.insert(2);
+    assert_eq!(counts(Method::RoundRobin, &peers, 400), [100, 100, 0, 100, 100]);
+}
+
+#[test]
+fn a_peer_in_slow_start_gets_its_share() {
+    let mut peers = Fake::new(&[1, 1]);
+    peers.shares[1] = FULL_SHARE / 4;
+    let seen = counts(Method::Random, &peers, 10_000);
+    let share = seen[1] as f64 / seen[0] as f64;
+    assert!((0.22..0.28).contains(&share), "{seen:?}");
+}
+
+#[test]
+fn a_pick_looks_at_as_few_peers_among_10_000_as_among_3() {
+    use std::cell::Cell;
+    struct Counting(Fake, Cell<usize>);
+    impl Peers for Counting {
+        type Peer = usize;
+
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+        fn peer(&self, number: usize) -> usize {
+            number
+        }
+        fn number(&self, peer: usize) -> usize {
+            peer
+        }
+        fn weight(&self, peer: usize) -> u64 {
+            self.0.weight(peer)
+        }
+        fn weights(&self) -> &WeightTable {
+            self.0.weights()
+        }
+        fn schedule(&self) -> &Schedule {
+            self.0.schedule()
+        }
+        fn is_unrestricted(&self, peer: usize) -> bool {
+            self.0.is_unrestricted(peer)
+        }
+        fn is_free(&self, peer: usize) -> bool {
+            self.1.set(self.1.get() + 1);
+            self.0.is_free(peer)
+        }
+        fn is_failed(&self, peer: usize) -> bool {
+            self.0.is_failed(peer)
+        }
+        fn share(&self, peer: usize) -> u32 {
+            self.0.share(peer)
+        }
+        fn load(&self, peer: usize) -> u64 {
+            self.0.load(peer)
+        }
+        fn cost(&self, peer: usize) -> f32 {
+            self.0.cost(peer)
+        }
+        fn keyed(&self, suits: impl Fn(usize) -> bool) -> Option<usize> {
+            self.0.keyed(suits)
+        }
+    }
+    for method in METHODS {
+        for n in [3, 10_000] {
+            let peers = Counting(Fake::new(&vec![1; n]), Cell::new(0));
+            let (mut cursor, mut rng) = (0, rng());
+            for _ in 0..1000 {
+                pick_from(method, &peers, &mut cursor, &mut rng).unwrap();
+            }
+            assert!(peers.1.get() <= 2 * 1000, "{method:?} of {n}: {} looks", peers.1.get());
+        }
+    }
+}

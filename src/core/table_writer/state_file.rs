@@ -1,0 +1,238 @@
+//! `consul_state`: the last good answers on disk.
+//!
+//! The master reads the file, before it forks and only for what neither the zone nor Consul has.
+//! A thread of worker 0 writes it.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::model::{Level, Override, ServiceName};
+use crate::on_demand::{ServiceStore, Templates};
+use crate::state::saver::name;
+use crate::state::{LoadError, Saved, State, StateProvider, Version, file};
+use crate::table::{LookupResult, Table};
+use crate::watch::{Plan, Sink, Target};
+
+use super::writer::{TableWriter, now_ms};
+
+/// `consul_state path [valid=time]`.
+#[derive(Clone, Debug)]
+pub struct StateFile {
+    /// Absolute.
+    pub path: PathBuf,
+    /// Answers older than that are not taken from it.
+    pub valid: Option<Duration>,
+}
+
+impl StateFile {
+    /// The directory that the file is in.
+    pub fn directory(&self) -> &Path {
+        parent(&self.path)
+    }
+
+    /// Publishes what the file knows of the targets that have no data. Gives what it knows of them
+    /// but is too old, for the file's next version. Overrides are taken from it if the zone
+    /// `is_new`.
+    pub fn restore(
+        &self,
+        plan: &Plan,
+        templates: Option<&Templates>,
+        (sink, is_new): (&TableWriter, bool),
+    ) -> Vec<Saved> {
+        let missing: HashMap<u128, usize> = (0..plan.targets.len())
+            .filter(|&target| !sink.has_data(target))
+            .map(|target| (plan.key(target), target))
+            .collect();
+        if missing.is_empty() && templates.is_none() && !is_new {
+            return Vec::new();
+        }
+        let Some(state) = self.load(sink) else { return Vec::new() };
+        sink.with_table(|table| table.note_state_written(state.written_ms));
+        let (mut kept, now) = (Vec::new(), now_ms());
+        if is_new {
+            self.restore_overrides(state.overrides, now, sink);
+        }
+        for saved in state.targets {
+            let too_old = self.refuse(&saved, now);
+            let restored = match (saved.template.is_some(), missing.get(&saved.key), too_old) {
+                (true, _, None) => self.restore_named(&saved, now, (plan, templates), sink),
+                (false, Some(&number), None) => {
+                    self.publish((number, &plan.targets[number]), &saved, now, sink)
+                }
+                (false, Some(_), Some(why)) => {
+                    sink.log(Level::Warn, self.not_taken(&saved, &why));
+                    kept.push(saved);
+                    continue;
+                }
+                _ => continue,
+            };
+            if let Err(why) = restored {
+                sink.log(Level::Error, self.not_taken(&saved, &why));
+            }
+        }
+        kept
+    }
+
+    fn not_taken(&self, saved: &Saved, why: &str) -> String {
+        let (service, name) = (saved.service.escape_debug(), name(&self.path));
+        format!("service \"{service}\": not taken from {name}, {why}")
+    }
+
+    /// What operators had ordered of instances.
+    fn restore_overrides(&self, mut overrides: Vec<Override>, now: u64, sink: &TableWriter) {
+        overrides.retain(|held| held.is_in_force(now));
+        if overrides.is_empty() {
+            return;
+        }
+        let (name, count) = (name(&self.path), overrides.len());
+        match sink.with_table(|table| table.set_overrides(&overrides, sink.me())) {
+            Some(Err(why)) => {
+                sink.log(Level::Error, format!("{name}: {count} overrides are not taken ({why})"));
+            }
+            _ => sink.log(Level::Notice, format!("{name}: {count} overrides of instances taken")),
+        }
+    }
+
+    /// A service that a request had named, if requests still can.
+    fn restore_named(
+        &self,
+        saved: &Saved,
+        now: u64,
+        (plan, templates): (&Plan, Option<&Templates>),
+        sink: &TableWriter,
+    ) -> Result<(), String> {
+        let Some((templates, key)) = templates.zip(saved.template) else { return Ok(()) };
+        let name = &saved.service;
+        let service = ServiceName { template: key, name: name.clone() };
+        let Some(template) = templates.admit(&service) else { return Ok(()) };
+        let places = template.targets_of(name, plan);
+        let Some(place) = places.iter().find(|place| place.key == saved.key) else { return Ok(()) };
+        let number = sink.add(&service, place.key)?;
+        sink.record_lookup(template.lookup_key(name), LookupResult::Followed, Duration::MAX);
+        self.publish((number, &place.target), saved, now, sink)
+    }
+
+    /// The file's content. A damaged file is moved out of the way, so that the next start doesn't
+    /// stumble over it, and stays there for who wants to know what happened.
+    fn load(&self, sink: &TableWriter) -> Option<State> {
+        let name = name(&self.path);
+        match file::load(&self.path) {
+            Ok(Some(state)) => return Some(state),
+            Ok(None) => sink.log(Level::Info, format!("{name}: there is none yet")),
+            Err(LoadError::Io(error)) => {
+                sink.log(Level::Error, format!("{name}: can't be read ({error}), going on"));
+            }
+            Err(LoadError::Damaged(damage)) => {
+                let then = match file::quarantine(&self.path) {
+                    Ok(aside) => format!("renamed to \"{}\"", aside.display()),
+                    Err(error) => format!("can't be renamed ({error})"),
+                };
+                sink.log(Level::Error, format!("{name} is damaged: {damage}; {then}, going on"));
+            }
+        }
+        None
+    }
+
+    /// Why an answer is too old to be taken.
+    fn refuse(&self, saved: &Saved, now: u64) -> Option<String> {
+        let valid = self.valid?;
+        match saved.age_ms(now).map(Duration::from_millis) {
+            None => Some("the clock was set back since".to_owned()),
+            Some(age) if age > valid => {
+                let (age, valid) = (age.as_secs(), valid.as_secs_f64());
+                Some(format!("{age}s old, over valid={valid}s"))
+            }
+            Some(_) => None,
+        }
+    }
+
+    fn publish(
+        &self,
+        (number, target): (usize, &Target),
+        saved: &Saved,
+        now: u64,
+        sink: &TableWriter,
+    ) -> Result<(), String> {
+        let peers = saved.permitted(&target.selection.addresses);
+        let count = peers.peers().len();
+        if sink.restore(number, &Saved { peers, ..saved.clone() })? {
+            let (service, name) = (saved.service.escape_debug(), name(&self.path));
+            let (s, age) =
+                (if count == 1 { "" } else { "s" }, saved.age_ms(now).unwrap_or(0) / 1000);
+            let line = format!("service \"{service}\": {count} peer{s} from {name}, {age}s old");
+            sink.log(Level::Notice, line);
+        }
+        Ok(())
+    }
+}
+
+/// What worker 0 writes: the sets in the table.
+pub struct TableState {
+    /// Where the sets are.
+    pub sink: Arc<TableWriter>,
+    /// What is followed.
+    pub plan: Arc<Plan>,
+    /// What the file knows of targets that have no data.
+    pub kept: Vec<Saved>,
+}
+
+impl StateProvider for TableState {
+    fn versions(&self) -> Option<Vec<Version>> {
+        let of_table =
+            |table: Table<'_>| (table.is_leader(self.sink.me()), table.overrides_version());
+        let (leads, overrides) = self.sink.with_table(of_table)?;
+        let mark = |target| self.sink.version(target).unwrap_or_default();
+        let named = self.sink.named_targets().into_iter().map(|(number, ..)| number);
+        let targets = (0..self.plan.targets.len()).chain(named).map(mark);
+        let overrides = Version { generation: overrides, last_good_ms: 0 };
+        leads.then(|| targets.chain([overrides]).collect())
+    }
+
+    fn state(&self) -> Option<State> {
+        let planned = self.plan.targets.iter().enumerate();
+        let planned = planned
+            .map(|(number, target)| (number, self.plan.key(number), &target.query.service, None));
+        let named = self.sink.named_targets();
+        let named = named
+            .iter()
+            .map(|(number, key, named)| (*number, *key, &named.name, Some(named.template)));
+        let mut targets = Vec::new();
+        for (number, key, service, template) in planned.chain(named) {
+            let Some(mark) = self.sink.version(number) else {
+                targets.extend(self.kept.iter().find(|saved| saved.key == key).cloned());
+                continue;
+            };
+            let (image, index) = self.sink.image(number)?;
+            targets.push(Saved {
+                key,
+                service: service.clone(),
+                template,
+                index,
+                last_good_ms: mark.last_good_ms,
+                peers: image.peer_set()?,
+            });
+        }
+        let mut overrides = self.sink.with_table(|table| table.all_overrides())??;
+        overrides.retain(|held| held.selection.is_none());
+        Some(State { written_ms: now_ms(), targets, overrides })
+    }
+
+    fn saved(&self, outcome: Result<u64, &io::Error>) {
+        self.sink.with_table(|table| match outcome {
+            Ok(at) => table.note_state_written(at),
+            Err(error) => table.note_state_error(error),
+        });
+    }
+
+    fn log(&self, level: Level, line: String) {
+        self.sink.log(level, line);
+    }
+}
+
+/// The directory of an absolute path.
+pub fn parent(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("/"))
+}
