@@ -8,11 +8,11 @@ use nginx_consul_e2e::nginx;
 
 /// Functions that make lines for a call that only hands them on.
 const MAKERS: [&str; 6] = [
-    "fn told(target",
+    "fn removal_line(target",
     "pub(super) fn notice(",
-    "pub fn set(held",
-    "pub fn removed(held",
-    "pub fn over(held",
+    "pub fn set_line(held",
+    "pub fn removed_line(held",
+    "pub fn expired_line(held",
     "fn not_taken(",
 ];
 /// What such a function puts into a line.
@@ -172,7 +172,7 @@ fn level(call: &str, arguments: &str) -> Option<Option<String>> {
 /// The texts of a line that was made before the call.
 fn made_before(source: &str, at: usize, arguments: &str, place: &str) -> Vec<String> {
     let before = &source[..at];
-    let maker = ["told(", "notice(", "over(", "not_taken("].into_iter().find(|name| {
+    let maker = ["_line(", "notice(", "not_taken("].into_iter().find(|name| {
         arguments.contains(name)
             || before[before.len().saturating_sub(120)..].contains(&format!("= {name}"))
     });
@@ -293,7 +293,7 @@ fn every_reason_of_a_failure_is_explained() {
     let told = text.split_once("## Reasons").expect("the reasons").1;
     let told: Vec<&str> = told.split('`').skip(1).step_by(2).collect();
     let mut count = 0;
-    for file in ["transport.rs", "client.rs", "validate.rs"] {
+    for file in ["transport.rs", "client/error.rs", "fetch.rs"] {
         let path = nginx::workspace().join("src/core/consul").join(file);
         let source = fs::read_to_string(&path).expect("a source");
         for error in source.split("#[error(").skip(1).filter(|e| e.starts_with('"')) {
@@ -316,7 +316,7 @@ fn every_reason_for_skipping_an_instance_is_explained() {
     let text = table();
     let told = text.split_once("### Why an instance is skipped").expect("the reasons").1;
     let told: Vec<&str> = told.split('`').skip(1).step_by(2).collect();
-    let files = ["instances.rs", "instances/meta.rs", "kv.rs", "../snapshot.rs"];
+    let files = ["instances.rs", "kv.rs", "../watch/snapshot.rs"];
     let mut count = 0;
     for file in files {
         let path = nginx::workspace().join("src/core/consul").join(file);
