@@ -1,15 +1,15 @@
 //! Which addresses of instances may be used: whoever can register one chooses its address.
 
+mod host;
 mod text;
 
 use std::net::IpAddr;
 
+pub(crate) use host::host;
 pub use text::AddressText;
 
 pub use ipnet::IpNet;
 use ipnet::Ipv4Net;
-
-use crate::text::quote;
 
 /// `consul_allow` and `consul_deny`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -55,29 +55,6 @@ pub fn network(text: &str) -> Option<IpNet> {
             None => Some(net),
         },
         _ => Some(net),
-    }
-}
-
-/// The host of an instance: an IP address without brackets, or a host name.
-///
-/// # Errors
-///
-/// It is neither; the text says so.
-pub(crate) fn host(address: &str) -> Result<String, String> {
-    if address.is_empty() {
-        return Err("no address".to_owned());
-    }
-    let bare = address.strip_prefix('[').and_then(|a| a.strip_suffix(']')).unwrap_or(address);
-    if let Ok(ip) = bare.parse::<IpAddr>() {
-        return Ok(ip.to_string());
-    }
-    let label = |label: &str| !label.is_empty() && label.len() <= 63 && !label.starts_with('-');
-    let name = address.strip_suffix('.').unwrap_or(address);
-    let letters = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
-    if letters && name.len() <= 253 && name.split('.').all(label) {
-        Ok(address.to_owned())
-    } else {
-        Err(format!("invalid address \"{}\"", quote(address)))
     }
 }
 

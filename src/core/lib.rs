@@ -25,6 +25,7 @@ pub mod watch;
 pub mod on_demand;
 pub mod state;
 pub mod control;
+pub mod table_writer;
 pub mod status;
 pub mod dashboard;
 pub mod directives;

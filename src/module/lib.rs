@@ -27,7 +27,6 @@ mod services;
 mod variables;
 mod status;
 mod ready;
-mod table_writer;
 mod api;
 mod on_demand_phase;
 mod lifecycle;

@@ -17,23 +17,19 @@ use nginx_consul_core::watch::{Plan, Sink, Watcher};
 use nginx_sys::{NGX_LOG_ALERT, NGX_LOG_WARN, ngx_cycle_t, ngx_int_t};
 
 use self::fork::SingleThread;
-use self::overrides::Resync;
 use self::signals::SignalsBlocked;
-use self::state_file::TableSource;
 use self::workers_user::Workers;
 use crate::ffi::timer::Timer;
 use crate::ffi::{Log, OK, catch_panic, process};
 use crate::peer::{Worker, end_keepalive};
-use crate::table_writer::TableWriter;
 use crate::upstreams::Upstreams;
+use nginx_consul_core::table_writer::{Resync, TableState, TableWriter, end_expired};
 
 mod signals;
 mod fork;
 mod workers_user;
 mod permissions;
 mod state_directory;
-mod state_file;
-mod overrides;
 mod initial_fetch;
 
 /// How often worker 0 writes the threads' log lines and looks whether it is to end, milliseconds.
@@ -61,7 +57,7 @@ struct Watch {
     /// Only with services that requests name.
     resolver: Option<ServiceResolver>,
     /// With `consul_state`: where, and the thread that writes it.
-    state: Option<(PathBuf, Arc<TableSource>)>,
+    state: Option<(PathBuf, Arc<TableState>)>,
     saver: Option<Saver>,
     sink: Arc<TableWriter>,
     timer: Timer,
@@ -205,7 +201,7 @@ impl Watch {
         let sink = TableWriter::new(table, plan);
         let state = upstreams.state_file.as_ref().map(|file| {
             let source =
-                TableSource { sink: Arc::clone(&sink), plan: Arc::clone(plan), kept: KEPT.take() };
+                TableState { sink: Arc::clone(&sink), plan: Arc::clone(plan), kept: KEPT.take() };
             (file.path.clone(), Arc::new(source))
         });
         let plan = Arc::clone(plan);
@@ -263,7 +259,7 @@ impl Watch {
             self.start_engine(table);
         }
         self.start_saver();
-        overrides::check(table, &self.sink);
+        end_expired(table, &self.sink);
         if self.ticks == RETAIN_TICKS || (self.ticks < RETAIN_TICKS && self.sink.is_short_of_room())
         {
             retain(table, &self.keys, self.templates.as_deref());

@@ -4,13 +4,13 @@
 //! the API, the on-demand phase and the lifecycle read it. nginx keeps it as the first member of
 //! the module's main configuration, so that none of them has to know the configuration.
 
-use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nginx_consul_core::on_demand::Templates;
 use nginx_consul_core::table::Table;
+use nginx_consul_core::table_writer::StateFile;
 use nginx_consul_core::watch::Plan;
 use nginx_sys::{
     ngx_cycle_t, ngx_http_conf_ctx_t, ngx_http_upstream_srv_conf_t, ngx_module_t, ngx_shm_zone_t,
@@ -41,27 +41,6 @@ pub(crate) struct Upstreams {
     pub(crate) init_timeout: Duration,
     /// `consul_state`; `None` is `off`.
     pub(crate) state_file: Option<StateFile>,
-}
-
-/// `consul_state path [valid=time]`.
-#[derive(Clone)]
-pub(crate) struct StateFile {
-    /// Absolute.
-    pub(crate) path: PathBuf,
-    /// Answers older than that are not taken from it.
-    pub(crate) valid: Option<Duration>,
-}
-
-impl StateFile {
-    /// The directory that the file is in.
-    pub(crate) fn directory(&self) -> &Path {
-        parent(&self.path)
-    }
-}
-
-/// The directory of an absolute path.
-pub(crate) fn parent(path: &Path) -> &Path {
-    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("/"))
 }
 
 // SAFETY: the main configuration that the module makes begins with it.

@@ -23,7 +23,7 @@ pub enum Refusal {
     #[error("is longer than {MAX_NAME} bytes")]
     Long,
     /// Other characters than letters, digits, `-`, `_` and `.`, or one of the last three first.
-    #[error("is no name of a service")]
+    #[error("is not a valid service name")]
     Characters,
     /// No pattern matches.
     #[error("is not allowed by \"consul_allow_service\"")]

@@ -16,7 +16,8 @@ impl Shared {
         for service in idle(&state.registry, limit, unused_for) {
             self.drop_service(state, &service);
             let name = service.name.escape_debug();
-            let line = format!("service \"{name}\": no request has named it for long, dropped");
+            let line =
+                format!("service \"{name}\": dropped, no request named it within consul_idle");
             self.store.log(Level::Info, line);
         }
         if let Some((service, error)) = state.refused.take() {
@@ -28,7 +29,7 @@ impl Shared {
         if evicted > 0 {
             let s = if evicted == 1 { "" } else { "s" };
             let line = format!(
-                "{evicted} service{s} named by requests dropped for newer ones, increase \
+                "{evicted} service{s} named by requests evicted for newer ones, increase \
                  \"consul_max_services\" or the size in \"consul_zone\""
             );
             self.store.log(Level::Warn, line);

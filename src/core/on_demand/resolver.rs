@@ -95,7 +95,7 @@ impl Shared {
     /// Runs a thread's body until it ends without a panic.
     fn catch_panics(&self, body: impl Fn()) {
         while catch_unwind(AssertUnwindSafe(&body)).is_err() {
-            let line = "panic while asking for a service, going on".to_owned();
+            let line = "panic while resolving a service, continuing".to_owned();
             let _ = catch_unwind(AssertUnwindSafe(|| self.store.log(Level::Error, line)));
             self.stop.sleep(RECONCILE);
         }
@@ -134,7 +134,7 @@ impl Shared {
             let has_failed = matches!(state.catalogs[number].names, Some(Err(_)));
             let names = read.map_err(|error| {
                 if !has_failed {
-                    let line = format!("the names of all services can't be read ({error})");
+                    let line = format!("cannot read the catalog of services ({error})");
                     self.store.log(Level::Error, line);
                 }
                 Instant::now()

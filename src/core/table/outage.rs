@@ -21,7 +21,7 @@ impl<'z> Table<'z> {
         Outage { words: self.entry_words(entry, words) }
     }
 
-    /// Counts an instance that answers again after it was marked as failed, so that no worker goes
+    /// Counts an instance that recovered after it was marked as failed, so that no worker goes
     /// on with what it had found out before.
     pub fn note_recovered(&self) {
         self.word(header::RECOVERIES).fetch_add(1, Relaxed);

@@ -69,7 +69,7 @@ pub fn first_answers(
     let stop = match Stop::new() {
         Ok(stop) => Arc::new(stop),
         Err(error) => {
-            sink.log(Level::Error, format!("cannot ask for first answers ({error})"));
+            sink.log(Level::Error, format!("initial fetch failed ({error})"));
             return 0;
         }
     };
@@ -101,7 +101,9 @@ pub fn first_answers(
     if answered < all {
         let why = failure.unwrap_or_else(|| format!("no answer within {timeout:?}"));
         let missing = all - answered;
-        let line = format!("no first answer for {missing} of {all} services ({why}), going on");
+        let line = format!(
+            "initial fetch failed for {missing} of {all} queries ({why}), starting without"
+        );
         sink.log(Level::Error, line);
     }
     answered

@@ -134,16 +134,19 @@ impl Outages {
         for ((url, error), outage) in &mut *outages {
             outage.bring_forward(now);
             if let Some((who, Begun { retry, has_data })) = outage.begun.take(now) {
-                let first = if has_data { "" } else { ", it has never answered" };
+                let first = if has_data { "" } else { ", no answer so far" };
                 let line = format!("{who}: {error}, {retry}, server \"{url}\"{first}");
                 sink.log(Level::Error, line);
             }
             if let Some((who, (recovery, had_data))) = outage.ended.take(now) {
                 let Recovery { outage, without_streaming, server } = recovery;
-                let what = if had_data { "recovered" } else { "first answer" };
                 let how = if without_streaming { " without streaming" } else { "" };
-                let line = format!("{who}: {what}{how} after {outage:.1?}, server \"{server}\"");
-                sink.log(Level::Notice, line);
+                let after = format!("after {outage:.1?}, server \"{server}\"");
+                if had_data {
+                    sink.log(Level::Notice, format!("{who}: recovered{how} {after}"));
+                } else {
+                    sink.log(Level::Notice, format!("{who}: first answer{how} {after}"));
+                }
             }
         }
         outages.retain(|_, outage| outage.failing > 0 || outage.due().is_some());

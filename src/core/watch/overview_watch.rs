@@ -157,7 +157,8 @@ impl OverviewWatch {
             let server = &self.watched.endpoint.servers[fetch.server];
             let (name, view) = (self.name(), self.view);
             let line = format!(
-                "{name} failed ({view:?}: {error}), polling every service, server \"{server}\""
+                "{name} failed ({view:?}: {error}), falling back to polling every service, \
+                 server \"{server}\""
             );
             context.sink.log(Level::Warn, line);
         }
@@ -176,7 +177,7 @@ impl OverviewWatch {
         let pause = if self.view == View::Names { PAUSE_NAMES } else { PAUSE_CHECKS };
         self.rules.pause_until(now + pause + Duration::from_secs_f64(bytes as f64 / BYTES));
         if std::mem::take(&mut self.has_failed) {
-            sink.log(Level::Notice, format!("{} answers again", self.name()));
+            sink.log(Level::Notice, format!("{} recovered", self.name()));
         }
         let may_have_missed = std::mem::take(&mut self.may_have_missed);
         let named = self.known.as_ref().map(|k| k.difference(&overview)).unwrap_or_default();

@@ -249,17 +249,18 @@ fn removal_line(target: &Target, decision: &Decision, held: usize) -> Option<Str
         Decision::Hold { pending: Pending { removals, of, .. }, is_new: true, .. } => {
             Some(match of {
                 0 => format!(
-                    "{name}: the answer lacks {removals} of {held} peers, which stay (consul_empty \
-                     keep)"
+                    "{name}: {removals} of {held} peers are missing from the answer, kept \
+                     (consul_empty keep)"
                 ),
                 reads => format!(
-                    "{name}: the answer lacks {removals} of {held} peers, which stay until {} agree",
+                    "{name}: {removals} of {held} peers are missing from the answer, kept until \
+                     confirmed by {}",
                     count((*reads).into(), "more read")
                 ),
             })
         }
         Decision::Publish { ended: Some((pending, after)) } => Some(format!(
-            "{name}: {} not confirmed, peers are listed again after {after:.1?}",
+            "{name}: {} cancelled after {after:.1?}, the peers are listed again",
             count(pending.removals, "removal"),
         )),
         _ => None,

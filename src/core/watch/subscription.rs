@@ -281,7 +281,7 @@ impl QueryLoop {
         let outcome = self.rules.on_result(good, Instant::now(), &mut self.rng);
         let (name, server) = (query_name(&self.watched().query), self.server_name(fetch.server));
         if fetch.probe {
-            let line = format!("{name}: the first server answers again, server \"{server}\"");
+            let line = format!("{name}: using the first server again, server \"{server}\"");
             context.sink.log(Level::Notice, line);
         }
         if let Outcome::Publish { outage: Some(outage), .. } = outcome {
@@ -346,7 +346,7 @@ impl QueryLoop {
                 self.failing = Some(failing);
             }
             Some(failing) if round && failing.is_logged() => {
-                let first = if has_data { "" } else { ", it has never answered" };
+                let first = if has_data { "" } else { ", no answer so far" };
                 let line = format!("{name}: {error}, {retry}, server \"{server}\"{first}");
                 sink.log(Level::Info, line);
             }

@@ -66,7 +66,7 @@ impl Warnings {
         let mut is_new =
             || self.refused.len() < MAX_WARNINGS && self.refused.insert(hash(&(target, reason)));
         if !self.is_quiet && is_new() {
-            sink.log(Level::Error, format!("{name}: {reason}, the old peers stay"));
+            sink.log(Level::Error, format!("{name}: {reason}, keeping the old peers"));
         }
     }
 

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::ffi::Log;
 use crate::services::{Followed, Services};
 use crate::status::service;
-use crate::table_writer::now_ms;
+use nginx_consul_core::table_writer::now_ms;
 
 /// A request, and whom it is from.
 pub(super) struct Asked<'r> {

@@ -21,7 +21,7 @@ use super::row::{HTTP, HTTP_AND_UPSTREAM, Row};
 use super::state_file::state_file;
 use crate::ffi;
 use crate::peer::Balance;
-use crate::upstreams::StateFile;
+use nginx_consul_core::table_writer::StateFile;
 
 /// A row is a field of [`Settings`], its type and its default, if there is one; then each directive
 /// that fills it: where it may stand, its name, how many words it takes, whether it may stand

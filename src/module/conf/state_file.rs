@@ -7,7 +7,7 @@ use std::path::Path;
 use nginx_consul_core::directives::words::{invalid, positive_time};
 
 use super::args::{Args, Parsed, prefix_path};
-use crate::upstreams::{StateFile, parent};
+use nginx_consul_core::table_writer::{StateFile, parent};
 
 /// `None` is `off`.
 pub(super) fn state_file(args: &Args<'_>) -> Parsed<Option<StateFile>> {

@@ -11,7 +11,7 @@ use nginx_sys::{NGX_LOG_ERR, NGX_LOG_INFO, NGX_LOG_NOTICE, NGX_LOG_WARN, ngx_log
 const MAX_LINE: usize = 1900;
 
 /// A line from the watch threads.
-pub(crate) type Line = (Level, String);
+pub(crate) use nginx_consul_core::table_writer::Line;
 
 /// A log, for the main thread.
 #[derive(Clone, Copy)]

@@ -13,7 +13,7 @@ use nginx_consul_core::watch::{Plan, Sink, first_answers};
 use serde_json::Deserializer;
 
 use super::fork::{self, End, SingleThread};
-use crate::table_writer::TableWriter;
+use nginx_consul_core::table_writer::TableWriter;
 
 /// How long the child may take beyond the time it has for asking: for its start, and to end.
 const GRACE: Duration = Duration::from_secs(1);

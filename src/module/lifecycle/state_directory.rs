@@ -10,7 +10,7 @@ use nginx_sys::{NGX_LOG_ERR, NGX_LOG_WARN};
 use super::fork::SingleThread;
 use super::workers_user::{Access, Workers};
 use crate::ffi::{Log, process};
-use crate::upstreams::StateFile;
+use nginx_consul_core::table_writer::StateFile;
 
 /// In the master, with all configuration read: makes the directory if it is missing, owned by the
 /// workers' user as nginx does for its cache paths; never changes one that is there. Warns if the

@@ -13,7 +13,8 @@ use super::service::{Peers, service};
 use crate::ffi::process::{self, time_ms};
 use crate::peer::Upstream;
 use crate::services::Services;
-use crate::upstreams::{StateFile, Upstreams};
+use crate::upstreams::Upstreams;
+use nginx_consul_core::table_writer::StateFile;
 
 /// Peers between looks at the clock.
 const PEERS: usize = 32;

@@ -184,8 +184,8 @@ fn unbelievable(new: &Value) -> Vec<(&'static str, Answer)> {
         ("list of instances", Answer::ok(52, "{\"error\": \"no\"}")),
         ("list of instances", Answer::ok(53, "null")),
         ("list of instances", Answer::ok(54, "")),
-        ("broke off", Answer { missing: 10, ..Answer::ok(55, &cut[..cut.len() / 2]) }),
-        ("broke off", Answer { missing: 10, ..Answer::ok(56, &cut) }),
+        ("ended early", Answer { missing: 10, ..Answer::ok(55, &cut[..cut.len() / 2]) }),
+        ("ended early", Answer { missing: 10, ..Answer::ok(56, &cut) }),
     ]
 }
 

@@ -17,8 +17,8 @@ const MAKERS: [&str; 6] = [
 ];
 /// What such a function puts into a line.
 const PARTS: [&str; 5] = [
-    "queries about all",
-    "they are read in turn and",
+    "overview watches show",
+    "every service is polled",
     "connections of earlier workers",
     "*s",
     "until it is",
@@ -146,7 +146,7 @@ fn level(call: &str, arguments: &str) -> Option<Option<String>> {
     let first = arguments.split(',').next().unwrap_or_default().trim();
     let handed_on = [
         "level, line",
-        "level, log, \"consul: {}\"",
+        "level, self.as_ptr(), \"consul: {}\"",
         "level: Level, line",
         "Level::Notice, told",
         "Level::Notice, notice",
@@ -172,11 +172,12 @@ fn level(call: &str, arguments: &str) -> Option<Option<String>> {
 /// The texts of a line that was made before the call.
 fn made_before(source: &str, at: usize, arguments: &str, place: &str) -> Vec<String> {
     let before = &source[..at];
-    let maker = ["_line(", "notice(", "not_taken("].into_iter().find(|name| {
-        arguments.contains(name)
-            || before[before.len().saturating_sub(120)..].contains(&format!("= {name}"))
-    });
-    if maker.is_some() {
+    let just_before = &before[before.len().saturating_sub(120)..];
+    let is_made =
+        |name: &&str| arguments.contains(name) || just_before.contains(&format!("= {name}"));
+    let makers =
+        ["removal_line(", "set_line(", "removed_line(", "expired_line(", "notice(", "not_taken("];
+    if makers.iter().any(is_made) {
         return Vec::new();
     }
     let name = if arguments.contains("text") { "let text =" } else { "let line =" };
@@ -316,7 +317,7 @@ fn every_reason_for_skipping_an_instance_is_explained() {
     let text = table();
     let told = text.split_once("### Why an instance is skipped").expect("the reasons").1;
     let told: Vec<&str> = told.split('`').skip(1).step_by(2).collect();
-    let files = ["instances.rs", "kv.rs", "../watch/snapshot.rs"];
+    let files = ["instances.rs", "../address/host.rs", "kv.rs", "../watch/snapshot.rs"];
     let mut count = 0;
     for file in files {
         let path = nginx::workspace().join("src/core/consul").join(file);

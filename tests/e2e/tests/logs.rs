@@ -73,13 +73,13 @@ fn an_outage_is_a_line_at_its_start_and_one_at_its_end_with_its_length() {
         nginx.service(&service)["failures"].as_u64() >= Some(5)
     });
     proxy.set(Fault::Pass);
-    nginx.wait_for_log("answers again after");
+    nginx.wait_for_log("recovered after");
     let seen = lines(&nginx, &service).split_off(before);
     assert_eq!(seen.len(), 2, "{seen:#?}");
     let start = format!("[error] consul: service \"{service}\": ");
     assert!(seen[0].starts_with(&start), "{seen:#?}");
     assert!(seen[0].contains(", retrying in ") && seen[0].contains(&proxy.url()), "{seen:#?}");
-    let end = format!("consul: service \"{service}\": answers again after ");
+    let end = format!("consul: service \"{service}\": recovered after ");
     let length = seen[1].split("again after ").nth(1).unwrap_or_default();
     let digits: String = length.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
     let unit = &length[digits.len()..];

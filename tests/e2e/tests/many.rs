@@ -191,7 +191,7 @@ fn reloads_keep_within_the_connections_and_lose_nothing() {
         println!("all block again after {:?}", start.elapsed());
         ended.store(true, Ordering::SeqCst);
     });
-    nginx.wait_for_log("12 services, each has a blocking query of its own");
+    nginx.wait_for_log("each of 12 services has its own blocking query");
     // One more: the test's own, to register.
     let most = most.load(Ordering::SeqCst);
     assert!(most <= 17, "{most} connections at a time");

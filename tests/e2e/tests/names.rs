@@ -104,7 +104,7 @@ fn a_name_that_is_no_more_and_is_again() {
     let healed = Instant::now();
     wait::until("the news is served", STEP + LENIENCE, || load.seen("c").is_some());
     println!("followed again after {:?}", healed.elapsed());
-    nginx.wait_for_log(&format!("service \"{service}\": answers again after"));
+    nginx.wait_for_log(&format!("service \"{service}\": recovered after"));
     wait::until("no more failures", SOON, || failures() == 0);
     let shown = nginx.service(&service)["last_error"].clone();
     assert!(shown.is_null(), "{shown}");

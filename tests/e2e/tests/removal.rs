@@ -55,7 +55,9 @@ fn the_last_instance_leaves_when_three_more_reads_agree() {
     let reads = consul.queries().split_off(before);
     let unblocked = reads.iter().filter(|query| query.index.is_none()).count();
     assert_eq!(unblocked, 3, "{reads:#?}");
-    let begin = nginx.wait_for_log("the answer lacks 1 of 1 peers, which stay until 3 more reads");
+    let begin = nginx.wait_for_log(
+        "1 of 1 peers are missing from the answer, kept until confirmed by 3 more reads",
+    );
     let end = nginx.wait_for_log("1 removal confirmed by 3 more reads within");
     assert!(begin.contains("[warn]") && end.contains("[warn]"), "{begin}\n{end}");
     nginx.wait_for_log("0 peers (+0 -1), index 8");
@@ -89,7 +91,9 @@ fn a_moment_of_emptiness_costs_nothing() {
     let load = Load::start_paced(nginx.address(), "/", 1, false, Duration::from_millis(1));
     for (n, index) in [(1, 20), (2, 30), (3, 40)] {
         consul.publish("web", index, &json!([]));
-        wait::until_eq("lines", SOON, &n, || nginx.logged("the answer lacks 2 of 2").len());
+        wait::until_eq("lines", SOON, &n, || {
+            nginx.logged("2 of 2 peers are missing from the answer").len()
+        });
         wait::until("a read agrees", SOON, || pending(&nginx)["confirmed"] == 1);
         consul.publish("web", index + 1, &list(&backends));
         wait::until_eq("lines", SOON, &n, || nginx.logged("2 removals not confirmed").len());
@@ -110,14 +114,14 @@ fn errors_between_the_reads_neither_confirm_nor_cancel() {
     assert!(!pending(&nginx).is_null());
     consul.unscript();
     until_served_by(&nginx, "/", "502");
-    assert_eq!(nginx.logged("the answer lacks").len(), 1);
+    assert_eq!(nginx.logged("missing from the answer").len(), 1);
 }
 
 #[test]
 fn keep_never_empties_a_set_but_follows_all_else() {
     let (consul, backends, nginx) = following(&["a", "b"], "consul_empty keep;");
     consul.publish("web", 8, &json!([]));
-    nginx.wait_for_log("the answer lacks 2 of 2 peers, which stay (consul_empty keep)");
+    nginx.wait_for_log("2 of 2 peers are missing from the answer, kept (consul_empty keep)");
     assert_eq!(pending(&nginx), json!({ "removals": 2, "confirmed": 0, "of": 0 }));
     wait::holds("somebody serves", CONFIRMED * 2, || nginx.outcome("/") != "502");
     consul.publish("web", 9, &list(&backends[..1]));
@@ -156,7 +160,9 @@ fn a_large_removal_is_confirmed_and_a_small_one_is_not() {
     assert!(start.elapsed() < Duration::from_secs(1), "two left after {:?}", start.elapsed());
     let start = Instant::now();
     consul.publish("web", 9, &list(&backends[..1]));
-    nginx.wait_for_log("the answer lacks 2 of 3 peers, which stay until 3 more reads agree");
+    nginx.wait_for_log(
+        "2 of 3 peers are missing from the answer, kept until confirmed by 3 more reads",
+    );
     until_served_by(&nginx, "/", "a");
     let took = start.elapsed();
     assert!(took > CONFIRMED && took < CONFIRMED * 2, "gone after {took:?}");
@@ -224,7 +230,7 @@ fn a_token_that_loses_its_policy_empties_nothing() {
     // Consul answers `200 []` with a good index from now on.
     consul.request("DELETE", &path, &Value::Null).expect("the policy is deleted");
     wait::until("the cached policy is gone", Duration::from_secs(40), || {
-        nginx.logged("the answer lacks 1 of 1 peers").len() == 1
+        nginx.logged("1 of 1 peers are missing from the answer").len() == 1
     });
     let shown = doubted(&nginx, &service);
     let error = shown["last_error"].as_str().expect("an error");

@@ -155,7 +155,7 @@ fn servers_that_do_not_stream_are_one_outage_and_then_asked_without() {
     let (services, nginx) = scene.follow_many(20, "consul_wait 2s;");
     let before = scene.count();
     scene.dressing.set(|quirks| quirks.stream_error = Some("unknown service ServerReflection"));
-    nginx.wait_for_log("answers again after");
+    nginx.wait_for_log("recovered after");
     wait::until("all ask without a stream", SOON * 2, || {
         let asks = |service: &String| {
             let seen = scene.dressing.requests(service);
@@ -167,7 +167,7 @@ fn servers_that_do_not_stream_are_one_outage_and_then_asked_without() {
     let refused = seen.iter().filter(|request| request.streamed).count();
     assert!(refused <= 20 * 4, "{refused} queries were refused");
     let said = lines(&nginx);
-    let (begun, ended) = (with(&said, "[error]"), with(&said, "answers again after"));
+    let (begun, ended) = (with(&said, "[error]"), with(&said, "recovered after"));
     // Whoever is more than a moment later than the first has a line more.
     assert!((1..=2).contains(&begun.len()), "{said:#?}");
     assert!(begun[0].contains("HTTP 500: rpc error: code = Unknown"), "{said:#?}");
@@ -219,11 +219,11 @@ fn while_no_query_that_blocks_is_answered_reads_come_every_poll_interval() {
     consul.script(move |query| Some(answer(&text, query.index.is_some())));
     until_served_by(&nginx, "/", "b");
     assert_eq!(nginx.logged("[error]").len(), 1, "{:#?}", nginx.logged("consul:"));
-    assert_eq!(nginx.logged("answers again"), [""; 0]);
+    assert_eq!(nginx.logged("recovered"), [""; 0]);
     // The first good answer to one that blocks is the end of it.
     consul.unscript();
     consul.publish_one("web", 9, &backends[0]);
-    let stop = |nginx: &Nginx| nginx.logged("answers again").len();
+    let stop = |nginx: &Nginx| nginx.logged("recovered").len();
     wait::until("the end of the outage", Duration::from_secs(40), || stop(&nginx) == 1);
     until_served_by(&nginx, "/", "a");
 }
@@ -292,7 +292,7 @@ fn streams_that_break_all_at_once_are_a_line_for_the_server_and_reads_are_paced(
     });
     let (quiet, before) = (lines(&nginx).len(), scene.count());
     scene.dressing.break_streams();
-    let line = nginx.wait_for_log("answers again after");
+    let line = nginx.wait_for_log("recovered after");
     assert!(line.contains(" and 39 others: "), "{line}");
     let said = lines(&nginx).split_off(quiet);
     assert_eq!(said.len(), 2, "{said:#?}");

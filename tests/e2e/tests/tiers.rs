@@ -188,7 +188,7 @@ fn a_datacenter_out_of_reach_harms_no_other() {
     }
     both.dc2.start();
     register_one(&both.dc2, &service, &backends[2]);
-    nginx.wait_for_log(&format!("service \"{service}\" dc=dc2: answers again after"));
+    nginx.wait_for_log(&format!("service \"{service}\" dc=dc2: recovered after"));
     assert_eq!(nginx.logged("dc=dc1: HTTP").len(), 0);
 }
 

@@ -151,7 +151,7 @@ fn an_agent_that_demands_a_certificate_gets_it() {
     for (upstream, identity) in [(upstream, &own), (&mutual, &Authority::new().issue(&["gateway"]))]
     {
         let nginx = with(upstream, identity);
-        let line = nginx.wait_for_log("no first answer");
+        let line = nginx.wait_for_log("initial fetch failed");
         assert!(line.contains("[error]") && line.contains("ertificate"), "{line}");
         assert_eq!(nginx.get("/").status, 502);
     }

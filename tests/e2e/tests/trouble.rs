@@ -84,7 +84,7 @@ impl Scene {
         wait::until("b is served again", by + LENIENCE, || load.seen("b").is_some());
         println!("followed again after {:?}", healed.elapsed());
         wait::until("no more failures", SOON, || self.failures() == 0);
-        self.nginx.wait_for_log(&format!("service \"{}\": answers again after", self.service));
+        self.nginx.wait_for_log(&format!("service \"{}\": recovered after", self.service));
         let shown = self.nginx.service(&self.service)["last_error"].clone();
         assert!(shown.is_null(), "{shown}");
         assert_eq!(load::failures(&load.finish(), &["a", "b"]), "");
@@ -144,7 +144,7 @@ fn answers_reset_in_the_middle_of_the_head() {
 
 #[test]
 fn answers_reset_in_the_middle_of_the_body() {
-    quick_fault(Fault::Reset(400), "broke off");
+    quick_fault(Fault::Reset(400), "ended early");
 }
 
 /// A fault that shows at the deadline of an answer only.

@@ -96,7 +96,7 @@ fn refusals_are_logged_once_and_their_counters_survive_a_reload() {
     assert!(refusals(&nginx, "web", "no_leader") >= before, "counted from 0 again");
     assert_eq!(tally(&nginx, "/", 2), "a: 2");
     consul.unscript();
-    nginx.wait_for_log("answers again after");
+    nginx.wait_for_log("recovered after");
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn the_first_server_is_in_use_again_when_it_returns() {
         nginx.service(&service)["server"] == first.url()
     });
     assert!(took > Duration::from_secs(20), "asked after {took:?} already");
-    nginx.wait_for_log("the first server answers again");
+    nginx.wait_for_log("using the first server again");
     assert_eq!(second.accepted(), connections, "the connection to the second was lost meanwhile");
     register_one(&consul, &service, &backends[1]);
     until_served_by(&nginx, "/", "a b");

@@ -170,7 +170,7 @@ fn the_pause_doubles_up_to_its_maximum_and_starts_afresh_after_an_answer() {
 }
 
 #[test]
-fn an_answer_ends_an_outage_and_tells_its_length() {
+fn an_outage_is_as_long_as_the_time_since_the_last_good_answer() {
     let mut bench = Bench::blocking();
     bench.answer(SECOND, FetchResult::Failed);
     bench.now += 12 * SECOND;
@@ -179,10 +179,22 @@ fn an_answer_ends_an_outage_and_tells_its_length() {
     let (fetch, slept) = bench.fetch_after_sleep();
     assert_eq!((fetch.index, fetch.wait), (Some(3), SECOND), "a short one is enough to know");
     let outcome = bench.good(SECOND, 3, 1);
-    let outage = Some(12 * SECOND + slept);
+    let outage = Some(13 * SECOND + slept);
     assert_eq!(outcome, Outcome::Publish { changed: false, outage });
     assert_eq!(bench.fetch_after_sleep().0.wait, WAIT);
     assert_eq!(bench.good(WAIT, 3, 1), publish(false));
+}
+
+#[test]
+fn without_a_good_answer_before_it_an_outage_begins_with_the_first_failure() {
+    let mut bench = Bench::new(1, None);
+    bench.fetch();
+    bench.answer(9 * SECOND, FetchResult::Failed);
+    let (_, slept) = bench.fetch_after_sleep();
+    assert_eq!(bench.good(SECOND, 3, 1), publish(true));
+    bench.fetch_after_sleep();
+    let outage = Some(SECOND + slept);
+    assert_eq!(bench.good(SECOND, 3, 1), Outcome::Publish { changed: false, outage });
 }
 
 #[test]

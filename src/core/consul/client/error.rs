@@ -32,14 +32,14 @@ pub enum Error {
     #[error("no answer within {0:?}")]
     Silent(Duration),
     /// The body did not end within this time.
-    #[error("answer is not complete within {0:?}")]
+    #[error("answer not complete within {0:?}")]
     Slow(Duration),
     /// Closed before the first byte; agents do so to the connection that exceeds
     /// `limits.http_max_conns_per_client`.
     #[error("connection closed without an answer")]
     Closed,
     /// The body ended early.
-    #[error("answer broke off ({0})")]
+    #[error("answer ended early ({0})")]
     BrokeOff(String),
     /// Reset.
     #[error("{0}")]

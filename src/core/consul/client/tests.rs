@@ -240,7 +240,7 @@ fn a_body_that_breaks_off_is_an_error() {
         let bytes = format!("{OK}{head}\r\n\r\n5\r\n[").into_bytes();
         let (url, _seen) = tcp(vec![vec![Act::Last(bytes)]]);
         let error = once(endpoint(&url)).unwrap_err().to_string();
-        assert!(error.starts_with("answer broke off ("), "{error}");
+        assert!(error.starts_with("answer ended early ("), "{error}");
     }
 }
 

@@ -43,7 +43,7 @@ fn a_silent_consul_costs_the_timeout_and_no_more() {
         sink.lines(),
         [
             "Notice service \"works\": 1 peer (+1 -0), index 10",
-            "Error no first answer for 1 of 2 services (no answer within 200ms), going on",
+            "Error initial fetch failed for 1 of 2 queries (no answer within 200ms), starting without",
         ]
     );
 }
@@ -61,7 +61,7 @@ fn a_dead_server_costs_nothing_and_the_next_one_answers() {
     assert!(start.elapsed() < Duration::from_secs(3));
     assert_eq!(answered, 1);
     let last = sink.lines().pop().unwrap();
-    let text = "Error no first answer for 1 of 2 services (service \"";
+    let text = "Error initial fetch failed for 1 of 2 queries (service \"";
     assert!(last.starts_with(text) && last.contains("cannot connect"), "{last}");
 }
 
@@ -76,5 +76,8 @@ fn nothing_needed_is_nothing_done_and_a_panic_is_no_panic() {
     let plan = Arc::new(Plan::new(vec![web], 4).0);
     let shared = Arc::clone(&sink) as Arc<dyn Sink>;
     assert_eq!(first_answers(&plan, &shared, &[0], Duration::from_secs(5)), 0);
-    assert_eq!(sink.lines(), ["Error no first answer for 1 of 1 services (panic), going on"]);
+    assert_eq!(
+        sink.lines(),
+        ["Error initial fetch failed for 1 of 1 queries (panic), starting without"]
+    );
 }

@@ -99,7 +99,7 @@ fn who_joins_later_is_logged_of_but_not_more_than_six_times_a_minute() {
     bench.recover("service \"a\"", failing.swap_remove(0));
     let lines = bench.lines(6 * SECOND);
     assert!(
-        lines.iter().any(|line| line.starts_with("Notice service \"a\": answers")),
+        lines.iter().any(|line| line.starts_with("Notice service \"a\": recovered")),
         "{lines:#?}"
     );
 }

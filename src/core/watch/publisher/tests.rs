@@ -39,7 +39,7 @@ fn an_empty_answer_is_read_again_before_it_counts() {
     let lines = &told.lines[1..];
     assert_eq!(
         lines[0],
-        "Warn service \"web\": the answer lacks 2 of 2 peers, which stay until 2 more reads agree"
+        "Warn service \"web\": 2 of 2 peers are missing from the answer, kept until confirmed by 2 more reads"
     );
     assert!(
         lines[1].starts_with("Warn service \"web\": 2 removals confirmed by 2 more reads within")
@@ -68,7 +68,7 @@ fn another_engine_knows_what_the_first_had_published() {
 }
 
 #[test]
-fn a_token_that_nobody_vouches_for_takes_no_peer_away() {
+fn a_token_without_rights_removes_no_peer() {
     // This Consul answers `[]` about the token too: one without any right.
     let consul = FakeConsul::new(&[element("a", 1)]);
     let sink = Arc::new(RecordingSink::default());
@@ -81,12 +81,12 @@ fn a_token_that_nobody_vouches_for_takes_no_peer_away() {
     sink.until(|told| told.reports.iter().filter(|r| r.contains("reason: Token")).count() >= 2);
     assert_eq!(sink.state.lock().unwrap().sets[&0].peers().len(), 1);
     consul.set(&[element("a", 1), element("b", 2)]);
-    sink.until(|told| told.lines.iter().any(|line| line.contains("1 removal not confirmed")));
+    sink.until(|told| told.lines.iter().any(|line| line.contains("1 removal cancelled")));
     engine.join(Duration::from_secs(2));
     let lines = sink.lines();
     let errors: Vec<_> = lines.iter().filter(|line| line.starts_with("Error")).collect();
     assert_eq!(errors.len(), 1, "{lines:#?}");
-    assert!(errors[0].contains("so is the token: it has no policy"), "{errors:?}");
+    assert!(errors[0].contains("the token lost its rights (it has no policy)"), "{errors:?}");
     assert!(!lines.join("\n").contains("s3cret"), "{lines:#?}");
 }
 

@@ -142,21 +142,22 @@ impl ConnectionPlan {
     pub(super) fn notice(&self) -> String {
         let ConnectionPlan { watches, budget, needed, .. } = *self;
         if self.all_block {
-            return format!("{watches} services, each has a blocking query of its own");
+            return format!("each of {watches} services has its own blocking query");
         }
         let seconds = |delay: Duration| format!("{:.1}s", delay.as_secs_f64());
         let polled = seconds(self.poll_delay());
         let how = if self.overviews.contains(&true) {
             format!(
-                "queries about all services say which to read: health at once, the rest within \
-                 {}, or {polled} where those queries fail",
+                "overview watches show changes of health at once and others within {}; if they \
+                 fail, all within {polled}",
                 seconds(self.triggered_delay())
             )
         } else {
-            format!("they are read in turn and see changes within {polled}")
+            format!("every service is polled, changes are seen within {polled}")
         };
-        let limit =
-            self.limit.map_or("connections of earlier workers that are still to end", Limit::what);
+        let limit = self
+            .limit
+            .map_or("connections of earlier workers that have not ended yet", Limit::what);
         format!(
             "more services than consul_connections: {watches} services, {budget} connections, a \
              blocking query for each needs {needed} (limited by {limit}); {how}"

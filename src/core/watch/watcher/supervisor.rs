@@ -103,7 +103,7 @@ fn round(shared: &Arc<Shared>, state: &mut State) -> Instant {
             Refused::Silent => ("no answer within 1s".to_owned(), "LimitNOFILE"),
         };
         let line = format!(
-            "Consul refused connection {number} ({error}), going on with {allowed} and fewer than \
+            "Consul refused connection {number} ({error}), using {allowed} now and fewer than \
              {number} for an hour: raise {raise} of Consul, or lower consul_connections, server \
              \"{server}\""
         );
@@ -111,7 +111,8 @@ fn round(shared: &Arc<Shared>, state: &mut State) -> Instant {
     }
     if let Err(error) = start(shared, missing) {
         if !std::mem::replace(&mut state.is_short, true) {
-            let line = format!("can't start another watch thread ({error}), going on");
+            let line =
+                format!("cannot start another watch thread ({error}), continuing with fewer");
             shared.sink.log(Level::Error, line);
         }
         return now + NO_THREAD;

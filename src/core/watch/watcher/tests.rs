@@ -71,7 +71,7 @@ fn ends_at_once_inside_a_poll_a_backoff_and_a_silent_connection() {
 }
 
 #[test]
-fn an_outage_is_told_when_it_begins_and_when_it_ends() {
+fn an_outage_is_logged_when_it_begins_and_when_it_ends() {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let url = format!("http://{address}");
     let (engine, sink) = start(vec![target(&Arc::new(endpoint(&url)), "web")], 64);
@@ -91,7 +91,7 @@ fn an_outage_is_told_when_it_begins_and_when_it_ends() {
         }
         stream
     });
-    sink.until(|told| told.lines.iter().any(|line| line.contains("answers again")));
+    sink.until(|told| told.lines.iter().any(|line| line.contains("first answer after")));
     end(engine);
     drop(server.join());
     let lines = sink.lines();
@@ -100,11 +100,11 @@ fn an_outage_is_told_when_it_begins_and_when_it_ends() {
     let refused =
         "service \"web\": cannot connect (Connection refused (os error 111)), retrying in ";
     assert!(errors[0].contains(refused), "{errors:?}");
-    let end = format!("ms, server \"{url}\", it has never answered");
+    let end = format!("ms, server \"{url}\", no answer so far");
     assert!(errors[0].ends_with(&end), "{errors:?}");
     assert!(lines.iter().filter(|line| line.starts_with("Info")).count() >= 2, "{lines:#?}");
     let again = lines.last().unwrap();
-    assert!(again.starts_with("Notice service \"web\": answers again after "), "{again}");
+    assert!(again.starts_with("Notice service \"web\": first answer after "), "{again}");
     assert!(again.ends_with(&format!("s, server \"{url}\"")), "{again}");
 }
 
@@ -153,11 +153,11 @@ fn a_panic_ends_no_watch() {
     let engine = Watcher::start(plan, Arc::clone(&sink) as Arc<dyn Sink>).unwrap();
     sink.until_peers(0, 1);
     end(engine);
-    assert_eq!(sink.lines()[..2], ["Error service \"web\": panic in its watch, which restarts"; 2]);
+    assert_eq!(sink.lines()[..2], ["Error service \"web\": its watch panicked and restarts"; 2]);
 }
 
 #[test]
-fn a_full_zone_is_told_once_and_skipped_instances_too() {
+fn a_full_zone_is_logged_once_and_skipped_instances_too() {
     let bad = element("bad", 0);
     let consul = FakeConsul::new(std::slice::from_ref(&bad));
     let sink = Arc::new(RecordingSink::default());
@@ -174,7 +174,7 @@ fn a_full_zone_is_told_once_and_skipped_instances_too() {
         sink.lines(),
         [
             "Warn service \"web\": instance \"bad\" on node \"n\" skipped: port 0 is not in 1-65535",
-            "Error service \"web\": zone is full, the old peers stay",
+            "Error service \"web\": zone is full, keeping the old peers",
         ]
     );
 }

@@ -247,6 +247,6 @@ fn log_panic(shared: &Shared, context: &mut Context<'_>, name: &str) {
     context.client.close();
     // The sink itself may be what panics.
     let _ = catch_unwind(AssertUnwindSafe(|| {
-        shared.sink.log(Level::Error, format!("{name}: panic in its watch, which restarts"));
+        shared.sink.log(Level::Error, format!("{name}: its watch panicked and restarts"));
     }));
 }

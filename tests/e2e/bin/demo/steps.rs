@@ -124,7 +124,7 @@ fn killed(stage: &mut Stage) -> Instant {
 fn returns(stage: &mut Stage, killed: Instant) {
     stage.load.open_window();
     stage.consul.asked().start();
-    let line = stage.nginx.wait_for_log("answers again after");
+    let line = stage.nginx.wait_for_log("recovered after");
     say(format!("Consul is up again {} after it was killed", span(killed.elapsed())));
     say(format!("nginx's log: {}", &line[line.find("consul: ").unwrap_or(0)..]));
     let seen = stage.load.window();

@@ -33,7 +33,7 @@ fn the_least_recently_used_service_makes_room() {
     let mut left = [name(0), name(2)];
     left.sort_unstable();
     assert_eq!(named(&nginx), left);
-    nginx.wait_for_log("1 service named by requests dropped for newer ones");
+    nginx.wait_for_log("1 service named by requests evicted for newer ones");
     assert_eq!(nginx.outcome(&path(&name(1))), name(1), "it may come again");
 }
 
@@ -47,7 +47,9 @@ fn a_service_that_nobody_names_any_more_is_dropped() {
     assert_eq!(nginx.outcome(&path(&busy)), busy);
     let load = Load::start_paced(nginx.address(), &path(&busy), 1, true, Duration::from_millis(50));
     wait::until_eq("who is followed", SOON, &busy, || named(&nginx).join(" "));
-    nginx.wait_for_log(&format!("service \"{idle}\": no request has named it for long, dropped"));
+    nginx.wait_for_log(&format!(
+        "service \"{idle}\": dropped, no request named it within consul_idle"
+    ));
     assert_eq!(nginx.outcome(&path(&idle)), idle, "it may come again");
     let tally = load.finish();
     assert_eq!(tally.outcomes(), busy, "{tally}");

@@ -93,7 +93,7 @@ fn the_status_of_unknown_services_is_not_that_of_a_consul_that_is_down() {
     }
     let (lines, seconds) = (nginx.logged("service \"down-"), start.elapsed().as_secs() as usize);
     assert!(lines.len() <= 1 + seconds, "one a second at most: {lines:?} in {seconds} s");
-    assert_eq!(nginx.logged("the names of all services can't be read").len(), 1);
+    assert_eq!(nginx.logged("cannot read the catalog of services").len(), 1);
     proxy.set(Fault::BlackHole);
     assert_eq!(nginx.outcome(&path(&unique("late"))), "502");
 }

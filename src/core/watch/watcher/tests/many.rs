@@ -155,7 +155,7 @@ fn a_registration_is_found_by_a_sweep_of_indices() {
 }
 
 #[test]
-fn where_all_services_must_not_be_looked_at_they_are_read_in_turn() {
+fn without_the_right_to_read_all_services_each_is_polled() {
     let registry = Registry::new(40);
     registry.refuse(Some(403));
     let (engine, sink) = follow_all(&registry, 40, 8);
@@ -168,10 +168,10 @@ fn where_all_services_must_not_be_looked_at_they_are_read_in_turn() {
     assert!(told.reports.iter().any(|report| report.contains("Polling { delay: 5s }")));
     assert!(told.lines.iter().filter(|line| line.contains(refused)).count() <= 3);
     drop(told);
-    // They may be looked at again.
+    // The right is back.
     registry.refuse(None);
     sink.until_within(SOON * 8, |told| {
-        told.lines.iter().any(|l| l.contains("of all services answers again"))
+        told.lines.iter().any(|l| l.contains("of all services recovered"))
     });
     end(engine);
 }
@@ -200,7 +200,7 @@ fn connections_of_an_engine_before_are_left_alone_until_they_are_gone() {
     assert!(registry.most_connections() <= 6, "{}", registry.most_connections());
     sink.foreign.store(0, Ordering::SeqCst);
     registry.until_blocked("service/", 12);
-    let end_of_it = "12 services, each has a blocking query of its own";
+    let end_of_it = "each of 12 services has its own blocking query";
     sink.until_within(SOON * 2, |told| told.lines.iter().any(|l| l.contains(end_of_it)));
     let noted = *sink.noted.lock().unwrap();
     assert_eq!((noted.blocking >= 12, noted.wait >= Duration::from_secs(10)), (true, true));

@@ -78,7 +78,7 @@ impl Scene {
         let nginx =
             Config::whole(&configuration(services, connections, &proxy.url())).workers(2).start();
         let first_sync = start.elapsed();
-        assert!(nginx.logged("no first answer").is_empty(), "{}", nginx.tail());
+        assert!(nginx.logged("initial fetch failed").is_empty(), "{}", nginx.tail());
         Scene { services, nginx, proxy, consul, first_sync, port, _backend: backend }
     }
 

@@ -1,21 +1,21 @@
 //! What worker 0 does for operators: it ends overrides whose time is over, and has Consul asked.
 
-use nginx_consul_core::control;
-use nginx_consul_core::model::Level;
-use nginx_consul_core::table::Table;
-use nginx_consul_core::watch::{Sink, Watcher};
+use crate::control;
+use crate::model::Level;
+use crate::table::Table;
+use crate::watch::{Sink, Watcher};
 
-use crate::table_writer::{TableWriter, now_ms};
+use super::writer::{TableWriter, now_ms};
 
 /// What worker 0 has done of what workers ask of it.
-#[derive(Default)]
-pub(crate) struct Resync {
+#[derive(Debug, Default)]
+pub struct Resync {
     asked: u64,
 }
 
 impl Resync {
     /// Has Consul asked about the services that somebody wants asked about.
-    pub(crate) fn ask(&mut self, table: Table<'_>, sink: &TableWriter, engine: Option<&Watcher>) {
+    pub fn ask(&mut self, table: Table<'_>, sink: &TableWriter, engine: Option<&Watcher>) {
         let asked = table.resync_requests();
         let Some(engine) = engine.filter(|_| asked != self.asked) else { return };
         self.asked = asked;
@@ -28,7 +28,7 @@ impl Resync {
 }
 
 /// Once a second, in worker 0: ends what is over.
-pub(crate) fn check(table: Table<'_>, sink: &TableWriter) {
+pub fn end_expired(table: Table<'_>, sink: &TableWriter) {
     table.recover_orphaned_lock(sink.me());
     let (now, held) = (now_ms(), table.all_overrides().unwrap_or_default());
     // A frozen set must not go because nobody asks for it.

@@ -5,24 +5,38 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nginx_consul_core::model::{Level, Override, ServiceName};
-use nginx_consul_core::on_demand::{ServiceStore, Templates};
-use nginx_consul_core::state::saver::name;
-use nginx_consul_core::state::{LoadError, Saved, State, StateProvider, Version, file};
-use nginx_consul_core::table::{LookupResult, Table};
-use nginx_consul_core::watch::{Plan, Sink, Target};
+use crate::model::{Level, Override, ServiceName};
+use crate::on_demand::{ServiceStore, Templates};
+use crate::state::saver::name;
+use crate::state::{LoadError, Saved, State, StateProvider, Version, file};
+use crate::table::{LookupResult, Table};
+use crate::watch::{Plan, Sink, Target};
 
-use crate::table_writer::{TableWriter, now_ms};
-use crate::upstreams::StateFile;
+use super::writer::{TableWriter, now_ms};
+
+/// `consul_state path [valid=time]`.
+#[derive(Clone, Debug)]
+pub struct StateFile {
+    /// Absolute.
+    pub path: PathBuf,
+    /// Answers older than that are not taken from it.
+    pub valid: Option<Duration>,
+}
 
 impl StateFile {
+    /// The directory that the file is in.
+    pub fn directory(&self) -> &Path {
+        parent(&self.path)
+    }
+
     /// Publishes what the file knows of the targets that have no data. Gives what it knows of them
     /// but is too old, for the file's next version. Overrides are taken from it if the zone
     /// `is_new`.
-    pub(crate) fn restore(
+    pub fn restore(
         &self,
         plan: &Plan,
         templates: Option<&Templates>,
@@ -156,14 +170,16 @@ impl StateFile {
 }
 
 /// What worker 0 writes: the sets in the table.
-pub(crate) struct TableSource {
-    pub(crate) sink: Arc<TableWriter>,
-    pub(crate) plan: Arc<Plan>,
+pub struct TableState {
+    /// Where the sets are.
+    pub sink: Arc<TableWriter>,
+    /// What is followed.
+    pub plan: Arc<Plan>,
     /// What the file knows of targets that have no data.
-    pub(crate) kept: Vec<Saved>,
+    pub kept: Vec<Saved>,
 }
 
-impl StateProvider for TableSource {
+impl StateProvider for TableState {
     fn versions(&self) -> Option<Vec<Version>> {
         let of_table =
             |table: Table<'_>| (table.is_leader(self.sink.me()), table.overrides_version());
@@ -214,4 +230,9 @@ impl StateProvider for TableSource {
     fn log(&self, level: Level, line: String) {
         self.sink.log(level, line);
     }
+}
+
+/// The directory of an absolute path.
+pub fn parent(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("/"))
 }

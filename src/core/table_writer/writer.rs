@@ -1,78 +1,41 @@
-//! From the watch threads into the shared table. Everything here runs outside of the event loop
-//! and touches nothing of nginx but the zone's memory.
+//! From the watch threads into the shared table.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nginx_consul_core::model::{self, Connections, Level, PeerSet, ServiceName};
-use nginx_consul_core::on_demand::ServiceStore;
-use nginx_consul_core::process::ProcessId;
-use nginx_consul_core::state::{Saved, Version};
-use nginx_consul_core::table::{self, FrozenDiff, LookupResult, PeerSnapshot, Table};
-use nginx_consul_core::watch::{Plan, Published, Report, Sink};
+use crate::model::{self, Connections, Level, PeerSet, ServiceName};
+use crate::on_demand::ServiceStore;
+use crate::process::ProcessId;
+use crate::state::{Saved, Version};
+use crate::table::{self, FrozenDiff, LookupResult, PeerSnapshot, Table};
+use crate::watch::{Plan, Published, Report, Sink};
 use parking_lot::{Mutex, RwLock};
 
-use crate::ffi::log::Line;
-
-/// Lines kept until the event loop writes them; further ones are counted and dropped.
-const MAX_LINES: usize = 16 * 1024;
+use super::lines::{Line, Lines};
+use super::numbers::TargetNumbers;
 
 /// Writes what the engine finds out into the table, and keeps its log lines for the event loop.
-pub(crate) struct TableWriter {
+pub struct TableWriter {
     /// `None` once closed.
     table: RwLock<Option<Table<'static>>>,
     /// Of each target: its entry, unless the table had no room, and its key.
     entries: Vec<(Option<usize>, u128)>,
-    named: RwLock<NamedTargets>,
+    numbers: RwLock<TargetNumbers>,
     me: ProcessId,
     /// Targets whose last set found no room, and the error.
     refused: Mutex<HashMap<usize, String>>,
     lines: Mutex<Lines>,
 }
 
-/// The targets of services that requests have named: their entries and keys by number, and back;
-/// those of the plan come first. No number is given twice, or an answer that comes late, for a
-/// service that was dropped, would be taken for one about the next service in the same entry.
-#[derive(Default)]
-struct NamedTargets {
-    places: HashMap<usize, (usize, u128)>,
-    numbers: HashMap<(usize, u128), usize>,
-    given: usize,
-}
-
-impl NamedTargets {
-    /// The number of the key that has this entry; `plan`: how many targets the plan has.
-    fn number(&mut self, entry: usize, key: u128, plan: usize) -> usize {
-        *self.numbers.entry((entry, key)).or_insert_with(|| {
-            self.given += 1;
-            let number = plan + self.given - 1;
-            self.places.insert(number, (entry, key));
-            number
-        })
-    }
-
-    fn remove(&mut self, number: usize) {
-        if let Some(place) = self.places.remove(&number) {
-            self.numbers.remove(&place);
-        }
-    }
-}
-
-#[derive(Default)]
-struct Lines {
-    waiting: VecDeque<Line>,
-    dropped: usize,
-}
-
 impl TableWriter {
     /// Finds or makes the entries of the plan's targets.
-    pub(crate) fn new(table: Table<'static>, plan: &Plan) -> Arc<TableWriter> {
+    pub fn new(table: Table<'static>, plan: &Plan) -> Arc<TableWriter> {
         let me = ProcessId::own();
         let sink = TableWriter {
             table: RwLock::new(Some(table)),
             entries: Vec::new(),
-            named: RwLock::default(),
+            numbers: RwLock::default(),
             me,
             refused: Mutex::default(),
             lines: Mutex::default(),
@@ -98,33 +61,27 @@ impl TableWriter {
     }
 
     /// Whether a set found no room.
-    pub(crate) fn is_short_of_room(&self) -> bool {
+    pub fn is_short_of_room(&self) -> bool {
         !self.refused.lock().is_empty()
     }
 
     /// From here on nothing touches the zone. Waits for whoever is just doing so.
-    pub(crate) fn close(&self) {
+    pub fn close(&self) {
         *self.table.write() = None;
     }
 
     /// The lines so far.
-    pub(crate) fn take_lines(&self) -> Vec<Line> {
-        let mut lines = self.lines.lock();
-        let mut taken: Vec<Line> = lines.waiting.drain(..).collect();
-        if lines.dropped > 0 {
-            taken.push((Level::Warn, format!("{} log lines dropped", lines.dropped)));
-            lines.dropped = 0;
-        }
-        taken
+    pub fn take_lines(&self) -> Vec<Line> {
+        self.lines.lock().take()
     }
 
     /// The process that this sink writes as.
-    pub(crate) fn me(&self) -> ProcessId {
+    pub fn me(&self) -> ProcessId {
         self.me
     }
 
     /// Runs `f` on the table, if the sink is open.
-    pub(crate) fn with_table<T>(&self, f: impl FnOnce(Table<'static>) -> T) -> Option<T> {
+    pub fn with_table<T>(&self, f: impl FnOnce(Table<'static>) -> T) -> Option<T> {
         let table = self.table.read();
         (*table).map(f)
     }
@@ -135,7 +92,7 @@ impl TableWriter {
     /// # Errors
     ///
     /// The zone is full.
-    pub(crate) fn restore(&self, target: usize, saved: &Saved) -> Result<bool, String> {
+    pub fn restore(&self, target: usize, saved: &Saved) -> Result<bool, String> {
         let published = self.with(target, |table, entry, key| {
             if table.has_data(entry) {
                 return Ok(false);
@@ -150,7 +107,7 @@ impl TableWriter {
     }
 
     /// What decides whether the target has to be saved.
-    pub(crate) fn version(&self, target: usize) -> Option<Version> {
+    pub fn version(&self, target: usize) -> Option<Version> {
         self.with(target, |table, entry, _| {
             table.has_data(entry).then(|| Version {
                 generation: table.generation(entry),
@@ -160,31 +117,28 @@ impl TableWriter {
     }
 
     /// The target's set and the index of its answer.
-    pub(crate) fn image(&self, target: usize) -> Option<(PeerSnapshot, u64)> {
+    pub fn image(&self, target: usize) -> Option<(PeerSnapshot, u64)> {
         self.with(target, |table, entry, key| {
             Some((table.read(entry, key)?, table.freshness(entry).index))
         })?
     }
 
     /// The number of the target of this key that has this entry.
-    pub(crate) fn number_of(&self, entry: usize, key: u128) -> Option<usize> {
+    pub fn number_of(&self, entry: usize, key: u128) -> Option<usize> {
         let planned = self.entries.iter().position(|place| *place == (Some(entry), key));
-        planned.or_else(|| {
-            let named = self.named.read();
-            named.numbers.get(&(entry, key)).copied()
-        })
+        planned.or_else(|| self.numbers.read().find(entry, key))
     }
 
     /// The targets of services that requests have named: number, key and service.
-    pub(crate) fn named_targets(&self) -> Vec<(usize, u128, ServiceName)> {
+    pub fn named_targets(&self) -> Vec<(usize, u128, ServiceName)> {
         let held = self.with_table(|table| {
             let entry = |entry| Some((entry, table.key(entry), table.service_name(entry)?));
             (0..table.entry_capacity()).filter_map(entry).collect::<Vec<_>>()
         });
         let mut held = held.unwrap_or_default();
-        let mut named = self.named.write();
+        let mut numbers = self.numbers.write();
         for (number, key, _) in &mut held {
-            *number = named.number(*number, *key, self.entries.len());
+            *number = numbers.number(*number, *key, self.entries.len());
         }
         held
     }
@@ -216,7 +170,7 @@ impl TableWriter {
         let table = self.table.read();
         let (entry, key) = match self.entries.get(target) {
             Some(&(entry, key)) => (entry?, key),
-            None => *self.named.read().places.get(&target)?,
+            None => self.numbers.read().get(target)?,
         };
         let table = (*table)?;
         (table.key(entry) == key).then(|| f(table, entry, key))
@@ -227,7 +181,8 @@ fn full(full: table::Full) -> String {
     format!("{full}, increase the size in \"consul_zone\"")
 }
 
-pub(crate) fn now_ms() -> u64 {
+/// Milliseconds since the epoch.
+pub fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
@@ -279,12 +234,7 @@ impl Sink for TableWriter {
     }
 
     fn log(&self, level: Level, text: String) {
-        let mut lines = self.lines.lock();
-        if lines.waiting.len() < MAX_LINES {
-            lines.waiting.push_back((level, text));
-        } else {
-            lines.dropped += 1;
-        }
+        self.lines.lock().push((level, text));
     }
 
     fn published_identities(&self, target: usize) -> HashSet<u64> {
@@ -315,13 +265,13 @@ impl ServiceStore for TableWriter {
     fn add(&self, service: &ServiceName, key: u128) -> Result<usize, String> {
         let claimed = self.with_table(|table| table.claim_named(key, (service, now_ms()), self.me));
         let entry = claimed.ok_or_else(|| "nginx ends".to_owned())?.map_err(full)?;
-        Ok(self.named.write().number(entry, key, self.entries.len()))
+        Ok(self.numbers.write().number(entry, key, self.entries.len()))
     }
 
     fn remove(&self, target: usize) {
         self.with(target, |table, entry, key| table.release(entry, key, self.me));
         self.refused.lock().remove(&target);
-        self.named.write().remove(target);
+        self.numbers.write().remove(target);
     }
 
     fn lacks_room(&self, target: usize) -> bool {
@@ -342,3 +292,6 @@ impl ServiceStore for TableWriter {
         targets.map(|(number, _, service)| (service, number)).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;
