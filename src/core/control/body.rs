@@ -13,7 +13,7 @@ use crate::text::quote;
 
 /// Largest body, in bytes.
 pub const MAX_BODY: usize = 16 * 1024;
-/// Longest time that something is ordered for.
+/// Longest time that an override holds.
 const LONGEST: Duration = Duration::from_secs(365 * 86_400);
 const SHORTEST: Duration = Duration::from_secs(1);
 

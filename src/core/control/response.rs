@@ -44,7 +44,7 @@ pub fn to_json(value: &impl Serialize) -> Vec<u8> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct Frozen {
-    /// Who ordered it: user and address.
+    /// Who set it: user and address.
     pub by: String,
     /// When, milliseconds since the epoch.
     pub since_ms: u64,

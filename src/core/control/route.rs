@@ -36,9 +36,9 @@ pub enum Route {
     Instances(String),
     /// One of them, by its service id or its address.
     Instance(String, String),
-    /// Something is ordered of it.
+    /// An override is set.
     Set(String, String, Action),
-    /// What was ordered of it is removed.
+    /// Its override is removed.
     Remove(String, String),
 }
 

@@ -30,7 +30,7 @@ pub enum Action {
     Weight,
 }
 
-/// What is ordered of an instance or a selection. Times are milliseconds since the epoch. In the
+/// What an operator wants of an instance, or of a whole set. Times are milliseconds since the epoch. In the
 /// zone a text is its number in the list of texts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Override"))]
@@ -55,7 +55,7 @@ pub struct Override<T = String> {
     pub action: Action,
     /// With `weight`, else `null`.
     pub weight: Option<NonZeroU16>,
-    /// Who ordered it: user and address.
+    /// Who set it: user and address.
     pub by: T,
     /// When.
     pub since_ms: u64,

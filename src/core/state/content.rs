@@ -25,7 +25,7 @@ pub struct State {
     /// The targets that had a good answer.
     #[serde(rename = "services")]
     pub targets: Vec<Saved>,
-    /// What operators have ordered of instances; not of selections.
+    /// Overrides of instances; frozen services are not saved.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub overrides: Vec<Override>,
 }

@@ -285,7 +285,7 @@ pub struct Peer {
     pub latency_ms: Option<f64>,
     /// Whether it gets requests.
     pub state: PeerState,
-    /// What is ordered of it (`consul_api`).
+    /// Its override (`consul_api`).
     #[serde(rename = "override")]
     pub ordered: Option<Override>,
     /// Connections to it; `null` unless a block has `consul_keepalive`.

@@ -110,7 +110,7 @@ impl Table<'_> {
         split(self.load(header::OVERRIDES)).0.into()
     }
 
-    /// What is ordered now; `None` as for [`Table::all_overrides`].
+    /// The overrides in force; `None` as for [`Table::all_overrides`].
     pub fn overrides(&self, now_ms: u64) -> Option<Overrides> {
         let in_force = |held: &Override| held.is_in_force(now_ms);
         Some(self.all_overrides()?.into_iter().filter(in_force).collect())

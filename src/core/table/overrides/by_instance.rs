@@ -32,13 +32,13 @@ impl Overrides {
         self.frozen.get(&key)
     }
 
-    /// What is ordered of an instance, by the [`scope`](super::scope) that it is in and its
+    /// The override of an instance, by the [`scope`](super::scope) that it is in and its
     /// identity: for each `upstream` that is named, and for all.
     pub fn of_instance(&self, scope: u64, identity: u64) -> &[Override] {
         self.instances.get(&(scope, identity)).map_or(&[], Vec::as_slice)
     }
 
-    /// Makes the records of a set, as an `upstream` uses it, what is ordered of them. One that is
+    /// Makes the records of a set, as an `upstream` uses it, what their overrides say. One that is
     /// narrowed to the `upstream` counts more than one for all.
     pub fn apply(&self, (scope, upstream): (u64, &[u8]), records: &mut [PeerRecord]) {
         if self.instances.is_empty() {
