@@ -1,4 +1,4 @@
-//! `consul_api`: overrides that an operator sets, whatever Consul says.
+//! `consul_api`: overrides of instances and frozen services, whatever Consul says.
 
 use std::collections::BTreeSet;
 use std::thread;
@@ -12,7 +12,7 @@ use crate::support::{SOON, gateway, register, register_one, tally, unique, until
 
 mod connections;
 mod ctl;
-mod engine_h;
+mod nginx_methods;
 mod freeze;
 mod hostile;
 mod narrow;
@@ -62,7 +62,7 @@ fn set_override(nginx: &Nginx, path: &str, body: &str) -> Value {
 }
 
 #[track_caller]
-fn remove(nginx: &Nginx, path: &str) -> Value {
+fn remove_override(nginx: &Nginx, path: &str) -> Value {
     answered(nginx, ("DELETE", path, ""), 200)
 }
 
@@ -107,9 +107,9 @@ fn a_drained_instance_gets_no_new_request_and_those_with_it_end() {
     let shown = set_override(&nginx, &format!("{path}/drain"), "");
     // At once, in every worker.
     served_by_now(&nginx, "b");
-    let held = &shown["instances"][0]["override"];
-    assert_eq!((&held["action"], &held["by"]), (&json!("drain"), &json!("127.0.0.1")));
-    assert!(held["until_ms"].is_null() && held["since_ms"].as_u64() > Some(0), "{shown:#}");
+    let ordered = &shown["instances"][0]["override"];
+    assert_eq!((&ordered["action"], &ordered["by"]), (&json!("drain"), &json!("127.0.0.1")));
+    assert!(ordered["until_ms"].is_null() && ordered["since_ms"].as_u64() > Some(0), "{shown:#}");
     let drained = peer(&nginx, &service, &ids[0]);
     assert_eq!(drained["state"], "draining");
     assert_eq!(drained["override"]["action"], "drain");
@@ -125,7 +125,7 @@ fn a_drained_instance_gets_no_new_request_and_those_with_it_end() {
     wait::until_eq("in flight", SOON, &json!(0), || {
         peer(&nginx, &service, &ids[0])["in_flight"].clone()
     });
-    let removed = remove(&nginx, &path);
+    let removed = remove_override(&nginx, &path);
     assert_eq!(removed["removed"][0]["action"], "drain");
     served_by_now(&nginx, "a b");
     assert_eq!(peer(&nginx, &service, &ids[0])["state"], "up");
@@ -137,7 +137,7 @@ fn a_drained_instance_gets_no_new_request_and_those_with_it_end() {
 }
 
 #[test]
-fn a_weight_is_set_and_the_last_override_counts() {
+fn a_weight_is_ordered_and_the_last_order_counts() {
     let (consul, service) = (Agent::shared(), unique("web"));
     let backends = Backend::start_all(&["a", "b"]);
     let ids = register(&consul, &service, &backends);
@@ -156,7 +156,7 @@ fn a_weight_is_set_and_the_last_override_counts() {
     set_override(&nginx, &format!("{path}/down"), "{}");
     assert_eq!(tally(&nginx, "/", 12), "b: 12");
     assert_eq!(peer(&nginx, &service, &ids[0])["state"], "down");
-    remove(&nginx, &path);
+    remove_override(&nginx, &path);
     assert_eq!(tally(&nginx, "/", 12), "a: 6, b: 6");
     answered(&nginx, ("DELETE", &path, ""), 404);
 }
@@ -173,7 +173,7 @@ fn up_counts_more_than_nginx_down_and_failures() {
     until_served_by(&nginx, "/", "b c");
     set_override(&nginx, &format!("{service}/instances/up-a/up"), "");
     until_served_by(&nginx, "/", "a b c");
-    remove(&nginx, &format!("{service}/instances/up-a"));
+    remove_override(&nginx, &format!("{service}/instances/up-a"));
     backends[1].set(Manner::Reset);
     until_served_by(&nginx, "/", "c");
     backends[1].release();
@@ -193,8 +193,8 @@ fn an_override_expires_in_every_worker() {
     served_by_now(&nginx, "a b");
     let path = format!("{service}/instances/{}/down", ids[0]);
     let shown = set_override(&nginx, &path, r#"{"expires":"3s"}"#);
-    let held = &shown["instances"][0]["override"];
-    let [since, until] = ["since_ms", "until_ms"].map(|f| held[f].as_u64().expect("a time"));
+    let ordered = &shown["instances"][0]["override"];
+    let [since, until] = ["since_ms", "until_ms"].map(|f| ordered[f].as_u64().expect("a time"));
     assert_eq!(until - since, 3000);
     assert_eq!(tally(&nginx, "/", 20), "b: 20");
     let name = format!("down of instance \"{}\" on node \"{}\"", ids[0], consul.node());
@@ -205,7 +205,7 @@ fn an_override_expires_in_every_worker() {
 }
 
 #[test]
-fn overrides_outlive_a_reload_a_killed_worker_and_the_instance_s_absence() {
+fn overrides_survive_a_reload_a_killed_worker_and_the_instance_s_absence() {
     let (consul, service) = (Agent::shared(), unique("web"));
     let backends = Backend::start_all(&["a", "b", "c"]);
     let ids = register(&consul, &service, &backends);
@@ -242,7 +242,7 @@ fn overrides_outlive_a_reload_a_killed_worker_and_the_instance_s_absence() {
     // What is not there can be removed too.
     consul.deregister(&ids[0]);
     wait::until("it is gone", SOON, || peer(&nginx, &service, &ids[0]).is_null());
-    remove(&nginx, &format!("{service}/instances/{}", ids[0]));
+    remove_override(&nginx, &format!("{service}/instances/{}", ids[0]));
     register_one(&consul, &service, &backends[0]);
     until_served_by(&nginx, "/", "a c");
 }

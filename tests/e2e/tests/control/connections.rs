@@ -23,7 +23,7 @@ fn an_instance_that_is_drained_or_down_loses_its_idle_connections_in_every_worke
         wait::until_eq("connections to a", SOON, &0, || backends[0].open());
         assert!(backends[1].open() >= 2, "{action}: those to b stay");
         served_by_now(&nginx, "b");
-        remove(&nginx, &path);
+        remove_override(&nginx, &path);
         served_by_now(&nginx, "a b");
         assert!(counted(&nginx, &service, "idle") > 0);
         drop(nginx);

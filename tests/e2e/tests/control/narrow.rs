@@ -2,11 +2,11 @@
 
 use nginx_consul_e2e::{Agent, Backend, Instance};
 
-use super::{answered, operated, peer, remove, set_override, with_upstream};
+use super::{answered, operated, peer, remove_override, set_override, with_upstream};
 use crate::support::{register, tally, unique, until_served_by};
 
 #[test]
-fn an_override_is_for_every_upstream_of_the_service_unless_it_is_narrowed() {
+fn an_order_is_for_every_upstream_of_the_service_unless_it_is_narrowed() {
     let (consul, service) = (Agent::shared(), unique("web"));
     let backends = Backend::start_all(&["a", "b"]);
     for backend in &backends {
@@ -23,7 +23,7 @@ fn an_override_is_for_every_upstream_of_the_service_unless_it_is_narrowed() {
     let a = format!("{service}/instances/{service}-a");
     set_override(&nginx, &format!("{a}/drain"), "");
     assert_eq!(shares(), "b: 4 | b: 4");
-    remove(&nginx, &a);
+    remove_override(&nginx, &a);
     assert_eq!(shares(), "a: 2, b: 2 | a: 2, b: 2");
     let shown = set_override(&nginx, &format!("{a}/drain?upstream=other"), "");
     assert_eq!(shares(), "a: 2, b: 2 | b: 4");
@@ -33,7 +33,7 @@ fn an_override_is_for_every_upstream_of_the_service_unless_it_is_narrowed() {
     set_override(&nginx, &format!("{a}/up?upstream=other"), "");
     set_override(&nginx, &format!("{a}/down"), "");
     assert_eq!(shares(), "b: 4 | a: 2, b: 2");
-    remove(&nginx, &format!("{a}?upstream=other"));
+    remove_override(&nginx, &format!("{a}?upstream=other"));
     assert_eq!(shares(), "b: 4 | b: 4");
     let none = answered(&nginx, ("POST", &format!("{a}/drain?upstream=third"), ""), 404);
     assert_eq!(none["error"]["code"], "UpstreamNotFound");
@@ -61,7 +61,7 @@ fn an_id_of_several_nodes_needs_an_address_or_a_node() {
     assert_eq!(tally(&nginx, "/", 4), "a: 2, b: 2");
     set_override(&nginx, &format!("{path}?node={}", nodes[0]), "");
     assert_eq!(tally(&nginx, "/", 4), "b: 4");
-    remove(&nginx, &format!("{service}/instances/same?node={}", nodes[0]));
+    remove_override(&nginx, &format!("{service}/instances/same?node={}", nodes[0]));
     set_override(&nginx, &format!("{service}/instances/{}/drain", backends[1].address()), "");
     assert_eq!(tally(&nginx, "/", 4), "a: 4");
     consul.deregister_external(&nodes[0], "same");
@@ -93,7 +93,7 @@ fn what_is_in_force_is_bounded_and_nothing_is_driven_out() {
     assert_eq!(full["error"]["code"], "TooManyOverrides");
     assert_eq!(tally(&nginx, "/", 4), "b15: 2, b16: 2");
     set_override(&nginx, &format!("{service}/instances/{}/down", ids[0]), "");
-    remove(&nginx, &format!("{service}/instances/{}", ids[0]));
+    remove_override(&nginx, &format!("{service}/instances/{}", ids[0]));
     set_override(&nginx, &drain(&ids[16]), "");
     assert_eq!(tally(&nginx, "/", 4), "b0: 2, b15: 2");
 }

@@ -3,7 +3,7 @@
 use nginx_consul_e2e::{Agent, Backend, wait};
 use serde_json::{Value, json};
 
-use super::{answered, remove, request, set_override, with_upstream};
+use super::{answered, remove_override, request, set_override, with_upstream};
 use crate::support::{SOON, register, register_one, tally, unique, until_served_by};
 
 #[test]
@@ -23,7 +23,7 @@ fn services_that_requests_name_are_steered_as_others() {
     let peers = status["on_demand"]["services"][0]["peers"].as_array().expect("peers");
     let drained = peers.iter().find(|peer| peer["service_id"] == *ids[0]).expect("a");
     assert_eq!(drained["state"], "draining", "{status:#}");
-    remove(&nginx, &format!("{service}/instances/{}", ids[0]));
+    remove_override(&nginx, &format!("{service}/instances/{}", ids[0]));
     until_served_by(&nginx, &path, "a b");
     set_override(&nginx, &format!("{service}/freeze"), "");
     register_one(&consul, &service, &backends[2]);

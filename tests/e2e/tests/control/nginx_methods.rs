@@ -1,8 +1,8 @@
-//! Orders where nginx's own methods pick.
+//! Overrides where nginx's own methods pick.
 
 use nginx_consul_e2e::{Agent, Backend, wait};
 
-use super::{remove, set_override, with_upstream};
+use super::{remove_override, set_override, with_upstream};
 use crate::methods::owners;
 use crate::stock_methods::METHODS;
 use crate::support::{SOON, register, tally, unique, until_served_by};
@@ -25,7 +25,7 @@ fn each_of_nginx_s_methods_obeys_overrides() {
             owners.values().all(|owner| names.split(' ').any(|name| name == owner))
         };
         wait::until(method, SOON, || keys("c"));
-        remove(&nginx, &instance(1));
+        remove_override(&nginx, &instance(1));
         wait::until(method, SOON, || keys("b c"));
     }
 }
@@ -41,7 +41,7 @@ fn the_weight_and_the_state_are_those_of_nginx_s_own_peers() {
     let a = format!("{service}/instances/{}", ids[0]);
     set_override(&nginx, &format!("{a}/weight"), r#"{"weight":5}"#);
     wait::until_eq("the shares", SOON, "a: 10, b: 2", || tally(&nginx, "/", 12));
-    remove(&nginx, &a);
+    remove_override(&nginx, &a);
     wait::until_eq("the shares", SOON, "a: 6, b: 6", || tally(&nginx, "/", 12));
     backends[0].set(nginx_consul_e2e::Manner::Reset);
     until_served_by(&nginx, "/", "b");
