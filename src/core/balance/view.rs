@@ -309,7 +309,7 @@ impl Tried {
     #[inline]
     pub fn insert(&mut self, peer: usize) {
         match self.first.get_mut(self.count as usize) {
-            Some(place) => *place = peer as u32,
+            Some(cell) => *cell = peer as u32,
             None => self.insert_more(peer),
         }
         self.count += 1;

@@ -54,13 +54,13 @@ impl Scene {
         let table = Table::create(words, 16).unwrap();
         let me = ProcessId::own();
         table.acquire_leadership(me);
-        let images = sets.iter().zip(1..).map(|(peers, key)| {
+        let snapshots = sets.iter().zip(1..).map(|(peers, key)| {
             let set = PeerSet::new(peers.iter().map(|(port, p)| peer(*port, *p)).collect());
             let entry = table.claim(key, me).unwrap();
             table.publish((entry, key), &set, 1, me).unwrap();
             table.read_records(entry, key).unwrap()
         });
-        let view = View::new(images.collect(), &ServerParams::default(), method, None);
+        let view = View::new(snapshots.collect(), &ServerParams::default(), method, None);
         Scene { shard: table.claim_shard(me).unwrap(), table, view, method }
     }
 
