@@ -146,7 +146,7 @@ fn level(call: &str, arguments: &str) -> Option<Option<String>> {
     let first = arguments.split(',').next().unwrap_or_default().trim();
     let handed_on = [
         "level, line",
-        "level, log, \"consul: {}\"",
+        "level, self.as_ptr(), \"consul: {}\"",
         "level: Level, line",
         "Level::Notice, told",
         "Level::Notice, notice",
