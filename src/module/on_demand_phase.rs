@@ -158,7 +158,7 @@ fn decide<'r>(r: Request<'r>, block: &'r OnDemandUpstream, is_certain: bool) -> 
     // SAFETY: wait() alone sets the module's context.
     let waited = unsafe { r.context::<Waiting<'r>>() };
     let why = match block.look_up(name) {
-        Lookup::PeerInfo(_) => return DECLINED,
+        Lookup::Followed(_) => return DECLINED,
         Lookup::Refused(why) => why,
         Lookup::New(_) if waited.is_some_and(|waited| waited.is_late.get()) => Why::Late,
         Lookup::New(new) => {

@@ -29,7 +29,7 @@ pub(crate) extern "C" fn ngx_http_consul_ready_handler(r: *mut ngx_http_request_
 /// Judges the upstreams whose services the configuration names.
 fn judge(upstreams: &Upstreams, demand: Demand) -> Readiness {
     let judged = upstreams.fixed().map(|upstream| {
-        (upstream.name().into_owned(), upstream.service.clone(), upstream.judge(&demand))
+        (upstream.name().into_owned(), upstream.service().to_owned(), upstream.judge(&demand))
     });
     Readiness::of(judged)
 }

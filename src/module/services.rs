@@ -66,7 +66,7 @@ impl<'a> Services<'a> {
         let Some(target) = self.plan.targets.get(number) else {
             return self.named(number - self.planned());
         };
-        let follows = |block: &&Upstream| block.sources().iter().any(|s| s.target == number);
+        let follows = |block: &&Upstream| block.sets().iter().any(|s| s.target == number);
         let blocks: Vec<&Upstream> = self.upstreams.fixed().filter(follows).collect();
         let key = self.plan.key(number);
         Some(Followed {

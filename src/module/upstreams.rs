@@ -17,7 +17,7 @@ use nginx_sys::{
 };
 
 use crate::ffi::{self, HttpMainConf};
-use crate::peer::{Guard, OnDemandUpstream, Slot, Upstream};
+use crate::peer::{self, OnDemandUpstream, Slot, Upstream};
 use crate::zone;
 
 /// What a cycle's configuration has made.
@@ -90,7 +90,7 @@ impl Upstreams {
     pub(crate) unsafe fn guard(&self) {
         for &upstream in self.fixed.iter().chain(&self.on_demand) {
             // SAFETY: an upstream of this configuration, and the caller's promise.
-            unsafe { Guard::set(upstream) };
+            unsafe { peer::guard(upstream) };
         }
     }
 

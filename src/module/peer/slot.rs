@@ -1,13 +1,18 @@
 //! What requests find through the `srv_conf` of their upstream.
 
 use std::cell::{Cell, OnceCell};
+use std::ffi::c_void;
 use std::ptr;
+use std::sync::atomic::AtomicPtr;
 
-use nginx_sys::{ngx_http_upstream_rr_peers_t, ngx_http_upstream_srv_conf_t};
+use nginx_sys::{
+    ngx_http_request_t, ngx_http_upstream_rr_peers_t, ngx_http_upstream_srv_conf_t, ngx_int_t,
+    ngx_peer_connection_t, sockaddr,
+};
 
-use super::guard::Guard;
 use super::on_demand::OnDemandUpstream;
 use super::upstream::Upstream;
+use super::worker::Interval;
 use crate::ffi;
 
 /// The beginning of the module's configuration of an `upstream`; that of one without
@@ -26,6 +31,32 @@ pub(crate) struct Slot {
     /// With another module's callbacks around ours.
     pub(super) guard: OnceCell<Guard>,
 }
+
+/// `peer.init`.
+pub(super) type InitPeer =
+    unsafe extern "C" fn(*mut ngx_http_request_t, *mut ngx_http_upstream_srv_conf_t) -> ngx_int_t;
+
+/// `peer.get`.
+pub(super) type GetPeer =
+    unsafe extern "C" fn(*mut ngx_peer_connection_t, *mut c_void) -> ngx_int_t;
+
+/// Another module's callbacks around ours.
+pub(super) struct Guard {
+    pub(super) init: InitPeer,
+    /// What `init` sets for requests; known from the first one.
+    pub(super) get: OnceCell<GetPeer>,
+    /// The module and the upstream, for messages.
+    pub(super) module: String,
+    pub(super) upstream: String,
+    /// When a refused request was last logged.
+    pub(super) logged: Interval,
+}
+
+/// The request that has reached our `peer.init` last.
+pub(super) static LAST_INIT: AtomicPtr<ngx_http_request_t> = AtomicPtr::new(ptr::null_mut());
+
+/// The address that our `peer.get` has picked last.
+pub(super) static LAST_PICK: AtomicPtr<sockaddr> = AtomicPtr::new(ptr::null_mut());
 
 impl Default for Slot {
     fn default() -> Slot {
@@ -46,11 +77,11 @@ impl Slot {
     ///
     /// `us` is an `upstream` block of a configuration that lives as long as `'a`. While that is
     /// read, by one thread, nobody else holds a mutable reference to the slot.
-    #[inline]
+    #[inline(always)]
     pub(crate) unsafe fn of<'a>(us: *mut ngx_http_upstream_srv_conf_t) -> &'a Slot {
         // SAFETY: the caller's promise; create_srv_conf() has filled the element with a struct that
         // begins with a slot.
-        unsafe { &*ffi::conf_of((*us).srv_conf, &raw const crate::ngx_http_consul_module) }
+        unsafe { &*ffi::conf_of((*us).srv_conf, ffi::module()) }
     }
 
     /// The same; `None` of an upstream that nginx has made for an address of `proxy_pass`, which has

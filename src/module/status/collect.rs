@@ -91,7 +91,7 @@ impl<'r> Walk<'r> {
             return Some(());
         }
         if let Some(upstream) = self.upstreams.next() {
-            if is_wanted(&upstream.service) {
+            if is_wanted(upstream.service()) {
                 self.document.upstream(upstream.status());
             }
             return Some(());
