@@ -345,17 +345,20 @@ unsafe fn make<'a>(
     pool: *mut ngx_pool_t,
     attempt: impl FnOnce() -> Attempt,
 ) -> Option<&'a Attempt> {
-    let free = FREE.load(Relaxed);
-    let cell = if free.is_null() { new_cell()? } else { free };
-    // SAFETY: the cell is valid and nobody's.
-    let cell = unsafe { &mut *cell };
-    FREE.store(cell.next, Relaxed);
-    // SAFETY: the pool is valid (the caller's promise).
-    unsafe {
-        cell.cleanup.next = (*pool).cleanup;
-        (*pool).cleanup = &raw mut cell.cleanup;
+    let mut cell = FREE.load(Relaxed);
+    if cell.is_null() {
+        cell = new_cell()?;
     }
-    Some(cell.attempt.write(attempt()))
+    // SAFETY: the cell is valid and nobody's; the pool is valid (the caller's promise).
+    unsafe {
+        FREE.store((*cell).next, Relaxed);
+        (*cell).cleanup.next = (*pool).cleanup;
+        (*pool).cleanup = &raw mut (*cell).cleanup;
+        let place = (&raw mut (*cell).attempt).cast::<Attempt>();
+        // Made where it lies.
+        place.write(attempt());
+        Some(&*place)
+    }
 }
 
 #[cold]

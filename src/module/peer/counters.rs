@@ -53,6 +53,8 @@ pub(super) struct AttemptCounters {
     last: Cell<Option<u32>>,
     /// nginx has accepted the response header.
     answered: Cell<bool>,
+    /// There is a `permit`.
+    has_permit: Cell<bool>,
 }
 
 impl Attempted {
@@ -146,6 +148,7 @@ impl AttemptCounters {
         }
         self.at.set(Some((counters, info.number)));
         self.last.set(Some(info.number));
+        self.has_permit.set(permit.is_some());
         self.permit.set(permit);
         self.answered.set(false);
         let in_flight = worker.table().begin_request_at(*slot, counters, *identity, worker.shard());
@@ -158,15 +161,7 @@ impl AttemptCounters {
     #[inline(always)]
     pub(super) fn note_header(&self) -> bool {
         self.answered.set(true);
-        self.at.get().is_some_and(|(slot, _)| slot.has_fails()) || self.has_permit()
-    }
-
-    #[inline]
-    fn has_permit(&self) -> bool {
-        let permit = self.permit.take();
-        let has_permit = permit.is_some();
-        self.permit.set(permit);
-        has_permit
+        self.at.get().is_some_and(|(slot, _)| slot.has_fails()) || self.has_permit.get()
     }
 
     #[cold]
@@ -276,20 +271,15 @@ impl AttemptCounters {
         if let Some(request) = self.in_flight.take() {
             request.end();
         }
-        if let Some(permit) = self.permit.take() {
-            end_permit(permit);
+        if self.has_permit.get() {
+            self.end_permit();
         }
     }
 
     #[cold]
     #[inline(never)]
     fn end_permit(&self) {
+        self.has_permit.set(false);
         self.permit.take().into_iter().for_each(Permit::end);
     }
-}
-
-#[cold]
-#[inline(never)]
-fn end_permit(permit: Permit<'static>) {
-    permit.end();
 }
