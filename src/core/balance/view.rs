@@ -1,7 +1,7 @@
 //! A worker's own copy of the sets of an upstream, ready to pick from, and the peers of it that a
 //! request has tried.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 
 use crc32fast::Hasher;
 
@@ -284,12 +284,13 @@ const INLINE: usize = 4;
 
 /// Peers already tried. Up to four are kept without an allocation. Behind a shared reference, because
 /// a request's variables may be evaluated while it picks.
-#[derive(Debug, Default)]
+#[derive(Default)]
+#[allow(missing_debug_implementations)]
 pub struct Tried {
     count: Cell<u32>,
     first: [Cell<u32>; INLINE],
     /// A bit for each peer, once there are more than four.
-    bits: RefCell<Vec<u64>>,
+    bits: Cell<Box<[u64]>>,
 }
 
 impl Tried {
@@ -303,8 +304,10 @@ impl Tried {
         match self.first.get(..self.count()) {
             Some(first) => first.iter().any(|tried| tried.get() == peer as u32),
             None => {
-                let bits = self.bits.borrow();
-                bits.get(peer / 64).is_some_and(|word| word >> (peer % 64) & 1 != 0)
+                let bits = self.bits.take();
+                let has = bits.get(peer / 64).is_some_and(|word| word >> (peer % 64) & 1 != 0);
+                self.bits.set(bits);
+                has
             }
         }
     }
@@ -321,7 +324,7 @@ impl Tried {
 
     #[cold]
     fn insert_more(&self, peer: usize) {
-        let mut bits = self.bits.borrow_mut();
+        let mut bits = self.bits.take().into_vec();
         let mut set_bit = |peer: usize| {
             let word = peer / 64;
             if bits.len() <= word {
@@ -333,6 +336,7 @@ impl Tried {
             self.first.iter().for_each(|first| set_bit(first.get() as usize));
         }
         set_bit(peer);
+        self.bits.set(bits.into());
     }
 
     /// How many were tried.

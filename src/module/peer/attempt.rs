@@ -5,6 +5,7 @@
 //! what changes is in cells.
 
 use std::cell::{Cell, OnceCell};
+use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
@@ -379,4 +380,16 @@ impl Drop for Attempt {
 #[cold]
 fn warn_of_failures(log: *mut ngx_log_t) {
     ngx::ngx_log_error!(NGX_LOG_WARN, log, "upstream server temporarily disabled");
+}
+
+/// The attempt of a request.
+///
+/// # Safety
+///
+/// `data` is the `peer.data` of a request that `peer.init` set.
+#[inline(always)]
+pub(super) unsafe fn attempt<'a>(data: *mut c_void) -> &'a Attempt {
+    // SAFETY: the caller's promise; the attempt lives as long as the request's pool, and there are
+    // shared references only.
+    unsafe { &*data.cast::<Attempt>() }
 }
