@@ -1,4 +1,4 @@
-//! `consul_api`: what an operator orders over HTTP.
+//! `consul_api`: overrides of instances and frozen services, set over HTTP.
 //!
 //! A request is checked before its body is read; what it asks for is done in the worker that got it
 //! ([`act`]), by way of the shared zone.
@@ -86,7 +86,7 @@ fn answer(r: Request<'_>, route: &Route, body: &[u8]) -> Answer {
     let none = || Refusal::new(404, "ServiceNotFound", "no upstream follows Consul");
     let services = Services::new(r.main_conf::<Upstreams>()).ok_or_else(none)?;
     let (arguments, who, log) = (Arguments::parse(r.args())?, who(r), r.log());
-    act::Asked { services, arguments, who, log }.answer(route, body)
+    act::ApiRequest { services, arguments, who, log }.answer(route, body)
 }
 
 /// Sends the response.

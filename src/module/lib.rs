@@ -13,7 +13,7 @@
 //! | `peer.init`, get, free | [`peer`]          | pick                                        |
 //! | header filter          | [`peer`]          | sees that a peer answers                    |
 //! | content handler        | [`status`]        | the status page                             |
-//! |                        | [`api`]           | what an operator orders                     |
+//! |                        | [`api`]           | overrides and frozen services               |
 //! | `exit_process`         | [`lifecycle`]       | ends the threads                            |
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

@@ -81,7 +81,7 @@ impl StateFile {
         format!("service \"{service}\": not taken from {name}, {why}")
     }
 
-    /// What operators had ordered of instances.
+    /// The overrides of instances.
     fn restore_overrides(&self, mut overrides: Vec<Override>, now: u64, sink: &TableWriter) {
         overrides.retain(|held| held.is_in_force(now));
         if overrides.is_empty() {

@@ -18,7 +18,7 @@ use crate::status::service;
 use nginx_consul_core::table_writer::now_ms;
 
 /// A request, and whom it is from.
-pub(super) struct Asked<'r> {
+pub(super) struct ApiRequest<'r> {
     pub(super) services: Services<'r>,
     pub(super) arguments: Arguments,
     pub(super) who: String,
@@ -40,7 +40,7 @@ struct Selection {
 /// An instance, as a selection has it.
 type Found<'a> = (&'a Service, &'a PeerRecord, &'a Peer);
 
-impl Asked<'_> {
+impl ApiRequest<'_> {
     pub(super) fn answer(&self, route: &Route, body: &[u8]) -> Answer {
         let body = Body::parse(body)?;
         body.check(match route {
@@ -189,14 +189,14 @@ impl Asked<'_> {
             let text = format!("Consul has not answered for service \"{}\" yet", quote(name));
             return Err(Refusal::new(409, "NoData", text));
         }
-        self.put(&new, body)?;
+        self.set_overrides(&new, body)?;
         self.service(name)
     }
 
     fn thaw(&self, name: &str) -> Answer {
         let selections = self.selections(name)?;
         let is_meant = |key| selections.iter().any(|selection| selection.key == key);
-        let removed = self.take_back(|held| match self.arguments.upstream {
+        let removed = self.remove_overrides(|held| match self.arguments.upstream {
             // Also one that the configuration has no more.
             None => held.selection.is_some() && held.service == name,
             Some(_) => held.selection.is_some_and(is_meant),
@@ -242,7 +242,7 @@ impl Asked<'_> {
                 new.push(held);
             }
         }
-        self.put(&new, body)?;
+        self.set_overrides(&new, body)?;
         self.instances(name, Some(id))
     }
 
@@ -260,7 +260,7 @@ impl Asked<'_> {
             })
             .collect();
         let Arguments { upstream, node } = &self.arguments;
-        let removed = self.take_back(|held| {
+        let removed = self.remove_overrides(|held| {
             held.selection.is_none()
                 && held.service == name
                 && (upstream.is_none() || held.upstream == *upstream)
@@ -269,10 +269,10 @@ impl Asked<'_> {
         })?;
         if removed.is_empty() {
             let (id, name) = (quote(id), quote(name));
-            let text = format!("nothing is ordered of instance \"{id}\" of service \"{name}\"");
+            let text = format!("instance \"{id}\" of service \"{name}\" has no override");
             return Err(Refusal::new(404, "OverrideNotFound", text));
         }
-        Ok((200, json!({ "service": name, "lifted": removed })))
+        Ok((200, json!({ "service": name, "removed": removed })))
     }
 
     /// One of a service, from now on.
@@ -289,12 +289,12 @@ impl Asked<'_> {
         }
     }
 
-    fn put(&self, new: &[Override], body: Body) -> Result<(), Refusal> {
+    fn set_overrides(&self, new: &[Override], body: Body) -> Result<(), Refusal> {
         let set = self.services.table.set_overrides(new, ProcessId::own());
         set.map_err(|why| match why {
             NotSet::Full(_) => {
-                let text = format!("{why}; lift one, or make \"consul_zone\" larger");
-                Refusal::new(507, "TooManyOrders", text)
+                let text = format!("{why}; remove one, or increase the size in \"consul_zone\"");
+                Refusal::new(507, "TooManyOverrides", text)
             }
             NotSet::Busy => busy(),
         })?;
@@ -302,14 +302,17 @@ impl Asked<'_> {
         Ok(())
     }
 
-    fn take_back(&self, which: impl Fn(&Override) -> bool) -> Result<Vec<Override>, Refusal> {
+    fn remove_overrides(
+        &self,
+        which: impl Fn(&Override) -> bool,
+    ) -> Result<Vec<Override>, Refusal> {
         let removed = self.services.table.remove_overrides(which, ProcessId::own());
         let removed = removed.ok_or_else(busy)?;
         self.log_each(removed.iter().map(|held| control::removed_line(held, &self.who)));
         Ok(removed)
     }
 
-    /// What is ordered of several selections of a service is one line.
+    /// An override that holds for several selections of a service is one line.
     fn log_each(&self, lines: impl Iterator<Item = String>) {
         lines.collect::<BTreeSet<_>>().into_iter().for_each(|told| self.log(Level::Notice, told));
     }

@@ -27,6 +27,9 @@ mod address;
 use address::SockAddr;
 pub(crate) use watched_set::WatchedSet;
 
+/// Runs with each new view.
+type OnChange = Box<dyn Fn(&View)>;
+
 /// The sets that an upstream's peers come from, one for each datacenter, the first to be used first.
 pub(crate) struct PeerSets {
     /// Its service; empty if requests name none.
@@ -42,7 +45,7 @@ pub(crate) struct PeerSets {
     /// Whether views have the labels of their peers from the beginning.
     keeps_labels: Cell<bool>,
     /// Called with each new view.
-    on_change: OnceCell<Box<dyn Fn(&View)>>,
+    on_change: OnceCell<OnChange>,
 }
 
 /// A worker's copy of the sets. Requests hold it until their pool is destroyed: before nginx 1.27.3

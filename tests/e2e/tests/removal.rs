@@ -96,7 +96,7 @@ fn a_moment_of_emptiness_costs_nothing() {
         });
         wait::until("a read agrees", SOON, || pending(&nginx)["confirmed"] == 1);
         consul.publish("web", index + 1, &list(&backends));
-        wait::until_eq("lines", SOON, &n, || nginx.logged("2 removals not confirmed").len());
+        wait::until_eq("lines", SOON, &n, || nginx.logged("2 removals cancelled").len());
         assert_eq!(pending(&nginx), Value::Null);
     }
     assert_eq!(load::failures(&load.finish(), &["a", "b"]), "");
@@ -234,7 +234,7 @@ fn a_token_that_loses_its_policy_empties_nothing() {
     });
     let shown = doubted(&nginx, &service);
     let error = shown["last_error"].as_str().expect("an error");
-    assert!(error.contains("so is the token: it has no policy"), "{error}");
+    assert!(error.contains("the token lost its rights (it has no policy)"), "{error}");
     assert_eq!(tally(&nginx, "/", 3), "a: 3");
     nginx.wait_for_log("[error]");
     assert_eq!(nginx.logged("[error]").len(), 1, "{:#?}", nginx.logged("[error]"));

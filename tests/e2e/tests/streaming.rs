@@ -265,7 +265,7 @@ fn a_cache_that_is_wrongly_empty_empties_nothing() {
     scene.dressing.set(|quirks| quirks.empty_cache = true);
     let b = Backend::start("b");
     register_one(&scene.consul, &service, &b);
-    nginx.wait_for_log("1 removal not confirmed");
+    nginx.wait_for_log("1 removal cancelled");
     until_served_by(&nginx, "/", "a b");
     // An empty answer that isn't newer is the end of asking the cache.
     nginx.wait_for_log("streamed answers are outdated");

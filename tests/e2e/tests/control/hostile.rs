@@ -147,7 +147,7 @@ fn a_body_that_nginx_writes_to_a_file_is_read_from_there() {
     until_served_by(&nginx, "/", "a b");
     let path = format!("{service}/instances/{service}-a/weight");
     let body = format!("{{\"weight\":{}3}}", " ".repeat(12_000));
-    super::order(&nginx, &path, &body);
+    super::set_override(&nginx, &path, &body);
     assert_eq!(tally(&nginx, "/", 8), "a: 6, b: 2");
     let body = format!("{{\"weight\":{}3}}", " ".repeat(17_000));
     assert_eq!(answered(&nginx, ("POST", &path, &body), 413)["error"]["code"], "BodyTooLarge");
