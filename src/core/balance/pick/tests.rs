@@ -4,8 +4,8 @@ use std::sync::atomic::AtomicU64;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
+use super::super::candidates::FULL_SHARE;
 use super::super::context::Clock;
-use super::super::methods::FULL_SHARE;
 use super::super::view::{ServerParams, Tried, View};
 use super::*;
 use crate::model::{Health, Peer, PeerSet, identity};
@@ -14,6 +14,7 @@ use crate::process::ProcessId;
 use crate::table::{Permit, Table, WorkerShard};
 
 mod admission;
+mod methods;
 
 const NOW: Clock = Clock { millis: 100_000, monotonic: 100_000 };
 
