@@ -24,6 +24,10 @@ fn a_worker_that_gets_its_shard_late_counts_its_idle_connections() {
         requests.push(connection);
         wait::until_eq("held requests", SOON, &requests.len(), || backends[0].busy());
         nginx.reload();
+        // Until then the old worker accepts connections too.
+        wait::until_eq("workers that shut down", SOON, &requests.len(), || {
+            nginx.logged("gracefully shutting down").len()
+        });
     }
     assert_eq!(nginx.outcome("/"), "a");
     assert_eq!(counted(&nginx, &service, "idle"), 0, "idle connections without a shard");
