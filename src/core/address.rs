@@ -1,4 +1,4 @@
-//! Which addresses of instances may be used: whoever can register one chooses its address.
+//! Filters the addresses of instances: whoever can register an instance chooses its address.
 
 mod host;
 mod text;
@@ -14,16 +14,16 @@ use ipnet::Ipv4Net;
 /// `consul_allow` and `consul_deny`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct AddressFilter {
-    /// If there is any, only addresses in one of these can be used.
+    /// If not empty, only addresses in one of these are used.
     pub allow: Vec<IpNet>,
-    /// Addresses in one of these can never be used.
+    /// Addresses in one of these are never used.
     pub deny: Vec<IpNet>,
 }
 
 impl AddressFilter {
-    /// Why an address can't be used; `None` if it can.
+    /// Which directive excludes an address; `None` if it may be used.
     ///
-    /// An IPv4 address written as IPv6 (`::ffff:10.0.0.1`) is what it reaches.
+    /// An IPv4-mapped IPv6 address (`::ffff:10.0.0.1`) is matched as IPv4.
     pub fn refusal(&self, address: IpAddr) -> Option<&'static str> {
         let address = address.to_canonical();
         let is_in = |list: &[IpNet]| list.iter().any(|net| net.contains(&address));

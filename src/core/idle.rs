@@ -1,36 +1,36 @@
 //! A worker's idle connections, by the peers they lead to.
 //!
-//! Taking and keeping one takes the same time, however many connections and peers there are: they lie
-//! in one array, linked in the order in which they became idle, and each peer has the numbers of its
-//! own. Nothing is allocated but when there are more of them than ever before.
+//! Storing and taking one takes the same time, however many connections and peers there are. All are
+//! in one array, linked in the order in which they became idle, and each peer has a list of its own.
+//! Memory is allocated only when there are more of them than ever before.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 use crate::table::SlotRef;
 
-/// How many of a peer's connections are looked at for one that suits. They rarely differ at all.
+/// How many of a peer's connections are tried for a suitable one. They rarely differ at all.
 const LOOKS: usize = 32;
 
 /// No connection.
 const NONE: u32 = u32::MAX;
 
-/// Whom a connection leads to.
+/// The peer that a connection leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
-    /// Whose peer that is, of those that share the connections.
+    /// Which of the sets that share the connections the peer is from.
     pub owner: usize,
-    /// Of an instance: where its counters are.
+    /// Slot of the counters, for an instance.
     pub slot: Option<SlotRef>,
-    /// Identity of the instance, or a hash of what else names the peer.
+    /// Identity of the instance; for another peer a hash of its name.
     pub identity: u64,
-    /// Of an instance: what tells its address from others that it had or will have.
+    /// Hash of the address, for an instance: its address may change.
     pub address: u64,
 }
 
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        // The identity is a good hash already, but not of the owner.
+        // The identity is a good hash already, but without the owner.
         state.write_u64(self.identity ^ (self.owner as u64).rotate_left(32));
     }
 }
@@ -56,7 +56,7 @@ impl Hasher for Spread {
     }
 }
 
-/// Where a connection is kept, as long as it is.
+/// Position of a stored connection, valid until it is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spot(u32);
 
@@ -65,10 +65,10 @@ pub struct Spot(u32);
 pub struct Idle<C> {
     limit: usize,
     items: Vec<Item<C>>,
-    /// First of the items that keep nothing, linked by `older`.
+    /// First of the free items, linked by `older`.
     free: u32,
-    /// The items of each peer, the one that became idle last at the end. Those of peers that have
-    /// none any more stay for a while.
+    /// The items of each peer, the one that became idle last at the end. Empty lists of former peers
+    /// stay for a while.
     peers: HashMap<Key, Vec<u32>, BuildHasherDefault<Spread>>,
     newest: u32,
     oldest: u32,
@@ -84,7 +84,7 @@ struct Item<C> {
 }
 
 impl<C> Idle<C> {
-    /// None yet; `limit` is at least 1.
+    /// An empty one; `limit` is at least 1.
     pub fn new(limit: usize) -> Idle<C> {
         Idle {
             limit: limit.clamp(1, NONE as usize),
@@ -97,12 +97,12 @@ impl<C> Idle<C> {
         }
     }
 
-    /// How many there are.
+    /// How many connections there are.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -112,8 +112,8 @@ impl<C> Idle<C> {
         Some(&self.items.get(self.oldest as usize)?.kept.as_ref()?.1)
     }
 
-    /// Keeps a connection to a peer. The one that was idle for longest makes room for it if need be,
-    /// and is returned.
+    /// Stores a connection to a peer. If there are too many, the one that was idle for longest is
+    /// removed and returned.
     pub fn put(&mut self, key: Key, connection: C) -> (Spot, Option<(Key, C)>) {
         let evicted = if self.len >= self.limit { self.remove(Spot(self.oldest)) } else { None };
         let item = Item { kept: Some((key, connection)), newer: NONE, older: self.newest };
@@ -138,7 +138,7 @@ impl<C> Idle<C> {
         (Spot(at), evicted)
     }
 
-    /// Takes a connection to a peer that suits, the one that has been idle for the shortest time.
+    /// Takes a suitable connection to a peer: the one that has been idle for the shortest time.
     #[inline]
     pub fn take(&mut self, key: &Key, mut suits: impl FnMut(&C) -> bool) -> Option<C> {
         let items = self.peers.get_mut(key)?;
@@ -151,7 +151,7 @@ impl<C> Idle<C> {
         self.unlink(at).map(|(_, connection)| connection)
     }
 
-    /// Takes a certain connection; `None` if it is not kept there any more.
+    /// Takes the connection at a position; `None` if it was taken before.
     pub fn remove(&mut self, Spot(at): Spot) -> Option<(Key, C)> {
         let (key, connection) = self.unlink(at)?;
         if let Some(items) = self.peers.get_mut(&key) {
@@ -160,7 +160,7 @@ impl<C> Idle<C> {
         Some((key, connection))
     }
 
-    /// Takes the connections of an owner to peers that are to go.
+    /// Takes the connections of `owner` to peers that `goes` selects.
     pub fn remove_owned(&mut self, owner: usize, goes: impl Fn(&Key) -> bool) -> Vec<(Key, C)> {
         let mut items = Vec::new();
         self.peers.retain(|key, own| {
@@ -187,7 +187,7 @@ impl<C> Idle<C> {
         Some(kept)
     }
 
-    /// Has one item follow another, or be the oldest.
+    /// Links `newer` after `older`; without `older` it is the oldest.
     fn link(&mut self, older: u32, newer: u32) {
         match self.items.get_mut(older as usize) {
             Some(item) => item.newer = newer,

@@ -1,15 +1,15 @@
-//! What variables tell of the instances of a set: names, tags and metadata, ready to be used.
+//! Labels of the peers of a set (names, tags and metadata), for variables.
 
 use std::cell::OnceCell;
 
 use crate::table::{PeerMetadata, PeerSnapshot};
 
-/// The labels of a set's peers, each decoded when somebody first asks for it.
+/// The labels of a set's peers, each decoded when it is first used.
 #[derive(Debug)]
 pub struct LabelSet {
     /// A line of JSON for each peer, in the order of the table.
     lines: Vec<u8>,
-    /// Of each peer, in the order of a view: those with `backup` are last there.
+    /// Of each peer, in the order of a view, where those with `backup` are last.
     labels: Vec<Label>,
 }
 
@@ -21,7 +21,7 @@ struct Label {
 }
 
 impl LabelSet {
-    /// Takes the details of a copy of a set; `None` if it was read without.
+    /// Takes the metadata out of a snapshot; `None` if it was read without.
     pub fn take(image: &mut PeerSnapshot) -> Option<LabelSet> {
         let lines = image.take_metadata()?;
         let ends = lines.iter().zip(1..).filter(|(byte, _)| **byte == b'\n').map(|(_, end)| end);
@@ -29,13 +29,13 @@ impl LabelSet {
         let mut labels: Vec<(bool, Label)> = starts
             .map(|(at, record)| (record.is_backup(), Label { at, detail: OnceCell::new() }))
             .collect();
-        // As a view sorts them.
+        // The order of a view.
         labels.sort_by_key(|(is_backup, _)| *is_backup);
         Some(LabelSet { lines, labels: labels.into_iter().map(|(_, label)| label).collect() })
     }
 
     /// The labels of a peer, by its number within the set in the order of a view; `None` if they
-    /// can't be read. Whoever registers an instance chooses these texts.
+    /// can't be read. The texts are untrusted: whoever registers an instance chooses them.
     pub fn get(&self, peer: usize) -> Option<&PeerMetadata> {
         let Label { at, detail } = self.labels.get(peer)?;
         let line = self.lines.get(*at as usize..)?.split(|byte| *byte == b'\n').next()?;

@@ -1,7 +1,6 @@
-//! nginx's parameters of a `server`, as an instance brings them along.
+//! nginx's parameters of a `server`, as an instance sets them.
 //!
-//! An instance may say in its `Service.Meta` how it wants to be treated: `nginx_weight`,
-//! `nginx_max_fails`, `nginx_fail_timeout`, `nginx_max_conns`, `nginx_slow_start`, `nginx_backup`
+//! An instance can set them in its `Service.Meta`: `nginx_weight`, `nginx_max_fails`, `nginx_fail_timeout`, `nginx_max_conns`, `nginx_slow_start`, `nginx_backup`
 //! and `nginx_down`, with the values of nginx's `server` directive
 //! (<https://nginx.org/en/docs/http/ngx_http_upstream_module.html#server>); the last two are `true`
 //! or `false`.
@@ -11,10 +10,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// What every key begins with.
+/// Prefix of the keys in `Service.Meta`.
 pub const PREFIX: &str = "nginx_";
 
-/// Parameters of one instance; `None`: those of the block.
+/// Parameters of one instance; `None`: those of the upstream apply.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Params {
@@ -41,20 +40,20 @@ pub struct Params {
     pub down: bool,
 }
 
-/// What is wrong with a parameter.
+/// Why a parameter is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadParam {
-    /// There is none of that name.
+    /// There is no parameter of that name.
     Name,
     /// nginx would not take the value.
     Value,
 }
 
-/// The largest number of a parameter: one less than fits, so that "none" can be told apart.
+/// The largest number of a parameter; `u32::MAX` stands for "not set" in the table.
 const MAX: u32 = u32::MAX - 1;
 
 impl Params {
-    /// Whether the instance says nothing.
+    /// Whether the instance sets no parameter.
     pub fn is_default(&self) -> bool {
         *self == Params::default()
     }

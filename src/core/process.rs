@@ -1,4 +1,4 @@
-//! Which process wrote something into shared memory, and whether it still lives.
+//! Identifies processes that write into shared memory, and whether they still run.
 
 use rustix::process::{Pid, getpid, test_kill_process};
 
@@ -8,7 +8,7 @@ use rustix::process::{Pid, getpid, test_kill_process};
 pub struct ProcessId(u64);
 
 impl ProcessId {
-    /// The calling process. Changes with fork(), so it is not to be kept over one.
+    /// The calling process. It must not be kept across a fork().
     pub fn own() -> ProcessId {
         let pid = getpid().as_raw_nonzero().get();
         ProcessId((pid as u64) << 32 | start_time(pid).unwrap_or(0))
@@ -28,7 +28,7 @@ impl ProcessId {
         (self.0 >> 32) as i32
     }
 
-    /// Whether the process still runs; in doubt, yes.
+    /// Whether the process still runs; `true` if unknown.
     pub fn is_alive(self) -> bool {
         // A negative number would mean a group of processes.
         let Some(pid) = Pid::from_raw(self.pid().max(0)) else { return false };
@@ -40,8 +40,7 @@ impl ProcessId {
     }
 }
 
-/// `None` for a process that is gone, and where /proc can't be read; 0 for one that is dead and
-/// waits to be reaped.
+/// `None` if the process is gone or /proc can't be read; 0 for a zombie.
 fn start_time(pid: i32) -> Option<u64> {
     parse_start_time(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
@@ -51,8 +50,8 @@ fn parse_start_time(stat: &str) -> Option<u64> {
     let mut fields = after_name.split_ascii_whitespace();
     let is_zombie = fields.next() == Some("Z");
     let threads: u64 = fields.nth(16)?.parse().ok()?;
-    // What is killed is a zombie as soon as its first thread has ended. Others may still run for a
-    // moment, and one of them may be a publisher.
+    // A killed process is a zombie as soon as its first thread has ended. Its other threads may still
+    // run for a moment, and one of them may be a publisher.
     if is_zombie && threads <= 1 {
         return Some(0);
     }

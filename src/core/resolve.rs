@@ -1,4 +1,4 @@
-//! Host names to addresses, off nginx's event loop.
+//! Resolves host names to addresses, outside nginx's event loop.
 
 use std::collections::HashMap;
 use std::io;
@@ -11,10 +11,10 @@ use rustix::event::PollFlags;
 
 use crate::stop::{Stop, Woken};
 
-/// Lookups that the system's resolver may keep hanging; more fail at once.
+/// Most lookups that may wait for the system's resolver at a time; further ones fail at once.
 const MAX_HANGING: usize = 4;
 
-/// Looks names up.
+/// Resolves host names.
 pub trait Resolve {
     /// All addresses of `host`, IPv4 and IPv6, in any order.
     ///
@@ -26,8 +26,8 @@ pub trait Resolve {
 
 /// The system's resolver (`getaddrinfo`).
 ///
-/// It cannot be interrupted, so each lookup has a thread of its own, which is left behind when the
-/// deadline passes or the engine stops.
+/// It cannot be interrupted, so each lookup has a thread of its own. After the deadline, and when the
+/// watcher stops, nobody waits for that thread.
 #[derive(Debug)]
 pub struct SystemResolver {
     stop: Arc<Stop>,
@@ -58,12 +58,12 @@ impl SystemResolver {
         let lookup = Arc::new(Lookup { done: Stop::new()?, addresses: OnceLock::new() });
         let name = host.to_owned();
         let shared = Arc::clone(&lookup);
-        // 256 KiB: name service modules of the C library are generous with their stack.
+        // 256 KiB: name service modules of the C library need much stack.
         let thread = thread::Builder::new().name("consul-resolve".to_owned());
         thread.stack_size(256 * 1024).spawn(move || {
             let found = (name.as_str(), 0).to_socket_addrs();
             let found = found.map(|all| all.map(|address| address.ip()).collect());
-            // Set once: this thread is the only one to do it.
+            // Only this thread sets it.
             let _ = shared.addresses.set(found.map_err(|error| error.to_string()));
             shared.done.raise();
         })?;

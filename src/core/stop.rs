@@ -1,4 +1,4 @@
-//! One signal that ends every thread of an engine, whatever it waits for.
+//! A signal that stops every thread of a watcher at once, whatever it waits for.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,9 +17,9 @@ pub struct Stop {
 /// Why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Woken {
-    /// The time is over.
+    /// The deadline has passed.
     Timeout,
-    /// The descriptor is ready (or has failed: the next operation on it tells).
+    /// The descriptor is ready, or has failed, which the next operation on it reports.
     Ready,
     /// [`Stop::raise`] was called.
     Stopped,
@@ -66,7 +66,7 @@ impl Stop {
     ///
     /// # Errors
     ///
-    /// What `poll` says, except an interruption.
+    /// The error of `poll`, except an interruption.
     pub fn wait(
         &self,
         fd: BorrowedFd<'_>,

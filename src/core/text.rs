@@ -1,5 +1,4 @@
-//! Text that others wrote, made fit to be shown: whoever may register a service chooses its names
-//! and tags.
+//! Makes untrusted text safe to show: whoever may register a service chooses its names and tags.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -24,7 +23,7 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(line)
 }
 
-/// The standard library knows Unicode's properties, but tells only by how it writes a character.
+/// The standard library exposes this Unicode property only by how it escapes a character.
 fn is_printable(c: char) -> bool {
     matches!(c, ' '..='~') || (!c.is_ascii() && c.escape_debug().len() == 1)
 }

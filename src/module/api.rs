@@ -1,7 +1,7 @@
-//! `consul_api`: what an operator orders over HTTP.
+//! `consul_api`: overrides of instances and frozen services, set over HTTP.
 //!
-//! A request is checked before its body is read; what it asks for is done in the worker that got it
-//! ([`act`]), by way of the shared zone.
+//! A request is checked before its body is read. The worker that received it does what it asks for
+//! ([`act`]), in the shared zone.
 
 use nginx_consul_core::control::{
     Arguments, Body, MAX_BODY, Refusal, Route, Verb, check_origin, route, to_json,
@@ -65,7 +65,7 @@ fn verb(method: u32) -> Verb {
     }
 }
 
-/// Once the body is there.
+/// Runs once nginx has read the body.
 ///
 /// # Safety
 ///
@@ -86,7 +86,7 @@ fn answer(r: Request<'_>, route: &Route, body: &[u8]) -> Answer {
     let none = || Refusal::new(404, "ServiceNotFound", "no upstream follows Consul");
     let services = Services::new(r.main_conf::<Upstreams>()).ok_or_else(none)?;
     let (arguments, who, log) = (Arguments::parse(r.args())?, who(r), r.log());
-    act::Asked { services, arguments, who, log }.answer(route, body)
+    act::ApiRequest { services, arguments, who, log }.answer(route, body)
 }
 
 /// Sends the response.

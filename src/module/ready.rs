@@ -1,4 +1,5 @@
-//! `consul_status ready`: whether there is data to serve from, for load balancers and probes.
+//! `consul_status ready`: whether every upstream has instances to serve from, for load balancers
+//! and probes.
 
 use nginx_consul_core::status::ready::{Demand, Readiness};
 use nginx_sys::{NGX_HTTP_OK, NGX_HTTP_SERVICE_UNAVAILABLE, ngx_http_request_t, ngx_int_t};
@@ -29,7 +30,7 @@ pub(crate) extern "C" fn ngx_http_consul_ready_handler(r: *mut ngx_http_request_
 /// Judges the upstreams whose services the configuration names.
 fn judge(upstreams: &Upstreams, demand: Demand) -> Readiness {
     let judged = upstreams.fixed().map(|upstream| {
-        (upstream.name().into_owned(), upstream.service.clone(), upstream.judge(&demand))
+        (upstream.name().into_owned(), upstream.service().to_owned(), upstream.judge(&demand))
     });
     Readiness::of(judged)
 }

@@ -19,7 +19,7 @@ impl AddressText {
     pub fn new(address: SocketAddr) -> AddressText {
         let mut text = AddressText { bytes: [0; MOST], len: 0 };
         match address {
-            // Most are, and by far the most time of some changes would go into formatting them.
+            // Most addresses are IPv4, and formatting them would take most of the time of some updates.
             SocketAddr::V4(v4) => {
                 for (octet, after) in v4.ip().octets().into_iter().zip(*b"...:") {
                     text.push(itoa::Buffer::new().format(octet).as_bytes());
@@ -29,7 +29,7 @@ impl AddressText {
             }
             SocketAddr::V6(v6) => {
                 let mut rest = &mut text.bytes[..];
-                // None is longer.
+                // No address is longer.
                 let _ = write!(rest, "{v6}");
                 text.len = (MOST - rest.len()) as u8;
             }

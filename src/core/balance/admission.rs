@@ -1,31 +1,29 @@
 //! Which requests may try a peer that has failed.
 //!
-//! A dead service holds the connections of every request that tries it until a timeout of nginx's
-//! ends it, and a worker has connections for all its services together. So once nothing but a
-//! success can tell that a peer is back, few requests at a time try it.
+//! A request to a dead peer holds a connection until one of nginx's timeouts ends it, and all
+//! services share the connections of a worker. So only few requests at a time try a failed peer.
 
 use super::context::{PickContext, Picked};
 use crate::table::{Outage, Permit, WorkerShard};
 
-/// How long every request may try a block's only peer after it has failed, milliseconds: the next
-/// success ends its failure.
+/// How long every request may still try an upstream's only peer after it has failed, milliseconds.
 const SINGLE_GRACE: u64 = 1000;
 
-/// What the requests of all workers share, and which of them this one is of.
+/// The outage that the requests of all workers share, and the shard of this worker.
 #[derive(Clone, Copy, Debug)]
 pub struct Shared<'z> {
-    /// Of the block's first set; `None` if the table has lost it.
+    /// Of the upstream's first set; `None` if the set has no entry in the table.
     pub outage: Option<Outage<'z>>,
-    /// The worker's.
+    /// The worker's shard, if it has one.
     pub shard: Option<WorkerShard>,
 }
 
 /// Whether a request may try a peer.
 #[derive(Debug)]
 pub enum Admission<'z> {
-    /// As any other request.
+    /// Without conditions.
     Free,
-    /// As long as it holds the permit.
+    /// While it holds the permit.
     With(Permit<'z>),
     /// Not now.
     Refused,
@@ -37,15 +35,16 @@ pub enum Admission<'z> {
 pub struct Admitted<'a, 'z> {
     /// The peer.
     pub picked: Picked<'a, 'z>,
-    /// To be ended when the response header has come, or the attempt is over.
+    /// The caller ends it when the response header has come or the attempt is over.
     pub permit: Option<Permit<'z>>,
 }
 
 impl<'a, 'z> PickContext<'a, 'z> {
-    /// Whether the request may try a peer that is not out.
+    /// Whether the request may try a peer that [`is_out`](PickContext::is_out) doesn't exclude.
     ///
-    /// One whose `fail_timeout` is over is probed by one request; so is one that a panic lets in. A
-    /// block's only peer is never out, but has few requests waiting while all it does is fail.
+    /// If its `fail_timeout` has passed, or `consul_panic` ignores its failures, one request at a time
+    /// probes it. An upstream's only peer is never excluded, but few requests at a time try it while
+    /// it only fails.
     pub fn admit(&self, peer: Picked<'a, 'z>, shared: &Shared<'z>) -> Admission<'z> {
         if self.is_single() {
             return self.admit_to_single(peer, shared);

@@ -1,4 +1,4 @@
-//! What decides whether a request may pick a peer just now.
+//! Whether a request can use a peer now: its counters, its limits and what the request has tried.
 
 use std::fmt;
 
@@ -15,7 +15,7 @@ pub struct Clock {
     pub monotonic: u64,
 }
 
-/// A view together with what decides whether a peer can be used just now.
+/// A view, and what decides whether a request can use a peer of it now.
 #[derive(Clone, Copy)]
 pub struct PickContext<'a, 'z> {
     /// The sets.
@@ -26,38 +26,38 @@ pub struct PickContext<'a, 'z> {
     pub tried: &'a Tried,
     /// The time.
     pub now: Clock,
-    /// What the request is hashed by; empty unless the method wants it.
+    /// The request's key; empty unless the method hashes.
     pub key: &'a [u8],
-    /// Failures keep nobody out.
+    /// `consul_panic`: failures are ignored.
     pub panic: bool,
-    /// There is nobody else to ask if these can't be used.
+    /// There are no `server` lines to fall back to.
     pub alone: bool,
 }
 
-/// A peer, and where to find what a request wants of it.
+/// A peer of the view, with its counters.
 #[derive(Clone, Copy, Debug)]
 pub struct Picked<'a, 'z> {
-    /// What the view knows of it.
+    /// Its part of the view.
     pub info: &'a PeerInfo,
     /// Its counters.
     pub counters: PeerCounters<'z>,
 }
 
 impl<'z> PickContext<'_, 'z> {
-    /// Whether there is only one peer: it may be tried again, since nginx asks for it when a kept
-    /// connection turned out stale, and it is never out, as in nginx.
+    /// Whether there is only one peer. As in nginx, failures never exclude it, and a request may try it
+    /// again, which nginx asks for when a kept connection turned out to be closed.
     pub(super) fn is_single(&self) -> bool {
         self.alone && self.view.records.len() == 1
     }
 
-    /// Whether the peer could be tried by a request that has tried none.
+    /// Whether a request that has tried no peer could use this one.
     pub fn is_usable(&self, peer: usize) -> bool {
         let info = self.view.info(peer);
         !info.down && !self.is_full(info) && !self.is_failed(info)
     }
 
-    /// Share of the peers, in percent, that no failure keeps out; those that say they are down are
-    /// not counted. 100 of none.
+    /// Percentage of peers that failures don't exclude; those with `down` are not counted. 100 if there
+    /// is no peer.
     pub fn healthy_percent(&self) -> usize {
         let (mut all, mut healthy) = (0, 0);
         for info in self.view.infos.iter().filter(|info| !info.down) {
@@ -85,7 +85,7 @@ impl<'z> PickContext<'_, 'z> {
         self.is_out(Picked { info, counters: self.counters_of(info) })
     }
 
-    /// Whether failures keep the peer out. When its `fail_timeout` is over, and in a panic at any
+    /// Whether failures exclude the peer. After its `fail_timeout`, and with `consul_panic` at any
     /// time, one request at a time may try it.
     pub(super) fn is_out(&self, Picked { info, counters }: Picked<'_, 'z>) -> bool {
         let (limits, now) = (info.limits(), self.now.monotonic);
@@ -120,12 +120,12 @@ pub fn slow_start_share(slow_start: u64, started: u64, now: u64) -> u32 {
     (share as u32).max(FULL_SHARE / 100)
 }
 
-/// What keeps a peer from being picked.
+/// Why a request passes over a peer, for the debug log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Obstacle {
-    /// It says so itself.
+    /// `nginx_down` or an override.
     Down,
-    /// The request has tried it.
+    /// The request has already tried it.
     Tried,
     /// `max_fails` failures within `fail_timeout`.
     Failed,

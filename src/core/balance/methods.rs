@@ -5,14 +5,14 @@ use rand::RngCore;
 use super::method::Method;
 use super::schedule::{Schedule, WeightTable};
 
-/// How many candidates are looked at before the whole set is.
+/// How many candidates are tried before the whole set is searched.
 const PROBES: usize = 16;
 /// [`Peers::share`] of a peer that gets all of its weight.
 pub const FULL_SHARE: u32 = 1 << 16;
 
-/// What a method has to know of the peers it picks from. Peers are numbered from 0.
+/// The peers that a method picks from, numbered from 0.
 pub trait Peers {
-    /// One of them, found once for all that is asked of it.
+    /// A peer, found once for all questions about it.
     type Peer: Copy;
 
     /// How many there are.
@@ -29,11 +29,11 @@ pub trait Peers {
     fn weights(&self) -> &WeightTable;
     /// Their round robin schedule.
     fn schedule(&self) -> &Schedule;
-    /// Whether there is no need to ask the following of the peer; most never need it.
+    /// Whether the peer is usable without further questions, as nearly all are.
     fn is_unrestricted(&self, peer: Self::Peer) -> bool;
     /// Whether the peer is free to be tried: not tried yet, not full, not down.
     fn is_free(&self, peer: Self::Peer) -> bool;
-    /// Whether it is out for its failures.
+    /// Whether failures exclude it.
     fn is_failed(&self, peer: Self::Peer) -> bool;
     /// The share of its weight that it gets during slow start, of [`FULL_SHARE`].
     fn share(&self, peer: Self::Peer) -> u32;
@@ -43,13 +43,13 @@ pub trait Peers {
     fn load(&self, peer: Self::Peer) -> u64;
     /// What one more request costs, as [`score`](super::latency::score) gives it.
     fn cost(&self, peer: Self::Peer) -> f32;
-    /// The first peer that suits of those that the request's key belongs to, in turn. `None` if it
-    /// has no key, or after as many looks as nginx takes.
+    /// The first suitable one of the peers that the request's key belongs to, in turn. `None` without a
+    /// key, or after as many tries as nginx makes.
     fn keyed(&self, suits: impl Fn(Self::Peer) -> bool) -> Option<Self::Peer>;
 }
 
-/// Picks a peer that can be used, or `None` if there is none. `cursor` is the worker's place in the
-/// round robin order.
+/// Picks a usable peer, if there is one. `cursor` is the worker's position in the round robin
+/// schedule.
 #[inline(always)]
 pub(super) fn pick_from<P: Peers, R: RngCore>(
     method: Method,
@@ -76,7 +76,7 @@ pub(super) fn pick_from<P: Peers, R: RngCore>(
     }
 }
 
-// Functions of their own have the registers to themselves.
+// Not inlined: the rest of the pick then has more registers.
 #[inline(never)]
 fn less_busy<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<P::Peer> {
     better_of_two(peers, rng, |one, other| is_busier(peers, one, other))
@@ -102,7 +102,7 @@ fn next<P: Peers, R: RngCore>(peers: &P, cursor: &mut u64, rng: &mut R) -> Optio
     probe_more(peers, rng, peer, |_| schedule.next(cursor, weights))
 }
 
-/// Draws two; the other one if the first is worse.
+/// Draws two peers and picks the better one.
 #[inline(always)]
 fn better_of_two<P: Peers, R: RngCore>(
     peers: &P,
@@ -110,7 +110,7 @@ fn better_of_two<P: Peers, R: RngCore>(
     is_worse: impl Fn(P::Peer, P::Peer) -> bool,
 ) -> Option<P::Peer> {
     let weights = peers.weights();
-    // One number does for both, which look at its upper end: the halves of it are independent.
+    // One random number is enough for both: each uses other bits of it.
     let drawn = rng.next_u64();
     let mut one = peers.peer(weights.at(drawn));
     if !peers.is_unrestricted(one) {
@@ -137,7 +137,7 @@ fn draw<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<P::Peer> {
     probe_more(peers, rng, peer, |rng| weights.at(rng.next_u64()))
 }
 
-/// Goes on when `drawn` is `one` again, or has to be asked whether it can be used.
+/// The rest of [`better_of_two`] if `drawn` is `one` again or may be unusable.
 #[cold]
 #[inline(never)]
 fn draw_another<P: Peers, R: RngCore>(
@@ -159,7 +159,7 @@ fn draw_another<P: Peers, R: RngCore>(
         }
         number = peers.weights().at_other(rng.next_u64(), one);
     }
-    // One peer has nearly all of the weight: its neighbour will do.
+    // One peer has nearly all of the weight: take its neighbour.
     let next = peers.peer((one + 1) % peers.len());
     is_usable(peers, rng, next).then_some(next)
 }
@@ -170,7 +170,7 @@ fn is_busier<P: Peers>(peers: &P, one: P::Peer, other: P::Peer) -> bool {
     peers.load(one) * peers.weight(other) > peers.load(other) * peers.weight(one)
 }
 
-/// Goes on when the first one that `next` gave has to be asked whether it can be used.
+/// Tries `first` and then what `next` gives, until a peer is usable.
 #[cold]
 #[inline(never)]
 fn probe_more<P: Peers, R: RngCore>(
@@ -197,7 +197,7 @@ fn is_usable<P: Peers, R: RngCore>(peers: &P, rng: &mut R, peer: P::Peer) -> boo
     share >= FULL_SHARE || rng.next_u32() % FULL_SHARE < share
 }
 
-/// Looks through all peers, from a random one on, for a free one that `suits`.
+/// Searches all peers, from a random one on, for a free one that `suits`.
 #[cold]
 pub(super) fn search<P: Peers, R: RngCore>(
     peers: &P,

@@ -1,26 +1,26 @@
-//! Which members of a set are those of the set before.
+//! The difference of two sets.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// A member of both sets, or of one: its places.
+/// A member of one set or of both, by its index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pair {
-    /// It is the same.
+    /// In both sets.
     Both {
-        /// Its place in the old set.
+        /// Its index in the old set.
         old: usize,
-        /// And in the new one.
+        /// Its index in the new set.
         new: usize,
     },
     /// Only in the old set.
     Gone(usize),
-    /// Only in the new one.
+    /// Only in the new set.
     Come(usize),
 }
 
-/// Tells `each` every member of either set, once; `key` is what makes one the same in both. Takes one look at those before and after all that
-/// has changed, which are nearly all.
+/// Calls `each` once for every member of either set; members with the same `key` are the same. Members
+/// before the first change and after the last, which are nearly all, are compared only once.
 pub fn pairs<T, K: Eq + Hash>(
     old: &[T],
     new: &[T],

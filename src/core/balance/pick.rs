@@ -1,4 +1,5 @@
-//! Which peer of a view a request gets.
+//! Picks a peer of a view for a request: tier by tier, by the method, and what to do if no peer can
+//! be used.
 
 use rand::RngCore;
 
@@ -12,16 +13,16 @@ use super::schedule::{Schedule, WeightTable};
 use super::view::{KeyMap, Tier};
 use crate::table::{Outage, PROBE_PACE, WorkerShard};
 
-/// So often a pick is repeated because another request was quicker to probe its peer.
+/// How often a pick is repeated because another request was quicker to probe the peer.
 const RACES: usize = 3;
-/// So many peers are looked at in a millisecond by requests that find none to probe.
+/// Peers that requests without success look at per millisecond, at most.
 const LOOKS_PER_MS: u64 = 512;
 
 /// Picks a peer of the first tier that has a usable one.
 ///
-/// One that has failed is picked together with what lets the request try it, since few requests may.
-/// If none is usable the request may try one that is out, see [`Shared`]. `cursor` is the worker's
-/// place in the round robin order.
+/// A peer that has failed is picked together with a permit, since only few requests may try it. If no
+/// peer is usable, the request may try one that failures exclude. `cursor` is the worker's position
+/// in the round robin schedule.
 #[inline(always)]
 pub fn pick<'a, 'z, R: RngCore>(
     method: Method,
@@ -36,7 +37,7 @@ pub fn pick<'a, 'z, R: RngCore>(
     }
 }
 
-/// As [`pick`], of the peers that are not out only.
+/// As [`pick`], but only of peers that failures don't exclude.
 #[inline(always)]
 fn pick_usable<'a, 'z, R: RngCore>(
     method: Method,
@@ -63,7 +64,7 @@ fn pick_beyond<'a, 'z, R: RngCore>(
     tiers.iter().find_map(|tier| pick_in(tier, method, context, cursor, rng))
 }
 
-/// Goes on when the peer that was `picked` has failed, or none was.
+/// The rest of [`pick`] if the `picked` peer has failures, or no peer was usable.
 #[cold]
 #[inline(never)]
 fn pick_failed<'a, 'z, R: RngCore>(
@@ -101,8 +102,8 @@ fn pick_in<'a, 'z, R: RngCore>(
     let before = *cursor;
     let picked = pick_from(method, &InTier { all: context, tier }, cursor, rng);
     if picked.is_none() {
-        // A tier that gives nobody does not move the cursor either: its moves and those of the tier
-        // in use could add up to whole rounds, and always end at the same peer.
+        // A tier without a usable peer must not move the cursor: its moves and those of the tier in
+        // use could add up to whole rounds, and every pick would end at the same peer.
         *cursor = before;
         context.note_none_usable(tier);
     }
@@ -110,15 +111,15 @@ fn pick_in<'a, 'z, R: RngCore>(
 }
 
 impl<'a, 'z> PickContext<'a, 'z> {
-    /// Whether failures keep out every peer of the tier, as far as is known without a look at each.
+    /// Whether an earlier request found that failures exclude every peer of the tier.
     fn has_none_usable(&self, tier: &Tier) -> bool {
         !self.panic
             && self.now.monotonic < tier.none_usable.until.get()
             && self.table.recoveries() == tier.none_usable.recoveries.get()
     }
 
-    /// After a search in vain, so that other requests need none until a peer has recovered, or the
-    /// `fail_timeout` of one is over; for a second at most.
+    /// Notes that a search found no usable peer, so that other requests don't search until a peer has
+    /// recovered or the `fail_timeout` of one has passed; for a second at most.
     #[cold]
     fn note_none_usable(&self, tier: &Tier) {
         let (now, recoveries) = (self.now.monotonic, self.table.recoveries());
@@ -137,10 +138,10 @@ impl<'a, 'z> PickContext<'a, 'z> {
         tier.none_usable.recoveries.set(recoveries);
     }
 
-    /// A peer that is out, when there is no other.
+    /// A peer that failures exclude, if there is no other.
     ///
-    /// Once it is known that they are all dead, each is probed by one request at a time, once a
-    /// second. Before that, some more may try them: marks alone don't tell.
+    /// Once an outage is confirmed, one request at a time probes each peer, once a second. Before
+    /// that, some more requests may try them.
     fn last_resort<R: RngCore>(
         &self,
         shared: &Shared<'z>,
@@ -182,15 +183,15 @@ impl<'a, 'z> PickContext<'a, 'z> {
         Some(Admitted { picked, permit })
     }
 
-    /// Whether a request looked in vain a moment ago, and nobody has recovered since.
+    /// Whether a request found no peer to probe a moment ago, and none has recovered since.
     fn has_none_to_probe(&self) -> bool {
         let none_to_probe = &self.view.none_to_probe;
         self.now.monotonic < none_to_probe.until.get()
             && self.table.recoveries() == none_to_probe.recoveries.get()
     }
 
-    /// After a look at every peer, so that looks take a small part of a worker's time, however many
-    /// peers there are.
+    /// Notes that a look at every peer found none to probe. The pause keeps such looks to a small part
+    /// of a worker's time, however many peers there are.
     fn note_none_to_probe(&self) {
         if self.tried.count() == 0 {
             let pause = self.view.records.len() as u64 / LOOKS_PER_MS;

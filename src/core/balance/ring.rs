@@ -1,8 +1,8 @@
 //! Consistent hashing with the points of nginx's `hash key consistent`.
 //!
-//! Ketama rather than Maglev: a host with a static block of the same servers agrees with ours, a
-//! peer that leaves moves only its own keys (Maglev moves some others too), and an update touches
-//! only the points of those who changed, where Maglev's table is computed anew.
+//! It is Ketama rather than Maglev: a host with a static block of the same servers maps keys to the
+//! same peers, a peer that leaves moves only its own keys (Maglev moves some others too), and an
+//! update touches only the points of peers that changed (Maglev's table is computed anew).
 
 mod points;
 mod point_table;
@@ -28,22 +28,22 @@ pub const MAX_WEIGHT: u32 = 100;
 /// is the same on all hosts.
 pub const MAX_POINTS: usize = 1 << 23;
 
-/// No member has this place, and no point this id.
+/// No member: never an index of a member nor the id of a point.
 const NOBODY: u32 = u32::MAX;
 
 /// A peer, as a ring sees it.
 pub trait Member {
-    /// What the instance keeps over updates. No two of a set have the same.
+    /// Stays the same over updates. Unique within a set.
     fn identity(&self) -> u64;
     /// Its weight; 0 counts as 1, more than [`MAX_WEIGHT`] as that.
     fn weight(&self) -> u32;
-    /// Its name as in nginx's `server`, with the port. No two of a set have the same.
+    /// Its name as in nginx's `server`, with the port. Unique within a set.
     fn name(&self) -> impl AsRef<[u8]>;
-    /// Whether it has the name of another one.
+    /// Whether its name is that of `other`.
     fn is_named_as(&self, other: &Self) -> bool;
 }
 
-/// Who belongs to which keys.
+/// Which keys belong to which members.
 ///
 /// The points themselves are shared with the rings before and after it and changed in place, so that
 /// an update costs what changed. A ring that has been followed by another one finds its own members
@@ -64,7 +64,7 @@ pub struct Ring {
     shared: Rc<RefCell<Shared>>,
 }
 
-/// What all rings over the same points have.
+/// State of all rings over the same points.
 #[derive(Debug)]
 struct Shared {
     places: PointTable,
@@ -74,7 +74,8 @@ struct Shared {
     edition: u64,
     /// Ids that were ever used.
     ids: u32,
-    /// Those of members who left. They rest, since older rings still know them as the old member.
+    /// Ids of departed members. They are reused late, since older rings still use them for the old
+    /// member.
     resting: VecDeque<u32>,
 }
 
@@ -186,7 +187,7 @@ impl Ring {
     }
 }
 
-/// What makes a set of another.
+/// The difference of two sets of members.
 #[derive(Default)]
 struct Change {
     /// The ids of the new members, [`NOBODY`] if they were not there.

@@ -1,19 +1,19 @@
-//! How weights share requests out: in turn, or by a drawn number.
+//! Distributes requests by weight: in turn ([`Schedule`]) or at random ([`WeightTable`]).
 
-/// Most steps that building an exact order may take: about a millisecond.
+/// Most steps to build an exact order, about a millisecond.
 const EXACT_STEPS: u64 = 1 << 20;
 /// Longest exact order.
 const EXACT_LEN: u64 = 1 << 16;
 /// 2⁶⁴ divided by the golden ratio: multiples of it, modulo 2⁶⁴, are spread as evenly as any can be.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// In which order round robin visits the peers.
+/// The order in which round robin visits the peers.
 ///
-/// With equal weights one after the other, and else nginx's own smooth order (`5 1 1` gives
-/// `a a b a c a a`), computed once for the whole period. Where the period is too long for that
-/// (thousands of peers with unlike weights) the order is that of the multiples of the golden
-/// ratio over the cumulated weights: exact but for a few picks, and each peer comes at nearly equal
-/// distances.
+/// Peers of equal weight come one after the other; with unequal weights it is nginx's own smooth
+/// order (`5 1 1` gives `a a b a c a a`), computed once for the whole period. If the period is too
+/// long for that (thousands of peers with unequal weights), the order follows the multiples of the
+/// golden ratio over the cumulated weights: it is exact but for a few picks, and the picks of each
+/// peer are nearly evenly spaced.
 #[derive(Debug)]
 pub enum Schedule {
     /// One after the other.
@@ -54,7 +54,7 @@ impl Schedule {
     }
 }
 
-/// The cursor within a period; a cursor from a longer one wraps. No division in the usual case.
+/// Moves the cursor within a period; one from a longer period wraps. Usually without a division.
 #[inline]
 fn step(cursor: &mut u64, period: usize) -> usize {
     let period = period as u64;
@@ -70,8 +70,8 @@ fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// One period of the loop in `ngx_http_upstream_get_peer()`: every peer gains its weight, the
-/// first of those who have most is picked and pays the total.
+/// One period of the loop in `ngx_http_upstream_get_peer()`: every peer gains its weight; the first
+/// peer with the highest value is picked and loses the total.
 fn smooth(weights: Vec<i64>, period: usize) -> Vec<u32> {
     let mut current = vec![0; weights.len()];
     let total: i64 = weights.iter().sum();
@@ -148,8 +148,8 @@ impl WeightTable {
         self.first_beyond(target, low, high)
     }
 
-    /// As [`WeightTable::at`], for one who wants another than `one`. Still that one at times if the
-    /// weights are unlike.
+    /// As [`WeightTable::at`], but another peer than `one` if all weights are equal. With unequal
+    /// weights it may be `one` again.
     #[inline(always)]
     pub fn at_other(&self, u: u64, one: usize) -> usize {
         if !self.is_even() || self.count < 2 {

@@ -13,8 +13,8 @@ use crate::address::AddressText;
 use crate::params::Params;
 use crate::table::{FailureLimits, PeerRecord, PeerSnapshot, SlotRef};
 
-/// The sets of a block as a worker uses them: never changed, so a request that holds it sees one
-/// generation of each from beginning to end.
+/// The sets of an upstream as a worker uses them. A view is never changed, so a request that holds it
+/// sees one generation of each set from beginning to end.
 ///
 /// Its peers are numbered from 0 over all [`Tier`]s.
 #[derive(Debug)]
@@ -27,12 +27,12 @@ pub struct View {
     pub(super) none_to_probe: NegativeCache,
 }
 
-/// Peers of equal standing: a tier is used while none before it has a usable peer.
+/// Peers of equal priority: a tier is used while no earlier one has a usable peer.
 #[derive(Debug)]
 pub struct Tier {
-    /// Which of the block's sets (datacenters) it is from.
+    /// Number of the upstream's set (datacenter) that it is from.
     pub set: usize,
-    /// Those with `backup`, which come after those without.
+    /// Whether its peers have `backup`; their tier comes after that of the others.
     pub backup: bool,
     pub(super) first: usize,
     /// All of them were out.
@@ -64,10 +64,10 @@ pub(super) enum KeyMap {
     Modulo(Modulo),
 }
 
-/// What a request has to know of a peer, close together.
+/// What a pick needs of a peer, close together in memory.
 #[derive(Clone, Copy, Debug)]
 pub struct PeerInfo {
-    /// Whose slot it is.
+    /// Identity of the instance, which owns the slot.
     pub identity: u64,
     /// Where its counters are.
     pub slot: SlotRef,
@@ -75,10 +75,10 @@ pub struct PeerInfo {
     pub weight: u32,
     /// Its number in the view.
     pub number: u32,
-    /// Its parameters in effect.
+    /// Parameters in effect.
     pub params: ServerParams,
     pub(super) down: bool,
-    /// It is not down, has no limit of requests, and no slow start.
+    /// It is not down, and has neither `max_conns` nor `slow_start`.
     pub(super) plain: bool,
 }
 
@@ -96,14 +96,14 @@ pub struct ServerParams {
 }
 
 impl Default for ServerParams {
-    /// nginx's defaults.
+    /// The defaults of nginx.
     fn default() -> ServerParams {
         ServerParams { max_fails: 1, fail_timeout: 10, max_conns: 0, slow_start: 0 }
     }
 }
 
 impl ServerParams {
-    /// How failures are judged.
+    /// `max_fails` and `fail_timeout`, in milliseconds.
     #[inline]
     pub fn limits(&self) -> FailureLimits {
         let fail_timeout = u64::from(self.fail_timeout) * 1000;
@@ -176,7 +176,7 @@ impl View {
         PeerSnapshot::of_records(self.generations[set], records)
     }
 
-    /// Which set a peer is from, and its number within that.
+    /// Number of the set that a peer is from, and its number within the set.
     pub fn position_in_set(&self, peer: usize) -> Option<(usize, usize)> {
         let set = self.tiers.iter().find(|tier| tier.peers().contains(&peer))?.set;
         let first = self.tiers.iter().find(|tier| tier.set == set)?.first;
@@ -188,7 +188,7 @@ impl View {
         &self.records
     }
 
-    /// What a request has to know of a peer.
+    /// What a pick needs of a peer.
     #[inline]
     pub fn info(&self, peer: usize) -> &PeerInfo {
         &self.infos[peer]
@@ -272,7 +272,7 @@ impl PeerInfo {
         }
     }
 
-    /// How its failures are judged.
+    /// Its `max_fails` and `fail_timeout`, in milliseconds.
     #[inline]
     pub fn limits(&self) -> FailureLimits {
         self.params.limits()
@@ -282,63 +282,67 @@ impl PeerInfo {
 /// Tried peers that need no allocation.
 const INLINE: usize = 4;
 
-/// Peers already tried. Up to four are kept without an allocation.
-#[derive(Debug, Default)]
+/// Peers already tried. Up to four are kept without an allocation. Behind a shared reference, because
+/// a request's variables may be evaluated while it picks.
+#[derive(Default)]
+#[allow(missing_debug_implementations)]
 pub struct Tried {
-    count: u32,
-    first: [u32; INLINE],
+    count: Cell<u32>,
+    first: [Cell<u32>; INLINE],
     /// A bit for each peer, once there are more than four.
-    bits: Box<[u64]>,
+    bits: Cell<Box<[u64]>>,
 }
 
 impl Tried {
     /// Whether the peer was tried.
     #[inline]
     pub fn contains(&self, peer: usize) -> bool {
-        self.count != 0 && self.has(peer)
+        self.count.get() != 0 && self.has(peer)
     }
 
     fn has(&self, peer: usize) -> bool {
-        match self.first.get(..self.count as usize) {
-            Some(first) => first.contains(&(peer as u32)),
-            None => self.bits.get(peer / 64).is_some_and(|word| word >> (peer % 64) & 1 != 0),
+        match self.first.get(..self.count()) {
+            Some(first) => first.iter().any(|tried| tried.get() == peer as u32),
+            None => {
+                let bits = self.bits.take();
+                let has = bits.get(peer / 64).is_some_and(|word| word >> (peer % 64) & 1 != 0);
+                self.bits.set(bits);
+                has
+            }
         }
     }
 
     /// Adds a peer.
     #[inline]
-    pub fn insert(&mut self, peer: usize) {
-        match self.first.get_mut(self.count as usize) {
-            Some(place) => *place = peer as u32,
+    pub fn insert(&self, peer: usize) {
+        match self.first.get(self.count()) {
+            Some(place) => place.set(peer as u32),
             None => self.insert_more(peer),
         }
-        self.count += 1;
+        self.count.set(self.count.get() + 1);
     }
 
     #[cold]
-    fn insert_more(&mut self, peer: usize) {
-        if self.count as usize == INLINE {
-            for first in self.first {
-                self.set_bit(first as usize);
+    fn insert_more(&self, peer: usize) {
+        let mut bits = self.bits.take().into_vec();
+        let mut set_bit = |peer: usize| {
+            let word = peer / 64;
+            if bits.len() <= word {
+                bits.resize((word + 1).next_power_of_two(), 0);
             }
+            bits[word] |= 1 << (peer % 64);
+        };
+        if self.count() == INLINE {
+            self.first.iter().for_each(|first| set_bit(first.get() as usize));
         }
-        self.set_bit(peer);
-    }
-
-    fn set_bit(&mut self, peer: usize) {
-        let word = peer / 64;
-        if self.bits.len() <= word {
-            let mut bits = std::mem::take(&mut self.bits).into_vec();
-            bits.resize((word + 1).next_power_of_two(), 0);
-            self.bits = bits.into();
-        }
-        self.bits[word] |= 1 << (peer % 64);
+        set_bit(peer);
+        self.bits.set(bits.into());
     }
 
     /// How many were tried.
     #[inline]
     pub fn count(&self) -> usize {
-        self.count as usize
+        self.count.get() as usize
     }
 }
 

@@ -1,9 +1,9 @@
-//! What follows the question mark.
+//! The query arguments of a request.
 
 use super::response::Refusal;
 use crate::text::quote;
 
-/// Which of several are meant.
+/// Query arguments, which narrow a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Arguments {
     /// Only in this `upstream`.
@@ -17,11 +17,11 @@ impl Arguments {
     ///
     /// # Errors
     ///
-    /// There is one that means nothing (400): what was to be narrowed would not be.
+    /// An argument is unknown (400): a request that was meant to be narrowed would not be.
     pub fn parse(args: &[u8]) -> Result<Arguments, Refusal> {
         let mut arguments = Arguments::default();
         for (name, value) in form_urlencoded::parse(args) {
-            let place = match &*name {
+            let argument = match &*name {
                 "upstream" => &mut arguments.upstream,
                 "node" => &mut arguments.node,
                 name => {
@@ -31,7 +31,7 @@ impl Arguments {
                     )));
                 }
             };
-            if value.is_empty() || place.replace(value.into_owned()).is_some() {
+            if value.is_empty() || argument.replace(value.into_owned()).is_some() {
                 return Err(bad(format!("argument \"{name}\" must have one value")));
             }
         }

@@ -13,23 +13,23 @@ use crate::text::quote;
 
 /// Largest body, in bytes.
 pub const MAX_BODY: usize = 16 * 1024;
-/// Longest time that something is ordered for.
+/// Longest time until an override expires.
 const LONGEST: Duration = Duration::from_secs(365 * 86_400);
 const SHORTEST: Duration = Duration::from_secs(1);
 
-/// What a request to change something says besides its path.
+/// The body of a request that changes something.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Body {
-    /// For how long; `None`: until it is removed.
+    /// Time until the override expires; `None`: it doesn't.
     #[serde(default, deserialize_with = "expires")]
     pub expires: Option<Duration>,
-    /// Which weight.
+    /// The weight.
     pub weight: Option<NonZeroU16>,
 }
 
 impl Body {
-    /// Reads a body; an empty one says nothing.
+    /// Reads a body, which may be empty.
     ///
     /// # Errors
     ///
@@ -41,26 +41,27 @@ impl Body {
         if body.trim_ascii().is_empty() {
             return Ok(Body::default());
         }
-        // An array would be taken for the members in their order.
+        // serde would accept an array of the values.
         if body.trim_ascii_start().first() != Some(&b'{') {
             return Err(bad("the body must be a JSON object".to_owned()));
         }
-        // The text quotes what is unknown, which can be long.
+        // The error quotes unknown members, which can be long.
         serde_json::from_slice(body)
             .map_err(|e| bad(format!("the body can't be read: {}", quote(&e.to_string()))))
     }
 
-    /// That it is too long.
+    /// The refusal of a body that is too long.
     pub fn too_large() -> Refusal {
         let text = format!("the body is larger than {MAX_BODY} bytes");
         Refusal::new(413, "BodyTooLarge", text)
     }
 
-    /// Sees to it that it says what this action needs and nothing more; `None`: it needs nothing.
+    /// Checks that the body has what this action needs and nothing more. `None` is an action without
+    /// an override, which needs nothing.
     ///
     /// # Errors
     ///
-    /// See there (400).
+    /// A member is missing or unexpected (400).
     pub fn check(&self, action: Option<Action>) -> Result<(), Refusal> {
         let wrong = match (action, self) {
             (Some(Action::Weight), Body { weight: None, .. }) => {

@@ -1,4 +1,4 @@
-//! What the log says of overrides.
+//! Lines of the error log about overrides.
 
 use std::fmt::Write as _;
 use std::time::Duration;

@@ -1,10 +1,9 @@
-//! A page of another site must not change anything in the name of an operator whose browser it is
-//! shown in.
+//! Protection against cross-site request forgery: a page of another site must not make an operator's
+//! browser change anything.
 //!
-//! As OWASP's cheat sheet on cross-site request forgery has it for an API that no form is meant to
-//! use: what the browser says of the request's origin (`Sec-Fetch-Site`, else `Origin`), and a
-//! content type that a form can't send, so that a script of another origin would have to be allowed
-//! by a CORS answer, which there never is.
+//! It follows OWASP's cheat sheet for an API without forms: it checks the origin that the browser
+//! states (`Sec-Fetch-Site`, else `Origin`), and requires a content type that a form can't send, so
+//! that a script of another origin would need a CORS permission, which is never given.
 
 use super::response::Refusal;
 
@@ -21,7 +20,7 @@ pub fn check_origin<'a>(header: impl Fn(&'static str) -> Option<&'a [u8]>) -> Re
         Some(_) => {
             return cross_site("requests from pages of other origins are refused (Sec-Fetch-Site)");
         }
-        // No page of a browser, or an old one.
+        // Not a browser, or an old one.
         None if header("origin").is_none_or(|origin| is_of(origin, header("host"))) => {}
         None => return cross_site("requests from pages of other origins are refused (Origin)"),
     }
@@ -32,8 +31,8 @@ pub fn check_origin<'a>(header: impl Fn(&'static str) -> Option<&'a [u8]>) -> Re
     Ok(())
 }
 
-/// Whether the origin is the one that was asked. The scheme is not compared: before nginx there
-/// may be something that ends TLS.
+/// Whether the origin has the host of the request. The scheme is not compared: a proxy before nginx
+/// may terminate TLS.
 fn is_of(origin: &[u8], host: Option<&[u8]>) -> bool {
     let host_of = |scheme: &[u8]| origin.strip_prefix(scheme);
     let asked = host_of(b"http://").or_else(|| host_of(b"https://"));

@@ -1,4 +1,4 @@
-//! What is answered: refusals, and parts of JSON.
+//! Parts of responses: refusals, and what a freeze shows.
 
 use serde::Serialize;
 use serde_json::json;
@@ -6,21 +6,21 @@ use serde_json::json;
 use crate::model::Override;
 use crate::table::FrozenDiff;
 
-/// A request that is refused, in the words of NGINX Plus's API.
+/// The refusal of a request, in the format of NGINX Plus's API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// HTTP status.
     pub status: u16,
-    /// For programs.
+    /// Error code, for programs.
     pub code: &'static str,
-    /// For people.
+    /// Explanation, for people.
     pub text: String,
-    /// Of a 405: the methods there are.
+    /// For a 405: the `Allow` header.
     pub allow: Option<&'static str>,
 }
 
 impl Refusal {
-    /// One without further headers.
+    /// A refusal without further headers.
     pub fn new(status: u16, code: &'static str, text: impl Into<String>) -> Refusal {
         Refusal { status, code, text: text.into(), allow: None }
     }
@@ -35,20 +35,20 @@ impl Refusal {
 /// JSON for a response.
 pub fn to_json(value: &impl Serialize) -> Vec<u8> {
     let mut json = serde_json::to_vec(value).unwrap_or_default();
-    // For who reads it in a terminal.
+    // For readers in a terminal.
     json.push(b'\n');
     json
 }
 
-/// Since when and until when a service is frozen.
+/// The freeze of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct Frozen {
-    /// Who ordered it: user and address.
+    /// Who set it: user and address.
     pub by: String,
-    /// When, milliseconds since the epoch.
+    /// When it was set, milliseconds since the epoch.
     pub since_ms: u64,
-    /// Until when; `null`: until it is thawed.
+    /// When it expires; `null`: never.
     pub until_ms: Option<u64>,
     /// Instances that the last answer has and the frozen set lacks.
     pub joined: u32,
@@ -57,7 +57,7 @@ pub struct Frozen {
 }
 
 impl Frozen {
-    /// What is shown of an order to freeze.
+    /// The freeze that an override sets.
     pub fn new(held: &Override, withheld: FrozenDiff) -> Frozen {
         let FrozenDiff { joined, left } = withheld;
         let Override { since_ms, until_ms, .. } = *held;

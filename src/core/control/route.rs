@@ -4,7 +4,7 @@ use super::response::Refusal;
 use crate::model::Action;
 use crate::text::quote;
 
-/// The method of a request, as far as it matters.
+/// The method of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
     /// `GET` or `HEAD`.
@@ -17,32 +17,32 @@ pub enum Verb {
     Other,
 }
 
-/// What a request is about.
+/// What a request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// What is in force.
+    /// The paths, and the overrides in force.
     Root,
-    /// The services there are.
+    /// All services.
     Services,
-    /// One of them.
+    /// A service.
     Service(String),
-    /// Its set stays as it is.
+    /// Freeze the set of peers of a service.
     Freeze(String),
-    /// Its set follows Consul again.
+    /// Let the set follow Consul again.
     Thaw(String),
-    /// Consul is asked now.
+    /// Query Consul now.
     Resync(String),
-    /// Its instances.
+    /// The instances of a service.
     Instances(String),
-    /// One of them, by its service id or its address.
+    /// An instance, by its service id or its address.
     Instance(String, String),
-    /// Something is ordered of it.
+    /// Set an override of an instance.
     Set(String, String, Action),
-    /// What was ordered of it is removed.
+    /// Remove the overrides of an instance.
     Remove(String, String),
 }
 
-/// The paths there are.
+/// All paths, for the answer to `GET /`.
 pub const PATHS: [&str; 10] = [
     "GET /",
     "GET /services",
@@ -56,7 +56,7 @@ pub const PATHS: [&str; 10] = [
     "DELETE /services/{service}/instances/{id or address:port}",
 ];
 
-/// Finds out what a request is about; `path` is what follows the location's name, decoded.
+/// What a request asks for; `path` is the decoded rest of the URI after the location's name.
 ///
 /// # Errors
 ///

@@ -2,24 +2,24 @@
 
 use std::time::Duration;
 
-/// Connections of an engine.
+/// Connections of a watcher.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Connections {
     /// In a blocking query.
     pub blocking: usize,
-    /// Others: Consul forgets these as soon as they are closed.
+    /// Others. Consul stops counting these as soon as they are closed.
     pub others: usize,
     /// Longest time that the blocking queries last.
     pub wait: Duration,
-    /// Most that the engine may have now.
+    /// Most that the watcher may have now.
     pub allowed: usize,
-    /// That would give each service a blocking query of its own.
+    /// How many would give each service a blocking query of its own.
     pub needed: usize,
-    /// What keeps these away, if they are out of reach.
+    /// What limits the number, if these are too many.
     pub limit: Option<Limit>,
 }
 
-/// What bounds the number of connections.
+/// What limits the number of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
     /// `consul_connections`.
@@ -37,7 +37,7 @@ impl Limit {
     pub const ALL: [Limit; 4] =
         [Limit::Configured, Limit::Threads, Limit::Descriptors, Limit::Refused];
 
-    /// The word for it in the status.
+    /// Its name in the status.
     pub fn word(self) -> &'static str {
         match self {
             Limit::Configured => "consul_connections",
@@ -47,7 +47,7 @@ impl Limit {
         }
     }
 
-    /// What it is, for a log line.
+    /// Its description in a log line.
     pub(crate) fn what(self) -> &'static str {
         match self {
             Limit::Configured => "consul_connections",

@@ -4,20 +4,20 @@ use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-/// What is kept of an instance's `Service.Meta`, by the names that variables have for it.
+/// Values of an instance's `Service.Meta`, by the names that variables use.
 pub type Meta = BTreeMap<String, String>;
 
 /// The keys of `Service.Meta` that a configuration has variables for.
 ///
-/// A key stands as in a variable's name: in lower case, with `_` for `-`.
+/// A key is written as in a variable's name: in lower case, with `_` for `-`.
 ///
-/// Two queries that differ only in this have the same place in the table, so that a reload with
-/// another log format keeps what is known: it is left out of hashes.
+/// It is left out of hashes, so that two queries that differ only in this have the same key in the
+/// table: a reload with another log format keeps the peers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MetaKeys(Arc<[String]>);
 
 impl MetaKeys {
-    /// Takes names as variables have them.
+    /// Takes the names as in variables.
     pub fn new(names: impl IntoIterator<Item = String>) -> MetaKeys {
         let mut names: Vec<String> = names.into_iter().collect();
         names.sort_unstable();
@@ -25,7 +25,7 @@ impl MetaKeys {
         MetaKeys(names.into())
     }
 
-    /// The name that a key of `Service.Meta` is wanted under, if it is.
+    /// The name of the variable for a key of `Service.Meta`, if there is one.
     pub(crate) fn wanted(&self, key: &str) -> Option<&String> {
         if self.0.is_empty() {
             return None;

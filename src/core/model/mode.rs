@@ -7,15 +7,15 @@ use std::time::Duration;
 pub enum Mode {
     /// By blocking queries: changes are seen at once.
     Blocking,
-    /// By queries about all services, which say which of them to ask: a change of health is seen
-    /// at once, another one (a registration, a weight) within a sweep of all.
+    /// By blocking queries about all services, which say which of them to read: a change of health
+    /// is seen at once, another change (a registration, a weight) when all are read in turn.
     Triggered {
-        /// Longest expected time between a change of the second kind and its being seen.
+        /// Longest expected time until a change of the second kind is seen.
         delay: Duration,
     },
-    /// By asking again and again.
+    /// By repeated queries.
     Polling {
-        /// Longest expected time between a change and its being seen.
+        /// Longest expected time until a change is seen.
         delay: Duration,
     },
 }

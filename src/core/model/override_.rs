@@ -1,4 +1,4 @@
-//! What an operator wants of an instance or a service.
+//! Overrides: what an operator sets for an instance or a service.
 
 use std::hash::{Hash, Hasher};
 use std::num::NonZeroU16;
@@ -9,7 +9,7 @@ use strum::{EnumString, IntoStaticStr};
 
 use super::peer::identity;
 
-/// What is to be done.
+/// What an override does.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, EnumString, IntoStaticStr,
 )]
@@ -17,26 +17,26 @@ use super::peer::identity;
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum Action {
-    /// The set of a selection stays as it is.
+    /// The set of peers of a selection doesn't change.
     Freeze,
-    /// No new request; those in flight end.
+    /// The instance gets no new requests; those in flight continue.
     #[default]
     Drain,
-    /// The same, of one that is out of order.
+    /// As `drain`, for an instance that is broken.
     Down,
-    /// Neither its failures nor its own word keep it out.
+    /// Neither failures nor `nginx_down` exclude the instance.
     Up,
-    /// Another weight.
+    /// The instance has another weight.
     Weight,
 }
 
-/// What is ordered of an instance or a selection. Times are milliseconds since the epoch. In the
-/// zone a text is its number in the list of texts.
+/// An override of an instance or a selection. Times are milliseconds since the epoch. In the zone, a
+/// text is its number in the list of texts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Override"))]
 #[serde(deny_unknown_fields)]
 pub struct Override<T = String> {
-    /// Key of the selection that is frozen; `None` if it is about an instance.
+    /// Key of the selection that is frozen; `None` for an override of an instance.
     #[serde(skip)]
     pub selection: Option<u128>,
     /// Name of the service.
@@ -49,21 +49,21 @@ pub struct Override<T = String> {
     pub id: T,
     /// Address and port of an instance that has several, by a host name.
     pub address: Option<T>,
-    /// The only `upstream` that it holds for; `null`: all.
+    /// The only `upstream` that it applies to; `null`: all.
     pub upstream: Option<T>,
-    /// What.
+    /// What it does.
     pub action: Action,
     /// With `weight`, else `null`.
     pub weight: Option<NonZeroU16>,
-    /// Who ordered it: user and address.
+    /// Who set it: user and address.
     pub by: T,
-    /// When.
+    /// When it was set.
     pub since_ms: u64,
-    /// Until when; `null`: until it is removed.
+    /// When it expires; `null`: never.
     pub until_ms: Option<u64>,
 }
 
-/// What the instances of a service in a datacenter, as it is asked for, have in common. Never 0.
+/// Hash of a service and the datacenter asked for, by which overrides find its instances. Never 0.
 pub fn service_scope(service: &str, datacenter: Option<&str>) -> u64 {
     let mut hasher = SipHasher13::new();
     (service, datacenter).hash(&mut hasher);
@@ -71,12 +71,13 @@ pub fn service_scope(service: &str, datacenter: Option<&str>) -> u64 {
 }
 
 impl Override {
-    /// Whether its time is not over.
+    /// Whether it has not expired.
     pub fn is_in_force(&self, now_ms: u64) -> bool {
         self.until_ms.is_none_or(|until| now_ms < until)
     }
 
-    /// Whether both are about the same, so that only one of them can be in force.
+    /// Whether both concern the same selection, or the same instance and `upstream`: only one of them
+    /// can be in force.
     pub fn is_about_same(&self, other: &Override) -> bool {
         match (self.selection, other.selection) {
             (None, None) => self.instance() == other.instance() && self.upstream == other.upstream,
@@ -84,7 +85,7 @@ impl Override {
         }
     }
 
-    /// Whether it says what an override of an instance can say.
+    /// Whether it is valid for an instance.
     pub fn is_valid(&self) -> bool {
         self.action != Action::Freeze && (self.action == Action::Weight) == self.weight.is_some()
     }

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use strum::{IntoStaticStr, VariantArray};
 
-/// Why an answer changes nothing. Each is counted by itself in the table, in this order.
+/// Why an answer changes nothing. The table has a counter for each, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, VariantArray, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Reason {
@@ -33,9 +33,9 @@ pub enum Reason {
     Stale,
     /// `X-Consul-Results-Filtered-By-ACLs: true`.
     Filtered,
-    /// Instances are gone, and the token is not one that could see them.
+    /// Instances are gone, and the token may not be able to see them.
     Token,
-    /// A streamed or cached answer that is older than what is known.
+    /// A streamed or cached answer that is older than the last one.
     Outdated,
 }
 
@@ -43,7 +43,7 @@ impl Reason {
     /// All, in the order of their counters in the table.
     pub const ALL: &[Reason] = Reason::VARIANTS;
 
-    /// Whether the server has answered, if not usefully.
+    /// Whether the server has answered at all.
     pub fn is_answered(self) -> bool {
         !matches!(
             self,
@@ -55,13 +55,13 @@ impl Reason {
         )
     }
 
-    /// The word for it in the status; never changes.
+    /// Its name in the status; it never changes.
     pub fn word(self) -> &'static str {
         self.into()
     }
 }
 
-/// A removal that is not in force yet.
+/// A removal that waits for confirmation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct Pending {

@@ -25,7 +25,7 @@ pub struct State {
     /// The targets that had a good answer.
     #[serde(rename = "services")]
     pub targets: Vec<Saved>,
-    /// What operators have ordered of instances; not of selections.
+    /// Overrides of instances, not of selections.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub overrides: Vec<Override>,
 }
@@ -35,16 +35,16 @@ pub struct State {
 pub struct Saved {
     /// [`Plan::key`](crate::watch::Plan::key), never 0.
     pub key: u128,
-    /// Name of the service, for people.
+    /// Name of the service, for readers of the file.
     pub service: String,
-    /// If a request has named the service: [`Template::key`](crate::on_demand::Template::key).
+    /// Key of the template, if a request has named the service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<u128>,
     /// `X-Consul-Index` of the answer.
     pub index: u64,
     /// When the answer came, milliseconds since the epoch.
     pub last_good_ms: u64,
-    /// The peers, be it none.
+    /// The peers; may be empty.
     #[serde(with = "peers")]
     pub peers: PeerSet,
 }
@@ -52,13 +52,13 @@ pub struct Saved {
 /// What is wrong with a state file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Damage {
-    /// It does not begin as a state file does.
+    /// The first line is not that of a state file.
     #[error("its first line is not that of a state file")]
     Header,
     /// Another version of the module wrote it.
     #[error("it has version {0}, only version {VERSION} is known")]
     Version(u32),
-    /// It was changed or cut off.
+    /// The content was changed or cut off.
     #[error("its checksum is wrong")]
     Checksum,
     /// The checksum is right, but not the content.
@@ -85,8 +85,8 @@ impl State {
         State::decode_content(checked(bytes)?)
     }
 
-    /// As [`State::decode`], of what follows the first line. A fuzzer enters here: it would never
-    /// get past the checksum.
+    /// As [`State::decode`], of what follows the first line. The fuzzer calls this: it would never get
+    /// past the checksum.
     ///
     /// # Errors
     ///
@@ -97,13 +97,12 @@ impl State {
 }
 
 impl Saved {
-    /// How long ago the answer came; `None` if that is in the future, so that nobody knows: the
-    /// clock was set back.
+    /// Age of the answer; `None` if it is in the future, because the clock was set back.
     pub fn age_ms(&self, now_ms: u64) -> Option<u64> {
         now_ms.checked_sub(self.last_good_ms)
     }
 
-    /// The peers whose address may be used: the file is no more to be trusted than Consul is.
+    /// The peers whose address may be used: the file is not trusted more than Consul.
     pub fn permitted(&self, addresses: &AddressFilter) -> PeerSet {
         let peers = self.peers.peers().iter();
         let permitted = peers.filter(|peer| addresses.refusal(peer.addr.ip()).is_none());

@@ -1,4 +1,4 @@
-//! The state file in its directory: read, quarantined, replaced as a whole.
+//! Reads the state file, replaces it as a whole, and quarantines a damaged one.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -10,13 +10,13 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 
 use super::content::{Damage, MAX_BYTES, State};
 
-/// Only the workers' user, who writes it, and root read it.
+/// Only the workers' user, who writes it, and root may read it.
 const MODE: u32 = 0o600;
 
 /// Why a state file was not loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// It is there, but can't be read.
+    /// It exists, but can't be read.
     #[error("{0}")]
     Io(#[from] io::Error),
     /// It is not as it was written.
@@ -67,11 +67,11 @@ pub fn quarantine(path: &Path) -> io::Result<PathBuf> {
     Ok(quarantined)
 }
 
-/// Replaces the state file: whoever reads it finds the old bytes or the new ones, also after a
-/// crash at any point. `false` if another process is just writing it; nothing was done then.
+/// Replaces the state file: a reader finds the old bytes or the new ones, also after a crash at any
+/// point. `false`, and nothing is done, if another process is writing it.
 ///
-/// The bytes go to `<path>.tmp` first. That file is locked while it is written, and the lock ends
-/// with its process; what a killed writer leaves is used again by the next.
+/// The bytes go to `<path>.tmp` first. That file is locked while it is written; the lock ends with the
+/// process, and the next writer reuses a file that a killed one left.
 ///
 /// # Errors
 ///
@@ -84,7 +84,7 @@ pub fn save(path: &Path, bytes: &[u8]) -> io::Result<bool> {
     let Some(mut file) = lock(&temporary)? else { return Ok(false) };
     let written = fill(&mut file, bytes).and_then(|()| fs::rename(&temporary, path));
     if let Err(error) = written {
-        // Gives back the room of a full disk.
+        // Frees the space, in case the disk is full.
         let _ = fs::remove_file(&temporary);
         return Err(error);
     }
@@ -106,7 +106,7 @@ fn lock(temporary: &Path) -> io::Result<Option<File>> {
     };
     let file = match open().and_then(own) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
-            // Left by a killed writer that ran as another user, or something else altogether.
+            // A killed writer that ran as another user left it, or it is something else altogether.
             fs::remove_file(temporary).map_err(|_| error)?;
             open().and_then(own)?
         }
@@ -117,15 +117,15 @@ fn lock(temporary: &Path) -> io::Result<Option<File>> {
         Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
         Err(error) => return Err(error.into()),
     }
-    // Between open and lock another writer may have made it the state file itself.
+    // Between open and lock, another writer may have renamed it to the state file.
     let mine = file.metadata()?;
     let is_still_there = fs::symlink_metadata(temporary)
         .is_ok_and(|there| there.ino() == mine.ino() && there.dev() == mine.dev());
     Ok(is_still_there.then_some(file))
 }
 
-/// Refuses a file that is not this user's alone: whoever else has it could read and change the
-/// state, or have something of his overwritten.
+/// Refuses a file that another user owns or that has another link: that user could read or change the
+/// state, or have a file of another name overwritten.
 fn own(file: File) -> io::Result<File> {
     let found = file.metadata()?;
     let is_own = found.uid() == rustix::process::geteuid().as_raw();
@@ -142,7 +142,7 @@ fn fill(file: &mut File, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Makes the rename last. Some file systems can't, and say so by `EINVAL`.
+/// Makes the rename durable. Some file systems can't, and return `EINVAL`.
 fn sync_directory(path: &Path) -> io::Result<()> {
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty());
     match File::open(directory.unwrap_or(Path::new(".")))?.sync_all() {

@@ -12,7 +12,7 @@ use crate::model::{Peer, PeerSet, identity};
 struct SavedPeer<'a> {
     #[serde(flatten)]
     peer: Cow<'a, Peer>,
-    /// Its identity has its address in it: it is one of several of a host name.
+    /// Its host name has several addresses, so its identity contains the address.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     one_of_several: bool,
 }

@@ -13,13 +13,13 @@ use crate::model::Level;
 use crate::stop::Stop;
 use crate::threads::join_all;
 
-/// Changes are written together, this often at most.
+/// Shortest time between two writes.
 const EVERY: Duration = Duration::from_secs(1);
-/// How often the ages are brought up to date while no set changes.
+/// How often the ages in the file are updated while no set changes.
 const REFRESH: Duration = Duration::from_secs(60);
 const STACK: usize = 256 * 1024;
 
-/// What of a target decides whether the file has to be written.
+/// The version of a target's data: if it moves, the file has to be written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Version {
     /// Generation of its set; 0 if it has none.
@@ -28,25 +28,25 @@ pub struct Version {
     pub last_good_ms: u64,
 }
 
-/// Where the state comes from, and who is told what became of it. Called from the saver's thread.
+/// Provides the state, and takes the outcome. Called from the saver's thread.
 pub trait StateProvider: Send + Sync {
-    /// One version for each target, always in the same order; `None` while another process is the one
-    /// to write.
+    /// One version for each target, always in the same order; `None` while another process is
+    /// responsible for the file.
     fn versions(&self) -> Option<Vec<Version>>;
 
-    /// What to write now; `None` as for [`StateProvider::versions`].
+    /// The state to write; `None` as for [`StateProvider::versions`].
     fn state(&self) -> Option<State>;
 
-    /// Takes the outcome of each attempt: when the file was written (milliseconds since the
-    /// epoch), or what prevented it.
+    /// Takes the outcome of each attempt: when the file was written (milliseconds since the epoch), or
+    /// the error.
     fn saved(&self, outcome: Result<u64, &io::Error>);
 
     /// Takes a line for the error log, without the `consul: ` before it.
     fn log(&self, level: Level, line: String);
 }
 
-/// The running thread, named `consul-state`. Whoever starts it must block all signals around that,
-/// as for [`Watcher`](crate::watch::Watcher). Dropping it stops the thread without waiting.
+/// The running thread, named `consul-state`. The caller must block all signals while it starts the
+/// thread, as for [`Watcher`](crate::watch::Watcher). Dropping it stops the thread without waiting.
 #[derive(Debug)]
 pub struct Saver {
     stop: Arc<Stop>,
@@ -54,7 +54,7 @@ pub struct Saver {
 }
 
 impl Saver {
-    /// Starts to keep the file at `path` up to date.
+    /// Starts the thread, which keeps the file at `path` up to date.
     ///
     /// # Errors
     ///
@@ -68,7 +68,7 @@ impl Saver {
         Ok(Saver { stop, threads: vec![thread] })
     }
 
-    /// Tells the thread to write what has changed, and to end.
+    /// Tells the thread to write changes and end.
     pub fn stop(&self) {
         self.stop.raise();
     }
@@ -98,7 +98,7 @@ struct Due {
 impl Due {
     fn is_due(&self, versions: &[Version], now: Instant) -> bool {
         if versions.iter().all(|version| version.generation == 0) {
-            // Nothing is known: whatever the file holds is worth more.
+            // No target has data: keep whatever the file holds.
             return false;
         }
         let Some((last, at)) = &self.last else { return true };
@@ -138,7 +138,7 @@ impl Writer {
         }
         let Some(state) = self.provider.state() else { return };
         match file::save(&self.path, &state.encode()) {
-            // Another process is at it: the next step tries again.
+            // Another process is writing it: the next step tries again.
             Ok(false) => return,
             Ok(true) => {
                 self.provider.saved(Ok(state.written_ms));

@@ -1,22 +1,22 @@
-//! What a request asks of the status: its query arguments and its `Accept` header.
+//! What a request asks for: its query arguments and its `Accept` header.
 
 use std::borrow::Cow;
 
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ask {
-    /// How it is to be written.
+    /// The format of the response.
     pub format: Format,
     /// `service=`: this service only.
     pub service: Option<String>,
 }
 
-/// How the status is written.
+/// A format of the status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// For people.
+    /// The dashboard.
     Html,
-    /// For programs.
+    /// JSON.
     Json,
     /// Prometheus' text format, version 0.0.4
     /// (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
@@ -25,7 +25,7 @@ pub enum Format {
     OpenMetrics,
 }
 
-/// `format=` with a word that is none.
+/// `format=` with an unknown word.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown format \"{0}\", it must be \"json\", \"prometheus\" or \"html\"")]
 pub struct UnknownFormat(String);
@@ -56,7 +56,7 @@ impl Format {
                 "text/html" | "application/xhtml+xml" => Format::Html,
                 "application/json" => Format::Json,
                 "application/openmetrics-text" => Format::OpenMetrics,
-                // Without the version it is any text.
+                // Without the version it means any text.
                 "text/plain" if parameter("version") == Some("0.0.4") => Format::Text,
                 _ => continue,
             };

@@ -13,19 +13,19 @@ use crate::model::Reason;
 use crate::model::{Admit, Health, Override, Pending, Source};
 use crate::table::SetChange;
 
-/// Version of the JSON. Names and meanings stay while it does; what is new may come.
+/// Version of the JSON. While it stays, names and meanings don't change; new members may be added.
 pub const VERSION: u32 = 1;
 
-/// The status as it is written. After the head come the upstreams, then the services, each followed
-/// by its peers, and then those that requests have named.
+/// A status that is being written. After the head come the upstreams, then the services, each followed
+/// by its peers, and then the services that requests have named.
 pub trait Document {
-    /// A block.
+    /// An upstream.
     fn upstream(&mut self, upstream: Upstream);
-    /// A service; its peers follow.
+    /// A service; its peers come next.
     fn service(&mut self, service: Service);
-    /// A peer of the service before.
+    /// A peer of the last service.
     fn peer(&mut self, peer: Peer);
-    /// What follows was named by requests, which may name so many.
+    /// The services that follow were named by requests; there may be `max`.
     fn on_demand(&mut self, max: usize);
     /// The text, in one or several parts.
     fn finish(self: Box<Self>) -> Vec<Vec<u8>>;
@@ -285,9 +285,9 @@ pub struct Peer {
     pub latency_ms: Option<f64>,
     /// Whether it gets requests.
     pub state: PeerState,
-    /// What is ordered of it (`consul_api`).
+    /// Its override (`consul_api`).
     #[serde(rename = "override")]
-    pub ordered: Option<Override>,
+    pub held: Option<Override>,
     /// Connections to it; `null` unless a block has `consul_keepalive`.
     pub connections: Option<PeerConnections>,
 }

@@ -9,7 +9,7 @@ use crate::control::to_json;
 pub(super) struct Json(pub(super) Status);
 
 impl Json {
-    /// The list of services that is told of now.
+    /// The list that services are added to now.
     fn services(&mut self) -> &mut Vec<Service> {
         self.0.on_demand.as_mut().map_or(&mut self.0.services, |found| &mut found.services)
     }

@@ -1,4 +1,5 @@
-//! Whether there is data to serve from: for load balancers and probes.
+//! `consul_ready`: whether there is fresh enough data to serve requests, for load balancers and
+//! probes.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use serde::Serialize;
 
 use crate::text::printable;
 
-/// Where the data of a service is from; the later the better.
+/// Where the data of a service is from; later variants are better.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
     /// The state file.

@@ -15,33 +15,32 @@ use crate::params::Params;
 
 /// Words of a peer's record.
 pub(super) const PEER_RECORD: usize = 7;
-/// Flags, below the port.
+/// Flags in the bits below the port.
 const IPV6: u64 = 1 << 8;
 const BACKUP: u64 = 1 << 9;
 const DOWN: u64 = 1 << 10;
-/// In place of a parameter that the instance doesn't have.
+/// Stands for a parameter that the instance doesn't set.
 const NONE: u32 = u32::MAX;
 
-/// Changes that are kept.
+/// Most changes in a history.
 const MAX_CHANGES: usize = 10;
-/// Addresses of a change that are kept, of each kind.
+/// Most addresses of a change, for joined and left instances each.
 const MAX_NAMED: usize = 8;
-/// Bytes of a history. The model has none: it doesn't look at text, and blocks of one length are
-/// what it needs.
+/// Most bytes of a history. Under loom there is no history: the model needs blocks of one length.
 const MAX_BYTES: usize = if cfg!(all(test, loom)) { 0 } else { 1024 };
 
-/// Where the parts of a block are, in words of the zone.
+/// The parts of a block, as ranges of words of the zone.
 pub(super) struct Block {
     pub(super) records: Range<usize>,
     pub(super) details: Range<usize>,
     pub(super) history: Range<usize>,
 }
 
-/// What a request needs of a peer. As small as in the table, because a worker copies all of them for
-/// each change.
+/// What a pick needs of a peer. It is as small as in the table, because a worker copies the records
+/// of the whole set after each change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerRecord {
-    /// Whose slot that is.
+    /// Identity of the instance, which owns the slot.
     pub identity: u64,
     /// Weight in effect, at least 1.
     pub weight: u32,
@@ -53,8 +52,8 @@ pub struct PeerRecord {
     limits: [u64; 2],
 }
 
-/// What only the status page and variables need of a peer. In the table it is a line of JSON, in the
-/// order of the records.
+/// What only the status and variables need of a peer. In the table it is a line of JSON; the lines
+/// are in the order of the records.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerMetadata {
     /// Name of the node.
@@ -66,13 +65,13 @@ pub struct PeerMetadata {
     /// Tags.
     #[serde(rename = "t", default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
-    /// Consul's word for its health.
+    /// Health in Consul.
     #[serde(rename = "h")]
     pub health: Health,
     /// Datacenter, if known.
     #[serde(rename = "d", default, skip_serializing_if = "String::is_empty")]
     pub datacenter: String,
-    /// What is kept of `Service.Meta`.
+    /// Values of `Service.Meta` that variables use.
     #[serde(rename = "m", default, skip_serializing_if = "Meta::is_empty")]
     pub meta: Meta,
 }
@@ -102,8 +101,7 @@ impl PeerRecord {
         own(self) == own(other)
     }
 
-    /// What tells its address from others: the same for the same one, and nothing else does it for
-    /// IPv4.
+    /// A hash of the address, unique for IPv4.
     #[inline]
     pub fn address_id(&self) -> u64 {
         let rest = self.mixed & !(BACKUP | DOWN);
@@ -122,13 +120,13 @@ impl PeerRecord {
         }
     }
 
-    /// Whether other instances are to be used first.
+    /// Whether it is used only while no instance without `backup` can be.
     #[inline]
     pub fn is_backup(&self) -> bool {
         self.mixed & BACKUP != 0
     }
 
-    /// The instance's own parameters, but for the weight.
+    /// The parameters that the instance sets, without the weight.
     #[inline]
     pub fn params(&self) -> Params {
         let number = |number| if number == NONE { None } else { Some(number) };
@@ -144,19 +142,19 @@ impl PeerRecord {
         }
     }
 
-    /// Keeps new requests from it.
+    /// An override: it gets no new requests.
     pub(super) fn set_down(&mut self) {
         self.mixed |= DOWN;
     }
 
-    /// Neither its failures nor its own word keep it out.
+    /// An override: neither failures nor `nginx_down` keep requests from it.
     pub(super) fn set_up(&mut self) {
         self.mixed &= !DOWN;
-        // No number of failures.
+        // max_fails=0
         self.limits[0] = join(0, split(self.limits[0]).1);
     }
 
-    /// Of a peer whose counters are there.
+    /// The record of a peer with its slot.
     pub(super) fn new(peer: &Peer, slot: SlotRef) -> PeerRecord {
         let (ip, scope) = match peer.addr {
             SocketAddr::V4(v4) => (v4.ip().to_ipv6_mapped(), 0),
@@ -225,7 +223,7 @@ impl PeerMetadata {
         lines
     }
 
-    /// The detail in a line.
+    /// Reads a line of JSON.
     pub(crate) fn decode(line: &[u8]) -> Option<PeerMetadata> {
         serde_json::from_slice(line).ok()
     }
@@ -238,21 +236,21 @@ impl PeerMetadata {
 pub struct SetChange {
     /// When, milliseconds since the epoch.
     pub time_ms: u64,
-    /// The generation that it made.
+    /// The generation that it began.
     pub generation: u64,
-    /// The first addresses of those who joined, in order.
+    /// The lowest addresses of instances that joined.
     pub joined: Vec<String>,
-    /// The first addresses of those who left, in order.
+    /// The lowest addresses of instances that left.
     pub left: Vec<String>,
-    /// How many joined.
+    /// Instances that joined.
     pub joined_total: usize,
-    /// How many left.
+    /// Instances that left.
     pub left_total: usize,
-    /// How many stayed with another address, weight or parameter.
+    /// Instances that stayed, with another address, weight or parameter.
     pub changed_total: usize,
 }
 
-/// As words of a block; none if there is nothing to keep. `changes` are newest first.
+/// A history as words of a block; no words if it is empty. `changes` are newest first.
 pub(super) fn encode_history(mut changes: Vec<SetChange>) -> Vec<u64> {
     changes.truncate(MAX_CHANGES);
     while !changes.is_empty() {
@@ -265,14 +263,14 @@ pub(super) fn encode_history(mut changes: Vec<SetChange>) -> Vec<u64> {
     Vec::new()
 }
 
-/// Of the words after the details of a block; nothing of what is damaged.
+/// The history in words of a block; empty if they are damaged.
 pub(super) fn decode_history(words: impl Iterator<Item = u64>) -> Vec<SetChange> {
     let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
     postcard::from_bytes(&bytes).unwrap_or_default()
 }
 
 impl SetChange {
-    /// What `set`, of a new generation, changes of the peers before.
+    /// The difference between `set`, of a new generation, and the peers before.
     pub(super) fn of(
         set: &PeerSet,
         before: &HashMap<u64, PeerRecord>,
@@ -297,7 +295,7 @@ impl SetChange {
         SetChange { time_ms, generation, joined, left, joined_total, left_total, changed_total }
     }
 
-    /// Whether anybody came, went or changed. What only the status shows doesn't count.
+    /// Whether any instance joined, left or changed. Metadata doesn't count.
     pub(super) fn is_any(&self) -> bool {
         self.joined_total + self.left_total + self.changed_total > 0
     }

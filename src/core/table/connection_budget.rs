@@ -1,15 +1,15 @@
-//! How many connections to Consul worker 0 has, and what those before it have left there.
+//! How many connections to Consul worker 0 has, and how many of its predecessors' Consul still counts.
 //!
 //! Consul counts the connection of a blocking query until its `wait` is over, even if it was closed
-//! long before (<https://github.com/hashicorp/consul/issues/8524>). So whoever follows Consul next
-//! has to know of them, or a reload would use twice the number that the operator allows.
+//! long before (<https://github.com/hashicorp/consul/issues/8524>). So the next worker 0 has to know
+//! of them, or a reload would use twice the number that the operator allows.
 
 use super::layout::{Table, header};
 use super::platform::atomic::Ordering::Relaxed;
 use crate::model::{Connections, Limit};
 use crate::process::ProcessId;
 
-/// An old worker 0 sees within this time that it is to end, milliseconds.
+/// An old worker 0 notices within this time that it has to stop, milliseconds.
 const GRACE: u64 = 1000;
 
 /// Connections that count until some time, milliseconds since the epoch, in one word.
@@ -41,8 +41,9 @@ impl Left {
 }
 
 impl Table<'_> {
-    /// The caller begins to connect to Consul: what is noted so far is another's, who ends. `false`
-    /// if another publisher takes too long, and then nothing has changed.
+    /// The caller begins to connect to Consul: the connections noted so far are those of a predecessor
+    /// that stops. For an event loop: `false` if another publisher takes too long, and then nothing has
+    /// changed.
     pub fn take_over_connections(&self, me: ProcessId, now_ms: u64) -> bool {
         let Some(_guard) = self.lock_soon(me) else { return false };
         let before = decode(self.word(header::CONNECTIONS).swap(0, Relaxed));
@@ -59,7 +60,7 @@ impl Table<'_> {
         true
     }
 
-    /// Notes the caller's connections, if it was the last to take over.
+    /// Notes the caller's connections, unless another process has taken over since.
     pub fn note_connections(&self, connections: Connections, me: ProcessId) {
         if self.load(header::CONNECTIONS_OWNER) == me.get() {
             self.word(header::CONNECTIONS).store(encode(connections), Relaxed);
@@ -72,8 +73,8 @@ impl Table<'_> {
         }
     }
 
-    /// How many connections whoever follows Consul may have, how many would give each service a
-    /// blocking query of its own, and what keeps these away.
+    /// How many connections the watcher may have, how many would give each service a blocking query of
+    /// its own, and what limits them if these are too many.
     pub fn allowed_connections(&self) -> (usize, usize, Option<Limit>) {
         let raw = self.load(header::CONNECTIONS_PLAN);
         let limit = (raw as usize & 0xffff).checked_sub(1).and_then(|at| Limit::ALL.get(at));
@@ -86,7 +87,7 @@ impl Table<'_> {
         self.left(now_ms) + running.blocking + running.others
     }
 
-    /// Those of workers before the one that has connections now.
+    /// Those that predecessors have left.
     fn left(&self, now_ms: u64) -> usize {
         let left = [header::CONNECTIONS_LEFT, header::CONNECTIONS_ENDING]
             .map(|word| Left::decode(self.load(word)).at(now_ms) as usize);

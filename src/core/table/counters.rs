@@ -16,22 +16,22 @@ const REQUESTS: u64 = 0x000f_ffff_000f_ffff;
 /// The idle connections of both, once shifted down.
 const IDLE: u64 = MAX_IDLE << 32 | MAX_IDLE;
 
-/// From one probing request to an instance to the next, milliseconds.
+/// Shortest time between two probing requests to an instance, milliseconds.
 pub const PROBE_PACE: u64 = 1000;
 
-/// Whether, and how, an instance's failures are judged.
+/// `max_fails` and `fail_timeout` of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FailureLimits {
-    /// So many failures mark the instance as failed; 0: none do.
+    /// Failures that mark the instance as failed; 0: failures are ignored.
     pub max_fails: u64,
     /// Milliseconds.
     pub fail_timeout: u64,
 }
 
-/// What the status page says of a slot.
+/// The counters of an instance, for the status.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CounterValues {
-    /// Requests that are with the instance now.
+    /// Requests in flight to the instance.
     pub in_flight: u64,
     /// Times it was picked.
     pub picks: u64,
@@ -41,18 +41,18 @@ pub struct CounterValues {
     pub fails: u64,
     /// Idle connections to it; of one worker at most 4095 are counted.
     pub idle: u64,
-    /// Connections opened for requests, and requests over a connection that was there.
+    /// Connections opened for requests.
     pub opened: u64,
-    /// See `opened`.
+    /// Requests sent over an idle connection.
     pub reused: u64,
 }
 
 impl<'z> Table<'z> {
-    /// The counters of a slot but for its shards, of which it has the first two.
+    /// The counters in a slot, without its shards except the first two.
     ///
     /// # Panics
     ///
-    /// If the place is that of another table and beyond the end of this one.
+    /// If the slot is of another, larger table.
     #[inline]
     pub fn peer_counters(&self, slot: SlotRef) -> PeerCounters<'z> {
         let first = slot.0 as usize;
@@ -63,8 +63,8 @@ impl<'z> Table<'z> {
         }
     }
 
-    /// Counts a request to the instance, in flight if the worker has a shard: then it has to be told
-    /// when it ends.
+    /// Counts a pick of the instance and, if the worker has a shard, a request in flight, which the
+    /// caller must end.
     pub fn begin_request(
         &self,
         slot: SlotRef,
@@ -74,7 +74,7 @@ impl<'z> Table<'z> {
         self.begin_request_at(slot, self.peer_counters(slot), identity, shard)
     }
 
-    /// As [`Table::begin_request`], of a slot that was found before.
+    /// As [`Table::begin_request`], with counters that the caller already has.
     #[inline]
     pub fn begin_request_at(
         &self,
@@ -94,12 +94,12 @@ impl<'z> Table<'z> {
         Some(InFlight { word, one })
     }
 
-    /// Requests that are with the instance, over all workers.
+    /// Requests in flight to the instance, over all workers.
     pub fn in_flight(&self, slot: SlotRef) -> u64 {
         self.in_flight_at(slot, self.peer_counters(slot))
     }
 
-    /// As [`Table::in_flight`], of a slot that was found before.
+    /// As [`Table::in_flight`], with counters that the caller already has.
     #[inline]
     pub fn in_flight_at(&self, slot: SlotRef, counters: PeerCounters<'z>) -> u64 {
         // The sum of either half stays below 2³².
@@ -110,8 +110,8 @@ impl<'z> Table<'z> {
         both(sums)
     }
 
-    /// Sum over the words of shards from this number on, two to a word. In shards that nobody ever
-    /// took there is nothing.
+    /// Sum over the words of the shards, two to a word, from word `from` on. Words beyond those ever
+    /// in use are 0 and are not read.
     #[inline(never)]
     fn sum_of_shards(&self, slot: SlotRef, from: usize, part: impl Fn(u64) -> u64) -> u64 {
         let used = self.shard_words.load(Relaxed) as usize;
@@ -121,7 +121,7 @@ impl<'z> Table<'z> {
         pairs.map(|pair| part(pair.load(Relaxed))).fold(0, u64::wrapping_add)
     }
 
-    /// Counts an idle connection to the instance, or one less; for the holder of the shard.
+    /// Adds an idle connection to the instance, or removes one. Only the holder of the shard may.
     #[inline]
     pub fn note_idle(&self, slot: SlotRef, WorkerShard(shard): WorkerShard, more: bool) {
         let word = &self.words[slot.0 as usize + word::WORDS + (shard / 2) as usize];
@@ -135,7 +135,7 @@ impl<'z> Table<'z> {
         }
     }
 
-    /// The counters, for the status page.
+    /// The values of all counters, for the status.
     pub fn counter_values(&self, slot: SlotRef) -> CounterValues {
         let counters = self.peer_counters(slot);
         CounterValues {
@@ -150,14 +150,14 @@ impl<'z> Table<'z> {
     }
 }
 
-/// The counters of an instance but for most of its shards. They are found once for all that a
-/// request wants of them.
+/// The counters of an instance, found once for all that a request does with them; of its shards only
+/// the first two.
 #[derive(Clone, Copy, Debug)]
 pub struct PeerCounters<'z> {
     pub(super) words: &'z [AtomicU64; word::WORDS + 1],
 }
 
-/// Of a sum over words of two shards.
+/// Adds the two halves of a sum over words of two shards.
 #[inline]
 fn both(sums: u64) -> u64 {
     (sums & u64::from(u32::MAX)) + (sums >> 32)
@@ -179,7 +179,7 @@ impl PeerCounters<'_> {
         self.load(word::PICKS)
     }
 
-    /// Whether the slot still belongs to the instance; it may have passed to another one while a
+    /// Whether the slot still belongs to the instance. Another instance may have got it while a
     /// request held an older set.
     #[inline]
     pub(super) fn belongs_to(&self, identity: u64) -> bool {
@@ -192,7 +192,7 @@ impl PeerCounters<'_> {
         self.load(word::LATENCY)
     }
 
-    /// Replaces the mean, unless another worker was quicker: what it saw is as good.
+    /// Replaces the mean, unless another worker has just done so: its sample is as good.
     #[inline]
     pub fn update_latency(&self, identity: u64, update: impl Fn(u64) -> u64) {
         if self.belongs_to(identity) {
@@ -213,7 +213,7 @@ impl PeerCounters<'_> {
         }
     }
 
-    /// Counts a request over a connection that was there.
+    /// Counts a request sent over an idle connection.
     #[inline]
     pub fn note_reused(&self, identity: u64) {
         if self.belongs_to(identity) {
@@ -229,8 +229,8 @@ impl PeerCounters<'_> {
     }
 }
 
-/// A request that counts as in flight, until it is told that it ended. What a worker that dies has
-/// not told is cleared with its shard.
+/// A request in flight, until [`InFlight::end`]. If its worker dies first, the count is cleared
+/// with the worker's shard.
 #[derive(Debug)]
 #[must_use = "the request counts as in flight until its end"]
 pub struct InFlight<'z> {
@@ -277,8 +277,8 @@ impl<'z> PeerCounters<'z> {
         permits::is_free_at(&self.words[word::PROBE], terms(limits, now, pace))
     }
 
-    /// Lets a request probe the instance, which is marked, if no other one does. It is out for the
-    /// others for another `fail_timeout`.
+    /// Lets the request probe the instance, which is marked as failed, unless another request does.
+    /// Other requests skip it for another `fail_timeout`.
     pub fn probe(
         &self,
         (identity, shard): (u64, Option<WorkerShard>),
@@ -322,10 +322,10 @@ impl<'z> PeerCounters<'z> {
         (since != 0).then(|| now.saturating_sub(since))
     }
 
-    /// Notes a success of an attempt that began at `from`. It ends the failures if it says that they
-    /// are over: of a marked instance if it began after the last of them; else if it was the first
-    /// one after `fail_timeout`, as in nginx. One that was marked starts anew (slow start) at
-    /// `now_ms`, milliseconds since the epoch. Returns whether it was.
+    /// Notes the success of an attempt that began at `from`. It clears the failures of a marked
+    /// instance if the attempt began after the last failure; of another instance if it was the first
+    /// attempt after `fail_timeout`, as in nginx. A marked instance begins its slow start at `now_ms`,
+    /// milliseconds since the epoch. Returns whether the instance was marked and has recovered.
     pub fn note_success(&self, identity: u64, max_fails: u64, from: u64, now_ms: u64) -> bool {
         if !self.has_fails() || !self.belongs_to(identity) {
             return false;
@@ -341,7 +341,7 @@ impl<'z> PeerCounters<'z> {
         marked
     }
 
-    /// Forgets the failures: any success of a block's only instance ends them.
+    /// Clears the failures. Any success of an upstream's only instance does so.
     pub fn clear_fails(&self, identity: u64) {
         if self.belongs_to(identity) {
             self.words[word::FAILING_SINCE].store(0, Relaxed);

@@ -1,4 +1,4 @@
-//! Entries: what the table knows of one target besides its peers.
+//! Entries: the state of one target besides its peers, chiefly how fresh its data is.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use super::words::{join, load_text, split, store_text, wide};
 use crate::model::{Mode, Pending, Reason, ServiceName};
 use crate::process::ProcessId;
 
-/// How good the data of a target is, for the status page. Times are milliseconds since the epoch;
-/// 0 is never.
+/// How fresh the data of a target is, for the status. Times are milliseconds since the epoch; 0 is
+/// never.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Freshness {
     /// `X-Consul-Index` of the last good answer.
@@ -19,15 +19,15 @@ pub struct Freshness {
     pub last_good: u64,
     /// When the set last changed.
     pub last_change: u64,
-    /// Failures in a row since then.
+    /// Failures in a row since the last good answer.
     pub failures: u64,
-    /// Which of the target's servers answered, or failed, last.
+    /// Number of the server that answered or failed last.
     pub server: usize,
-    /// How answers come.
+    /// How the service is followed.
     pub mode: Mode,
     /// The set is from the state file; no answer has come since.
     pub restored: bool,
-    /// Whoever follows Consul now has had a good answer itself.
+    /// The watcher that runs now has had a good answer.
     pub confirmed: bool,
     /// When Consul is asked again after a failure.
     pub retry_at: u64,
@@ -43,7 +43,7 @@ impl Table<'_> {
         (0..self.layout.entry_count).find(|&e| self.key(e) == key && key != 0)
     }
 
-    /// The entries of all targets, for who looks for many.
+    /// The entries of all targets, by key. For a caller that looks for many.
     pub fn entries(&self) -> HashMap<u128, usize> {
         let held = (0..self.layout.entry_count).map(|entry| (self.key(entry), entry));
         held.filter(|(key, _)| *key != 0).collect()
@@ -54,8 +54,8 @@ impl Table<'_> {
         (0..self.layout.entry_count).filter(|&e| self.key(e) == 0).count()
     }
 
-    /// The target an entry belongs to; 0 if none. The low word says whether there is one: it is
-    /// stored last and cleared first, so that whoever is killed in between loses no entry.
+    /// Key of the target that has the entry; 0 if it is free. The low word decides: it is stored last
+    /// and cleared first, so that no entry is lost if the writer is killed in between.
     pub fn key(&self, entry: usize) -> u128 {
         let lo = self.entry_word(entry, word::KEY_LO).load(Acquire);
         if lo == 0 {
@@ -65,8 +65,8 @@ impl Table<'_> {
         wide([lo, hi])
     }
 
-    /// Generation of the entry's set: moves with every change, 0 before the first answer.
-    /// This is the one load a request needs to know that nothing changed.
+    /// Generation of the entry's set: it moves with every change and is 0 before the first answer.
+    /// A request loads only this to know that nothing has changed.
     #[inline]
     pub fn generation(&self, entry: usize) -> u64 {
         self.entry_word(entry, word::GENERATION).load(Acquire)
@@ -85,7 +85,7 @@ impl Table<'_> {
         self.entry_word(entry, word::LAST_GOOD).store(now_ms, Release);
     }
 
-    /// Notes whose good answer that was.
+    /// Notes which process had the good answer.
     pub fn note_confirmed(&self, entry: usize, by: ProcessId) {
         self.entry_word(entry, word::CONFIRMED_BY).store(by.get(), Relaxed);
     }
@@ -95,7 +95,7 @@ impl Table<'_> {
         self.entry_word(entry, word::RETRY_AT).store(at_ms, Relaxed);
     }
 
-    /// Notes that a removal waits, or that none does.
+    /// Notes the removal that waits for confirmation, if any.
     pub fn note_pending(&self, entry: usize, pending: Option<Pending>) {
         let raw = pending.map_or(0, |p| {
             u64::from(p.removals) << 32 | u64::from(p.confirmed) << 16 | u64::from(p.of)
@@ -108,7 +108,7 @@ impl Table<'_> {
         self.entry_word(entry, word::REFUSALS + reason as usize).fetch_add(1, Relaxed);
     }
 
-    /// How often answers changed nothing, by reason; reasons that never were are left out.
+    /// Answers that changed nothing, by reason; reasons with none are left out.
     pub fn refusals(&self, entry: usize) -> Vec<(Reason, u64)> {
         let count = |reason: &Reason| self.entry_word(entry, word::REFUSALS + *reason as usize);
         Reason::ALL
@@ -118,7 +118,7 @@ impl Table<'_> {
             .collect()
     }
 
-    /// Notes that the entry's set is from the state file, and which answer that was.
+    /// Notes that the entry's set is from the state file, and the index and time of its answer.
     pub fn note_restored(&self, entry: usize, index: u64, last_good_ms: u64) {
         self.entry_word(entry, word::INDEX).store(index, Relaxed);
         self.entry_word(entry, word::RESTORED).store(1, Relaxed);
@@ -135,14 +135,14 @@ impl Table<'_> {
         self.entry_word(entry, word::FAILURES).load(Relaxed)
     }
 
-    /// Notes a failure; the text is cut to what fits.
+    /// Notes a failure. The text is cut to the room there is.
     pub fn note_failure(&self, entry: usize, error: &str, failures: u64, server: usize) {
         store_text(self.entry_words(entry, word::ERROR..word::WORDS), error);
         self.entry_word(entry, word::SERVER).store(server as u64, Relaxed);
         self.entry_word(entry, word::FAILURES).store(failures, Relaxed);
     }
 
-    /// The request's name for the service, if one named it.
+    /// The name of the service, if a request named it.
     pub fn service_name(&self, entry: usize) -> Option<ServiceName> {
         let name = load_text(self.entry_words(entry, word::NAME..word::CONFIRMED_BY));
         let template = word::TEMPLATE.map(|word| self.entry_word(entry, word).load(Relaxed));
@@ -150,7 +150,7 @@ impl Table<'_> {
         is_named.then(|| ServiceName { template: wide(template), name })
     }
 
-    /// Only under the publishers' lock, while the entry has no key.
+    /// Notes the name of the service. Only under the publishers' lock, while the entry has no key.
     pub(super) fn set_service_name(&self, entry: usize, named: &ServiceName, now_ms: u64) {
         let set = |word, value| self.entry_word(entry, word).store(value, Relaxed);
         set(word::USED, now_ms);
@@ -159,12 +159,12 @@ impl Table<'_> {
         store_text(self.entry_words(entry, word::NAME..word::CONFIRMED_BY), &named.name);
     }
 
-    /// Notes which instances the target's are, for overrides of them.
+    /// Notes the scope of the target's instances, by which overrides find them.
     pub fn note_scope(&self, entry: usize, scope: u64) {
         self.entry_word(entry, word::SCOPE).store(scope, Relaxed);
     }
 
-    /// What was noted.
+    /// See [`Table::note_scope`]; 0 if it was not noted.
     pub(super) fn scope(&self, entry: usize) -> u64 {
         self.entry_word(entry, word::SCOPE).load(Relaxed)
     }
@@ -187,7 +187,7 @@ impl Table<'_> {
         self.entry_word(entry, word::LAST_CHANGE).store(now_ms, Relaxed);
     }
 
-    /// What the status page says of an entry.
+    /// How fresh the data of an entry is.
     pub fn freshness(&self, entry: usize) -> Freshness {
         let get = |word| self.entry_word(entry, word).load(Relaxed);
         Freshness {
@@ -217,7 +217,7 @@ impl Table<'_> {
     }
 }
 
-/// With a delay in milliseconds.
+/// A mode as a word, its delay in milliseconds.
 fn encode(mode: Mode) -> u64 {
     let ms = |delay: Duration| u32::try_from(delay.as_millis()).unwrap_or(u32::MAX);
     match mode {

@@ -1,4 +1,4 @@
-//! The publishers' lock. Requests never take it.
+//! The publishers' lock, and the recovery from a holder that was killed. Requests never take it.
 //!
 //! Only publishers wait for each other: threads of worker 0, the master and its child that asks for
 //! the first answers, and for a moment around a reload the worker 0 of two configurations. The lock
@@ -12,7 +12,7 @@ use super::platform::atomic::{
 use super::platform::{is_alive, wait};
 use crate::process::ProcessId;
 
-/// How often an event loop looks whether the lock is free: after a hundred times, every 100 µs.
+/// How often an event loop tries to take the lock: after a hundred tries, every 100 µs.
 const PATIENCE: u32 = 300;
 
 /// The lock, held.
@@ -43,7 +43,7 @@ impl<'z> Table<'z> {
         Some(self.locked())
     }
 
-    /// Puts right what a killed holder has left, if there is something, without waiting long.
+    /// Recovers from a holder that was killed, if there was one. Doesn't wait long.
     pub fn recover_orphaned_lock(&self, me: ProcessId) {
         let holder = self.load(header::LOCK);
         if self.load(header::DIRTY) != 0 && (holder == 0 || !is_alive(holder)) {
@@ -51,7 +51,7 @@ impl<'z> Table<'z> {
         }
     }
 
-    /// Takes the lock if nobody has it, or who has it was killed.
+    /// Takes the lock if it is free or its holder was killed.
     fn try_lock(&self, me: ProcessId) -> bool {
         let word = self.word(header::LOCK);
         let take = |from| word.compare_exchange(from, me.get(), AcqRel, Acquire);
@@ -75,7 +75,7 @@ impl<'z> Table<'z> {
 }
 
 impl PublishGuard<'_, '_> {
-    /// Frees every slot that no block in force names.
+    /// Frees every slot that no block names.
     pub(super) fn recover(&self) {
         let table = self.table;
         let mut named = vec![false; table.layout.slot_count];
@@ -91,19 +91,20 @@ impl PublishGuard<'_, '_> {
         }
     }
 
-    /// After a writer was killed: it may have told nobody.
+    /// After a writer of overrides was killed, who may not have told the workers.
     fn renew_all(&self) {
         if self.table.load(header::OVERRIDES) != 0 {
             self.renew_entries(|_| true);
         }
     }
 
-    /// The next generation but one has the same descriptor.
+    /// Moves the generation of entries whose scope `is_meant`, so that workers read them again. The
+    /// next generation but one has the same descriptor.
     pub(super) fn renew_entries(&self, is_meant: impl Fn(u64) -> bool) {
         let table = self.table;
         for entry in 0..table.layout.entry_count {
             let scope = table.scope(entry);
-            // Of 0 nobody has said whose it is.
+            // With a scope of 0 nobody has noted one: it may be meant.
             if table.has_data(entry) && (scope == 0 || is_meant(scope)) {
                 let next = table.generation(entry).wrapping_add(2);
                 table.entry_word(entry, entry::GENERATION).store(next, Release);

@@ -1,9 +1,10 @@
-//! What became of names that requests asked for, so that a worker knows without asking again.
+//! Results of looking up services that requests have named, so that a worker need not ask worker 0
+//! again.
 //!
-//! A cache of fixed size, four places to a name: a flood of names that don't exist replaces only
-//! what it has left there itself. One process writes it at a time, and that need not be true for a
-//! reader to be safe: the first word of a cell is its key XOR the second, so a cell that two
-//! writers have mixed has nobody's key.
+//! The cache has a fixed size, and four cells for a name. A flood of names that don't exist replaces
+//! only results of such names. One process writes at a time; if two did, readers would still be
+//! safe: the first word of a cell is its key XOR the second, so a cell mixed from two writes
+//! matches no key.
 
 use std::time::Duration;
 
@@ -16,25 +17,25 @@ use super::platform::atomic::Ordering::Relaxed;
 /// The lower bits of a cell's second word are the kind, the others milliseconds since the epoch.
 const KIND_BITS: u32 = 2;
 
-/// What became of a name.
+/// The result of looking up a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LookupResult {
-    /// It is followed: it has an entry, or had one a short time ago.
+    /// The service is followed: it has an entry, or had one a short time ago.
     Followed = 1,
     /// Consul has no such service, or not one that is allowed.
     Absent,
-    /// Nobody could tell: Consul does not answer, or there is no room.
+    /// The lookup failed: Consul does not answer, or the zone has no room.
     Failed,
 }
 
 impl Table<'_> {
-    /// The verdict on a key, while it is in force.
+    /// The result for a key, until it expires.
     pub fn lookup_result(&self, key: u128, now_ms: u64) -> Option<LookupResult> {
         let (_, value) = self.cells(key).find(|(at, value)| self.is_of(*at, *value, key))?;
         Some(value).filter(|value| value >> KIND_BITS > now_ms).and_then(kind_of)
     }
 
-    /// Notes what became of a key, for so long.
+    /// Stores the result for a key for the time `valid`.
     pub fn note_lookup_result(
         &self,
         key: u128,
@@ -45,7 +46,7 @@ impl Table<'_> {
         let valid_ms = u64::try_from(valid.as_millis()).unwrap_or(u64::MAX);
         let until_ms = now_ms.saturating_add(valid_ms).min(u64::MAX >> KIND_BITS);
         let value = until_ms << KIND_BITS | verdict as u64;
-        // A name that exists must not be driven out by names that don't.
+        // Names that don't exist must not evict one that does.
         let rank = |(at, value): &(usize, u64)| match self.is_of(*at, *value, key) {
             true => (0, 0),
             false => (1 + u64::from(kind_of(*value) == Some(LookupResult::Followed)), *value),
@@ -59,7 +60,7 @@ impl Table<'_> {
         value != 0 && self.load(at) == key as u64 ^ value
     }
 
-    /// Where the key may be, and the second words there.
+    /// The cells that the key may be in, and their second words.
     fn cells(&self, key: u128) -> impl Iterator<Item = (usize, u64)> + '_ {
         let set = (key >> 64) as usize % self.layout.entry_count;
         let first = self.layout.lookup_cache + set * WORDS_PER_ENTRY;

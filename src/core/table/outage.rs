@@ -1,33 +1,33 @@
-//! What the requests of all workers share while the instances of a target have failed.
+//! State that the requests of all workers share while the instances of a target have failed.
 
 use super::layout::{Table, WorkerShard, entry as word, header};
 use super::permits::{self, Permit, Terms};
 use super::platform::atomic::AtomicU64;
 use super::platform::atomic::Ordering::{Relaxed, SeqCst};
 
-/// So many requests at a time may try instances of which it is not known that they are dead.
+/// Most requests at a time that may try instances before an outage is confirmed.
 pub const PERMITS: usize = word::PERMITS;
 
-/// The part of an entry that is about failures. Times are milliseconds of the monotonic clock.
+/// The outage of a target, in its entry. Times are milliseconds of the monotonic clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Outage<'z> {
     words: &'z [AtomicU64],
 }
 
 impl<'z> Table<'z> {
-    /// What is known of a target's failures.
+    /// The outage of a target.
     pub fn outage(&self, entry: usize) -> Outage<'z> {
         let words = word::OUTAGE..word::OUTAGE + word::OUTAGE_WORDS;
         Outage { words: self.entry_words(entry, words) }
     }
 
-    /// Counts an instance that recovered after it was marked as failed, so that no worker goes
-    /// on with what it had found out before.
+    /// Counts the recovery of an instance that was marked as failed. Workers then forget that they
+    /// found no usable peer.
     pub fn note_recovered(&self) {
         self.word(header::RECOVERIES).fetch_add(1, Relaxed);
     }
 
-    /// How many have recovered so far.
+    /// Recoveries so far.
     #[inline]
     pub fn recoveries(&self) -> u64 {
         self.load(header::RECOVERIES)
@@ -43,24 +43,24 @@ impl<'z> Table<'z> {
 }
 
 impl<'z> Outage<'z> {
-    /// Notes that failures keep an instance out from now on.
+    /// Notes that an instance is marked as failed now.
     pub fn note_marked(&self, now: u64) {
         self.words[word::O_MARKED_AT].fetch_max(now, SeqCst);
     }
 
-    /// Notes that an attempt has failed, which began at `from`.
+    /// Notes that an attempt that began at `from` has failed.
     pub fn note_failed(&self, from: u64) {
         self.words[word::O_FAILED_FROM].fetch_max(from, SeqCst);
     }
 
-    /// Whether an attempt has failed that began after the last instance was marked. Until then one
-    /// client's slow requests may have marked them all.
+    /// Whether an attempt has failed that began after the last instance was marked. Before that, a
+    /// burst of slow requests may have marked them all.
     pub fn is_confirmed(&self) -> bool {
         self.words[word::O_FAILED_FROM].load(SeqCst) > self.words[word::O_MARKED_AT].load(SeqCst)
     }
 
-    /// One of the [`PERMITS`], if one is free. Those that were taken more than `expires_after`
-    /// milliseconds ago are.
+    /// Takes one of the [`PERMITS`], if one is free or was taken more than `expires_after`
+    /// milliseconds ago.
     pub fn take_permit(
         &self,
         shard: Option<WorkerShard>,

@@ -1,14 +1,14 @@
-//! What an operator wants of instances and services, whatever Consul says, until it is removed or
-//! its time is over.
+//! Overrides: what an operator has set for instances and services, whatever Consul says, until it is
+//! removed or expires.
 //!
-//! An override of an instance belongs to the instance, not to its slot or set: it is there again
-//! when the instance comes back. Nothing is ever driven out.
+//! An override of an instance belongs to the instance, not to its slot or set: when the instance
+//! comes back, the override applies again. No override is ever evicted.
 //!
-//! The zone has two areas for the list of all overrides. Who changes it writes the new list into the
-//! area that is not in force, under the publishers' lock, and then stores which one is; so readers
-//! need no lock, and a writer may be killed at any store. In a list the texts that overrides have in
-//! common are stored once, and an override is a cell of numbers. Workers see a change of overrides
-//! as a change of the set: the entries in question get a new generation.
+//! The zone has two areas for the list of all overrides. A writer writes the new list into the area
+//! that is not in force, under the publishers' lock, and then stores which one is in force. So
+//! readers need no lock, and a writer may be killed at any store. A list has each text once, and
+//! overrides refer to texts by number. Workers see a change of overrides as a change of the set: the
+//! entries concerned get a new generation.
 
 use std::collections::{HashMap, HashSet};
 
@@ -27,13 +27,13 @@ mod by_instance;
 
 pub use by_instance::Overrides;
 
-/// Why overrides can't be set.
+/// Why overrides are not set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotSet {
-    /// The number or the texts of those in force leave no room.
+    /// The list would be too long.
     #[error("there is no room for more than the {0} in force")]
     Full(usize),
-    /// Somebody holds the lock for long.
+    /// Another process holds the lock for too long.
     #[error("the shared memory is busy")]
     Busy,
 }
@@ -64,7 +64,7 @@ fn encode(overrides: &[Override]) -> Vec<u8> {
     postcard::to_stdvec(&List { texts, cells }).unwrap_or_default()
 }
 
-/// At most so many, whatever lies there.
+/// The list in these bytes, which may be damaged; not more than `most`.
 fn decode(bytes: &[u8], most: usize) -> Vec<Override> {
     let List { texts, cells } = postcard::from_bytes(bytes).unwrap_or_default();
     let whole = |(selection, cell): &(Option<u128>, Override<u16>)| {
@@ -86,8 +86,8 @@ impl Table<'_> {
         (self.layout.overrides + (number & 1) as usize * words, words)
     }
 
-    /// All overrides, whose time may be over; the oldest first. `None` if writers were faster than
-    /// the reader.
+    /// All overrides, expired ones included, oldest first. `None` if the list was replaced during each
+    /// of several tries.
     pub fn all_overrides(&self) -> Option<Vec<Override>> {
         (0..TRIES).find_map(|_| {
             let list = self.word(header::OVERRIDES).load(Acquire);
@@ -95,8 +95,8 @@ impl Table<'_> {
             let (first, words) = self.override_area(number);
             let used = first..first + (len as usize).div_ceil(8).min(words);
             let bytes: Vec<u8> = used.flat_map(|at| self.load(at).to_le_bytes()).collect();
-            // Pairs with the fence of who takes the lock: a word of a later list in the same area
-            // can only be seen after the one between them was in force.
+            // Pairs with the fence in `locked`: if the reader sees a word of a later list in this
+            // area, it also sees that the list in between was in force.
             fence(Acquire);
             let is_whole = self.load(header::OVERRIDES) == list;
             is_whole.then(|| {
@@ -105,30 +105,30 @@ impl Table<'_> {
         })
     }
 
-    /// Moves with every change of the overrides.
+    /// Version of the list: it moves with every change.
     pub fn overrides_version(&self) -> u64 {
         split(self.load(header::OVERRIDES)).0.into()
     }
 
-    /// What is ordered now; `None` as for [`Table::all_overrides`].
+    /// The overrides in force now; `None` as for [`Table::all_overrides`].
     pub fn overrides(&self, now_ms: u64) -> Option<Overrides> {
         let in_force = |held: &Override| held.is_in_force(now_ms);
         Some(self.all_overrides()?.into_iter().filter(in_force).collect())
     }
 
-    /// Whether the set of this key is to stay as it is.
+    /// Whether the set of this key is frozen.
     pub fn is_frozen(&self, key: u128, now_ms: u64) -> bool {
         self.overrides(now_ms).is_none_or(|overrides| overrides.frozen(key).is_some())
     }
 
-    /// Whether nobody has asked this of the zone before: overrides that were kept elsewhere are to
-    /// be set once, or they would be again after they were removed.
+    /// `true` for the first caller since the zone was made: it restores overrides from the state file.
+    /// Later callers must not, or overrides that were removed meanwhile would return.
     pub fn claim_overrides_restore(&self) -> bool {
         self.word(header::OVERRIDES_RESTORED).swap(1, Relaxed) == 0
     }
 
-    /// Sets overrides, all or none; each takes the place of an earlier one about the same. Waits
-    /// for a moment at most.
+    /// Sets overrides, all or none. Each replaces an earlier one about the same instance or service.
+    /// Waits for a moment at most.
     ///
     /// # Errors
     ///
@@ -142,8 +142,8 @@ impl Table<'_> {
         guard.store_overrides(&all, new).then_some(()).ok_or(NotSet::Full(in_force))
     }
 
-    /// Removes the overrides that `which` chooses, and says which they were. `None` if somebody
-    /// holds the lock for long.
+    /// Removes the overrides that `which` selects, and returns them. `None` if another process holds
+    /// the lock for too long.
     pub fn remove_overrides(
         &self,
         which: impl Fn(&Override) -> bool,
@@ -159,8 +159,8 @@ impl Table<'_> {
 }
 
 impl PublishGuard<'_, '_> {
-    /// Puts a list in force, and has the workers look at the sets of the instances whose overrides
-    /// have changed; `false` if there is no room for it.
+    /// Puts a list in force, and moves the generations of the sets that `changed` overrides concern.
+    /// `false` if there is no room for it.
     fn store_overrides(&self, all: &[Override], changed: &[Override]) -> bool {
         let table = self.table;
         let next = split(table.load(header::OVERRIDES)).0.wrapping_add(1);

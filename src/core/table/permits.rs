@@ -1,8 +1,8 @@
-//! Permits: how many requests at a time may try what has failed, over all workers.
+//! Permits limit how many requests at a time, over all workers, may try what has failed.
 //!
-//! A permit is a word that names its holder's shard and when it was taken. It is given back by the
-//! request, or cleared with the shard of a worker that was killed; after its time it no longer bars
-//! others, whatever its request still waits for.
+//! A permit is a word with the shard of its holder and the time when it was taken. The request gives
+//! it back; if its worker was killed, it is cleared with the worker's shard. After its time another
+//! request can take it, even if its holder still waits.
 
 use super::layout::WorkerShard;
 use super::platform::atomic::AtomicU64;
@@ -13,17 +13,17 @@ use super::platform::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 const HOLDER_BITS: u32 = 16;
 const HOLDER: u64 = (1 << HOLDER_BITS) - 1;
 
-/// Milliseconds of the monotonic clock, and what they decide of a permit.
+/// When a permit can be taken. Milliseconds of the monotonic clock.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms {
     pub(super) now: u64,
-    /// After so long a holder no longer counts.
+    /// A permit held for longer than this can be taken by another request.
     pub(super) expires_after: u64,
-    /// From one taking to the next.
+    /// Shortest time from one taking to the next.
     pub(super) pace: u64,
 }
 
-/// What a request holds while it tries an instance that has failed, until it knows how that went.
+/// Held by a request while it tries an instance that has failed.
 #[derive(Debug)]
 #[must_use = "the permit bars other requests until its end"]
 pub struct Permit<'z> {
@@ -32,8 +32,8 @@ pub struct Permit<'z> {
 }
 
 impl<'z> Permit<'z> {
-    /// Takes the permit of a word, if it is free. A worker without a shard holds it until it expires,
-    /// if it is killed.
+    /// Takes the permit in `word`, if it is free. If a worker without a shard is killed, its permit
+    /// stays taken until it expires.
     pub(super) fn take(
         word: &'z AtomicU64,
         shard: Option<WorkerShard>,
@@ -48,8 +48,7 @@ impl<'z> Permit<'z> {
         Some(Permit { word, value })
     }
 
-    /// The request has its answer, or has ended. Nothing happens if the permit has expired and
-    /// another request has taken it.
+    /// Gives the permit back. Does nothing if it has expired and another request has taken it.
     pub fn end(self) {
         let _ = self.word.compare_exchange(self.value, self.value & !HOLDER, AcqRel, Relaxed);
     }

@@ -1,9 +1,8 @@
-//! Publishing a new set of peers.
+//! Publishes sets of peers, and claims and frees entries.
 //!
-//! The order of the stores is what makes it safe to be killed anywhere: the new slots and the new
-//! block are complete before the generation names them, and only then do the slots of those who
-//! left become free. What a killed publisher leaves behind is slots that no block names;
-//! [`PublishGuard::recover`] frees them.
+//! A publisher may be killed at any store: the new slots and the new block are complete before the
+//! generation names them, and the slots of departed instances are freed only after that. All that a
+//! killed publisher leaves behind is slots that no block names; [`PublishGuard::recover`] frees them.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -31,7 +30,7 @@ pub enum Full {
 }
 
 impl<'z> Table<'z> {
-    /// The entry of a target, made if there is none. Waits for other publishers.
+    /// The entry of a target; a free one if it has none. Waits for other publishers.
     ///
     /// # Errors
     ///
@@ -53,7 +52,7 @@ impl<'z> Table<'z> {
         guard.map(|guard| guard.make_entry(key, None)).transpose()
     }
 
-    /// As [`Table::claim`]; `named` is of a service that a request named just now.
+    /// As [`Table::claim`], for a service that a request has just named.
     pub fn claim_named(
         &self,
         key: u128,
@@ -75,7 +74,7 @@ impl<'z> Table<'z> {
         self.lock(me).make_entry(key, named)
     }
 
-    /// Frees the entry of a target that nobody asks for any more, if it still has it.
+    /// Frees the entry of a target that is no longer followed, if the target still has it.
     pub fn release(&self, entry: usize, key: u128, me: ProcessId) {
         let _guard = self.lock(me);
         if self.key(entry) != key || !self.is_leader(me) {
@@ -86,8 +85,8 @@ impl<'z> Table<'z> {
         held.values().for_each(|record| self.free_slot(record));
     }
 
-    /// Takes the entry from its target. The generation goes on, so that nobody takes the next
-    /// user's set for this one's.
+    /// Takes the entry from its target. The generation goes on, so that no reader mistakes the set of
+    /// the entry's next target for this one's.
     fn free_entry(&self, entry: usize) {
         let next = self.generation(entry).wrapping_add(1);
         self.descriptor(entry, next, word::D_BLOCK).store(0, Relaxed);
@@ -96,24 +95,29 @@ impl<'z> Table<'z> {
         self.entry_word(entry, word::KEY_HI).store(0, Relaxed);
     }
 
-    /// From here on only this process replaces sets: an old worker 0 that still has an answer in
-    /// hand can't put it over a newer one of its successor's. For an event loop: `false` if another
-    /// publisher takes too long, and then nothing has changed.
+    /// From here on only this process replaces sets: an old worker 0 can't publish a late answer over
+    /// a newer one of its successor. For an event loop: `false` if another publisher takes too long, and
+    /// then nothing has changed.
     pub fn acquire_leadership(&self, me: ProcessId) -> bool {
         let Some(_guard) = self.lock_soon(me) else { return false };
         self.word(header::LEADER).store(me.get(), Relaxed);
         true
     }
 
-    /// Whether this process is the one that replaces sets.
+    /// Whether this process is the one that may replace sets.
     pub fn is_leader(&self, me: ProcessId) -> bool {
         self.load(header::LEADER) == me.get()
     }
 
-    /// Makes `set` the peers of `key`, whose entry this was when the caller looked. `None` if they
-    /// are what they were: no generation then; also if the entry has passed to another target, or
-    /// has a set that is frozen or another process leads.
-    /// Waits for other publishers; never for requests.
+    /// Makes `set` the peers of `key`, in its entry, and begins a new generation. `None`, without a new
+    /// generation, if the peers are the same, if the set is frozen, if another process leads, or if
+    /// the entry has passed to another target since the caller looked it up.
+    ///
+    /// Waits for other publishers, never for requests.
+    ///
+    /// # Errors
+    ///
+    /// The zone has no room.
     pub fn publish(
         &self,
         (entry, key): (usize, u128),
@@ -134,9 +138,9 @@ impl<'z> Table<'z> {
         guard.replace(entry, generation, set, digest, now_ms).map(Some)
     }
 
-    /// Frees the entries of all targets that are not among `keys`, nor of services that requests have
-    /// named for one of `templates`. For worker 0, once the configuration that had them is gone:
-    /// `false` if another publisher takes too long for an event loop, and then nothing has changed.
+    /// Frees the entries of all targets, except those among `keys` and those of services that requests
+    /// have named for one of `templates`. Worker 0 calls it once the configuration that had them is
+    /// gone. `false` if another publisher takes too long for an event loop, and then nothing has changed.
     pub fn retain(&self, keys: &[u128], templates: &[u128], me: ProcessId) -> bool {
         let Some(guard) = self.lock_soon(me) else { return false };
         for entry in 0..self.layout.entry_count {
@@ -197,12 +201,12 @@ impl PublishGuard<'_, '_> {
         }
         let history = encode_history(history);
         let len = set.peers().len() * PEER_RECORD + details.len();
-        // Where there is no room for the history, the set goes without.
+        // Without room for the history, the set is published without it.
         let (offset, history) = match self.find_gap(len + history.len()) {
             Some(offset) => (offset, history),
             None => (self.find_gap(len).ok_or(Full::Arena(len * 8))?, Vec::new()),
         };
-        // Who is there from the first answer is not new: it gets its full share at once.
+        // Instances of the first answer get no slow start.
         let started = if table.has_data(entry) { now_ms } else { 0 };
         let records = self.assign_slots(set, &before, started)?;
 
@@ -226,7 +230,7 @@ impl PublishGuard<'_, '_> {
         Ok(changed)
     }
 
-    /// The peers of the set, each with the slot that it had or a free one.
+    /// The records of the set: each peer keeps its slot, a new one gets a free slot.
     fn assign_slots(
         &self,
         set: &PeerSet,
@@ -250,8 +254,8 @@ impl PublishGuard<'_, '_> {
         Ok(set.peers().iter().filter_map(record).collect())
     }
 
-    /// Free slots, looked for from where the last search ended, so that a slot rests as long as
-    /// possible before it is used again. One with requests still in flight is not free.
+    /// Free slots. The search begins where the last one ended, so that a slot is used again as late as
+    /// possible. A slot with requests in flight is not free.
     fn find_free_slots(&self, wanted: usize) -> Option<Vec<SlotRef>> {
         let table = self.table;
         let count = table.layout.slot_count;
@@ -266,7 +270,7 @@ impl PublishGuard<'_, '_> {
         (found.len() == wanted).then_some(found)
     }
 
-    /// The first stretch of the arena that no block in force touches.
+    /// Where the first gap between blocks of the arena is that is long enough.
     fn find_gap(&self, len: usize) -> Option<usize> {
         let layout = self.table.layout;
         let mut used: Vec<Range<usize>> = self.table.live_blocks().collect();

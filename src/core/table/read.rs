@@ -1,4 +1,5 @@
-//! Reading a set of peers, without waiting for anybody.
+//! Copies sets of peers out of the zone. A reader takes no lock and waits for nobody: it copies the
+//! block and starts over if the generation has moved meanwhile.
 
 use std::collections::HashMap;
 use std::num::NonZeroU16;
@@ -13,23 +14,23 @@ use super::platform::atomic::{
 use super::words::{unpack, wide};
 use crate::model::{Peer, PeerSet};
 
-/// How often a reader starts over before it stays with what it has.
+/// How often a reader starts over before it gives up.
 pub(super) const TRIES: usize = 8;
 
 /// A copy of one set.
 #[derive(Clone, Debug, Default)]
 pub struct PeerSnapshot {
-    /// The generation it is.
+    /// Its generation.
     pub generation: u64,
     /// Its peers.
     pub records: Vec<PeerRecord>,
-    /// If they were read.
+    /// Lines of JSON; `None` if only the records were read.
     details: Option<Vec<u8>>,
     history: Vec<u64>,
 }
 
 impl PeerSnapshot {
-    /// A set without details, as [`Table::read_records`] gives it.
+    /// A set without metadata, as [`Table::read_records`] gives it.
     pub fn of_records(generation: u64, records: Vec<PeerRecord>) -> PeerSnapshot {
         PeerSnapshot { generation, records, ..PeerSnapshot::default() }
     }
@@ -39,14 +40,14 @@ impl PeerSnapshot {
         decode_history(self.history.iter().copied())
     }
 
-    /// What the status shows of each peer, in their order.
+    /// The metadata of all peers, in their order.
     pub fn metadata(&self) -> Vec<PeerMetadata> {
         let lines = self.details.as_deref().unwrap_or_default();
         let lines = lines.split_inclusive(|&b| b == b'\n');
         lines.map_while(PeerMetadata::decode).collect()
     }
 
-    /// The next of the details, for who takes them one at a time; `at` is 0 at first.
+    /// The metadata of the next peer, for a caller that reads one at a time; `at` is 0 at first.
     pub fn next_metadata(&self, at: &mut usize) -> Option<PeerMetadata> {
         let rest = self.details.as_ref()?.get(*at..)?;
         let line = rest.split_inclusive(|&b| b == b'\n').next()?;
@@ -78,21 +79,21 @@ impl PeerSnapshot {
         peers.map(PeerSet::new)
     }
 
-    /// The same as it is in the table, once.
+    /// Takes the lines of JSON out.
     pub(crate) fn take_metadata(&mut self) -> Option<Vec<u8>> {
         self.details.take()
     }
 }
 
 impl<'z> Table<'z> {
-    /// Copies the set of `key`, whose entry this was when the caller looked. `None` before the
-    /// first answer, when the entry has passed to another target, and if publishers were faster
-    /// than this reader several times running: the caller then stays with the copy it has.
+    /// Copies the set of `key` out of its entry. `None` before the first answer, if the entry has
+    /// passed to another target since the caller looked it up, and if the set was replaced during
+    /// each of several tries: the caller then keeps the copy it has.
     pub fn read(&self, entry: usize, key: u128) -> Option<PeerSnapshot> {
         (0..TRIES).find_map(|_| self.try_read(entry, key, true))
     }
 
-    /// As [`Table::read`], without the details: what a worker needs to pick.
+    /// As [`Table::read`], without metadata and history: what a worker needs to pick.
     pub fn read_records(&self, entry: usize, key: u128) -> Option<PeerSnapshot> {
         (0..TRIES).find_map(|_| self.try_read(entry, key, false))
     }
@@ -123,7 +124,7 @@ impl<'z> Table<'z> {
         whole.then_some(PeerSnapshot { generation, records, details, history })
     }
 
-    /// The records of a block, but for those whose slot there is not.
+    /// The records of a block; those with an impossible slot are left out.
     fn records(&self, block: &Block) -> impl Iterator<Item = PeerRecord> {
         let rows = self.words[block.records.clone()].chunks_exact(PEER_RECORD);
         rows.filter_map(|words| PeerRecord::decode(words.try_into().ok()?, self))
@@ -146,14 +147,14 @@ impl<'z> Table<'z> {
         wide(entry::D_DIGEST.map(|word| self.descriptor(entry, generation, word).load(Relaxed)))
     }
 
-    /// Every block in force.
+    /// The blocks of all entries.
     pub(super) fn live_blocks(&self) -> impl Iterator<Item = Range<usize>> {
         let live = (0..self.layout.entry_count).filter(|&entry| self.key(entry) != 0);
         let block = |entry| self.block(entry, self.generation(entry));
         live.filter_map(block).map(|block| block.records.start..block.history.end)
     }
 
-    /// Whether the entry has a set, be it an empty one.
+    /// Whether the entry has a set, even an empty one.
     pub fn has_data(&self, entry: usize) -> bool {
         self.key(entry) != 0 && self.block(entry, self.generation(entry)).is_some()
     }
@@ -164,7 +165,7 @@ impl<'z> Table<'z> {
         block.map(|block| block.records.len() / PEER_RECORD)
     }
 
-    /// Bytes in use; a slot is while an instance has it.
+    /// Bytes in use. Of the slots, only those of instances count.
     pub fn usage(&self) -> usize {
         let blocks: usize = self.live_blocks().map(|block| block.len()).sum();
         let slots = (0..self.layout.slot_count)

@@ -1,30 +1,31 @@
-//! What workers ask of worker 0, and what it withholds from a frozen target.
+//! Requests of workers that worker 0 query Consul now, and the changes it holds back while a target
+//! is frozen.
 
 use super::layout::{Table, entry as word, header};
 use super::platform::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
-/// What an answer would change, were the target not frozen.
+/// What the last answer would change if the target were not frozen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FrozenDiff {
-    /// Instances that would be new.
+    /// Instances that would join.
     pub joined: u32,
-    /// Instances that would be gone.
+    /// Instances that would leave.
     pub left: u32,
 }
 
 impl Table<'_> {
-    /// Has worker 0 ask Consul about the target now.
+    /// Asks worker 0 to query Consul for the target now.
     pub fn request_resync(&self, entry: usize) {
         self.entry_word(entry, word::RESYNC).store(1, Relaxed);
         self.word(header::RESYNCS).fetch_add(1, AcqRel);
     }
 
-    /// Moves when there may be something in [`Table::take_resyncs`].
+    /// Number of requests so far: when it moves, [`Table::take_resyncs`] may return some.
     pub fn resync_requests(&self) -> u64 {
         self.word(header::RESYNCS).load(Acquire)
     }
 
-    /// The targets that somebody wants asked about: entries and keys. Each is told of once.
+    /// Entries and keys of the targets to query now. Each request is returned once.
     pub fn take_resyncs(&self) -> Vec<(usize, u128)> {
         let is_asked = |entry: &usize| {
             let word = self.entry_word(*entry, word::RESYNC);
@@ -34,7 +35,7 @@ impl Table<'_> {
         asked.map(|entry| (entry, self.key(entry))).filter(|(_, key)| *key != 0).collect()
     }
 
-    /// Notes what the last answer would change; `true` if that is not what it was.
+    /// Notes what the last answer would change; `true` if the difference itself has changed.
     pub fn note_frozen_diff(&self, entry: usize, withheld: FrozenDiff) -> bool {
         let raw = u64::from(withheld.joined) << 32 | u64::from(withheld.left);
         self.entry_word(entry, word::FROZEN_DIFF).swap(raw, Relaxed) != raw

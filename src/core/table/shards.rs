@@ -9,8 +9,8 @@ use super::platform::is_alive;
 use crate::process::ProcessId;
 
 impl<'z> Table<'z> {
-    /// Takes a shard for the calling process and clears what a killed one left in it.
-    /// `None` if all shards are held by running processes; its requests are then not counted.
+    /// Takes a shard for the calling process, and clears what a killed process left in it.
+    /// `None` if running processes hold all shards; the caller's requests are then not counted.
     pub fn claim_shard(&self, me: ProcessId) -> Option<WorkerShard> {
         let can_be_taken = |holder| holder == 0 || !is_alive(holder);
         let shard = self.shards().find(|shard| self.seize(*shard, me, can_be_taken))?;
@@ -19,7 +19,7 @@ impl<'z> Table<'z> {
         Some(shard)
     }
 
-    /// Clears the shards of killed processes that no new worker has taken.
+    /// Clears and frees the shards of killed processes.
     pub fn clear_dead_shards(&self) {
         let me = ProcessId::own();
         let is_left = |holder| holder != 0 && !is_alive(holder);
@@ -37,14 +37,14 @@ impl<'z> Table<'z> {
         self.word(self.layout.shards + shard.0 as usize)
     }
 
-    /// Takes a shard from a holder that it may be taken from, if nobody else does.
+    /// Takes a shard if `can_be_taken` from its holder, unless another process is quicker.
     fn seize(&self, shard: WorkerShard, me: ProcessId, can_be_taken: impl Fn(u64) -> bool) -> bool {
         let holder = self.holder(shard).load(Acquire);
         let take = || self.holder(shard).compare_exchange(holder, me.get(), AcqRel, Acquire);
         can_be_taken(holder) && take().is_ok()
     }
 
-    /// Takes all requests of a shard out of flight, and what permits they hold; for its holder.
+    /// Clears the requests in flight of a shard, and their permits. Only its holder may.
     pub fn clear_shard(&self, shard: WorkerShard) {
         for slot in 0..self.layout.slot_count {
             let (word, shift) = self.shard_word(slot, shard);
@@ -57,7 +57,7 @@ impl<'z> Table<'z> {
         self.clear_permits(shard);
     }
 
-    /// Gives the shard back; what is still in it is cleared by the next holder.
+    /// Gives the shard back. The next holder clears what is still in it.
     pub fn release_shard(&self, shard: WorkerShard) {
         self.holder(shard).store(0, Release);
     }

@@ -1,4 +1,4 @@
-//! What the status says of the state file: when it was last written, and why it can't be.
+//! When the state file was last written, and why it can't be now, for the status.
 
 use std::io;
 

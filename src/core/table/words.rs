@@ -1,4 +1,4 @@
-//! Numbers and text as words.
+//! Numbers and text as words of the zone, and back.
 
 use super::platform::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::text::beginning;
@@ -13,7 +13,7 @@ pub(super) fn pack(bytes: &[u8]) -> Vec<u64> {
     bytes.chunks(8).map(word).collect()
 }
 
-/// The bytes of words, without zeros at their end: for text, which has none.
+/// The bytes of words, without zeros at the end. Only for text, which has no zeros.
 pub(super) fn unpack(words: impl Iterator<Item = u64>) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(words.size_hint().0 * 8);
     words.for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
@@ -34,11 +34,12 @@ pub(super) fn load_text(words: &[AtomicU64]) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Two numbers as a word, and back.
+/// Two numbers as a word.
 pub(super) fn join(upper: u32, lower: u32) -> u64 {
     u64::from(upper) << 32 | u64::from(lower)
 }
 
+/// The two numbers of a word.
 pub(super) fn split(word: u64) -> (u32, u32) {
     ((word >> 32) as u32, word as u32)
 }

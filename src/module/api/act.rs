@@ -1,4 +1,4 @@
-//! Doing what is asked for.
+//! The actions of the API.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -17,16 +17,16 @@ use crate::services::{Followed, Services};
 use crate::status::service;
 use nginx_consul_core::table_writer::now_ms;
 
-/// A request, and whom it is from.
-pub(super) struct Asked<'r> {
+/// A request, and its sender.
+pub(super) struct ApiRequest<'r> {
     pub(super) services: Services<'r>,
     pub(super) arguments: Arguments,
     pub(super) who: String,
-    /// The connection's.
+    /// The log of the connection.
     pub(super) log: Log<'r>,
 }
 
-/// Status and body.
+/// Status and body of the response.
 pub(super) type Answer = Result<(u16, Value), Refusal>;
 
 /// A set of a service's instances that upstreams follow, as the status shows it.
@@ -37,10 +37,10 @@ struct Selection {
     peers: Vec<(PeerRecord, Peer)>,
 }
 
-/// An instance, as a selection has it.
+/// An instance in a selection.
 type Found<'a> = (&'a Service, &'a PeerRecord, &'a Peer);
 
-impl Asked<'_> {
+impl ApiRequest<'_> {
     pub(super) fn answer(&self, route: &Route, body: &[u8]) -> Answer {
         let body = Body::parse(body)?;
         body.check(match route {
@@ -126,7 +126,7 @@ impl Asked<'_> {
         Ok((200, json!({ "service": name, "selections": selections })))
     }
 
-    /// The instances of these selections that go by this id or address.
+    /// The instances of these selections with this id or address.
     fn found<'a>(
         &self,
         selections: &'a [Selection],
@@ -159,7 +159,7 @@ impl Asked<'_> {
         Ok((200, json!({ "service": name, "instances": shown.collect::<Vec<_>>() })))
     }
 
-    /// The one instance that is meant, in every selection that it is in.
+    /// One instance, in every selection that has it.
     fn the_instance<'a>(
         &self,
         selections: &'a [Selection],
@@ -189,15 +189,15 @@ impl Asked<'_> {
             let text = format!("Consul has not answered for service \"{}\" yet", quote(name));
             return Err(Refusal::new(409, "NoData", text));
         }
-        self.put(&new, body)?;
+        self.set_overrides(&new, body)?;
         self.service(name)
     }
 
     fn thaw(&self, name: &str) -> Answer {
         let selections = self.selections(name)?;
         let is_meant = |key| selections.iter().any(|selection| selection.key == key);
-        let removed = self.take_back(|held| match self.arguments.upstream {
-            // Also one that the configuration has no more.
+        let removed = self.remove_overrides(|held| match self.arguments.upstream {
+            // Also a selection that the configuration no longer has.
             None => held.selection.is_some() && held.service == name,
             Some(_) => held.selection.is_some_and(is_meant),
         })?;
@@ -237,17 +237,18 @@ impl Asked<'_> {
                 upstream: self.arguments.upstream.clone(),
                 ..self.new_override(name, action, body)
             };
-            // Several selections may have it.
+            // Several selections may have the instance.
             if !new.iter().any(|new| new.is_about_same(&held)) {
                 new.push(held);
             }
         }
-        self.put(&new, body)?;
+        self.set_overrides(&new, body)?;
         self.instances(name, Some(id))
     }
 
     fn remove(&self, name: &str, id: &str) -> Answer {
-        // The instance need not be there, nor the service; but if it is, it may go by its address.
+        // The instance and the service need not exist any more; an instance that exists may be
+        // named by its address.
         let selections = self.selections(name).unwrap_or_default();
         let found = match self.the_instance(&selections, (name, id)) {
             Err(refusal) if refusal.status != 404 => return Err(refusal),
@@ -260,7 +261,7 @@ impl Asked<'_> {
             })
             .collect();
         let Arguments { upstream, node } = &self.arguments;
-        let removed = self.take_back(|held| {
+        let removed = self.remove_overrides(|held| {
             held.selection.is_none()
                 && held.service == name
                 && (upstream.is_none() || held.upstream == *upstream)
@@ -269,13 +270,13 @@ impl Asked<'_> {
         })?;
         if removed.is_empty() {
             let (id, name) = (quote(id), quote(name));
-            let text = format!("nothing is ordered of instance \"{id}\" of service \"{name}\"");
+            let text = format!("instance \"{id}\" of service \"{name}\" has no override");
             return Err(Refusal::new(404, "OverrideNotFound", text));
         }
-        Ok((200, json!({ "service": name, "lifted": removed })))
+        Ok((200, json!({ "service": name, "removed": removed })))
     }
 
-    /// One of a service, from now on.
+    /// An override for a service, from now on.
     fn new_override(&self, service: &str, action: Action, body: Body) -> Override {
         let now = now_ms();
         Override {
@@ -289,12 +290,12 @@ impl Asked<'_> {
         }
     }
 
-    fn put(&self, new: &[Override], body: Body) -> Result<(), Refusal> {
+    fn set_overrides(&self, new: &[Override], body: Body) -> Result<(), Refusal> {
         let set = self.services.table.set_overrides(new, ProcessId::own());
         set.map_err(|why| match why {
             NotSet::Full(_) => {
-                let text = format!("{why}; lift one, or make \"consul_zone\" larger");
-                Refusal::new(507, "TooManyOrders", text)
+                let text = format!("{why}; remove one, or increase the size in \"consul_zone\"");
+                Refusal::new(507, "TooManyOverrides", text)
             }
             NotSet::Busy => busy(),
         })?;
@@ -302,14 +303,17 @@ impl Asked<'_> {
         Ok(())
     }
 
-    fn take_back(&self, which: impl Fn(&Override) -> bool) -> Result<Vec<Override>, Refusal> {
+    fn remove_overrides(
+        &self,
+        which: impl Fn(&Override) -> bool,
+    ) -> Result<Vec<Override>, Refusal> {
         let removed = self.services.table.remove_overrides(which, ProcessId::own());
         let removed = removed.ok_or_else(busy)?;
         self.log_each(removed.iter().map(|held| control::removed_line(held, &self.who)));
         Ok(removed)
     }
 
-    /// What is ordered of several selections of a service is one line.
+    /// An override that holds for several selections of a service is one line.
     fn log_each(&self, lines: impl Iterator<Item = String>) {
         lines.collect::<BTreeSet<_>>().into_iter().for_each(|told| self.log(Level::Notice, told));
     }

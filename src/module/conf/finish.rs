@@ -18,7 +18,7 @@ use super::srv::{DynamicConf, SrvConf};
 use super::target::TargetMaker;
 use super::{check, on_demand};
 use crate::ffi::{self, Cf};
-use crate::peer::{self, Keepalive, OnDemandUpstream, Snapshots, Source, Upstream};
+use crate::peer::{self, Keepalive, OnDemandUpstream, Snapshots, Upstream, WatchedSet};
 use crate::variables::Used;
 use crate::zone;
 
@@ -59,7 +59,7 @@ pub(super) fn finish(cf: Cf<'_>, http: &mut HttpConf) -> Parsed {
         let Some(dynamic) = &conf.dynamic else { continue };
         let source = |target: usize| {
             let datacenter = plan.targets[target].query.datacenter.clone();
-            Source::new(plan.key(target), target, datacenter)
+            WatchedSet::new(plan.key(target), target, datacenter)
         };
         let sources = target_of.by_ref().take(count).map(source).collect();
         let settings = conf.settings.or(defaults);
@@ -148,7 +148,7 @@ fn gather(
 fn make_block(
     upstream: *mut ngx_http_upstream_srv_conf_t,
     (conf, dynamic, settings): (&SrvConf, &DynamicConf, &Settings),
-    sources: Box<[Source]>,
+    sources: Box<[WatchedSet]>,
     context: &ngx_http_conf_ctx_t,
 ) -> Upstream {
     // SAFETY: the block's name lives in the pool of the configuration.

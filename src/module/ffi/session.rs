@@ -1,20 +1,5 @@
 //! TLS sessions of peers, resumed over connections as nginx's own balancers do.
 
-use nginx_sys::{ngx_event_save_peer_session_pt, ngx_event_set_peer_session_pt};
-use nginx_sys::{ngx_int_t, ngx_peer_connection_t};
-
-type Set = extern "C" fn(*mut ngx_peer_connection_t, *mut std::ffi::c_void) -> ngx_int_t;
-type Save = extern "C" fn(*mut ngx_peer_connection_t, *mut std::ffi::c_void);
-
-/// Sets the two callbacks; nginx calls them for every TLS upstream without asking whether they
-/// are there.
-pub(crate) fn install(peer: &mut ngx_peer_connection_t, set: Set, save: Save) {
-    let set: ngx_event_set_peer_session_pt = Some(set);
-    let save: ngx_event_save_peer_session_pt = Some(save);
-    peer.set_session = set;
-    peer.save_session = save;
-}
-
 #[cfg(nginx_ssl)]
 pub(crate) use with_ssl::Sessions;
 #[cfg(not(nginx_ssl))]

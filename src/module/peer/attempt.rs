@@ -1,116 +1,126 @@
-//! A request's way through the instances: who is next, and how it went.
+//! A request's way through the peers of its upstream: which peer is next, and how it went.
+//!
+//! nginx's callbacks come with a pointer to the [`Attempt`] of their request. Variables that are
+//! evaluated while a callback runs look at the same one, so all of it is behind shared references:
+//! what changes is in cells.
 
-use std::ptr;
+use std::cell::{Cell, OnceCell};
+use std::ffi::c_void;
+use std::ptr::NonNull;
 use std::rc::Rc;
 
-use nginx_consul_core::balance::{Admission, Admitted, Picked, Tried};
+use nginx_consul_core::balance::{self, Admission, Admitted, Method, PickContext, Picked, Tried};
 use nginx_consul_core::table::Permit;
 use nginx_sys::{
-    NGX_PEER_FAILED, ngx_http_request_t, ngx_http_upstream_init_round_robin_peer,
+    NGX_LOG_WARN, NGX_PEER_FAILED, ngx_http_request_t, ngx_http_upstream_init_round_robin_peer,
     ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_log_t, ngx_peer_connection_t, ngx_uint_t,
 };
 
-use super::clock::now;
-use super::counters::Counted;
+use super::counters::{Account, AttemptCounters, Attempted};
 use super::delegate::Delegate;
-use super::keepalive::{InstanceRef, Keepalive, Kept, UpstreamPeer};
-use super::nginx_method::Snapshot;
-use super::trace;
-use super::trace::trace;
+use super::keepalive::{InstanceRef, Lease, UpstreamPeer};
+use super::nginx_method::MethodAttempt;
+use super::set::{PeerView, Turn};
+use super::trace::{self, trace};
 use super::upstream::Upstream;
-use super::view::PeerView;
-use super::worker::Worker;
-use crate::ffi::{DECLINED, ERROR, OK, bits};
+use super::worker::{Worker, is_traced, now};
+use crate::ffi::{DECLINED, OK};
 
-pub(super) mod callbacks;
-pub(super) mod cell;
-mod judge;
-
-/// A request to the block; `peer.data`.
+/// A request to an upstream; `peer.data`.
 pub(super) struct Attempt {
+    /// Of the configuration, which outlives the request, or what `_on_demand` holds.
+    upstream: NonNull<Upstream>,
+    /// The upstream of a service that the request has named.
+    _on_demand: Option<Rc<Upstream>>,
     view: Rc<PeerView>,
-    tried: Tried,
-    counted: Counted,
-    /// Lives in the configuration, which outlives the request, or in `named`.
-    block: *const Upstream,
-    /// Keeps the block of a service that the request has named.
-    _named: Option<Rc<Upstream>>,
     /// What the request is hashed by; lives as long as the request.
-    key: &'static [u8],
+    key: NonNull<[u8]>,
     pub(super) request: *mut ngx_http_request_t,
-    pub(super) upstream: *mut ngx_http_upstream_srv_conf_t,
-    picker: Picker,
+    pub(super) us: *mut ngx_http_upstream_srv_conf_t,
+    picker: Cell<Picker>,
+    /// With a method of nginx, over the first tier of the view.
+    method: OnceCell<MethodAttempt>,
+    /// nginx's round robin over the `server` lines, once no instance can be used.
+    servers: OnceCell<Box<Delegate>>,
+    tried: Tried,
+    counters: AttemptCounters,
     /// With `consul_keepalive`.
-    kept: Option<Kept>,
+    pub(super) lease: Lease,
 }
 
 /// Who picks.
-pub(super) enum Picker {
-    /// The block's method of ours, or round robin after nginx's method.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Picker {
+    /// The upstream's own method, or round robin after nginx's method.
     Own,
-    /// nginx's method, over these peers of the view's first tier.
-    Method(Rc<Snapshot>, Delegate),
-    /// Once no instance can be used: nginx's round robin over the block's `server` lines.
-    Servers(Delegate),
+    /// nginx's method.
+    Method,
+    /// nginx's round robin over the `server` lines.
+    Servers,
 }
 
 impl Attempt {
-    /// None is under way yet. `key` lives as long as the request; `named` keeps the block if that is
-    /// not of the configuration.
-    #[inline(always)]
-    pub(super) fn new(
-        (request, upstream): (*mut ngx_http_request_t, *mut ngx_http_upstream_srv_conf_t),
-        (block, named): (*const Upstream, Option<Rc<Upstream>>),
-        view: Rc<PeerView>,
-        key: &'static [u8],
-    ) -> Attempt {
-        Attempt {
-            view,
-            tried: Tried::default(),
-            counted: Counted::default(),
-            block,
-            _named: named,
-            key,
-            request,
-            upstream,
-            picker: Picker::Own,
-            kept: None,
-        }
-    }
-
-    /// Prepares a new attempt for picks by nginx's method; `false` if that fails.
+    /// No peer was picked yet.
     ///
     /// # Safety
     ///
-    /// The attempt is of a request with an upstream, and its callbacks are not set yet.
-    #[inline(never)]
-    pub(super) unsafe fn bind(attempt: *mut Attempt) -> bool {
-        // SAFETY: the caller's promise. While the method prepares the request, and may evaluate
-        // variables, nobody holds a reference to the attempt.
-        unsafe {
-            let (block, r) = (&*(*attempt).block, (*attempt).request);
-            let view = &(*attempt).view;
-            let Some(method) = block.nginx_method() else { return true };
-            let Some(snapshot) = method.snapshot(block, view) else { return true };
-            let Some(delegate) = Delegate::take(r, || snapshot.init(r)) else { return false };
-            if snapshot.is_first_use() {
-                method.note_first_use(block, &snapshot);
-            }
-            // The method has set its own, or nothing.
-            let peer = &raw mut (*(*r).upstream).peer;
-            (*peer).notify = if delegate.wants_notes() { Some(callbacks::notify) } else { None };
-            if !Rc::ptr_eq(view, snapshot.view()) {
-                (*attempt).view = Rc::clone(snapshot.view());
-            }
-            (*attempt).picker = Picker::Method(snapshot, delegate);
+    /// Request, upstream and key outlive the attempt.
+    #[inline(always)]
+    pub(super) unsafe fn new(
+        (request, us): (*mut ngx_http_request_t, *mut ngx_http_upstream_srv_conf_t),
+        (upstream, on_demand): (NonNull<Upstream>, Option<Rc<Upstream>>),
+        view: Rc<PeerView>,
+        key: NonNull<[u8]>,
+    ) -> Attempt {
+        Attempt {
+            upstream,
+            _on_demand: on_demand,
+            view,
+            key,
+            request,
+            us,
+            picker: Cell::new(Picker::Own),
+            method: OnceCell::new(),
+            servers: OnceCell::new(),
+            tried: Tried::default(),
+            counters: AttemptCounters::default(),
+            lease: Lease::default(),
         }
-        true
     }
 
-    /// Has the request take and leave idle connections. They stay where they are until its end.
-    #[inline]
-    pub(super) fn keep_alive(&mut self, keepalive: &Rc<Keepalive>) {
-        self.kept = Some(Kept::new(keepalive));
+    /// From here on a method of nginx picks.
+    pub(super) fn pick_by(&self, method: MethodAttempt) {
+        if self.method.set(method).is_ok() {
+            self.picker.set(Picker::Method);
+        }
+    }
+
+    /// nginx's method, as long as it picks.
+    pub(super) fn method(&self) -> Option<&MethodAttempt> {
+        self.method.get().filter(|_| self.picker.get() == Picker::Method)
+    }
+
+    /// nginx's round robin over the `server` lines, once it picks.
+    pub(super) fn servers(&self) -> Option<&Delegate> {
+        match self.picker.get() {
+            Picker::Servers => self.servers.get().map(Box::as_ref),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn upstream(&self) -> &Upstream {
+        // SAFETY: the configuration outlives the request, or `_on_demand` holds the upstream.
+        unsafe { self.upstream.as_ref() }
+    }
+
+    pub(super) fn view(&self) -> &PeerView {
+        &self.view
+    }
+
+    /// The peer that has the request.
+    pub(super) fn peer(&self) -> Option<usize> {
+        self.counters.peer()
     }
 
     /// `peer.get`, but for idle connections.
@@ -119,50 +129,67 @@ impl Attempt {
     ///
     /// `pc` is the request's connection.
     #[inline(always)]
-    unsafe fn get(&mut self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
-        // SAFETY: the caller's promise. First of all, as nginx's own balancers do: while this says
-        // that a kept connection was used, ngx_http_upstream_next() asks again, though nobody is left.
-        unsafe {
-            bits::peer_connection::CACHED.set(pc, false);
-            (*pc).connection = ptr::null_mut();
-        }
-        if let Some(kept) = &mut self.kept {
-            kept.forget();
-        }
+    pub(super) unsafe fn get(&self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
         // nginx has freed the peer before; this is for what it forgets.
-        if self.counted.is_in_flight() {
-            self.counted.end();
+        if self.counters.is_under_way() {
+            self.counters.end();
         }
-        match &self.picker {
+        match self.picker.get() {
             Picker::Own => self.pick(pc),
-            Picker::Method(..) => self.pick_by_method(pc),
-            Picker::Servers(servers) => servers.get(pc),
+            Picker::Method => self.pick_by_method(pc),
+            Picker::Servers => self.servers().map_or(DECLINED, |servers| servers.get(pc)),
         }
     }
 
     #[inline(always)]
-    fn pick(&mut self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
-        // SAFETY: the configuration outlives the request, or the attempt keeps the block.
-        let block = unsafe { &*self.block };
-        let now = now();
-        let Some(worker) = block.worker() else { return self.get_none(pc) };
-        let admitted = block.pick(worker, &self.view, &self.tried, self.key, now);
+    fn pick(&self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
+        let upstream = self.upstream();
+        let Some(worker) = upstream.worker.get() else { return self.get_none(pc) };
+        let (now, options) = (now(), &upstream.options);
+        let (view, table, tried) = (self.view.peers(), worker.table(), &self.tried);
+        // SAFETY: the key lives as long as the request (the promise of new()).
+        let key = unsafe { self.key.as_ref() };
+        let alone = !options.has_fallback;
+        let mut context = PickContext { view, table, tried, now, key, panic: false, alone };
+        if options.panic.is_some() {
+            context.panic = upstream.is_in_panic(&context);
+        }
+        let shared = || upstream.shared(worker);
+        let admitted = {
+            let Turn { cursor, rng } = &mut *self.view.turn.borrow_mut();
+            balance::pick(options.balance.method, &context, shared, cursor, rng)
+        };
         let Some(Admitted { picked, permit }) = admitted else { return self.get_none(pc) };
-        let peer = picked.info.number as usize;
-        self.counted.begin(worker, picked, permit, now.monotonic);
-        self.point(pc, peer)
+        self.counters.begin(worker, picked, permit, now.monotonic);
+        self.point(pc, picked.info.number as usize)
     }
 
-    /// Asks nginx's method. What it can't use, and what has changed since the request began, is left
-    /// to our round robin.
+    /// Points the connection at the peer that was picked.
+    #[inline(always)]
+    fn point(&self, pc: *mut ngx_peer_connection_t, peer: usize) -> ngx_int_t {
+        // SAFETY: nginx passes the request's connection.
+        let pc = unsafe { &mut *pc };
+        if is_traced(pc.log) {
+            self.trace_pick(pc.log, Some(peer));
+        }
+        self.tried.insert(peer);
+        self.view.point(pc, peer);
+        OK
+    }
+
+    /// Asks nginx's method. Our round robin picks if the method can't, also if the set has changed
+    /// since the request began.
     #[inline(never)]
-    fn pick_by_method(&mut self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
-        let Picker::Method(snapshot, method) = &self.picker else { return ERROR };
-        let (block, worker) = (self.block(), self.block().worker());
-        // Methods that keep their tables in the block have them of the newest snapshot.
-        let is_newest = || block.nginx_method().is_some_and(|method| method.is_current(snapshot));
-        let may_ask = self.tried.count() == 0 || is_newest();
-        let Some(worker) = worker.filter(|_| may_ask) else { return self.pick_after_method(pc) };
+    fn pick_by_method(&self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
+        let upstream = self.upstream();
+        let tried = self.tried.count();
+        let found = || {
+            let (method, snapshots) = (self.method()?, upstream.nginx_method.as_ref()?);
+            (tried == 0 || method.is_newest(snapshots)).then_some(method)
+        };
+        let Some((method, worker)) = found().zip(upstream.worker.get()) else {
+            return self.pick_after_method(pc);
+        };
         let mut permit = None;
         if self.is_single() {
             match self.admit_to_single(worker) {
@@ -171,16 +198,13 @@ impl Attempt {
                 Admission::Refused => return self.get_none(pc),
             }
         }
-        let picked = method.get(pc);
-        // SAFETY: nginx passes the request's connection.
-        let peer = self.view.number_at(unsafe { (*pc).sockaddr });
-        match (picked, peer) {
-            (OK, Some(peer)) => {
-                let picked = picked_of(worker, &self.view, peer);
-                self.counted.begin(worker, picked, permit, now().monotonic);
+        match method.pick(pc) {
+            Some(peer) => {
+                let picked = self.picked(worker, peer);
+                self.counters.begin(worker, picked, permit, now().monotonic);
                 self.point(pc, peer)
             }
-            _ => {
+            None => {
                 permit.into_iter().for_each(Permit::end);
                 self.pick_after_method(pc)
             }
@@ -188,34 +212,72 @@ impl Attempt {
     }
 
     #[cold]
-    fn pick_after_method(&mut self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
-        self.picker = Picker::Own;
+    fn pick_after_method(&self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
+        self.picker.set(Picker::Own);
         self.pick(pc)
     }
 
-    /// Whether the request may try the block's only instance; nginx's method decides on others.
+    /// Whether the request may try the upstream's only instance; nginx's method decides on others.
     #[inline(never)]
     fn admit_to_single(&self, worker: Worker) -> Admission<'static> {
-        let picked = picked_of(worker, &self.view, 0);
+        let picked = self.picked(worker, 0);
         if !picked.counters.has_fails() {
             return Admission::Free;
         }
-        let (block, tried) = (self.block(), Tried::default());
-        let candidates = block.candidates(&worker.share().table, self.view.peers(), &tried);
-        candidates.admit(picked, &block.shared(worker))
+        let (upstream, tried) = (self.upstream(), Tried::default());
+        let context = upstream.pick_context(worker.table(), self.view.peers(), &tried);
+        context.admit(picked, &upstream.shared(worker))
     }
 
-    /// Points the connection at the peer that was picked.
-    #[inline(always)]
-    fn point(&mut self, pc: *mut ngx_peer_connection_t, peer: usize) -> ngx_int_t {
+    /// A peer that nginx's method decides on.
+    fn picked(&self, worker: Worker, peer: usize) -> Picked<'_, 'static> {
+        let info = self.view.peers().info(peer);
+        Picked { info, counters: worker.table().peer_counters(info.slot) }
+    }
+
+    /// No instance can be used.
+    #[cold]
+    #[inline(never)]
+    fn get_none(&self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
+        self.counters.end();
         // SAFETY: nginx passes the request's connection.
-        let pc = unsafe { &mut *pc };
-        if trace::is_on(pc.log) {
-            self.tell(pc.log, Some(peer));
+        let log = unsafe { (*pc).log };
+        if is_traced(log) {
+            self.trace_pick(log, None);
         }
-        self.tried.insert(peer);
-        self.view.point(pc, peer);
-        OK
+        if let Some(servers) = self.fall_back_to_servers() {
+            trace!(log, "consul: on to the \"server\" lines");
+            return servers.get(pc);
+        }
+        if self.tried.count() == 0 {
+            self.upstream().log_no_peers(log);
+        }
+        // SAFETY: as above.
+        let pc = unsafe { &mut *pc };
+        pc.name = self.upstream().name_ptr();
+        pc.tries = 0;
+        // Not NGX_BUSY: nginx would log a line for each request.
+        DECLINED
+    }
+
+    /// From here on the upstream's `server` lines are asked, if it has some.
+    fn fall_back_to_servers(&self) -> Option<&Delegate> {
+        if !self.upstream().options.has_fallback {
+            return None;
+        }
+        let (r, us) = (self.request, self.us);
+        // SAFETY: the request and the upstream that peer.init got.
+        let init = || unsafe { ngx_http_upstream_init_round_robin_peer(r, us) };
+        // SAFETY: as above; round robin's data lives in the request's pool.
+        let servers = unsafe { Delegate::new(r, init) }?;
+        self.counters.forget_last();
+        self.picker.set(Picker::Servers);
+        Some(self.servers.get_or_init(|| Box::new(servers)))
+    }
+
+    /// Whether there is one instance and no `server` line.
+    fn is_single(&self) -> bool {
+        self.view.len() == 1 && !self.upstream().options.has_fallback
     }
 
     /// `peer.free`, but for idle connections.
@@ -224,134 +286,110 @@ impl Attempt {
     ///
     /// `pc` is the request's connection.
     #[inline(always)]
-    unsafe fn free(&mut self, pc: *mut ngx_peer_connection_t, state: ngx_uint_t) {
+    pub(super) unsafe fn free(&self, pc: *mut ngx_peer_connection_t, state: ngx_uint_t) {
         // SAFETY: the caller's promise.
         let tries = unsafe { (*pc).tries };
-        match &self.picker {
-            Picker::Own => {}
-            Picker::Method(snapshot, method) => {
-                method.free(pc, state);
-                self.note_end(snapshot);
-            }
-            Picker::Servers(servers) => return servers.free(pc, state),
+        if self.picker.get() != Picker::Own && self.free_delegate(pc, state) {
+            return;
         }
         // SAFETY: as above.
         let pc = unsafe { &mut *pc };
+        let upstream = self.upstream();
         let single = self.is_single();
-        if let (true, Some(peer)) = (trace::is_on(pc.log), self.counted.peer()) {
+        if let (true, Some(peer)) = (is_traced(pc.log), self.counters.peer()) {
             let failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;
-            trace::ended(pc.log, self.block(), &self.view, peer, failed);
+            trace::done(pc.log, upstream, &self.view, peer, failed);
         }
-        self.judge(state, single, pc.log);
-        self.counted.end();
+        // SAFETY: the request that peer.init got.
+        let attempted = unsafe { Attempted::new(self.request, state) };
+        if upstream.options.balance.method == Method::LeastTime {
+            self.counters.note_time(attempted, &self.view);
+        }
+        let account = Account { upstream, view: &self.view, single };
+        if self.counters.judge(attempted, account) && self.picker.get() == Picker::Own {
+            warn_of_failures(pc.log);
+        }
+        self.counters.end();
         pc.tries = if single { 0 } else { tries.saturating_sub(1) };
     }
 
-    /// A request to a peer of nginx's ends: newer ones count it too.
-    #[inline]
-    fn note_end(&self, snapshot: &Rc<Snapshot>) {
-        if let (Some(method), Some(peer)) = (self.block().nginx_method(), self.counted.peer()) {
-            if !method.is_current(snapshot) {
-                method.note_end(snapshot, peer);
-            }
+    /// Tells the other balancer that picks; `true` if that is for the `server` lines.
+    #[inline(never)]
+    fn free_delegate(&self, pc: *mut ngx_peer_connection_t, state: ngx_uint_t) -> bool {
+        if let Some((method, snapshots)) = self.method().zip(self.upstream().nginx_method.as_ref())
+        {
+            method.free(snapshots, (pc, state), self.counters.peer());
+        }
+        let servers = self.servers();
+        servers.inspect(|servers| servers.free(pc, state)).is_some()
+    }
+
+    /// nginx has accepted the response header.
+    #[inline(always)]
+    pub(super) fn note_header(&self) {
+        if self.counters.note_header() {
+            self.judge_header();
         }
     }
 
-    fn block(&self) -> &Upstream {
-        // SAFETY: the configuration outlives the request, or the attempt keeps the block.
-        unsafe { &*self.block }
-    }
-
-    /// Whether there is one instance and nobody else.
-    fn is_single(&self) -> bool {
-        self.view.len() == 1 && !self.block().has_fallback()
-    }
-
-    /// The peer that has the request, and what the request keeps of connections.
-    #[inline]
-    fn connection(&mut self) -> Option<(UpstreamPeer<'_>, &mut Kept)> {
-        // SAFETY: the configuration outlives the request, or the attempt keeps the block.
-        let block = unsafe { &*self.block };
-        let peer = match (&self.picker, self.counted.peer()) {
-            (Picker::Servers(_), _) => UpstreamPeer::Server,
-            (_, peer) => {
-                UpstreamPeer::Instance(InstanceRef { block, view: &self.view, peer: peer? })
-            }
-        };
-        Some((peer, self.kept.as_mut()?))
-    }
-
-    /// Writes who was picked to the debug log, and before the first attempt what there is.
     #[cold]
-    fn tell(&self, log: *mut ngx_log_t, peer: Option<usize>) {
-        if self.tried.count() == 0 {
-            trace::held(log, self.block(), &self.view);
-        }
-        trace::picked(log, self.block(), (&self.view, &self.tried), peer);
+    #[inline(never)]
+    fn judge_header(&self) {
+        // SAFETY: the request that peer.init got.
+        let attempted = unsafe { Attempted::new(self.request, 0) };
+        let (upstream, view, single) = (self.upstream(), &*self.view, self.is_single());
+        self.counters.judge_header(attempted, Account { upstream, view, single });
     }
 
-    /// No instance can be used.
+    /// The peer that has the request, as keepalive knows it.
+    #[inline]
+    pub(super) fn upstream_peer(&self) -> Option<UpstreamPeer<'_>> {
+        if self.picker.get() == Picker::Servers {
+            return Some(UpstreamPeer::Server);
+        }
+        let (sets, view) = (&*self.upstream().sets, &*self.view);
+        let record = view.peers().records().get(self.counters.peer()?)?;
+        Some(UpstreamPeer::Instance(InstanceRef { sets, view, record }))
+    }
+
+    /// Writes which peer was picked to the debug log, and before the first attempt the sets.
     #[cold]
-    fn get_none(&mut self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
-        self.counted.end();
-        // SAFETY: nginx passes the request's connection.
-        let log = unsafe { (*pc).log };
-        if trace::is_on(log) {
-            self.tell(log, None);
+    #[inline(never)]
+    fn trace_pick(&self, log: *mut ngx_log_t, peer: Option<usize>) {
+        let (upstream, tried) = (self.upstream(), &self.tried);
+        if tried.count() == 0 {
+            trace::set(log, upstream, &self.view);
         }
-        if let Some(servers) = self.turn_to_servers() {
-            trace!(log, "consul: on to the \"server\" lines");
-            return servers.get(pc);
-        }
-        // SAFETY: as above.
-        let pc = unsafe { &mut *pc };
-        if self.tried.count() == 0 {
-            self.block().complain(pc.log);
-        }
-        // Not NGX_BUSY: nginx would log a line for each request.
-        pc.name = self.block().name_ptr();
-        pc.tries = 0;
-        DECLINED
+        trace::pick(log, upstream, (&self.view, tried), peer);
     }
 
-    /// From here on the block's `server` lines are asked, if it has some.
-    fn turn_to_servers(&mut self) -> Option<&Delegate> {
-        if !self.block().has_fallback() {
-            return None;
-        }
-        let (r, us) = (self.request, self.upstream);
-        // SAFETY: the request and block that peer.init got.
-        let servers =
-            unsafe { Delegate::new(r, || ngx_http_upstream_init_round_robin_peer(r, us)) }?;
-        self.counted.forget_last();
-        self.picker = Picker::Servers(servers);
-        self.servers()
+    /// The peer that the request went to last, by its number in the view; `None` if it went to a
+    /// `server` line.
+    pub(super) fn last_instance(&self) -> Option<Option<usize>> {
+        (self.picker.get() != Picker::Servers).then(|| self.counters.last())
     }
-
-    fn servers(&self) -> Option<&Delegate> {
-        if let Picker::Servers(servers) = &self.picker { Some(servers) } else { None }
-    }
-
-    /// The block that the request was sent to, what it picked from, and the peer that it went to last;
-    /// `None` if it went to a `server` line.
-    pub(super) fn served(&self) -> Option<(&Upstream, &PeerView, Option<usize>)> {
-        match self.picker {
-            Picker::Servers(_) => None,
-            _ => Some((self.block(), &self.view, self.counted.last())),
-        }
-    }
-}
-
-/// A peer that nginx's method decides on.
-#[inline]
-fn picked_of(worker: Worker, view: &PeerView, peer: usize) -> Picked<'_, 'static> {
-    let known = view.peers().info(peer);
-    Picked { info: known, counters: worker.share().table.peer_counters(known.slot) }
 }
 
 impl Drop for Attempt {
     /// With the request's pool; nginx has freed the peer before, so this is for what it forgets.
     fn drop(&mut self) {
-        self.counted.end();
+        self.counters.end();
     }
+}
+
+#[cold]
+fn warn_of_failures(log: *mut ngx_log_t) {
+    ngx::ngx_log_error!(NGX_LOG_WARN, log, "upstream server temporarily disabled");
+}
+
+/// The attempt of a request.
+///
+/// # Safety
+///
+/// `data` is the `peer.data` of a request that `peer.init` set.
+#[inline(always)]
+pub(super) unsafe fn attempt<'a>(data: *mut c_void) -> &'a Attempt {
+    // SAFETY: the caller's promise; the attempt lives as long as the request's pool, and there are
+    // shared references only.
+    unsafe { &*data.cast::<Attempt>() }
 }

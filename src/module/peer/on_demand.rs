@@ -16,13 +16,12 @@ use nginx_sys::{
     ngx_http_request_t, ngx_int_t, ngx_log_t,
 };
 
-use super::clock::{Interval, now};
+use super::set::WatchedSet;
 use super::upstream::Upstream;
-use super::watched_set::Source;
-use super::worker::Worker;
+use super::worker::{Interval, Worker, now};
 use crate::ffi::{OK, bytes, str_over};
 
-/// Services that were dropped are looked for whenever so many more are kept.
+/// Upstreams of dropped services are removed whenever so many more are kept.
 const PURGE: usize = 64;
 
 /// What the configuration says.
@@ -36,9 +35,10 @@ pub(crate) struct Options {
     pub(crate) unknown_status: i16,
 }
 
-/// The block as one worker sees it: an [`Upstream`] for each service that its requests have named.
+/// An `upstream` whose service requests name, as one worker sees it: an [`Upstream`] for each service
+/// that they have named.
 pub(crate) struct OnDemandUpstream {
-    /// What each of them is made like.
+    /// What each of them is made like; itself it has no peers.
     pattern: Upstream,
     options: Options,
     templates: Arc<Templates>,
@@ -47,18 +47,18 @@ pub(crate) struct OnDemandUpstream {
     plan: Arc<Plan>,
     worker: Cell<Option<Worker>>,
     /// By name, in lower case.
-    blocks: RefCell<HashMap<Box<[u8]>, Rc<Upstream>>>,
-    /// For requests whose service can't be had.
+    upstreams: RefCell<HashMap<Box<[u8]>, Rc<Upstream>>>,
+    /// Without peers, for requests whose service can't be had.
     nobody: Rc<Upstream>,
     complained: Interval,
 }
 
-/// A service that this worker has no block for yet.
+/// A service that this worker has no upstream for yet.
 pub(crate) struct New {
-    /// Its verdict's.
+    /// Of its result in the lookup cache.
     key: u128,
     service: ServiceName,
-    places: Vec<ServiceTarget>,
+    targets: Vec<ServiceTarget>,
 }
 
 impl New {
@@ -67,7 +67,8 @@ impl New {
         &self.service.name
     }
 
-    /// Has worker 0 find out about it. If too many others are asked for, who waits asks again.
+    /// Asks worker 0 to look it up. If the queue is full, the request is lost; a caller that waits
+    /// asks again.
     pub(crate) fn ask(&self) {
         if let Some(channel) = Channel::get() {
             channel.ask(&self.service);
@@ -78,8 +79,8 @@ impl New {
 /// What is known of the service that a request names.
 pub(crate) enum Lookup {
     /// It is followed.
-    PeerInfo(Rc<Upstream>),
-    /// Nobody has asked for it yet, or there is no answer.
+    Followed(Rc<Upstream>),
+    /// There is no result yet.
     New(New),
     /// It can't be had.
     Refused(Why),
@@ -112,7 +113,7 @@ impl OnDemandUpstream {
             number,
             plan,
             worker: Cell::new(None),
-            blocks: RefCell::default(),
+            upstreams: RefCell::default(),
             complained: Interval::default(),
         }
     }
@@ -123,7 +124,7 @@ impl OnDemandUpstream {
         self.nobody.start(worker);
     }
 
-    /// The block that each service's is made like; itself it has no peers.
+    /// The upstream that each service's is made like; itself it has no peers.
     pub(crate) fn pattern(&self) -> &Upstream {
         &self.pattern
     }
@@ -144,44 +145,50 @@ impl OnDemandUpstream {
     /// `r` is a valid request; the name lives as long as it.
     pub(crate) unsafe fn name<'a>(&self, r: *mut ngx_http_request_t) -> Option<&'a [u8]> {
         let mut name = str_over(b"");
-        // SAFETY: the value was compiled for this configuration, which outlives the request. So
-        // many captures are valid, of an array that never shrinks.
-        unsafe {
-            // The pattern of a `map` puts its captures in place of those of the location.
+        // A `map` puts the captures of its pattern in place of those of the location.
+        // SAFETY: the request is valid; so many captures are, in an array that never shrinks.
+        let (count, data, captures) = unsafe {
             let (count, data) = ((*r).ncaptures, (*r).captures_data);
-            let kept = match count {
+            let captures = match count {
                 0 => Vec::new(),
                 _ => std::slice::from_raw_parts((*r).captures, count).to_vec(),
             };
-            let done = ngx_http_complex_value(r, self.options.service.as_ptr(), &mut name) == OK;
+            (count, data, captures)
+        };
+        // SAFETY: the value was compiled for this configuration, which outlives the request.
+        let done =
+            unsafe { ngx_http_complex_value(r, self.options.service.as_ptr(), &mut name) == OK };
+        // SAFETY: as above.
+        unsafe {
             if count != 0 {
-                ptr::copy_nonoverlapping(kept.as_ptr(), (*r).captures, count);
+                ptr::copy_nonoverlapping(captures.as_ptr(), (*r).captures, count);
             }
             ((*r).ncaptures, (*r).captures_data) = (count, data);
-            done.then(|| bytes(&name))
         }
+        // SAFETY: nginx has put the name into the request's pool, or it is part of the configuration.
+        done.then(|| unsafe { bytes(&name) })
     }
 
-    /// The block of the service that the request names, or one without peers. `None` if the name
-    /// can't be told.
+    /// The upstream of the service that the request names, or one without peers. `None` if the name
+    /// can't be evaluated.
     ///
     /// # Safety
     ///
     /// `r` is a valid request.
-    pub(super) unsafe fn block_of(&self, r: *mut ngx_http_request_t) -> Option<Rc<Upstream>> {
+    pub(super) unsafe fn upstream_of(&self, r: *mut ngx_http_request_t) -> Option<Rc<Upstream>> {
         // SAFETY: the caller's promise.
         let name = unsafe { self.name(r)? };
         let why = match self.look_up(name) {
-            Lookup::PeerInfo(block) => return Some(block),
+            Lookup::Followed(upstream) => return Some(upstream),
             Lookup::Refused(why) => why,
             Lookup::New(new) => {
-                // It has not waited, or the service was dropped at this moment.
+                // The request has not waited, or the service was dropped in this moment.
                 new.ask();
                 Why::Late
             }
         };
         // SAFETY: a request's connection has a log.
-        self.complain(name, why, unsafe { (*(*r).connection).log });
+        self.log_refusal(name, why, unsafe { (*(*r).connection).log });
         Some(Rc::clone(&self.nobody))
     }
 
@@ -190,74 +197,74 @@ impl OnDemandUpstream {
         let (Some(worker), Some(template)) = (self.worker.get(), self.template()) else {
             return Lookup::Refused(Why::Failed);
         };
-        if let Some(block) = self.held(raw, worker) {
-            return Lookup::PeerInfo(block);
+        if let Some(upstream) = self.held(raw, worker) {
+            return Lookup::Followed(upstream);
         }
         let name = match template.allowed.check(raw) {
             Ok(name) => name,
             Err(refusal) => return Lookup::Refused(Why::Name(refusal)),
         };
-        if let Some(block) = self.held(name.as_bytes(), worker) {
-            return Lookup::PeerInfo(block);
+        if let Some(upstream) = self.held(name.as_bytes(), worker) {
+            return Lookup::Followed(upstream);
         }
-        let places = template.targets_of(&name, &self.plan);
-        let new = New { key: template.lookup_key(&name), service: template.named(&name), places };
+        let (key, service) = (template.lookup_key(&name), template.named(&name));
+        let new = New { key, service, targets: template.targets_of(&name, &self.plan) };
         match outcome(&new, worker) {
-            Some(Ok(())) => Lookup::PeerInfo(self.keep(new, worker)),
+            Some(Ok(())) => Lookup::Followed(self.keep(new, worker)),
             Some(Err(why)) => Lookup::Refused(why),
             None => Lookup::New(new),
         }
     }
 
-    /// The block of a service, unless the service was dropped meanwhile.
+    /// The upstream of a service, unless the service was dropped meanwhile.
     fn held(&self, name: &[u8], worker: Worker) -> Option<Rc<Upstream>> {
-        let block = self.blocks.borrow().get(name).map(Rc::clone)?;
-        if block.note_used(worker) {
-            return Some(block);
+        let upstream = self.upstreams.borrow().get(name).map(Rc::clone)?;
+        if upstream.sets.note_used(worker) {
+            return Some(upstream);
         }
-        self.blocks.borrow_mut().remove(name);
+        self.upstreams.borrow_mut().remove(name);
         None
     }
 
     fn keep(&self, new: New, worker: Worker) -> Rc<Upstream> {
-        let (name, places) = (new.service.name, new.places);
-        let source = |place: ServiceTarget| {
+        let name = new.service.name;
+        let set = |place: ServiceTarget| {
             let number = place.fixed.unwrap_or(usize::MAX);
-            Source::new(place.key, number, place.target.query.datacenter)
+            WatchedSet::new(place.key, number, place.target.query.datacenter)
         };
-        let sources = places.into_iter().map(source).collect();
-        let block = Rc::new(self.pattern.for_service(&name, sources));
-        block.start(worker);
-        block.note_used(worker);
-        let mut blocks = self.blocks.borrow_mut();
-        if blocks.len() % PURGE == PURGE - 1 {
-            blocks.retain(|_, block| block.is_current(worker));
+        let sets = new.targets.into_iter().map(set).collect();
+        let upstream = Rc::new(self.pattern.for_service(&name, sets));
+        upstream.start(worker);
+        upstream.sets.note_used(worker);
+        let mut upstreams = self.upstreams.borrow_mut();
+        if upstreams.len() % PURGE == PURGE - 1 {
+            upstreams.retain(|_, upstream| upstream.sets.is_current(worker));
         }
-        blocks.insert(name.as_bytes().into(), Rc::clone(&block));
-        block
+        upstreams.insert(name.as_bytes().into(), Rc::clone(&upstream));
+        upstream
     }
 
-    /// Whether there is an answer for a service that was asked for.
+    /// Whether there is a result for a service that was asked for.
     pub(crate) fn is_answered(&self, new: &New) -> bool {
         self.worker.get().is_none_or(|worker| outcome(new, worker).is_some())
     }
 
-    /// What a request whose service can't be had is answered; the log says why.
+    /// The response status for a request whose service can't be had; the log says why.
     pub(crate) fn refuse(&self, name: &[u8], why: Why, log: *mut ngx_log_t) -> ngx_int_t {
-        self.complain(name, why, log);
+        self.log_refusal(name, why, log);
         match why {
             Why::Name(_) | Why::Absent => self.options.unknown_status.into(),
             Why::Failed | Why::Late => NGX_HTTP_BAD_GATEWAY as ngx_int_t,
         }
     }
 
-    /// Whether the service has one peer in this worker's eyes, and nobody else to ask.
+    /// Whether the service has one peer, and the upstream no `server` lines, as this worker knows.
     pub(crate) fn is_single(&self, name: &str) -> bool {
-        self.blocks.borrow().get(name.as_bytes()).is_some_and(|block| block.is_single())
+        self.upstreams.borrow().get(name.as_bytes()).is_some_and(|upstream| upstream.is_single())
     }
 
-    /// Says, once a second at most, that a service can't be had.
-    fn complain(&self, name: &[u8], why: Why, log: *mut ngx_log_t) {
+    /// Logs, once a second at most, that a service can't be had.
+    fn log_refusal(&self, name: &[u8], why: Why, log: *mut ngx_log_t) {
         if !self.complained.is_due() {
             return;
         }
@@ -271,15 +278,15 @@ impl OnDemandUpstream {
     }
 }
 
-/// Whether a service can be had; `None` while nobody knows.
+/// Whether a service can be had; `None` while that is not known.
 fn outcome(new: &New, worker: Worker) -> Option<Result<(), Why>> {
-    if new.places.iter().all(|place| place.fixed.is_some()) {
+    if new.targets.iter().all(|place| place.fixed.is_some()) {
         return Some(Ok(()));
     }
     match worker.table.lookup_result(new.key, now().millis)? {
         LookupResult::Absent => Some(Err(Why::Absent)),
         LookupResult::Failed => Some(Err(Why::Failed)),
-        LookupResult::Followed => is_ready(&new.places, worker.table).then_some(Ok(())),
+        LookupResult::Followed => is_ready(&new.targets, worker.table).then_some(Ok(())),
     }
 }
 

@@ -2,61 +2,54 @@
 //! the request's connection, so that nginx's `debug_connection` chooses whose are written.
 
 use nginx_consul_core::balance::Tried;
-use nginx_sys::{NGX_LOG_DEBUG_HTTP, ngx_log_t};
+use nginx_sys::ngx_log_t;
 
+use super::set::PeerView;
 use super::upstream::Upstream;
-use super::view::PeerView;
 
-/// So many peers that were passed over are named for each pick.
+/// Most peers that are named as passed over for a pick.
 const MOST: usize = 16;
-
-/// Whether debug lines are wanted: the only thing that is looked at when they aren't.
-#[inline(always)]
-pub(crate) fn is_on(log: *const ngx_log_t) -> bool {
-    // SAFETY: nginx passes valid logs; a request's connection has one.
-    unsafe { (*log).log_level & NGX_LOG_DEBUG_HTTP as usize != 0 }
-}
 
 /// Writes a debug line, if they are wanted.
 macro_rules! trace {
     ($log:expr, $($text:tt)+) => {
-        if $crate::peer::trace::is_on($log) {
+        if $crate::peer::is_traced($log) {
             ::ngx::ngx_log_error!(::nginx_sys::NGX_LOG_DEBUG, $log, $($text)+);
         }
     };
 }
 pub(crate) use trace;
 
-/// The sets that a request holds.
+/// The sets that a request picks from.
 #[cold]
-pub(super) fn held(log: *mut ngx_log_t, block: &Upstream, view: &PeerView) {
-    let (service, peers) = (block.service.escape_debug(), view.peers().records().len());
+pub(super) fn set(log: *mut ngx_log_t, upstream: &Upstream, view: &PeerView) {
+    let (service, peers) = (upstream.service().escape_debug(), view.len());
     let generations: Vec<String> = view.peers().generations().iter().map(u64::to_string).collect();
     trace!(
         log,
         "consul: upstream \"{}\": service \"{service}\", {peers} peers, generation {}",
-        block.name(),
+        upstream.name(),
         generations.join(",")
     );
 }
 
-/// Who was picked, and who was passed over before that.
+/// The peer that was picked, and those that were passed over.
 #[cold]
-pub(super) fn picked(
+pub(super) fn pick(
     log: *mut ngx_log_t,
-    block: &Upstream,
+    upstream: &Upstream,
     (view, tried): (&PeerView, &Tried),
     peer: Option<usize>,
 ) {
-    let name = block.name();
-    if let Some(worker) = block.worker() {
-        let candidates = block.candidates(&worker.table, view.peers(), tried);
-        let mut told = 0;
+    let name = upstream.name();
+    if let Some(worker) = upstream.worker.get() {
+        let context = upstream.pick_context(worker.table(), view.peers(), tried);
+        let mut named = 0;
         for (other, record) in view.peers().records().iter().enumerate() {
-            let obstacle = if Some(other) == peer { None } else { candidates.obstacle(other) };
+            let obstacle = if Some(other) == peer { None } else { context.obstacle(other) };
             let Some(why) = obstacle else { continue };
-            told += 1;
-            if told > MOST {
+            named += 1;
+            if named > MOST {
                 trace!(log, "consul: upstream \"{name}\": more peers passed over");
                 break;
             }
@@ -64,10 +57,10 @@ pub(super) fn picked(
             trace!(log, "consul: upstream \"{name}\": {address} passed over, {why}");
         }
     }
-    let (method, attempt) = (block.method_name(), tried.count() + 1);
+    let (method, attempt) = (upstream.method_name(), tried.count() + 1);
     let found = peer.and_then(|peer| {
         let tier = view.peers().tiers().iter().position(|tier| tier.peers().contains(&peer))?;
-        Some((view.peers().records()[peer].addr(), tier + 1))
+        Some((view.peers().records().get(peer)?.addr(), tier + 1))
     });
     match found {
         Some((address, tier)) => trace!(
@@ -81,14 +74,15 @@ pub(super) fn picked(
 
 /// How an attempt ended.
 #[cold]
-pub(super) fn ended(
+pub(super) fn done(
     log: *mut ngx_log_t,
-    block: &Upstream,
+    upstream: &Upstream,
     view: &PeerView,
     peer: usize,
     failed: bool,
 ) {
-    let (name, address) = (block.name(), view.peers().records()[peer].addr());
+    let Some(record) = view.peers().records().get(peer) else { return };
+    let (name, address) = (upstream.name(), record.addr());
     let how = if failed { "has failed" } else { "is done" };
     trace!(log, "consul: upstream \"{name}\": {address} {how}");
 }

@@ -1,4 +1,4 @@
-//! `consul_api`: what an operator orders, whatever Consul says.
+//! `consul_api`: overrides of instances and frozen services, whatever Consul says.
 
 use std::collections::BTreeSet;
 use std::thread;
@@ -12,7 +12,7 @@ use crate::support::{SOON, gateway, register, register_one, tally, unique, until
 
 mod connections;
 mod ctl;
-mod engine_h;
+mod nginx_methods;
 mod freeze;
 mod hostile;
 mod narrow;
@@ -57,12 +57,12 @@ fn answered(nginx: &Nginx, (method, path, body): (&str, &str, &str), status: u16
 }
 
 #[track_caller]
-fn order(nginx: &Nginx, path: &str, body: &str) -> Value {
+fn set_override(nginx: &Nginx, path: &str, body: &str) -> Value {
     answered(nginx, ("POST", path, body), 200)
 }
 
 #[track_caller]
-fn lift(nginx: &Nginx, path: &str) -> Value {
+fn remove_override(nginx: &Nginx, path: &str) -> Value {
     answered(nginx, ("DELETE", path, ""), 200)
 }
 
@@ -104,7 +104,7 @@ fn a_drained_instance_gets_no_new_request_and_those_with_it_end() {
     });
     backends[1].release();
     let path = format!("{service}/instances/{}", ids[0]);
-    let shown = order(&nginx, &format!("{path}/drain"), "");
+    let shown = set_override(&nginx, &format!("{path}/drain"), "");
     // At once, in every worker.
     served_by_now(&nginx, "b");
     let ordered = &shown["instances"][0]["override"];
@@ -125,8 +125,8 @@ fn a_drained_instance_gets_no_new_request_and_those_with_it_end() {
     wait::until_eq("in flight", SOON, &json!(0), || {
         peer(&nginx, &service, &ids[0])["in_flight"].clone()
     });
-    let lifted = lift(&nginx, &path);
-    assert_eq!(lifted["lifted"][0]["action"], "drain");
+    let removed = remove_override(&nginx, &path);
+    assert_eq!(removed["removed"][0]["action"], "drain");
     served_by_now(&nginx, "a b");
     assert_eq!(peer(&nginx, &service, &ids[0])["state"], "up");
     let name = format!("consul: service \"{service}\": drain of instance \"{}\"", ids[0]);
@@ -144,7 +144,7 @@ fn a_weight_is_ordered_and_the_last_order_counts() {
     let nginx = with_upstream(&consul.url(), &service, "consul_dynamic %%SERVICE%%;").start();
     until_served_by(&nginx, "/", "a b");
     let path = format!("{service}/instances/{}", backends[0].address());
-    order(&nginx, &format!("{path}/weight"), r#"{"weight":5}"#);
+    set_override(&nginx, &format!("{path}/weight"), r#"{"weight":5}"#);
     assert_eq!(tally(&nginx, "/", 12), "a: 10, b: 2");
     let shown = peer(&nginx, &service, &ids[0]);
     assert_eq!(
@@ -153,10 +153,10 @@ fn a_weight_is_ordered_and_the_last_order_counts() {
     );
     answered(&nginx, ("PATCH", &format!("{path}/weight"), r#"{"weight":2,"expires":"1h"}"#), 200);
     assert_eq!(tally(&nginx, "/", 12), "a: 8, b: 4");
-    order(&nginx, &format!("{path}/down"), "{}");
+    set_override(&nginx, &format!("{path}/down"), "{}");
     assert_eq!(tally(&nginx, "/", 12), "b: 12");
     assert_eq!(peer(&nginx, &service, &ids[0])["state"], "down");
-    lift(&nginx, &path);
+    remove_override(&nginx, &path);
     assert_eq!(tally(&nginx, "/", 12), "a: 6, b: 6");
     answered(&nginx, ("DELETE", &path, ""), 404);
 }
@@ -171,20 +171,20 @@ fn up_counts_more_than_nginx_down_and_failures() {
     let lines = "consul_dynamic %%SERVICE%% max_fails=1 fail_timeout=1h;";
     let nginx = with_upstream(&consul.url(), &service, lines).start();
     until_served_by(&nginx, "/", "b c");
-    order(&nginx, &format!("{service}/instances/up-a/up"), "");
+    set_override(&nginx, &format!("{service}/instances/up-a/up"), "");
     until_served_by(&nginx, "/", "a b c");
-    lift(&nginx, &format!("{service}/instances/up-a"));
+    remove_override(&nginx, &format!("{service}/instances/up-a"));
     backends[1].set(Manner::Reset);
     until_served_by(&nginx, "/", "c");
     backends[1].release();
     let failed = format!("{service}/instances/{service}-b");
     assert_eq!(tally(&nginx, "/", 8), "c: 8");
-    order(&nginx, &format!("{failed}/up"), "");
+    set_override(&nginx, &format!("{failed}/up"), "");
     assert_eq!(tally(&nginx, "/", 8), "b: 4, c: 4");
 }
 
 #[test]
-fn an_order_ends_by_itself_in_every_worker() {
+fn an_override_expires_in_every_worker() {
     let (consul, service) = (Agent::shared(), unique("web"));
     let backends = Backend::start_all(&["a", "b"]);
     let ids = register(&consul, &service, &backends);
@@ -192,20 +192,20 @@ fn an_order_ends_by_itself_in_every_worker() {
     let nginx = with_upstream(&consul.url(), &service, lines).workers(3).start();
     served_by_now(&nginx, "a b");
     let path = format!("{service}/instances/{}/down", ids[0]);
-    let shown = order(&nginx, &path, r#"{"expires":"3s"}"#);
+    let shown = set_override(&nginx, &path, r#"{"expires":"3s"}"#);
     let ordered = &shown["instances"][0]["override"];
     let [since, until] = ["since_ms", "until_ms"].map(|f| ordered[f].as_u64().expect("a time"));
     assert_eq!(until - since, 3000);
     assert_eq!(tally(&nginx, "/", 20), "b: 20");
     let name = format!("down of instance \"{}\" on node \"{}\"", ids[0], consul.node());
-    nginx.wait_for_log(&format!("{name} is over"));
+    nginx.wait_for_log(&format!("{name} has expired"));
     served_by_now(&nginx, "a b");
     assert!(peer(&nginx, &service, &ids[0])["override"].is_null());
     assert!(nginx.logged("set by \"127.0.0.1\", for 3s").len() == 1);
 }
 
 #[test]
-fn orders_outlive_a_reload_a_killed_worker_and_the_instance_s_absence() {
+fn overrides_survive_a_reload_a_killed_worker_and_the_instance_s_absence() {
     let (consul, service) = (Agent::shared(), unique("web"));
     let backends = Backend::start_all(&["a", "b", "c"]);
     let ids = register(&consul, &service, &backends);
@@ -214,8 +214,8 @@ fn orders_outlive_a_reload_a_killed_worker_and_the_instance_s_absence() {
         .allow_kills()
         .start();
     served_by_now(&nginx, "a b c");
-    order(&nginx, &format!("{service}/instances/{}/drain", ids[0]), "");
-    order(&nginx, &format!("{service}/instances/{}/drain", ids[1]), "");
+    set_override(&nginx, &format!("{service}/instances/{}/drain", ids[0]), "");
+    set_override(&nginx, &format!("{service}/instances/{}/drain", ids[1]), "");
     nginx.reload_and_wait();
     served_by_now(&nginx, "c");
     // Another way to ask for the service is another set of the same instances.
@@ -239,10 +239,10 @@ fn orders_outlive_a_reload_a_killed_worker_and_the_instance_s_absence() {
     register_one(&consul, &service, &backends[0]);
     wait::until("it is back", SOON, || !peer(&nginx, &service, &ids[0]).is_null());
     served_by_now(&nginx, "c");
-    // What is not there can be lifted too.
+    // What is not there can be removed too.
     consul.deregister(&ids[0]);
     wait::until("it is gone", SOON, || peer(&nginx, &service, &ids[0]).is_null());
-    lift(&nginx, &format!("{service}/instances/{}", ids[0]));
+    remove_override(&nginx, &format!("{service}/instances/{}", ids[0]));
     register_one(&consul, &service, &backends[0]);
     until_served_by(&nginx, "/", "a c");
 }

@@ -10,9 +10,9 @@ use nginx_consul_e2e::nginx;
 const MAKERS: [&str; 6] = [
     "fn removal_line(target",
     "pub(super) fn notice(",
-    "pub fn set(held",
-    "pub fn removed(held",
-    "pub fn over(held",
+    "pub fn set_line(held",
+    "pub fn removed_line(held",
+    "pub fn expired_line(held",
     "fn not_taken(",
 ];
 /// What such a function puts into a line.
@@ -146,7 +146,7 @@ fn level(call: &str, arguments: &str) -> Option<Option<String>> {
     let first = arguments.split(',').next().unwrap_or_default().trim();
     let handed_on = [
         "level, line",
-        "level, log, \"consul: {}\"",
+        "level, self.as_ptr(), \"consul: {}\"",
         "level: Level, line",
         "Level::Notice, told",
         "Level::Notice, notice",
@@ -172,12 +172,12 @@ fn level(call: &str, arguments: &str) -> Option<Option<String>> {
 /// The texts of a line that was made before the call.
 fn made_before(source: &str, at: usize, arguments: &str, place: &str) -> Vec<String> {
     let before = &source[..at];
-    let maker =
-        ["removal_line(", "told(", "notice(", "over(", "not_taken("].into_iter().find(|name| {
-            arguments.contains(name)
-                || before[before.len().saturating_sub(120)..].contains(&format!("= {name}"))
-        });
-    if maker.is_some() {
+    let just_before = &before[before.len().saturating_sub(120)..];
+    let is_made =
+        |name: &&str| arguments.contains(name) || just_before.contains(&format!("= {name}"));
+    let makers =
+        ["removal_line(", "set_line(", "removed_line(", "expired_line(", "notice(", "not_taken("];
+    if makers.iter().any(is_made) {
         return Vec::new();
     }
     let name = if arguments.contains("text") { "let text =" } else { "let line =" };

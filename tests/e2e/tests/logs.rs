@@ -80,7 +80,7 @@ fn an_outage_is_a_line_at_its_start_and_one_at_its_end_with_its_length() {
     assert!(seen[0].starts_with(&start), "{seen:#?}");
     assert!(seen[0].contains(", retrying in ") && seen[0].contains(&proxy.url()), "{seen:#?}");
     let end = format!("consul: service \"{service}\": recovered after ");
-    let length = seen[1].split("again after ").nth(1).unwrap_or_default();
+    let length = seen[1].split("recovered after ").nth(1).unwrap_or_default();
     let digits: String = length.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
     let unit = &length[digits.len()..];
     assert!(seen[1].contains(&end), "{seen:#?}");

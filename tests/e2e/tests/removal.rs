@@ -96,7 +96,7 @@ fn a_moment_of_emptiness_costs_nothing() {
         });
         wait::until("a read agrees", SOON, || pending(&nginx)["confirmed"] == 1);
         consul.publish("web", index + 1, &list(&backends));
-        wait::until_eq("lines", SOON, &n, || nginx.logged("2 removals not confirmed").len());
+        wait::until_eq("lines", SOON, &n, || nginx.logged("2 removals cancelled").len());
         assert_eq!(pending(&nginx), Value::Null);
     }
     assert_eq!(load::failures(&load.finish(), &["a", "b"]), "");
@@ -169,7 +169,7 @@ fn a_large_removal_is_confirmed_and_a_small_one_is_not() {
     // What an answer adds is not held up.
     consul.publish("web", 10, &list(&backends));
     until_served_by(&nginx, "/", "a b c d e");
-    assert_eq!(nginx.logged("which stay until").len(), 1);
+    assert_eq!(nginx.logged("kept until confirmed").len(), 1);
 }
 
 #[test]
@@ -234,7 +234,7 @@ fn a_token_that_loses_its_policy_empties_nothing() {
     });
     let shown = doubted(&nginx, &service);
     let error = shown["last_error"].as_str().expect("an error");
-    assert!(error.contains("so is the token: it has no policy"), "{error}");
+    assert!(error.contains("the token lost its rights (it has no policy)"), "{error}");
     assert_eq!(tally(&nginx, "/", 3), "a: 3");
     nginx.wait_for_log("[error]");
     assert_eq!(nginx.logged("[error]").len(), 1, "{:#?}", nginx.logged("[error]"));

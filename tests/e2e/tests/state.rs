@@ -342,7 +342,7 @@ fn overrides_of_instances_outlive_a_restart_and_are_not_set_twice() {
 }
 
 #[test]
-fn an_override_that_is_lifted_while_its_service_is_not_followed_leaves_the_file() {
+fn an_override_that_is_removed_while_its_service_is_not_followed_leaves_the_file() {
     let (consul, service) = (Agent::shared(), unique("web"));
     let backend = Backend::start("a");
     let id = register_one(&consul, &service, &backend);

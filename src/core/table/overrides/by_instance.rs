@@ -1,4 +1,4 @@
-//! The overrides in force, as they change a set.
+//! Applies the overrides in force to the records of a set.
 
 use std::collections::HashMap;
 
@@ -32,14 +32,14 @@ impl Overrides {
         self.frozen.get(&key)
     }
 
-    /// What is ordered of an instance, by the [`scope`](super::scope) that it is in and its
-    /// identity: for each `upstream` that is named, and for all.
+    /// The overrides of an instance, by its [`service_scope`](crate::model::service_scope) and its
+    /// identity: for all upstreams, and for single ones.
     pub fn of_instance(&self, scope: u64, identity: u64) -> &[Override] {
         self.instances.get(&(scope, identity)).map_or(&[], Vec::as_slice)
     }
 
-    /// Makes the records of a set, as an `upstream` uses it, what is ordered of them. One that is
-    /// narrowed to the `upstream` counts more than one for all.
+    /// Applies the overrides to the records of a set that `upstream` uses. An override for this
+    /// `upstream` alone takes precedence over one for all.
     pub fn apply(&self, (scope, upstream): (u64, &[u8]), records: &mut [PeerRecord]) {
         if self.instances.is_empty() {
             return;

@@ -1,4 +1,4 @@
-//! What a connection must have in common with what a request wants.
+//! What a connection must have in common with what a request needs.
 
 use std::ffi::c_void;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
@@ -7,42 +7,43 @@ use std::sync::OnceLock;
 
 use nginx_sys::{ngx_http_request_t, ngx_http_upstream_t, ngx_peer_connection_t};
 
-/// What a connection is, or what a request wants it to be.
+/// The parameters of a connection, or those that a request needs.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(in super::super) struct Wanted {
-    /// The protocol, by who makes its requests: the peer may serve several.
+pub(crate) struct ConnParams {
+    /// The protocol, by the function that makes its requests: the peer may serve several.
     protocol: *const c_void,
-    /// What else matters, with TLS or `proxy_bind`: a hash of it, which only this process can compute.
-    terms: u64,
+    /// With TLS or `proxy_bind`: a hash of their parameters, which only this process can compute.
+    others: u64,
 }
 
-impl Wanted {
-    /// What a request wants. `None` if its connections can't be told from those of others: a client
-    /// certificate may be each request's own.
+impl ConnParams {
+    /// What a request needs. `None` if its connection is for itself alone: a client certificate from
+    /// variables may be each request's own.
     ///
     /// # Safety
     ///
-    /// `pc` is the connection of the request `r`, whose variables may be evaluated.
+    /// `pc` is the connection of the request `r`. Its variables may be evaluated, so nobody holds a
+    /// mutable reference to what they look at.
     #[inline]
-    pub(in super::super) unsafe fn by(
+    pub(crate) unsafe fn of(
         r: *mut ngx_http_request_t,
         pc: &ngx_peer_connection_t,
-    ) -> Option<Wanted> {
+    ) -> Option<ConnParams> {
         // SAFETY: the caller's promise.
         let u = unsafe { &*(*r).upstream };
         let protocol = u.create_request.map_or(ptr::null(), |create| create as *const c_void);
         let is_plain = !is_tls(u) && pc.local.is_null();
         // SAFETY: as above.
-        let terms = if is_plain { 0 } else { unsafe { terms(r, u, pc)? } };
-        Some(Wanted { protocol, terms })
+        let others = if is_plain { 0 } else { unsafe { hash(r, u, pc)? } };
+        Some(ConnParams { protocol, others })
     }
 }
 
 /// # Safety
 ///
-/// As for [`Wanted::by`].
+/// As for [`ConnParams::of`].
 #[cold]
-unsafe fn terms(
+unsafe fn hash(
     r: *mut ngx_http_request_t,
     u: &ngx_http_upstream_t,
     pc: &ngx_peer_connection_t,
@@ -81,35 +82,37 @@ pub(super) fn is_tls(_: &ngx_http_upstream_t) -> bool {
 ///
 /// # Safety
 ///
-/// As for [`Wanted::by`]; the upstream speaks TLS.
+/// As for [`ConnParams::of`]; the upstream speaks TLS.
 #[cfg(nginx_ssl)]
 unsafe fn hash_tls(
     r: *mut ngx_http_request_t,
     u: &ngx_http_upstream_t,
     hasher: &mut impl Hasher,
 ) -> Option<()> {
-    // SAFETY: the location's configuration; its values are null or compiled ones. The name is found
-    // as ngx_http_upstream_ssl_name() does.
-    unsafe {
-        let conf = &*u.conf;
-        let has_variables = |value: *mut nginx_sys::ngx_http_complex_value_t| {
-            value.as_ref().is_some_and(|value| !value.lengths.is_null())
+    // SAFETY: an upstream that has a request has the configuration of its location.
+    let conf = unsafe { &*u.conf };
+    let has_variables = |value: *mut nginx_sys::ngx_http_complex_value_t| {
+        // SAFETY: null, or a compiled value of the configuration.
+        unsafe { value.as_ref() }.is_some_and(|value| !value.lengths.is_null())
+    };
+    if has_variables(conf.ssl_certificate) || has_variables(conf.ssl_certificate_key) {
+        return None;
+    }
+    let (sends_name, verifies) = (conf.ssl_server_name != 0, conf.ssl_verify != 0);
+    (conf.ssl, conf.ssl_certificate, conf.ssl_certificate_key).hash(hasher);
+    (sends_name, verifies).hash(hasher);
+    if sends_name || verifies {
+        // As ngx_http_upstream_ssl_name() does.
+        let mut name = u.ssl_name;
+        // SAFETY: a compiled value of the configuration; the request is valid (the caller's promise).
+        let evaluate = |name: &mut _| unsafe {
+            nginx_sys::ngx_http_complex_value(r, conf.ssl_name, name) == crate::ffi::OK
         };
-        if has_variables(conf.ssl_certificate) || has_variables(conf.ssl_certificate_key) {
+        if !conf.ssl_name.is_null() && !evaluate(&mut name) {
             return None;
         }
-        let (sends_name, verifies) = (conf.ssl_server_name != 0, conf.ssl_verify != 0);
-        (conf.ssl, conf.ssl_certificate, conf.ssl_certificate_key).hash(hasher);
-        (sends_name, verifies).hash(hasher);
-        if sends_name || verifies {
-            let mut name = u.ssl_name;
-            if !conf.ssl_name.is_null()
-                && nginx_sys::ngx_http_complex_value(r, conf.ssl_name, &mut name) != crate::ffi::OK
-            {
-                return None;
-            }
-            crate::ffi::bytes(&name).hash(hasher);
-        }
+        // SAFETY: the name lies in the configuration or in the request's pool.
+        unsafe { crate::ffi::bytes(&name) }.hash(hasher);
     }
     Some(())
 }

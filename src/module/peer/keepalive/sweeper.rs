@@ -1,15 +1,16 @@
-//! Notices who has left also while no request comes, and whose time is over.
+//! A worker's timer that closes idle connections while no request comes: those of instances that
+//! have left, and those that have been idle for too long.
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use super::{Idle, Keepalive};
+use super::pool::Keepalive;
 use crate::ffi::catch_panic;
 use crate::ffi::timer::Timer;
 
 /// How often a worker with idle connections looks at its sets and at the oldest connection,
-/// milliseconds: one load for each block.
-const LOOK_EVERY: usize = 50;
+/// milliseconds: one load for each upstream.
+const SWEEP_EVERY: usize = 50;
 
 struct Sweeper {
     timer: Timer,
@@ -21,43 +22,43 @@ thread_local! {
     static SWEEPER: RefCell<Option<Sweeper>> = const { RefCell::new(None) };
 }
 
-/// From here on it is looked after, until it has no idle connection.
+/// From here on it is swept, until it has no idle connection.
+#[cold]
 pub(super) fn watch(keepalive: &Rc<Keepalive>) {
-    SWEEPER.with_borrow_mut(|lookout| {
-        let lookout = lookout.get_or_insert_with(Sweeper::new);
-        lookout.watched.push(Rc::clone(keepalive));
-        lookout.timer.start();
+    keepalive.is_watched.set(true);
+    SWEEPER.with_borrow_mut(|sweeper| {
+        let sweeper = sweeper.get_or_insert_with(Sweeper::new);
+        sweeper.watched.push(Rc::clone(keepalive));
+        sweeper.timer.start();
     });
 }
 
-/// The worker ends: what it has not closed by now ends with it.
+/// The worker ends, and with it the connections that it has not closed.
 pub(crate) fn end() {
-    let Some(mut lookout) = SWEEPER.take() else { return };
-    lookout.timer.stop();
-    for keepalive in lookout.watched {
-        *keepalive.idle.borrow_mut() = Idle::new(1);
-    }
+    let Some(mut sweeper) = SWEEPER.take() else { return };
+    sweeper.timer.stop();
+    sweeper.watched.iter().for_each(|keepalive| keepalive.forget());
 }
 
 impl Sweeper {
     fn new() -> Sweeper {
-        Sweeper { timer: Timer::new(LOOK_EVERY, look), watched: Vec::new() }
+        Sweeper { timer: Timer::new(SWEEP_EVERY, sweep), watched: Vec::new() }
     }
 }
 
-/// `false` once there is no idle connection left. A panic over one of them does not keep it from
-/// being looked after further on, nor the others.
-fn look() -> bool {
+/// `false` once there is no idle connection left. After a panic over one of them it is swept again,
+/// and so are the others.
+fn sweep() -> bool {
     let watched =
-        SWEEPER.with_borrow(|lookout| lookout.as_ref().map(|lookout| lookout.watched.clone()));
+        SWEEPER.with_borrow(|sweeper| sweeper.as_ref().map(|sweeper| sweeper.watched.clone()));
     for keepalive in watched.unwrap_or_default() {
-        if !catch_panic(true, || keepalive.look()) {
+        if !catch_panic(true, || keepalive.sweep()) {
             keepalive.is_watched.set(false);
         }
     }
-    SWEEPER.with_borrow_mut(|lookout| {
-        let Some(lookout) = lookout else { return false };
-        lookout.watched.retain(|keepalive| keepalive.is_watched.get());
-        !lookout.watched.is_empty()
+    SWEEPER.with_borrow_mut(|sweeper| {
+        let Some(sweeper) = sweeper else { return false };
+        sweeper.watched.retain(|keepalive| keepalive.is_watched.get());
+        !sweeper.watched.is_empty()
     })
 }

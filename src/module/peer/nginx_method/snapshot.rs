@@ -1,4 +1,4 @@
-//! Peers of nginx's types, made of a view's first tier by a method's own `init_upstream`.
+//! nginx's peers of a view's first tier, made by a method's own `init_upstream`.
 
 use std::cell::{Cell, OnceCell};
 use std::collections::HashMap;
@@ -10,20 +10,35 @@ use std::time::Instant;
 
 use nginx_sys::{
     NGX_DEFAULT_POOL_SIZE, NGX_HTTP_MAIN_CONF, NGX_HTTP_MODULE, ngx_addr_t, ngx_array_t,
-    ngx_conf_t, ngx_create_pool, ngx_cycle, ngx_destroy_pool, ngx_http_request_t,
-    ngx_http_upstream_rr_peer_t, ngx_http_upstream_rr_peers_t, ngx_http_upstream_server_t,
-    ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_pcalloc, ngx_pool_t, ngx_shm_zone_t,
+    ngx_conf_t, ngx_create_pool, ngx_cycle, ngx_destroy_pool, ngx_http_conf_ctx_t,
+    ngx_http_request_t, ngx_http_upstream_rr_peer_t, ngx_http_upstream_rr_peers_t,
+    ngx_http_upstream_server_t, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_pcalloc, ngx_pool_t,
+    ngx_shm_zone_t,
 };
 
-use super::super::view::PeerView;
-use super::{Key, Snapshots};
+use super::super::set::PeerView;
+use super::method::NginxMethod;
 use crate::ffi::{ERROR, OK, bits};
 
+/// Identity of an instance, and which of the upstream's sets it is from: nodes of several
+/// datacenters can have the same names.
+pub(super) type Key = (u64, usize);
+
+/// What snapshots are made with.
+#[derive(Clone)]
+pub(super) struct Maker {
+    pub(super) method: NginxMethod,
+    /// The block with the method.
+    pub(super) us: *mut ngx_http_upstream_srv_conf_t,
+    /// Of `http`. Both live as long as the configuration.
+    pub(super) context: *mut ngx_http_conf_ctx_t,
+}
+
 /// A view's first tier as a method has it.
-pub(in super::super) struct Snapshot {
+pub(crate) struct Snapshot {
     view: Rc<PeerView>,
     /// A copy of the block with peers of its own.
-    upstream: *mut ngx_http_upstream_srv_conf_t,
+    us: *mut ngx_http_upstream_srv_conf_t,
     /// nginx's peers, by their numbers in the view.
     peers: Box<[NonNull<ngx_http_upstream_rr_peer_t>]>,
     numbers: OnceCell<HashMap<Key, usize>>,
@@ -35,7 +50,16 @@ pub(in super::super) struct Snapshot {
     _pool: Pool,
 }
 
-struct Pool(NonNull<ngx_pool_t>);
+/// Why there is no snapshot.
+pub(super) enum Failed {
+    /// Memory is short.
+    Memory,
+    /// The method refuses. It may refer to what it has made so far, until it makes peers again.
+    Refused(Pool),
+}
+
+/// A pool of the worker.
+pub(super) struct Pool(NonNull<ngx_pool_t>);
 
 impl Pool {
     fn new() -> Option<Pool> {
@@ -61,44 +85,39 @@ impl Drop for Pool {
 }
 
 impl Snapshot {
-    /// `None` if memory is short, or the method refuses. `view` is not empty; `alone`: there are no
-    /// `server` lines.
+    /// `view` is not empty; `alone`: there are no `server` lines. `serial` is given once only.
     pub(super) fn new(
-        method: &Snapshots,
+        maker: &Maker,
         view: &Rc<PeerView>,
-        (alone, start): (bool, Instant),
-    ) -> Option<Snapshot> {
-        let pool = Pool::new()?;
-        let made = make(method, &pool, view);
-        let Some(upstream) = made else {
-            // The method may refer to what it made so far.
-            std::mem::forget(pool);
-            return None;
+        alone: bool,
+        (serial, start): (usize, Instant),
+    ) -> Result<Snapshot, Failed> {
+        let pool = Pool::new().ok_or(Failed::Memory)?;
+        let us = maker.copy_block(&pool, view).ok_or(Failed::Memory)?;
+        let Some(list) = maker.init_upstream(&pool, us, serial) else {
+            return Err(Failed::Refused(pool));
         };
-        // SAFETY: all methods that nginx ships have round robin's list in `peer.data`.
-        let list =
-            unsafe { &mut *(*upstream.as_ptr()).peer.data.cast::<ngx_http_upstream_rr_peers_t>() };
         if !alone || view.peers().tiers().len() > 1 {
-            // The failures of a single peer would not count, but there are others to ask.
-            // SAFETY: the method has just made the list, in the pool.
-            unsafe { bits::upstream_rr_peers::SINGLE.set(list, false) };
+            // SAFETY: the list was just made, and nobody uses it yet. The failures of a single peer
+            // would not count, but there are others to ask.
+            unsafe { bits::upstream_rr_peers::SINGLE.set(list.as_ptr(), false) };
         }
-        // SAFETY: the list is a valid one, just made.
-        let next = |peer: &NonNull<ngx_http_upstream_rr_peer_t>| unsafe {
-            NonNull::new((*peer.as_ptr()).next)
-        };
-        let peers = iter::successors(NonNull::new(list.peer), next).collect();
-        let (view, upstream) = (Rc::clone(view), upstream.as_ptr());
+        // SAFETY: as above; the list is that of the peers.
+        let first = unsafe { list.as_ref() }.peer;
+        // SAFETY: as above.
+        let next = |peer: &NonNull<_>| NonNull::new(unsafe { peer_next(*peer) });
+        let peers = iter::successors(NonNull::new(first), next).collect();
+        let (view, us) = (Rc::clone(view), us.as_ptr());
         let (numbers, used) = (OnceCell::new(), Cell::new(false));
-        Some(Snapshot { view, upstream, peers, numbers, start, used, _pool: pool })
+        Ok(Snapshot { view, us, peers, numbers, start, used, _pool: pool })
     }
 
-    pub(in super::super) fn view(&self) -> &Rc<PeerView> {
+    pub(crate) fn view(&self) -> &Rc<PeerView> {
         &self.view
     }
 
     /// Whether no request was prepared for picks from it before.
-    pub(in super::super) fn is_first_use(&self) -> bool {
+    pub(super) fn is_first_use(&self) -> bool {
         !self.used.replace(true)
     }
 
@@ -106,12 +125,14 @@ impl Snapshot {
     ///
     /// # Safety
     ///
-    /// Called with a request with an upstream that holds this snapshot as long as it picks.
+    /// `r` is a request with an upstream that holds this snapshot as long as it picks.
     #[inline]
-    pub(in super::super) unsafe fn init(&self, r: *mut ngx_http_request_t) -> ngx_int_t {
-        // SAFETY: the caller's promise; the method's init_upstream has set the callback for this
-        // copy of the block.
-        unsafe { (*self.upstream).peer.init.map_or(ERROR, |init| init(r, self.upstream)) }
+    pub(super) unsafe fn init(&self, r: *mut ngx_http_request_t) -> ngx_int_t {
+        // SAFETY: the copy of the block lives in the pool.
+        let init = unsafe { (*self.us).peer.init };
+        // SAFETY: the method's init_upstream has set the callback for this copy of the block; the
+        // request is valid (the caller's promise).
+        init.map_or(ERROR, |init| unsafe { init(r, self.us) })
     }
 
     /// The instances of the first tier.
@@ -134,63 +155,88 @@ impl Snapshot {
     }
 }
 
-/// Has the method make peers, for a copy of the block.
-fn make(
-    method: &Snapshots,
-    pool: &Pool,
-    view: &PeerView,
-) -> Option<NonNull<ngx_http_upstream_srv_conf_t>> {
-    let servers = servers(pool, view)?;
-    let upstream = pool.array::<ngx_http_upstream_srv_conf_t>(1)?;
-    // Since 1.27.3 nginx's `hash consistent` and `random` give memory back by ngx_free() that they
-    // took from the pool, unless the block has a zone: then they make their tables when the first
-    // request comes, on the heap. They look at whether there is one.
-    let zone = match cfg!(nginx_peers_config) {
-        true => pool.array::<ngx_shm_zone_t>(1)?.as_ptr(),
-        false => ptr::null_mut(),
-    };
-    // SAFETY: the block lives as long as the configuration; the copy and its servers live in the
-    // pool. All zeros are a valid ngx_conf_t: null pointers and no handler.
-    unsafe {
-        let copy = upstream.as_ptr();
-        *copy = *method.upstream;
-        ((*copy).servers, (*copy).shm_zone) = (servers.as_ptr(), zone);
-        let mut cf: ngx_conf_t = MaybeUninit::zeroed().assume_init();
-        cf.cycle = ngx_cycle.cast();
-        cf.log = (*ngx_cycle).log;
-        (cf.pool, cf.temp_pool) = (pool.0.as_ptr(), pool.0.as_ptr());
-        cf.ctx = method.context.cast();
-        cf.module_type = NGX_HTTP_MODULE as _;
-        cf.cmd_type = NGX_HTTP_MAIN_CONF as _;
-        let done = (method.method.init)(&mut cf, copy);
-        (*copy).shm_zone = ptr::null_mut();
-        if done != OK || (*copy).peer.data.is_null() {
-            return None;
-        }
-        #[cfg(nginx_peers_config)]
-        set_config(pool, copy, method.serial.get())?;
+/// # Safety
+///
+/// `peer` is one of a snapshot's.
+unsafe fn peer_next(
+    peer: NonNull<ngx_http_upstream_rr_peer_t>,
+) -> *mut ngx_http_upstream_rr_peer_t {
+    // SAFETY: the caller's promise.
+    unsafe { peer.as_ref() }.next
+}
+
+impl Maker {
+    /// The block, with `server` lines for the instances of the first tier; `None` if memory is short.
+    fn copy_block(
+        &self,
+        pool: &Pool,
+        view: &PeerView,
+    ) -> Option<NonNull<ngx_http_upstream_srv_conf_t>> {
+        let servers = servers(pool, view)?;
+        let copy = pool.array::<ngx_http_upstream_srv_conf_t>(1)?;
+        // SAFETY: the block lives as long as the configuration.
+        let mut block = unsafe { *self.us };
+        block.servers = servers.as_ptr();
+        // SAFETY: the pool has given room for it.
+        unsafe { copy.write(block) };
+        Some(copy)
     }
-    Some(upstream)
+
+    /// Has the method make peers for a copy of the block. `None` if it refuses.
+    fn init_upstream(
+        &self,
+        pool: &Pool,
+        us: NonNull<ngx_http_upstream_srv_conf_t>,
+        serial: usize,
+    ) -> Option<NonNull<ngx_http_upstream_rr_peers_t>> {
+        // Since 1.27.3 nginx's `hash consistent` and `random` give memory back by ngx_free() that
+        // they took from the pool, unless the block has a zone: then they make their tables when the
+        // first request comes, on the heap. They look at whether there is one.
+        let zone = match cfg!(nginx_peers_config) {
+            true => pool.array::<ngx_shm_zone_t>(1)?.as_ptr(),
+            false => ptr::null_mut(),
+        };
+        // SAFETY: all zeros are a valid ngx_conf_t: null pointers and no handler.
+        let mut cf: ngx_conf_t = unsafe { MaybeUninit::zeroed().assume_init() };
+        // SAFETY: a worker's cycle and its log live as long as the worker.
+        (cf.cycle, cf.log) = unsafe { (ngx_cycle.cast(), (*ngx_cycle).log) };
+        (cf.pool, cf.temp_pool) = (pool.0.as_ptr(), pool.0.as_ptr());
+        cf.ctx = self.context.cast();
+        (cf.module_type, cf.cmd_type) = (NGX_HTTP_MODULE as _, NGX_HTTP_MAIN_CONF as _);
+        let us = us.as_ptr();
+        // SAFETY: the copy lives in the pool, and nobody else uses it.
+        unsafe { (*us).shm_zone = zone };
+        // SAFETY: nginx calls the method's init_upstream likewise, with a configuration that has the
+        // context of `http` and pools, and a block with servers.
+        let done = unsafe { (self.method.init)(&mut cf, us) };
+        // SAFETY: as above. All methods that nginx ships have round robin's list in `peer.data`.
+        let list = unsafe {
+            (*us).shm_zone = ptr::null_mut();
+            (*us).peer.data.cast::<ngx_http_upstream_rr_peers_t>()
+        };
+        let list = NonNull::new(list).filter(|_| done == OK)?;
+        #[cfg(nginx_peers_config)]
+        set_config(pool, list, serial)?;
+        #[cfg(not(nginx_peers_config))]
+        let _ = serial;
+        Some(list)
+    }
 }
 
 /// Gives the list a number of its own, by which methods know their tables to be of it.
-///
-/// # Safety
-///
-/// `upstream` has the list, which nobody uses yet.
 #[cfg(nginx_peers_config)]
-unsafe fn set_config(
+fn set_config(
     pool: &Pool,
-    upstream: *mut ngx_http_upstream_srv_conf_t,
+    list: NonNull<ngx_http_upstream_rr_peers_t>,
     serial: usize,
 ) -> Option<()> {
     let place = pool.array::<nginx_sys::ngx_uint_t>(1)?;
-    // SAFETY: the caller's promise; both live in the pool.
+    // SAFETY: the pool has given room for it, and lives as long as the list.
+    unsafe { place.write(serial) };
+    // SAFETY: the list was just made, and nobody uses it yet.
     unsafe {
-        place.write(serial);
-        let list = (*upstream).peer.data.cast::<ngx_http_upstream_rr_peers_t>();
-        (*list).config = place.as_ptr();
-        (*list).shpool = ptr::null_mut();
+        (*list.as_ptr()).config = place.as_ptr();
+        (*list.as_ptr()).shpool = ptr::null_mut();
     }
     Some(())
 }
@@ -202,35 +248,26 @@ fn servers(pool: &Pool, view: &PeerView) -> Option<NonNull<ngx_array_t>> {
     let servers = pool.array::<ngx_http_upstream_server_t>(count)?;
     let addresses = pool.array::<ngx_addr_t>(count)?;
     for (number, record) in view.peers().records().iter().enumerate().take(count) {
-        let rules = &view.peers().info(number).params;
-        let (sockaddr, socklen) = view.address(number);
-        // SAFETY: the arrays have an element for each of them; names and addresses live in the view,
-        // which the snapshot holds.
-        unsafe {
-            let (server, address) = (servers.add(number).as_mut(), addresses.add(number).as_mut());
-            address.sockaddr = sockaddr;
-            address.socklen = socklen;
-            address.name = view.name(number);
-            server.name = view.name(number);
-            server.addrs = address;
-            server.naddrs = 1;
-            server.weight = record.weight as _;
-            server.max_conns = rules.max_conns as _;
-            server.max_fails = rules.max_fails as _;
-            server.fail_timeout = rules.fail_timeout.into();
-            server.slow_start = rules.slow_start as _;
-            server.down = record.params().down.into();
-        }
+        let params = &view.peers().info(number).params;
+        let (sockaddr, socklen, name) = view.address(number)?;
+        // SAFETY: both arrays have so many elements, of zeros, which nobody else uses.
+        let (server, address) =
+            unsafe { (servers.add(number).as_mut(), addresses.add(number).as_mut()) };
+        // The address lives in the view, which the snapshot holds.
+        (address.sockaddr, address.socklen, address.name) = (sockaddr, socklen, name);
+        server.name = name;
+        server.addrs = address;
+        server.naddrs = 1;
+        server.weight = record.weight as _;
+        server.max_conns = params.max_conns as _;
+        server.max_fails = params.max_fails as _;
+        server.fail_timeout = params.fail_timeout.into();
+        server.slow_start = params.slow_start as _;
+        server.down = record.params().down.into();
     }
-    // SAFETY: just made.
-    unsafe {
-        array.write(ngx_array_t {
-            elts: servers.as_ptr().cast(),
-            nelts: count,
-            size: size_of::<ngx_http_upstream_server_t>(),
-            nalloc: count,
-            pool: pool.0.as_ptr(),
-        });
-    }
+    let (elts, pool) = (servers.as_ptr().cast(), pool.0.as_ptr());
+    let size = size_of::<ngx_http_upstream_server_t>();
+    // SAFETY: the pool has given room for it.
+    unsafe { array.write(ngx_array_t { elts, nelts: count, size, nalloc: count, pool }) };
     Some(array)
 }

@@ -1,4 +1,4 @@
-//! What orders do to the idle connections of `consul_keepalive`.
+//! What overrides do to the idle connections of `consul_keepalive`.
 
 use super::*;
 use crate::keepalive::{ALIVE, counted, open};
@@ -19,11 +19,11 @@ fn an_instance_that_is_drained_or_down_loses_its_idle_connections_in_every_worke
             backends.iter().all(|backend| backend.open() >= 2)
         });
         let path = format!("{service}/instances/{}", ids[0]);
-        order(&nginx, &format!("{path}/{action}"), "");
+        set_override(&nginx, &format!("{path}/{action}"), "");
         wait::until_eq("connections to a", SOON, &0, || backends[0].open());
         assert!(backends[1].open() >= 2, "{action}: those to b stay");
         served_by_now(&nginx, "b");
-        lift(&nginx, &path);
+        remove_override(&nginx, &path);
         served_by_now(&nginx, "a b");
         assert!(counted(&nginx, &service, "idle") > 0);
         drop(nginx);
@@ -44,7 +44,7 @@ fn requests_that_a_drained_instance_still_has_keep_no_connection() {
     let address = nginx.address();
     let client = thread::spawn(move || http::get(address, "/").expect("an answer").outcome());
     wait::until("the request is with a", SOON, || backends[0].busy() == 1);
-    order(&nginx, &format!("{service}/instances/{}/drain", ids[0]), "");
+    set_override(&nginx, &format!("{service}/instances/{}/drain", ids[0]), "");
     backends[0].release();
     assert_eq!(client.join().expect("a client"), "a");
     wait::until_eq("connections to a", SOON, &0, || backends[0].open());

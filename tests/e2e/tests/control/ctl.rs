@@ -34,7 +34,7 @@ fn the_script_does_what_its_help_says() {
     run(&["drain", &service, &ids[0], "10m"], "drain");
     assert_eq!(tally(&nginx, "/", 4), "b: 4");
     run(&["show"], &ids[0]);
-    run(&["lift", &service, &ids[0]], "lifted");
+    run(&["remove", &service, &ids[0]], "removed");
     run(&["weight", &service, &ids[1], "3", "1h"], "weight");
     assert_eq!(tally(&nginx, "/", 8), "a: 2, b: 6");
     run(&["up", &service, &ids[1]], "up");

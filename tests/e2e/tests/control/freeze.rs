@@ -4,7 +4,7 @@ use nginx_consul_e2e::{Agent, Backend, Manner, process, wait};
 use rustix::process::Signal;
 use serde_json::json;
 
-use super::{answered, order, served_by_now, with_upstream};
+use super::{answered, served_by_now, set_override, with_upstream};
 use crate::support::{
     SOON, register, register_one, scripted, unique, until_peers, until_served_by,
 };
@@ -19,7 +19,7 @@ fn a_frozen_service_stays_as_it_is_until_it_is_thawed() {
         .allow_kills()
         .start();
     served_by_now(&nginx, "a b");
-    let shown = order(&nginx, &format!("{service}/freeze"), "");
+    let shown = set_override(&nginx, &format!("{service}/freeze"), "");
     assert_eq!(shown["selections"][0]["frozen"]["by"], "127.0.0.1", "{shown:#}");
     consul.deregister(&ids[0]);
     register_one(&consul, &service, &backends[2]);
@@ -38,7 +38,7 @@ fn a_frozen_service_stays_as_it_is_until_it_is_thawed() {
         |nginx: &nginx_consul_e2e::Nginx| nginx.service(&service)["last_good_seconds"].as_f64();
     wait::until("the new one has asked", SOON, || good(&nginx) < Some(1.0));
     served_by_now(&nginx, "a b");
-    order(&nginx, &format!("{service}/thaw"), "");
+    set_override(&nginx, &format!("{service}/thaw"), "");
     until_served_by(&nginx, "/", "b c");
     assert!(nginx.service(&service)["frozen"].is_null());
     assert_eq!(
@@ -57,7 +57,7 @@ fn a_freeze_ends_by_itself() {
     register_one(&consul, &service, &backends[0]);
     let nginx = with_upstream(&consul.url(), &service, "consul_dynamic %%SERVICE%%;").start();
     until_served_by(&nginx, "/", "a");
-    order(&nginx, &format!("{service}/freeze"), r#"{"expires":"2s"}"#);
+    set_override(&nginx, &format!("{service}/freeze"), r#"{"expires":"2s"}"#);
     register_one(&consul, &service, &backends[1]);
     wait::until_eq("what is withheld", SOON, &json!(1), || {
         nginx.service(&service)["frozen"]["joined"].clone()
@@ -68,15 +68,15 @@ fn a_freeze_ends_by_itself() {
 }
 
 #[test]
-fn orders_about_instances_hold_in_a_frozen_set_too() {
+fn overrides_of_instances_hold_in_a_frozen_set_too() {
     let (consul, service) = (Agent::shared(), unique("web"));
     let backends = Backend::start_all(&["a", "b"]);
     let ids = register(&consul, &service, &backends);
     let nginx =
         with_upstream(&consul.url(), &service, "consul_dynamic %%SERVICE%%;").workers(2).start();
     served_by_now(&nginx, "a b");
-    order(&nginx, &format!("{service}/freeze"), "");
-    order(&nginx, &format!("{service}/instances/{}/drain", ids[0]), "");
+    set_override(&nginx, &format!("{service}/freeze"), "");
+    set_override(&nginx, &format!("{service}/instances/{}/drain", ids[0]), "");
     served_by_now(&nginx, "b");
     consul.deregister(&ids[1]);
     wait::until_eq("what is withheld", SOON, &json!(1), || {

@@ -53,8 +53,8 @@ fn pages_of_other_sites_change_nothing() {
         (&[JSON, ("sec-fetch-site", "same-site"), ("Origin", "http://localhost")], "403 CrossSite"),
     ] {
         assert_eq!(refusal(&nginx, "POST", &path, headers, b"{}"), expected, "{headers:?}");
-        let lift = path.trim_end_matches("/down");
-        assert_eq!(refusal(&nginx, "DELETE", lift, headers, b""), expected, "{headers:?}");
+        let instance = path.trim_end_matches("/down");
+        assert_eq!(refusal(&nginx, "DELETE", instance, headers, b""), expected, "{headers:?}");
     }
     let preflight = [
         ("Origin", "https://evil.example"),
@@ -147,7 +147,7 @@ fn a_body_that_nginx_writes_to_a_file_is_read_from_there() {
     until_served_by(&nginx, "/", "a b");
     let path = format!("{service}/instances/{service}-a/weight");
     let body = format!("{{\"weight\":{}3}}", " ".repeat(12_000));
-    super::order(&nginx, &path, &body);
+    super::set_override(&nginx, &path, &body);
     assert_eq!(tally(&nginx, "/", 8), "a: 6, b: 2");
     let body = format!("{{\"weight\":{}3}}", " ".repeat(17_000));
     assert_eq!(answered(&nginx, ("POST", &path, &body), 413)["error"]["code"], "BodyTooLarge");

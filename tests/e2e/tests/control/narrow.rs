@@ -2,7 +2,7 @@
 
 use nginx_consul_e2e::{Agent, Backend, Instance};
 
-use super::{answered, lift, operated, order, peer, with_upstream};
+use super::{answered, operated, peer, remove_override, set_override, with_upstream};
 use crate::support::{register, tally, unique, until_served_by};
 
 #[test]
@@ -21,24 +21,24 @@ fn an_order_is_for_every_upstream_of_the_service_unless_it_is_narrowed() {
     }
     let shares = || [tally(&nginx, "/", 4), tally(&nginx, "/other/", 4)].join(" | ");
     let a = format!("{service}/instances/{service}-a");
-    order(&nginx, &format!("{a}/drain"), "");
+    set_override(&nginx, &format!("{a}/drain"), "");
     assert_eq!(shares(), "b: 4 | b: 4");
-    lift(&nginx, &a);
+    remove_override(&nginx, &a);
     assert_eq!(shares(), "a: 2, b: 2 | a: 2, b: 2");
-    let shown = order(&nginx, &format!("{a}/drain?upstream=other"), "");
+    let shown = set_override(&nginx, &format!("{a}/drain?upstream=other"), "");
     assert_eq!(shares(), "a: 2, b: 2 | b: 4");
     assert_eq!(shown["instances"][0]["override"]["upstream"], "other", "{shown:#}");
     assert_eq!(peer(&nginx, &service, &format!("{service}-a"))["override"]["upstream"], "other");
     // One for the upstream counts more than one for all.
-    order(&nginx, &format!("{a}/up?upstream=other"), "");
-    order(&nginx, &format!("{a}/down"), "");
+    set_override(&nginx, &format!("{a}/up?upstream=other"), "");
+    set_override(&nginx, &format!("{a}/down"), "");
     assert_eq!(shares(), "b: 4 | a: 2, b: 2");
-    lift(&nginx, &format!("{a}?upstream=other"));
+    remove_override(&nginx, &format!("{a}?upstream=other"));
     assert_eq!(shares(), "b: 4 | b: 4");
     let none = answered(&nginx, ("POST", &format!("{a}/drain?upstream=third"), ""), 404);
     assert_eq!(none["error"]["code"], "UpstreamNotFound");
     // Of two selections one is frozen.
-    order(&nginx, &format!("{service}/freeze?upstream=other"), "");
+    set_override(&nginx, &format!("{service}/freeze?upstream=other"), "");
     let all = answered(&nginx, ("GET", &service, ""), 200);
     let frozen = all["selections"].as_array().expect("selections").iter();
     let frozen: Vec<bool> = frozen.map(|selection| !selection["frozen"].is_null()).collect();
@@ -59,10 +59,10 @@ fn an_id_of_several_nodes_needs_an_address_or_a_node() {
     let path = format!("{service}/instances/same/drain");
     assert_eq!(answered(&nginx, ("POST", &path, ""), 409)["error"]["code"], "InstanceAmbiguous");
     assert_eq!(tally(&nginx, "/", 4), "a: 2, b: 2");
-    order(&nginx, &format!("{path}?node={}", nodes[0]), "");
+    set_override(&nginx, &format!("{path}?node={}", nodes[0]), "");
     assert_eq!(tally(&nginx, "/", 4), "b: 4");
-    lift(&nginx, &format!("{service}/instances/same?node={}", nodes[0]));
-    order(&nginx, &format!("{service}/instances/{}/drain", backends[1].address()), "");
+    remove_override(&nginx, &format!("{service}/instances/same?node={}", nodes[0]));
+    set_override(&nginx, &format!("{service}/instances/{}/drain", backends[1].address()), "");
     assert_eq!(tally(&nginx, "/", 4), "a: 4");
     consul.deregister_external(&nodes[0], "same");
     consul.deregister_external(&nodes[1], "same");
@@ -82,7 +82,7 @@ fn what_is_in_force_is_bounded_and_nothing_is_driven_out() {
     crate::support::until_peers(&nginx, &service, &all);
     let drain = |id: &str| format!("{service}/instances/{id}/drain");
     for id in &ids[..15] {
-        order(&nginx, &drain(id), "");
+        set_override(&nginx, &drain(id), "");
     }
     let overview = super::request(&nginx, "GET", "/api/", "").body;
     let overview: serde_json::Value = serde_json::from_str(&overview).expect("JSON");
@@ -90,10 +90,10 @@ fn what_is_in_force_is_bounded_and_nothing_is_driven_out() {
     assert_eq!(overview["overrides"].as_array().map(Vec::len), Some(15));
     assert_eq!(capacity, 15, "{overview:#}");
     let full = answered(&nginx, ("POST", &drain(&ids[16]), ""), 507);
-    assert_eq!(full["error"]["code"], "TooManyOrders");
+    assert_eq!(full["error"]["code"], "TooManyOverrides");
     assert_eq!(tally(&nginx, "/", 4), "b15: 2, b16: 2");
-    order(&nginx, &format!("{service}/instances/{}/down", ids[0]), "");
-    lift(&nginx, &format!("{service}/instances/{}", ids[0]));
-    order(&nginx, &drain(&ids[16]), "");
+    set_override(&nginx, &format!("{service}/instances/{}/down", ids[0]), "");
+    remove_override(&nginx, &format!("{service}/instances/{}", ids[0]));
+    set_override(&nginx, &drain(&ids[16]), "");
     assert_eq!(tally(&nginx, "/", 4), "b0: 2, b15: 2");
 }

@@ -3,7 +3,7 @@
 use nginx_consul_e2e::{Agent, Backend, wait};
 use serde_json::{Value, json};
 
-use super::{answered, lift, order, request, with_upstream};
+use super::{answered, remove_override, request, set_override, with_upstream};
 use crate::support::{SOON, register, register_one, tally, unique, until_served_by};
 
 #[test]
@@ -17,21 +17,21 @@ fn services_that_requests_name_are_steered_as_others() {
     let none = answered(&nginx, ("POST", &format!("{service}/freeze"), ""), 404);
     assert_eq!(none["error"]["code"], "ServiceNotFound");
     until_served_by(&nginx, &path, "a b");
-    order(&nginx, &format!("{service}/instances/{}/drain", ids[0]), "");
+    set_override(&nginx, &format!("{service}/instances/{}/drain", ids[0]), "");
     assert_eq!(tally(&nginx, &path, 20), "b: 20");
     let status = nginx.status();
     let peers = status["on_demand"]["services"][0]["peers"].as_array().expect("peers");
     let drained = peers.iter().find(|peer| peer["service_id"] == *ids[0]).expect("a");
     assert_eq!(drained["state"], "draining", "{status:#}");
-    lift(&nginx, &format!("{service}/instances/{}", ids[0]));
+    remove_override(&nginx, &format!("{service}/instances/{}", ids[0]));
     until_served_by(&nginx, &path, "a b");
-    order(&nginx, &format!("{service}/freeze"), "");
+    set_override(&nginx, &format!("{service}/freeze"), "");
     register_one(&consul, &service, &backends[2]);
     wait::until_eq("what is withheld", SOON, &json!(1), || {
         nginx.status()["on_demand"]["services"][0]["frozen"]["joined"].clone()
     });
     until_served_by(&nginx, &path, "a b");
-    order(&nginx, &format!("{service}/thaw"), "");
+    set_override(&nginx, &format!("{service}/thaw"), "");
     until_served_by(&nginx, &path, "a b c");
     answered(&nginx, ("POST", &format!("{service}/resync"), ""), 202);
 }
@@ -47,7 +47,7 @@ fn a_frozen_service_stays_though_no_request_names_it() {
     let nginx = with_upstream(&consul.url(), &service, lines).start();
     let path = |service: &str| format!("/?s={service}");
     assert_eq!(nginx.outcome(&path(&service)), "a");
-    order(&nginx, &format!("{service}/freeze"), "");
+    set_override(&nginx, &format!("{service}/freeze"), "");
     assert_eq!(nginx.outcome(&path(&other)), "b");
     let named = || {
         let status = nginx.status();
@@ -55,7 +55,7 @@ fn a_frozen_service_stays_though_no_request_names_it() {
         services.iter().map(|s| s["service"].clone()).collect::<Vec<_>>()
     };
     wait::until_eq("what is followed", SOON, &vec![json!(service)], named);
-    order(&nginx, &format!("{service}/thaw"), "");
+    set_override(&nginx, &format!("{service}/thaw"), "");
     wait::until_eq("what is followed", SOON, &Vec::new(), named);
 }
 

@@ -1,61 +1,56 @@
-//! Where a block's peers come from.
+//! A set of a service's instances, as it is in the table.
 
 use std::cell::Cell;
 
-use nginx_consul_core::model;
+use nginx_consul_core::model::service_scope;
 use nginx_consul_core::table::{PeerSnapshot, Table};
 
-use super::clock::now;
+use super::super::worker::now;
 
-/// A set that a block's peers come from.
-pub(crate) struct Source {
-    pub(super) key: u128,
+/// A set that an upstream's peers come from.
+pub(crate) struct WatchedSet {
+    pub(crate) key: u128,
     /// Its number in the plan; of a service that only requests name, `usize::MAX`.
     pub(crate) target: usize,
     pub(crate) datacenter: Option<String>,
-    /// Where it is in the table, once found.
+    /// Its entry in the table, once found.
     pub(super) entry: Cell<Option<usize>>,
 }
 
-impl Source {
-    pub(crate) fn new(key: u128, target: usize, datacenter: Option<String>) -> Source {
-        Source { key, target, datacenter, entry: Cell::new(None) }
+impl WatchedSet {
+    pub(crate) fn new(key: u128, target: usize, datacenter: Option<String>) -> WatchedSet {
+        WatchedSet { key, target, datacenter, entry: Cell::new(None) }
     }
 
-    /// Whether a block of the configuration names its service.
+    /// Whether the configuration names its service.
     pub(super) fn is_fixed(&self) -> bool {
         self.target != usize::MAX
     }
 
-    /// Looks for its place in the table.
-    pub(super) fn find(&self, table: Table<'static>, service: &str) {
+    /// Looks for its entry in the table.
+    pub(super) fn find(&self, table: &Table<'static>, service: &str) {
         let entry = table.find(self.key);
         self.entry.set(entry);
-        // Worker 0 knows only those of the configuration.
+        // Worker 0 knows the scopes of the configuration's services only.
         if let Some(entry) = entry.filter(|_| !self.is_fixed()) {
             table.note_scope(entry, self.scope(service));
         }
     }
 
     fn scope(&self, service: &str) -> u64 {
-        model::service_scope(service, self.datacenter.as_deref())
+        service_scope(service, self.datacenter.as_deref())
     }
 
-    /// Its place in the table, if it still has it.
-    pub(super) fn present(&self, table: Table<'static>) -> Option<usize> {
+    /// Its entry in the table, if that is still its own.
+    pub(crate) fn present(&self, table: &Table<'static>) -> Option<usize> {
         self.entry.get().filter(|&entry| table.key(entry) == self.key)
-    }
-
-    /// The generation in force; `None` if the set has no place in the table.
-    pub(super) fn generation(&self, table: &Table<'static>) -> Option<u64> {
-        self.entry.get().map(|entry| table.generation(entry))
     }
 
     /// The present set, which is that of `held` until the first answer; `None` if the caller has to
     /// stay with what it has.
     pub(super) fn read(
         &self,
-        table: Table<'static>,
+        table: &Table<'static>,
         with_labels: bool,
         held: impl FnOnce() -> PeerSnapshot,
     ) -> Option<PeerSnapshot> {
@@ -74,18 +69,18 @@ impl Source {
     }
 }
 
-/// Makes the sets of a block, by its service and name, what an operator wants them to be. After
-/// they were read: an override that comes later moves their generations. `None` as for
-/// [`Source::read`].
+/// Applies the operator's overrides to the sets of an upstream, given by its service and name. Called
+/// after they were read: a later override moves their generations. `None` as for
+/// [`WatchedSet::read`].
 pub(super) fn apply_overrides<'a>(
-    table: Table<'static>,
+    table: &Table<'static>,
     (service, upstream): (&str, &[u8]),
-    sources: &[Source],
+    sets: &[WatchedSet],
     images: impl Iterator<Item = &'a mut PeerSnapshot>,
 ) -> Option<()> {
     let overrides = table.overrides(now().millis)?;
-    for (source, image) in sources.iter().zip(images) {
-        overrides.apply((source.scope(service), upstream), &mut image.records);
+    for (set, image) in sets.iter().zip(images) {
+        overrides.apply((set.scope(service), upstream), &mut image.records);
     }
     Some(())
 }

@@ -1,14 +1,14 @@
-//! Orders where nginx's own methods pick.
+//! Overrides where nginx's own methods pick.
 
 use nginx_consul_e2e::{Agent, Backend, wait};
 
-use super::{lift, order, with_upstream};
+use super::{remove_override, set_override, with_upstream};
 use crate::methods::owners;
 use crate::stock_methods::METHODS;
 use crate::support::{SOON, register, tally, unique, until_served_by};
 
 #[test]
-fn each_of_nginx_s_methods_does_as_ordered() {
+fn each_of_nginx_s_methods_obeys_overrides() {
     let consul = Agent::shared();
     let backends = Backend::start_all(&["a", "b", "c"]);
     for method in METHODS {
@@ -18,14 +18,14 @@ fn each_of_nginx_s_methods_does_as_ordered() {
         let nginx = with_upstream(&consul.url(), &service, &lines).workers(2).start();
         let instance = |n: usize| format!("{service}/instances/{}", ids[n]);
         // Every key and client goes to the only one that is left.
-        order(&nginx, &format!("{}/drain", instance(0)), "");
-        order(&nginx, &format!("{}/down", instance(1)), "");
+        set_override(&nginx, &format!("{}/drain", instance(0)), "");
+        set_override(&nginx, &format!("{}/down", instance(1)), "");
         let keys = |names: &str| {
             let owners = owners(&nginx, 0..24);
             owners.values().all(|owner| names.split(' ').any(|name| name == owner))
         };
         wait::until(method, SOON, || keys("c"));
-        lift(&nginx, &instance(1));
+        remove_override(&nginx, &instance(1));
         wait::until(method, SOON, || keys("b c"));
     }
 }
@@ -39,14 +39,14 @@ fn the_weight_and_the_state_are_those_of_nginx_s_own_peers() {
     let nginx = with_upstream(&consul.url(), &service, lines).start();
     until_served_by(&nginx, "/", "a b");
     let a = format!("{service}/instances/{}", ids[0]);
-    order(&nginx, &format!("{a}/weight"), r#"{"weight":5}"#);
+    set_override(&nginx, &format!("{a}/weight"), r#"{"weight":5}"#);
     wait::until_eq("the shares", SOON, "a: 10, b: 2", || tally(&nginx, "/", 12));
-    lift(&nginx, &a);
+    remove_override(&nginx, &a);
     wait::until_eq("the shares", SOON, "a: 6, b: 6", || tally(&nginx, "/", 12));
     backends[0].set(nginx_consul_e2e::Manner::Reset);
     until_served_by(&nginx, "/", "b");
     backends[0].release();
     assert_eq!(tally(&nginx, "/", 8), "b: 8");
-    order(&nginx, &format!("{a}/up"), "");
+    set_override(&nginx, &format!("{a}/up"), "");
     wait::until_eq("the shares", SOON, "a: 4, b: 4", || tally(&nginx, "/", 8));
 }
