@@ -3,12 +3,14 @@
 //!
 //! | file | holds |
 //! |---|---|
+//! | `planned` | the targets of the plan, and their entries |
 //! | `numbers` | which numbers targets have that requests have named |
 //! | `lines` | log lines that wait for the event loop |
 //! | `writer` | [`TableWriter`]: the watch threads' [`Sink`](crate::watch::Sink) |
 //! | `overrides` | ends overrides whose time is over, and asks Consul for what workers want |
 //! | `state_file` | restores sets from the state file, and gives those in the table to its thread |
 
+mod planned;
 mod numbers;
 mod lines;
 mod writer;

@@ -62,6 +62,8 @@ struct Watch {
     sink: Arc<TableWriter>,
     timer: Timer,
     ticks: u32,
+    /// What only older configurations had is freed, for good.
+    has_retained: bool,
     resync: Resync,
 }
 
@@ -182,10 +184,10 @@ pub(crate) extern "C" fn ngx_http_consul_exit_process(cycle: *mut ngx_cycle_t) {
     });
 }
 
-/// Frees what no block asks for any more.
-fn retain(table: Table<'static>, keys: &[u128], templates: Option<&Templates>) {
+/// Frees what no upstream asks for any more; `false` if another publisher takes too long.
+fn retain(table: Table<'static>, keys: &[u128], templates: Option<&Templates>) -> bool {
     let templates = templates.map_or_else(Vec::new, Templates::keys);
-    table.retain(keys, &templates, ProcessId::own());
+    table.retain(keys, &templates, ProcessId::own())
 }
 
 impl Watch {
@@ -217,6 +219,7 @@ impl Watch {
             sink,
             timer,
             ticks: 0,
+            has_retained: false,
             resync: Resync::default(),
         };
         watch.start_engine(table);
@@ -225,13 +228,15 @@ impl Watch {
     }
 
     /// Makes this worker the one that follows Consul, and looks up the names that requests ask for.
-    /// If there is no thread to be had now, the next check tries again.
+    /// If another publisher takes too long, or no thread can be started, the next check tries again.
     fn start_engine(&mut self, table: Table<'static>) {
-        table.acquire_leadership(ProcessId::own());
+        self.resolver = None;
+        if !table.acquire_leadership(ProcessId::own()) {
+            return;
+        }
         let (plan, sink) = (Arc::clone(&self.plan), self.sink.clone());
         let start = || Watcher::start_within(plan, sink, Some(process::connections()));
         self.engine = start_threads("the watch threads", start).map(Arc::new);
-        self.resolver = None;
         if let Some((templates, engine)) = self.templates.clone().zip(self.engine.clone()) {
             let (plan, sink) = (Arc::clone(&self.plan), self.sink.clone());
             let start = || ServiceResolver::start(templates, plan, sink, engine);
@@ -260,9 +265,9 @@ impl Watch {
         }
         self.start_saver();
         end_expired(table, &self.sink);
-        if self.ticks == RETAIN_TICKS || (self.ticks < RETAIN_TICKS && self.sink.is_short_of_room())
-        {
-            retain(table, &self.keys, self.templates.as_deref());
+        let is_due = self.ticks >= RETAIN_TICKS && !self.has_retained;
+        if is_due || (self.ticks < RETAIN_TICKS && self.sink.is_short_of_room()) {
+            self.has_retained = retain(table, &self.keys, self.templates.as_deref()) && is_due;
         }
     }
 

@@ -42,9 +42,10 @@ impl Left {
 
 impl Table<'_> {
     /// The caller begins to connect to Consul: the connections noted so far are those of a predecessor
-    /// that stops.
-    pub fn take_over_connections(&self, me: ProcessId, now_ms: u64) {
-        let _guard = self.lock(me);
+    /// that stops. For an event loop: `false` if another publisher takes too long, and then nothing has
+    /// changed.
+    pub fn take_over_connections(&self, me: ProcessId, now_ms: u64) -> bool {
+        let Some(_guard) = self.lock_soon(me) else { return false };
         let before = decode(self.word(header::CONNECTIONS).swap(0, Relaxed));
         self.word(header::CONNECTIONS_OWNER).store(me.get(), Relaxed);
         // Consul adds up to a sixteenth.
@@ -56,6 +57,7 @@ impl Table<'_> {
         };
         add(header::CONNECTIONS_LEFT, before.blocking as u64, until);
         add(header::CONNECTIONS_ENDING, before.others as u64, now_ms + GRACE);
+        true
     }
 
     /// Notes the caller's connections, unless another process has taken over since.

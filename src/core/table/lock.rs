@@ -21,7 +21,8 @@ pub(crate) struct PublishGuard<'t, 'z> {
 }
 
 impl<'z> Table<'z> {
-    /// Waits for the lock; `me` is the calling process. Must not be called from an event loop.
+    /// Waits for the lock, for ever if its holder is stopped; `me` is the calling process. Only for
+    /// threads, and for the master before it forks.
     pub(crate) fn lock<'t>(&'t self, me: ProcessId) -> PublishGuard<'t, 'z> {
         let mut tries = 0;
         while !self.try_lock(me) {

@@ -31,8 +31,25 @@ pub enum Full {
 
 impl<'z> Table<'z> {
     /// The entry of a target; a free one if it has none. Waits for other publishers.
+    ///
+    /// # Errors
+    ///
+    /// The zone has no room for it.
     pub fn claim(&self, key: u128, me: ProcessId) -> Result<usize, Full> {
         self.claim_as(key, None, me)
+    }
+
+    /// As [`Table::claim`], for an event loop; `None` if another publisher takes too long.
+    ///
+    /// # Errors
+    ///
+    /// The zone has no room for it.
+    pub fn claim_soon(&self, key: u128, me: ProcessId) -> Result<Option<usize>, Full> {
+        if let Some(entry) = self.find(key) {
+            return Ok(Some(entry));
+        }
+        let guard = self.lock_soon(me);
+        guard.map(|guard| guard.make_entry(key, None)).transpose()
     }
 
     /// As [`Table::claim`], for a service that a request has just named.
@@ -54,21 +71,7 @@ impl<'z> Table<'z> {
         if let Some(entry) = self.find(key) {
             return Ok(entry);
         }
-        let _guard = self.lock(me);
-        if let Some(entry) = self.find(key) {
-            return Ok(entry);
-        }
-        let entry =
-            (0..self.layout.entry_count).find(|&e| self.key(e) == 0).ok_or(Full::Entries)?;
-        for word in word::GENERATION + 1..word::WORDS {
-            self.entry_word(entry, word).store(0, Relaxed);
-        }
-        if let Some((named, now_ms)) = named {
-            self.set_service_name(entry, named, now_ms);
-        }
-        self.entry_word(entry, word::KEY_HI).store((key >> 64) as u64, Relaxed);
-        self.entry_word(entry, word::KEY_LO).store(key as u64, Release);
-        Ok(entry)
+        self.lock(me).make_entry(key, named)
     }
 
     /// Frees the entry of a target that is no longer followed, if the target still has it.
@@ -93,10 +96,12 @@ impl<'z> Table<'z> {
     }
 
     /// From here on only this process replaces sets: an old worker 0 can't publish a late answer over
-    /// a newer one of its successor.
-    pub fn acquire_leadership(&self, me: ProcessId) {
-        let _guard = self.lock(me);
+    /// a newer one of its successor. For an event loop: `false` if another publisher takes too long, and
+    /// then nothing has changed.
+    pub fn acquire_leadership(&self, me: ProcessId) -> bool {
+        let Some(_guard) = self.lock_soon(me) else { return false };
         self.word(header::LEADER).store(me.get(), Relaxed);
+        true
     }
 
     /// Whether this process is the one that may replace sets.
@@ -135,9 +140,9 @@ impl<'z> Table<'z> {
 
     /// Frees the entries of all targets, except those among `keys` and those of services that requests
     /// have named for one of `templates`. Worker 0 calls it once the configuration that had them is
-    /// gone.
-    pub fn retain(&self, keys: &[u128], templates: &[u128], me: ProcessId) {
-        let guard = self.lock(me);
+    /// gone. `false` if another publisher takes too long for an event loop, and then nothing has changed.
+    pub fn retain(&self, keys: &[u128], templates: &[u128], me: ProcessId) -> bool {
+        let Some(guard) = self.lock_soon(me) else { return false };
         for entry in 0..self.layout.entry_count {
             let key = self.key(entry);
             let is_named = || {
@@ -148,6 +153,7 @@ impl<'z> Table<'z> {
             }
         }
         guard.recover();
+        true
     }
 
     fn free_slot(&self, record: &PeerRecord) {
@@ -156,6 +162,26 @@ impl<'z> Table<'z> {
 }
 
 impl PublishGuard<'_, '_> {
+    /// The entry of a target, made if there is none; `named` is of a service that a request named
+    /// just now.
+    fn make_entry(&self, key: u128, named: Option<(&ServiceName, u64)>) -> Result<usize, Full> {
+        let table = self.table;
+        if let Some(entry) = table.find(key) {
+            return Ok(entry);
+        }
+        let entry =
+            (0..table.layout.entry_count).find(|&e| table.key(e) == 0).ok_or(Full::Entries)?;
+        for word in word::GENERATION + 1..word::WORDS {
+            table.entry_word(entry, word).store(0, Relaxed);
+        }
+        if let Some((named, now_ms)) = named {
+            table.set_service_name(entry, named, now_ms);
+        }
+        table.entry_word(entry, word::KEY_HI).store((key >> 64) as u64, Relaxed);
+        table.entry_word(entry, word::KEY_LO).store(key as u64, Release);
+        Ok(entry)
+    }
+
     fn replace(
         &self,
         entry: usize,

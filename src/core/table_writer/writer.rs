@@ -14,13 +14,13 @@ use parking_lot::{Mutex, RwLock};
 
 use super::lines::{Line, Lines};
 use super::numbers::TargetNumbers;
+use super::planned::Planned;
 
 /// Writes what the engine finds out into the table, and keeps its log lines for the event loop.
 pub struct TableWriter {
     /// `None` once closed.
     table: RwLock<Option<Table<'static>>>,
-    /// Of each target: its entry, unless the table had no room, and its key.
-    entries: Vec<(Option<usize>, u128)>,
+    planned: Vec<Planned>,
     numbers: RwLock<TargetNumbers>,
     me: ProcessId,
     /// Targets whose last set found no room, and the error.
@@ -29,35 +29,33 @@ pub struct TableWriter {
 }
 
 impl TableWriter {
-    /// Finds or makes the entries of the plan's targets.
+    /// Finds or makes the entries of the plan's targets. An entry that there is no room for now, or
+    /// that another publisher keeps from being made, is made with the target's first answer.
     pub fn new(table: Table<'static>, plan: &Plan) -> Arc<TableWriter> {
         let me = ProcessId::own();
+        let planned = plan.targets.iter().enumerate().map(|(target, of)| {
+            let scope = model::service_scope(&of.query.service, of.query.datacenter.as_deref());
+            Planned::new(plan.key(target), scope)
+        });
         let sink = TableWriter {
             table: RwLock::new(Some(table)),
-            entries: Vec::new(),
+            planned: planned.collect(),
             numbers: RwLock::default(),
             me,
             refused: Mutex::default(),
             lines: Mutex::default(),
         };
-        let entries = (0..plan.targets.len()).map(|target| {
-            let key = plan.key(target);
-            let query = &plan.targets[target].query;
-            let entry = table.claim(key, me).map_err(|full| {
-                let service = &plan.targets[target].query.service;
-                sink.log(
-                    Level::Error,
-                    format!("service \"{service}\": {full}, increase the size in \"consul_zone\""),
-                );
-            });
-            if let Ok(entry) = entry {
-                let scope = model::service_scope(&query.service, query.datacenter.as_deref());
-                table.note_scope(entry, scope);
+        for (planned, target) in sink.planned.iter().zip(&plan.targets) {
+            match planned.claim_soon(table, me) {
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(e) => {
+                    let (service, why) = (&target.query.service, full(e));
+                    sink.log(Level::Error, format!("service \"{service}\": {why}"));
+                }
             }
-            (entry.ok(), key)
-        });
-        let entries = entries.collect();
-        Arc::new(TableWriter { entries, ..sink })
+        }
+        Arc::new(sink)
     }
 
     /// Whether a set found no room.
@@ -125,7 +123,7 @@ impl TableWriter {
 
     /// The number of the target of this key that has this entry.
     pub fn number_of(&self, entry: usize, key: u128) -> Option<usize> {
-        let planned = self.entries.iter().position(|place| *place == (Some(entry), key));
+        let planned = self.planned.iter().position(|p| p.key == key && p.is_at(entry));
         planned.or_else(|| self.numbers.read().find(entry, key))
     }
 
@@ -138,7 +136,7 @@ impl TableWriter {
         let mut held = held.unwrap_or_default();
         let mut numbers = self.numbers.write();
         for (number, key, _) in &mut held {
-            *number = numbers.number(*number, *key, self.entries.len());
+            *number = numbers.number(*number, *key, self.planned.len());
         }
         held
     }
@@ -168,11 +166,11 @@ impl TableWriter {
         f: impl FnOnce(Table<'static>, usize, u128) -> T,
     ) -> Option<T> {
         let table = self.table.read();
-        let (entry, key) = match self.entries.get(target) {
-            Some(&(entry, key)) => (entry?, key),
-            None => self.numbers.read().get(target)?,
-        };
         let table = (*table)?;
+        if let Some(planned) = self.planned.get(target) {
+            return Some(f(table, planned.entry(table)?, planned.key));
+        }
+        let (entry, key) = self.numbers.read().get(target)?;
         (table.key(entry) == key).then(|| f(table, entry, key))
     }
 }
@@ -188,11 +186,18 @@ pub fn now_ms() -> u64 {
 
 impl Sink for TableWriter {
     fn publish(&self, target: usize, set: &PeerSet, _: u64) -> Published {
+        let planned = self.planned.get(target);
+        let claimed =
+            planned.and_then(|planned| self.with_table(|table| planned.claim(table, self.me)));
         if self.withholds(target, set) {
             return Published::Unchanged;
         }
-        let published = self
-            .with(target, |table, entry, key| table.publish((entry, key), set, now_ms(), self.me));
+        let published = match claimed {
+            Some(Err(full)) => Some(Err(full)),
+            _ => self.with(target, |table, entry, key| {
+                table.publish((entry, key), set, now_ms(), self.me)
+            }),
+        };
         match published {
             Some(Err(full)) => {
                 let why = self::full(full);
@@ -248,8 +253,8 @@ impl Sink for TableWriter {
         self.with(target, |table, entry, _| table.has_data(entry)).unwrap_or(false)
     }
 
-    fn watcher_starts(&self) {
-        self.with_table(|table| table.take_over_connections(self.me, now_ms()));
+    fn watcher_starts(&self) -> bool {
+        self.with_table(|table| table.take_over_connections(self.me, now_ms())).unwrap_or(true)
     }
 
     fn note_connections(&self, connections: Connections) {
@@ -265,7 +270,7 @@ impl ServiceStore for TableWriter {
     fn add(&self, service: &ServiceName, key: u128) -> Result<usize, String> {
         let claimed = self.with_table(|table| table.claim_named(key, (service, now_ms()), self.me));
         let entry = claimed.ok_or_else(|| "nginx ends".to_owned())?.map_err(full)?;
-        Ok(self.numbers.write().number(entry, key, self.entries.len()))
+        Ok(self.numbers.write().number(entry, key, self.planned.len()))
     }
 
     fn remove(&self, target: usize) {

@@ -23,8 +23,12 @@ pub trait Sink: Send + Sync {
     fn published_identities(&self, target: usize) -> HashSet<u64>;
 
     /// A watcher starts: the connections noted so far belong to an earlier one, which ends soon.
-    /// Consul counts those in blocking queries until their `wait` is over.
-    fn watcher_starts(&self) {}
+    /// Consul counts those in blocking queries until their `wait` is over. `false` if that can't be
+    /// noted now; then it is called again.
+    fn watcher_starts(&self) -> bool {
+        true
+    }
+
     /// The watcher that started last has this many connections now. It waits for this call, which
     /// must be quick and must not call the watcher.
     fn note_connections(&self, _connections: Connections) {}

@@ -87,7 +87,6 @@ impl Watcher {
         sink: Arc<dyn Sink>,
         worker_connections: Option<usize>,
     ) -> io::Result<Watcher> {
-        sink.watcher_starts();
         let now = Instant::now();
         let mut scheduler = Scheduler::new(now);
         for watch in &plan.watches {

@@ -290,3 +290,23 @@ fn named_services_stay_as_long_as_their_template_does() {
     table.retain(&[KEY], &[1], me);
     assert_eq!((table.find(KEY), table.find(8)), (Some(fixed), None));
 }
+
+#[test]
+fn an_event_loop_is_told_that_another_publisher_takes_too_long() {
+    let (table, entry) = table(20_000);
+    let me = ProcessId::own();
+    publish(&table, entry, &set([1])).unwrap();
+    let before = (table.load(header::LEADER), table.generation(entry));
+    let guard = table.lock(me);
+    assert!(!table.acquire_leadership(ProcessId::from_raw(7)));
+    assert!(!table.retain(&[], &[], me));
+    assert!(!table.take_over_connections(me, 1));
+    assert_eq!(table.claim_soon(KEY + 1, me), Ok(None));
+    assert_eq!(table.claim_soon(KEY, me), Ok(Some(entry)), "it is there already");
+    assert_eq!((table.load(header::LEADER), table.generation(entry)), before);
+    drop(guard);
+    assert_eq!(table.claim_soon(KEY + 1, me), Ok(Some(entry + 1)));
+    assert!(table.take_over_connections(me, 1) && table.acquire_leadership(me));
+    assert!(table.retain(&[], &[], me));
+    assert_eq!(table.find(KEY), None);
+}

@@ -35,7 +35,7 @@ fn a_set_is_published_once_and_reported_with_what_changed() {
 fn a_frozen_set_stays_until_its_time_is_over() {
     let (writer, table) = writer();
     writer.publish(0, &set(1..=3), 1);
-    let (_, key) = writer.entries[0];
+    let key = writer.planned[0].key;
     let until_ms = Some(now_ms() + 60_000);
     let freeze = Override {
         selection: Some(key),
@@ -59,6 +59,31 @@ fn a_frozen_set_stays_until_its_time_is_over() {
 }
 
 #[test]
+fn an_entry_that_the_lock_kept_from_being_made_comes_with_the_first_answer() {
+    let table = Table::create(zone(1 << 17), shards_for(1)).unwrap();
+    table.acquire_leadership(ProcessId::own());
+    let endpoint = Arc::new(endpoint("http://127.0.0.1:8500"));
+    let (plan, _) = Plan::new(vec![target(&endpoint, "web")], 4);
+    let guard = table.lock(ProcessId::own());
+    let writer = TableWriter::new(table, &plan);
+    drop(guard);
+    assert_eq!(table.find(writer.planned[0].key), None);
+    assert_eq!(writer.take_lines(), [], "it is no lack of room");
+    assert!(matches!(writer.publish(0, &set(1..=3), 1), Published::Changed { peers: 3, .. }));
+    assert!(table.find(writer.planned[0].key).is_some());
+}
+
+#[test]
+fn an_entry_that_another_configuration_has_freed_is_made_again() {
+    let (writer, table) = writer();
+    writer.publish(0, &set(1..=3), 1);
+    assert!(table.retain(&[], &[], ProcessId::own()));
+    assert!(!writer.has_data(0));
+    assert!(matches!(writer.publish(0, &set(1..=3), 1), Published::Changed { peers: 3, .. }));
+    assert_eq!(identities(&writer, 0), 3);
+}
+
+#[test]
 fn a_set_of_the_state_file_never_replaces_an_answer() {
     let (writer, table) = writer();
     let saved = |ports| Saved {
@@ -70,7 +95,7 @@ fn a_set_of_the_state_file_never_replaces_an_answer() {
         peers: set(ports),
     };
     assert_eq!(writer.restore(0, &saved(1..=2)), Ok(true));
-    let entry = table.find(writer.entries[0].1).unwrap();
+    let entry = table.find(writer.planned[0].key).unwrap();
     assert_eq!((table.freshness(entry).index, writer.version(0).unwrap().last_good_ms), (7, 5));
     writer.publish(1, &set(1..=3), 1);
     assert_eq!((writer.restore(1, &saved(9..=9)), identities(&writer, 1)), (Ok(false), 3));
@@ -96,6 +121,6 @@ fn after_it_is_closed_nothing_touches_the_zone() {
     assert_eq!(writer.publish(0, &set(1..=3), 2), Published::Unchanged);
     writer.report(0, &Report::Ignored { reason: Reason::Stale });
     assert!(writer.with_table(|_| ()).is_none());
-    let entry = table.find(writer.entries[0].1).unwrap();
+    let entry = table.find(writer.planned[0].key).unwrap();
     assert!(table.has_data(entry));
 }

@@ -35,12 +35,15 @@ struct State {
     logged: Option<LoggedPlan>,
     /// It has logged that no thread can be started.
     is_short: bool,
+    /// The sink knows that this watcher has started.
+    has_started: bool,
 }
 
 /// Runs until the watcher stops.
 pub(super) fn supervise(shared: &Arc<Shared>) {
     let (tick_at, limits) = (Instant::now(), Limits::default());
-    let mut state = State { ticks: 0, tick_at, limits, logged: None, is_short: false };
+    let mut state =
+        State { ticks: 0, tick_at, limits, logged: None, is_short: false, has_started: false };
     loop {
         // The sink may panic.
         let round = AssertUnwindSafe(|| round(shared, &mut state));
@@ -63,6 +66,7 @@ pub(super) fn supervise(shared: &Arc<Shared>) {
 fn round(shared: &Arc<Shared>, state: &mut State) -> Instant {
     let now = Instant::now();
     let is_tick = state.tick_at <= now;
+    state.has_started = state.has_started || shared.sink.watcher_starts();
     let earlier = shared.sink.earlier_connections();
     let mut scheduler = shared.scheduler.lock();
     if is_tick {
