@@ -1,5 +1,5 @@
-//! What the master and worker 0 write into the shared table: the answers that the watch threads
-//! have validated, the sets of the state file, and the end of overrides.
+//! What the master and worker 0 write into the shared table: valid answers of the watch threads,
+//! sets of the state file, and the expiry of overrides.
 //!
 //! | file | holds |
 //! |---|---|

@@ -1,7 +1,7 @@
 //! `consul_api`: overrides of instances and frozen services, set over HTTP.
 //!
-//! A request is checked before its body is read; what it asks for is done in the worker that got it
-//! ([`act`]), by way of the shared zone.
+//! A request is checked before its body is read. The worker that received it does what it asks for
+//! ([`act`]), in the shared zone.
 
 use nginx_consul_core::control::{
     Arguments, Body, MAX_BODY, Refusal, Route, Verb, check_origin, route, to_json,
@@ -65,7 +65,7 @@ fn verb(method: u32) -> Verb {
     }
 }
 
-/// Once the body is there.
+/// Runs once nginx has read the body.
 ///
 /// # Safety
 ///

@@ -43,7 +43,7 @@ pub(crate) use codes::{
 };
 pub(crate) use directive::{args, http_context, location};
 pub(crate) use log::Log;
-pub(crate) use module::{HttpLocConf, HttpMainConf, conf_of, module};
+pub(crate) use module::{HttpLocConf, HttpMainConf, HttpSrvConf, conf_of, module, srv_conf};
 pub(crate) use object::object_of;
 pub(crate) use pool::give_to_pool;
 pub(crate) use request::Request;

@@ -1,20 +1,17 @@
-//! nginx-consul: the module's side of nginx. All FFI is here; what it decides is in
+//! nginx-consul as nginx loads it. All FFI is here; the logic without nginx is in
 //! `nginx_consul_core`.
 //!
-//! | nginx calls            | in                | and there                                   |
-//! |------------------------|-------------------|---------------------------------------------|
-//! | `preconfiguration`     | [`variables`]     | adds the variables                          |
-//! | directive handlers     | [`conf`]          | fill the configuration                      |
-//! | `init_main_conf`       | [`conf`]          | merges, checks, makes the plan, asks for the zone |
-//! | zone init              | [`zone`]          | lays out or finds the shared table          |
-//! | precontent phase       | [`on_demand_phase`]    | waits for a service that a request names    |
-//! | `init_module`          | [`lifecycle`]       | master: has a child ask for first answers   |
-//! | `init_process`         | [`lifecycle`]       | worker 0: starts the watch threads          |
-//! | `peer.init`, get, free | [`peer`]          | pick                                        |
-//! | header filter          | [`peer`]          | sees that a peer answers                    |
-//! | content handler        | [`status`]        | the status page                             |
-//! |                        | [`api`]           | overrides and frozen services               |
-//! | `exit_process`         | [`lifecycle`]       | ends the threads                            |
+//! | nginx calls | in | which … |
+//! |---|---|---|
+//! | `preconfiguration`, directive handlers, `init_main_conf`, `postconfiguration` | [`conf`] | reads, checks and merges directives, makes the upstreams |
+//! | zone init | [`zone`] | lays out or finds the shared table |
+//! | precontent phase | [`on_demand_phase`] | waits for a service that a request names |
+//! | `init_module`, `init_process`, `exit_process` | [`lifecycle`] | fetches initial sets, starts and stops the watch threads |
+//! | `peer.init`, `peer.get`, `peer.free`, header filter | [`peer`] | picks peers and counts what becomes of requests |
+//! | `get_handler` of variables | [`variables`] | tells about the instance that serves a request |
+//! | content handlers | [`status`], [`ready`], [`api`] | answer operators, Prometheus and probes |
+//!
+//! The modules are declared from the ground up: each imports only from those above it in this file.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use nginx_sys::{NGX_HTTP_MODULE, ngx_http_module_t, ngx_module_t};

@@ -1,7 +1,8 @@
-//! Who runs the watch threads, from when to when.
+//! The lifecycle of the watch threads, from nginx's start to the exit of a worker.
 //!
-//! Before the master forks its workers, a child of its own asks for the first answers. Worker 0 follows Consul from then on; if
-//! it dies, its replacement is worker 0 again and finds everything in the table.
+//! Before the master forks its workers, it forks a child that fetches the initial sets. Worker 0
+//! then follows Consul. If it dies, its replacement is worker 0 again and finds everything in the
+//! table.
 
 use std::cell::RefCell;
 use std::io;
@@ -32,17 +33,18 @@ mod permissions;
 mod state_directory;
 mod initial_fetch;
 
-/// How often worker 0 writes the threads' log lines and looks whether it is to end, milliseconds.
+/// Milliseconds between two ticks of worker 0: it writes the threads' log lines and checks whether
+/// it has to exit.
 const TICK: usize = 100;
-/// Ticks between looks whether all is as it should be.
+/// Ticks between two checks of leadership, threads and expired overrides.
 const CHECK_TICKS: u32 = 10;
-/// Ticks until the entries of services that no block asks for any more are freed, or earlier if
-/// there is no room: old workers may still look for them.
+/// Ticks until the entries of services that no upstream follows any more are freed, or earlier if
+/// there is no room: workers of the old configuration may still use them.
 const RETAIN_TICKS: u32 = 600;
-/// How long an ending worker waits for its threads.
+/// How long a worker that exits waits for its threads.
 const JOIN: Duration = Duration::from_secs(1);
 
-/// What a worker runs besides requests.
+/// What a worker runs beside requests.
 struct Running {
     worker: Worker,
     /// Only in worker 0.
@@ -53,24 +55,24 @@ struct Watch {
     plan: Arc<Plan>,
     templates: Option<Arc<Templates>>,
     keys: Vec<u128>,
-    engine: Option<Arc<Watcher>>,
+    watcher: Option<Arc<Watcher>>,
     /// Only with services that requests name.
     resolver: Option<ServiceResolver>,
-    /// With `consul_state`: where, and the thread that writes it.
+    /// With `consul_state`: the path, and what the thread writes.
     state: Option<(PathBuf, Arc<TableState>)>,
     saver: Option<Saver>,
     sink: Arc<TableWriter>,
     timer: Timer,
     ticks: u32,
-    /// What only older configurations had is freed, for good.
+    /// The entries that only older configurations had are freed.
     has_retained: bool,
     resync: Resync,
 }
 
 thread_local! {
     static RUNNING: RefCell<Option<Running>> = const { RefCell::new(None) };
-    /// What the state file knows of targets that have no data; the workers inherit it.
-    static KEPT: RefCell<Vec<Saved>> = const { RefCell::new(Vec::new()) };
+    /// Sets of the state file for targets that have no data; the workers inherit them.
+    static EXPIRED: RefCell<Vec<Saved>> = const { RefCell::new(Vec::new()) };
 }
 
 /// What the upstreams of a cycle share.
@@ -90,8 +92,8 @@ unsafe fn parts<'a>(cycle: *mut ngx_cycle_t) -> (Log<'a>, Option<Parts<'a>>) {
     (log, upstreams.and_then(parts))
 }
 
-/// In the master, before it forks: asks for what the zone doesn't hold yet. Never fails: an error
-/// here would end the master, also on a reload.
+/// In the master, before it forks: fetches the sets that the zone lacks. Never fails: an error here
+/// would end the master, also on a reload.
 pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) -> ngx_int_t {
     catch_panic(OK, || {
         // SAFETY: nginx passes the cycle it has just made.
@@ -114,7 +116,7 @@ pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) ->
     })
 }
 
-/// Fills the zone with first answers and what the state file knows.
+/// Fills the zone with the initial sets from Consul and the state file.
 fn fetch((upstreams, plan, table): Parts<'_>, single: SingleThread, log: Log<'_>) {
     let opened = upstreams.templates.as_ref().map_or(Ok(()), |_| Channel::open());
     if let Err(e) = opened {
@@ -131,11 +133,11 @@ fn fetch((upstreams, plan, table): Parts<'_>, single: SingleThread, log: Log<'_>
         initial_fetch::ask((plan, table), &needed, upstreams.init_timeout, (single, &sink));
     }
     let is_new = table.claim_overrides_restore();
-    let kept = upstreams
+    let expired = upstreams
         .state_file
         .as_ref()
         .map(|state| state.restore(plan, upstreams.templates.as_deref(), (&sink, is_new)));
-    KEPT.set(kept.unwrap_or_default());
+    EXPIRED.set(expired.unwrap_or_default());
     sink.close();
     write_lines(&sink, log);
 }
@@ -179,12 +181,13 @@ pub(crate) extern "C" fn ngx_http_consul_exit_process(cycle: *mut ngx_cycle_t) {
             write_lines(&watch.sink, log);
             watch.sink.close();
         }
-        // Requests that an ending worker cut off are no longer in flight.
+        // Requests that the worker has aborted are no longer in flight.
         running.worker.release_shard();
     });
 }
 
-/// Frees what no upstream asks for any more; `false` if another publisher takes too long.
+/// Frees the entries that no upstream follows any more; `false` if another publisher takes too
+/// long.
 fn retain(table: Table<'static>, keys: &[u128], templates: Option<&Templates>) -> bool {
     let templates = templates.map_or_else(Vec::new, Templates::keys);
     table.retain(keys, &templates, ProcessId::own())
@@ -202,8 +205,11 @@ impl Watch {
         timer.start();
         let sink = TableWriter::new(table, plan);
         let state = upstreams.state_file.as_ref().map(|file| {
-            let source =
-                TableState { sink: Arc::clone(&sink), plan: Arc::clone(plan), kept: KEPT.take() };
+            let source = TableState {
+                sink: Arc::clone(&sink),
+                plan: Arc::clone(plan),
+                expired: EXPIRED.take(),
+            };
             (file.path.clone(), Arc::new(source))
         });
         let plan = Arc::clone(plan);
@@ -212,7 +218,7 @@ impl Watch {
             plan,
             templates,
             keys,
-            engine: None,
+            watcher: None,
             resolver: None,
             state,
             saver: None,
@@ -222,29 +228,29 @@ impl Watch {
             has_retained: false,
             resync: Resync::default(),
         };
-        watch.start_engine(table);
+        watch.start_watcher(table);
         watch.start_saver();
         watch
     }
 
-    /// Makes this worker the one that follows Consul, and looks up the names that requests ask for.
-    /// If another publisher takes too long, or no thread can be started, the next check tries again.
-    fn start_engine(&mut self, table: Table<'static>) {
+    /// Makes this worker the leader: it starts the watcher and the resolver of names. If another
+    /// publisher takes too long, or no thread can be started, the next check tries again.
+    fn start_watcher(&mut self, table: Table<'static>) {
         self.resolver = None;
         if !table.acquire_leadership(ProcessId::own()) {
             return;
         }
         let (plan, sink) = (Arc::clone(&self.plan), self.sink.clone());
         let start = || Watcher::start_within(plan, sink, Some(process::connections()));
-        self.engine = start_threads("the watch threads", start).map(Arc::new);
-        if let Some((templates, engine)) = self.templates.clone().zip(self.engine.clone()) {
+        self.watcher = start_threads("the watch threads", start).map(Arc::new);
+        if let Some((templates, watcher)) = self.templates.clone().zip(self.watcher.clone()) {
             let (plan, sink) = (Arc::clone(&self.plan), self.sink.clone());
-            let start = || ServiceResolver::start(templates, plan, sink, engine);
+            let start = || ServiceResolver::start(templates, plan, sink, watcher);
             self.resolver = start_threads("the threads that look names up", start);
         }
     }
 
-    /// Starts to write the state file, if there is to be one.
+    /// Starts the thread that writes the state file, with `consul_state`.
     fn start_saver(&mut self) {
         if let (None, Some((path, source))) = (&self.saver, &self.state) {
             let start = || Saver::start(path.clone(), source.clone());
@@ -252,16 +258,16 @@ impl Watch {
         }
     }
 
-    /// Once a second.
+    /// Runs once a second.
     fn check(&mut self, table: Table<'static>) {
         table.clear_dead_shards();
-        // The last worker 0 of an older configuration may have started after this one. What this
-        // engine found out meanwhile was not taken, so a new one asks again.
-        if self.engine.is_none() || !table.is_leader(ProcessId::own()) {
-            if let Some(engine) = self.engine.take() {
-                engine.stop();
+        // The last worker 0 of an older configuration may have started after this one. The table
+        // refused this watcher's answers meanwhile, so a new watcher starts.
+        if self.watcher.is_none() || !table.is_leader(ProcessId::own()) {
+            if let Some(watcher) = self.watcher.take() {
+                watcher.stop();
             }
-            self.start_engine(table);
+            self.start_watcher(table);
         }
         self.start_saver();
         end_expired(table, &self.sink);
@@ -276,18 +282,18 @@ impl Watch {
         if let Some(resolver) = self.resolver.take() {
             resolver.join(JOIN);
         }
-        if let Some(engine) = self.engine.take() {
-            engine.stop();
-            engine.join(JOIN);
+        if let Some(watcher) = self.watcher.take() {
+            watcher.stop();
+            watcher.join(JOIN);
         }
-        // After the engine's last change.
+        // After the watcher's last change.
         if let Some(saver) = self.saver.take() {
             saver.join(JOIN);
         }
     }
 }
 
-/// Starts threads that see no signal. What fails is logged: whoever wants them tries again.
+/// Starts threads with signals blocked. Logs an error; the caller tries again.
 fn start_threads<T>(what: &str, start: impl FnOnce() -> io::Result<T>) -> Option<T> {
     let _blocked = SignalsBlocked::new();
     let started = start();
@@ -298,15 +304,15 @@ fn start_threads<T>(what: &str, start: impl FnOnce() -> io::Result<T>) -> Option
     started.ok()
 }
 
-/// Worker 0's timer. A panic in one of the parts does not keep the others from being done.
+/// Worker 0's timer. A panic in one part does not prevent the others.
 fn tick() -> bool {
     RUNNING.with_borrow_mut(|running| {
         let Some(Running { worker, watch: Some(watch), .. }) = running else { return false };
         catch_panic((), || write_lines(&watch.sink, process::log()));
-        // The worker may have connections left for long; its threads are not needed any more.
+        // The worker may serve its last connections for long; its threads are not needed any more.
         if process::is_exiting() {
-            if let Some(engine) = &watch.engine {
-                engine.stop();
+            if let Some(watcher) = &watch.watcher {
+                watcher.stop();
             }
             watch.resolver = None;
             if let Some(saver) = &watch.saver {
@@ -314,7 +320,7 @@ fn tick() -> bool {
             }
             return false;
         }
-        catch_panic((), || watch.resync.ask(worker.table, &watch.sink, watch.engine.as_deref()));
+        catch_panic((), || watch.resync.ask(worker.table, &watch.sink, watch.watcher.as_deref()));
         watch.ticks = watch.ticks.saturating_add(1);
         if watch.ticks % CHECK_TICKS == 0 {
             catch_panic((), || watch.check(worker.table));

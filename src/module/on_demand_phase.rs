@@ -1,7 +1,7 @@
-//! The first request for a service waits for Consul's answer, without holding up its worker.
+//! The first request for a service waits for Consul's answer without blocking its worker.
 //!
-//! A balancer can't: its `peer.init` has to know the peers at once. So the request waits before, in
-//! nginx's precontent phase, where access was granted already.
+//! A balancer can't wait: its `peer.init` needs the peers at once. So the request waits earlier, in
+//! nginx's precontent phase, after the access checks.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::CStr;
@@ -36,11 +36,11 @@ const PROXIES: [&CStr; 6] = [
     c"ngx_http_memcached_module",
 ];
 
-/// How often a single request looks whether there is an answer, milliseconds.
+/// Milliseconds between two checks for an answer, while one request waits.
 const LOOK: ngx_msec_t = 4;
 
-/// How long after a question the same one is asked again, milliseconds: whoever had it in hand may
-/// have been killed.
+/// Milliseconds until an unanswered lookup is sent again: the process that had taken it may have
+/// been killed.
 const ASK_AGAIN: ngx_msec_t = 500;
 
 thread_local! {
@@ -48,8 +48,7 @@ thread_local! {
     static WAITING: Cell<usize> = const { Cell::new(0) };
 }
 
-/// How often a waiting request looks whether there is an answer, milliseconds: the less often the
-/// more of them there are.
+/// Milliseconds between two checks for an answer; longer while many requests wait.
 fn look_every() -> ngx_msec_t {
     LOOK + WAITING.get() / 64
 }
@@ -62,7 +61,7 @@ struct Waiting<'r> {
     until: ngx_msec_t,
     /// When worker 0 was asked.
     asked: Cell<ngx_msec_t>,
-    /// It has waited in vain.
+    /// The wait has timed out.
     is_late: Cell<bool>,
 }
 
@@ -119,7 +118,7 @@ extern "C" fn ngx_http_consul_precontent_handler(r: *mut ngx_http_request_t) -> 
                 let on_demand = slot.and_then(|slot| slot.on_demand.as_deref());
                 on_demand.map_or(DECLINED, |on_demand| decide(r, on_demand, true))
             }
-            // The block is named by variables too, which only the content handler knows.
+            // `proxy_pass` has variables too: only the content handler knows the upstream.
             None if has_content(r) => {
                 let mut decided = upstreams.on_demand().map(|block| decide(r, block, false));
                 decided.find(|rc| *rc != DECLINED).unwrap_or(DECLINED)
@@ -129,7 +128,7 @@ extern "C" fn ngx_http_consul_precontent_handler(r: *mut ngx_http_request_t) -> 
     })
 }
 
-/// The `upstream` that the request's location names, if it does without variables.
+/// The `upstream` that the request's location names without variables.
 fn upstream_of(r: Request<'_>, upstreams: &Upstreams) -> Option<*mut ngx_http_upstream_srv_conf_t> {
     upstreams.proxies.iter().find_map(|&module| {
         // SAFETY: the module is one of PROXIES, whose configuration of a location begins so.
@@ -148,7 +147,7 @@ fn has_content(r: Request<'_>) -> bool {
     r.location().handler.is_some_and(|handler| !own.contains(&(handler as *const ())))
 }
 
-/// Lets the request go on, wait or end. `is_certain`: it goes to this very block.
+/// Lets the request continue, wait or end. `is_certain`: the request goes to this very upstream.
 fn decide<'r>(r: Request<'r>, block: &'r OnDemandUpstream, is_certain: bool) -> ngx_int_t {
     // SAFETY: the request is there; the name lives as long as its pool.
     let name = unsafe { block.name(r.as_ptr()) };
@@ -168,7 +167,7 @@ fn decide<'r>(r: Request<'r>, block: &'r OnDemandUpstream, is_certain: bool) -> 
     if is_certain { block.refuse(name, why, r.log().as_ptr()) } else { DECLINED }
 }
 
-/// Has the request wait; `None` if it can't. `waited` is how it has waited before.
+/// Suspends the request; `None` if that fails. `waited`: its wait so far.
 fn wait<'r>(
     r: Request<'r>,
     waited: Option<&Waiting<'r>>,

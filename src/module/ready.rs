@@ -1,4 +1,5 @@
-//! `consul_status ready`: whether there is data to serve from, for load balancers and probes.
+//! `consul_status ready`: whether every upstream has instances to serve from, for load balancers
+//! and probes.
 
 use nginx_consul_core::status::ready::{Demand, Readiness};
 use nginx_sys::{NGX_HTTP_OK, NGX_HTTP_SERVICE_UNAVAILABLE, ngx_http_request_t, ngx_int_t};

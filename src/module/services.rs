@@ -1,5 +1,5 @@
-//! The services that upstreams follow: those that the configuration names, and those that requests
-//! have named.
+//! The services that upstreams follow: those in the configuration, and those that requests have
+//! named.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -12,8 +12,8 @@ use nginx_consul_core::watch::{Plan, Target};
 use crate::peer::{OnDemandUpstream, Upstream};
 use crate::upstreams::Upstreams;
 
-/// The services of a configuration, by number: the targets of its plan, and then one for each entry
-/// of the table, which may be that of a service that a request has named.
+/// The services of a configuration, by number: first the targets of its plan, then each entry of
+/// the table, which may be the entry of a service that a request has named.
 pub(crate) struct Services<'a> {
     pub(crate) upstreams: &'a Upstreams,
     pub(crate) table: Table<'static>,
@@ -24,25 +24,25 @@ pub(crate) struct Services<'a> {
 /// A set of a service's instances that upstreams follow.
 pub(crate) struct Followed<'a> {
     pub(crate) key: u128,
-    /// Where it is in the table, once it has a place there.
+    /// Its entry in the table, if it has one.
     pub(crate) entry: Option<usize>,
     pub(crate) target: Cow<'a, Target>,
     /// A request has named it.
     pub(crate) is_named: bool,
     /// It has one instance.
     pub(crate) is_single: bool,
-    /// Those that follow it.
+    /// The upstreams that follow it.
     pub(crate) blocks: Vec<&'a Upstream>,
 }
 
 impl<'a> Services<'a> {
-    /// `None` if no block follows Consul.
+    /// `None` if no upstream follows Consul.
     pub(crate) fn new(upstreams: &'a Upstreams) -> Option<Services<'a>> {
         let (table, plan) = (upstreams.table()?, upstreams.plan.as_ref()?);
         Some(Services { upstreams, table, plan, entries: table.entries() })
     }
 
-    /// How many the configuration names.
+    /// How many services the configuration names.
     pub(crate) fn planned(&self) -> usize {
         self.plan.targets.len()
     }
@@ -104,7 +104,7 @@ impl Followed<'_> {
         self.blocks.iter().map(|block| block.name().into_owned()).collect()
     }
 
-    /// By which its instances are known to overrides.
+    /// The scope of overrides for its instances.
     pub(crate) fn scope(&self) -> u64 {
         let query = &self.target.query;
         model::service_scope(&query.service, query.datacenter.as_deref())

@@ -16,7 +16,7 @@ use nginx_sys::{
     ngx_cycle_t, ngx_http_conf_ctx_t, ngx_http_upstream_srv_conf_t, ngx_module_t, ngx_shm_zone_t,
 };
 
-use crate::ffi::{self, HttpMainConf};
+use crate::ffi::{self, HttpMainConf, srv_conf};
 use crate::peer::{self, OnDemandUpstream, Slot, Upstream};
 use crate::zone;
 
@@ -72,13 +72,15 @@ impl Upstreams {
     /// The upstreams whose service the configuration names.
     pub(crate) fn fixed(&self) -> impl Iterator<Item = &Upstream> {
         // SAFETY: upstreams of this configuration, which has been read.
-        self.fixed.iter().filter_map(|&upstream| unsafe { Slot::of(upstream) }.upstream.as_deref())
+        self.fixed
+            .iter()
+            .filter_map(|&upstream| unsafe { srv_conf::<Slot>(upstream) }.upstream.as_deref())
     }
 
     /// The upstreams whose service requests name.
     pub(crate) fn on_demand(&self) -> impl Iterator<Item = &OnDemandUpstream> {
         // SAFETY: as in fixed().
-        let of = |&upstream: &*mut _| unsafe { Slot::of(upstream) }.on_demand.as_deref();
+        let of = |&upstream: &*mut _| unsafe { srv_conf::<Slot>(upstream) }.on_demand.as_deref();
         self.on_demand.iter().filter_map(of)
     }
 

@@ -16,10 +16,10 @@ use crate::peer::RequestPeer;
 /// A variable's name goes on with a key of `Service.Meta`.
 const META: &[u8] = b"consul_meta_";
 
-/// What a variable tells of a request.
+/// The value of a variable for a request.
 type Text = for<'a> fn(&RequestPeer<'a>) -> Option<Cow<'a, str>>;
 
-/// A variable: its name, whether it tells of the instance itself, and what. The place of it here
+/// A variable: its name, whether it needs the labels of the instance, and its value. Its index here
 /// is its `data`.
 const ALL: [(&[u8], bool, Text); 7] = [
     (b"consul_service", false, |served| Some(printable(served.service()))),
@@ -61,7 +61,7 @@ unsafe fn add(
     flags: u32,
     (get, data): (ngx_http_get_variable_pt, usize),
 ) -> bool {
-    // A request has another peer with every attempt.
+    // Each attempt of a request may have another peer.
     let flags = flags | NGX_HTTP_VAR_NOCACHEABLE;
     // SAFETY: the caller's promise; nginx copies the name, or keeps it as it is.
     let variable = unsafe { ngx_http_add_variable(cf, &mut str_over(name), flags as _).as_mut() };
@@ -71,17 +71,17 @@ unsafe fn add(
     true
 }
 
-/// What the variables that a configuration has need to know of instances.
+/// What the variables of a configuration need of instances.
 #[derive(Default)]
 pub(crate) struct Used {
-    /// There are some that tell of the instance itself.
+    /// A variable needs the labels of instances.
     pub(crate) labels: bool,
     /// Keys of `Service.Meta`.
     pub(crate) meta: MetaKeys,
 }
 
 impl Used {
-    /// Of all that the directives have named.
+    /// Of all variables that directives contain.
     ///
     /// # Safety
     ///
@@ -135,8 +135,7 @@ extern "C" fn ngx_http_consul_meta(
     })
 }
 
-/// Sets what is told of the request, for as long as its pool lives; an empty text is none, `-` in a
-/// log.
+/// Sets the value of a variable, in the request's pool. An empty text is "not found", `-` in a log.
 fn set<'r>(
     r: Request<'r>,
     value: &mut ngx_http_variable_value_t,

@@ -1,4 +1,5 @@
-//! The shared zone: asked for while the configuration is read, laid out when nginx has mapped it.
+//! The shared zone: requested while nginx reads the configuration, laid out once nginx has mapped
+//! it.
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
@@ -18,7 +19,8 @@ use crate::ffi::{self, ERROR, OK, catch_panic, str_over};
 const NAME: &[u8] = b"consul";
 const SIZE: usize = 10 << 20;
 
-/// Asks nginx for the zone. `targets` is checked here, so that `nginx -t` tells.
+/// Asks nginx for the zone. Checks that it has room for so many targets, so that `nginx -t` reports
+/// it.
 pub(crate) fn request(
     cf: *mut ngx_conf_t,
     zone: Option<(ngx_str_t, usize)>,
@@ -38,7 +40,7 @@ pub(crate) fn request(
     let zone = unsafe { ngx_shared_memory_add(cf, &mut name, size, tag).as_mut() };
     let zone = zone.ok_or_else(|| format!("can't have zone \"{name}\" of \"consul_zone\""))?;
     zone.init = Some(ngx_http_consul_init_zone);
-    // Until then, the cycle that the zone is made for.
+    // Until nginx calls `init`: the cycle that the zone belongs to.
     // SAFETY: nginx reads the configuration of `cf`.
     zone.data = unsafe { (*cf).cycle }.cast();
     Ok(NonNull::from(zone))
@@ -75,7 +77,7 @@ fn refuse(zone: &ngx_shm_zone_t, why: &str) -> ngx_int_t {
     ERROR
 }
 
-/// Takes the pool's whole free memory as one stretch, its length in the first word.
+/// Allocates the pool's whole free memory as one block; its first word is its length.
 ///
 /// # Safety
 ///

@@ -282,63 +282,67 @@ impl PeerInfo {
 /// Tried peers that need no allocation.
 const INLINE: usize = 4;
 
-/// Peers already tried. Up to four are kept without an allocation.
-#[derive(Debug, Default)]
+/// Peers already tried. Up to four are kept without an allocation. Behind a shared reference, because
+/// a request's variables may be evaluated while it picks.
+#[derive(Default)]
+#[allow(missing_debug_implementations)]
 pub struct Tried {
-    count: u32,
-    first: [u32; INLINE],
+    count: Cell<u32>,
+    first: [Cell<u32>; INLINE],
     /// A bit for each peer, once there are more than four.
-    bits: Box<[u64]>,
+    bits: Cell<Box<[u64]>>,
 }
 
 impl Tried {
     /// Whether the peer was tried.
     #[inline]
     pub fn contains(&self, peer: usize) -> bool {
-        self.count != 0 && self.has(peer)
+        self.count.get() != 0 && self.has(peer)
     }
 
     fn has(&self, peer: usize) -> bool {
-        match self.first.get(..self.count as usize) {
-            Some(first) => first.contains(&(peer as u32)),
-            None => self.bits.get(peer / 64).is_some_and(|word| word >> (peer % 64) & 1 != 0),
+        match self.first.get(..self.count()) {
+            Some(first) => first.iter().any(|tried| tried.get() == peer as u32),
+            None => {
+                let bits = self.bits.take();
+                let has = bits.get(peer / 64).is_some_and(|word| word >> (peer % 64) & 1 != 0);
+                self.bits.set(bits);
+                has
+            }
         }
     }
 
     /// Adds a peer.
     #[inline]
-    pub fn insert(&mut self, peer: usize) {
-        match self.first.get_mut(self.count as usize) {
-            Some(place) => *place = peer as u32,
+    pub fn insert(&self, peer: usize) {
+        match self.first.get(self.count()) {
+            Some(place) => place.set(peer as u32),
             None => self.insert_more(peer),
         }
-        self.count += 1;
+        self.count.set(self.count.get() + 1);
     }
 
     #[cold]
-    fn insert_more(&mut self, peer: usize) {
-        if self.count as usize == INLINE {
-            for first in self.first {
-                self.set_bit(first as usize);
+    fn insert_more(&self, peer: usize) {
+        let mut bits = self.bits.take().into_vec();
+        let mut set_bit = |peer: usize| {
+            let word = peer / 64;
+            if bits.len() <= word {
+                bits.resize((word + 1).next_power_of_two(), 0);
             }
+            bits[word] |= 1 << (peer % 64);
+        };
+        if self.count() == INLINE {
+            self.first.iter().for_each(|first| set_bit(first.get() as usize));
         }
-        self.set_bit(peer);
-    }
-
-    fn set_bit(&mut self, peer: usize) {
-        let word = peer / 64;
-        if self.bits.len() <= word {
-            let mut bits = std::mem::take(&mut self.bits).into_vec();
-            bits.resize((word + 1).next_power_of_two(), 0);
-            self.bits = bits.into();
-        }
-        self.bits[word] |= 1 << (peer % 64);
+        set_bit(peer);
+        self.bits.set(bits.into());
     }
 
     /// How many were tried.
     #[inline]
     pub fn count(&self) -> usize {
-        self.count as usize
+        self.count.get() as usize
     }
 }
 

@@ -11,11 +11,13 @@
 //! |---|---|
 //! | `terms` | inputs and outputs: settings, steps, results, outcomes |
 //! | `pacing` | token bucket, backoff and jitter |
+//! | `failures` | failures in a row |
 //! | `copies` | streamed views and agents' caches: they never overrule a server, and are verified |
-//! | this one | the state of one query: index, server in use, failures |
+//! | this one | the state of one query: index, server in use |
 
 mod terms;
 mod pacing;
+mod failures;
 mod copies;
 #[cfg(test)]
 mod tests;
@@ -27,7 +29,9 @@ use rand::Rng;
 pub use self::terms::{CopyChange, FetchResult, Outcome, Settings, Step, is_outdated};
 
 use self::copies::Copies;
-use self::pacing::{TokenBucket, backoff, jitter};
+use self::failures::Failures;
+use self::pacing::{TokenBucket, jitter};
+use self::terms::{MAX_WAIT, MIN_WAIT};
 use super::query::{Fetch, ReadFrom};
 
 /// Price in tokens of an answer that changed something, of a failure and of a closed connection.
@@ -38,15 +42,10 @@ const USELESS: f64 = 10.0;
 const PER_MIB: f64 = 1.0;
 /// A blocking query that ends this much before its `wait` has still timed out: clocks differ.
 const EARLY: Duration = Duration::from_millis(100);
-/// Consul's longest `wait`, and the shortest one that is not polling.
-const MAX_WAIT: Duration = Duration::from_secs(600);
-const MIN_WAIT: Duration = Duration::from_secs(1);
 /// Time between two probes of the first server while another one is in use, before jitter.
 const RETURN: Duration = Duration::from_secs(30);
 /// Length of a blocking query after a failure: it has to show that such queries are answered.
 const TRIAL: Duration = MIN_WAIT;
-/// Shortest pause after a failure, whatever the configuration says.
-const MIN_RETRY: Duration = Duration::from_millis(10);
 
 /// The state of one query that is repeated for as long as its service is watched.
 #[derive(Debug, Default)]
@@ -63,15 +62,7 @@ pub struct BlockingQuery {
     wait_limit: Duration,
     /// When the first server is probed next; only while another one is in use.
     return_at: Option<Instant>,
-    failures: u32,
-    /// The last good answer that ended an outage or came without one.
-    last_good: Option<Instant>,
-    /// While requests fail: the last good answer before, or the first failure.
-    failing_since: Option<Instant>,
-    /// Servers tried since the last good answer or pause.
-    tried: usize,
-    /// Pauses since the last good answer.
-    rounds: u32,
+    failures: Failures,
     bucket: TokenBucket,
     copies: Copies,
     /// The next request is a read from the leader, whatever the index.
@@ -86,15 +77,7 @@ pub struct BlockingQuery {
 impl BlockingQuery {
     /// A query that knows nothing: its first step is a fetch without index.
     pub fn new(settings: Settings) -> Self {
-        let retry_min = settings.retry_min.max(MIN_RETRY);
-        let settings = Settings {
-            servers: settings.servers.max(1),
-            wait: settings.wait.clamp(MIN_WAIT, MAX_WAIT),
-            retry_min,
-            retry_max: settings.retry_max.max(retry_min),
-            fallback_interval: settings.fallback_interval.max(MIN_RETRY),
-            ..settings
-        };
+        let settings = settings.within_bounds();
         BlockingQuery {
             settings,
             copies: Copies::new(settings.can_avoid_copies),
@@ -196,7 +179,7 @@ impl BlockingQuery {
     }
 
     fn is_failing(&self) -> bool {
-        self.failing_since.is_some()
+        self.failures.are_going_on()
     }
 
     /// Sends the next request at `at`, without an index; later if tokens are owed.
@@ -218,46 +201,33 @@ impl BlockingQuery {
         let is_trial = self.copies.are_avoided() && fetch.from == ReadFrom::Anywhere;
         match result {
             FetchResult::Good { index, digest, bytes, is_copy } => {
-                let outage = self.end_outage(fetch, sent, now);
-                let changed =
-                    self.on_good(fetch, sent, (index.max(1), digest, bytes, is_copy), now);
-                let copy_change = self.copies.on_good(fetch, (is_copy, changed), now, rng);
-                self.copy_change = copy_change.or(self.copy_change);
-                self.verifies |= is_copy && self.copies.is_due(now + MIN_WAIT);
-                self.schedule_poll(sent, now, rng);
-                self.schedule_fallback_read(now, rng);
-                self.server = fetch.server;
-                if self.server == 0 {
-                    self.return_at = None;
-                } else if self.return_at.is_none() {
-                    self.schedule_probe(now, rng);
-                }
-                Outcome::Publish { changed, outage }
+                let answer = (index.max(1), digest, bytes, is_copy);
+                self.on_good((fetch, sent), answer, now, rng)
             }
             _ if fetch.probe => {
                 self.schedule_probe(now, rng);
                 self.take_tokens(USEFUL, now);
                 Outcome::Again
             }
-            // The index is a server's, and still good.
+            // The index came from a server and stays valid.
             FetchResult::Outdated | FetchResult::Rejected if is_trial && fetch.index.is_some() => {
                 self.copies.avoid(now, rng);
                 self.take_tokens(USEFUL, now);
                 Outcome::Again
             }
             FetchResult::Outdated => {
-                (self.verifies, self.copies.are_doubted) = (true, true);
+                (self.verifies, self.copies.was_outdated) = (true, true);
                 self.take_tokens(USEFUL, now);
                 Outcome::Again
             }
             FetchResult::Rejected
-                if verifies && self.settings.may_lag && !self.copies.are_doubted =>
+                if verifies && self.settings.may_lag && !self.copies.was_outdated =>
             {
                 self.copies.verify_later(now, rng);
                 self.take_tokens(USEFUL, now);
                 Outcome::Again
             }
-            // Without an index nothing keeps a client from connecting, so this is a failure.
+            // Without an index the client could have connected, so the next arm counts a failure.
             FetchResult::Reconnected if fetch.index.is_some() => {
                 self.index = None;
                 self.take_tokens(USEFUL, now);
@@ -270,27 +240,48 @@ impl BlockingQuery {
         }
     }
 
+    fn on_good(
+        &mut self,
+        (fetch, sent): (Fetch, Instant),
+        answer: (u64, u128, u64, bool),
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> Outcome {
+        let (.., is_copy) = answer;
+        let outage = self.end_outage(fetch, sent, now);
+        let changed = self.take_answer(fetch, sent, answer, now);
+        let copy_change = self.copies.on_good(fetch, (is_copy, changed), now, rng);
+        self.copy_change = copy_change.or(self.copy_change);
+        self.verifies |= is_copy && self.copies.is_due(now + MIN_WAIT);
+        self.schedule_poll(sent, now, rng);
+        self.schedule_fallback_read(now, rng);
+        self.server = fetch.server;
+        if self.server == 0 {
+            self.return_at = None;
+        } else if self.return_at.is_none() {
+            self.schedule_probe(now, rng);
+        }
+        Outcome::Publish { changed, outage }
+    }
+
     /// A request was answered; gives the length of the outage that this ends.
     fn end_outage(&mut self, fetch: Fetch, sent: Instant, now: Instant) -> Option<Duration> {
-        self.tried = 0;
         let until = match (fetch.index, self.settings.poll_interval) {
             (Some(_), _) => sent,
             (None, Some(_)) => now,
             (None, None) => {
-                if !self.is_failing() {
-                    self.last_good = Some(now);
-                }
+                self.failures.note_good(now);
                 return None;
             }
         };
-        (self.failures, self.rounds, self.blocks_at) = (0, 0, None);
+        self.blocks_at = None;
         self.copies.on_blocking_answer();
-        self.last_good = Some(now);
-        self.failing_since.take().map(|since| until.saturating_duration_since(since))
+        self.failures.end(until, now)
     }
 
-    /// Takes a good answer; `true` if its digest differs from the last one.
-    fn on_good(
+    /// Notes an answer (index, digest, bytes, whether a copy gave it), and decides which index to
+    /// block on; `true` if the digest differs from the last one.
+    fn take_answer(
         &mut self,
         fetch: Fetch,
         sent: Instant,
@@ -301,8 +292,8 @@ impl BlockingQuery {
         let changed = self.digest.replace(digest) != Some(digest);
         self.index = match fetch.index {
             _ if self.settings.poll_interval.is_some() => None,
-            // The index of a view has a history of its own, and may be below the servers'. Where
-            // that only leads back to this one at once, it is of no use.
+            // The indices of a view are separate, and may be below the servers'. One that only leads
+            // back to the present index at once is not used.
             Some(asked) if is_copy && !early && self.bounced == Some(asked) => Some(asked),
             Some(_) if is_copy && !early => Some(index),
             // The state was restored or lost: this index belongs to another history.
@@ -335,11 +326,14 @@ impl BlockingQuery {
     /// A blocking query was rejected: reads at once, and blocks after a pause.
     fn on_rejected(&mut self, now: Instant, rng: &mut impl Rng) -> Outcome {
         self.count_failure(now);
-        let gives_copies_up = self.copies.on_rejected(now, rng);
-        let pause = if gives_copies_up { Duration::ZERO } else { self.backoff(rng) };
-        self.rounds = self.rounds.saturating_add(1);
+        let pause = if self.copies.on_rejected(now, rng) {
+            self.failures.skip_pause();
+            Duration::ZERO
+        } else {
+            self.failures.next_pause(&self.settings, rng)
+        };
         self.blocks_at = Some(now + pause);
-        Outcome::Failed { failures: self.failures, retry_in: pause, round: true }
+        Outcome::Failed { failures: self.failures.count, retry_in: pause, round: true }
     }
 
     /// A request had no answer, or a read was rejected: asks the next server, with a pause after
@@ -348,28 +342,21 @@ impl BlockingQuery {
         self.count_failure(now);
         self.copies.on_failed();
         self.server = (self.server + 1) % self.settings.servers;
-        self.tried += 1;
-        let round = self.tried >= self.settings.servers;
+        self.failures.tried += 1;
+        let round = self.failures.tried >= self.settings.servers;
         if round {
-            self.tried = 0;
-            let pause = self.backoff(rng);
-            self.rounds = self.rounds.saturating_add(1);
+            self.failures.tried = 0;
+            let pause = self.failures.next_pause(&self.settings, rng);
             self.pause_until(now + pause);
         }
         let retry_in = self.not_before.map_or(Duration::ZERO, |at| at - now);
-        Outcome::Failed { failures: self.failures, retry_in, round }
+        Outcome::Failed { failures: self.failures.count, retry_in, round }
     }
 
     fn count_failure(&mut self, now: Instant) {
         self.index = None;
-        self.failing_since.get_or_insert(self.last_good.unwrap_or(now));
-        self.failures = self.failures.saturating_add(1);
+        self.failures.add(now);
         self.take_tokens(USEFUL, now);
-    }
-
-    fn backoff(&self, rng: &mut impl Rng) -> Duration {
-        let Settings { retry_min, retry_max, .. } = self.settings;
-        backoff(self.rounds, (retry_min, retry_max), rng)
     }
 
     fn schedule_probe(&mut self, now: Instant, rng: &mut impl Rng) {

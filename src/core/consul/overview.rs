@@ -1,7 +1,7 @@
-//! What all services of a datacenter have in common, to see which of them have changed.
+//! Answers about all services of a datacenter, compared to find the services that have changed.
 //!
-//! Three blocking queries do for thousands of services: the critical checks, those that warn, and
-//! the names. Each answer is compared with the one before.
+//! Three blocking queries cover thousands of services: the critical checks, the checks in warning,
+//! and the names. Each answer is compared with the one before.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -10,26 +10,26 @@ use serde::Deserialize;
 
 use crate::consul::query::View;
 
-/// A name as [`Difference`] has it. Consul compares names of services and nodes without case.
+/// The hash of a name in [`Difference`]. Consul ignores the case of service and node names.
 pub fn key(name: &str) -> u64 {
     hash(&name.to_lowercase())
 }
 
-/// What one answer said.
+/// One answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overview {
-    /// Of each check, or each name: whom it is about, and a digest of what is said.
-    parts: HashMap<u64, (Subject, u64)>,
+    /// By the hash of a check or name: which service or node it belongs to, and a digest.
+    parts: HashMap<u64, (Owner, u64)>,
 }
 
-/// Whom a part of an overview is about.
+/// What a check or name belongs to, by [`key`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Subject {
+enum Owner {
     Service(u64),
     Node(u64),
 }
 
-/// Whom two overviews tell something else about, by [`key`].
+/// The services and nodes that differ between two overviews, by [`key`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Difference {
     /// Services.
@@ -39,7 +39,7 @@ pub struct Difference {
 }
 
 impl Difference {
-    /// Nothing was seen to change.
+    /// The overviews are equal.
     pub fn is_empty(&self) -> bool {
         self.services.is_empty() && self.nodes.is_empty()
     }
@@ -55,7 +55,7 @@ struct Check {
     service_id: String,
     #[serde(default)]
     service_name: String,
-    /// Absent in what is no Consul's; then a check that comes back at once is not noticed.
+    /// Always sent by Consul. Without it, a check that changes twice between two answers is missed.
     #[serde(default)]
     modify_index: u64,
 }
@@ -65,33 +65,33 @@ impl Overview {
     ///
     /// # Errors
     ///
-    /// It is not what Consul gives for that view.
+    /// It is not an answer about that view.
     pub fn parse(view: View, body: &[u8]) -> Result<Overview, serde_json::Error> {
         let parts = if view == View::Names {
             let names: BTreeMap<String, Option<Vec<String>>> = serde_json::from_slice(body)?;
             let part = |(name, tags): (String, Option<Vec<String>>)| {
                 let mut tags = tags.unwrap_or_default();
                 tags.sort_unstable();
-                (hash(&name), (Subject::Service(key(&name)), hash(&tags)))
+                (hash(&name), (Owner::Service(key(&name)), hash(&tags)))
             };
             names.into_iter().map(part).collect()
         } else {
             let checks: Vec<Check> = serde_json::from_slice(body)?;
             let part = |check: Check| {
-                let subject = if check.service_name.is_empty() {
-                    Subject::Node(key(&check.node))
+                let owner = if check.service_name.is_empty() {
+                    Owner::Node(key(&check.node))
                 } else {
-                    Subject::Service(key(&check.service_name))
+                    Owner::Service(key(&check.service_name))
                 };
                 let id = (&check.node, &check.check_id, &check.service_id);
-                (hash(&id), (subject, check.modify_index))
+                (hash(&id), (owner, check.modify_index))
             };
             checks.into_iter().map(part).collect()
         };
         Ok(Overview { parts })
     }
 
-    /// Whom the two tell something else about.
+    /// The services and nodes that differ.
     pub fn difference(&self, other: &Overview) -> Difference {
         let mut difference = Difference::default();
         for (one, two) in [(self, other), (other, self)] {
@@ -100,17 +100,17 @@ impl Overview {
                     continue;
                 }
                 match part.0 {
-                    Subject::Service(name) => difference.services.insert(name),
-                    Subject::Node(name) => difference.nodes.insert(name),
+                    Owner::Service(name) => difference.services.insert(name),
+                    Owner::Node(name) => difference.nodes.insert(name),
                 };
             }
         }
         difference
     }
 
-    /// Digest of it, the same for the same parts in any order.
+    /// Digest of the parts, in any order.
     pub fn digest(&self) -> u128 {
-        let part = |(id, (_, said)): (&u64, &(Subject, u64))| u128::from(hash(&(id, said)));
+        let part = |(id, (_, digest)): (&u64, &(Owner, u64))| u128::from(hash(&(id, digest)));
         self.parts.iter().map(part).fold(0, u128::wrapping_add)
     }
 }

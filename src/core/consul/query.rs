@@ -12,18 +12,18 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 /// As [`ESCAPED`], but slashes part the folders of a key.
 const KEY: &AsciiSet = &ESCAPED.remove(b'/');
 
-/// What of a service, or of all of them, is asked for.
+/// Which part of a service, or of all services, is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum View {
     /// Everything that the query's source has.
     #[default]
     Full,
-    /// Only the index, which every change of the service moves: no instance has the tag that is
-    /// asked for. For services and catalog entries; others are given in full.
+    /// The index alone, which every change of the service moves: the query asks for a tag that no
+    /// instance has. Key/value and prepared queries are answered in full.
     Index,
-    /// The checks of all services, and of nodes, that are critical.
+    /// The critical checks of all services and nodes.
     Critical,
-    /// The checks that warn.
+    /// The checks in warning.
     Warning,
     /// The names of all services, with their tags.
     Names,
@@ -33,7 +33,8 @@ pub enum View {
 ///
 /// Client agents since Consul 1.10 answer `/v1/health/service` from a copy of the state, a
 /// materialized view that a stream keeps up to date, if the request has an index or `cached`, and no
-/// `near`; any agent answers `cached` from its cache. A copy may stand still unseen.
+/// `near`; any agent answers `cached` from its cache. A copy may stop following the state without
+/// an error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ReadFrom {
     /// Wherever the query's consistency allows.
@@ -69,7 +70,8 @@ impl Fetch {
     }
 }
 
-/// Whether an answer may come from a copy of the state, and need not: see [`ReadFrom`].
+/// Whether answers may come from a copy of the state, and a server can be asked instead: see
+/// [`ReadFrom`].
 pub fn may_be_copy(query: &Query) -> bool {
     query.source == Source::Health
         && match query.consistency {
@@ -79,7 +81,7 @@ pub fn may_be_copy(query: &Query) -> bool {
         }
 }
 
-/// Consul takes any tag; nobody means this one.
+/// A tag that no instance has: Consul accepts any text.
 const NO_TAG: &str = "nginx-consul:none";
 
 /// Path and query string of a request.
@@ -126,7 +128,7 @@ fn push(path: &mut String, name: &str, value: Option<&str>) {
     }
 }
 
-/// Whether a blocking query needs a `near` to be answered by a server. A streamed answer would
+/// Whether a blocking query needs a `near`, so that a server answers it. A streamed answer would
 /// ignore `consistent`.
 fn is_kept_from_streams(query: &Query, view: View, from: ReadFrom) -> bool {
     let is_streamed = query.source == Source::Health && matches!(view, View::Full | View::Index);

@@ -1,4 +1,4 @@
-//! TLS to Consul: which certificates are trusted and shown.
+//! TLS to Consul: which certificates are trusted, and which one the client sends.
 
 use std::fmt;
 use std::fs;
@@ -157,7 +157,7 @@ fn build(options: &TlsOptions) -> Result<Arc<ClientConfig>, TlsError> {
                 .map_err(|error| TlsError::Key(error.to_string()))?
         }
     };
-    // Consul's h2 would need another client; without ALPN it speaks HTTP/1.1.
+    // Without ALPN Consul answers with HTTP/1.1; the client has no h2.
     config.alpn_protocols.clear();
     Ok(Arc::new(config))
 }
@@ -183,7 +183,7 @@ fn roots(trusted: Option<&[u8]>) -> Result<RootCertStore, TlsError> {
     if store.is_empty() { Err(TlsError::NoSystemBundle) } else { Ok(store) }
 }
 
-/// `consul_ssl_verify off`: believes any certificate; the handshake is checked all the same.
+/// `consul_ssl_verify off`: accepts any certificate; the signatures of the handshake are verified.
 #[derive(Debug)]
 struct NoVerifier(Arc<CryptoProvider>);
 

@@ -99,7 +99,10 @@ mod tests {
         for name in &names {
             assert!(channel.ask(&service(name)));
         }
-        assert!(channel.ask(&service(&"x".repeat(MAX_NAME + 1))), "which nobody takes");
+        assert!(
+            channel.ask(&service(&"x".repeat(MAX_NAME + 1))),
+            "a name too long is dropped by the reader"
+        );
         for name in &names {
             assert_eq!(channel.take(), Some(service(name)));
         }

@@ -287,7 +287,7 @@ pub struct Peer {
     pub state: PeerState,
     /// Its override (`consul_api`).
     #[serde(rename = "override")]
-    pub ordered: Option<Override>,
+    pub held: Option<Override>,
     /// Connections to it; `null` unless a block has `consul_keepalive`.
     pub connections: Option<PeerConnections>,
 }

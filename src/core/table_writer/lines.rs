@@ -7,7 +7,7 @@ use crate::model::Level;
 /// A line for the error log, without the `consul: ` before it.
 pub type Line = (Level, String);
 
-/// Lines kept until they are taken; further ones are counted and dropped.
+/// Most lines that wait; further ones are dropped and counted.
 const MAX_LINES: usize = 16 * 1024;
 
 /// The lines that wait.

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-/// The targets of services that requests have named: their entries and keys by number, and back;
-/// those of the plan come first. No number is given twice, or an answer that comes late, for a
-/// service that was dropped, would be taken for one about the next service in the same entry.
+/// The targets of services that requests have named: entry and key by number, and number by entry
+/// and key. The numbers of the plan's targets come first. No number is used twice, or a late answer
+/// for a dropped service would be published for the next service in the same entry.
 #[derive(Default)]
 pub(super) struct TargetNumbers {
     targets: HashMap<usize, (usize, u128)>,

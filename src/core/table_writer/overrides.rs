@@ -1,4 +1,4 @@
-//! What worker 0 does for operators: it ends overrides whose time is over, and has Consul asked.
+//! What worker 0 does for the API: it removes expired overrides, and queries Consul for a resync.
 
 use crate::control;
 use crate::model::Level;
@@ -7,31 +7,31 @@ use crate::watch::{Sink, Watcher};
 
 use super::writer::{TableWriter, now_ms};
 
-/// What worker 0 has done of what workers ask of it.
+/// The resyncs that worker 0 has started.
 #[derive(Debug, Default)]
 pub struct Resync {
     asked: u64,
 }
 
 impl Resync {
-    /// Has Consul asked about the services that somebody wants asked about.
-    pub fn ask(&mut self, table: Table<'_>, sink: &TableWriter, engine: Option<&Watcher>) {
+    /// Starts the resyncs that workers have requested.
+    pub fn ask(&mut self, table: Table<'_>, sink: &TableWriter, watcher: Option<&Watcher>) {
         let asked = table.resync_requests();
-        let Some(engine) = engine.filter(|_| asked != self.asked) else { return };
+        let Some(watcher) = watcher.filter(|_| asked != self.asked) else { return };
         self.asked = asked;
         for (entry, key) in table.take_resyncs() {
             if let Some(number) = sink.number_of(entry, key) {
-                engine.request_resync(number);
+                watcher.request_resync(number);
             }
         }
     }
 }
 
-/// Once a second, in worker 0: ends what is over.
+/// Runs once a second in worker 0: removes expired overrides.
 pub fn end_expired(table: Table<'_>, sink: &TableWriter) {
     table.recover_orphaned_lock(sink.me());
     let (now, held) = (now_ms(), table.all_overrides().unwrap_or_default());
-    // A frozen set must not go because nobody asks for it.
+    // A frozen set must not be dropped as unused.
     for entry in held.iter().filter_map(|held| table.find(held.selection?)) {
         table.note_used(entry, now);
     }

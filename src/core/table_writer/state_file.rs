@@ -1,6 +1,7 @@
-//! `consul_state`: the last good answers on disk.
+//! `consul_state`: the last valid answers on disk.
 //!
-//! The master reads the file, before it forks and only for what neither the zone nor Consul has.
+//! The master reads the file before it forks, for targets that have no set from the zone or from
+//! Consul.
 //! A thread of worker 0 writes it.
 
 use std::collections::HashMap;
@@ -33,9 +34,8 @@ impl StateFile {
         parent(&self.path)
     }
 
-    /// Publishes what the file knows of the targets that have no data. Gives what it knows of them
-    /// but is too old, for the file's next version. Overrides are taken from it if the zone
-    /// `is_new`.
+    /// Publishes the file's sets of the targets that have no data. Returns those that are too old,
+    /// for the file's next version. Restores overrides if the zone `is_new`.
     pub fn restore(
         &self,
         plan: &Plan,
@@ -51,7 +51,7 @@ impl StateFile {
         }
         let Some(state) = self.load(sink) else { return Vec::new() };
         sink.with_table(|table| table.note_state_written(state.written_ms));
-        let (mut kept, now) = (Vec::new(), now_ms());
+        let (mut expired, now) = (Vec::new(), now_ms());
         if is_new {
             self.restore_overrides(state.overrides, now, sink);
         }
@@ -64,7 +64,7 @@ impl StateFile {
                 }
                 (false, Some(_), Some(why)) => {
                     sink.log(Level::Warn, self.not_taken(&saved, &why));
-                    kept.push(saved);
+                    expired.push(saved);
                     continue;
                 }
                 _ => continue,
@@ -73,7 +73,7 @@ impl StateFile {
                 sink.log(Level::Error, self.not_taken(&saved, &why));
             }
         }
-        kept
+        expired
     }
 
     fn not_taken(&self, saved: &Saved, why: &str) -> String {
@@ -96,7 +96,7 @@ impl StateFile {
         }
     }
 
-    /// A service that a request had named, if requests still can.
+    /// Restores a service that a request had named, if its upstream still allows it.
     fn restore_named(
         &self,
         saved: &Saved,
@@ -115,8 +115,8 @@ impl StateFile {
         self.publish((number, &place.target), saved, now, sink)
     }
 
-    /// The file's content. A damaged file is moved out of the way, so that the next start doesn't
-    /// stumble over it, and stays there for who wants to know what happened.
+    /// The file's content. A damaged file is renamed, so that the next start ignores it and an
+    /// operator can examine it.
     fn load(&self, sink: &TableWriter) -> Option<State> {
         let name = name(&self.path);
         match file::load(&self.path) {
@@ -169,14 +169,14 @@ impl StateFile {
     }
 }
 
-/// What worker 0 writes: the sets in the table.
+/// What worker 0 saves: the sets in the table.
 pub struct TableState {
     /// Where the sets are.
     pub sink: Arc<TableWriter>,
     /// What is followed.
     pub plan: Arc<Plan>,
-    /// What the file knows of targets that have no data.
-    pub kept: Vec<Saved>,
+    /// Sets of the file for targets that have no data.
+    pub expired: Vec<Saved>,
 }
 
 impl StateProvider for TableState {
@@ -202,7 +202,7 @@ impl StateProvider for TableState {
         let mut targets = Vec::new();
         for (number, key, service, template) in planned.chain(named) {
             let Some(mark) = self.sink.version(number) else {
-                targets.extend(self.kept.iter().find(|saved| saved.key == key).cloned());
+                targets.extend(self.expired.iter().find(|saved| saved.key == key).cloned());
                 continue;
             };
             let (image, index) = self.sink.image(number)?;

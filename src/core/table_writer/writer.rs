@@ -16,14 +16,14 @@ use super::lines::{Line, Lines};
 use super::numbers::TargetNumbers;
 use super::planned::Planned;
 
-/// Writes what the engine finds out into the table, and keeps its log lines for the event loop.
+/// Writes the watcher's answers into the table, and keeps its log lines for the event loop.
 pub struct TableWriter {
     /// `None` once closed.
     table: RwLock<Option<Table<'static>>>,
     planned: Vec<Planned>,
     numbers: RwLock<TargetNumbers>,
     me: ProcessId,
-    /// Targets whose last set found no room, and the error.
+    /// Targets whose last set did not fit into the zone, and the error.
     refused: Mutex<HashMap<usize, String>>,
     lines: Mutex<Lines>,
 }
@@ -58,12 +58,12 @@ impl TableWriter {
         Arc::new(sink)
     }
 
-    /// Whether a set found no room.
+    /// Whether a set did not fit into the zone.
     pub fn is_short_of_room(&self) -> bool {
         !self.refused.lock().is_empty()
     }
 
-    /// From here on nothing touches the zone. Waits for whoever is just doing so.
+    /// Ends all access to the zone; waits for threads that are using it.
     pub fn close(&self) {
         *self.table.write() = None;
     }
@@ -84,8 +84,8 @@ impl TableWriter {
         (*table).map(f)
     }
 
-    /// Makes a set from the state file that of a target without data. `false` if it has some by
-    /// now.
+    /// Publishes a set of the state file for a target without data; `false` if the target has data
+    /// by now.
     ///
     /// # Errors
     ///
@@ -104,7 +104,7 @@ impl TableWriter {
         published.unwrap_or(Ok(false)).map_err(full)
     }
 
-    /// What decides whether the target has to be saved.
+    /// The version of the target's set, for the state file.
     pub fn version(&self, target: usize) -> Option<Version> {
         self.with(target, |table, entry, _| {
             table.has_data(entry).then(|| Version {
@@ -141,7 +141,7 @@ impl TableWriter {
         held
     }
 
-    /// Whether an operator wants the set to stay as it is; notes what `set` would change.
+    /// Whether the target is frozen; then notes what `set` would change.
     fn withholds(&self, target: usize, set: &PeerSet) -> bool {
         let withholds = self.with(target, |table, entry, key| {
             if !table.has_data(entry) || !table.is_frozen(key, now_ms()) {
@@ -223,7 +223,7 @@ impl Sink for TableWriter {
                 table.note_good(entry, index, server, mode, now_ms());
                 table.note_confirmed(entry, self.me);
                 table.note_pending(entry, pending);
-                // The answer was good, but is not in force.
+                // The answer was valid, but did not fit into the zone.
                 if let Some(why) = self.refused.lock().get(&target) {
                     table.note_failure(entry, why, 0, server);
                 }

@@ -60,7 +60,7 @@ fn invariant_1_a_pick_allocates_nothing() {
                 for _ in 0..1000 {
                     assert_eq!(table.generation(entry), view.generations()[0]);
                     // Three tries of one request.
-                    let mut tried = Tried::default();
+                    let tried = Tried::default();
                     for _ in 0..3 {
                         let now = Clock { millis: 1000, monotonic: 1000 };
                         let candidates = PickContext {

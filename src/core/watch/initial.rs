@@ -1,4 +1,4 @@
-//! Answers before the first request: in a child of the master, before there are workers.
+//! The initial fetch: first answers before there are workers, in a child of the master.
 
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,15 +22,15 @@ use crate::resolve::SystemResolver;
 use crate::stop::Stop;
 use crate::threads;
 
-/// More threads are no faster: Consul is busy, or we are.
+/// More threads would not be faster: Consul or this machine is busy.
 const THREADS: usize = 64;
 
 /// What the threads share.
-struct Round<'a> {
+struct InitialFetch<'a> {
     sink: &'a dyn Sink,
     watches: Vec<&'a WatchPlan>,
     stop: Arc<Stop>,
-    /// How many watches were taken.
+    /// How many queries were taken.
     taken: AtomicUsize,
     progress: Mutex<Progress>,
     /// The last thread has ended.
@@ -41,18 +41,18 @@ struct Round<'a> {
 struct Progress {
     running: usize,
     answered: usize,
-    /// Service and error of the first watch that no server answered.
+    /// Service and error of the first query that no server answered.
     failure: Option<String>,
 }
 
-/// Asks once for each watch of `targets_needed` and publishes what comes within `timeout`.
+/// Sends each query of `targets_needed` once and publishes the answers that arrive within `timeout`.
 ///
-/// All at the same time, over at most [`Plan::connections`] threads; each watch tries its servers
-/// in order. Every thread has ended on return, so that a process may fork then (only a name lookup
-/// that hangs in the system's resolver is left behind). See [`Watcher`](super::Watcher) for the
-/// signals to block. Never panics; what fails is logged in one line at error level.
+/// The queries run in parallel, in at most [`Plan::connections`] threads; each tries its servers in
+/// order. Every thread has ended on return, so the process may fork (only a name lookup that hangs in
+/// the system's resolver may still run). See [`Watcher`](super::Watcher) for the signals to block.
+/// Never panics; failures are logged in one line at error level.
 ///
-/// Gives the number of watches answered.
+/// Returns the number of queries answered.
 pub fn first_answers(
     plan: &Arc<Plan>,
     sink: &Arc<dyn Sink>,
@@ -73,11 +73,11 @@ pub fn first_answers(
             return 0;
         }
     };
-    // Before a reload the engine of the running configuration has its share.
+    // Before a reload the watcher of the running configuration has connections too.
     let most = plan.connections.saturating_sub(sink.earlier_connections()).clamp(1, THREADS);
     let (threads, all) = (watches.len().min(most), watches.len());
     let progress = Progress { running: threads, ..Progress::default() };
-    let round = Round {
+    let shared = InitialFetch {
         sink: &**sink,
         watches,
         stop,
@@ -85,19 +85,8 @@ pub fn first_answers(
         progress: Mutex::new(progress),
         done: Condvar::new(),
     };
-    thread::scope(|scope| {
-        for _ in 0..threads {
-            if let Err(error) = threads::builder().spawn_scoped(scope, || round.work()) {
-                // Those that run take all the work.
-                round.end(Some(format!("cannot start a thread: {error}")));
-            }
-        }
-        let mut progress = round.progress.lock();
-        let is_running = |progress: &mut Progress| progress.running > 0;
-        round.done.wait_while_until(&mut progress, is_running, deadline);
-        round.stop.raise();
-    });
-    let Progress { answered, failure, .. } = round.progress.into_inner();
+    shared.run(threads, deadline);
+    let Progress { answered, failure, .. } = shared.progress.into_inner();
     if answered < all {
         let why = failure.unwrap_or_else(|| format!("no answer within {timeout:?}"));
         let missing = all - answered;
@@ -109,11 +98,27 @@ pub fn first_answers(
     answered
 }
 
-impl Round<'_> {
-    /// A thread.
+impl InitialFetch<'_> {
+    /// Runs the threads until all queries were sent, or the deadline has passed.
+    fn run(&self, threads: usize, deadline: Instant) {
+        thread::scope(|scope| {
+            for _ in 0..threads {
+                if let Err(error) = threads::builder().spawn_scoped(scope, || self.work()) {
+                    // The other threads run all queries.
+                    self.end(Some(format!("cannot start a thread: {error}")));
+                }
+            }
+            let mut progress = self.progress.lock();
+            let is_running = |progress: &mut Progress| progress.running > 0;
+            self.done.wait_while_until(&mut progress, is_running, deadline);
+            self.stop.raise();
+        });
+    }
+
+    /// Body of a thread.
     fn work(&self) {
-        let asked = catch_unwind(AssertUnwindSafe(|| self.ask_all()));
-        self.end(asked.is_err().then(|| "panic".to_owned()));
+        let fetched = catch_unwind(AssertUnwindSafe(|| self.fetch_all()));
+        self.end(fetched.is_err().then(|| "panic".to_owned()));
     }
 
     fn end(&self, failure: Option<String>) {
@@ -123,11 +128,11 @@ impl Round<'_> {
         self.done.notify_one();
     }
 
-    fn ask_all(&self) {
+    fn fetch_all(&self) {
         let mut client = Client::new(Arc::clone(&self.stop));
         let resolver = SystemResolver::new(Arc::clone(&self.stop));
         while let Some(watch) = self.watches.get(self.taken.fetch_add(1, Ordering::Relaxed)) {
-            let failure = self.ask(watch, &mut client, &resolver).err();
+            let failure = self.fetch_one(watch, &mut client, &resolver).err();
             if self.stop.is_raised() {
                 return;
             }
@@ -137,8 +142,8 @@ impl Round<'_> {
         }
     }
 
-    /// Asks the servers in their order until one answers.
-    fn ask(
+    /// Asks the servers in order until one answers.
+    fn fetch_one(
         &self,
         watch: &WatchPlan,
         client: &mut Client,
@@ -152,7 +157,7 @@ impl Round<'_> {
                     self.publish(watch, server, &answer, resolver);
                     return Ok(());
                 }
-                // Without an index nothing keeps a client from connecting.
+                // Without an index a client always opens a connection.
                 Ok(None) | Err(Failure::Reconnected) => break,
                 Err(Failure::Failed(..)) if self.stop.is_raised() => break,
                 Err(Failure::Failed(_, error)) => {
@@ -163,7 +168,7 @@ impl Round<'_> {
         Err(failure)
     }
 
-    /// Puts the answer of a server in force for the targets of a watch.
+    /// Publishes the answer of a server to the targets of a query.
     fn publish(
         &self,
         watch: &WatchPlan,
@@ -172,7 +177,7 @@ impl Round<'_> {
         resolver: &SystemResolver,
     ) {
         let targets = watch.followed();
-        // The engine that follows them next warns of skipped instances, and if there is no room.
+        // The watcher that follows logs skipped instances and refused sets.
         let mut publisher = Publisher::quiet();
         let found = (answer.index, &answer.instances, true);
         let prepared = publisher.prepare(&watch.watched, &targets, found, resolver, self.sink);

@@ -1,4 +1,4 @@
-//! What the system leaves for connections and their threads.
+//! How many threads and descriptors the system leaves for connections.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -6,28 +6,28 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::{Resource, getrlimit, getuid};
 
-/// An engine takes at most this part of the threads that are left: a reload doubles them, and others
-/// need some too.
+/// A watcher takes at most this part of the remaining threads: a reload doubles them, and other
+/// programs need some too.
 const SHARE: usize = 4;
 
-/// How many connections the system lets an engine have.
+/// How many connections a watcher may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
-    /// By the limits of threads: `pids.max` of the control groups, and `RLIMIT_NPROC`.
+    /// By the limits on threads: `pids.max` of the control groups, and `RLIMIT_NPROC`.
     pub(super) threads: usize,
-    /// By the limit of descriptors, `RLIMIT_NOFILE`.
+    /// By the limit on descriptors, `RLIMIT_NOFILE`.
     pub(super) descriptors: usize,
 }
 
 impl Default for Limits {
-    /// None.
+    /// No limits.
     fn default() -> Self {
         Limits { threads: usize::MAX, descriptors: usize::MAX }
     }
 }
 
 impl Limits {
-    /// Those of this process, which has `own` threads of the engine and keeps so many descriptors
+    /// The limits of this process, which has `own` threads of the watcher and reserves descriptors
     /// for `worker_connections`.
     pub(super) fn of_process(own: usize, worker_connections: usize) -> Limits {
         let left = left_by_cgroups().into_iter().chain(left_by_user()).min();
@@ -39,12 +39,12 @@ impl Limits {
     }
 }
 
-/// Threads that the control groups of this process leave.
+/// Threads that the control groups of this process allow in addition.
 fn left_by_cgroups() -> Option<usize> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let number = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse::<usize>().ok();
     let left = |folder: &Path| {
-        // "max" is no number.
+        // "max" is not a number.
         let most = number(folder.join("pids.max"))?;
         Some(most.saturating_sub(number(folder.join("pids.current"))?))
     };
@@ -52,7 +52,7 @@ fn left_by_cgroups() -> Option<usize> {
     folders.filter_map(|folder| folder.ancestors().filter_map(left).min()).min()
 }
 
-/// The folder of a line of `/proc/self/cgroup`, if that group may bound threads.
+/// The folder of a line of `/proc/self/cgroup`, if that group can limit threads.
 fn folder_of_pids(line: &str) -> Option<PathBuf> {
     let mut fields = line.splitn(3, ':');
     let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
@@ -64,7 +64,7 @@ fn folder_of_pids(line: &str) -> Option<PathBuf> {
     Some(Path::new(root).join(path.trim_start_matches('/')))
 }
 
-/// Threads that this user's limit leaves; root has none.
+/// Threads that this user's limit allows in addition; root has no limit.
 fn left_by_user() -> Option<usize> {
     let user = getuid();
     let most = getrlimit(Resource::Nproc).current.filter(|_| !user.is_root())?;

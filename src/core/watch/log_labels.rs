@@ -1,8 +1,8 @@
-//! What a watch and a target are called in log lines.
+//! Names of queries and targets in log lines.
 
 use crate::model::{Admit, Consistency, Query, Selection, Source};
 
-/// `service "web"` and whatever makes the query special.
+/// `service "web"`, with the parameters of the query that are not defaults.
 pub(super) fn query_name(query: &Query) -> String {
     let what = match query.source {
         Source::Health | Source::Catalog => "service",

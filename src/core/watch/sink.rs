@@ -1,4 +1,4 @@
-//! What the watches report, and to whom: the floor that every other file of this folder stands on.
+//! The receiver of everything that the watches find out: peers, reports and log lines.
 
 use std::collections::HashSet;
 use std::time::Duration;

@@ -67,8 +67,8 @@ pub(super) fn peers(
     (PeerSet::new(peers), skipped)
 }
 
-/// What is kept of an instance's tags, once they have been matched: whoever registers it can't fill
-/// the zone with them.
+/// The tags of an instance, shortened after they were matched: whoever registers it can't fill the
+/// zone with them.
 fn kept(tags: &[String]) -> Vec<String> {
     let mut room = MAX_TAGS;
     let mut kept = Vec::new();

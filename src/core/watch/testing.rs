@@ -143,7 +143,7 @@ fn go_duration(text: &str) -> Duration {
     }
 }
 
-/// Remembers all it is told.
+/// Records every call.
 #[derive(Default)]
 pub(super) struct RecordingSink {
     pub(super) state: Mutex<Recorded>,
@@ -155,7 +155,7 @@ pub(super) struct RecordingSink {
     /// A publication for this target lasts until it is let go; and whether one does.
     pub(super) hold: Mutex<Option<usize>>,
     pub(super) is_held: AtomicBool,
-    /// Connections of somebody else, and those that the engine has told of.
+    /// Connections of earlier watchers, and those that the watcher has reported.
     pub(super) foreign: AtomicUsize,
     pub(super) noted: Mutex<Connections>,
 }

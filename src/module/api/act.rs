@@ -1,4 +1,4 @@
-//! Doing what is asked for.
+//! The actions of the API.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -17,16 +17,16 @@ use crate::services::{Followed, Services};
 use crate::status::service;
 use nginx_consul_core::table_writer::now_ms;
 
-/// A request, and whom it is from.
+/// A request, and its sender.
 pub(super) struct ApiRequest<'r> {
     pub(super) services: Services<'r>,
     pub(super) arguments: Arguments,
     pub(super) who: String,
-    /// The connection's.
+    /// The log of the connection.
     pub(super) log: Log<'r>,
 }
 
-/// Status and body.
+/// Status and body of the response.
 pub(super) type Answer = Result<(u16, Value), Refusal>;
 
 /// A set of a service's instances that upstreams follow, as the status shows it.
@@ -37,7 +37,7 @@ struct Selection {
     peers: Vec<(PeerRecord, Peer)>,
 }
 
-/// An instance, as a selection has it.
+/// An instance in a selection.
 type Found<'a> = (&'a Service, &'a PeerRecord, &'a Peer);
 
 impl ApiRequest<'_> {
@@ -126,7 +126,7 @@ impl ApiRequest<'_> {
         Ok((200, json!({ "service": name, "selections": selections })))
     }
 
-    /// The instances of these selections that go by this id or address.
+    /// The instances of these selections with this id or address.
     fn found<'a>(
         &self,
         selections: &'a [Selection],
@@ -159,7 +159,7 @@ impl ApiRequest<'_> {
         Ok((200, json!({ "service": name, "instances": shown.collect::<Vec<_>>() })))
     }
 
-    /// The one instance that is meant, in every selection that it is in.
+    /// One instance, in every selection that has it.
     fn the_instance<'a>(
         &self,
         selections: &'a [Selection],
@@ -197,7 +197,7 @@ impl ApiRequest<'_> {
         let selections = self.selections(name)?;
         let is_meant = |key| selections.iter().any(|selection| selection.key == key);
         let removed = self.remove_overrides(|held| match self.arguments.upstream {
-            // Also one that the configuration has no more.
+            // Also a selection that the configuration no longer has.
             None => held.selection.is_some() && held.service == name,
             Some(_) => held.selection.is_some_and(is_meant),
         })?;
@@ -237,7 +237,7 @@ impl ApiRequest<'_> {
                 upstream: self.arguments.upstream.clone(),
                 ..self.new_override(name, action, body)
             };
-            // Several selections may have it.
+            // Several selections may have the instance.
             if !new.iter().any(|new| new.is_about_same(&held)) {
                 new.push(held);
             }
@@ -247,7 +247,8 @@ impl ApiRequest<'_> {
     }
 
     fn remove(&self, name: &str, id: &str) -> Answer {
-        // The instance need not be there, nor the service; but if it is, it may go by its address.
+        // The instance and the service need not exist any more; an instance that exists may be
+        // named by its address.
         let selections = self.selections(name).unwrap_or_default();
         let found = match self.the_instance(&selections, (name, id)) {
             Err(refusal) if refusal.status != 404 => return Err(refusal),
@@ -275,7 +276,7 @@ impl ApiRequest<'_> {
         Ok((200, json!({ "service": name, "removed": removed })))
     }
 
-    /// One of a service, from now on.
+    /// An override for a service, from now on.
     fn new_override(&self, service: &str, action: Action, body: Body) -> Override {
         let now = now_ms();
         Override {

@@ -1,4 +1,4 @@
-//! What a request says.
+//! The parts of an API request.
 
 use std::{ptr, slice};
 
@@ -7,17 +7,17 @@ use nginx_sys::{ngx_buf_t, ngx_http_auth_basic_user};
 
 use crate::ffi::{OK, Request, bits, bytes};
 
-/// What follows the location's name.
+/// The path after the location's name.
 pub(super) fn path_of(r: Request<'_>) -> Result<&[u8], Refusal> {
     // SAFETY: the name lies in the configuration's pool, which outlives the request.
     let name = unsafe { bytes(&r.location().name) };
-    // A rewrite may have led here under another name.
+    // A rewrite may have led here with another path.
     r.uri().strip_prefix(name).ok_or_else(|| {
         Refusal::new(404, "PathNotFound", "the path does not begin with the location's name")
     })
 }
 
-/// Who asks: `$remote_user`, if there is one, and the address.
+/// The sender: `$remote_user`, if there is one, and the address.
 pub(super) fn who(r: Request<'_>) -> String {
     // SAFETY: the address lies in the connection's pool, which outlives the request.
     let address = unsafe { bytes(&(*r.connection()).addr_text) };
@@ -25,7 +25,7 @@ pub(super) fn who(r: Request<'_>) -> String {
     match user(r) {
         b"" => address.into_owned(),
         user => {
-            // The address has to have room.
+            // The address must fit.
             let user = String::from_utf8_lossy(user);
             format!("{}@{address}", nginx_consul_core::text::beginning(&user, 40))
         }
@@ -72,7 +72,7 @@ pub(super) fn body_of(r: Request<'_>) -> Result<Vec<u8>, Refusal> {
     Ok(body)
 }
 
-/// Those that nginx has read the request's body into.
+/// The buffers that hold the request's body.
 fn buffers<'r>(r: Request<'r>) -> impl Iterator<Item = &'r ngx_buf_t> {
     // SAFETY: the request has a body if one was read, in a chain that lives as long as it.
     let first = unsafe { (*r.as_ptr()).request_body.as_ref().map_or(ptr::null_mut(), |b| b.bufs) };

@@ -1,4 +1,4 @@
-//! Short-lived children of nginx's master, which nginx doesn't get to know of.
+//! Short-lived child processes of nginx's master that nginx does not know.
 
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
@@ -26,11 +26,11 @@ pub(crate) enum End {
     Signal(c_int),
     /// It took too long and was killed.
     Late,
-    /// Nobody knows: who started nginx has its children reaped by the system.
+    /// Unknown: nginx was started with SIGCHLD ignored, so the system reaps its children.
     Unknown,
 }
 
-/// The process has no other thread, so that a child of it finds no lock held.
+/// Proof that the process has no other thread, so that no lock is held in a child.
 #[derive(Clone, Copy)]
 pub(crate) struct SingleThread(());
 
@@ -44,13 +44,13 @@ impl SingleThread {
     }
 }
 
-/// Runs `work` in a child and waits for its end: for ever, or kills it after `patience`. What
-/// `work` writes is handed back; what it returns is the status. `work` calls nothing of nginx that
-/// touches files or sockets, which are the parent's too.
+/// Runs `work` in a child process and waits until it exits, or kills it after `patience`. Returns
+/// what `work` has written and the status that it has returned. `work` must not call functions of
+/// nginx that use files or sockets: the parent shares them.
 ///
 /// # Errors
 ///
-/// There is no pair of sockets or no process to be had.
+/// The socket pair or the process can't be made.
 pub(crate) fn run(
     _: SingleThread,
     patience: Option<Duration>,
@@ -58,7 +58,7 @@ pub(crate) fn run(
 ) -> io::Result<Outcome> {
     let deadline = patience.and_then(|patience| Instant::now().checked_add(patience));
     let (mut reader, mut writer) = UnixStream::pair()?;
-    // nginx's own handlers are to see neither this child nor, in the child, a signal.
+    // nginx's own handlers must not see this child, nor signals in the child.
     let _blocked = SignalsBlocked::new();
     let parent = std::process::id();
     // SAFETY: the child finds no lock held that it needs, as there is no other thread.
@@ -87,19 +87,19 @@ pub(crate) fn run(
     Ok(Outcome { told, end: if is_over { end } else { End::Late } })
 }
 
-/// Has the kernel kill this process with its parent; `false` if that has ended already.
+/// The kernel kills this process when its parent exits; `false` if the parent has exited already.
 fn ends_with(parent: u32) -> bool {
     // SAFETY: says what signal this process is to get, and reads no memory.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     std::os::unix::process::parent_id() == parent
 }
 
-/// Reads to the end; `false` if that doesn't come in time.
+/// Reads to the end; `false` on a timeout.
 fn read_all(reader: &mut UnixStream, told: &mut Vec<u8>, deadline: Option<Instant>) -> bool {
     let mut buffer = [0; 4096];
     loop {
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-        // A time of 0 would be none.
+        // A timeout of 0 would mean no timeout.
         if left.is_some_and(|left| left.is_zero()) || reader.set_read_timeout(left).is_err() {
             return false;
         }
@@ -131,8 +131,8 @@ fn reap(child: libc::pid_t) -> End {
     }
 }
 
-/// Takes back the signal of the child's end, which waits for being unblocked: nginx would log it.
-/// If a worker has ended meanwhile, the signal may be for both.
+/// Consumes the pending SIGCHLD of this child, which nginx would log. If a worker has exited
+/// meanwhile, the signal may stand for both.
 fn forget_signal() {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: a set of our own, which sigemptyset() fills.

@@ -1,7 +1,7 @@
-//! The first answers, asked for in a child of the master.
+//! The initial fetch, in a child process of the master.
 //!
-//! Asking takes threads, and a process that has had some is slower for good: the C library then
-//! makes each system call one that could be cancelled, and a worker inherits that.
+//! The fetch needs threads, and a process that has had threads stays slower: the C library then
+//! makes each system call a cancellation point, and workers inherit that.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use serde_json::Deserializer;
 use super::fork::{self, End, SingleThread};
 use nginx_consul_core::table_writer::TableWriter;
 
-/// How long the child may take beyond the time it has for asking: for its start, and to end.
+/// How much longer than the fetch the child may take, to start and to exit.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Asks for what the targets `needed` need, for `timeout` at most, and publishes what comes. What
-/// there is to be said goes to `sink`.
+/// Fetches the sets of the targets `needed` for at most `timeout`, and publishes them. Log lines go
+/// to `sink`.
 pub(crate) fn ask(
     (plan, table): (&Arc<Plan>, Table<'static>),
     needed: &[usize],
@@ -27,9 +27,9 @@ pub(crate) fn ask(
     (single, sink): (SingleThread, &TableWriter),
 ) {
     let work = |out: &mut UnixStream| {
-        // Another one: in the table it is the child who publishes, and it may be killed.
+        // A writer of its own: the child publishes as itself, and it may be killed.
         let own = TableWriter::new(table, plan);
-        // What there is no room for is said already.
+        // The parent has logged targets without room already.
         own.take_lines();
         let shared: Arc<dyn Sink> = own.clone();
         first_answers(plan, &shared, needed, timeout);
@@ -39,7 +39,7 @@ pub(crate) fn ask(
     };
     let why = match fork::run(single, Some(timeout.saturating_add(GRACE)), work) {
         Ok(outcome) => {
-            // It may have been killed while it wrote.
+            // It may have been killed while it was writing.
             let lines = Deserializer::from_slice(&outcome.told).into_iter().map_while(Result::ok);
             lines.for_each(|(level, line)| sink.log(level, line));
             match outcome.end {

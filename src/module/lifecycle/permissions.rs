@@ -1,5 +1,5 @@
-//! What the workers need of the file system to ask Consul: worker 0 reads the token's file again when
-//! it changes, and connects to Consul's unix sockets.
+//! The files that worker 0 needs to query Consul: it reads the token's file again when that
+//! changes, and connects to Consul's unix sockets.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,7 +12,8 @@ use super::fork::SingleThread;
 use super::workers_user::{Access, Workers};
 use crate::ffi::Log;
 
-/// In the master, with all configuration read: warns of what it may use, but the workers may not.
+/// In the master, once the configuration is read: warns about files that the master may use and the
+/// workers may not.
 pub(crate) fn check(plan: &Plan, workers: &Workers, (single, log): (SingleThread, Log<'_>)) {
     let (mut files, mut sockets) = (BTreeSet::new(), BTreeSet::new());
     for target in &plan.targets {
@@ -38,7 +39,7 @@ pub(crate) fn check(plan: &Plan, workers: &Workers, (single, log): (SingleThread
             );
         }
     }
-    // A socket that isn't there is Consul's absence, which is told by whoever connects.
+    // A missing socket means that Consul does not run; the watcher logs that when it connects.
     for path in sockets.into_iter().filter(|path| path.exists()) {
         if let Some(error) = refusal(path, Access::Connect) {
             let path = path.display();
@@ -52,7 +53,7 @@ pub(crate) fn check(plan: &Plan, workers: &Workers, (single, log): (SingleThread
     }
 }
 
-/// What named a token's file.
+/// The directive or variable that names a token's file.
 fn token_source(path: &Path) -> &'static str {
     const VARIABLE: &str = "CONSUL_HTTP_TOKEN_FILE";
     let is_variable = std::env::var_os(VARIABLE).is_some_and(|value| Path::new(&value) == path);

@@ -1,10 +1,10 @@
-//! Signals are for nginx's main thread.
+//! Threads block all signals: nginx's main thread handles them.
 
 use std::mem::MaybeUninit;
 use std::ptr;
 
-/// Blocks all signals in this thread, and so in those it starts, until dropped: nginx's handlers
-/// belong to its main thread.
+/// Blocks all signals in this thread, and in threads that it starts, until dropped: nginx's
+/// handlers must run in its main thread.
 pub(crate) struct SignalsBlocked(libc::sigset_t);
 
 impl SignalsBlocked {

@@ -1,4 +1,5 @@
-//! The state file's directory: workers, which have dropped root, must be able to write it.
+//! The state file's directory: the workers, which have dropped root privileges, must be able to
+//! write to it.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -12,9 +13,9 @@ use super::workers_user::{Access, Workers};
 use crate::ffi::{Log, process};
 use nginx_consul_core::table_writer::StateFile;
 
-/// In the master, with all configuration read: makes the directory if it is missing, owned by the
-/// workers' user as nginx does for its cache paths; never changes one that is there. Warns if the
-/// workers can't write it. Under `nginx -t` it only looks.
+/// In the master, once the configuration is read: creates a missing directory, owned by the
+/// workers' user as nginx does for its cache paths; never changes an existing one. Warns if the
+/// workers can't write to it. Under `nginx -t` it only checks.
 pub(crate) fn prepare(
     state: &StateFile,
     workers: &Workers,

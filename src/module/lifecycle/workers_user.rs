@@ -1,5 +1,5 @@
-//! As whom the workers run, and what they may do to a file: they have dropped root, the master,
-//! which reads the configuration, has not.
+//! The user that the workers run as, and its access to files: the workers have dropped root
+//! privileges, the master, which reads the configuration, has not.
 
 use std::borrow::Cow;
 use std::ffi::{CStr, CString};
@@ -12,9 +12,9 @@ use nginx_sys::{ngx_core_conf_t, ngx_core_module, ngx_cycle_t};
 
 use super::fork::{self, End, SingleThread};
 
-/// Whoever the workers of a configuration run as.
+/// The user that the workers of a configuration run as.
 pub(crate) struct Workers {
-    /// `None`: as this process does.
+    /// `None`: the user of this process.
     user: Option<User>,
 }
 
@@ -26,14 +26,14 @@ struct User {
     groups: Vec<libc::gid_t>,
 }
 
-/// What a worker wants to do; the value is that of `access(2)`.
+/// An access to a file; its value is the mode of `access(2)`.
 #[derive(Clone, Copy)]
 pub(crate) enum Access {
     /// Read a file.
     Read = libc::R_OK as isize,
     /// Connect to a socket.
     Connect = libc::W_OK as isize,
-    /// Make and rename files in a directory.
+    /// Create and rename files in a directory.
     MakeFiles = (libc::W_OK | libc::X_OK) as isize,
 }
 
@@ -51,7 +51,7 @@ impl Workers {
         };
         // SAFETY: asks who this process is, and reads no memory.
         let is_root = unsafe { libc::geteuid() } == 0;
-        // Without a master nobody drops root.
+        // Without a master process no worker drops root privileges.
         Workers { user: (is_root && core.master != 0).then(|| User::of(core)) }
     }
 
@@ -60,17 +60,17 @@ impl Workers {
         self.user.as_ref().map_or("nginx".into(), |user| user.name.to_string_lossy())
     }
 
-    /// Whom a file made for them has to belong to, if not to this process' user.
+    /// The owner of files that the master creates for them, if it is not the user of this process.
     pub(crate) fn owner(&self) -> Option<libc::uid_t> {
         self.user.as_ref().map(|user| user.id)
     }
 
-    /// Whether they may do that. Only a process of that user knows for sure: there are groups,
-    /// access lists and read-only mounts.
+    /// Whether they have this access. A process of that user checks it: groups, access lists and
+    /// read-only mounts count too.
     ///
     /// # Errors
     ///
-    /// What the system would tell them; or the check itself can't be made.
+    /// The error that the workers would get, or that of the check itself.
     pub(crate) fn may(&self, single: SingleThread, path: &Path, access: Access) -> io::Result<()> {
         let path = CString::new(path.as_os_str().as_bytes())?;
         // SAFETY: reads the path, which ends with NUL.
@@ -91,13 +91,13 @@ impl User {
         let mut count: libc::c_int = 64;
         let mut groups = vec![group; 64];
         // SAFETY: the list has room for `count` groups, and `count` says how many there are.
-        // What doesn't fit decides nothing but a warning.
+        // Groups that don't fit can only cause a wrong warning.
         unsafe { libc::getgrouplist(name.as_ptr(), group, groups.as_mut_ptr(), &mut count) };
         groups.truncate(usize::try_from(count).unwrap_or(0));
         User { name, id, group, groups }
     }
 
-    /// Gives root up for good, as a worker does.
+    /// Drops root privileges, as a worker does.
     fn become_it(&self) -> bool {
         // SAFETY: setgroups() reads the list, and the others no memory.
         unsafe {
@@ -118,7 +118,7 @@ fn in_child(single: SingleThread, work: impl FnOnce() -> bool) -> io::Result<()>
         End::Status(0) => Ok(()),
         End::Status(errno) => Err(io::Error::from_raw_os_error(errno)),
         End::Signal(_) | End::Late => Err(io::Error::other("the check was killed")),
-        // Nothing that would be a reason to warn.
+        // That is no reason to warn.
         End::Unknown => Ok(()),
     }
 }

@@ -4,7 +4,8 @@
 //! evaluated while a callback runs look at the same one, so all of it is behind shared references:
 //! what changes is in cells.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, OnceCell};
+use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
@@ -41,7 +42,7 @@ pub(super) struct Attempt {
     method: OnceCell<MethodAttempt>,
     /// nginx's round robin over the `server` lines, once no instance can be used.
     servers: OnceCell<Box<Delegate>>,
-    tried: RefCell<Tried>,
+    tried: Tried,
     counters: AttemptCounters,
     /// With `consul_keepalive`.
     pub(super) lease: Lease,
@@ -81,7 +82,7 @@ impl Attempt {
             picker: Cell::new(Picker::Own),
             method: OnceCell::new(),
             servers: OnceCell::new(),
-            tried: RefCell::default(),
+            tried: Tried::default(),
             counters: AttemptCounters::default(),
             lease: Lease::default(),
         }
@@ -144,31 +145,23 @@ impl Attempt {
     fn pick(&self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
         let upstream = self.upstream();
         let Some(worker) = upstream.worker.get() else { return self.get_none(pc) };
-        let now = now();
-        let picked = {
-            let tried = self.tried.borrow();
-            // SAFETY: the key lives as long as the request (the promise of new()).
-            let key = unsafe { self.key.as_ref() };
-            let (view, table) = (self.view.peers(), worker.table());
-            let alone = !upstream.options.has_fallback;
-            let mut context =
-                PickContext { view, table, tried: &tried, now, key, panic: false, alone };
-            if upstream.options.panic.is_some() {
-                context.panic = upstream.is_in_panic(&context);
-            }
-            let Turn { cursor, rng } = &mut *self.view.turn.borrow_mut();
-            let method = upstream.options.balance.method;
-            let shared = || upstream.shared(worker);
-            balance::pick(method, &context, shared, cursor, rng).map(|admitted| {
-                let Admitted { picked, permit } = admitted;
-                self.counters.begin(worker, picked, permit, now.monotonic);
-                picked.info.number as usize
-            })
-        };
-        match picked {
-            Some(peer) => self.point(pc, peer),
-            None => self.get_none(pc),
+        let (now, options) = (now(), &upstream.options);
+        let (view, table, tried) = (self.view.peers(), worker.table(), &self.tried);
+        // SAFETY: the key lives as long as the request (the promise of new()).
+        let key = unsafe { self.key.as_ref() };
+        let alone = !options.has_fallback;
+        let mut context = PickContext { view, table, tried, now, key, panic: false, alone };
+        if options.panic.is_some() {
+            context.panic = upstream.is_in_panic(&context);
         }
+        let shared = || upstream.shared(worker);
+        let admitted = {
+            let Turn { cursor, rng } = &mut *self.view.turn.borrow_mut();
+            balance::pick(options.balance.method, &context, shared, cursor, rng)
+        };
+        let Some(Admitted { picked, permit }) = admitted else { return self.get_none(pc) };
+        self.counters.begin(worker, picked, permit, now.monotonic);
+        self.point(pc, picked.info.number as usize)
     }
 
     /// Points the connection at the peer that was picked.
@@ -179,7 +172,7 @@ impl Attempt {
         if is_traced(pc.log) {
             self.trace_pick(pc.log, Some(peer));
         }
-        self.tried.borrow_mut().insert(peer);
+        self.tried.insert(peer);
         self.view.point(pc, peer);
         OK
     }
@@ -189,7 +182,7 @@ impl Attempt {
     #[inline(never)]
     fn pick_by_method(&self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
         let upstream = self.upstream();
-        let tried = self.tried.borrow().count();
+        let tried = self.tried.count();
         let found = || {
             let (method, snapshots) = (self.method()?, upstream.nginx_method.as_ref()?);
             (tried == 0 || method.is_newest(snapshots)).then_some(method)
@@ -256,7 +249,7 @@ impl Attempt {
             trace!(log, "consul: on to the \"server\" lines");
             return servers.get(pc);
         }
-        if self.tried.borrow().count() == 0 {
+        if self.tried.count() == 0 {
             self.upstream().log_no_peers(log);
         }
         // SAFETY: as above.
@@ -363,7 +356,7 @@ impl Attempt {
     #[cold]
     #[inline(never)]
     fn trace_pick(&self, log: *mut ngx_log_t, peer: Option<usize>) {
-        let (upstream, tried) = (self.upstream(), &*self.tried.borrow());
+        let (upstream, tried) = (self.upstream(), &self.tried);
         if tried.count() == 0 {
             trace::set(log, upstream, &self.view);
         }
@@ -387,4 +380,16 @@ impl Drop for Attempt {
 #[cold]
 fn warn_of_failures(log: *mut ngx_log_t) {
     ngx::ngx_log_error!(NGX_LOG_WARN, log, "upstream server temporarily disabled");
+}
+
+/// The attempt of a request.
+///
+/// # Safety
+///
+/// `data` is the `peer.data` of a request that `peer.init` set.
+#[inline(always)]
+pub(super) unsafe fn attempt<'a>(data: *mut c_void) -> &'a Attempt {
+    // SAFETY: the caller's promise; the attempt lives as long as the request's pool, and there are
+    // shared references only.
+    unsafe { &*data.cast::<Attempt>() }
 }

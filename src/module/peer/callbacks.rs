@@ -17,12 +17,16 @@ use nginx_sys::{
     ngx_uint_t,
 };
 
-use super::attempt::Attempt;
+use super::attempt::{Attempt, attempt};
 use super::keepalive::ConnParams;
-use super::nginx_method::MethodAttempt;
+use super::nginx_method::{MethodAttempt, Snapshots};
 use super::servers;
+use super::set::PeerView;
 use super::slot::{LAST_INIT, LAST_PICK, Slot};
-use crate::ffi::{ERROR, OK, bits, catch_panic};
+use super::upstream::Upstream;
+use crate::ffi::{ERROR, OK, bits, catch_panic, srv_conf};
+
+mod session;
 
 /// `peer.init`.
 pub(super) extern "C" fn ngx_http_upstream_init_consul_peer(
@@ -45,7 +49,7 @@ unsafe fn init_peer(
     us: *mut ngx_http_upstream_srv_conf_t,
 ) -> Option<()> {
     // SAFETY: the caller's promise; a configuration lives as long as the worker.
-    let slot = unsafe { Slot::of(us) };
+    let slot = unsafe { srv_conf::<Slot>(us) };
     let (at, on_demand) = match &slot.upstream {
         Some(upstream) => (NonNull::from(&**upstream), None),
         None => {
@@ -57,7 +61,7 @@ unsafe fn init_peer(
     // SAFETY: of the configuration, or held by `on_demand`, which the attempt gets.
     let upstream = unsafe { at.as_ref() };
     let view = upstream.worker.get().and_then(|worker| upstream.sets.view(worker));
-    let mut view = view.unwrap_or_default();
+    let view = view.unwrap_or_default();
     // Before there is an attempt that a variable may look at.
     let key = match upstream.options.balance.key {
         None => NonNull::from(b"".as_slice()),
@@ -67,46 +71,52 @@ unsafe fn init_peer(
     // SAFETY: our init_upstream has left round robin's data.
     let servers = if upstream.options.has_fallback { unsafe { servers::count(us) } } else { 0 };
     let tries = (view.len() + servers).max(1) as ngx_uint_t;
-    let method = upstream.nginx_method.as_ref();
-    let snapshot = method.and_then(|method| Some((method, method.snapshot(&view)?)));
-    if let Some((_, snapshot)) = &snapshot {
-        view = Rc::clone(snapshot.view());
-    }
-    // SAFETY: a request has a pool, which is destroyed at its end; the upstream lives as long, as
-    // does the key.
-    let attempt = unsafe { make((*r).pool, || Attempt::new((r, us), (at, on_demand), view, key))? };
-    let mut notify: Option<Notify> = None;
-    if let Some((method, snapshot)) = snapshot {
-        // SAFETY: the callbacks are not set yet; the attempt lives as long as the request.
-        let method = unsafe { MethodAttempt::begin(method, snapshot, r) }?;
-        notify = method.wants_notes().then_some(notify_consul_peer);
-        attempt.pick_by(method);
-    }
+    let of = (r, us);
+    let attempt = match &upstream.nginx_method {
+        // SAFETY: a request has a pool; the upstream and the key live as long.
+        None => unsafe { make((*r).pool, || Attempt::new(of, (at, on_demand), view, key))? },
+        // SAFETY: as above.
+        Some(method) => unsafe { init_by_method(of, method, (at, on_demand), view, key)? },
+    };
     // SAFETY: a request to an upstream has one, and nobody else uses it now.
     let peer = unsafe { &mut (*(*r).upstream).peer };
     peer.tries = tries;
     peer.data = ptr::from_ref(attempt).cast_mut().cast();
     peer.get = Some(ngx_http_upstream_get_consul_peer);
     peer.free = Some(ngx_http_upstream_free_consul_peer);
-    if upstream.nginx_method.is_some() {
-        peer.notify = notify;
-    }
     // nginx calls these for every TLS connection, without asking whether they are there.
-    peer.set_session = Some(set_session);
-    peer.save_session = Some(save_session);
+    peer.set_session = Some(session::set);
+    peer.save_session = Some(session::save);
     Some(())
 }
 
-type Notify = unsafe extern "C" fn(*mut ngx_peer_connection_t, *mut c_void, ngx_uint_t);
-
+/// An attempt whose peers a method of nginx picks; `None` if that fails.
+///
 /// # Safety
 ///
-/// `data` is the `peer.data` of a request that [`init_peer`] set.
-#[inline(always)]
-unsafe fn attempt<'a>(data: *mut c_void) -> &'a Attempt {
-    // SAFETY: the caller's promise; the attempt lives as long as the request's pool, and there are
-    // shared references only.
-    unsafe { &*data.cast::<Attempt>() }
+/// As of [`Attempt::new`], of a request whose callbacks are not set yet.
+#[inline(never)]
+unsafe fn init_by_method<'a>(
+    (r, us): (*mut ngx_http_request_t, *mut ngx_http_upstream_srv_conf_t),
+    method: &Snapshots,
+    upstream: (NonNull<Upstream>, Option<Rc<Upstream>>),
+    view: Rc<PeerView>,
+    key: NonNull<[u8]>,
+) -> Option<&'a Attempt> {
+    let snapshot = method.snapshot(&view);
+    let view = snapshot.as_ref().map_or(view, |snapshot| Rc::clone(snapshot.view()));
+    // SAFETY: the caller's promise; a request has a pool.
+    let attempt = unsafe { make((*r).pool, || Attempt::new((r, us), upstream, view, key))? };
+    let mut notify: Option<session::Notify> = None;
+    if let Some(snapshot) = snapshot {
+        // SAFETY: the callbacks are not set yet; the attempt lives as long as the request.
+        let method = unsafe { MethodAttempt::begin(method, snapshot, r) }?;
+        notify = method.wants_notes().then_some(session::notify);
+        attempt.pick_by(method);
+    }
+    // SAFETY: the request has an upstream, which nobody else uses now.
+    unsafe { (*(*r).upstream).peer.notify = notify };
+    Some(attempt)
 }
 
 /// `peer.get`.
@@ -189,48 +199,6 @@ extern "C" fn ngx_http_upstream_free_consul_peer(
     });
 }
 
-extern "C" fn set_session(pc: *mut ngx_peer_connection_t, data: *mut c_void) -> ngx_int_t {
-    catch_panic(ERROR, || {
-        // SAFETY: nginx passes our data, and the request's connection.
-        let (attempt, connection) = unsafe { (attempt(data), &*pc) };
-        match (attempt.servers(), attempt.peer()) {
-            (Some(servers), _) => servers.set_session(pc),
-            (None, Some(peer)) => attempt.view().sessions().resume(connection, peer),
-            (None, None) => OK,
-        }
-    })
-}
-
-extern "C" fn save_session(pc: *mut ngx_peer_connection_t, data: *mut c_void) {
-    catch_panic((), || {
-        // SAFETY: nginx passes our data, and the request's connection.
-        let (attempt, connection) = unsafe { (attempt(data), &*pc) };
-        match (attempt.servers(), attempt.peer()) {
-            (Some(servers), _) => servers.save_session(pc),
-            (None, Some(peer)) => attempt.view().sessions().save(connection, peer),
-            (None, None) => {}
-        }
-    });
-}
-
-/// `peer.notify`, for a method of nginx that wants it.
-///
-/// # Safety
-///
-/// `data` is the `peer.data` of a request that this was set for.
-unsafe extern "C" fn notify_consul_peer(
-    pc: *mut ngx_peer_connection_t,
-    data: *mut c_void,
-    kind: ngx_uint_t,
-) {
-    catch_panic((), || {
-        // SAFETY: nginx passes our data.
-        if let Some(method) = unsafe { attempt(data) }.method() {
-            method.notify(pc, kind);
-        }
-    });
-}
-
 type Filter = unsafe extern "C" fn(*mut ngx_http_request_t) -> ngx_int_t;
 
 /// The header filter that comes next, of the configuration that was read last; null before the first.
@@ -269,12 +237,14 @@ unsafe fn note_header(r: *mut ngx_http_request_t) {
     const FREE_PEER: Free = ngx_http_upstream_free_consul_peer;
     // SAFETY: the caller's promise; a request that is passed on has its upstream.
     let Some(u) = (unsafe { (*r).upstream.as_ref() }) else { return };
-    let attempt = if u.peer.free.is_some_and(|free| ptr::fn_addr_eq(free, FREE_PEER)) {
-        // SAFETY: with our callback comes our data, once init_peer() was done.
-        unsafe { u.peer.data.cast::<Attempt>().as_ref() }
-    } else {
-        // SAFETY: the request is valid; its upstream has the block that it was sent to.
-        unsafe { wrapped_attempt(r, u.upstream) }
+    let is_own = u.peer.free.is_some_and(|free| ptr::fn_addr_eq(free, FREE_PEER));
+    // SAFETY: with our callback comes our data, once init_peer() was done. Else the request is valid,
+    // and its upstream has the block that it was sent to.
+    let attempt = unsafe {
+        match is_own {
+            true => u.peer.data.cast::<Attempt>().as_ref(),
+            false => wrapped_attempt(r, u.upstream),
+        }
     };
     if let Some(attempt) = attempt {
         attempt.note_header();
@@ -345,17 +315,20 @@ unsafe fn make<'a>(
     pool: *mut ngx_pool_t,
     attempt: impl FnOnce() -> Attempt,
 ) -> Option<&'a Attempt> {
-    let free = FREE.load(Relaxed);
-    let cell = if free.is_null() { new_cell()? } else { free };
-    // SAFETY: the cell is valid and nobody's.
-    let cell = unsafe { &mut *cell };
-    FREE.store(cell.next, Relaxed);
-    // SAFETY: the pool is valid (the caller's promise).
-    unsafe {
-        cell.cleanup.next = (*pool).cleanup;
-        (*pool).cleanup = &raw mut cell.cleanup;
+    let mut cell = FREE.load(Relaxed);
+    if cell.is_null() {
+        cell = new_cell()?;
     }
-    Some(cell.attempt.write(attempt()))
+    // SAFETY: the cell is valid and nobody's; the pool is valid (the caller's promise).
+    unsafe {
+        FREE.store((*cell).next, Relaxed);
+        (*cell).cleanup.next = (*pool).cleanup;
+        (*pool).cleanup = &raw mut (*cell).cleanup;
+        let place = (&raw mut (*cell).attempt).cast::<Attempt>();
+        // Made where it lies.
+        place.write(attempt());
+        Some(&*place)
+    }
 }
 
 #[cold]

@@ -51,8 +51,16 @@ pub(super) struct AttemptCounters {
     permit: Cell<Option<Permit<'static>>>,
     /// The peer that was picked last, also when the attempt is over.
     last: Cell<Option<u32>>,
+    progress: Cell<Progress>,
+}
+
+/// How far an attempt has come.
+#[derive(Clone, Copy, Default)]
+struct Progress {
     /// nginx has accepted the response header.
-    answered: Cell<bool>,
+    answered: bool,
+    /// There is a permit.
+    has_permit: bool,
 }
 
 impl Attempted {
@@ -146,8 +154,8 @@ impl AttemptCounters {
         }
         self.at.set(Some((counters, info.number)));
         self.last.set(Some(info.number));
+        self.progress.set(Progress { answered: false, has_permit: permit.is_some() });
         self.permit.set(permit);
-        self.answered.set(false);
         let in_flight = worker.table().begin_request_at(*slot, counters, *identity, worker.shard());
         self.in_flight.set(in_flight);
     }
@@ -157,16 +165,9 @@ impl AttemptCounters {
     /// [`AttemptCounters::judge_header`].
     #[inline(always)]
     pub(super) fn note_header(&self) -> bool {
-        self.answered.set(true);
-        self.at.get().is_some_and(|(slot, _)| slot.has_fails()) || self.has_permit()
-    }
-
-    #[inline]
-    fn has_permit(&self) -> bool {
-        let permit = self.permit.take();
-        let has_permit = permit.is_some();
-        self.permit.set(permit);
-        has_permit
+        let has_permit = self.progress.get().has_permit;
+        self.progress.set(Progress { answered: true, has_permit });
+        self.at.get().is_some_and(|(slot, _)| slot.has_fails()) || has_permit
     }
 
     #[cold]
@@ -189,7 +190,7 @@ impl AttemptCounters {
     fn judge_failed(&self, attempted: Attempted, account: Account<'_>) -> bool {
         let outcome = match attempted.outcome() {
             // What came after the header says nothing new.
-            Outcome::Passed if self.answered.get() => Outcome::Unknown,
+            Outcome::Passed if self.progress.get().answered => Outcome::Unknown,
             outcome => outcome,
         };
         self.note(outcome, attempted, account)
@@ -276,20 +277,15 @@ impl AttemptCounters {
         if let Some(request) = self.in_flight.take() {
             request.end();
         }
-        if let Some(permit) = self.permit.take() {
-            end_permit(permit);
+        if self.progress.get().has_permit {
+            self.end_permit();
         }
     }
 
     #[cold]
     #[inline(never)]
     fn end_permit(&self) {
+        self.progress.set(Progress { has_permit: false, ..self.progress.get() });
         self.permit.take().into_iter().for_each(Permit::end);
     }
-}
-
-#[cold]
-#[inline(never)]
-fn end_permit(permit: Permit<'static>) {
-    permit.end();
 }

@@ -18,7 +18,7 @@ use super::callbacks::ngx_http_upstream_init_consul_peer;
 use super::nginx_method::InitUpstream;
 use super::slot::{Guard, InitPeer, LAST_INIT, LAST_PICK, Slot};
 use super::worker::Interval;
-use crate::ffi::{ERROR, OK, bytes, catch_panic, object_of};
+use crate::ffi::{ERROR, OK, bytes, catch_panic, object_of, srv_conf};
 
 /// Guards an upstream if another module's callback is around ours, unless that is nginx's
 /// `keepalive`.
@@ -29,7 +29,7 @@ use crate::ffi::{ERROR, OK, bytes, catch_panic, object_of};
 /// yet.
 pub(crate) unsafe fn guard(us: *mut ngx_http_upstream_srv_conf_t) {
     // SAFETY: the caller's promise.
-    let (slot, init) = unsafe { (Slot::of(us), (*us).peer.init) };
+    let (slot, init) = unsafe { (srv_conf::<Slot>(us), (*us).peer.init) };
     let Some((init, module)) = init.and_then(|init| Some((init, wraps(slot, init)?))) else {
         return;
     };
@@ -88,7 +88,7 @@ extern "C" fn ngx_http_upstream_init_guarded_peer(
 ) -> ngx_int_t {
     catch_panic(ERROR, || {
         // SAFETY: nginx passes a block of the running configuration.
-        let Some(guard) = (unsafe { Slot::of(us) }).guard.get() else { return ERROR };
+        let Some(guard) = (unsafe { srv_conf::<Slot>(us) }).guard.get() else { return ERROR };
         LAST_INIT.store(ptr::null_mut(), Relaxed);
         // SAFETY: what nginx passes goes to the callback that it would have called.
         let done = unsafe { (guard.init)(r, us) };
@@ -118,7 +118,7 @@ extern "C" fn ngx_http_upstream_get_guarded_peer(
         let slot = unsafe {
             let u =
                 pc.byte_sub(offset_of!(ngx_http_upstream_t, peer)).cast::<ngx_http_upstream_t>();
-            Slot::of((*u).upstream)
+            srv_conf::<Slot>((*u).upstream)
         };
         let Some(guard) = slot.guard.get() else { return ERROR };
         let Some(get) = guard.get.get() else { return ERROR };

@@ -7,7 +7,7 @@ use nginx_sys::{
 use super::callbacks::ngx_http_upstream_init_consul_peer;
 use super::servers;
 use super::slot::Slot;
-use crate::ffi::{ERROR, OK, catch_panic};
+use crate::ffi::{ERROR, OK, catch_panic, srv_conf};
 
 /// `peer.init_upstream`. nginx's own round robin is made of the `server` lines, for when the service
 /// has no instance.
@@ -25,7 +25,7 @@ pub(crate) extern "C" fn ngx_http_upstream_init_consul(
         // SAFETY: as above; an explicit block has the configurations of modules.
         unsafe {
             (*us).peer.init = Some(ngx_http_upstream_init_consul_peer);
-            Slot::of(us).servers.set((*us).peer.data.cast());
+            srv_conf::<Slot>(us).servers.set((*us).peer.data.cast());
         }
         OK
     })

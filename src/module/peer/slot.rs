@@ -13,7 +13,7 @@ use nginx_sys::{
 use super::on_demand::OnDemandUpstream;
 use super::upstream::Upstream;
 use super::worker::Interval;
-use crate::ffi;
+use crate::ffi::{HttpSrvConf, srv_conf};
 
 /// The beginning of the module's configuration of an `upstream`; that of one without
 /// `consul_dynamic`, and of `http`, stays empty. nginx does likewise: the data of its round robin
@@ -70,31 +70,21 @@ impl Default for Slot {
     }
 }
 
-impl Slot {
-    /// That of an `upstream` block.
-    ///
-    /// # Safety
-    ///
-    /// `us` is an `upstream` block of a configuration that lives as long as `'a`. While that is
-    /// read, by one thread, nobody else holds a mutable reference to the slot.
-    #[inline(always)]
-    pub(crate) unsafe fn of<'a>(us: *mut ngx_http_upstream_srv_conf_t) -> &'a Slot {
-        // SAFETY: the caller's promise; create_srv_conf() has filled the element with a struct that
-        // begins with a slot.
-        unsafe { &*ffi::conf_of((*us).srv_conf, ffi::module()) }
-    }
+// SAFETY: `conf` checks that what it keeps there begins with a slot.
+unsafe impl HttpSrvConf for Slot {}
 
-    /// The same; `None` of an upstream that nginx has made for an address of `proxy_pass`, which has
+impl Slot {
+    /// That of an upstream; `None` if nginx has made it for an address of `proxy_pass`: such a one has
     /// no configurations of modules.
     ///
     /// # Safety
     ///
-    /// As of [`Slot::of`]; `us` may be any upstream.
+    /// As of [`srv_conf`], but `us` may be any upstream.
     pub(crate) unsafe fn find<'a>(us: *mut ngx_http_upstream_srv_conf_t) -> Option<&'a Slot> {
         // SAFETY: the caller's promise.
         let has_conf = unsafe { !(*us).srv_conf.is_null() };
         // SAFETY: as above.
-        has_conf.then(|| unsafe { Slot::of(us) })
+        has_conf.then(|| unsafe { srv_conf(us) })
     }
 
     /// Whether the upstream follows Consul.

@@ -1,4 +1,4 @@
-//! Tells a document what there is, a little at a time.
+//! Writes the status into a document step by step, so that a long status doesn't block the worker.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -16,13 +16,13 @@ use crate::services::Services;
 use crate::upstreams::Upstreams;
 use nginx_consul_core::table_writer::StateFile;
 
-/// Peers between looks at the clock.
+/// Peers between two checks of the time.
 const PEERS: usize = 32;
 
-/// The way through all that the status says.
+/// The position in the status that is being written.
 pub(super) struct Walk<'r> {
     services: Option<Services<'r>>,
-    /// Milliseconds since the epoch, when it began: for all alike.
+    /// When it began, milliseconds since the epoch; the same for all services.
     now: u64,
     /// Only this service.
     only: Option<String>,
@@ -35,7 +35,7 @@ pub(super) struct Walk<'r> {
 }
 
 impl<'r> Walk<'r> {
-    /// The way from its beginning; `None` if there is no such service.
+    /// At the beginning; `None` if there is no such service.
     pub(super) fn new(
         upstreams: &'r Upstreams,
         only: Option<String>,
@@ -60,7 +60,7 @@ impl<'r> Walk<'r> {
         })
     }
 
-    /// Goes on for about that long; whether the end is reached.
+    /// Continues for about that long; `true` at the end.
     pub(super) fn go_on(&mut self, time: Duration) -> bool {
         let start = Instant::now();
         while self.step().is_some() {
@@ -76,7 +76,7 @@ impl<'r> Walk<'r> {
         self.document.finish()
     }
 
-    /// One block, one service, or some peers; `None` at the end.
+    /// Writes an upstream, a service, or some peers; `None` at the end.
     fn step(&mut self) -> Option<()> {
         let is_wanted = |name: &str| self.only.as_ref().is_none_or(|only| only == name);
         let services = self.services.as_ref()?;

@@ -1,4 +1,4 @@
-//! What a `location` says of its status.
+//! The directives of a `location` about its status.
 
 use nginx_consul_core::directives::status::Metrics;
 use nginx_consul_core::status::ready::Demand;

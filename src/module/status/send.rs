@@ -1,4 +1,4 @@
-//! Answers, those that take several turns of the event loop among them.
+//! Sends the status; a long one is written in several turns of the event loop.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -11,9 +11,9 @@ use crate::ffi::response::send;
 use crate::ffi::suspended::{self, Next, Work};
 use crate::ffi::{DONE, Request};
 
-/// How long a turn of the event loop may go on with a status.
+/// How long one turn of the event loop may write a status.
 const TURN: Duration = Duration::from_millis(2);
-/// Milliseconds until the next turn: whatever else is due comes first.
+/// Milliseconds until the next turn, so that other events come first.
 const PAUSE: ngx_msec_t = 1;
 
 /// A status that is written over several turns.
@@ -23,7 +23,7 @@ struct Writing<'r> {
     format: Format,
 }
 
-/// Answers with the status, now or over the next turns. The request's body was discarded.
+/// Sends the status now or over the next turns. The request's body was discarded.
 pub(super) fn answer<'r>(r: Request<'r>, mut walk: Walk<'r>, format: Format) -> ngx_int_t {
     if walk.go_on(TURN) {
         return send(r, NGX_HTTP_OK, format.content_type(), walk.finish());

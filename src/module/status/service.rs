@@ -1,4 +1,4 @@
-//! What the status says of a service and of its peers.
+//! The status of a service and of its peers.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use nginx_consul_core::table::{Freshness, Overrides, PeerRecord, PeerSnapshot, T
 use crate::peer::monotonic;
 use crate::services::Followed;
 
-/// The peers of a service, taken one by one.
+/// The peers of a service, one by one.
 pub(crate) struct Peers {
     is_single: bool,
     image: PeerSnapshot,
@@ -22,11 +22,11 @@ pub(crate) struct Peers {
     /// One of the upstreams has `consul_keepalive`.
     keeps_alive: bool,
     overrides: Rc<Overrides>,
-    /// Of the overrides.
+    /// The scope of its overrides.
     scope: u64,
 }
 
-/// What is known of a service at `now`, milliseconds since the epoch; and its peers.
+/// The status of a service at `now` (milliseconds since the epoch), and its peers.
 pub(crate) fn service(
     followed: &Followed<'_>,
     table: Table<'_>,
@@ -69,7 +69,7 @@ pub(crate) fn service(
         last_error: fresh.filter(|f| !f.error.is_empty()).map(|f| f.error.clone()),
         failures: fresh.map_or(0, |f| f.failures),
         backoff_ms: fresh.filter(|f| f.retry_at != 0).map(|f| f.retry_at.saturating_sub(now)),
-        // An error without a failure is that of a good answer that found no room.
+        // An error without a failure: the answer was valid, but the zone had no room for it.
         zone_full: fresh.is_none_or(|f| f.failures == 0 && !f.error.is_empty()),
         refusals: refusals.into_iter().map(|(reason, n)| (reason.word(), n)).collect(),
         pending: fresh.and_then(|f| f.pending),
@@ -103,7 +103,7 @@ fn source(fresh: &Freshness) -> Option<&'static str> {
 }
 
 impl Peers {
-    /// The next one; `now` is in milliseconds since the epoch.
+    /// The next peer; `now` is in milliseconds since the epoch.
     pub(crate) fn next(&mut self, table: Table<'_>, now: u64) -> Option<(PeerRecord, Peer)> {
         let record = *self.image.records.get(self.next)?;
         self.next += 1;
@@ -144,7 +144,7 @@ impl Peers {
             fails: counters.failed,
             latency_ms: (!latency.is_none()).then(|| rounded(latency.at(now).into())),
             state,
-            ordered: for_all.or(held.first()).cloned(),
+            held: for_all.or(held.first()).cloned(),
             connections: self.keeps_alive.then_some(PeerConnections {
                 idle: counters.idle,
                 active: counters.in_flight,
@@ -164,7 +164,7 @@ fn effective_weight(weight: u32, held: Option<&Override>, state: PeerState, shar
     }
 }
 
-/// To a thousandth.
+/// Rounded to three digits.
 fn rounded(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }

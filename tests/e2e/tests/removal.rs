@@ -169,7 +169,7 @@ fn a_large_removal_is_confirmed_and_a_small_one_is_not() {
     // What an answer adds is not held up.
     consul.publish("web", 10, &list(&backends));
     until_served_by(&nginx, "/", "a b c d e");
-    assert_eq!(nginx.logged("which stay until").len(), 1);
+    assert_eq!(nginx.logged("kept until confirmed").len(), 1);
 }
 
 #[test]

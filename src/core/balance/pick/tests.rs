@@ -141,7 +141,7 @@ fn the_first_tier_with_a_usable_peer_wins() {
 #[test]
 fn a_request_goes_on_to_the_next_tier_when_it_has_tried_the_first() {
     let scene = Scene::new(&[&[(1, PLAIN)], &[(2, PLAIN)]]);
-    let mut tried = Tried::default();
+    let tried = Tried::default();
     tried.insert(0);
     assert_eq!(scene.ports(&scene.candidates(&tried)), [2]);
     tried.insert(1);
@@ -153,7 +153,7 @@ fn when_all_have_failed_those_that_the_request_has_not_tried_are_tried() {
     let scene = Scene::new(&[&[(1, PLAIN), (2, PLAIN)]]);
     scene.fail(1);
     scene.fail(2);
-    let mut tried = Tried::default();
+    let tried = Tried::default();
     let candidates = scene.candidates(&tried);
     assert_eq!(scene.ports(&candidates), [1, 2]);
     assert_eq!(scene.ports(&PickContext { alone: false, ..candidates }), [1, 2], "before servers");
@@ -194,7 +194,7 @@ fn an_instance_s_own_parameters_win_over_the_block_s() {
 fn a_single_peer_is_never_out_and_may_be_tried_again() {
     let scene = Scene::new(&[&[(1, PLAIN)]]);
     scene.fail(1);
-    let mut tried = Tried::default();
+    let tried = Tried::default();
     tried.insert(0);
     let candidates = scene.candidates(&tried);
     assert_eq!(scene.ports(&candidates), [1]);

@@ -35,7 +35,7 @@ pub(super) struct Copies {
     /// A server's answer differed from the copy's, which may only have been a moment late.
     are_suspect: bool,
     /// A copy's answer was outdated: a server is being asked.
-    pub(super) are_doubted: bool,
+    pub(super) was_outdated: bool,
 }
 
 impl Copies {
@@ -88,10 +88,10 @@ impl Copies {
     ) -> Option<CopyChange> {
         let mut change = None;
         if fetch.from == ReadFrom::Leader {
-            let doubted = std::mem::take(&mut self.are_doubted);
+            let was_outdated = std::mem::take(&mut self.was_outdated);
             if changed {
                 self.are_suspect = true;
-            } else if doubted && self.can_be_avoided {
+            } else if was_outdated && self.can_be_avoided {
                 self.avoid(now, rng);
                 change = Some(CopyChange::Avoided);
             }
@@ -109,7 +109,7 @@ impl Copies {
 
     /// No request is answered: this says nothing about copies.
     pub(super) fn on_failed(&mut self) {
-        (self.rejections, self.are_doubted) = (0, false);
+        (self.rejections, self.was_outdated) = (0, false);
     }
 
     /// A blocking query was answered.

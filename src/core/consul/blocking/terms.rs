@@ -4,6 +4,12 @@ use std::time::Duration;
 
 use crate::consul::query::Fetch;
 
+/// Consul's longest `wait`, and the shortest one that is not polling.
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(600);
+pub(super) const MIN_WAIT: Duration = Duration::from_secs(1);
+/// Shortest pause after a failure.
+pub(super) const MIN_RETRY: Duration = Duration::from_millis(10);
+
 /// Fixed settings of a [`BlockingQuery`](super::BlockingQuery).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Settings {
@@ -23,6 +29,21 @@ pub struct Settings {
     pub can_avoid_copies: bool,
     /// Answers may be old (`stale`, `cached`): it is no failure if the leader can't verify them.
     pub may_lag: bool,
+}
+
+impl Settings {
+    /// The same settings within their ranges, whatever the configuration says.
+    pub(super) fn within_bounds(self) -> Settings {
+        let retry_min = self.retry_min.max(MIN_RETRY);
+        Settings {
+            servers: self.servers.max(1),
+            wait: self.wait.clamp(MIN_WAIT, MAX_WAIT),
+            retry_min,
+            retry_max: self.retry_max.max(retry_min),
+            fallback_interval: self.fallback_interval.max(MIN_RETRY),
+            ..self
+        }
+    }
 }
 
 /// What to do next.

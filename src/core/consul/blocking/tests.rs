@@ -3,6 +3,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use super::pacing::{BUCKET, REFILL};
+use super::terms::MIN_RETRY;
 use super::*;
 
 mod copies;

@@ -56,7 +56,7 @@ pub enum ConnectionFailure {
     Refused(String),
     /// A blocking query was cut off.
     CutOff,
-    /// An idle connection was closed, or nobody listens on the port.
+    /// An idle connection was closed, or the port is closed.
     Unreachable,
 }
 

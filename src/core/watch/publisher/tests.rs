@@ -22,12 +22,12 @@ fn start(target: Target, sink: &Arc<RecordingSink>) -> Watcher {
 fn an_empty_answer_is_read_again_before_it_counts() {
     let consul = FakeConsul::new(&[element("a", 1), element("b", 2)]);
     let sink = Arc::new(RecordingSink::default());
-    let engine = start(guarded(&consul), &sink);
+    let watcher = start(guarded(&consul), &sink);
     sink.until_peers(0, 2);
     consul.set(&[]);
     let took = sink.until_peers(0, 0);
     assert!(took >= OVER, "{took:?}");
-    engine.join(Duration::from_secs(2));
+    watcher.join(Duration::from_secs(2));
     let told = sink.state.lock().unwrap();
     let reports = told.reports.join("\n");
     for confirmed in 0..2 {
@@ -52,19 +52,19 @@ fn an_empty_answer_is_read_again_before_it_counts() {
 fn another_engine_knows_what_the_first_had_published() {
     let consul = FakeConsul::new(&[element("a", 1), element("b", 2), element("c", 3)]);
     let sink = Arc::new(RecordingSink::default());
-    let engine = start(guarded(&consul), &sink);
+    let watcher = start(guarded(&consul), &sink);
     sink.until_peers(0, 3);
-    engine.join(Duration::from_secs(2));
+    watcher.join(Duration::from_secs(2));
     consul.set(&[element("a", 1)]);
     // The master has no time to confirm anything: what is held stays.
     let plan = Arc::new(Plan::new(vec![guarded(&consul)], 4).0);
     let shared = Arc::clone(&sink) as Arc<dyn Sink>;
     assert_eq!(first_answers(&plan, &shared, &[0], Duration::from_secs(5)), 1);
     assert_eq!(sink.state.lock().unwrap().sets[&0].peers().len(), 3);
-    let engine = start(guarded(&consul), &sink);
+    let watcher = start(guarded(&consul), &sink);
     let took = sink.until_peers(0, 1);
     assert!(took >= OVER, "{took:?}");
-    engine.join(Duration::from_secs(2));
+    watcher.join(Duration::from_secs(2));
 }
 
 #[test]
@@ -75,14 +75,14 @@ fn a_token_without_rights_removes_no_peer() {
     let mut doubtful = guarded(&consul);
     let token = Some(Token::value("s3cret").unwrap());
     doubtful.endpoint = Arc::new(crate::watch::Endpoint { token, ..endpoint(&consul.url) });
-    let engine = start(doubtful, &sink);
+    let watcher = start(doubtful, &sink);
     sink.until_peers(0, 1);
     consul.set(&[]);
     sink.until(|told| told.reports.iter().filter(|r| r.contains("reason: Token")).count() >= 2);
     assert_eq!(sink.state.lock().unwrap().sets[&0].peers().len(), 1);
     consul.set(&[element("a", 1), element("b", 2)]);
     sink.until(|told| told.lines.iter().any(|line| line.contains("1 removal cancelled")));
-    engine.join(Duration::from_secs(2));
+    watcher.join(Duration::from_secs(2));
     let lines = sink.lines();
     let errors: Vec<_> = lines.iter().filter(|line| line.starts_with("Error")).collect();
     assert_eq!(errors.len(), 1, "{lines:#?}");

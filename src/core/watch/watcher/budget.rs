@@ -130,7 +130,7 @@ impl ConnectionBudget {
         }
     }
 
-    /// A server has closed a connection that was there, or nobody listens there.
+    /// A server has closed an idle connection, or its port is closed.
     pub(super) fn on_unreachable(&mut self, server: String, now: Instant) {
         self.gone.insert(server, now);
     }
@@ -277,7 +277,7 @@ mod tests {
         (0..20).for_each(|_| budget.on_cut_off(180, now));
         budget.on_refusal(190, server(), limit(), now);
         assert!(matches!(budget.check(now + SECOND), Some(Finding::Refused { .. })));
-        // Nobody listens there any more; what is down elsewhere says nothing.
+        // The port is closed now; another server that is down says nothing about this one.
         for (down, restarted) in [(server(), true), ("http://other".to_owned(), false)] {
             let mut budget = ConnectionBudget::new(now);
             assert_eq!(budget.next_step(200, now), 16);

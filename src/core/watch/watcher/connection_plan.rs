@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn whom_no_overview_speaks_for_blocks_if_all_of_these_can() {
+    fn services_that_no_overview_covers_block_if_all_of_them_can() {
         assert_eq!(plan(64, 140, &[100, 3]).blocking_queries, 40);
         assert_eq!(plan(64, 200, &[100, 3]).blocking_queries, 0);
         assert_eq!(plan(5, 10, &[10]).blocking_queries, 0);

@@ -39,6 +39,17 @@ struct State {
     has_started: bool,
 }
 
+impl State {
+    /// Begins a tick; some of them read the system's limits.
+    fn tick(&mut self, now: Instant, worker_connections: Option<usize>, threads: usize) {
+        self.tick_at = now + TICK;
+        if let Some(kept) = worker_connections.filter(|_| self.ticks % LIMITS_TICKS == 0) {
+            self.limits = Limits::of_process(threads, kept);
+        }
+        self.ticks += 1;
+    }
+}
+
 /// Runs until the watcher stops.
 pub(super) fn supervise(shared: &Arc<Shared>) {
     let (tick_at, limits) = (Instant::now(), Limits::default());
@@ -70,11 +81,7 @@ fn round(shared: &Arc<Shared>, state: &mut State) -> Instant {
     let earlier = shared.sink.earlier_connections();
     let mut scheduler = shared.scheduler.lock();
     if is_tick {
-        state.tick_at = now + TICK;
-        if let Some(kept) = shared.worker_connections.filter(|_| state.ticks % LIMITS_TICKS == 0) {
-            state.limits = Limits::of_process(scheduler.threads.count, kept);
-        }
-        state.ticks += 1;
+        state.tick(now, shared.worker_connections, scheduler.threads.count);
     }
     let finding = scheduler.budget.check(now);
     let is_full =
@@ -101,17 +108,8 @@ fn round(shared: &Arc<Shared>, state: &mut State) -> Instant {
         shared.sink.log(Level::Notice, line);
     }
     drop(scheduler);
-    if let Some(Finding::Refused { number, allowed, how, server }) = finding {
-        let (error, raise) = match how {
-            Refused::Limit(error) => (error, "limits.http_max_conns_per_client"),
-            Refused::Silent => ("no answer within 1s".to_owned(), "LimitNOFILE"),
-        };
-        let line = format!(
-            "Consul refused connection {number} ({error}), using {allowed} now and fewer than \
-             {number} for an hour: raise {raise} of Consul, or lower consul_connections, server \
-             \"{server}\""
-        );
-        shared.sink.log(Level::Warn, line);
+    if let Some(finding) = finding {
+        log_refusal(shared, finding);
     }
     if let Err(error) = start(shared, missing) {
         if !std::mem::replace(&mut state.is_short, true) {
@@ -127,7 +125,20 @@ fn round(shared: &Arc<Shared>, state: &mut State) -> Instant {
     next.map_or(state.tick_at, |next| next.max(now + SHORTEST).min(state.tick_at))
 }
 
-/// Most connections, and what bounds them.
+fn log_refusal(shared: &Shared, finding: Finding) {
+    let Finding::Refused { number, allowed, how, server } = finding else { return };
+    let (error, raise) = match how {
+        Refused::Limit(error) => (error, "limits.http_max_conns_per_client"),
+        Refused::Silent => ("no answer within 1s".to_owned(), "LimitNOFILE"),
+    };
+    let line = format!(
+        "Consul refused connection {number} ({error}), using {allowed} now and fewer than {number} \
+         for an hour: raise {raise} of Consul, or lower consul_connections, server \"{server}\""
+    );
+    shared.sink.log(Level::Warn, line);
+}
+
+/// Most connections, and what limits them.
 fn most(configured: usize, limits: Limits) -> (usize, Limit) {
     let all = [
         (configured, Limit::Configured),

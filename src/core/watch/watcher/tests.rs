@@ -12,14 +12,14 @@ use crate::watch::testing::{FakeConsul, RecordingSink, element, endpoint, target
 fn start(blocks: Vec<Target>, connections: usize) -> (Watcher, Arc<RecordingSink>) {
     let sink = Arc::new(RecordingSink::default());
     let (plan, _) = Plan::new(blocks, connections);
-    let engine = Watcher::start(Arc::new(plan), Arc::clone(&sink) as Arc<dyn Sink>).unwrap();
-    (engine, sink)
+    let watcher = Watcher::start(Arc::new(plan), Arc::clone(&sink) as Arc<dyn Sink>).unwrap();
+    (watcher, sink)
 }
 
-/// Ends the engine, which must not take long.
-fn end(engine: Watcher) {
+/// Ends the watcher, which must not take long.
+fn end(watcher: Watcher) {
     let start = Instant::now();
-    assert!(engine.join(Duration::from_secs(2)), "a thread does not end");
+    assert!(watcher.join(Duration::from_secs(2)), "a thread does not end");
     assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
 }
 
@@ -27,7 +27,7 @@ fn end(engine: Watcher) {
 fn follows_changes_at_once_and_logs_each_once() {
     let consul = FakeConsul::new(&[element("a", 1)]);
     let endpoint = Arc::new(endpoint(&consul.url));
-    let (engine, sink) = start(vec![target(&endpoint, "web")], 64);
+    let (watcher, sink) = start(vec![target(&endpoint, "web")], 64);
     sink.until_peers(0, 1);
     for count in 2..=10u16 {
         consul.set(&(0..count).map(|i| element(&i.to_string(), 1 + i)).collect::<Vec<_>>());
@@ -37,7 +37,7 @@ fn follows_changes_at_once_and_logs_each_once() {
     }
     consul.set(&[]);
     sink.until_peers(0, 0);
-    end(engine);
+    end(watcher);
     let lines = sink.lines();
     assert_eq!(lines.len(), 11, "{lines:#?}");
     assert_eq!(lines[0], "Notice service \"web\": 1 peer (+1 -0), index 10");
@@ -61,20 +61,20 @@ fn ends_at_once_inside_a_poll_a_backoff_and_a_silent_connection() {
         target.timing.retry_min = Duration::from_secs(20);
         target
     });
-    let (engine, sink) = start(blocks.to_vec(), 64);
+    let (watcher, sink) = start(blocks.to_vec(), 64);
     sink.until(|told| told.reports.len() == 2);
     let _held = silent.accept().unwrap();
     while consul.requests() < 2 {
         thread::yield_now();
     }
-    end(engine);
+    end(watcher);
 }
 
 #[test]
 fn an_outage_is_logged_when_it_begins_and_when_it_ends() {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let url = format!("http://{address}");
-    let (engine, sink) = start(vec![target(&Arc::new(endpoint(&url)), "web")], 64);
+    let (watcher, sink) = start(vec![target(&Arc::new(endpoint(&url)), "web")], 64);
     let repeated = |line: &&String| line.starts_with("Info");
     sink.until(|told| told.lines.iter().filter(repeated).count() >= 2);
     // Consul comes up on the address that refused so far.
@@ -92,7 +92,7 @@ fn an_outage_is_logged_when_it_begins_and_when_it_ends() {
         stream
     });
     sink.until(|told| told.lines.iter().any(|line| line.contains("first answer after")));
-    end(engine);
+    end(watcher);
     drop(server.join());
     let lines = sink.lines();
     let errors: Vec<_> = lines.iter().filter(|line| line.starts_with("Error")).collect();
@@ -114,10 +114,10 @@ fn the_next_server_takes_over() {
     let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut endpoint = endpoint(&format!("http://{dead}"));
     endpoint.servers.push(consul.url.parse().unwrap());
-    let (engine, sink) = start(vec![target(&Arc::new(endpoint), "web")], 64);
+    let (watcher, sink) = start(vec![target(&Arc::new(endpoint), "web")], 64);
     sink.until_peers(0, 1);
     sink.until(|told| told.reports.len() == 2);
-    end(engine);
+    end(watcher);
     let reports = &sink.state.lock().unwrap().reports;
     assert!(reports[0].contains("Failed { server: 0") && reports[0].contains("retry_in: 0ns"));
     assert_eq!(reports[1], "0 Good { index: 10, server: 1, mode: Blocking, pending: None }");
@@ -129,13 +129,13 @@ fn more_services_than_connections_share_them_in_a_sweep() {
     let consul = FakeConsul::new(&[element("a", 1)]);
     let endpoint = Arc::new(endpoint(&consul.url));
     let blocks: Vec<_> = (0..40).map(|i| target(&endpoint, &format!("s{i}"))).collect();
-    let (engine, sink) = start(blocks, 8);
+    let (watcher, sink) = start(blocks, 8);
     sink.until(|told| told.sets.len() == 40);
     sink.until(|told| told.reports.join(" ").contains("Polling { delay: 5s }"));
     sink.until(|told| {
         told.lines.iter().any(|line| line.contains("overview watch of all services failed"))
     });
-    end(engine);
+    end(watcher);
     assert!(consul.connections() <= 8, "{}", consul.connections());
     let notice = "Notice more services than consul_connections: 40 services, 8 connections, ";
     let lines = sink.lines();
@@ -150,9 +150,9 @@ fn a_panic_ends_no_watch() {
     let sink = Arc::new(RecordingSink::default());
     sink.panics.store(2, Ordering::SeqCst);
     let plan = Arc::new(Plan::new(vec![target], 64).0);
-    let engine = Watcher::start(plan, Arc::clone(&sink) as Arc<dyn Sink>).unwrap();
+    let watcher = Watcher::start(plan, Arc::clone(&sink) as Arc<dyn Sink>).unwrap();
     sink.until_peers(0, 1);
-    end(engine);
+    end(watcher);
     assert_eq!(sink.lines()[..2], ["Error service \"web\": its watch panicked and restarts"; 2]);
 }
 
@@ -163,13 +163,13 @@ fn a_full_zone_is_logged_once_and_skipped_instances_too() {
     let sink = Arc::new(RecordingSink::default());
     *sink.refuse.lock().unwrap() = Some("zone is full".to_owned());
     let plan = Plan::new(vec![target(&Arc::new(endpoint(&consul.url)), "web")], 64).0;
-    let engine = Watcher::start(Arc::new(plan), Arc::clone(&sink) as Arc<dyn Sink>).unwrap();
+    let watcher = Watcher::start(Arc::new(plan), Arc::clone(&sink) as Arc<dyn Sink>).unwrap();
     for port in 1..4 {
         sink.until(|told| told.reports.len() == usize::from(port));
         consul.set(&[bad.clone(), element("good", port)]);
     }
     sink.until(|told| told.reports.len() == 4);
-    end(engine);
+    end(watcher);
     assert_eq!(
         sink.lines(),
         [
@@ -183,20 +183,20 @@ fn a_full_zone_is_logged_once_and_skipped_instances_too() {
 fn what_is_asked_again_is_read_beside_the_query_that_waits() {
     let consul = FakeConsul::new(&[element("a", 1)]);
     let endpoint = Arc::new(endpoint(&consul.url));
-    let (engine, sink) = start(vec![target(&endpoint, "web")], 64);
+    let (watcher, sink) = start(vec![target(&endpoint, "web")], 64);
     sink.until_peers(0, 1);
     let asked = || consul.requests();
     for _ in 0..3 {
         let before = asked();
-        engine.request_resync(0);
-        engine.request_resync(9);
+        watcher.request_resync(0);
+        watcher.request_resync(9);
         let start = Instant::now();
         while asked() == before {
             assert!(start.elapsed() < Duration::from_secs(5), "Consul was not asked");
             thread::sleep(Duration::from_millis(1));
         }
     }
-    end(engine);
+    end(watcher);
 }
 
 #[test]
@@ -212,13 +212,13 @@ fn a_target_that_joins_while_the_watch_publishes_gets_the_answer_too() {
     let endpoint = Arc::new(endpoint(&consul.url));
     let sink = Arc::new(RecordingSink::default());
     let plan = Arc::new(Plan::new(vec![target(&endpoint, "web")], 64).0);
-    let engine = Watcher::start(plan, Arc::clone(&sink) as Arc<dyn Sink>).unwrap();
+    let watcher = Watcher::start(plan, Arc::clone(&sink) as Arc<dyn Sink>).unwrap();
     sink.until_peers(0, 1);
     *sink.hold.lock().unwrap() = Some(0);
     consul.set(&[element("a", 1), element("b", 2)]);
     until(&|| sink.is_held.load(Ordering::SeqCst));
-    engine.follow(1, target(&endpoint, "web"));
+    watcher.follow(1, target(&endpoint, "web"));
     *sink.hold.lock().unwrap() = None;
     sink.until_peers(1, 2);
-    end(engine);
+    end(watcher);
 }

@@ -38,24 +38,27 @@ pub(crate) struct InstanceRef<'a> {
 
 /// What a request has of connections. It holds nothing that has to be given back.
 #[derive(Default)]
-pub(crate) struct Lease {
-    /// Whom the request is with; `None` if its connection is not to be kept.
-    key: Cell<Option<Key>>,
-    /// The connection it was given, if one was idle.
-    given: Cell<Option<NonNull<Connection>>>,
+pub(crate) struct Lease(Cell<Option<Leased>>);
+
+/// A connection that is to be left in the pool.
+#[derive(Clone, Copy)]
+struct Leased {
+    /// The peer that it leads to.
+    key: Key,
+    /// The idle connection that the request was given; `None` if it has opened its own.
+    given: Option<NonNull<Connection>>,
 }
 
 impl Lease {
     /// Another peer is to be picked.
     #[inline]
     pub(crate) fn forget(&self) {
-        self.key.set(None);
-        self.given.set(None);
+        self.0.set(None);
     }
 
     /// Whether the request was given an idle connection.
     pub(crate) fn was_given(&self) -> bool {
-        self.given.get().is_some()
+        self.0.get().is_some_and(|leased| leased.given.is_some())
     }
 
     /// Takes an idle connection to the peer that was picked, if there is one; says to nginx whether
@@ -81,8 +84,7 @@ impl Lease {
             }
         };
         let found = keepalive.take(&key, params);
-        self.key.set(Some(key));
-        self.given.set(found);
+        self.0.set(Some(Leased { key, given: found }));
         let Some(found) = found else { return OK };
         // SAFETY: it was taken out, so it is nobody else's.
         unsafe { found.as_ref().attach(pc) };
@@ -106,8 +108,7 @@ impl Lease {
         request: *mut ngx_http_request_t,
         (peer, params): (&UpstreamPeer<'_>, Option<ConnParams>),
     ) {
-        let Some(key) = self.key.take() else { return };
-        let given = self.given.take();
+        let Some(Leased { key, given }) = self.0.take() else { return };
         // SAFETY: the request's upstream.
         let u = unsafe { &*(*request).upstream };
         if given.is_none() {

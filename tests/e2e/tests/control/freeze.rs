@@ -68,7 +68,7 @@ fn a_freeze_ends_by_itself() {
 }
 
 #[test]
-fn orders_about_instances_hold_in_a_frozen_set_too() {
+fn overrides_of_instances_hold_in_a_frozen_set_too() {
     let (consul, service) = (Agent::shared(), unique("web"));
     let backends = Backend::start_all(&["a", "b"]);
     let ids = register(&consul, &service, &backends);

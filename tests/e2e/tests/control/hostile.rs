@@ -53,8 +53,8 @@ fn pages_of_other_sites_change_nothing() {
         (&[JSON, ("sec-fetch-site", "same-site"), ("Origin", "http://localhost")], "403 CrossSite"),
     ] {
         assert_eq!(refusal(&nginx, "POST", &path, headers, b"{}"), expected, "{headers:?}");
-        let lift = path.trim_end_matches("/down");
-        assert_eq!(refusal(&nginx, "DELETE", lift, headers, b""), expected, "{headers:?}");
+        let instance = path.trim_end_matches("/down");
+        assert_eq!(refusal(&nginx, "DELETE", instance, headers, b""), expected, "{headers:?}");
     }
     let preflight = [
         ("Origin", "https://evil.example"),

@@ -90,7 +90,7 @@ fn what_is_in_force_is_bounded_and_nothing_is_driven_out() {
     assert_eq!(overview["overrides"].as_array().map(Vec::len), Some(15));
     assert_eq!(capacity, 15, "{overview:#}");
     let full = answered(&nginx, ("POST", &drain(&ids[16]), ""), 507);
-    assert_eq!(full["error"]["code"], "TooManyOrders");
+    assert_eq!(full["error"]["code"], "TooManyOverrides");
     assert_eq!(tally(&nginx, "/", 4), "b15: 2, b16: 2");
     set_override(&nginx, &format!("{service}/instances/{}/down", ids[0]), "");
     remove_override(&nginx, &format!("{service}/instances/{}", ids[0]));

@@ -37,7 +37,7 @@ fn sixteen_requests_at_a_time_wait_for_an_only_instance_that_fails() {
     stage.all_at_once("/", 20, "502");
     let seen = stage.let_end(clients);
     assert_eq!((seen.of("a"), seen.of("a") + seen.of("502")), (UNPROVEN, seen.total()), "{seen}");
-    // The first success has lifted the bound.
+    // The first success has ended the limit.
     let many = stage.hang("/long/silent", 60);
     stage.release_all();
     assert_eq!(outcomes(many).to_string(), "a: 60");

@@ -54,7 +54,7 @@ impl Requests {
         tried: &[u16],
         panic: bool,
     ) -> Option<(u16, Option<Permit<'static>>)> {
-        let mut set = Tried::default();
+        let set = Tried::default();
         tried.iter().for_each(|&port| set.insert(self.scene.at(port)));
         let candidates = PickContext { now: at(now), panic, ..self.scene.candidates(&set) };
         let (shared, method) = (self.scene.shared(), self.scene.method);

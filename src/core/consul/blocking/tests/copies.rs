@@ -50,7 +50,7 @@ fn a_quiet_view_is_verified_every_one_to_two_minutes_and_costs_three_requests_a_
         assert!(rate <= 3.0, "{rate} requests a minute");
         times.sort_unstable();
         times.dedup();
-        assert!(times.len() > 40, "all watches of an engine would be in step");
+        assert!(times.len() > 40, "all watches of an watcher would be in step");
     }
 }
 
@@ -245,7 +245,7 @@ fn while_queries_that_block_are_refused_it_reads_every_poll_interval_and_backs_o
     assert!(reads.len() < 110, "{} reads", reads.len());
     assert!(blocks.len() < 45, "{} queries", blocks.len());
     assert!(bench.query.polls());
-    let failures = bench.query.failures;
+    let failures = bench.query.failures.count;
     assert_eq!(failures as usize, blocks.len(), "a read does not end the outage");
 }
 
