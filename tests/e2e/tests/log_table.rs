@@ -8,7 +8,7 @@ use nginx_consul_e2e::nginx;
 
 /// Functions that make lines for a call that only hands them on.
 const MAKERS: [&str; 6] = [
-    "fn removal_line(target",
+    "fn removal_line(name",
     "pub(super) fn notice(",
     "pub fn set_line(held",
     "pub fn removed_line(held",
