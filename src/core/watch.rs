@@ -7,9 +7,9 @@
 //!
 //! | file | holds |
 //! |---|---|
+//! | `log_labels` | names of queries and targets in log lines |
 //! | `plan` | which queries are repeated, and for which targets |
 //! | `sink` | who receives peers, reports and log lines |
-//! | `log_labels` | names of queries and targets in log lines |
 //! | `limits` | how many threads and descriptors the system leaves |
 //! | `outages` | one log line for services that fail together, and a rate limit for their reads |
 //! | `snapshot` | instances to peers: host names, tags, health |
@@ -22,9 +22,9 @@
 //! With enough connections each query blocks. Otherwise overview watches block on what all services
 //! have in common and say which of them to read (`watcher/connection_plan.rs` decides).
 
+mod log_labels;
 mod plan;
 mod sink;
-mod log_labels;
 mod limits;
 mod outages;
 mod snapshot;

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::log_labels::query_name;
 use super::plan::{Plan, WatchPlan};
 use super::publisher::Publisher;
 use super::sink::Sink;
@@ -161,7 +160,7 @@ impl InitialFetch<'_> {
                 Ok(None) | Err(Failure::Reconnected) => break,
                 Err(Failure::Failed(..)) if self.stop.is_raised() => break,
                 Err(Failure::Failed(_, error)) => {
-                    failure = format!("{}: {error}, server \"{name}\"", query_name(&watched.query));
+                    failure = format!("{}: {error}, server \"{name}\"", watch.name);
                 }
             }
         }

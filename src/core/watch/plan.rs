@@ -3,16 +3,18 @@
 //! A *target* is what one block asks for. Targets that differ only in their [`Selection`] or
 //! [`Policy`] share a query, and so its connection and its answers.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use siphasher::sip128::{Hasher128, SipHasher13};
 
+use super::log_labels::{query_name, target_name};
 use crate::consul::endpoint::{Endpoint, Timing, WatchedQuery};
 use crate::consul::removal::Policy;
 use crate::model::{Query, Selection};
+use crate::text::quote;
 
 /// What one `upstream` block asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -62,13 +64,21 @@ pub struct WatchPlan {
     pub watched: Arc<WatchedQuery>,
     /// The targets, with their numbers.
     pub targets: Vec<(usize, Arc<Target>)>,
+    /// Its name in log lines.
+    pub(super) name: String,
+    /// Names of the targets in log lines.
+    target_names: Vec<String>,
 }
 
 impl WatchPlan {
     /// The targets as a running watch has them.
     pub(super) fn followed(&self) -> Vec<Followed> {
-        let new = |(number, target): &(usize, _)| Followed::new(*number, Arc::clone(target));
-        self.targets.iter().map(new).collect()
+        let targets = self.targets.iter().zip(&self.target_names);
+        let new = |((number, target), name): (&(usize, Arc<Target>), &String)| Followed {
+            name: name.clone(),
+            ..Followed::new(*number, Arc::clone(target))
+        };
+        targets.map(new).collect()
     }
 }
 
@@ -77,12 +87,15 @@ impl WatchPlan {
 pub(super) struct Followed {
     pub(super) number: usize,
     pub(super) target: Arc<Target>,
+    /// Its name in log lines.
+    pub(super) name: String,
     gone: Arc<AtomicBool>,
 }
 
 impl Followed {
     pub(super) fn new(number: usize, target: Arc<Target>) -> Self {
-        Followed { number, target, gone: Arc::default() }
+        let name = target_name(&target.query, &target.selection);
+        Followed { number, target, name, gone: Arc::default() }
     }
 
     /// Nothing is published or reported for it from now on.
@@ -135,16 +148,47 @@ impl Plan {
             *variant += 1;
             let watched = Arc::new(block.watched_query());
             let watch = *watches.entry(Arc::clone(&watched)).or_insert_with(|| {
-                plan.watches.push(WatchPlan { watched, targets: Vec::new() });
+                let name = query_name(&watched.query);
+                let (targets, target_names) = (Vec::new(), Vec::new());
+                plan.watches.push(WatchPlan { watched, targets, name, target_names });
                 plan.watches.len() - 1
             });
             let shared = Arc::new(block.clone());
-            plan.watches[watch].targets.push((target, Arc::clone(&shared)));
+            let watch = &mut plan.watches[watch];
+            watch.targets.push((target, Arc::clone(&shared)));
+            watch.target_names.push(target_name(&shared.query, &shared.selection));
             plan.targets.push(shared);
             targets.insert(block, target);
             of_block.push(target);
         }
         (plan, of_block)
+    }
+
+    /// Adds the names of their upstreams to those queries and targets that would have equal names in
+    /// log lines, since they differ in token, servers or times only. `of_block`: the target of each
+    /// block; `upstreams`: the name of its upstream.
+    pub fn name_upstreams(&mut self, of_block: &[usize], upstreams: &[String]) {
+        let label = |targets: &[usize]| {
+            let blocks = of_block.iter().zip(upstreams);
+            let names = blocks.filter(|(target, _)| targets.contains(target)).map(|(_, name)| name);
+            let names: Vec<String> = names.map(|name| format!("\"{}\"", quote(name))).collect();
+            format!(" in upstream {}", names.join(", "))
+        };
+        let watches = self.watches.iter();
+        let names = watches.clone().map(|watch| watch.name.as_str());
+        let of_targets = watches.flat_map(|watch| &watch.target_names).map(String::as_str);
+        let (of_queries, of_targets) = (repeated(names), repeated(of_targets));
+        for watch in &mut self.watches {
+            let numbers: Vec<usize> = watch.targets.iter().map(|(number, _)| *number).collect();
+            if of_queries.contains(&watch.name) {
+                watch.name += &label(&numbers);
+            }
+            for (number, name) in numbers.iter().zip(&mut watch.target_names) {
+                if of_targets.contains(name) {
+                    *name += &label(&[*number]);
+                }
+            }
+        }
     }
 
     /// The number of a target, if the plan has it.
@@ -157,6 +201,12 @@ impl Plan {
     pub fn key(&self, target: usize) -> u128 {
         self.keys[target]
     }
+}
+
+/// The names that occur more than once.
+fn repeated<'a>(names: impl Iterator<Item = &'a str>) -> HashSet<String> {
+    let mut seen = HashSet::new();
+    names.filter(|name| !seen.insert(*name)).map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -198,6 +248,33 @@ mod tests {
         assert_eq!(plan.targets[1].key(), web.key(), "a token never changes the key");
         let keys: std::collections::HashSet<_> = (0..3).map(|target| plan.key(target)).collect();
         assert_eq!(keys.len(), 3);
+    }
+
+    #[test]
+    fn queries_and_targets_with_equal_names_are_logged_with_their_upstreams() {
+        let endpoint = Arc::new(endpoint("http://127.0.0.1:1"));
+        let (web, api) = (target(&endpoint, "web"), target(&endpoint, "api"));
+        let timing = Timing { wait: Duration::from_secs(1), ..web.timing };
+        let policy = Policy { max_removal: Some(9), ..web.policy };
+        let blocks = vec![
+            web.clone(),
+            Target { timing, ..web.clone() },
+            web.clone(),
+            api.clone(),
+            Target { policy, ..api },
+        ];
+        let (mut plan, of_block) = Plan::new(blocks, 64);
+        let upstreams = ["a", "b", "c", "d", "e"].map(str::to_owned);
+        plan.name_upstreams(&of_block, &upstreams);
+        let of_watch = |watch: &WatchPlan| (watch.name.clone(), watch.target_names.clone());
+        let names: Vec<_> = plan.watches.iter().map(of_watch).collect();
+        let (first, second) =
+            ("service \"web\" in upstream \"a\", \"c\"", "service \"web\" in upstream \"b\"");
+        let api = "service \"api\" in upstream";
+        assert_eq!(names[0], (first.to_owned(), vec![first.to_owned()]));
+        assert_eq!(names[1], (second.to_owned(), vec![second.to_owned()]));
+        let targets = vec![format!("{api} \"d\""), format!("{api} \"e\"")];
+        assert_eq!(names[2], ("service \"api\"".to_owned(), targets));
     }
 
     #[test]

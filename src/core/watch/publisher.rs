@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::log_labels::target_name;
 use super::plan::{Followed, Target};
 use super::sink::{Published, Sink};
 use super::snapshot::{self, HostNames};
@@ -26,6 +25,8 @@ const UNBOUNDED: Duration = Duration::from_secs(10);
 /// Publishes the answers to one query, and remembers which removals wait for confirmation.
 #[derive(Default)]
 pub(super) struct Publisher {
+    /// Of the query, in log lines.
+    name: String,
     warnings: Warnings,
     names: HostNames,
     guards: HashMap<usize, RemovalGuard>,
@@ -78,6 +79,11 @@ impl Prepared {
 }
 
 impl Publisher {
+    /// The publisher of a query with this name in log lines.
+    pub(super) fn new(name: String) -> Self {
+        Publisher { name, ..Publisher::default() }
+    }
+
     /// One that logs changes only: a later watcher logs the warnings.
     pub(super) fn quiet() -> Self {
         Publisher { warnings: Warnings::quiet(), ..Publisher::default() }
@@ -113,18 +119,20 @@ impl Publisher {
         resolver: &dyn Resolve,
         sink: &dyn Sink,
     ) -> Prepared {
-        self.warnings.log_skipped(&watched.query, &instances.skipped, "skipped", sink);
-        self.warnings.log_skipped(&watched.query, &instances.flawed, "ignored", sink);
+        let who = (&*self.name, watched.query.source);
+        self.warnings.log_skipped(who, &instances.skipped, "skipped", sink);
+        self.warnings.log_skipped(who, &instances.flawed, "ignored", sink);
         let max_wait = self.resolve(watched, instances, resolver, sink);
         if self.guards.len() > targets.len() {
             self.guards.retain(|number, _| targets.iter().any(|t| t.number == *number));
         }
         let mut sets = Vec::with_capacity(targets.len());
         for followed in targets {
-            let Followed { number, target, .. } = followed;
+            let target = &followed.target;
             let (set, excluded) = snapshot::peers(&instances.good, &target.selection, &self.names);
-            self.warnings.log_skipped(&watched.query, &excluded, "skipped", sink);
-            let decision = self.decide((*number, target), &set, may_confirm, sink);
+            let who = (&*self.name, watched.query.source);
+            self.warnings.log_skipped(who, &excluded, "skipped", sink);
+            let decision = self.decide(followed, &set, may_confirm, sink);
             sets.push((followed.clone(), set, decision));
         }
         Prepared { index, sets, max_wait }
@@ -135,19 +143,17 @@ impl Publisher {
         let index = prepared.index;
         let mut all = true;
         for (followed, set, decision) in &prepared.sets {
-            let Followed { number, target, .. } = followed;
+            let Followed { number, name, .. } = followed;
             let is_held = matches!(decision, Decision::Hold { .. });
             if is_held || followed.is_gone() {
                 continue;
             }
-            let name = || target_name(&target.query, &target.selection);
             if let Decision::Confirmed { pending, after } = decision {
                 if let Some(guard) = self.guards.get_mut(number) {
                     guard.settle();
                 }
                 let line = format!(
-                    "{}: {} confirmed by {} within {after:.1?}",
-                    name(),
+                    "{name}: {} confirmed by {} within {after:.1?}",
                     count(pending.removals, "removal"),
                     count(pending.confirmed.into(), "more read"),
                 );
@@ -159,15 +165,14 @@ impl Publisher {
                     let s = if peers == 1 { "" } else { "s" };
                     let others = if changed == 0 { String::new() } else { format!(" ~{changed}") };
                     let line = format!(
-                        "{}: {peers} peer{s} (+{added} -{removed}{others}), index {index}",
-                        name()
+                        "{name}: {peers} peer{s} (+{added} -{removed}{others}), index {index}"
                     );
                     sink.log(Level::Notice, line);
                     self.warnings.on_published();
                 }
                 Published::Refused(reason) => {
                     all = false;
-                    self.warnings.log_refused(*number, &name(), &reason, sink);
+                    self.warnings.log_refused(*number, name, &reason, sink);
                 }
             }
         }
@@ -194,7 +199,8 @@ impl Publisher {
                     reason: format!("cannot resolve \"{host}\" ({error})"),
                 })
                 .collect();
-            self.warnings.log_skipped(&watched.query, &skipped, "skipped", sink);
+            let who = (&*self.name, watched.query.source);
+            self.warnings.log_skipped(who, &skipped, "skipped", sink);
         }
         match (unresolved.is_empty(), self.names.is_empty()) {
             (false, _) => Some(WAIT_UNRESOLVED),
@@ -207,21 +213,21 @@ impl Publisher {
     /// Whether the set of a target may be published, or removes too many peers.
     fn decide(
         &mut self,
-        (number, target): (usize, &Target),
+        Followed { number, target, name, .. }: &Followed,
         set: &PeerSet,
         may_confirm: bool,
         sink: &dyn Sink,
     ) -> Decision {
-        let guard = self.guards.entry(number).or_default();
+        let guard = self.guards.entry(*number).or_default();
         if !target.policy.restricts(set.peers().len()) && !guard.is_waiting() {
             return Decision::Publish { ended: None };
         }
-        let held = sink.published_identities(number);
+        let held = sink.published_identities(*number);
         let next = set.peers().iter().map(|peer| peer.identity).collect();
         let decision =
             guard.decide(&policy_of(target), (&held, &next), may_confirm, Instant::now());
         if !self.warnings.is_quiet() {
-            if let Some(line) = removal_line(target, &decision, held.len()) {
+            if let Some(line) = removal_line(name, &decision, held.len()) {
                 sink.log(Level::Warn, line);
             }
         }
@@ -243,8 +249,7 @@ fn policy_of(target: &Target) -> Policy {
 }
 
 /// The line about a removal that begins to wait for confirmation, or that is cancelled.
-fn removal_line(target: &Target, decision: &Decision, held: usize) -> Option<String> {
-    let name = target_name(&target.query, &target.selection);
+fn removal_line(name: &str, decision: &Decision, held: usize) -> Option<String> {
     match decision {
         Decision::Hold { pending: Pending { removals, of, .. }, is_new: true, .. } => {
             Some(match of {

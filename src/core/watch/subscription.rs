@@ -8,7 +8,6 @@ use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use super::log_labels::query_name;
 use super::outages::{Failing, Outages, Recovery};
 use super::plan::Followed;
 use super::publisher::{Prepared, Publisher};
@@ -39,15 +38,21 @@ pub(super) struct Context<'a> {
 /// A query with its targets, shared by all threads that read it.
 pub(super) struct Subscription {
     pub(super) watched: Arc<WatchedQuery>,
+    /// Its name in log lines.
+    pub(super) name: String,
     targets: Mutex<Arc<[Followed]>>,
     /// Locked from the decision about an answer to its publication.
     publisher: Mutex<Publisher>,
 }
 
 impl Subscription {
-    pub(super) fn new(watched: Arc<WatchedQuery>, targets: Vec<Followed>) -> Arc<Self> {
-        let (targets, publisher) = (Mutex::new(targets.into()), Mutex::default());
-        Arc::new(Subscription { watched, targets, publisher })
+    pub(super) fn new(
+        watched: Arc<WatchedQuery>,
+        name: String,
+        targets: Vec<Followed>,
+    ) -> Arc<Self> {
+        let publisher = Mutex::new(Publisher::new(name.clone()));
+        Arc::new(Subscription { watched, name, targets: Mutex::new(targets.into()), publisher })
     }
 
     pub(super) fn targets(&self) -> Arc<[Followed]> {
@@ -162,6 +167,11 @@ impl QueryLoop {
         self.rules.read_again(Instant::now() + pause);
     }
 
+    /// Its name in log lines.
+    pub(super) fn name(&self) -> String {
+        self.subscription.name.clone()
+    }
+
     pub(super) fn watched(&self) -> &WatchedQuery {
         &self.subscription.watched
     }
@@ -189,7 +199,7 @@ impl QueryLoop {
         };
         if let Some(change) = self.rules.take_copy_change() {
             let server = self.server_name(fetch.server);
-            let name = query_name(&self.watched().query);
+            let name = self.name();
             context.outages.note_copy_change(&server, name, change, Instant::now());
         }
         ran
@@ -279,7 +289,7 @@ impl QueryLoop {
         let &Answer { index, bytes, is_copy, .. } = answer;
         let good = FetchResult::Good { index, digest, bytes, is_copy };
         let outcome = self.rules.on_result(good, Instant::now(), &mut self.rng);
-        let (name, server) = (query_name(&self.watched().query), self.server_name(fetch.server));
+        let (name, server) = (self.name(), self.server_name(fetch.server));
         if fetch.probe {
             let line = format!("{name}: using the first server again, server \"{server}\"");
             context.sink.log(Level::Notice, line);
@@ -333,7 +343,7 @@ impl QueryLoop {
         let (sink, targets) = (context.sink, self.subscription.targets());
         let targets =
             || targets.iter().filter(|target| !target.is_gone()).map(|target| target.number);
-        let (name, server) = (query_name(&self.watched().query), self.server_name(fetch.server));
+        let (name, server) = (self.name(), self.server_name(fetch.server));
         let retry = match retry_in.as_millis() {
             0 if self.rules.server() != fetch.server => "trying the next server".to_owned(),
             millis => format!("retrying in {millis}ms"),

@@ -3,9 +3,8 @@
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::log_labels::query_name;
 use super::sink::Sink;
-use crate::model::{Level, Query, Skipped, Source};
+use crate::model::{Level, Skipped, Source};
 use crate::text::quote;
 
 /// Most warnings that one query ever logs, and most per answer.
@@ -33,7 +32,7 @@ impl Warnings {
     /// Logs instances that are skipped, or of which a part is ignored: `verb` says which.
     pub(super) fn log_skipped(
         &mut self,
-        query: &Query,
+        (name, source): (&str, Source),
         skipped: &[Skipped],
         verb: &str,
         sink: &dyn Sink,
@@ -41,14 +40,13 @@ impl Warnings {
         if self.is_quiet {
             return;
         }
-        let name = query_name(query);
         let logged = &mut self.skipped;
         let is_new = |one: &&Skipped| logged.len() < MAX_WARNINGS && logged.insert(hash(one));
         let new: Vec<&Skipped> = skipped.iter().filter(is_new).collect();
         for skipped in new.iter().take(MAX_WARNINGS_PER_ANSWER) {
             let (id, node) = (quote(&skipped.id), quote(&skipped.node));
             let reason = &skipped.reason;
-            let who = match query.source {
+            let who = match source {
                 Source::Kv => format!("key \"{id}\""),
                 _ => format!("instance \"{id}\" on node \"{node}\""),
             };

@@ -90,7 +90,7 @@ impl Watcher {
         let now = Instant::now();
         let mut scheduler = Scheduler::new(now);
         for watch in &plan.watches {
-            scheduler.add(&watch.watched, watch.followed(), now);
+            scheduler.add(&watch.watched, watch.name.clone(), watch.followed(), now);
         }
         let shared = Arc::new(Shared {
             stop: Arc::new(Stop::new()?),

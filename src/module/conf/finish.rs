@@ -1,5 +1,6 @@
 //! When all is read: inheritance, the checks that need the whole, the plan and the zone.
 
+use std::iter;
 use std::ptr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -50,7 +51,14 @@ pub(super) fn finish(cf: Cf<'_>, http: &mut HttpConf) -> Parsed {
         0 => connections,
         catalogs => connections.saturating_sub(catalogs).max(2),
     };
-    let (plan, target_of) = Plan::new(gathered.targets, for_targets);
+    let (mut plan, target_of) = Plan::new(gathered.targets, for_targets);
+    let name = |(upstream, count): &(*mut ngx_http_upstream_srv_conf_t, usize)| {
+        // SAFETY: a block of this configuration; its name lives in the configuration's pool.
+        let name = unsafe { ffi::bytes(&(**upstream).host) };
+        iter::repeat_n(String::from_utf8_lossy(name).into_owned(), *count)
+    };
+    let names: Vec<String> = gathered.blocks.iter().flat_map(name).collect();
+    plan.name_upstreams(&target_of, &names);
     let plan = Arc::new(plan);
     let (mut target_of, mut templates_made) = (target_of.into_iter(), 0);
     for (upstream, count) in gathered.blocks {

@@ -56,6 +56,19 @@ fn each_change_is_one_line() {
 }
 
 #[test]
+fn queries_that_differ_in_their_times_alone_are_logged_with_their_upstreams() {
+    let (consul, service, backend) = (Agent::shared(), unique("web"), Backend::start("a"));
+    register_one(&consul, &service, &backend);
+    let quick = format!("upstream quick {{ consul_dynamic {service}; consul_wait 5s; }}");
+    let nginx =
+        gateway(&consul.url(), &service, "consul_dynamic %%SERVICE%%;").more(&quick).start();
+    nginx.wait_for_log(&format!("service \"{service}\" in upstream \"quick\": 1 peer (+1 -0)"));
+    let named = lines(&nginx, &service);
+    assert!(named.iter().all(|line| line.contains("\" in upstream \"")), "{named:#?}");
+    assert!(named.len() >= 2, "{named:#?}");
+}
+
+#[test]
 fn an_outage_is_a_line_at_its_start_and_one_at_its_end_with_its_length() {
     let (consul, service) = (Agent::shared(), unique("web"));
     let backend = Backend::start("a");

@@ -12,6 +12,7 @@ use super::thread_counts::ThreadCounts;
 use crate::consul::endpoint::WatchedQuery;
 use crate::consul::overview;
 use crate::model::{Connections, Limit, Mode};
+use crate::watch::log_labels::query_name;
 use crate::watch::overview_watch::overview_query;
 use crate::watch::plan::Followed;
 use crate::watch::subscription::{QueryLoop, Subscription, poll_interval};
@@ -78,6 +79,7 @@ impl Scheduler {
     pub(super) fn add(
         &mut self,
         watched: &Arc<WatchedQuery>,
+        name: String,
         targets: Vec<Followed>,
         now: Instant,
     ) -> u64 {
@@ -85,7 +87,7 @@ impl Scheduler {
         self.next_id += 1;
         self.of_target.extend(targets.iter().map(|target| (target.number, id)));
         let scope = overview_query(watched).map(|watched| self.scopes.number_of(watched));
-        let subscription = Subscription::new(Arc::clone(watched), targets);
+        let subscription = Subscription::new(Arc::clone(watched), name, targets);
         self.by_query.insert(Arc::clone(watched), id);
         self.longest_wait = self.longest_wait.max(watched.timing.wait);
         let entry = Entry {
@@ -112,7 +114,8 @@ impl Scheduler {
         self.forget(followed.number);
         let watched = followed.target.watched_query();
         let Some(&id) = self.by_query.get(&watched) else {
-            let id = self.add(&Arc::new(watched), vec![followed], now);
+            let name = query_name(&watched.query);
+            let id = self.add(&Arc::new(watched), name, vec![followed], now);
             self.entries.entry(id).and_modify(|entry| entry.eligible_at = now + BLOCK_AFTER);
             return;
         };

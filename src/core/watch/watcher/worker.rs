@@ -15,7 +15,6 @@ use crate::consul::fetch::{Failure, try_new_connection};
 use crate::consul::server::Server;
 use crate::model::Level;
 use crate::resolve::SystemResolver;
-use crate::watch::log_labels::query_name;
 use crate::watch::overview_watch::{OverviewOutcome, OverviewWatch};
 use crate::watch::subscription::{Context, QueryLoop, Subscription};
 
@@ -190,7 +189,7 @@ fn run_query(
     let ran = catch_unwind(AssertUnwindSafe(|| query.run(context)));
     ran.unwrap_or_else(|_| {
         query.restart();
-        log_panic(shared, context, &query_name(&query.watched().query));
+        log_panic(shared, context, &query.name());
         Some(())
     })?;
     if shared.outages.take_news() {
@@ -211,7 +210,7 @@ fn read_concurrently(
         Ok(Ok(again)) => again,
         Ok(Err(Failure::Reconnected | Failure::Failed(..))) => Some(now + RETRY),
         Err(_) => {
-            log_panic(shared, context, &query_name(&subscription.watched.query));
+            log_panic(shared, context, &subscription.name);
             Some(now + AFTER_PANIC)
         }
     };

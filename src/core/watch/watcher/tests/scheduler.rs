@@ -36,7 +36,7 @@ impl Bench {
         for number in 0..services {
             let target = Arc::new(target(&endpoint, &format!("s{number}")));
             let watched = Arc::new(target.watched_query());
-            bench.scheduler.add(&watched, vec![Followed::new(number, target)], now);
+            bench.scheduler.add(&watched, String::new(), vec![Followed::new(number, target)], now);
         }
         bench.replan();
         bench
