@@ -59,7 +59,7 @@ impl Modulo {
         })
     }
 
-    /// The peer whose range of the cumulated weights contains `sum`.
+    /// The peer whose range of the cumulated weights contains `target`.
     fn at(&self, target: u64) -> usize {
         if self.upto.is_empty() {
             return (target / self.each) as usize;
