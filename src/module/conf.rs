@@ -5,7 +5,7 @@ use std::ptr;
 
 use nginx_sys::{ngx_conf_t, ngx_int_t};
 
-use crate::ffi::{self, CONF_ERROR, CONF_OK, ERROR, OK, catch_panic, give_to_pool};
+use crate::ffi::{self, CONF_ERROR, CONF_OK, Cf, ERROR, OK, catch_panic, give_to_pool};
 use crate::peer;
 use crate::status::LocationOptions;
 use crate::{on_demand_phase, variables};
@@ -36,7 +36,8 @@ use http::HttpConf;
 pub(crate) extern "C" fn ngx_http_consul_preconfiguration(cf: *mut ngx_conf_t) -> ngx_int_t {
     catch_panic(ERROR, || {
         // SAFETY: nginx passes the configuration of `http`, before it is read.
-        let is_done = unsafe { observe::begin(cf) && variables::add_all(cf) };
+        let cf = unsafe { Cf::new(cf) };
+        let is_done = observe::begin(cf) && variables::add_all(cf);
         if is_done { OK } else { ERROR }
     })
 }
@@ -45,20 +46,17 @@ pub(crate) extern "C" fn ngx_http_consul_preconfiguration(cf: *mut ngx_conf_t) -
 pub(crate) extern "C" fn ngx_http_consul_postconfiguration(cf: *mut ngx_conf_t) -> ngx_int_t {
     catch_panic(ERROR, || {
         observe::end();
-        // SAFETY: `cf` is that of `http`, whose main configurations are complete; nothing else
-        // refers to ours.
-        let http = unsafe {
-            &mut *ffi::conf_of::<HttpConf>(ffi::http_context(cf).main_conf, ffi::module())
+        // SAFETY: nginx passes the configuration of `http`; nothing else refers to ours now.
+        let (cf, http) = unsafe {
+            let cf = Cf::new(cf);
+            (cf, &mut *ffi::conf_of::<HttpConf>(cf.context().main_conf, ffi::module()))
         };
-        // SAFETY: the locations are of this configuration.
-        if !unsafe { api::check_locations(cf, &http.apis) } {
+        if !api::check_locations(cf, &http.apis) {
             return ERROR;
         }
         // SAFETY: this is the module's postconfiguration.
         unsafe { peer::install_header_filter() };
-        // SAFETY: as above.
-        let is_done = unsafe { on_demand_phase::install(cf, &mut http.upstreams) };
-        if is_done { OK } else { ERROR }
+        if on_demand_phase::install(cf, &mut http.upstreams) { OK } else { ERROR }
     })
 }
 
@@ -100,15 +98,14 @@ pub(crate) extern "C" fn ngx_http_consul_init_main_conf(
     conf: *mut c_void,
 ) -> *mut c_char {
     catch_panic(CONF_ERROR, || {
-        // SAFETY: `conf` is what ngx_http_consul_create_main_conf() made; nothing else refers to
-        // it while nginx reads the configuration.
-        let http = unsafe { &mut *conf.cast::<HttpConf>() };
+        // SAFETY: nginx passes the configuration of `http`, and what create_main_conf() has made; nothing
+        // else refers to that now.
+        let (cf, http) = unsafe { (Cf::new(cf), &mut *conf.cast::<HttpConf>()) };
         match finish::finish(cf, http) {
             Ok(()) => CONF_OK,
             Err(text) => {
                 // It says where the directive stands; this is the end of `http`.
-                // SAFETY: nginx passes a valid configuration.
-                ngx::ngx_log_error!(nginx_sys::NGX_LOG_EMERG, unsafe { (*cf).log }, "{text}");
+                ngx::ngx_log_error!(nginx_sys::NGX_LOG_EMERG, cf.log().as_ptr(), "{text}");
                 CONF_ERROR
             }
         }

@@ -14,7 +14,7 @@
 //! | `event`       | timers and posted events                                                     |
 //! | `timer`       | a timer that repeats, for a worker                                           |
 //! | `module`      | this module's symbol, and what modules keep in configurations                |
-//! | `directive`   | what a directive's handler gets                                              |
+//! | `directive`   | the configuration that is being read                                         |
 //! | `session`     | TLS sessions of peers                                                        |
 //! | `request`     | a request                                                                    |
 //! | `response`    | a response of our own handlers                                               |
@@ -41,7 +41,7 @@ pub(crate) use catch_panic::catch_panic;
 pub(crate) use codes::{
     AGAIN, CONF_ERROR, CONF_OK, DECLINED, DONE, ERROR, INTERNAL_SERVER_ERROR, OK,
 };
-pub(crate) use directive::{args, http_context, location};
+pub(crate) use directive::{Base, Cf, NoMemory};
 pub(crate) use log::Log;
 pub(crate) use module::{HttpLocConf, HttpMainConf, HttpSrvConf, conf_of, module, srv_conf};
 pub(crate) use object::object_of;

@@ -7,15 +7,15 @@ use std::cell::{Cell, RefCell};
 use std::ffi::CStr;
 
 use nginx_sys::{
-    ngx_array_push, ngx_conf_t, ngx_http_core_main_conf_t, ngx_http_core_module,
-    ngx_http_handler_pt, ngx_http_phases_NGX_HTTP_PRECONTENT_PHASE, ngx_http_request_t,
-    ngx_http_upstream_conf_t, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_module_t, ngx_msec_t,
+    ngx_array_push, ngx_http_core_main_conf_t, ngx_http_core_module, ngx_http_handler_pt,
+    ngx_http_phases_NGX_HTTP_PRECONTENT_PHASE, ngx_http_request_t, ngx_http_upstream_conf_t,
+    ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_module_t, ngx_msec_t,
 };
 
 use crate::api::ngx_http_consul_api_handler;
 use crate::ffi::process::current_msec;
 use crate::ffi::suspended::{self, Next, Work};
-use crate::ffi::{self, AGAIN, DECLINED, INTERNAL_SERVER_ERROR, Request, catch_panic, conf_of};
+use crate::ffi::{AGAIN, Cf, DECLINED, INTERNAL_SERVER_ERROR, Request, catch_panic, conf_of};
 use crate::peer::trace::trace;
 use crate::peer::{Lookup, New, OnDemandUpstream, Slot, Why};
 use crate::ready::ngx_http_consul_ready_handler;
@@ -65,31 +65,28 @@ struct Waiting<'r> {
     is_late: Cell<bool>,
 }
 
-/// Adds the phase handler, if there are upstreams whose service requests name. `false` if memory
-/// is short.
-///
-/// # Safety
-///
-/// `cf` is that of the `postconfiguration` of `http`, and `upstreams` that of its configuration.
-pub(crate) unsafe fn install(cf: *mut ngx_conf_t, upstreams: &mut Upstreams) -> bool {
+/// Adds the phase handler, in postconfiguration, if there are upstreams whose service requests name.
+/// `false` if memory is short.
+pub(crate) fn install(cf: Cf<'_>, upstreams: &mut Upstreams) -> bool {
     if upstreams.on_demand.is_empty() {
         return true;
     }
     upstreams.proxies = proxies();
-    // SAFETY: the caller's promise; the main configurations of `http` are complete.
-    let handlers = unsafe {
-        let core: *mut ngx_http_core_main_conf_t =
-            conf_of(ffi::http_context(cf).main_conf, &raw const ngx_http_core_module);
-        let phase = ngx_http_phases_NGX_HTTP_PRECONTENT_PHASE as usize;
-        &raw mut (*core).phases[phase].handlers
+    // SAFETY: the core module has a main configuration; nothing else refers to it now.
+    let core = unsafe {
+        let list = cf.context().main_conf;
+        &mut *conf_of::<ngx_http_core_main_conf_t>(list, &raw const ngx_http_core_module)
     };
-    // SAFETY: nginx's array of phase handlers.
-    let place = unsafe { ngx_array_push(handlers).cast::<ngx_http_handler_pt>() };
-    if place.is_null() {
-        return false;
+    let number = ngx_http_phases_NGX_HTTP_PRECONTENT_PHASE as usize;
+    let Some(precontent) = core.phases.get_mut(number) else { return false };
+    // SAFETY: nginx's array of phase handlers; there is room for a new one, or null.
+    unsafe {
+        let handler = ngx_array_push(&mut precontent.handlers).cast::<ngx_http_handler_pt>();
+        if handler.is_null() {
+            return false;
+        }
+        handler.write(Some(ngx_http_consul_precontent_handler));
     }
-    // SAFETY: the element that was just pushed.
-    unsafe { place.write(Some(ngx_http_consul_precontent_handler)) };
     true
 }
 

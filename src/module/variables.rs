@@ -5,12 +5,12 @@ use std::borrow::Cow;
 use nginx_consul_core::model::MetaKeys;
 use nginx_consul_core::text::printable;
 use nginx_sys::{
-    NGX_HTTP_VAR_NOCACHEABLE, NGX_HTTP_VAR_PREFIX, ngx_conf_t, ngx_http_add_variable,
+    NGX_HTTP_VAR_NOCACHEABLE, NGX_HTTP_VAR_PREFIX, ngx_http_add_variable,
     ngx_http_core_main_conf_t, ngx_http_core_module, ngx_http_get_variable_pt, ngx_http_request_t,
     ngx_http_variable_t, ngx_http_variable_value_t, ngx_int_t, ngx_str_t,
 };
 
-use crate::ffi::{self, ERROR, OK, Request, bits, bytes, catch_panic, conf_of, str_over};
+use crate::ffi::{self, Cf, ERROR, OK, Request, bits, bytes, catch_panic, conf_of, str_over};
 use crate::peer::RequestPeer;
 
 /// A variable's name goes on with a key of `Service.Meta`.
@@ -37,34 +37,25 @@ const ALL: [(&[u8], bool, Text); 7] = [
     (b"consul_age", false, |served| Some(served.age()?.to_string().into())),
 ];
 
-/// Adds the variables; `false` if nginx refuses one or memory is short.
-///
-/// # Safety
-///
-/// `cf` is that of the `preconfiguration` of `http`.
-pub(crate) unsafe fn add_all(cf: *mut ngx_conf_t) -> bool {
+/// Adds the variables, in preconfiguration; `false` if nginx refuses one or memory is short.
+pub(crate) fn add_all(cf: Cf<'_>) -> bool {
     let mut variables = ALL.iter().enumerate();
-    // SAFETY: the caller's promise.
-    variables.all(|(number, &(name, ..))| unsafe {
-        add(cf, name, 0, (Some(ngx_http_consul_variable), number))
-    })
-        // SAFETY: as above.
-        && unsafe { add(cf, META, NGX_HTTP_VAR_PREFIX, (Some(ngx_http_consul_meta), 0)) }
+    variables
+        .all(|(number, &(name, ..))| add(cf, name, 0, (Some(ngx_http_consul_variable), number)))
+        && add(cf, META, NGX_HTTP_VAR_PREFIX, (Some(ngx_http_consul_meta), 0))
 }
 
-/// # Safety
-///
-/// `cf` is that of a preconfiguration.
-unsafe fn add(
-    cf: *mut ngx_conf_t,
+fn add(
+    cf: Cf<'_>,
     name: &'static [u8],
     flags: u32,
     (get, data): (ngx_http_get_variable_pt, usize),
 ) -> bool {
     // Each attempt of a request may have another peer.
-    let flags = flags | NGX_HTTP_VAR_NOCACHEABLE;
-    // SAFETY: the caller's promise; nginx copies the name, or keeps it as it is.
-    let variable = unsafe { ngx_http_add_variable(cf, &mut str_over(name), flags as _).as_mut() };
+    let flags = (flags | NGX_HTTP_VAR_NOCACHEABLE) as _;
+    // SAFETY: nginx reads the configuration; it copies the name, or keeps it as it is.
+    let variable =
+        unsafe { ngx_http_add_variable(cf.as_ptr(), &mut str_over(name), flags).as_mut() };
     let Some(variable) = variable else { return false };
     variable.get_handler = get;
     variable.data = data;
@@ -81,16 +72,12 @@ pub(crate) struct Used {
 }
 
 impl Used {
-    /// Of all variables that directives contain.
-    ///
-    /// # Safety
-    ///
-    /// `cf` is that of `http`, whose directives have been read.
-    pub(crate) unsafe fn of(cf: *mut ngx_conf_t) -> Used {
-        // SAFETY: the directives of `http` have been read (the caller's promise), so that nginx adds
-        // no more to the variables that they have named.
+    /// Of all variables that directives contain; all of `http` have been read.
+    pub(crate) fn of(cf: Cf<'_>) -> Used {
+        // SAFETY: the core module has a main configuration, and in it the variables that have been
+        // named. Nothing is added to them meanwhile.
         let variables: &[ngx_http_variable_t] = unsafe {
-            let list = ffi::http_context(cf).main_conf;
+            let list = cf.context().main_conf;
             let core = conf_of::<ngx_http_core_main_conf_t>(list, &raw const ngx_http_core_module);
             ffi::elements(&(*core).variables)
         };

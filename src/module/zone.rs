@@ -8,12 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use nginx_consul_core::table::{self, Table};
 use nginx_sys::{
-    NGX_LOG_EMERG, ngx_conf_t, ngx_core_conf_t, ngx_core_module, ngx_cycle_t, ngx_int_t,
-    ngx_pagesize, ngx_shared_memory_add, ngx_shm_zone_t, ngx_slab_calloc, ngx_slab_pool_t,
-    ngx_str_t,
+    NGX_LOG_EMERG, ngx_core_conf_t, ngx_core_module, ngx_cycle_t, ngx_int_t, ngx_pagesize,
+    ngx_shared_memory_add, ngx_shm_zone_t, ngx_slab_calloc, ngx_slab_pool_t, ngx_str_t,
 };
 
-use crate::ffi::{self, ERROR, OK, catch_panic, str_over};
+use crate::ffi::{self, Cf, ERROR, OK, catch_panic, str_over};
 
 /// `consul_zone`'s defaults.
 const NAME: &[u8] = b"consul";
@@ -22,7 +21,7 @@ const SIZE: usize = 10 << 20;
 /// Asks nginx for the zone. Checks that it has room for so many targets, so that `nginx -t` reports
 /// it.
 pub(crate) fn request(
-    cf: *mut ngx_conf_t,
+    cf: Cf<'_>,
     zone: Option<(ngx_str_t, usize)>,
     targets: usize,
 ) -> Result<NonNull<ngx_shm_zone_t>, String> {
@@ -35,14 +34,13 @@ pub(crate) fn request(
         ));
     }
     let tag = ffi::module().cast::<c_void>();
-    // SAFETY: nginx reads the configuration of `cf`, and keeps name and zone as long as that. The tag
-    // makes the zone ours: one of that name of another module is an error of nginx's own.
-    let zone = unsafe { ngx_shared_memory_add(cf, &mut name, size, tag).as_mut() };
+    // SAFETY: nginx reads the configuration, and keeps name and zone as long as that. The tag makes the
+    // zone ours: one of that name of another module is an error of nginx's own.
+    let zone = unsafe { ngx_shared_memory_add(cf.as_ptr(), &mut name, size, tag).as_mut() };
     let zone = zone.ok_or_else(|| format!("can't have zone \"{name}\" of \"consul_zone\""))?;
     zone.init = Some(ngx_http_consul_init_zone);
     // Until nginx calls `init`: the cycle that the zone belongs to.
-    // SAFETY: nginx reads the configuration of `cf`.
-    zone.data = unsafe { (*cf).cycle }.cast();
+    zone.data = cf.cycle().cast();
     Ok(NonNull::from(zone))
 }
 

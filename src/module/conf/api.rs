@@ -1,13 +1,15 @@
 //! `consul_api`.
 
 use std::ffi::{c_char, c_void};
+use std::ptr;
 
-use nginx_sys::{NGX_LOG_EMERG, ngx_command_t, ngx_conf_t};
+use nginx_consul_core::directives::words::duplicate;
+use nginx_sys::{NGX_LOG_EMERG, ngx_command_t, ngx_conf_t, ngx_http_core_loc_conf_t};
 
-use super::args::place;
+use super::args::{Parsed, finish};
 use super::http::{ApiLocation, HttpConf};
 use crate::api::ngx_http_consul_api_handler;
-use crate::ffi::{self, CONF_ERROR, CONF_OK, bits, catch_panic};
+use crate::ffi::{CONF_ERROR, Cf, bits, bytes, catch_panic};
 
 /// The directive: makes the API the location's content.
 pub(super) extern "C" fn ngx_http_consul_api(
@@ -16,42 +18,43 @@ pub(super) extern "C" fn ngx_http_consul_api(
     conf: *mut c_void,
 ) -> *mut c_char {
     catch_panic(CONF_ERROR, || {
-        // SAFETY: `conf` is the HttpConf; nothing else refers to it now. The directive is only
-        // allowed in `location`, whose core configuration this is.
-        unsafe {
-            let http = &mut *conf.cast::<HttpConf>();
-            let core = ffi::location(cf);
-            if http.apis.iter().any(|location| location.core == core) {
-                return c"is duplicate".as_ptr().cast_mut();
-            }
-            if (*core).handler.is_some() {
-                return c"can't be used together with another directive that makes the answer"
-                    .as_ptr()
-                    .cast_mut();
-            }
-            let name = ffi::bytes(&(*core).name);
-            #[cfg(nginx_pcre)]
-            let is_regex = !(*core).regex.is_null();
-            #[cfg(not(nginx_pcre))]
-            let is_regex = false;
-            if is_regex || bits::core_loc_conf::EXACT_MATCH.get(core) || name.starts_with(b"@") {
-                return c"must be in a location that is a prefix".as_ptr().cast_mut();
-            }
-            (*core).handler = Some(ngx_http_consul_api_handler);
-            http.apis.push(ApiLocation { core, place: place(cf) });
-        }
-        CONF_OK
+        // SAFETY: nginx passes these to the directive's handler, within `http`; `conf` is our main one,
+        // and nothing else refers to it or to the core module's of the location now.
+        let (cf, core, http) = unsafe {
+            let cf = Cf::new(cf);
+            (cf, &mut *cf.location(), &mut *conf.cast::<HttpConf>())
+        };
+        finish(cf, set(core, http, cf.place()))
     })
 }
 
+fn set(core: &mut ngx_http_core_loc_conf_t, http: &mut HttpConf, place: String) -> Parsed {
+    if http.apis.iter().any(|location| ptr::eq(location.core, core)) {
+        return Err(duplicate("consul_api"));
+    }
+    let wrong = |why| Err(format!("\"consul_api\" directive {why}"));
+    if core.handler.is_some() {
+        return wrong("can't be used together with another directive that makes the answer");
+    }
+    // SAFETY: the name lies in the configuration's pool, and the rest is nginx's.
+    let (name, is_exact) =
+        unsafe { (bytes(&core.name), bits::core_loc_conf::EXACT_MATCH.get(core)) };
+    #[cfg(nginx_pcre)]
+    let is_regex = !core.regex.is_null();
+    #[cfg(not(nginx_pcre))]
+    let is_regex = false;
+    if is_regex || is_exact || name.starts_with(b"@") {
+        return wrong("must be in a location that is a prefix");
+    }
+    core.handler = Some(ngx_http_consul_api_handler);
+    http.apis.push(ApiLocation { core, place });
+    Ok(())
+}
+
 /// Once all is read: whether the locations are still ours.
-///
-/// # Safety
-///
-/// The locations are of the configuration that is being read.
-pub(super) unsafe fn check_locations(cf: *mut ngx_conf_t, locations: &[ApiLocation]) -> bool {
+pub(super) fn check_locations(cf: Cf<'_>, locations: &[ApiLocation]) -> bool {
     let is_ours = |location: &&ApiLocation| {
-        // SAFETY: the caller's promise.
+        // SAFETY: a location of the configuration that is being read.
         let present = unsafe { (*location.core).handler };
         present
             .is_some_and(|present| present as *const () == ngx_http_consul_api_handler as *const ())
@@ -61,8 +64,7 @@ pub(super) unsafe fn check_locations(cf: *mut ngx_conf_t, locations: &[ApiLocati
         Some(ApiLocation { place, .. }) => {
             ngx::ngx_log_error!(
                 NGX_LOG_EMERG,
-                // SAFETY: the configuration that is being read has a log.
-                unsafe { (*cf).log },
+                cf.log().as_ptr(),
                 "\"consul_api\" directive can't be used together with another directive that \
                  makes the answer, in {place}"
             );

@@ -4,13 +4,14 @@ use std::ffi::c_void;
 use std::ptr;
 
 use nginx_consul_core::directives::methods::Directives;
-use nginx_sys::{NGX_LOG_WARN, ngx_conf_t, ngx_http_upstream_srv_conf_t};
+use nginx_sys::{NGX_LOG_WARN, ngx_http_upstream_srv_conf_t};
 
 use super::args::Parsed;
 use super::keepalive::KeepaliveConf;
 use super::observe::file_of;
 use super::settings::Settings;
 use super::srv::DynamicConf;
+use crate::ffi::Cf;
 #[cfg(nginx_keepalive_anywhere)]
 use crate::peer;
 use crate::peer::Slot;
@@ -53,13 +54,11 @@ pub(super) fn check_method(dynamic: &DynamicConf, settings: &Settings) -> Parsed
 }
 
 /// `server 0.0.0.1 down;` of the usual recipe, with the `down` forgotten, gets requests.
-pub(super) fn warn_of_placeholders(cf: *mut ngx_conf_t, directives: &Directives) {
+pub(super) fn warn_of_placeholders(cf: Cf<'_>, directives: &Directives) {
     for (address, place) in directives.placeholders() {
-        // SAFETY: `cf` is that of init_main_conf().
-        let log = unsafe { (*cf).log };
         ngx::ngx_log_error!(
             NGX_LOG_WARN,
-            log,
+            cf.log().as_ptr(),
             "server \"{address}\" without \"down\" gets requests while the service has no \
              instance, and nobody can have its address; \"consul_dynamic\" needs no \"server\" \
              in {place}"

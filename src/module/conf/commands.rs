@@ -15,7 +15,7 @@ use super::row::{Row, UPSTREAM};
 use super::settings::{DIRECTIVES as SETTINGS, Settings};
 use super::srv::SrvConf;
 use super::{api, dynamic, status};
-use crate::ffi::{self, CONF_ERROR, catch_panic};
+use crate::ffi::{CONF_ERROR, Cf, catch_panic};
 
 type Handler = extern "C" fn(*mut ngx_conf_t, *mut ngx_command_t, *mut c_void) -> *mut c_char;
 
@@ -117,8 +117,9 @@ extern "C" fn set_row<C: Part>(
         // SAFETY: nginx passes the configuration of the block that the directive stands in; nothing
         // else refers to that while a directive handler runs.
         let conf = unsafe { &mut *conf.cast::<SrvConf>() };
-        // SAFETY: `cf` is that of this handler.
-        let words = unsafe { ffi::args(cf) };
+        // SAFETY: nginx passes it to the directive's handler, within `http`.
+        let cf = unsafe { Cf::new(cf) };
+        let words = cf.words();
         let [name, words @ ..] = &*words else { return CONF_ERROR };
         let set = |name| (row.set)(&Args { cf, words: Words { name, words } }, C::of(conf));
         finish(cf, text(name).and_then(set))

@@ -10,9 +10,10 @@ use nginx_sys::{
     NGX_HTTP_UPSTREAM_WEIGHT, ngx_http_upstream_srv_conf_t,
 };
 
-use super::args::{Args, Parsed, complex_value, place, upstream_of};
+use super::args::{Args, Parsed, complex_value};
 use super::observe::file_of;
 use super::srv::{DynamicConf, SrvConf};
+use crate::ffi::NoMemory;
 use crate::peer::{self, NginxMethod, servers};
 
 /// Takes the directive.
@@ -27,9 +28,9 @@ pub(super) fn set(args: &Args<'_>, conf: &mut SrvConf) -> Parsed {
 
 /// Errors go on from `"consul_dynamic" directive …`.
 fn add(args: &Args<'_>, conf: &mut SrvConf, mut says: Dynamic) -> Parsed {
-    let cf = args.cf;
-    // SAFETY: the directive is only allowed within `upstream`, whose configuration this is.
-    let upstream = unsafe { upstream_of(cf) };
+    let Some(mut upstream) = args.cf.upstream() else { return Err("is not allowed here".into()) };
+    // SAFETY: the `upstream` that is being read; nothing else refers to its configuration now.
+    let upstream = unsafe { upstream.as_mut() };
     let nginx_method = method_before(upstream, conf, says.by_request)?;
     if nginx_method.is_none() {
         upstream.flags = (NGX_HTTP_UPSTREAM_CREATE
@@ -42,7 +43,7 @@ fn add(args: &Args<'_>, conf: &mut SrvConf, mut says: Dynamic) -> Parsed {
     }
     let mut by_request = None;
     if says.by_request {
-        let value = complex_value(cf, args.words.name, args.words.first())
+        let value = complex_value(args, args.words.first())
             .map_err(|_| format!("has an invalid service \"{}\"", says.query.service))?;
         by_request = Some(value);
         says.query.service.clear();
@@ -53,12 +54,10 @@ fn add(args: &Args<'_>, conf: &mut SrvConf, mut says: Dynamic) -> Parsed {
         has_fallback: false,
         nginx_method,
         before: conf.directives.count(),
-        place: place(cf),
+        place: args.cf.place(),
     });
     upstream.peer.init_upstream = Some(peer::ngx_http_upstream_init_consul);
-    // SAFETY: as above.
-    let added = unsafe { servers::add_placeholder(cf, upstream) };
-    added.ok_or_else(|| "ran out of memory".into())
+    servers::add_placeholder(args.cf, upstream).map_err(|NoMemory| NoMemory.to_string())
 }
 
 /// The method that has set the upstream's `init_upstream` before, if any.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use nginx_consul_core::on_demand::{Template, Templates};
 use nginx_consul_core::watch::{Plan, Target};
 use nginx_sys::{
-    ngx_conf_t, ngx_http_conf_ctx_t, ngx_http_upstream_main_conf_t, ngx_http_upstream_module,
+    ngx_http_conf_ctx_t, ngx_http_upstream_main_conf_t, ngx_http_upstream_module,
     ngx_http_upstream_srv_conf_t,
 };
 
@@ -17,27 +17,22 @@ use super::settings::Settings;
 use super::srv::{DynamicConf, SrvConf};
 use super::target::TargetMaker;
 use super::{check, on_demand};
-use crate::ffi;
+use crate::ffi::{self, Cf};
 use crate::peer::{self, Keepalive, OnDemandUpstream, Snapshots, Upstream, WatchedSet};
 use crate::variables::Used;
 use crate::zone;
 
-pub(super) fn finish(cf: *mut ngx_conf_t, http: &mut HttpConf) -> Parsed {
-    // SAFETY: `cf` is that of init_main_conf(), whose context is that of `http`.
-    let context = unsafe { ffi::http_context(cf) };
+pub(super) fn finish(cf: Cf<'_>, http: &mut HttpConf) -> Parsed {
+    let context = cf.context();
     // SAFETY: the upstream module's main configuration holds the list of blocks.
-    let upstreams = unsafe {
-        let main: *mut ngx_http_upstream_main_conf_t =
-            ffi::conf_of(context.main_conf, &raw const ngx_http_upstream_module);
-        ffi::elements::<*mut ngx_http_upstream_srv_conf_t>(&raw mut (*main).upstreams)
+    let upstreams: &[*mut ngx_http_upstream_srv_conf_t] = unsafe {
+        let module = &raw const ngx_http_upstream_module;
+        let main = ffi::conf_of::<ngx_http_upstream_main_conf_t>(context.main_conf, module);
+        ffi::elements(&(*main).upstreams)
     };
-    // SAFETY: the SrvConf of `http` itself.
-    let defaults = unsafe {
-        let conf = ffi::conf_of::<SrvConf>(context.srv_conf, ffi::module());
-        &(*conf).settings
-    };
-    // SAFETY: all directives of `http` have been read.
-    let used = unsafe { Used::of(cf) };
+    // SAFETY: the SrvConf of `http` itself, which nothing changes any more.
+    let defaults = unsafe { &*ffi::conf_of::<SrvConf>(context.srv_conf, ffi::module()) };
+    let (defaults, used) = (&defaults.settings, Used::of(cf));
     let live = &mut http.upstreams;
     live.connections = defaults.connections();
     live.init_timeout = defaults.init_timeout();
@@ -98,7 +93,7 @@ struct Gathered {
 }
 
 fn gather(
-    cf: *mut ngx_conf_t,
+    cf: Cf<'_>,
     upstreams: &[*mut ngx_http_upstream_srv_conf_t],
     defaults: &Settings,
     http: &mut HttpConf,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nginx_consul_core::directives::words::{number, positive_time};
 
-use super::args::{Args, Parsed, place};
+use super::args::{Args, Parsed};
 use crate::peer::keepalive;
 
 /// `consul_keepalive` of an `upstream`.
@@ -38,6 +38,6 @@ impl KeepaliveConf {
             }
             Ok(())
         })?;
-        Ok(KeepaliveConf { options, place: place(args.cf) })
+        Ok(KeepaliveConf { options, place: args.cf.place() })
     }
 }

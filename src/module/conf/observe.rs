@@ -12,13 +12,12 @@ use std::ptr::{self, NonNull};
 
 use nginx_consul_core::directives::methods::Seen;
 use nginx_sys::{
-    NGX_HTTP_MODULE, NGX_HTTP_UPS_CONF, ngx_command_t, ngx_conf_t, ngx_http_upstream_srv_conf_t,
-    ngx_module_t, ngx_pool_cleanup_add,
+    NGX_HTTP_MODULE, NGX_HTTP_UPS_CONF, ngx_command_t, ngx_conf_t, ngx_module_t,
+    ngx_pool_cleanup_add,
 };
 
-use super::args::{place, upstream_of};
 use super::srv::SrvConf;
-use crate::ffi::{self, CONF_ERROR, CONF_OK, catch_panic};
+use crate::ffi::{self, CONF_ERROR, CONF_OK, Cf, catch_panic};
 
 /// A module whose table is replaced.
 struct Replaced {
@@ -35,23 +34,24 @@ thread_local! {
 
 /// Observes directives from here on until [`end`], or until nginx has done with the configuration,
 /// be it with an error. `false` if memory is short.
-///
-/// # Safety
-///
-/// `cf` is that of the `preconfiguration` of `http`.
-pub(super) unsafe fn begin(cf: *mut ngx_conf_t) -> bool {
+pub(super) fn begin(cf: Cf<'_>) -> bool {
     end();
-    // SAFETY: the caller's promise. nginx destroys the temporary pool once it has read the
-    // configuration, or has failed to, and before it unloads any module.
+    // SAFETY: nginx destroys the temporary pool once it has read the configuration, or has failed to,
+    // and before it unloads any module.
     unsafe {
-        let cleanup = ngx_pool_cleanup_add((*cf).temp_pool, 0);
+        let cleanup = ngx_pool_cleanup_add((*cf.as_ptr()).temp_pool, 0);
         let Some(cleanup) = cleanup.as_mut() else { return false };
         cleanup.handler = Some(end_with_pool);
-        let mut modules = (*(*cf).cycle).modules;
-        while !(*modules).is_null() {
-            replace(*modules);
-            modules = modules.add(1);
+    }
+    // SAFETY: a cycle's list of modules ends with null.
+    let mut modules = unsafe { (*cf.cycle()).modules };
+    // SAFETY: as above.
+    while let Some(module) = unsafe { (*modules).as_mut() } {
+        if let Some(replaced) = replace(module) {
+            REPLACED.with_borrow_mut(|all| all.push(replaced));
         }
+        // SAFETY: as above.
+        modules = unsafe { modules.add(1) };
     }
     true
 }
@@ -75,32 +75,28 @@ pub(super) fn end() {
     }
 }
 
-/// # Safety
-///
-/// `module` is one of the cycle's modules.
-unsafe fn replace(module: *mut ngx_module_t) {
-    let own = ffi::module();
-    // SAFETY: the caller's promise; a table of commands ends with one without a name.
-    unsafe {
-        let table = (*module).commands;
-        if ptr::eq(module, own) || (*module).type_ != NGX_HTTP_MODULE as usize || table.is_null() {
-            return;
-        }
-        let mut count = 0;
-        while (*table.add(count)).name.len != 0 {
-            count += 1;
-        }
-        let mut copy: Box<[ngx_command_t]> = std::slice::from_raw_parts(table, count + 1).into();
-        if !copy.iter().any(|command| command.type_ & NGX_HTTP_UPS_CONF as usize != 0) {
-            return;
-        }
-        copy.iter_mut().filter(|command| command.set.is_some()).for_each(|command| {
-            command.set = Some(observe);
-        });
-        let copy = NonNull::from(Box::leak(copy));
-        (*module).commands = copy.cast().as_ptr();
-        REPLACED.with_borrow_mut(|replaced| replaced.push(Replaced { module, table, copy }));
+/// Replaces the table of a module that has directives for `upstream`.
+fn replace(module: &mut ngx_module_t) -> Option<Replaced> {
+    let table = module.commands;
+    let is_own = ptr::eq(module, ffi::module());
+    if is_own || module.type_ != NGX_HTTP_MODULE as usize || table.is_null() {
+        return None;
     }
+    // SAFETY: a table of commands ends with one without a name.
+    let own = unsafe {
+        let count = (0..).take_while(|&n| (*table.add(n)).name.len != 0).count();
+        std::slice::from_raw_parts(table, count + 1)
+    };
+    if !own.iter().any(|command| command.type_ & NGX_HTTP_UPS_CONF as usize != 0) {
+        return None;
+    }
+    let mut copy: Box<[ngx_command_t]> = own.into();
+    copy.iter_mut().filter(|command| command.set.is_some()).for_each(|command| {
+        command.set = Some(observe);
+    });
+    let copy = NonNull::from(Box::leak(copy));
+    module.commands = copy.cast().as_ptr();
+    Some(Replaced { module, table, copy })
 }
 
 /// The module of a command of a copy, and the command of its own.
@@ -128,31 +124,42 @@ unsafe extern "C" fn observe(
 ) -> *mut c_char {
     catch_panic(CONF_ERROR, || {
         let Some((module, own)) = own_command(command) else { return CONF_ERROR };
-        // SAFETY: a command of a loaded module, and what nginx passes to its handler. A block that
-        // is being read has a SrvConf, which nobody else uses while another module's handler runs.
-        unsafe {
-            let Some(set) = (*own).set else { return CONF_ERROR };
-            if (*cf).cmd_type != NGX_HTTP_UPS_CONF as usize {
-                return set(cf, own, conf);
-            }
-            // The handler may read on.
-            let place = place(cf);
-            let words = ffi::args(cf).into_iter().map(text).collect();
-            let upstream: *mut ngx_http_upstream_srv_conf_t = upstream_of(cf);
-            let init = || (*upstream).peer.init_upstream.map(|init| init as usize);
-            let before = init();
-            let done = set(cf, own, conf);
-            if done == CONF_OK {
-                let conf = ffi::conf_of::<SrvConf>((*upstream).srv_conf, ffi::module());
-                let name = (*module).name;
-                let name = if name.is_null() { c"" } else { CStr::from_ptr(name) };
-                let module = (&*name.to_string_lossy(), &*file_of(set as *const c_void));
-                let has_set_method = before != init();
-                (*conf).directives.note(Seen { words, place, module, has_set_method });
-            }
-            done
+        // SAFETY: a command of a module that is loaded.
+        let Some(set) = (unsafe { (*own).set }) else { return CONF_ERROR };
+        // SAFETY: what nginx passes to a handler, for the handler of this very command.
+        let set_it = || unsafe { set(cf, own, conf) };
+        // SAFETY: nginx passes the configuration to a handler, within `http`.
+        let (of, block) = unsafe { (Cf::new(cf), (*cf).cmd_type) };
+        let upstream = (block == NGX_HTTP_UPS_CONF as usize).then(|| of.upstream()).flatten();
+        let Some(upstream) = upstream else { return set_it() };
+        // The handler may read on.
+        let (words, place) = (of.words().into_iter().map(text).collect(), of.place());
+        // SAFETY: the block that is being read.
+        let init = || unsafe { upstream.as_ref() }.peer.init_upstream.map(|init| init as usize);
+        let before = init();
+        let done = set_it();
+        if done == CONF_OK {
+            let name = module_name(module);
+            let module = (&*name, &*file_of(set as *const c_void));
+            let has_set_method = before != init();
+            // SAFETY: a block that is being read has a SrvConf, which nobody else uses now.
+            let conf =
+                unsafe { &mut *ffi::conf_of::<SrvConf>(upstream.as_ref().srv_conf, ffi::module()) };
+            conf.directives.note(Seen { words, place, module, has_set_method });
         }
+        done
     })
+}
+
+fn module_name(module: *mut ngx_module_t) -> String {
+    // SAFETY: a module that is loaded; its name is null, or ends with NUL.
+    let name = unsafe {
+        match (*module).name {
+            name if name.is_null() => c"",
+            name => CStr::from_ptr(name),
+        }
+    };
+    name.to_string_lossy().into_owned()
 }
 
 fn text(word: &[u8]) -> String {

@@ -19,7 +19,7 @@ use nginx_sys::{
 use super::args::{Args, add, all, complex_value, file, once, one, path};
 use super::row::{HTTP, HTTP_AND_UPSTREAM, Row};
 use super::state_file::state_file;
-use crate::ffi;
+use crate::ffi::{self, Base};
 use crate::peer::Balance;
 use nginx_consul_core::table_writer::StateFile;
 
@@ -136,7 +136,7 @@ impl Settings {
 fn token(args: &Args<'_>) -> Parsed<Token> {
     let (name, word) = (args.words.name, args.words.first());
     let token = match name {
-        "consul_token_file" => Token::file(&path(args.cf, word)?),
+        "consul_token_file" => Token::file(&path(args.cf, word, Base::Configuration)?),
         _ => Token::value(text(word)?),
     };
     token.map_err(|e| format!("invalid token in \"{name}\" directive: {e}"))
@@ -144,7 +144,7 @@ fn token(args: &Args<'_>) -> Parsed<Token> {
 
 fn balance_of(args: &Args<'_>) -> Parsed<Balance> {
     let (method, key) = balance::balance(&args.words)?;
-    let key = key.map(|word| complex_value(args.cf, args.words.name, word)).transpose()?;
+    let key = key.map(|word| complex_value(args, word)).transpose()?;
     Ok(Balance { method, key })
 }
 

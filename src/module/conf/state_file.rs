@@ -6,7 +6,8 @@ use std::path::Path;
 
 use nginx_consul_core::directives::words::{invalid, positive_time};
 
-use super::args::{Args, Parsed, prefix_path};
+use super::args::{Args, Parsed, path};
+use crate::ffi::Base;
 use nginx_consul_core::table_writer::{StateFile, parent};
 
 /// `None` is `off`.
@@ -22,7 +23,7 @@ pub(super) fn state_file(args: &Args<'_>) -> Parsed<Option<StateFile>> {
         valid = Some(time.ok_or(None)?);
         Ok(())
     })?;
-    let path = prefix_path(args.cf, words.first())?;
+    let path = path(args.cf, words.first(), Base::Prefix)?;
     check_path(&path).map_err(|why| {
         format!("can't use \"{}\" of the \"{}\" directive ({why})", path.display(), words.name)
     })?;

@@ -7,7 +7,7 @@ use nginx_consul_core::directives::words::duplicate;
 use nginx_sys::{ngx_command_t, ngx_conf_t, ngx_http_core_loc_conf_t};
 
 use super::args::{Parsed, finish};
-use crate::ffi::{self, CONF_ERROR, catch_panic};
+use crate::ffi::{CONF_ERROR, Cf, catch_panic};
 use crate::ready::ngx_http_consul_ready_handler;
 use crate::status::{LocationOptions, ngx_http_consul_status_handler};
 
@@ -18,13 +18,13 @@ pub(super) extern "C" fn ngx_http_consul_status(
     conf: *mut c_void,
 ) -> *mut c_char {
     catch_panic(CONF_ERROR, || {
-        // SAFETY: the directive is only allowed in `location`, whose core configuration that is.
-        let core = unsafe { &mut *ffi::location(cf) };
-        // SAFETY: our configuration of the location; nothing else refers to it now.
-        let conf = unsafe { &mut *conf.cast::<LocationOptions>() };
-        // SAFETY: `cf` is that of this handler.
-        let words = unsafe { ffi::args(cf) };
-        finish(cf, set(core, conf, words.get(1..).unwrap_or_default()))
+        // SAFETY: nginx passes these to the directive's handler, within `http`; `conf` is ours of the
+        // location, and nothing else refers to it or to the core module's now.
+        let (cf, core, conf) = unsafe {
+            let cf = Cf::new(cf);
+            (cf, &mut *cf.location(), &mut *conf.cast::<LocationOptions>())
+        };
+        finish(cf, set(core, conf, cf.words().get(1..).unwrap_or_default()))
     })
 }
 

@@ -4,49 +4,44 @@
 use std::ptr;
 
 use nginx_sys::{
-    ngx_addr_t, ngx_array_push, ngx_conf_t, ngx_http_upstream_rr_peers_t,
-    ngx_http_upstream_server_t, ngx_http_upstream_srv_conf_t, ngx_pcalloc, sockaddr, sockaddr_in,
+    ngx_addr_t, ngx_array_push, ngx_http_upstream_rr_peers_t, ngx_http_upstream_server_t,
+    ngx_http_upstream_srv_conf_t, sockaddr, sockaddr_in,
 };
 
-use crate::ffi::{bits, elements, str_over};
+use crate::ffi::{Cf, NoMemory, bits, elements, str_over};
 
 /// Name of the `server` that stands for the service.
 static PLACEHOLDER: [u8; 6] = *b"consul";
 
-/// Adds a `server` that is down and never used: nginx refuses an `upstream` without one. `None` if
-/// memory is short.
-///
-/// # Safety
-///
-/// `cf` is that of a directive within the `upstream` block, which is being read.
-pub(crate) unsafe fn add_placeholder(
-    cf: *mut ngx_conf_t,
+/// Adds a `server` that is down and never used: nginx refuses an `upstream` without one.
+pub(crate) fn add_placeholder(
+    cf: Cf<'_>,
     upstream: &mut ngx_http_upstream_srv_conf_t,
-) -> Option<()> {
-    // SAFETY: `cf.pool` lives as long as the configuration; ngx_pcalloc() zeroes, and all zeros are
-    // valid values of these C structs.
-    unsafe {
-        let pool = (*cf).pool;
+) -> Result<(), NoMemory> {
+    let sin: &mut sockaddr_in = cf.zeroed().ok_or(NoMemory)?;
+    sin.sin_family = libc::AF_INET as _;
+    let addr: &mut ngx_addr_t = cf.zeroed().ok_or(NoMemory)?;
+    addr.sockaddr = ptr::from_mut(sin).cast::<sockaddr>();
+    addr.socklen = size_of::<sockaddr_in>() as _;
+    addr.name = str_over(b"0.0.0.0:0");
+    // SAFETY: the block's array of servers, which nobody else uses while it is being read; there is
+    // room for a new one, or null.
+    let server = unsafe {
         let server = ngx_array_push(upstream.servers).cast::<ngx_http_upstream_server_t>();
-        let addr = ngx_pcalloc(pool, size_of::<ngx_addr_t>()).cast::<ngx_addr_t>();
-        let sin = ngx_pcalloc(pool, size_of::<sockaddr_in>()).cast::<sockaddr_in>();
-        if server.is_null() || addr.is_null() || sin.is_null() {
-            return None;
+        if server.is_null() {
+            return Err(NoMemory);
         }
-        (*sin).sin_family = libc::AF_INET as _;
-        (*addr).sockaddr = sin.cast::<sockaddr>();
-        (*addr).socklen = size_of::<sockaddr_in>() as _;
-        (*addr).name = str_over(b"0.0.0.0:0");
         ptr::write_bytes(server, 0, 1);
-        (*server).name = str_over(&PLACEHOLDER);
-        (*server).addrs = addr;
-        (*server).naddrs = 1;
-        (*server).weight = 1;
-        (*server).max_fails = 1;
-        (*server).fail_timeout = 10;
-        (*server).down = 1;
-    }
-    Some(())
+        &mut *server
+    };
+    server.name = str_over(&PLACEHOLDER);
+    server.addrs = addr;
+    server.naddrs = 1;
+    server.weight = 1;
+    server.max_fails = 1;
+    server.fail_timeout = 10;
+    server.down = 1;
+    Ok(())
 }
 
 /// Takes the placeholder out again if the upstream has a `server` of the user's: nginx treats a
