@@ -58,7 +58,7 @@ pub(super) fn finish(cf: Cf<'_>, http: &mut HttpConf) -> Parsed {
         let Some(conf) = (unsafe { block_conf(upstream) }) else { continue };
         let Some(dynamic) = &conf.dynamic else { continue };
         let source = |target: usize| {
-            let datacenter = plan.targets[target].query.datacenter.clone();
+            let datacenter = plan.targets.get(target).and_then(|t| t.query.datacenter.clone());
             WatchedSet::new(plan.key(target), target, datacenter)
         };
         let sources = target_of.by_ref().take(count).map(source).collect();
