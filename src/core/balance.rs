@@ -10,11 +10,11 @@
 //! | `pairs` | which members of a set are those of the set before |
 //! | `schedule` | weights: the order of round robin, and peers drawn by weight |
 //! | `modulo` `ring` | which peers a key belongs to (`hash`, `hash consistent`) |
-//! | `methods` | the methods, over anything that has numbered peers |
+//! | `candidates` | what a method asks of peers, and how it goes on when one may be unusable |
 //! | `view` | a worker's copy of the sets of an upstream |
 //! | `context` | a view with the counters and the request: whether a peer can be used |
 //! | `admission` | which requests may try a peer that has failed |
-//! | `pick` | [`pick`]: tiers in their order, and what to do when no peer can be used |
+//! | `pick` | [`pick`]: the tiers in turn, and the methods within a tier |
 //!
 //! Every method costs the same at 3 and at 10,000 peers, because all it does for a request is look
 //! at a few candidates: round robin walks a precomputed schedule, the others draw candidates in
@@ -30,17 +30,17 @@ mod pairs;
 mod schedule;
 pub mod modulo;
 pub mod ring;
-mod methods;
+mod candidates;
 mod view;
 mod context;
 mod admission;
 mod pick;
 
 pub use admission::{Admission, Admitted, Shared};
+pub use candidates::{FULL_SHARE, Peers};
 pub use context::{Clock, Obstacle, PickContext, Picked, slow_start_share};
 pub use latency::Latency;
 pub use method::Method;
-pub use methods::{FULL_SHARE, Peers};
 pub use pairs::{Pair, pairs};
 pub use pick::pick;
 pub use schedule::{Schedule, WeightTable};

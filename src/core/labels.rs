@@ -17,17 +17,17 @@ pub struct LabelSet {
 struct Label {
     /// Where its line begins.
     at: u32,
-    detail: OnceCell<Option<Box<PeerMetadata>>>,
+    metadata: OnceCell<Option<Box<PeerMetadata>>>,
 }
 
 impl LabelSet {
     /// Takes the metadata out of a snapshot; `None` if it was read without.
-    pub fn take(image: &mut PeerSnapshot) -> Option<LabelSet> {
-        let lines = image.take_metadata()?;
+    pub fn take(snapshot: &mut PeerSnapshot) -> Option<LabelSet> {
+        let lines = snapshot.take_metadata()?;
         let ends = lines.iter().zip(1..).filter(|(byte, _)| **byte == b'\n').map(|(_, end)| end);
-        let starts = std::iter::once(0).chain(ends).zip(&image.records);
+        let starts = std::iter::once(0).chain(ends).zip(&snapshot.records);
         let mut labels: Vec<(bool, Label)> = starts
-            .map(|(at, record)| (record.is_backup(), Label { at, detail: OnceCell::new() }))
+            .map(|(at, record)| (record.is_backup(), Label { at, metadata: OnceCell::new() }))
             .collect();
         // The order of a view.
         labels.sort_by_key(|(is_backup, _)| *is_backup);
@@ -37,9 +37,9 @@ impl LabelSet {
     /// The labels of a peer, by its number within the set in the order of a view; `None` if they
     /// can't be read. The texts are untrusted: whoever registers an instance chooses them.
     pub fn get(&self, peer: usize) -> Option<&PeerMetadata> {
-        let Label { at, detail } = self.labels.get(peer)?;
+        let Label { at, metadata } = self.labels.get(peer)?;
         let line = self.lines.get(*at as usize..)?.split(|byte| *byte == b'\n').next()?;
-        detail.get_or_init(|| PeerMetadata::decode(line).map(Box::new)).as_deref()
+        metadata.get_or_init(|| PeerMetadata::decode(line).map(Box::new)).as_deref()
     }
 }
 
@@ -55,7 +55,7 @@ mod tests {
     use crate::table::testing::peer;
 
     /// The set as a worker reads it.
-    fn image(peers: Vec<Peer>) -> PeerSnapshot {
+    fn snapshot(peers: Vec<Peer>) -> PeerSnapshot {
         let words: &[AtomicU64] = Vec::leak((0..1 << 17).map(|_| AtomicU64::new(0)).collect());
         let (table, me) = (Table::create(words, 16).unwrap(), ProcessId::own());
         table.acquire_leadership(me);
@@ -68,7 +68,7 @@ mod tests {
     fn each_peer_has_its_own_labels() {
         let meta = Meta::from([("group".to_owned(), "blue".to_owned())]);
         let tagged = Peer { tags: vec!["a".into(), "b c".into()], meta, ..peer(2, 1) };
-        let set = LabelSet::take(&mut image(vec![peer(1, 1), tagged, peer(3, 1)])).unwrap();
+        let set = LabelSet::take(&mut snapshot(vec![peer(1, 1), tagged, peer(3, 1)])).unwrap();
         let id = |n| set.get(n).map(|labels| labels.id.as_str());
         assert_eq!(
             (id(2), id(0), id(1), id(3)),
@@ -83,10 +83,10 @@ mod tests {
     fn backups_come_last_as_in_a_view() {
         let backup = Params { backup: true, ..Params::default() };
         let peers = vec![Peer { params: backup, ..peer(1, 1) }, peer(2, 1), peer(3, 1)];
-        let mut image = image(peers);
-        let set = LabelSet::take(&mut image).unwrap();
-        image.records.sort_by_key(crate::table::PeerRecord::is_backup);
-        for (n, record) in image.records.iter().enumerate() {
+        let mut snapshot = snapshot(peers);
+        let set = LabelSet::take(&mut snapshot).unwrap();
+        snapshot.records.sort_by_key(crate::table::PeerRecord::is_backup);
+        for (n, record) in snapshot.records.iter().enumerate() {
             let id = format!("web-{}", record.addr().port());
             assert_eq!(set.get(n).unwrap().id, id);
         }
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn an_empty_set_has_none_and_one_read_without_details_neither() {
-        assert!(LabelSet::take(&mut image(Vec::new())).unwrap().get(0).is_none());
+        assert!(LabelSet::take(&mut snapshot(Vec::new())).unwrap().get(0).is_none());
         assert!(LabelSet::take(&mut PeerSnapshot::default()).is_none());
     }
 }

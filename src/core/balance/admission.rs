@@ -3,11 +3,17 @@
 //! A request to a dead peer holds a connection until one of nginx's timeouts ends it, and all
 //! services share the connections of a worker. So only few requests at a time try a failed peer.
 
+use rand::RngCore;
+
+use super::candidates::{Peers, search};
 use super::context::{PickContext, Picked};
-use crate::table::{Outage, Permit, WorkerShard};
+use crate::table::{Outage, PROBE_PACE, Permit, WorkerShard};
 
 /// How long every request may still try an upstream's only peer after it has failed, milliseconds.
 const SINGLE_GRACE: u64 = 1000;
+
+/// Peers that requests without success look at per millisecond, at most.
+const LOOKS_PER_MS: u64 = 512;
 
 /// The outage that the requests of all workers share, and the shard of this worker.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +77,49 @@ impl<'a, 'z> PickContext<'a, 'z> {
             Some(permit) => Admission::With(permit),
             None if failing < SINGLE_GRACE => Admission::Free,
             None => Admission::Refused,
+        }
+    }
+
+    /// A peer that failures exclude, with a permit: of the outage during its `grace`, else to probe the
+    /// peer.
+    pub(super) fn try_out<P: Peers<Peer = Picked<'a, 'z>>, R: RngCore>(
+        &self,
+        peers: &P,
+        grace: Option<Outage<'z>>,
+        shard: Option<WorkerShard>,
+        rng: &mut R,
+    ) -> Option<Admitted<'a, 'z>> {
+        let now = self.now.monotonic;
+        let (mut permit, mut no_grace_left) = (None, false);
+        let picked = search(peers, rng, |Picked { info, counters }| {
+            let limits = info.limits();
+            if no_grace_left || !counters.is_marked(limits.max_fails) {
+                return false;
+            }
+            permit = match grace {
+                Some(outage) => outage.take_permit(shard, now, limits.fail_timeout),
+                None => counters.probe((info.identity, shard), limits, now, PROBE_PACE),
+            };
+            no_grace_left = grace.is_some() && permit.is_none();
+            permit.is_some()
+        })?;
+        Some(Admitted { picked, permit })
+    }
+
+    /// Whether a request found no peer to probe a moment ago, and none has recovered since.
+    pub(super) fn has_none_to_probe(&self) -> bool {
+        let none_to_probe = &self.view.none_to_probe;
+        self.now.monotonic < none_to_probe.until.get()
+            && self.table.recoveries() == none_to_probe.recoveries.get()
+    }
+
+    /// Notes that a look at every peer found none to probe. The pause keeps such looks to a small part
+    /// of a worker's time, however many peers there are.
+    pub(super) fn note_none_to_probe(&self) {
+        if self.tried.count() == 0 {
+            let pause = self.view.records.len() as u64 / LOOKS_PER_MS;
+            self.view.none_to_probe.until.set(self.now.monotonic + pause);
+            self.view.none_to_probe.recoveries.set(self.table.recoveries());
         }
     }
 }

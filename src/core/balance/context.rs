@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::methods::FULL_SHARE;
+use super::candidates::FULL_SHARE;
 use super::view::{PeerInfo, Tried, View};
 use crate::table::{PROBE_PACE, PeerCounters, Table};
 

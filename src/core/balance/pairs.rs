@@ -34,19 +34,19 @@ pub fn pairs<T, K: Eq + Hash>(
     let (old_end, new_end) = (old.len() - last, new.len() - last);
     let both = (0..first).map(|n| (n, n)).chain((0..last).map(|n| (old_end + n, new_end + n)));
     both.for_each(|(old, new)| each(Pair::Both { old, new }));
-    let mut places: HashMap<K, usize> =
-        (first..new_end).map(|place| (key(&new[place]), place)).collect();
+    let mut indexes: HashMap<K, usize> =
+        (first..new_end).map(|index| (key(&new[index]), index)).collect();
     let mut stays = vec![false; new_end];
-    for (place, member) in old[..old_end].iter().enumerate().skip(first) {
-        each(match places.remove(&key(member)) {
+    for (index, member) in old[..old_end].iter().enumerate().skip(first) {
+        each(match indexes.remove(&key(member)) {
             Some(new) => {
                 stays[new] = true;
-                Pair::Both { old: place, new }
+                Pair::Both { old: index, new }
             }
-            None => Pair::Gone(place),
+            None => Pair::Gone(index),
         });
     }
-    (first..new_end).filter(|&place| !stays[place]).for_each(|place| each(Pair::Come(place)));
+    (first..new_end).filter(|&index| !stays[index]).for_each(|index| each(Pair::Come(index)));
 }
 
 #[cfg(test)]

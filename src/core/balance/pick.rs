@@ -1,22 +1,18 @@
-//! Picks a peer of a view for a request: tier by tier, by the method, and what to do if no peer can
-//! be used.
+//! Picks a peer of a view for a request: the tiers in turn, and the methods within a tier.
 
 use rand::RngCore;
 
 use super::admission::{Admission, Admitted, Shared};
+use super::candidates::{Peers, draw_another, probe_more, search};
 use super::context::{PickContext, Picked};
 use super::latency::{Latency, score};
 use super::method::Method;
-use super::methods::{Peers, pick_from, search};
 use super::ring::LOOKS;
 use super::schedule::{Schedule, WeightTable};
 use super::view::{KeyMap, Tier};
-use crate::table::{Outage, PROBE_PACE, WorkerShard};
 
 /// How often a pick is repeated because another request was quicker to probe the peer.
 const RACES: usize = 3;
-/// Peers that requests without success look at per millisecond, at most.
-const LOOKS_PER_MS: u64 = 512;
 
 /// Picks a peer of the first tier that has a usable one.
 ///
@@ -152,53 +148,109 @@ impl<'a, 'z> PickContext<'a, 'z> {
         }
         let grace = shared.outage.filter(|outage| !outage.is_confirmed());
         let admitted =
-            self.view.tiers.iter().find_map(|tier| self.try_out(tier, grace, shared.shard, rng));
+            self.view.tiers.iter().find_map(|tier| {
+                self.try_out(&InTier { all: self, tier }, grace, shared.shard, rng)
+            });
         if admitted.is_none() && grace.is_none() {
             self.note_none_to_probe();
         }
         admitted
     }
+}
 
-    fn try_out<R: RngCore>(
-        &self,
-        tier: &'a Tier,
-        grace: Option<Outage<'z>>,
-        shard: Option<WorkerShard>,
-        rng: &mut R,
-    ) -> Option<Admitted<'a, 'z>> {
-        let now = self.now.monotonic;
-        let (mut permit, mut no_grace_left) = (None, false);
-        let picked = search(&InTier { all: self, tier }, rng, |Picked { info, counters }| {
-            let limits = info.limits();
-            if no_grace_left || !counters.is_marked(limits.max_fails) {
-                return false;
-            }
-            permit = match grace {
-                Some(outage) => outage.take_permit(shard, now, limits.fail_timeout),
-                None => counters.probe((info.identity, shard), limits, now, PROBE_PACE),
-            };
-            no_grace_left = grace.is_some() && permit.is_none();
-            permit.is_some()
-        })?;
-        Some(Admitted { picked, permit })
+/// Picks a usable peer, if there is one. `cursor` is the worker's position in the round robin
+/// schedule.
+#[inline(always)]
+fn pick_from<P: Peers, R: RngCore>(
+    method: Method,
+    peers: &P,
+    cursor: &mut u64,
+    rng: &mut R,
+) -> Option<P::Peer> {
+    if peers.is_empty() {
+        return None;
     }
-
-    /// Whether a request found no peer to probe a moment ago, and none has recovered since.
-    fn has_none_to_probe(&self) -> bool {
-        let none_to_probe = &self.view.none_to_probe;
-        self.now.monotonic < none_to_probe.until.get()
-            && self.table.recoveries() == none_to_probe.recoveries.get()
+    let candidate = match method {
+        Method::RoundRobin => next(peers, cursor, rng),
+        Method::Random => draw(peers, rng),
+        Method::LeastConn => less_busy(peers, rng),
+        Method::LeastTime => less_costly(peers, rng),
+        Method::Hash { .. } => match of_key(peers) {
+            Some(peer) => Some(peer),
+            None => next(peers, cursor, rng),
+        },
+    };
+    match candidate {
+        Some(peer) => Some(peer),
+        None => search(peers, rng, |peer| !peers.is_failed(peer)),
     }
+}
 
-    /// Notes that a look at every peer found none to probe. The pause keeps such looks to a small part
-    /// of a worker's time, however many peers there are.
-    fn note_none_to_probe(&self) {
-        if self.tried.count() == 0 {
-            let pause = self.view.records.len() as u64 / LOOKS_PER_MS;
-            self.view.none_to_probe.until.set(self.now.monotonic + pause);
-            self.view.none_to_probe.recoveries.set(self.table.recoveries());
+// Not inlined: the rest of the pick then has more registers.
+#[inline(never)]
+fn less_busy<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<P::Peer> {
+    better_of_two(peers, rng, |one, other| is_busier(peers, one, other))
+}
+
+#[inline(never)]
+fn less_costly<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<P::Peer> {
+    better_of_two(peers, rng, |one, other| peers.cost(one) > peers.cost(other))
+}
+
+#[inline(never)]
+fn of_key<P: Peers>(peers: &P) -> Option<P::Peer> {
+    peers.keyed(|peer| peers.is_unrestricted(peer) || peers.is_free(peer) && !peers.is_failed(peer))
+}
+
+#[inline(always)]
+fn next<P: Peers, R: RngCore>(peers: &P, cursor: &mut u64, rng: &mut R) -> Option<P::Peer> {
+    let (schedule, weights) = (peers.schedule(), peers.weights());
+    let peer = peers.peer(schedule.next(cursor, weights));
+    if peers.is_unrestricted(peer) {
+        return Some(peer);
+    }
+    probe_more(peers, rng, peer, |_| schedule.next(cursor, weights))
+}
+
+/// Draws two peers and picks the better one.
+#[inline(always)]
+fn better_of_two<P: Peers, R: RngCore>(
+    peers: &P,
+    rng: &mut R,
+    is_worse: impl Fn(P::Peer, P::Peer) -> bool,
+) -> Option<P::Peer> {
+    let weights = peers.weights();
+    // One random number is enough for both: each uses other bits of it.
+    let drawn = rng.next_u64();
+    let mut one = peers.peer(weights.at(drawn));
+    if !peers.is_unrestricted(one) {
+        one = probe_more(peers, rng, one, |rng| weights.at(rng.next_u64()))?;
+    }
+    let number = weights.at_other(drawn.rotate_left(32), peers.number(one));
+    let mut other = peers.peer(number);
+    if number == peers.number(one) || !peers.is_unrestricted(other) {
+        match draw_another(peers, rng, peers.number(one), number) {
+            Some(another) => other = another,
+            None => return Some(one),
         }
     }
+    Some(if is_worse(one, other) { other } else { one })
+}
+
+#[inline(always)]
+fn draw<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<P::Peer> {
+    let weights = peers.weights();
+    let peer = peers.peer(weights.at(rng.next_u64()));
+    if peers.is_unrestricted(peer) {
+        return Some(peer);
+    }
+    probe_more(peers, rng, peer, |rng| weights.at(rng.next_u64()))
+}
+
+/// Whether `one` has more in flight for its weight than `other`.
+#[inline(always)]
+fn is_busier<P: Peers>(peers: &P, one: P::Peer, other: P::Peer) -> bool {
+    peers.load(one) * peers.weight(other) > peers.load(other) * peers.weight(one)
 }
 
 /// The peers of one tier, numbered from 0.

@@ -67,7 +67,7 @@ pub struct Ring {
 /// State of all rings over the same points.
 #[derive(Debug)]
 struct Shared {
-    places: PointTable,
+    points: PointTable,
     /// How often all weights are halved to keep [`MAX_POINTS`].
     halvings: u32,
     /// Goes up with each change.
@@ -101,9 +101,9 @@ impl Ring {
         for (member, id) in members.iter().zip(0..count) {
             each_hash(member, halvings, |hash| points.push(Point { hash, id }.key()));
         }
-        let places = PointTable::new(points, |point| members[point.id as usize].name());
+        let points = PointTable::new(points, |point| members[point.id as usize].name());
         let resting = VecDeque::new();
-        let shared = Shared { places, halvings, edition: 0, ids: count, resting };
+        let shared = Shared { points, halvings, edition: 0, ids: count, resting };
         let ids: Vec<u32> = (0..count).collect();
         Ring { members: ids.clone(), ids, edition: 0, shared: Rc::new(RefCell::new(shared)) }
     }
@@ -120,9 +120,9 @@ impl Ring {
             point_count(of.iter().map(|&member| &list[member]), shared.halvings)
         };
         let (gone, come) = (points(old, &change.gone), points(new, &change.come));
-        let count = shared.places.len() + come - gone;
+        let count = shared.points.len() + come - gone;
         if gone + come > count / 4
-            || !shared.places.suits(count)
+            || !shared.points.suits(count)
             || shared.halvings != halvings(new)
         {
             return None;
@@ -171,14 +171,14 @@ impl Ring {
     /// key goes to the round robin at once.
     #[inline]
     pub fn walk(&self, hash: u32) -> Walk<'_> {
-        let places = Ref::map(self.shared.borrow(), |shared| &shared.places);
-        let (at, left) = (places.find(hash), places.len());
-        Walk { members: &self.members, places, at, left, strangers: LOOKS, last: None }
+        let points = Ref::map(self.shared.borrow(), |shared| &shared.points);
+        let (at, left) = (points.find(hash), points.len());
+        Walk { members: &self.members, points, at, left, strangers: LOOKS, last: None }
     }
 
     /// How many points there are.
     pub fn len(&self) -> usize {
-        self.shared.borrow().places.len()
+        self.shared.borrow().points.len()
     }
 
     /// Whether there is none.
@@ -212,7 +212,7 @@ impl Shared {
 
     fn remove<'a, T: Member + 'a>(&mut self, members: impl Iterator<Item = (&'a T, u32)>) {
         for (member, id) in members {
-            each_hash(member, self.halvings, |hash| self.places.remove(Point { hash, id }));
+            each_hash(member, self.halvings, |hash| self.points.remove(Point { hash, id }));
         }
     }
 
@@ -222,7 +222,7 @@ impl Shared {
         name: impl Fn(Point) -> N,
     ) {
         for (member, id) in members {
-            each_hash(member, self.halvings, |hash| self.places.insert(Point { hash, id }, &name));
+            each_hash(member, self.halvings, |hash| self.points.insert(Point { hash, id }, &name));
         }
     }
 }
@@ -252,7 +252,7 @@ fn halvings<T: Member>(members: &[T]) -> u32 {
 #[derive(Debug)]
 pub struct Walk<'a> {
     members: &'a [u32],
-    places: Ref<'a, PointTable>,
+    points: Ref<'a, PointTable>,
     at: usize,
     /// Points that it has not come to.
     left: usize,
@@ -267,8 +267,8 @@ impl Iterator for Walk<'_> {
     #[inline]
     fn next(&mut self) -> Option<usize> {
         while self.left > 0 && self.strangers > 0 {
-            let point = self.places.point(self.at);
-            self.at = self.places.after(self.at);
+            let point = self.points.point(self.at);
+            self.at = self.points.after(self.at);
             let Some(point) = point else { continue };
             self.left -= 1;
             if self.last.replace(point.hash) == Some(point.hash) {

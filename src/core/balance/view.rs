@@ -316,7 +316,7 @@ impl Tried {
     #[inline]
     pub fn insert(&self, peer: usize) {
         match self.first.get(self.count()) {
-            Some(place) => place.set(peer as u32),
+            Some(cell) => cell.set(peer as u32),
             None => self.insert_more(peer),
         }
         self.count.set(self.count.get() + 1);

@@ -7,23 +7,23 @@ use crate::model::{Action, Override};
 use crate::text::quote;
 
 /// An override was set.
-pub fn set_line(held: &Override, expires: Option<Duration>) -> String {
+pub fn set_line(override_: &Override, expires: Option<Duration>) -> String {
     let how_long = match expires {
         Some(time) => format!("for {}", span(time)),
-        None if held.action == Action::Freeze => "until it is thawed".to_owned(),
+        None if override_.action == Action::Freeze => "until it is thawed".to_owned(),
         None => "until it is removed".to_owned(),
     };
-    format!("{} set by \"{}\", {how_long}", what(held), quote(&held.by))
+    format!("{} set by \"{}\", {how_long}", what(override_), quote(&override_.by))
 }
 
 /// Somebody removed an override.
-pub fn removed_line(held: &Override, by: &str) -> String {
-    format!("{} removed by \"{}\"", what(held), quote(by))
+pub fn removed_line(override_: &Override, by: &str) -> String {
+    format!("{} removed by \"{}\"", what(override_), quote(by))
 }
 
 /// The time of an override has passed.
-pub fn expired_line(held: &Override) -> String {
-    format!("{} has expired, it was set by \"{}\"", what(held), quote(&held.by))
+pub fn expired_line(override_: &Override) -> String {
+    format!("{} has expired, it was set by \"{}\"", what(override_), quote(&override_.by))
 }
 
 /// A whole number of seconds as nginx writes times: `1h30m`.
@@ -40,15 +40,15 @@ fn span(time: Duration) -> String {
     text
 }
 
-fn what(held: &Override) -> String {
-    let (service, action) = (quote(&held.service), <&str>::from(held.action));
-    if held.action == Action::Freeze {
+fn what(override_: &Override) -> String {
+    let (service, action) = (quote(&override_.service), <&str>::from(override_.action));
+    if override_.action == Action::Freeze {
         return format!("service \"{service}\": {action}");
     }
-    let weight = held.weight.map_or_else(String::new, |weight| format!(" {weight}"));
+    let weight = override_.weight.map_or_else(String::new, |weight| format!(" {weight}"));
     let named = |name: &String| format!(" in upstream \"{}\"", quote(name));
-    let upstream = held.upstream.as_ref().map_or_else(String::new, named);
-    let (id, node) = (quote(&held.id), quote(&held.node));
+    let upstream = override_.upstream.as_ref().map_or_else(String::new, named);
+    let (id, node) = (quote(&override_.id), quote(&override_.node));
     format!(
         "service \"{service}\": {action}{weight} of instance \"{id}\" on node \"{node}\"{upstream}"
     )

@@ -58,10 +58,10 @@ pub struct Frozen {
 
 impl Frozen {
     /// The freeze that an override sets.
-    pub fn new(held: &Override, withheld: FrozenDiff) -> Frozen {
-        let FrozenDiff { joined, left } = withheld;
-        let Override { since_ms, until_ms, .. } = *held;
-        Frozen { by: held.by.clone(), since_ms, until_ms, joined, left }
+    pub fn new(override_: &Override, diff: FrozenDiff) -> Frozen {
+        let FrozenDiff { joined, left } = diff;
+        let Override { since_ms, until_ms, .. } = *override_;
+        Frozen { by: override_.by.clone(), since_ms, until_ms, joined, left }
     }
 }
 

@@ -65,7 +65,7 @@ pub fn route(verb: Verb, path: &[u8]) -> Result<Route, Refusal> {
     const READ: &str = "GET, HEAD";
     const WRITE: &str = "PATCH, POST";
     const INSTANCE: &str = "DELETE, GET, HEAD";
-    const ORDER: &str = "DELETE, PATCH, POST";
+    const OVERRIDE: &str = "DELETE, PATCH, POST";
     let not_found = || {
         let shown = quote(&String::from_utf8_lossy(path));
         let text = format!("there is no path \"{shown}\"; \"/\" says what there is");
@@ -87,8 +87,8 @@ pub fn route(verb: Verb, path: &[u8]) -> Result<Route, Refusal> {
             let action = last.parse().ok().filter(|a| *a != Action::Freeze && !id.is_empty());
             let id = if action.is_some() { id.join("/") } else { parts[3..].join("/") };
             match (action, verb) {
-                (Some(action), Verb::Write) => (Route::Set(name, id, action), ORDER),
-                (Some(_), _) => (Route::Remove(name, id), ORDER),
+                (Some(action), Verb::Write) => (Route::Set(name, id, action), OVERRIDE),
+                (Some(_), _) => (Route::Remove(name, id), OVERRIDE),
                 (None, Verb::Read) => (Route::Instance(name, id), INSTANCE),
                 (None, _) => (Route::Remove(name, id), INSTANCE),
             }

@@ -51,9 +51,9 @@ pub struct Status {
     pub state: Option<StateFile>,
     /// Connections to Consul.
     pub connections: Connections,
-    /// The blocks that follow Consul.
+    /// The upstreams that follow Consul.
     pub upstreams: Vec<Upstream>,
-    /// The services that blocks follow, one for each selection of instances.
+    /// The services that upstreams follow, one for each selection of instances.
     pub services: Vec<Service>,
     /// Those that requests have named, with `consul_dynamic $variable`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -91,7 +91,7 @@ pub struct Connections {
     pub limited_by: Option<&'static str>,
 }
 
-/// A block.
+/// An upstream.
 #[derive(Clone, Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct Upstream {
@@ -101,30 +101,29 @@ pub struct Upstream {
     pub service: String,
     /// How it balances.
     pub method: String,
-    /// Where requests may go, first choice first.
+    /// Its tiers, in the order of use.
     pub tiers: Vec<Tier>,
     /// The tier that requests go to now; `null` if none has a usable peer.
     pub in_use: Option<String>,
-    /// Whether so many peers have failed that failures keep nobody out; `null` without
-    /// `consul_panic`.
+    /// Whether so many peers have failed that failures are ignored; `null` without `consul_panic`.
     pub panic: Option<bool>,
 }
 
-/// Peers of equal standing.
+/// Peers of equal priority.
 #[derive(Clone, Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct Tier {
     /// The datacenter or `instances`, with ` backup` for those with `nginx_backup`; `servers` for
-    /// the block's `server` lines.
+    /// the `server` lines of the upstream.
     pub name: String,
-    /// How many there are; `null` for `servers`, which nginx looks after.
+    /// How many peers it has; `null` for `servers`, which nginx manages.
     pub peers: Option<usize>,
     /// How many of them could take a request now; `null` for `servers`.
     pub usable: Option<usize>,
 }
 
 impl Upstream {
-    /// Says which tier is in use: the first with a usable peer.
+    /// The tier in use is the first with a usable peer.
     pub fn new(name: String, service: String, method: String, tiers: Vec<Tier>) -> Upstream {
         let in_use = tiers.iter().find(|tier| tier.usable != Some(0));
         let in_use = in_use.map(|tier| tier.name.clone());
@@ -182,12 +181,12 @@ pub struct StateFile {
 pub struct Service {
     /// Name in Consul.
     pub service: String,
-    /// Where in Consul it is looked for: `health`, `catalog`, `kv` or `query`.
+    /// The source in Consul: `health`, `catalog`, `kv` or `query`.
     pub from: Source,
     /// Datacenter asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub datacenter: Option<String>,
-    /// The blocks that use it.
+    /// The upstreams that use it.
     pub upstreams: Vec<String>,
     /// Tags asked for.
     pub tags: Vec<String>,
@@ -208,18 +207,18 @@ pub struct Service {
     pub delay_ms: Option<u32>,
     /// `X-Consul-Index` of the last good answer.
     pub index: u64,
-    /// Moves with every change of the peers.
+    /// Number that moves with every change of the peers.
     pub generation: u64,
-    /// Where the peers come from: `live`, what Consul has told whoever follows it now; `zone`, kept
-    /// from before a start, a reload or the end of a worker, and not confirmed since; `state file`;
-    /// `null` before the first answer.
+    /// Where the peers come from: `live`, an answer of Consul to the watcher that runs now; `zone`, kept
+    /// over a start, a reload or the end of a worker, and not confirmed since; `state file`; `null`
+    /// before the first answer.
     #[cfg_attr(test, schemars(extend("enum" = ["live", "zone", "state file", null])))]
     pub source: Option<&'static str>,
     /// Age of the last good answer; `null` before the first.
     pub last_good_seconds: Option<f64>,
     /// Age of the last change; `null` before the first.
     pub last_change_seconds: Option<f64>,
-    /// What went wrong since the last good answer.
+    /// The last error since the last good answer.
     pub last_error: Option<String>,
     /// Failures in a row.
     pub failures: u64,
@@ -227,20 +226,20 @@ pub struct Service {
     pub backoff_ms: Option<u64>,
     /// The last good answer is not in force, because the zone has no room.
     pub zone_full: bool,
-    /// How often answers changed nothing, by reason; reasons that never were are left out.
+    /// How often answers changed nothing, by reason; reasons with none are left out.
     #[cfg_attr(test, schemars(extend("propertyNames" = { "enum": reasons() })))]
     pub refusals: BTreeMap<&'static str, u64>,
     /// A removal of peers that is not in force yet.
     pub pending: Option<Pending>,
-    /// By whom it is frozen, and until when (`consul_api`).
+    /// Its freeze (`consul_api`).
     pub frozen: Option<Frozen>,
     /// The last changes, newest first.
     pub history: Vec<SetChange>,
-    /// For services that requests have named: seconds since a request named it last; good to a
+    /// For services that requests have named: seconds since a request last named it, accurate to a
     /// second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_used_seconds: Option<f64>,
-    /// Its peers, written as they are told.
+    /// Its peers, each written when it is added.
     #[cfg_attr(test, schemars(with = "Vec<Peer>"))]
     pub peers: Vec<Box<RawValue>>,
 }
@@ -260,35 +259,35 @@ pub struct Peer {
     pub node: String,
     /// Service id.
     pub service_id: String,
-    /// Datacenter of its node, if Consul says.
+    /// Datacenter of its node, if Consul states it.
     pub datacenter: Option<String>,
     /// Tags.
     pub tags: Vec<String>,
-    /// Consul's word for its health.
+    /// Health in Consul.
     pub health: Health,
-    /// Weight wanted.
+    /// Configured weight.
     pub weight: u32,
     /// Weight in effect now: less during a slow start, 0 for one that is down.
     pub effective_weight: f64,
-    /// Whether it is only used when those without are not usable.
+    /// Whether it is used only while no peer without `backup` is usable.
     pub backup: bool,
-    /// Most requests with it at a time; 0: no limit.
+    /// Most requests in flight; 0: no limit.
     pub max_conns: u32,
-    /// Requests with it now, over all workers.
+    /// Requests in flight, over all workers.
     pub in_flight: u64,
     /// Times it was picked.
     pub picks: u64,
     /// Failed attempts.
     pub fails: u64,
     /// Mean time to the response header, milliseconds, which decays without answers; `null` before
-    /// the first one, and where nobody measures it (without `consul_balance least_time`).
+    /// the first answer, and without `consul_balance least_time`.
     pub latency_ms: Option<f64>,
     /// Whether it gets requests.
     pub state: PeerState,
     /// Its override (`consul_api`).
     #[serde(rename = "override")]
-    pub held: Option<Override>,
-    /// Connections to it; `null` unless a block has `consul_keepalive`.
+    pub override_: Option<Override>,
+    /// Connections to it; `null` without `consul_keepalive`.
     pub connections: Option<PeerConnections>,
 }
 
@@ -296,13 +295,13 @@ pub struct Peer {
 #[derive(Clone, Copy, Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct PeerConnections {
-    /// Kept for the next request.
+    /// Idle.
     pub idle: u64,
-    /// With a request.
+    /// In use by a request.
     pub active: u64,
     /// Opened so far.
     pub opened: u64,
-    /// Requests so far over a connection that was there.
+    /// Requests so far over an idle connection.
     pub reused: u64,
 }
 
@@ -314,17 +313,17 @@ pub struct PeerConnections {
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum PeerState {
-    /// It does.
+    /// It gets requests.
     Up,
-    /// It gets less than its share, for it is new or recovered a while ago (`slow_start`).
+    /// It gets less than its share, because it is new or has recovered (`slow_start`).
     Recovering,
-    /// It has as many as it may have (`max_conns`).
+    /// It has `max_conns` requests in flight.
     Busy,
-    /// Its failures keep it out (`max_fails`).
+    /// Failures exclude it (`max_fails`).
     Unavail,
-    /// It keeps what it has and gets nothing new: an operator has said so.
+    /// An operator drains it: it gets no new requests.
     Draining,
-    /// It says so itself (`nginx_down`).
+    /// `nginx_down`, or an operator has set it down.
     Down,
 }
 

@@ -25,7 +25,7 @@ impl Document for Json {
     }
 
     fn peer(&mut self, peer: Peer) {
-        // Written now, since there may be thousands.
+        // Serialized now, since there may be thousands.
         if let (Some(service), Ok(peer)) = (self.services().last_mut(), to_raw_value(&peer)) {
             service.peers.push(peer);
         }

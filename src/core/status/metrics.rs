@@ -1,9 +1,9 @@
 //! The status for Prometheus, in its text format or as OpenMetrics.
 //!
-//! Written by hand: the client libraries of the two formats keep counters of their own and write a
-//! family in one go, while these counters are in the zone and have to be written in pieces. What the
-//! formats ask for is little: the lines of a family together, after its help and type, and three
-//! characters of a label escaped. promtool and the Python client's parser check it (tests/e2e).
+//! It uses no client library: those keep counters of their own and write a family in one go, while
+//! these counters are in the zone and have to be written in pieces. The formats require little: the
+//! lines of a family together, after its help and type, and three characters of a label escaped.
+//! promtool and the Python client's parser check the output (tests/e2e).
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::{Display, Write as _};
@@ -13,10 +13,10 @@ use strum::VariantArray;
 
 use super::document::{Document, Peer, PeerConnections, PeerState, Service, Status, Upstream};
 
-/// Blocks that a label names; of the others it has the number.
+/// Most upstreams that a label names; the label has the number of the others.
 const NAMED: usize = 4;
 
-/// The families without the `nginx_consul_` before their names, and their help. Those that end with
+/// Names of the families, without the prefix `nginx_consul_`, and their help. Families that end with
 /// `_total` are counters, the others gauges.
 const FAMILIES: &[(&str, &str)] = &[
     ("info", "Versions of the module and of nginx; always 1."),
@@ -26,13 +26,13 @@ const FAMILIES: &[(&str, &str)] = &[
     ("connections_max", "Most connections to Consul, consul_connections."),
     ("state_file_written_timestamp_seconds", "When the state file was last written."),
     ("state_file_error", "1 while the state file can't be written."),
-    ("upstream_usable", "1 if a request to the block finds a peer or a server line to go to."),
+    ("upstream_usable", "1 if a request to the upstream finds a usable peer or server line."),
     ("upstream_tier_in_use", "1 for the tier that requests go to now."),
     ("upstream_tier_peers", "Peers of a tier."),
     ("upstream_tier_usable_peers", "Peers of a tier that could take a request now."),
-    ("upstream_panic", "1 while so many peers have failed that failures keep nobody out."),
+    ("upstream_panic", "1 while so many peers have failed that failures are ignored."),
     ("service_index", "X-Consul-Index of the last good answer."),
-    ("service_generation", "Moves with every change of the peers."),
+    ("service_generation", "Number that moves with every change of the peers."),
     ("service_last_good_timestamp_seconds", "When the last good answer came."),
     ("service_last_change_timestamp_seconds", "When the peers last changed."),
     ("service_source", "1 for where the peers come from: live, zone, state_file or none."),
@@ -43,14 +43,14 @@ const FAMILIES: &[(&str, &str)] = &[
     ("service_pending_removals", "Peers whose removal waits to be confirmed."),
     ("service_zone_full", "1 while the zone has no room for the last good answer."),
     ("service_peers", "Peers by state."),
-    ("service_in_flight", "Requests with the peers of the service now, over all workers."),
+    ("service_in_flight", "Requests in flight to the peers of the service, over all workers."),
     ("on_demand_services_max", "Most services that requests may name, consul_max_services."),
     ("peer_info", "Node and service id of a peer; always 1."),
     ("peer_state", "1 for the state of the peer."),
     ("peer_picks_total", "Times the peer was picked."),
     ("peer_fails_total", "Failed attempts."),
-    ("peer_in_flight", "Requests with the peer now, over all workers."),
-    ("peer_weight", "Weight wanted."),
+    ("peer_in_flight", "Requests in flight to the peer, over all workers."),
+    ("peer_weight", "Configured weight."),
     ("peer_effective_weight", "Weight in effect."),
     ("peer_latency_seconds", "Mean time to the response header, with least_time."),
     ("peer_connections", "Connections to the peer, idle and active, with consul_keepalive."),
@@ -62,17 +62,17 @@ const FAMILIES: &[(&str, &str)] = &[
 pub(super) struct Metrics {
     is_open: bool,
     with_peers: bool,
-    /// Their place in [`FAMILIES`], by name.
+    /// Their index in [`FAMILIES`], by name.
     families: BTreeMap<&'static str, usize>,
     lines: Vec<Vec<u8>>,
     time_ms: u64,
-    /// Labels of the services so far: a set of labels must not come twice.
+    /// Labels of the services so far: no two may have the same labels.
     seen: HashSet<String>,
-    /// The service whose peers come now.
+    /// The service whose peers are being added.
     service: Option<Current>,
 }
 
-/// A service, and what its peers add up to.
+/// A service, and the sums over its peers.
 struct Current {
     labels: String,
     states: [u64; PeerState::VARIANTS.len()],
@@ -108,12 +108,12 @@ impl Metrics {
         }
     }
 
-    /// Adds a line. `labels` are written, and without braces.
+    /// Adds a line. `labels` are formatted, without braces.
     fn add(&mut self, name: &str, labels: &str, value: impl Display) {
         let Some(&family) = self.families.get(name) else { return };
         let (lines, (name, help)) = (&mut self.lines[family], FAMILIES[family]);
         if lines.is_empty() {
-            // OpenMetrics names the counter, and its samples with `_total`.
+            // In OpenMetrics only the samples of a counter have `_total`, not its name.
             let (family, kind) = match name.strip_suffix("_total") {
                 Some(family) if self.is_open => (family, "counter"),
                 Some(_) => (name, "counter"),
@@ -129,7 +129,7 @@ impl Metrics {
         };
     }
 
-    /// Adds the time so many seconds ago, in seconds since the epoch; nothing if there is none.
+    /// Adds a time that is given as seconds ago, as seconds since the epoch. Adds nothing for `None`.
     fn add_time(&mut self, name: &str, labels: &str, seconds_ago: Option<f64>) {
         if let Some(seconds_ago) = seconds_ago {
             let ms = self.time_ms as f64 - (seconds_ago * 1000.0).round();
@@ -235,7 +235,7 @@ impl Document for Metrics {
     }
 }
 
-/// What tells a service from the others: a block follows each (name, datacenter) once.
+/// The labels that identify a service: an upstream follows each (name, datacenter) once.
 fn labels_of(service: &Service) -> String {
     let mut upstream = service.upstreams.iter().take(NAMED).cloned().collect::<Vec<_>>().join(",");
     if let Some(more @ 1..) = service.upstreams.len().checked_sub(NAMED) {

@@ -14,9 +14,9 @@ pub enum Origin {
     /// The state file.
     #[default]
     State,
-    /// The shared zone, from before a reload or a restart of the worker that follows Consul.
+    /// The shared zone, kept over a reload or a restart of the worker that follows Consul.
     Zone,
-    /// Consul has confirmed it since.
+    /// An answer of Consul to the watcher that runs now.
     Live,
 }
 
@@ -45,22 +45,22 @@ impl fmt::Display for Origin {
 /// What an upstream needs to be ready; the default is data of any kind and age.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Demand {
-    /// The worst origin that counts.
+    /// The worst origin that is accepted.
     pub source: Origin,
-    /// How long ago the last good answer may be.
+    /// Largest age of the last good answer.
     pub max_age: Option<Duration>,
-    /// How many usable instances there have to be.
+    /// Fewest usable instances.
     pub peers: usize,
 }
 
-/// What is known of one set (datacenter) of an upstream.
+/// The state of one set (datacenter) of an upstream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Known {
     /// `None` without data.
     pub origin: Option<Origin>,
-    /// How long ago the last good answer came.
+    /// Age of the last good answer.
     pub age: Duration,
-    /// Failures in a row since then.
+    /// Failures in a row since the last good answer.
     pub failures: u64,
     /// The last error, empty if there is none.
     pub error: String,
@@ -69,9 +69,9 @@ pub struct Known {
 /// Why an upstream isn't ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lack {
-    /// The word for it; never changes.
+    /// Identifies the cause, for programs; it never changes.
     pub what: &'static str,
-    /// In a sentence.
+    /// Explains the cause, for people.
     pub reason: String,
 }
 
@@ -88,13 +88,12 @@ impl Lack {
 }
 
 impl Demand {
-    /// Judges an upstream by its sets, the first to be used first: one that will do is enough.
-    /// `usable` counts the instances that can be used, up to a number; it is only asked if that
-    /// matters.
+    /// Checks an upstream by its sets, in the order of use: one sufficient set is enough. `usable`
+    /// counts the usable instances, up to a number; it is only called if necessary.
     ///
     /// # Errors
     ///
-    /// What it lacks; of several sets, what the first one does.
+    /// What the upstream lacks; with several sets, what the first one lacks.
     pub fn judge(
         &self,
         sets: impl IntoIterator<Item = Known>,
@@ -127,7 +126,7 @@ impl Demand {
             let reason = format!("its data is {origin}, not {}", self.source);
             return Err(Lack::new("source", reason, ""));
         }
-        // While Consul holds a query, nothing has changed: the data is not old.
+        // While Consul holds a blocking query, nothing has changed: the data is not old.
         let is_followed = origin == Origin::Live && known.failures == 0;
         if self.max_age.is_some_and(|max| !is_followed && known.age > max) {
             let reason = format!("its data is {}s old", known.age.as_secs());
@@ -142,7 +141,7 @@ impl Demand {
 pub struct Readiness {
     /// Whether all of them are ready.
     pub ready: bool,
-    /// How many upstreams were judged.
+    /// How many upstreams were checked.
     pub upstreams: usize,
     /// Those that aren't ready.
     pub waiting: Vec<Waiting>,

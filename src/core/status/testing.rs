@@ -101,7 +101,7 @@ pub(super) fn peer(server: &str, state: PeerState) -> Peer {
         fails: 1,
         latency_ms: Some(12.5),
         state,
-        held: None,
+        override_: None,
         connections: Some(PeerConnections { idle: 2, active: 1, opened: 3, reused: 9 }),
     }
 }

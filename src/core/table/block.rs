@@ -32,7 +32,7 @@ const MAX_BYTES: usize = if cfg!(all(test, loom)) { 0 } else { 1024 };
 /// The parts of a block, as ranges of words of the zone.
 pub(super) struct Block {
     pub(super) records: Range<usize>,
-    pub(super) details: Range<usize>,
+    pub(super) metadata: Range<usize>,
     pub(super) history: Range<usize>,
 }
 
@@ -80,15 +80,15 @@ impl Table<'_> {
     /// The block of an entry, never outside the arena; `None` if it has none.
     pub(super) fn block(&self, entry: usize, generation: u64) -> Option<Block> {
         let load = |word| split(self.descriptor(entry, generation, word).load(Relaxed));
-        let ((offset, len), (details, count)) = (load(word::D_BLOCK), load(word::D_COUNT));
+        let ((offset, len), (metadata, count)) = (load(word::D_BLOCK), load(word::D_COUNT));
         let (offset, len) = (offset as usize, len as usize);
-        let details_at = offset + (count as usize).checked_mul(PEER_RECORD)?;
-        let history_at = details_at + details as usize;
+        let metadata_at = offset + (count as usize).checked_mul(PEER_RECORD)?;
+        let history_at = metadata_at + metadata as usize;
         let end = offset + len;
         let fits = offset >= self.layout.arena && end <= self.layout.end && history_at <= end;
         fits.then_some(Block {
-            records: offset..details_at,
-            details: details_at..history_at,
+            records: offset..metadata_at,
+            metadata: metadata_at..history_at,
             history: history_at..end,
         })
     }
@@ -208,7 +208,7 @@ impl PeerMetadata {
     pub(super) fn encode(set: &PeerSet) -> Vec<u8> {
         let mut lines = Vec::new();
         for p in set.peers() {
-            let detail = PeerMetadata {
+            let metadata = PeerMetadata {
                 node: p.node.clone(),
                 id: p.id.clone(),
                 tags: p.tags.clone(),
@@ -216,7 +216,7 @@ impl PeerMetadata {
                 datacenter: p.datacenter.clone(),
                 meta: p.meta.clone(),
             };
-            let written = serde_json::to_writer(&mut lines, &detail);
+            let written = serde_json::to_writer(&mut lines, &metadata);
             debug_assert!(written.is_ok(), "a Vec takes everything");
             lines.push(b'\n');
         }

@@ -81,7 +81,7 @@ impl PublishGuard<'_, '_> {
         let mut named = vec![false; table.layout.slot_count];
         for entry in 0..table.layout.entry_count {
             if table.key(entry) != 0 {
-                for record in table.held(entry, table.generation(entry)).values() {
+                for record in table.records_by_identity(entry, table.generation(entry)).values() {
                     named[table.slot_number(record.slot) as usize] = true;
                 }
             }

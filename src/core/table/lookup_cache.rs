@@ -39,13 +39,13 @@ impl Table<'_> {
     pub fn note_lookup_result(
         &self,
         key: u128,
-        verdict: LookupResult,
+        result: LookupResult,
         now_ms: u64,
         valid: Duration,
     ) {
         let valid_ms = u64::try_from(valid.as_millis()).unwrap_or(u64::MAX);
         let until_ms = now_ms.saturating_add(valid_ms).min(u64::MAX >> KIND_BITS);
-        let value = until_ms << KIND_BITS | verdict as u64;
+        let value = until_ms << KIND_BITS | result as u64;
         // Names that don't exist must not evict one that does.
         let rank = |(at, value): &(usize, u64)| match self.is_of(*at, *value, key) {
             true => (0, 0),
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_holds_until_its_time_is_over() {
+    fn a_result_holds_until_it_expires() {
         let table = table();
         assert_eq!(table.lookup_result(7, 0), None);
         table.note_lookup_result(7, LookupResult::Absent, 0, ms(1_000));
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn verdicts_touch_nothing_else() {
+    fn results_touch_nothing_else() {
         let table = table();
         let me = crate::process::ProcessId::own();
         let shard = table.claim_shard(me).unwrap();
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_two_writers_are_no_verdict() {
+    fn words_of_two_writers_are_no_result() {
         let table = table();
         table.note_lookup_result(7, LookupResult::Followed, 0, ms(1_000));
         let (at, _) = table.cells(7).find(|(_, value)| *value != 0).unwrap();

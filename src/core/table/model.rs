@@ -105,15 +105,15 @@ fn publish(table: Table<'_>, key: u128, peers: &[u16], me: ProcessId) {
 
 /// The peers of `key`, each of them whole.
 fn read(table: Table<'_>, entry: usize, key: u128) -> Option<(u64, Vec<u16>)> {
-    let image = table.try_read(entry, key, false)?;
-    let ports = image.records.iter().map(|record| {
+    let snapshot = table.try_read(entry, key, false)?;
+    let ports = snapshot.records.iter().map(|record| {
         let expected = peer(record.addr().port());
         assert_eq!(record.addr(), expected.addr, "a record of two peers");
         assert_eq!(record.weight, u32::from(expected.weight.get()), "a record of two peers");
         assert_eq!(record.identity, expected.identity, "a record of two peers");
         record.addr().port()
     });
-    Some((image.generation, ports.collect()))
+    Some((snapshot.generation, ports.collect()))
 }
 
 /// A zone led by `leader`, with a set of one peer as the first generation of `KEY`.
@@ -221,9 +221,9 @@ fn assert_nothing_leaked(table: Table<'_>, peers: &[u16]) {
     let (_, mut seen) = read(table, 0, KEY).expect("a set");
     seen.sort_unstable();
     assert_eq!(seen, peers);
-    let details = words::pack(&PeerMetadata::encode(&set(peers))).len();
+    let metadata = words::pack(&PeerMetadata::encode(&set(peers))).len();
     let peer_words = PEER_RECORD + table.layout.slot_words;
-    let words = table.layout.slots + details + peers.len() * peer_words;
+    let words = table.layout.slots + metadata + peers.len() * peer_words;
     assert_eq!(table.usage(), words * 8, "bytes in use");
     assert_eq!(table.free_entries(), table.entry_capacity() - 1);
 }

@@ -80,7 +80,7 @@ impl<'z> Table<'z> {
         if self.key(entry) != key || !self.is_leader(me) {
             return;
         }
-        let held = self.held(entry, self.generation(entry));
+        let held = self.records_by_identity(entry, self.generation(entry));
         self.free_entry(entry);
         held.values().for_each(|record| self.free_slot(record));
     }
@@ -192,15 +192,15 @@ impl PublishGuard<'_, '_> {
     ) -> Result<SetChange, Full> {
         let table = self.table;
         let next = generation.wrapping_add(1);
-        let before = table.held(entry, generation);
-        let details = pack(&PeerMetadata::encode(set));
+        let before = table.records_by_identity(entry, generation);
+        let metadata = pack(&PeerMetadata::encode(set));
         let changed = SetChange::of(set, &before, (next, now_ms));
         let mut history = table.history(entry, generation);
         if changed.is_any() {
             history.insert(0, changed.clone());
         }
         let history = encode_history(history);
-        let len = set.peers().len() * PEER_RECORD + details.len();
+        let len = set.peers().len() * PEER_RECORD + metadata.len();
         // Without room for the history, the set is published without it.
         let (offset, history) = match self.find_gap(len + history.len()) {
             Some(offset) => (offset, history),
@@ -210,15 +210,15 @@ impl PublishGuard<'_, '_> {
         let started = if table.has_data(entry) { now_ms } else { 0 };
         let records = self.assign_slots(set, &before, started)?;
 
-        let (len, detail_words) = (len + history.len(), details.len());
+        let (len, metadata_words) = (len + history.len(), metadata.len());
         let records = records.iter().flat_map(|record| record.encode(table));
-        for (at, word) in (offset..).zip(records.chain(details).chain(history)) {
+        for (at, word) in (offset..).zip(records.chain(metadata).chain(history)) {
             table.word(at).store(word, Relaxed);
         }
 
         let describe = |word, value| table.descriptor(entry, next, word).store(value, Relaxed);
         describe(word::D_BLOCK, join(offset as u32, len as u32));
-        describe(word::D_COUNT, join(detail_words as u32, set.peers().len() as u32));
+        describe(word::D_COUNT, join(metadata_words as u32, set.peers().len() as u32));
         describe(word::D_DIGEST[0], digest as u64);
         describe(word::D_DIGEST[1], (digest >> 64) as u64);
         table.note_change(entry, now_ms);

@@ -25,7 +25,7 @@ pub struct PeerSnapshot {
     /// Its peers.
     pub records: Vec<PeerRecord>,
     /// Lines of JSON; `None` if only the records were read.
-    details: Option<Vec<u8>>,
+    metadata: Option<Vec<u8>>,
     history: Vec<u64>,
 }
 
@@ -42,14 +42,14 @@ impl PeerSnapshot {
 
     /// The metadata of all peers, in their order.
     pub fn metadata(&self) -> Vec<PeerMetadata> {
-        let lines = self.details.as_deref().unwrap_or_default();
+        let lines = self.metadata.as_deref().unwrap_or_default();
         let lines = lines.split_inclusive(|&b| b == b'\n');
         lines.map_while(PeerMetadata::decode).collect()
     }
 
     /// The metadata of the next peer, for a caller that reads one at a time; `at` is 0 at first.
     pub fn next_metadata(&self, at: &mut usize) -> Option<PeerMetadata> {
-        let rest = self.details.as_ref()?.get(*at..)?;
+        let rest = self.metadata.as_ref()?.get(*at..)?;
         let line = rest.split_inclusive(|&b| b == b'\n').next()?;
         *at += line.len();
         PeerMetadata::decode(line)
@@ -81,7 +81,7 @@ impl PeerSnapshot {
 
     /// Takes the lines of JSON out.
     pub(crate) fn take_metadata(&mut self) -> Option<Vec<u8>> {
-        self.details.take()
+        self.metadata.take()
     }
 }
 
@@ -102,7 +102,7 @@ impl<'z> Table<'z> {
         &self,
         entry: usize,
         key: u128,
-        with_details: bool,
+        with_metadata: bool,
     ) -> Option<PeerSnapshot> {
         let generation = self.generation(entry);
         if self.key(entry) != key {
@@ -113,15 +113,15 @@ impl<'z> Table<'z> {
         let mut records = Vec::with_capacity(count);
         records.extend(self.records(&block));
         let words = |range: Range<usize>| self.words[range].iter().map(|word| word.load(Relaxed));
-        let details = with_details.then(|| unpack(words(block.details)));
-        let history = if with_details { words(block.history).collect() } else { Vec::new() };
+        let metadata = with_metadata.then(|| unpack(words(block.metadata)));
+        let history = if with_metadata { words(block.history).collect() } else { Vec::new() };
         // Pairs with the publisher's fence: had one of the words above been of a later block, the
         // generation would have moved.
         fence(Acquire);
         let whole = records.len() == count
             && self.generation(entry) == generation
             && self.key(entry) == key;
-        whole.then_some(PeerSnapshot { generation, records, details, history })
+        whole.then_some(PeerSnapshot { generation, records, metadata, history })
     }
 
     /// The records of a block; those with an impossible slot are left out.
@@ -131,7 +131,11 @@ impl<'z> Table<'z> {
     }
 
     /// The entry's peers by identity. Only under the publishers' lock.
-    pub(super) fn held(&self, entry: usize, generation: u64) -> HashMap<u64, PeerRecord> {
+    pub(super) fn records_by_identity(
+        &self,
+        entry: usize,
+        generation: u64,
+    ) -> HashMap<u64, PeerRecord> {
         let block = self.block(entry, generation);
         let records = block.iter().flat_map(|block| self.records(block));
         records.map(|record| (record.identity, record)).collect()

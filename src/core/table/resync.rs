@@ -27,17 +27,17 @@ impl Table<'_> {
 
     /// Entries and keys of the targets to query now. Each request is returned once.
     pub fn take_resyncs(&self) -> Vec<(usize, u128)> {
-        let is_asked = |entry: &usize| {
+        let is_requested = |entry: &usize| {
             let word = self.entry_word(*entry, word::RESYNC);
             word.load(Relaxed) != 0 && word.swap(0, AcqRel) != 0
         };
-        let asked = (0..self.entry_capacity()).filter(is_asked);
-        asked.map(|entry| (entry, self.key(entry))).filter(|(_, key)| *key != 0).collect()
+        let requested = (0..self.entry_capacity()).filter(is_requested);
+        requested.map(|entry| (entry, self.key(entry))).filter(|(_, key)| *key != 0).collect()
     }
 
     /// Notes what the last answer would change; `true` if the difference itself has changed.
-    pub fn note_frozen_diff(&self, entry: usize, withheld: FrozenDiff) -> bool {
-        let raw = u64::from(withheld.joined) << 32 | u64::from(withheld.left);
+    pub fn note_frozen_diff(&self, entry: usize, diff: FrozenDiff) -> bool {
+        let raw = u64::from(diff.joined) << 32 | u64::from(diff.left);
         self.entry_word(entry, word::FROZEN_DIFF).swap(raw, Relaxed) != raw
     }
 
@@ -55,7 +55,7 @@ mod tests {
     use crate::process::ProcessId;
 
     #[test]
-    fn what_is_asked_for_is_told_once_and_only_while_there_is_a_target() {
+    fn a_resync_is_returned_once_and_only_while_there_is_a_target() {
         let (table, me) = (Table::create(zone(1 << 17), 16).unwrap(), ProcessId::own());
         table.acquire_leadership(me);
         let entries = [5, 6].map(|key| table.claim(key, me).unwrap());
@@ -70,13 +70,13 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_what_is_withheld_is_told() {
+    fn a_change_of_the_frozen_diff_is_noticed() {
         let table = Table::create(zone(1 << 17), 16).unwrap();
         let entry = table.claim(5, ProcessId::own()).unwrap();
-        let withheld = FrozenDiff { joined: u32::MAX, left: 2 };
-        assert!(table.note_frozen_diff(entry, withheld));
-        assert!(!table.note_frozen_diff(entry, withheld));
-        assert_eq!(table.frozen_diff(entry), withheld);
+        let diff = FrozenDiff { joined: u32::MAX, left: 2 };
+        assert!(table.note_frozen_diff(entry, diff));
+        assert!(!table.note_frozen_diff(entry, diff));
+        assert_eq!(table.frozen_diff(entry), diff);
         assert!(table.note_frozen_diff(entry, FrozenDiff::default()));
     }
 }

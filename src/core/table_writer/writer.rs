@@ -50,8 +50,10 @@ impl TableWriter {
                 Ok(Some(_)) => {}
                 Ok(None) => break,
                 Err(e) => {
-                    let (service, why) = (&target.query.service, full(e));
-                    sink.log(Level::Error, format!("service \"{service}\": {why}"));
+                    let service = &target.query.service;
+                    let line =
+                        format!("service \"{service}\": {e}, increase the size in \"consul_zone\"");
+                    sink.log(Level::Error, line);
                 }
             }
         }

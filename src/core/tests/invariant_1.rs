@@ -53,8 +53,8 @@ fn invariant_1_a_pick_allocates_nothing() {
             Method::Hash { consistent: true },
         ];
         for method in methods {
-            let image = table.read_records(entry, KEY).expect("a set");
-            let view = View::new(vec![image], &rules, method, None);
+            let snapshot = table.read_records(entry, KEY).expect("a set");
+            let view = View::new(vec![snapshot], &rules, method, None);
             let mut cursor = 0;
             let info = allocation_counter::measure(|| {
                 for _ in 0..1000 {

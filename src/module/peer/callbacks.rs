@@ -262,10 +262,18 @@ unsafe fn wrapped_attempt<'a>(
     r: *mut ngx_http_request_t,
     us: *mut ngx_http_upstream_srv_conf_t,
 ) -> Option<&'a Attempt> {
-    // SAFETY: the caller's promise.
-    let slot = if us.is_null() { None } else { unsafe { Slot::find(us) } };
-    // SAFETY: as above.
-    slot.filter(|slot| slot.follows_consul()).and_then(|_| unsafe { find_attempt(r) })
+    // SAFETY: the caller's promise. nginx has made an upstream without configurations of modules for an
+    // address of `proxy_pass`.
+    if us.is_null() || unsafe { (*us).srv_conf.is_null() } {
+        return None;
+    }
+    // SAFETY: a block of the running configuration.
+    let slot: &Slot = unsafe { srv_conf(us) };
+    if slot.upstream.is_none() && slot.on_demand.is_none() {
+        return None;
+    }
+    // SAFETY: the request is valid.
+    unsafe { find_attempt(r) }
 }
 
 /// The newest attempt of a request. What a balancer keeps of a request is in `peer.data`, or behind

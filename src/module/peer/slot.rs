@@ -86,9 +86,4 @@ impl Slot {
         // SAFETY: as above.
         has_conf.then(|| unsafe { srv_conf(us) })
     }
-
-    /// Whether the upstream follows Consul.
-    pub(super) fn follows_consul(&self) -> bool {
-        self.upstream.is_some() || self.on_demand.is_some()
-    }
 }

@@ -144,7 +144,7 @@ impl Peers {
             fails: counters.failed,
             latency_ms: (!latency.is_none()).then(|| rounded(latency.at(now).into())),
             state,
-            held: for_all.or(held.first()).cloned(),
+            override_: for_all.or(held.first()).cloned(),
             connections: self.keeps_alive.then_some(PeerConnections {
                 idle: counters.idle,
                 active: counters.in_flight,

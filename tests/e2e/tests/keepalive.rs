@@ -10,6 +10,7 @@ mod churn;
 mod closing;
 mod leaving;
 mod protocols;
+mod shards;
 mod trouble;
 
 /// What nginx needs to keep connections to peers alive.

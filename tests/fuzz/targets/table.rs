@@ -80,20 +80,20 @@ fn damage(words: &[AtomicU64], data: &[u8]) {
 }
 
 /// What a reader does with the set it got.
-fn look(table: Table<'_>, image: &PeerSnapshot) {
-    for record in &image.records {
+fn look(table: Table<'_>, snapshot: &PeerSnapshot) {
+    for record in &snapshot.records {
         let slot = record.slot;
         assert!(record.weight > 0);
         let counters = table.peer_counters(slot);
         let _ = (table.counter_values(slot), table.in_flight(slot), counters.started());
         let _ = counters.is_failed(LIMITS, 20_000);
     }
-    let _ = (image.metadata(), image.history());
+    let _ = (snapshot.metadata(), snapshot.history());
 }
 
 /// What the requests of a worker write, for each peer of the set it got.
-fn count(table: Table<'_>, image: &PeerSnapshot, shard: Option<WorkerShard>) {
-    for record in &image.records {
+fn count(table: Table<'_>, snapshot: &PeerSnapshot, shard: Option<WorkerShard>) {
+    for record in &snapshot.records {
         let (slot, identity) = (record.slot, record.identity);
         let owed = table.begin_request(slot, identity, shard);
         let counters = table.peer_counters(slot);
@@ -163,10 +163,10 @@ fn order_all(table: Table<'_>, me: ProcessId) {
     let _ = (table.is_frozen(KEYS[0], 5), table.take_resyncs());
     let overrides = table.overrides(5).expect("nobody else writes");
     for key in KEYS {
-        let image = table.find(key).and_then(|entry| table.read_records(entry, key));
-        if let Some(mut image) = image {
-            overrides.apply((1, b"api"), &mut image.records);
-            assert!(image.records.iter().all(|record| record.weight > 0));
+        let snapshot = table.find(key).and_then(|entry| table.read_records(entry, key));
+        if let Some(mut snapshot) = snapshot {
+            overrides.apply((1, b"api"), &mut snapshot.records);
+            assert!(snapshot.records.iter().all(|record| record.weight > 0));
         }
     }
     table.recover_orphaned_lock(me);
@@ -204,9 +204,9 @@ fuzz_target!(|data: &[u8]| {
     for entry in 0..table.entry_capacity() {
         let key = table.key(entry);
         let _ = (table.generation(entry), table.has_data(entry), table.freshness(entry));
-        for image in [table.read(entry, key), table.read_records(entry, key)].iter().flatten() {
-            look(table, image);
-            count(table, image, *shard);
+        for snapshot in [table.read(entry, key), table.read_records(entry, key)].iter().flatten() {
+            look(table, snapshot);
+            count(table, snapshot, *shard);
             fail(table, entry, *shard);
         }
         note(table, entry);

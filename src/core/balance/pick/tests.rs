@@ -4,8 +4,8 @@ use std::sync::atomic::AtomicU64;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
+use super::super::candidates::FULL_SHARE;
 use super::super::context::Clock;
-use super::super::methods::FULL_SHARE;
 use super::super::view::{ServerParams, Tried, View};
 use super::*;
 use crate::model::{Health, Peer, PeerSet, identity};
@@ -14,6 +14,7 @@ use crate::process::ProcessId;
 use crate::table::{Permit, Table, WorkerShard};
 
 mod admission;
+mod methods;
 
 const NOW: Clock = Clock { millis: 100_000, monotonic: 100_000 };
 
@@ -54,13 +55,13 @@ impl Scene {
         let table = Table::create(words, 16).unwrap();
         let me = ProcessId::own();
         table.acquire_leadership(me);
-        let images = sets.iter().zip(1..).map(|(peers, key)| {
+        let snapshots = sets.iter().zip(1..).map(|(peers, key)| {
             let set = PeerSet::new(peers.iter().map(|(port, p)| peer(*port, *p)).collect());
             let entry = table.claim(key, me).unwrap();
             table.publish((entry, key), &set, 1, me).unwrap();
             table.read_records(entry, key).unwrap()
         });
-        let view = View::new(images.collect(), &ServerParams::default(), method, None);
+        let view = View::new(snapshots.collect(), &ServerParams::default(), method, None);
         Scene { shard: table.claim_shard(me).unwrap(), table, view, method }
     }
 

@@ -2,7 +2,7 @@
 
 use super::points::Point;
 
-/// Places for a hundred points when the table is made, and when there are too many or too few.
+/// Cells for a hundred points when the table is made, and when there are too many or too few.
 const BEST: usize = 133;
 const LEAST: usize = 115;
 const MOST: usize = 300;
@@ -11,12 +11,12 @@ const FEW: usize = 1024;
 const EMPTY: u64 = u64::MAX;
 
 /// A hash table with linear probing whose entries are in order (Amble and Knuth 1974): each hash has
-/// a home, homes go up with the hashes, and a point is at its home or in the stretch of taken places
+/// a home, homes go up with the hashes, and a point is at its home or in the stretch of taken cells
 /// that begins there. So all that a look or a change reads or writes is a line or two of memory.
 #[derive(Debug)]
 pub(super) struct PointTable {
     /// [`Point::key`], or [`EMPTY`]; the last ones are nobody's home, so that no stretch wraps.
-    places: Vec<u64>,
+    cells: Vec<u64>,
     homes: u64,
     len: usize,
 }
@@ -33,18 +33,18 @@ impl PointTable {
             }
         }
         let len = keys.len();
-        let mut this = PointTable { places: Vec::new(), homes: homes(len) as u64, len };
+        let mut this = PointTable { cells: Vec::new(), homes: homes(len) as u64, len };
         // More are used at the end than points have homes, but few.
-        this.places.reserve(this.homes as usize + 256);
+        this.cells.reserve(this.homes as usize + 256);
         for key in keys {
             let home = this.home(hash(key));
-            if this.places.len() < home {
-                this.places.resize(home, EMPTY);
+            if this.cells.len() < home {
+                this.cells.resize(home, EMPTY);
             }
-            this.places.push(key);
+            this.cells.push(key);
         }
-        let end = this.places.len().max(this.homes as usize);
-        this.places.resize(end + 1, EMPTY);
+        let end = this.cells.len().max(this.homes as usize);
+        this.cells.resize(end + 1, EMPTY);
         this
     }
 
@@ -64,31 +64,31 @@ impl PointTable {
         ((u64::from(hash) * self.homes) >> 32) as usize
     }
 
-    /// Where the first point is whose hash is not less, or an empty place before it.
+    /// Where the first point is whose hash is not less, or an empty cell before it.
     #[inline]
     pub(super) fn find(&self, hash: u32) -> usize {
         let mut at = self.home(hash);
-        // Empty places have the largest of keys.
-        while self.places[at] < u64::from(hash) << 32 {
+        // Empty cells have the largest of keys.
+        while self.cells[at] < u64::from(hash) << 32 {
             at += 1;
         }
         at
     }
 
-    /// The point there; `None` if the place is empty.
+    /// The point there; `None` if the cell is empty.
     #[inline]
     pub(super) fn point(&self, at: usize) -> Option<Point> {
-        let key = self.places[at];
+        let key = self.cells[at];
         (key != EMPTY).then(|| Point::from_key(key))
     }
 
-    /// The place after that one; the first after the last.
+    /// The cell after that one; the first after the last.
     #[inline]
     pub(super) fn after(&self, at: usize) -> usize {
-        if at + 1 < self.places.len() { at + 1 } else { 0 }
+        if at + 1 < self.cells.len() { at + 1 } else { 0 }
     }
 
-    /// Puts a point in its place; among those with the same hash they are ordered by name.
+    /// Puts a point in its cell; among those with the same hash they are ordered by name.
     pub(super) fn insert<N: AsRef<[u8]>>(&mut self, point: Point, name: impl Fn(Point) -> N) {
         let mut at = self.find(point.hash);
         let comes_first =
@@ -98,10 +98,10 @@ impl PointTable {
         }
         let mut carried = point.key();
         while carried != EMPTY {
-            std::mem::swap(&mut self.places[at], &mut carried);
+            std::mem::swap(&mut self.cells[at], &mut carried);
             at += 1;
-            if at == self.places.len() {
-                self.places.push(EMPTY);
+            if at == self.cells.len() {
+                self.cells.push(EMPTY);
             }
         }
         self.len += 1;
@@ -110,7 +110,7 @@ impl PointTable {
     /// Takes a point out, if it is there.
     pub(super) fn remove(&mut self, point: Point) {
         let mut at = self.find(point.hash);
-        while self.places[at] != point.key() {
+        while self.cells[at] != point.key() {
             if self.point(at).is_none_or(|there| there.hash != point.hash) {
                 return;
             }
@@ -118,24 +118,24 @@ impl PointTable {
         }
         // Those after it move up, until one is at home.
         while let Some(next) = self.point(at + 1).filter(|next| self.home(next.hash) <= at) {
-            self.places[at] = next.key();
+            self.cells[at] = next.key();
             at += 1;
         }
-        self.places[at] = EMPTY;
+        self.cells[at] = EMPTY;
         self.len -= 1;
     }
 
     #[cfg(test)]
     pub(super) fn check(&self) {
         let mut last = 0;
-        for (at, &key) in self.places.iter().enumerate().filter(|(_, key)| **key != EMPTY) {
+        for (at, &key) in self.cells.iter().enumerate().filter(|(_, key)| **key != EMPTY) {
             let home = self.home(Point::from_key(key).hash);
             assert!(home <= at && key >> 32 >= last, "out of order at {at}");
-            assert!(!self.places[home..at].contains(&EMPTY), "a gap between {home} and {at}");
+            assert!(!self.cells[home..at].contains(&EMPTY), "a gap between {home} and {at}");
             last = key >> 32;
         }
-        assert_eq!(self.places.last(), Some(&EMPTY));
-        assert_eq!(self.places.iter().filter(|key| **key != EMPTY).count(), self.len);
+        assert_eq!(self.cells.last(), Some(&EMPTY));
+        assert_eq!(self.cells.iter().filter(|key| **key != EMPTY).count(), self.len);
     }
 }
 
@@ -170,27 +170,27 @@ mod tests {
             changes in prop::collection::vec((any::<bool>(), point()), 0..300),
             looks in prop::collection::vec(any::<u32>(), 20),
         ) {
-            let mut places = PointTable::new(first.iter().rev().copied().collect(), name);
+            let mut table = PointTable::new(first.iter().rev().copied().collect(), name);
             let mut expected: BTreeSet<u64> = first;
-            places.check();
+            table.check();
             for (comes, point) in changes {
                 if comes && expected.insert(point.key()) {
-                    places.insert(point, name);
+                    table.insert(point, name);
                 } else if !comes {
                     expected.remove(&point.key());
-                    places.remove(point);
+                    table.remove(point);
                 }
             }
-            places.check();
-            let all = || (0..places.places.len()).filter_map(|at| places.point(at));
+            table.check();
+            let all = || (0..table.cells.len()).filter_map(|at| table.point(at));
             prop_assert!(all().map(Point::key).eq(expected.iter().copied()));
             for hash in looks {
-                let mut at = places.find(hash);
-                while places.point(at).is_none() && at + 1 < places.places.len() {
+                let mut at = table.find(hash);
+                while table.point(at).is_none() && at + 1 < table.cells.len() {
                     at += 1;
                 }
                 let next = expected.range(u64::from(hash) << 32..).next().copied();
-                prop_assert_eq!(places.point(at).map(Point::key), next);
+                prop_assert_eq!(table.point(at).map(Point::key), next);
             }
         }
     }

@@ -90,7 +90,7 @@ function tierProblem(service, say) {
     const [first] = upstream.tiers;
     const mine = service.raw.datacenter;
     if (upstream.panic) {
-      say("degraded", `Upstream ${name} is in panic: so many peers failed that failures keep nobody out.`);
+      say("degraded", `Upstream ${name} is in panic mode: so many peers have failed that failures are ignored.`);
     }
     if (upstream.in_use === null || !first || upstream.in_use === first.name) continue;
     // The datacenter that helps out is not the one that is ill.

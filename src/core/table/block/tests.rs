@@ -32,9 +32,9 @@ fn a_change_of_text_alone_is_none() {
     let mut tagged = peer(1, 1);
     tagged.tags = vec!["other".into()];
     table.publish((e, 1), &PeerSet::new(vec![tagged]), 200, me).unwrap();
-    let image = table.read(e, 1).unwrap();
-    assert_eq!((image.generation, image.history().len()), (2, 1));
-    assert_eq!(image.metadata()[0].tags, ["other"]);
+    let snapshot = table.read(e, 1).unwrap();
+    assert_eq!((snapshot.generation, snapshot.history().len()), (2, 1));
+    assert_eq!(snapshot.metadata()[0].tags, ["other"]);
 }
 
 #[test]
@@ -42,10 +42,10 @@ fn details_are_the_same_one_at_a_time() {
     let (table, me) = (Table::create(zone(1 << 17), 16).unwrap(), ProcessId::own());
     let e = table.claim(1, me).unwrap();
     table.publish((e, 1), &set(1..=5), 100, me).unwrap();
-    let image = table.read(e, 1).unwrap();
+    let snapshot = table.read(e, 1).unwrap();
     let mut at = 0;
-    let taken: Vec<_> = std::iter::from_fn(|| image.next_metadata(&mut at)).collect();
-    assert_eq!((taken.len(), taken), (5, image.metadata()));
+    let taken: Vec<_> = std::iter::from_fn(|| snapshot.next_metadata(&mut at)).collect();
+    assert_eq!((taken.len(), taken), (5, snapshot.metadata()));
 }
 
 #[test]

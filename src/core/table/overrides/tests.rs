@@ -185,8 +185,8 @@ fn overrides_move_the_generation_of_their_service_s_sets_and_of_no_others() {
     assert_eq!(generations(), [before[0] + 4, before[1]]);
     // The next set is as every other.
     table.publish((entries[0], made[0].0), &set([2]), 1, me).unwrap();
-    let image = table.read(entries[0], made[0].0).unwrap();
-    assert_eq!((image.generation, image.records.len()), (before[0] + 5, 1));
+    let snapshot = table.read(entries[0], made[0].0).unwrap();
+    assert_eq!((snapshot.generation, snapshot.records.len()), (before[0] + 5, 1));
 }
 
 #[test]

@@ -30,11 +30,16 @@ fn what_was_published_is_read() {
     let set = PeerSet::new(vec![peer(8081, 5), peer(8082, 1), v6]);
     let change = publish(&table, e, &set).unwrap().unwrap();
     assert_eq!((change.joined_total, change.left_total, change.changed_total), (3, 0, 0));
-    let image = table.read(e, KEY).unwrap();
-    for ((record, detail), peer) in image.records.iter().zip(image.metadata()).zip(set.peers()) {
+    let snapshot = table.read(e, KEY).unwrap();
+    for ((record, metadata), peer) in
+        snapshot.records.iter().zip(snapshot.metadata()).zip(set.peers())
+    {
         assert_eq!((record.addr(), record.identity), (peer.addr, peer.identity));
         assert_eq!(record.weight, u32::from(peer.weight.get()));
-        assert_eq!((&detail.id, &detail.node, &detail.tags), (&peer.id, &peer.node, &peer.tags));
+        assert_eq!(
+            (&metadata.id, &metadata.node, &metadata.tags),
+            (&peer.id, &peer.node, &peer.tags)
+        );
     }
     assert!(table.read(e, KEY + 1).is_none(), "another target's set is not handed out");
 }
@@ -72,8 +77,8 @@ fn invariant_3_counters_stay_with_the_instance_and_a_returning_one_starts_afresh
     let shard = table.claim_shard(ProcessId::own()).unwrap();
     publish(&table, e, &set([1, 2])).unwrap();
     let slot_of = |port: u16| {
-        let image = table.read(e, KEY).unwrap();
-        let r = image.records.iter().find(|r| r.addr().port() == port).copied().unwrap();
+        let snapshot = table.read(e, KEY).unwrap();
+        let r = snapshot.records.iter().find(|r| r.addr().port() == port).copied().unwrap();
         (r.slot, r.identity)
     };
     let (kept, identity) = slot_of(2);
@@ -210,16 +215,16 @@ fn invariant_1_readers_get_whole_sets_while_publishers_never_rest() {
         let mut generations = 0;
         let mut last = 0;
         while !writer.is_finished() {
-            let Some(image) = table.read(e, KEY) else { continue };
-            let ports: Vec<u16> = image.records.iter().map(|r| r.addr().port()).collect();
+            let Some(snapshot) = table.read(e, KEY) else { continue };
+            let ports: Vec<u16> = snapshot.records.iter().map(|r| r.addr().port()).collect();
             assert!(ports.windows(2).all(|p| p[0] != p[1]), "{ports:?}");
-            assert_eq!(image.metadata().len(), ports.len());
-            for (record, detail) in image.records.iter().zip(image.metadata()) {
-                assert_eq!(detail.id, format!("web-{}", record.addr().port()));
+            assert_eq!(snapshot.metadata().len(), ports.len());
+            for (record, metadata) in snapshot.records.iter().zip(snapshot.metadata()) {
+                assert_eq!(metadata.id, format!("web-{}", record.addr().port()));
             }
-            assert!(image.generation >= last, "generations go up");
-            generations += u32::from(image.generation != last);
-            last = image.generation;
+            assert!(snapshot.generation >= last, "generations go up");
+            generations += u32::from(snapshot.generation != last);
+            last = snapshot.generation;
         }
         assert!(generations > 0);
     });

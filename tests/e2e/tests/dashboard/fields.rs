@@ -191,7 +191,7 @@ fn every_way_to_be_ill_has_its_word_and_sentence() {
         (
             "panic",
             "degraded",
-            "Upstream panic is in panic: so many peers failed that failures keep nobody out.",
+            "Upstream panic is in panic mode: so many peers have failed that failures are ignored.",
         ),
         (
             "out",

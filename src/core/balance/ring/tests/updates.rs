@@ -145,9 +145,9 @@ proptest! {
             let old = model.peers.clone();
             model.apply(change);
             updated = Ring::new(&model.peers, Some((&updated, &old)));
-            updated.shared.borrow().places.check();
+            updated.shared.borrow().points.check();
             let fresh = ring(&model.peers);
-            fresh.shared.borrow().places.check();
+            fresh.shared.borrow().points.check();
             prop_assert_eq!(updated.len(), fresh.len(), "after {:?}", change);
             prop_assert!(points(&updated) == points(&fresh), "after {:?}", change);
         }

@@ -1,3 +1,6 @@
+//! The methods, over peers that are only numbers.
+
+use super::super::super::schedule::WeightTable;
 use super::*;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;

@@ -1,8 +1,8 @@
-//! The balancing methods, over anything that has numbered peers.
+//! The candidates of a method: what it asks of the peers, and how it goes on when the first candidate
+//! may be unusable. Peers are anything that is numbered.
 
 use rand::RngCore;
 
-use super::method::Method;
 use super::schedule::{Schedule, WeightTable};
 
 /// How many candidates are tried before the whole set is searched.
@@ -48,99 +48,10 @@ pub trait Peers {
     fn keyed(&self, suits: impl Fn(Self::Peer) -> bool) -> Option<Self::Peer>;
 }
 
-/// Picks a usable peer, if there is one. `cursor` is the worker's position in the round robin
-/// schedule.
-#[inline(always)]
-pub(super) fn pick_from<P: Peers, R: RngCore>(
-    method: Method,
-    peers: &P,
-    cursor: &mut u64,
-    rng: &mut R,
-) -> Option<P::Peer> {
-    if peers.is_empty() {
-        return None;
-    }
-    let candidate = match method {
-        Method::RoundRobin => next(peers, cursor, rng),
-        Method::Random => draw(peers, rng),
-        Method::LeastConn => less_busy(peers, rng),
-        Method::LeastTime => less_costly(peers, rng),
-        Method::Hash { .. } => match of_key(peers) {
-            Some(peer) => Some(peer),
-            None => next(peers, cursor, rng),
-        },
-    };
-    match candidate {
-        Some(peer) => Some(peer),
-        None => search(peers, rng, |peer| !peers.is_failed(peer)),
-    }
-}
-
-// Not inlined: the rest of the pick then has more registers.
-#[inline(never)]
-fn less_busy<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<P::Peer> {
-    better_of_two(peers, rng, |one, other| is_busier(peers, one, other))
-}
-
-#[inline(never)]
-fn less_costly<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<P::Peer> {
-    better_of_two(peers, rng, |one, other| peers.cost(one) > peers.cost(other))
-}
-
-#[inline(never)]
-fn of_key<P: Peers>(peers: &P) -> Option<P::Peer> {
-    peers.keyed(|peer| peers.is_unrestricted(peer) || peers.is_free(peer) && !peers.is_failed(peer))
-}
-
-#[inline(always)]
-fn next<P: Peers, R: RngCore>(peers: &P, cursor: &mut u64, rng: &mut R) -> Option<P::Peer> {
-    let (schedule, weights) = (peers.schedule(), peers.weights());
-    let peer = peers.peer(schedule.next(cursor, weights));
-    if peers.is_unrestricted(peer) {
-        return Some(peer);
-    }
-    probe_more(peers, rng, peer, |_| schedule.next(cursor, weights))
-}
-
-/// Draws two peers and picks the better one.
-#[inline(always)]
-fn better_of_two<P: Peers, R: RngCore>(
-    peers: &P,
-    rng: &mut R,
-    is_worse: impl Fn(P::Peer, P::Peer) -> bool,
-) -> Option<P::Peer> {
-    let weights = peers.weights();
-    // One random number is enough for both: each uses other bits of it.
-    let drawn = rng.next_u64();
-    let mut one = peers.peer(weights.at(drawn));
-    if !peers.is_unrestricted(one) {
-        one = probe_more(peers, rng, one, |rng| weights.at(rng.next_u64()))?;
-    }
-    let number = weights.at_other(drawn.rotate_left(32), peers.number(one));
-    let mut other = peers.peer(number);
-    if number == peers.number(one) || !peers.is_unrestricted(other) {
-        match draw_another(peers, rng, peers.number(one), number) {
-            Some(another) => other = another,
-            None => return Some(one),
-        }
-    }
-    Some(if is_worse(one, other) { other } else { one })
-}
-
-#[inline(always)]
-fn draw<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<P::Peer> {
-    let weights = peers.weights();
-    let peer = peers.peer(weights.at(rng.next_u64()));
-    if peers.is_unrestricted(peer) {
-        return Some(peer);
-    }
-    probe_more(peers, rng, peer, |rng| weights.at(rng.next_u64()))
-}
-
-/// The rest of [`better_of_two`] if `drawn` is `one` again or may be unusable.
+/// Draws another peer than `one`, if `drawn` is `one` again or may be unusable.
 #[cold]
 #[inline(never)]
-fn draw_another<P: Peers, R: RngCore>(
+pub(super) fn draw_another<P: Peers, R: RngCore>(
     peers: &P,
     rng: &mut R,
     one: usize,
@@ -164,16 +75,10 @@ fn draw_another<P: Peers, R: RngCore>(
     is_usable(peers, rng, next).then_some(next)
 }
 
-/// Whether `one` has more in flight for its weight than `other`.
-#[inline(always)]
-fn is_busier<P: Peers>(peers: &P, one: P::Peer, other: P::Peer) -> bool {
-    peers.load(one) * peers.weight(other) > peers.load(other) * peers.weight(one)
-}
-
 /// Tries `first` and then what `next` gives, until a peer is usable.
 #[cold]
 #[inline(never)]
-fn probe_more<P: Peers, R: RngCore>(
+pub(super) fn probe_more<P: Peers, R: RngCore>(
     peers: &P,
     rng: &mut R,
     first: P::Peer,
@@ -209,6 +114,3 @@ pub(super) fn search<P: Peers, R: RngCore>(
     let mut all = (start..count).chain(0..start).map(|number| peers.peer(number));
     all.find(|&peer| peers.is_free(peer) && suits(peer))
 }
-
-#[cfg(test)]
-mod tests;
