@@ -1,11 +1,13 @@
 //! The `server` lines of an upstream beside `consul_dynamic`: requests fall back on them, and nginx
 //! demands at least one.
 
-use std::ptr;
+use std::mem::MaybeUninit;
+use std::ptr::{self, NonNull};
 
 use nginx_sys::{
     ngx_addr_t, ngx_array_push, ngx_conf_t, ngx_http_upstream_rr_peers_t,
-    ngx_http_upstream_server_t, ngx_http_upstream_srv_conf_t, ngx_pcalloc, sockaddr, sockaddr_in,
+    ngx_http_upstream_server_t, ngx_http_upstream_srv_conf_t, ngx_pcalloc, ngx_pool_t, sockaddr,
+    sockaddr_in,
 };
 
 use crate::ffi::{bits, elements, str_over};
@@ -23,30 +25,38 @@ pub(crate) unsafe fn add_placeholder(
     cf: *mut ngx_conf_t,
     upstream: &mut ngx_http_upstream_srv_conf_t,
 ) -> Option<()> {
-    // SAFETY: `cf.pool` lives as long as the configuration; ngx_pcalloc() zeroes, and all zeros are
-    // valid values of these C structs.
-    unsafe {
-        let pool = (*cf).pool;
-        let server = ngx_array_push(upstream.servers).cast::<ngx_http_upstream_server_t>();
-        let addr = ngx_pcalloc(pool, size_of::<ngx_addr_t>()).cast::<ngx_addr_t>();
-        let sin = ngx_pcalloc(pool, size_of::<sockaddr_in>()).cast::<sockaddr_in>();
-        if server.is_null() || addr.is_null() || sin.is_null() {
-            return None;
-        }
-        (*sin).sin_family = libc::AF_INET as _;
-        (*addr).sockaddr = sin.cast::<sockaddr>();
-        (*addr).socklen = size_of::<sockaddr_in>() as _;
-        (*addr).name = str_over(b"0.0.0.0:0");
-        ptr::write_bytes(server, 0, 1);
-        (*server).name = str_over(&PLACEHOLDER);
-        (*server).addrs = addr;
-        (*server).naddrs = 1;
-        (*server).weight = 1;
-        (*server).max_fails = 1;
-        (*server).fail_timeout = 10;
-        (*server).down = 1;
-    }
-    Some(())
+    // SAFETY: the caller's promise: it has a pool, which lives as long as the configuration.
+    let pool = unsafe { (*cf).pool };
+    // SAFETY: all zeros are valid values of these C structs.
+    let (addr, sin) = unsafe { (zeroed::<ngx_addr_t>(pool)?, zeroed::<sockaddr_in>(pool)?) };
+    sin.sin_family = libc::AF_INET as _;
+    addr.sockaddr = ptr::from_mut(sin).cast::<sockaddr>();
+    addr.socklen = size_of::<sockaddr_in>() as _;
+    addr.name = str_over(b"0.0.0.0:0");
+    // SAFETY: as above.
+    let mut server: ngx_http_upstream_server_t = unsafe { MaybeUninit::zeroed().assume_init() };
+    server.name = str_over(&PLACEHOLDER);
+    server.addrs = addr;
+    server.naddrs = 1;
+    server.weight = 1;
+    server.max_fails = 1;
+    server.fail_timeout = 10;
+    server.down = 1;
+    // SAFETY: the caller's promise: `servers` is the block's array of servers.
+    let place = unsafe { ngx_array_push(upstream.servers) }.cast::<ngx_http_upstream_server_t>();
+    // SAFETY: the array has made room for one more.
+    NonNull::new(place).map(|place| unsafe { place.write(server) })
+}
+
+/// Zeros in a pool; `None` if memory is short.
+///
+/// # Safety
+///
+/// The pool is valid, and outlives `'a`; all zeros are a valid `T`.
+unsafe fn zeroed<'a, T>(pool: *mut ngx_pool_t) -> Option<&'a mut T> {
+    const { assert!(align_of::<T>() <= nginx_sys::NGX_ALIGNMENT) };
+    // SAFETY: the caller's promise.
+    unsafe { ngx_pcalloc(pool, size_of::<T>()).cast::<T>().as_mut() }
 }
 
 /// Takes the placeholder out again if the upstream has a `server` of the user's: nginx treats a
