@@ -5,13 +5,12 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `method` | the names of `consul_balance` |
 //! | `latency` | how long an instance takes to answer (`least_time`) |
 //! | `pairs` | which members of a set are those of the set before |
 //! | `schedule` | weights: the order of round robin, and peers drawn by weight |
 //! | `modulo` `ring` | which peers a key belongs to (`hash`, `hash consistent`) |
 //! | `candidates` | what a method asks of peers, and how it goes on when one may be unusable |
-//! | `view` | a worker's copy of the sets of an upstream |
+//! | `view` | the methods of `consul_balance`, and a worker's copy of the sets of an upstream, made for one |
 //! | `context` | a view with the counters and the request: whether a peer can be used |
 //! | `admission` | which requests may try a peer that has failed |
 //! | `pick` | [`pick`]: the tiers in turn, and the methods within a tier |
@@ -24,7 +23,6 @@
 
 #[cfg(test)]
 mod golden;
-mod method;
 pub mod latency;
 mod pairs;
 mod schedule;
@@ -40,8 +38,7 @@ pub use admission::{Admission, Admitted, Shared};
 pub use candidates::{FULL_SHARE, Peers};
 pub use context::{Clock, Obstacle, PickContext, Picked, slow_start_share};
 pub use latency::Latency;
-pub use method::Method;
 pub use pairs::{Pair, pairs};
 pub use pick::pick;
 pub use schedule::{Schedule, WeightTable};
-pub use view::{PeerInfo, ServerParams, Tier, Tried, View};
+pub use view::{Method, PeerInfo, ServerParams, Tier, Tried, View};

@@ -58,6 +58,8 @@ impl<'z> PickContext<'_, 'z> {
 
     /// Percentage of peers that failures don't exclude; those with `down` are not counted. 100 if there
     /// is no peer.
+    // Not inlined: few upstreams have `consul_panic`.
+    #[inline(never)]
     pub fn healthy_percent(&self) -> usize {
         let (mut all, mut healthy) = (0, 0);
         for info in self.view.infos.iter().filter(|info| !info.down) {

@@ -6,9 +6,9 @@ use super::admission::{Admission, Admitted, Shared};
 use super::candidates::{Peers, draw_another, probe_more, search};
 use super::context::{PickContext, Picked};
 use super::latency::{Latency, score};
-use super::method::Method;
 use super::ring::LOOKS;
 use super::schedule::{Schedule, WeightTable};
+use super::view::Method;
 use super::view::{KeyMap, Tier};
 
 /// How often a pick is repeated because another request was quicker to probe the peer.
