@@ -8,11 +8,11 @@ use nginx_consul_e2e::nginx;
 
 /// Functions that make lines for a call that only hands them on.
 const MAKERS: [&str; 6] = [
-    "fn removal_line(name",
+    "fn removal_line(",
     "pub(super) fn notice(",
-    "pub fn set_line(held",
-    "pub fn removed_line(held",
-    "pub fn expired_line(held",
+    "pub fn set_line(",
+    "pub fn removed_line(",
+    "pub fn expired_line(",
     "fn not_taken(",
 ];
 /// What such a function puts into a line.
