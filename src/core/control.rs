@@ -1,12 +1,12 @@
-//! The control API (`consul_api`) without HTTP and nginx: what a request asks for, and what is
-//! answered and logged. The overrides that it sets are stored by [`Table`](crate::table::Table).
+//! The control API (`consul_api`) without HTTP and nginx: it parses requests, and makes responses and
+//! log lines. [`Table`](crate::table::Table) stores the overrides that it sets.
 //!
 //! | file | holds |
 //! |---|---|
 //! | `response` | refusals, and parts of JSON |
 //! | `origin` | refuses requests that a page of another site makes a browser send |
 //! | `route` `arguments` `body` | the path and method, the query arguments and the body of a request |
-//! | `log_lines` | what the log says of overrides |
+//! | `log_lines` | lines of the error log about overrides |
 
 mod response;
 mod origin;

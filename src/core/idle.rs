@@ -17,7 +17,7 @@ const NONE: u32 = u32::MAX;
 
 /// The peer that a connection leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Key {
+pub struct PeerKey {
     /// Which of the sets that share the connections the peer is from.
     pub owner: usize,
     /// Slot of the counters, for an instance.
@@ -28,7 +28,7 @@ pub struct Key {
     pub address: u64,
 }
 
-impl Hash for Key {
+impl Hash for PeerKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
         // The identity is a good hash already, but without the owner.
         state.write_u64(self.identity ^ (self.owner as u64).rotate_left(32));
@@ -58,7 +58,7 @@ impl Hasher for Spread {
 
 /// Position of a stored connection, valid until it is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Spot(u32);
+pub struct IdleRef(u32);
 
 /// The connections, at most `limit` of them.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ pub struct Idle<C> {
     free: u32,
     /// The items of each peer, the one that became idle last at the end. Empty lists of former peers
     /// stay for a while.
-    peers: HashMap<Key, Vec<u32>, BuildHasherDefault<Spread>>,
+    peers: HashMap<PeerKey, Vec<u32>, BuildHasherDefault<Spread>>,
     newest: u32,
     oldest: u32,
     len: usize,
@@ -78,7 +78,7 @@ pub struct Idle<C> {
 #[derive(Debug)]
 struct Item<C> {
     /// `None` if the item is free.
-    kept: Option<(Key, C)>,
+    kept: Option<(PeerKey, C)>,
     newer: u32,
     older: u32,
 }
@@ -114,8 +114,8 @@ impl<C> Idle<C> {
 
     /// Stores a connection to a peer. If there are too many, the one that was idle for longest is
     /// removed and returned.
-    pub fn put(&mut self, key: Key, connection: C) -> (Spot, Option<(Key, C)>) {
-        let evicted = if self.len >= self.limit { self.remove(Spot(self.oldest)) } else { None };
+    pub fn put(&mut self, key: PeerKey, connection: C) -> (IdleRef, Option<(PeerKey, C)>) {
+        let evicted = if self.len >= self.limit { self.remove(IdleRef(self.oldest)) } else { None };
         let item = Item { kept: Some((key, connection)), newer: NONE, older: self.newest };
         let at = match self.items.get_mut(self.free as usize) {
             Some(free) => {
@@ -135,12 +135,12 @@ impl<C> Idle<C> {
             self.peers.retain(|_, items| !items.is_empty());
         }
         self.peers.entry(key).or_default().push(at);
-        (Spot(at), evicted)
+        (IdleRef(at), evicted)
     }
 
     /// Takes a suitable connection to a peer: the one that has been idle for the shortest time.
     #[inline]
-    pub fn take(&mut self, key: &Key, mut suits: impl FnMut(&C) -> bool) -> Option<C> {
+    pub fn take(&mut self, key: &PeerKey, mut suits: impl FnMut(&C) -> bool) -> Option<C> {
         let items = self.peers.get_mut(key)?;
         let mut suits = |&at: &u32| {
             let item = self.items.get(at as usize).and_then(|item| item.kept.as_ref());
@@ -152,7 +152,7 @@ impl<C> Idle<C> {
     }
 
     /// Takes the connection at a position; `None` if it was taken before.
-    pub fn remove(&mut self, Spot(at): Spot) -> Option<(Key, C)> {
+    pub fn remove(&mut self, IdleRef(at): IdleRef) -> Option<(PeerKey, C)> {
         let (key, connection) = self.unlink(at)?;
         if let Some(items) = self.peers.get_mut(&key) {
             items.retain(|&item| item != at);
@@ -161,7 +161,11 @@ impl<C> Idle<C> {
     }
 
     /// Takes the connections of `owner` to peers that `goes` selects.
-    pub fn remove_owned(&mut self, owner: usize, goes: impl Fn(&Key) -> bool) -> Vec<(Key, C)> {
+    pub fn remove_owned(
+        &mut self,
+        owner: usize,
+        goes: impl Fn(&PeerKey) -> bool,
+    ) -> Vec<(PeerKey, C)> {
         let mut items = Vec::new();
         self.peers.retain(|key, own| {
             let stays = key.owner != owner || !goes(key);
@@ -173,7 +177,7 @@ impl<C> Idle<C> {
         items.into_iter().filter_map(|at| self.unlink(at)).collect()
     }
 
-    fn unlink(&mut self, at: u32) -> Option<(Key, C)> {
+    fn unlink(&mut self, at: u32) -> Option<(PeerKey, C)> {
         let item = self.items.get_mut(at as usize)?;
         let kept = item.kept.take()?;
         let (newer, older) = (item.newer, std::mem::replace(&mut item.older, self.free));

@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_set_has_none_and_one_read_without_details_neither() {
+    fn an_empty_set_and_one_read_without_metadata_have_none() {
         assert!(LabelSet::take(&mut snapshot(Vec::new())).unwrap().get(0).is_none());
         assert!(LabelSet::take(&mut PeerSnapshot::default()).is_none());
     }

@@ -110,8 +110,8 @@ fn flag(value: &str) -> Option<bool> {
     }
 }
 
-/// A time as `ngx_parse_time()` reads it: numbers with units from years down to milliseconds,
-/// seconds where there is none.
+/// A time as `ngx_parse_time()` reads it: numbers with units from years down to milliseconds; without
+/// a unit, seconds.
 pub fn time(text: &str) -> Option<Duration> {
     const UNITS: [(&str, u64); 8] = [
         ("y", 365 * 86_400_000),

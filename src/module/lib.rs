@@ -12,7 +12,7 @@
 //! | content handlers | [`status`], [`ready`], [`api`] | answer operators, Prometheus and probes |
 //!
 //! The modules are declared from the ground up: each imports only from those above it in this file.
-#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use nginx_sys::{NGX_HTTP_MODULE, ngx_http_module_t, ngx_module_t};
 

@@ -99,7 +99,7 @@ pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) ->
         // SAFETY: nginx passes the cycle it has just made.
         let (log, Some(parts)) = (unsafe { parts(cycle) }) else { return OK };
         let (upstreams, plan, _) = parts;
-        // SAFETY: as above.
+        // SAFETY: that cycle's configuration was read.
         let workers = unsafe { Workers::of(cycle) };
         // SAFETY: nginx calls this in its master, which has no threads: ours are a worker's.
         let single = unsafe { SingleThread::new() };

@@ -18,9 +18,7 @@ pub trait Peers {
     /// How many there are.
     fn len(&self) -> usize;
     /// Whether there is none.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
+    fn is_empty(&self) -> bool;
     /// The peer of that number.
     fn peer(&self, number: usize) -> Self::Peer;
     /// Its number.

@@ -1,25 +1,25 @@
-//! How long an instance takes to answer, as `least_time` weighs it.
+//! The response time of an instance, for `least_time`.
 //!
-//! Peak EWMA, as in Finagle's `p2c` and linkerd: the mean jumps up to a slower answer at once and
-//! comes down slowly, so an instance in trouble is left alone before many requests wait for it.
-//! Without answers it decays to nothing, so a slow instance is tried again now and then.
+//! It is a peak EWMA, as in Finagle's `p2c` and linkerd: the mean rises to a slower answer at once and
+//! falls slowly, so requests avoid an instance in trouble before many of them wait for it. Without
+//! answers it decays to nothing, so a slow instance is tried again now and then.
 
 /// Time in which an old value loses all but 1/e of its weight, ms; Finagle's default.
 const DECAY: f32 = 10_000.0;
-/// Lowest value, ms: above the 0 of "no data", and far above the numbers that are slow to compute with.
+/// Lowest value, ms: above 0, which means "no data", and far above subnormal numbers, which are slow.
 const FLOOR: f32 = 0.001;
-/// What an instance without data counts as once it has a request in flight, ms.
+/// The mean assumed for an instance without data that has a request in flight, ms.
 const PENALTY: f32 = 1e6;
-/// Up to where failures raise the mean, ms.
+/// Failures don't raise the mean above this, ms.
 const MAX_DOUBLED: f32 = 60_000.0;
 /// Up to where, in ms, 1 - x + x²/2 differs from e⁻ˣ by less than 4e-7.
 const NEAR: u32 = 128;
-/// By how much one worker's clock may be ahead of another's, ms.
+/// Largest assumed difference between the clocks of two workers, ms.
 const SKEW: u32 = 60_000;
 
-/// A mean of the time to the response header, and when it was computed. It is one `u64`, so all workers
-/// can share it in one atomic: load it, compute [`Latency::after`], and exchange it if it is still
-/// the same. An answer lost to another worker's at the same moment does no harm.
+/// The mean time to the response header, and when it was computed. It fits into one `u64`, so all
+/// workers share it in one atomic: load it, compute [`Latency::after`], and compare and exchange. If
+/// two workers do so at the same moment, losing one sample does no harm.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Latency {
     /// Milliseconds; 0: no data.
@@ -71,19 +71,18 @@ impl Latency {
         self.after(doubled.max(elapsed), now)
     }
 
-    /// What is left of the mean at `now`, in ms, as if nothing but answers in no time had come since;
-    /// 0 without data.
+    /// The decayed mean at `now`, in ms; 0 without data.
     #[inline]
     pub fn at(self, now: u64) -> f32 {
         if self.is_none() { 0.0 } else { (self.mean * self.left_at(now)).max(FLOOR) }
     }
 
-    /// The share that the old value still has.
+    /// The weight of the old value.
     #[inline]
     fn left_at(self, now: u64) -> f32 {
         let age = self.age(now);
         let past = i64::from(age) as f32 * (1.0 / DECAY);
-        // Peers that get requests have young values, for which the series' first terms will do.
+        // Peers with requests have recent values, for which the first terms of the series suffice.
         if age < NEAR { 1.0 - past * (1.0 - 0.5 * past) } else { far(past) }
     }
 
@@ -96,8 +95,8 @@ impl Latency {
     }
 }
 
-/// e⁻ˣ, as (e⁻ˣᐟ³²)³²: the C library's function would cost more than all else that a pick does. Wrong
-/// by less than 0.02 % up to x = 1 and 2.5 % up to 5; what is left after that is next to nothing.
+/// e⁻ˣ, as (e⁻ˣᐟ³²)³²: the C library's function would cost more than the rest of a pick. The error is
+/// less than 0.02 % up to x = 1 and 2.5 % up to 5; beyond that the value hardly matters.
 #[inline]
 fn far(past: f32) -> f32 {
     let part = past.min(20.0) * (1.0 / 32.0);
@@ -111,9 +110,9 @@ fn far(past: f32) -> f32 {
 /// What one more request costs an instance, to be compared with the others' cost at the same time:
 /// `(latency + 1 ms) × (in flight + 1) / weight`, with a weight of at least 1.
 ///
-/// An instance without data that has a request in flight counts as very slow, so a newcomer gets one
-/// request at a time until its first answer; where nobody has data, the least busy one for its weight
-/// comes first.
+/// An instance without data that has a request in flight counts as very slow, so a new instance gets
+/// one request at a time until its first answer. If no instance has data, the least busy one for its
+/// weight costs least.
 #[inline]
 pub fn score(latency: Latency, in_flight: u64, weight: i32, now: u64) -> f32 {
     let ms = match (latency.is_none(), in_flight) {

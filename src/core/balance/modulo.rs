@@ -1,7 +1,7 @@
 //! nginx's `hash key` without `consistent`.
 //!
-//! Any change of the set moves nearly all keys, and the hosts agree only if they have the peers in
-//! the same order: it is there for those who move a static block over. [`super::ring`] is better.
+//! Any change of the set moves nearly all keys, and hosts map keys alike only if they have the peers in
+//! the same order. It exists for users who migrate a static block; [`super::ring`] is better.
 
 use std::io::Write;
 
@@ -10,10 +10,10 @@ use crc32fast::Hasher;
 /// How many peers `ngx_http_upstream_get_hash_peer()` looks at, besides those it has tried, before
 /// it takes the next one of the round robin.
 const LOOKS: usize = 21;
-/// Values that nginx's hash has. Peers beyond that sum of weights would hardly ever get a key,
-/// so for those sets, and only for them, the hash is not cut down to 15 bits.
+/// Number of values of nginx's hash. If the sum of weights is larger, the last peers would hardly ever
+/// get a key, so for such sets, and only for them, the hash is not cut down to 15 bits.
 const HASHES: u64 = 1 << 15;
-/// Digits of the count that is put before the key.
+/// Most digits of the count that is put before the key.
 const DIGITS: usize = 20;
 
 /// The weights of a set, ready to pick from.
@@ -24,7 +24,7 @@ pub struct Modulo {
     /// The weight of each, if all are equal.
     each: u64,
     sum: u64,
-    /// Knows the processor.
+    /// Has detected the processor's features.
     crc: Hasher,
 }
 
@@ -46,9 +46,9 @@ impl Modulo {
         Modulo { upto, each, sum, crc: Hasher::new() }
     }
 
-    /// The peers to look at for a key, in turn; the same one may come several times. Always from the
-    /// first on: peers that the request has tried, `tried` of them, are to be skipped as unusable.
-    /// When the walk ends it is the round robin's turn, and for an empty key at once.
+    /// The peers to try for a key, in turn; the same one may come several times. The walk always begins
+    /// with the first one: the caller skips the `tried` peers that the request has tried. After the
+    /// walk, and at once for an empty key, the caller falls back to round robin.
     pub fn walk<'a>(&'a self, key: &'a [u8], tried: usize) -> impl Iterator<Item = usize> + 'a {
         let looks = if self.sum == 0 || key.is_empty() { 0 } else { LOOKS + tried };
         let mut sum = 0u32;
@@ -59,7 +59,7 @@ impl Modulo {
         })
     }
 
-    /// The peer whose stretch of the cumulated weights that is in.
+    /// The peer whose range of the cumulated weights contains `target`.
     fn at(&self, target: u64) -> usize {
         if self.upto.is_empty() {
             return (target / self.each) as usize;
@@ -67,7 +67,7 @@ impl Modulo {
         self.upto.partition_point(|&upto| upto <= target)
     }
 
-    /// CRC-32 of the key, from the second look on with the count before it (as Cache::Memcached).
+    /// CRC-32 of the key; from the second try on, the count is put before it (as in Cache::Memcached).
     #[inline]
     fn hash(&self, rehash: usize, key: &[u8]) -> u32 {
         let mut hasher = self.crc.clone();

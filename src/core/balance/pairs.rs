@@ -63,7 +63,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_member_is_told_once_and_those_in_both_sets_as_such(
+        fn every_member_comes_once_and_those_in_both_sets_as_such(
             old in prop::collection::vec(0u64..300, 0..200),
             new in prop::collection::vec(0u64..300, 0..200),
             same in prop::collection::vec(300u64..400, 0..100),

@@ -268,6 +268,11 @@ impl<'a, 'z> Peers for InTier<'_, 'a, 'z> {
     }
 
     #[inline]
+    fn is_empty(&self) -> bool {
+        self.tier.weights.count() == 0
+    }
+
+    #[inline]
     fn peer(&self, number: usize) -> Picked<'a, 'z> {
         let info = self.all.view.info(self.tier.first + number);
         Picked { info, counters: self.all.table.peer_counters(info.slot) }

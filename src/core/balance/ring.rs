@@ -45,10 +45,10 @@ pub trait Member {
 
 /// Which keys belong to which members.
 ///
-/// The points themselves are shared with the rings before and after it and changed in place, so that
-/// an update costs what changed. A ring that has been followed by another one finds its own members
-/// only, at the points they have now; those who left have none. For a request that began before the
-/// update that is as good.
+/// A ring shares its points with the rings before and after it. They are changed in place, so the cost
+/// of an update is proportional to the change. After an update, an older ring finds only its own
+/// members, at their present points; departed members have none. For a request that began before
+/// the update that is good enough.
 ///
 /// Takes 11 bytes for a point and 8 for a member. Points with the same hash (one in 5000 among the
 /// 1.6 million of 10,000 peers) are all kept, ordered by name, and only the first is used: nginx
@@ -86,8 +86,8 @@ impl Ring {
         crc32fast::hash(key)
     }
 
-    /// The ring of these members. `before` is another one and its members, in their order; the
-    /// newest one is changed into this one where that costs less than making it anew.
+    /// The ring of these members. `before` is an earlier ring and its members, in their order: if it is
+    /// the newest one and that costs less than a new ring, it is changed into this one.
     pub fn new<T: Member>(members: &[T], before: Option<(&Ring, &[T])>) -> Ring {
         before
             .and_then(|(ring, old)| ring.changed(old, members))
@@ -108,8 +108,8 @@ impl Ring {
         Ring { members: ids.clone(), ids, edition: 0, shared: Rc::new(RefCell::new(shared)) }
     }
 
-    /// The ring of `new`, over the same points; `None` if there is more to change than to keep, or
-    /// another one came after this one.
+    /// The ring of `new`, over the same points; `None` if more points change than stay, or if this ring
+    /// is not the newest one.
     fn changed<T: Member>(&self, old: &[T], new: &[T]) -> Option<Ring> {
         let mut shared = self.shared.borrow_mut();
         if shared.edition != self.edition || self.ids.len() != old.len() {
@@ -163,12 +163,11 @@ impl Ring {
         change
     }
 
-    /// The members that the points from the first one not before `hash` on belong to, once around
-    /// at most. Indexes are those of the members in the order they were given; the same one comes
-    /// many times.
+    /// The members of the points from `hash` on, once around at most, by their index in the order they
+    /// were given. The same member comes many times.
     ///
-    /// nginx's choice is the first usable one of the first [`LOOKS`], then round robin. An empty
-    /// key goes to the round robin at once.
+    /// nginx takes the first usable one of the first [`LOOKS`], then falls back to round robin; for
+    /// an empty key it does so at once.
     #[inline]
     pub fn walk(&self, hash: u32) -> Walk<'_> {
         let points = Ref::map(self.shared.borrow(), |shared| &shared.points);
@@ -201,7 +200,7 @@ struct Change {
 }
 
 impl Shared {
-    /// An id for a newcomer. One is used again after as many others as there are members.
+    /// An id for a new member. An id is reused only after as many others as there are members.
     fn fresh_id(&mut self, members: usize) -> u32 {
         let rested = self.resting.len() > members;
         rested.then(|| self.resting.pop_front()).flatten().unwrap_or_else(|| {
@@ -254,9 +253,9 @@ pub struct Walk<'a> {
     members: &'a [u32],
     points: Ref<'a, PointTable>,
     at: usize,
-    /// Points that it has not come to.
+    /// Points it has not visited.
     left: usize,
-    /// How many points of others it passes before it gives up.
+    /// How many points of unknown members it passes before it gives up.
     strangers: usize,
     last: Option<u32>,
 }

@@ -23,7 +23,7 @@ pub struct View {
     pub(super) records: Vec<PeerRecord>,
     pub(super) infos: Vec<PeerInfo>,
     pub(super) tiers: Vec<Tier>,
-    /// No peer that is out could be probed.
+    /// No peer that failures exclude could be probed.
     pub(super) none_to_probe: NegativeCache,
 }
 
@@ -35,7 +35,7 @@ pub struct Tier {
     /// Whether its peers have `backup`; their tier comes after that of the others.
     pub backup: bool,
     pub(super) first: usize,
-    /// All of them were out.
+    /// Failures excluded all of them.
     pub(super) none_usable: NegativeCache,
     pub(super) weights: WeightTable,
     pub(super) schedule: Schedule,
@@ -58,7 +58,7 @@ pub(super) enum KeyMap {
     None,
     Consistent {
         ring: Ring,
-        /// Knows the processor.
+        /// Has detected the processor's features.
         crc: Hasher,
     },
     Modulo(Modulo),
@@ -282,8 +282,8 @@ impl PeerInfo {
 /// Tried peers that need no allocation.
 const INLINE: usize = 4;
 
-/// Peers already tried. Up to four are kept without an allocation. Behind a shared reference, because
-/// a request's variables may be evaluated while it picks.
+/// Peers that a request has tried. Up to four need no allocation. It changes behind a shared reference,
+/// because variables may be evaluated while the request picks.
 #[derive(Default)]
 #[allow(missing_debug_implementations)]
 pub struct Tried {

@@ -4,15 +4,15 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn key(identity: u64) -> Key {
-    Key { owner: 0, slot: None, identity, address: 0 }
+fn key(identity: u64) -> PeerKey {
+    PeerKey { owner: 0, slot: None, identity, address: 0 }
 }
 
-fn kept(idle: &mut Idle<u32>, connections: &[(u64, u32)]) -> Vec<Spot> {
+fn kept(idle: &mut Idle<u32>, connections: &[(u64, u32)]) -> Vec<IdleRef> {
     connections.iter().map(|&(peer, connection)| idle.put(key(peer), connection).0).collect()
 }
 
-fn count(idle: &Idle<u32>, key: &Key) -> usize {
+fn count(idle: &Idle<u32>, key: &PeerKey) -> usize {
     idle.peers.get(key).map_or(0, Vec::len)
 }
 
@@ -57,10 +57,10 @@ fn one_that_was_taken_is_not_found_at_its_spot() {
 fn who_is_not_in_the_new_set_loses_all_connections_and_only_of_that_owner() {
     let mut idle = Idle::new(8);
     kept(&mut idle, &[(1, 10), (2, 20), (1, 11), (3, 30)]);
-    let other = Key { owner: 7, ..key(1) };
+    let other = PeerKey { owner: 7, ..key(1) };
     idle.put(other, 70);
     // The second peer is elsewhere now.
-    let set = [key(3), Key { address: 1, ..key(2) }];
+    let set = [key(3), PeerKey { address: 1, ..key(2) }];
     let mut gone = idle.remove_owned(0, |key| !set.contains(key));
     gone.sort_by_key(|(_, c)| *c);
     assert_eq!(gone, [(key(1), 10), (key(1), 11), (key(2), 20)]);
@@ -111,7 +111,7 @@ proptest! {
         steps in proptest::collection::vec(step(), 0..200),
     ) {
         let mut idle = Idle::new(limit);
-        let mut list: VecDeque<(u64, u32, Spot)> = VecDeque::new();
+        let mut list: VecDeque<(u64, u32, IdleRef)> = VecDeque::new();
         for (n, step) in (0u32..).zip(steps) {
             match step {
                 Step::Put(peer) => {
@@ -134,7 +134,7 @@ proptest! {
                     let gone = idle.remove_owned(0, |key| !peers.contains(&key.identity));
                     let mut gone: Vec<u32> = gone.into_iter().map(|(_, c)| c).collect();
                     gone.sort_unstable();
-                    let leaves = |&(p, ..): &(u64, u32, Spot)| !peers.contains(&p);
+                    let leaves = |&(p, ..): &(u64, u32, IdleRef)| !peers.contains(&p);
                     let expected: Vec<u32> = list.iter().filter(|i| leaves(i)).map(|i| i.1).collect();
                     prop_assert_eq!(gone, expected);
                     list.retain(|item| !leaves(item));

@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_hold_what_was_told_be_it_nothing() {
+    fn lists_hold_what_was_added_even_nothing() {
         let empty = read(|_| {});
         assert_eq!((&empty["upstreams"], &empty["services"]), (&json!([]), &json!([])));
         assert_eq!((&empty["version"], &empty["on_demand"]), (&json!(1), &Value::Null));

@@ -55,7 +55,7 @@ pub struct Demand {
 
 /// The state of one set (datacenter) of an upstream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Known {
+pub struct SetState {
     /// `None` without data.
     pub origin: Option<Origin>,
     /// Age of the last good answer.
@@ -96,11 +96,11 @@ impl Demand {
     /// What the upstream lacks; with several sets, what the first one lacks.
     pub fn judge(
         &self,
-        sets: impl IntoIterator<Item = Known>,
+        sets: impl IntoIterator<Item = SetState>,
         usable: impl FnOnce(usize) -> usize,
     ) -> Result<(), Lack> {
         let mut first = None;
-        let will_do = |known: Known| match self.judge_set(known) {
+        let will_do = |known: SetState| match self.judge_set(known) {
             Ok(()) => true,
             Err(lack) => {
                 first.get_or_insert(lack);
@@ -120,7 +120,7 @@ impl Demand {
         Ok(())
     }
 
-    fn judge_set(&self, known: Known) -> Result<(), Lack> {
+    fn judge_set(&self, known: SetState) -> Result<(), Lack> {
         let Some(origin) = known.origin else { return Err(Lack::data(&known.error)) };
         if origin < self.source {
             let reason = format!("its data is {origin}, not {}", self.source);
@@ -195,14 +195,19 @@ impl Readiness {
 mod tests {
     use super::*;
 
-    fn known(origin: Origin, age: u64, failures: u64) -> Known {
-        Known { origin: Some(origin), age: Duration::from_secs(age), failures, ..Known::default() }
+    fn known(origin: Origin, age: u64, failures: u64) -> SetState {
+        SetState {
+            origin: Some(origin),
+            age: Duration::from_secs(age),
+            failures,
+            ..SetState::default()
+        }
     }
 
     #[test]
     fn an_upstream_is_ready_if_one_of_its_sets_is_what_was_asked_for() {
         use Origin::{Live, State, Zone};
-        let none = Known::default;
+        let none = SetState::default;
         for (demand, sets, usable, verdict) in [
             // Any data will do unless told otherwise.
             ("", vec![known(State, 9, 0)], 0, "ready"),

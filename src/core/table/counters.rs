@@ -261,13 +261,13 @@ impl<'z> PeerCounters<'z> {
         fails != 0 && max_fails != 0 && fails >= max_fails
     }
 
-    /// Whether the instance is out: the rule of `ngx_http_upstream_get_peer()`.
+    /// Whether failures exclude the instance, by the rule of `ngx_http_upstream_get_peer()`.
     #[inline]
     pub fn is_failed(&self, limits: FailureLimits, now: u64) -> bool {
         self.is_marked(limits.max_fails) && now <= self.out_until(limits)
     }
 
-    /// Until when a marked instance is out.
+    /// Until when failures exclude a marked instance.
     pub(crate) fn out_until(&self, limits: FailureLimits) -> u64 {
         self.load(word::CHECKED).saturating_add(limits.fail_timeout)
     }

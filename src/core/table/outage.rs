@@ -1,4 +1,4 @@
-//! State that the requests of all workers share while the instances of a target have failed.
+//! The outage of a target: state that the requests of all workers share while its instances have failed.
 
 use super::layout::{Table, WorkerShard, entry as word, header};
 use super::permits::{self, Permit, Terms};

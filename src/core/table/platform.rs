@@ -1,5 +1,5 @@
-//! What the table asks of the machine: atomic words, and which processes live. `scripts/model`
-//! puts a model of it in its place; the rest of the table is the same there.
+//! The platform: atomic words, and which processes run. Under `scripts/model` a model replaces it, and
+//! the rest of the table is the same.
 
 use std::time::Duration;
 
@@ -7,12 +7,13 @@ pub(super) use std::sync::atomic;
 
 use crate::process::ProcessId;
 
-/// Whether the process lives whose [`ProcessId::get`] this is.
+/// Whether the process with this [`ProcessId::get`] still runs.
 pub(super) fn is_alive(process: u64) -> bool {
     ProcessId::from_raw(process).is_alive()
 }
 
-/// Spins a little, then sleeps: a publisher works for microseconds, or milliseconds at 10,000 peers.
+/// Spins a little, then sleeps: a publisher holds the lock for microseconds, or for milliseconds at
+/// 10,000 peers.
 #[allow(clippy::disallowed_methods)]
 pub(super) fn wait(tries: &mut u32) {
     *tries += 1;

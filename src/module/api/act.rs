@@ -71,9 +71,7 @@ impl ApiRequest<'_> {
         let frozen = frozen.iter().map(|held| {
             let entry = held.selection.and_then(|key| table.find(key));
             let withheld = entry.map(|entry| table.frozen_diff(entry)).unwrap_or_default();
-            let mut shown = json!(Frozen::new(held, withheld));
-            shown["service"] = json!(held.service);
-            shown
+            with(json!(Frozen::new(held, withheld)), "service", json!(held.service))
         });
         json!({
             "version": 1,
@@ -151,11 +149,9 @@ impl ApiRequest<'_> {
             Some(id) => self.found(&selections, (name, id))?,
             None => all(&selections).collect(),
         };
-        let shown = found.into_iter().map(|(service, _, peer)| {
-            let mut shown = json!(peer);
-            shown["upstreams"] = json!(service.upstreams);
-            shown
-        });
+        let shown = found
+            .into_iter()
+            .map(|(service, _, peer)| with(json!(peer), "upstreams", json!(service.upstreams)));
         Ok((200, json!({ "service": name, "instances": shown.collect::<Vec<_>>() })))
     }
 
@@ -332,4 +328,12 @@ fn all(selections: &[Selection]) -> impl Iterator<Item = Found<'_>> {
 
 fn busy() -> Refusal {
     Refusal::new(503, "Busy", "the shared memory is busy, try again")
+}
+
+/// An object with one more member.
+fn with(mut object: Value, name: &str, value: Value) -> Value {
+    if let Value::Object(members) = &mut object {
+        members.insert(name.to_owned(), value);
+    }
+    object
 }

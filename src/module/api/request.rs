@@ -79,6 +79,6 @@ fn buffers<'r>(r: Request<'r>) -> impl Iterator<Item = &'r ngx_buf_t> {
     // SAFETY: the chain ends with null, and each of its links has a buffer.
     let link = |chain| unsafe { (chain as *const nginx_sys::ngx_chain_t).as_ref::<'r>() };
     let links = std::iter::successors(link(first), move |l| link(l.next));
-    // SAFETY: as above.
+    // SAFETY: a link's buffer lives as long as the link.
     links.map(|link| unsafe { &*link.buf })
 }

@@ -1,6 +1,7 @@
 //! The table of directives.
 
 use std::ffi::{CStr, c_char, c_void};
+use std::ptr;
 
 use nginx_consul_core::directives::words::{Words, text};
 use nginx_sys::{
@@ -71,26 +72,27 @@ unsafe impl Sync for Commands {}
 
 pub(crate) static COMMANDS: Commands = {
     let mut commands = [const { ngx_command_t::empty() }; COUNT + 1];
-    let at = fill(&mut commands, 0, UPSTREAMS);
-    let at = fill(&mut commands, at, SETTINGS);
-    [commands[at], commands[at + 1]] = LOCATION;
+    let rest = fill(&mut commands, UPSTREAMS);
+    let rest = fill(rest, SETTINGS);
+    assert!(rest.len() == LOCATION.len() + 1, "one command for each directive, and an empty one");
+    if let [status, api, _end] = rest {
+        [*status, *api] = LOCATION;
+    }
     Commands(commands)
 };
 
-/// Adds a command for each row, from number `at` on; gives the number after them.
-const fn fill<C: Part>(
-    commands: &mut [ngx_command_t],
-    mut at: usize,
-    rows: &'static [Row<C>],
-) -> usize {
-    let mut row = 0;
-    while row < rows.len() {
-        commands[at] =
-            command(rows[row].name, rows[row].kind, NGX_HTTP_SRV_CONF_OFFSET, set_row::<C>);
-        commands[at].post = (&raw const rows[row]).cast_mut().cast();
-        (at, row) = (at + 1, row + 1);
+/// Fills commands from the rows; gives those that are left.
+const fn fill<'c, C: Part>(
+    mut commands: &'c mut [ngx_command_t],
+    mut rows: &'static [Row<C>],
+) -> &'c mut [ngx_command_t] {
+    while let [row, more @ ..] = rows {
+        let [first, rest @ ..] = commands else { return &mut [] };
+        *first = command(row.name, row.kind, NGX_HTTP_SRV_CONF_OFFSET, set_row::<C>);
+        first.post = ptr::from_ref(row).cast_mut().cast();
+        (commands, rows) = (rest, more);
     }
-    at
+    commands
 }
 
 /// nginx compares names up to their NUL.
@@ -101,7 +103,7 @@ const fn command(name: &'static CStr, kind: u32, conf: usize, set: Handler) -> n
         set: Some(set),
         conf,
         offset: 0,
-        post: std::ptr::null_mut(),
+        post: ptr::null_mut(),
     }
 }
 

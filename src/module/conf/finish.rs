@@ -62,11 +62,11 @@ pub(super) fn finish(cf: Cf<'_>, http: &mut HttpConf) -> Parsed {
     let plan = Arc::new(plan);
     let (mut target_of, mut templates_made) = (target_of.into_iter(), 0);
     for (upstream, count) in gathered.blocks {
-        // SAFETY: as in gather().
+        // SAFETY: a block of this configuration, which gather() has found.
         let Some(conf) = (unsafe { block_conf(upstream) }) else { continue };
         let Some(dynamic) = &conf.dynamic else { continue };
         let source = |target: usize| {
-            let datacenter = plan.targets[target].query.datacenter.clone();
+            let datacenter = plan.targets.get(target).and_then(|t| t.query.datacenter.clone());
             WatchedSet::new(plan.key(target), target, datacenter)
         };
         let sources = target_of.by_ref().take(count).map(source).collect();
@@ -125,7 +125,7 @@ fn gather(
                 }
             }
         };
-        // SAFETY: as above.
+        // SAFETY: a block of this configuration, which nothing else refers to while it is read.
         let block = unsafe { &mut *upstream };
         check::check_upstream(block, (dynamic, &conf.slot), &conf.directives)?;
         if let Some(keepalive) = &conf.keepalive {
@@ -183,7 +183,8 @@ fn make_block(
 ///
 /// `upstream` is a block of the configuration that is being read.
 unsafe fn block_conf<'a>(upstream: *mut ngx_http_upstream_srv_conf_t) -> Option<&'a mut SrvConf> {
-    // SAFETY: the caller's promise; srv_conf is null for implicit blocks.
+    // SAFETY: null of a block that nginx has made for an address; otherwise create_srv_conf() has made
+    // a SrvConf, which nothing else refers to while the configuration is read.
     unsafe {
         if (*upstream).srv_conf.is_null() {
             return None;

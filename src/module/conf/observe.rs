@@ -43,15 +43,12 @@ pub(super) fn begin(cf: Cf<'_>) -> bool {
         let Some(cleanup) = cleanup.as_mut() else { return false };
         cleanup.handler = Some(end_with_pool);
     }
-    // SAFETY: a cycle's list of modules ends with null.
-    let mut modules = unsafe { (*cf.cycle()).modules };
-    // SAFETY: as above.
-    while let Some(module) = unsafe { (*modules).as_mut() } {
+    for at in 0.. {
+        // SAFETY: a cycle's list of modules ends with null. nginx reads it in this thread alone.
+        let Some(module) = (unsafe { (*(*cf.cycle()).modules.add(at)).as_mut() }) else { break };
         if let Some(replaced) = replace(module) {
             REPLACED.with_borrow_mut(|all| all.push(replaced));
         }
-        // SAFETY: as above.
-        modules = unsafe { modules.add(1) };
     }
     true
 }

@@ -31,9 +31,9 @@ pub(crate) fn is_exiting() -> bool {
     unsafe { ngx_exiting != 0 }
 }
 
-/// The log of the configuration in use.
-pub(crate) fn log() -> Log<'static> {
-    // SAFETY: the cycle in use and its log are there; a worker keeps them until it ends.
+/// The log of the configuration in use, for as long as that is in use: not to be kept.
+pub(crate) fn log<'l>() -> Log<'l> {
+    // SAFETY: the cycle in use and its log are there until nginx has made another one.
     unsafe { Log::new((*ngx_cycle).log) }
 }
 

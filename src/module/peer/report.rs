@@ -5,7 +5,7 @@ use std::time::Duration;
 use nginx_consul_core::balance::{PickContext, Tier, Tried};
 use nginx_consul_core::labels::LabelSet;
 use nginx_consul_core::status;
-use nginx_consul_core::status::ready::{Demand, Known, Lack, Origin};
+use nginx_consul_core::status::ready::{Demand, Lack, Origin, SetState};
 
 use super::set::{PeerView, WatchedSet};
 use super::upstream::Upstream;
@@ -79,7 +79,7 @@ impl Upstream {
             };
             let age = now().millis.saturating_sub(fresh.last_good);
             let age = Duration::from_millis(age);
-            Some(Known { origin, age, failures: fresh.failures, error: fresh.error })
+            Some(SetState { origin, age, failures: fresh.failures, error: fresh.error })
         };
         let sets = self.sets().iter().map(|set| known(set).unwrap_or_default());
         demand.judge(sets, |enough| {

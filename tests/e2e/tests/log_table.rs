@@ -150,7 +150,7 @@ fn level(call: &str, arguments: &str) -> Option<Option<String>> {
         "level: Level, line",
         "Level::Notice, told",
         "Level::Notice, notice",
-        "nginx_sys::NGX_LOG_EMERG, unsafe",
+        "nginx_sys::NGX_LOG_EMERG, cf.log()",
     ];
     if handed_on.iter().any(|start| arguments.trim().starts_with(start)) {
         return None;

@@ -2,20 +2,20 @@
 
 use super::points::Point;
 
-/// Cells for a hundred points when the table is made, and when there are too many or too few.
+/// Cells for a hundred points: in a new table, and when a table is too full or too wide.
 const BEST: usize = 133;
 const LEAST: usize = 115;
 const MOST: usize = 300;
-/// A table of that many is never too wide.
+/// A table with fewer cells is never too wide.
 const FEW: usize = 1024;
 const EMPTY: u64 = u64::MAX;
 
 /// A hash table with linear probing whose entries are in order (Amble and Knuth 1974): each hash has
-/// a home, homes go up with the hashes, and a point is at its home or in the stretch of taken cells
-/// that begins there. So all that a look or a change reads or writes is a line or two of memory.
+/// a home cell, higher hashes have higher homes, and a point is at its home or in the run of used
+/// cells that begins there. So a lookup or a change touches only a cache line or two.
 #[derive(Debug)]
 pub(super) struct PointTable {
-    /// [`Point::key`], or [`EMPTY`]; the last ones are nobody's home, so that no stretch wraps.
+    /// [`Point::key`], or [`EMPTY`]. The last cells are no homes, so that no run wraps.
     cells: Vec<u64>,
     homes: u64,
     len: usize,
@@ -34,7 +34,7 @@ impl PointTable {
         }
         let len = keys.len();
         let mut this = PointTable { cells: Vec::new(), homes: homes(len) as u64, len };
-        // More are used at the end than points have homes, but few.
+        // A few cells beyond the last home.
         this.cells.reserve(this.homes as usize + 256);
         for key in keys {
             let home = this.home(hash(key));
@@ -48,8 +48,8 @@ impl PointTable {
         this
     }
 
-    /// Whether the table is good for that many points: not so full that stretches get long. Set so
-    /// wide that a set whose size goes to and fro doesn't need a new one each time.
+    /// Whether the table suits that many points: not so full that runs get long, nor too wide. The
+    /// range is so large that a set whose size goes up and down doesn't need a new table each time.
     pub(super) fn suits(&self, points: usize) -> bool {
         let homes = self.homes as usize;
         homes >= points * LEAST / 100 && homes <= (points * MOST / 100).max(FEW)
@@ -64,11 +64,11 @@ impl PointTable {
         ((u64::from(hash) * self.homes) >> 32) as usize
     }
 
-    /// Where the first point is whose hash is not less, or an empty cell before it.
+    /// The cell of the first point whose hash is not less, or an empty cell before it.
     #[inline]
     pub(super) fn find(&self, hash: u32) -> usize {
         let mut at = self.home(hash);
-        // Empty cells have the largest of keys.
+        // Empty cells have the largest key.
         while self.cells[at] < u64::from(hash) << 32 {
             at += 1;
         }
@@ -88,7 +88,7 @@ impl PointTable {
         if at + 1 < self.cells.len() { at + 1 } else { 0 }
     }
 
-    /// Puts a point in its cell; among those with the same hash they are ordered by name.
+    /// Inserts a point; points with the same hash are ordered by name.
     pub(super) fn insert<N: AsRef<[u8]>>(&mut self, point: Point, name: impl Fn(Point) -> N) {
         let mut at = self.find(point.hash);
         let comes_first =
@@ -107,7 +107,7 @@ impl PointTable {
         self.len += 1;
     }
 
-    /// Takes a point out, if it is there.
+    /// Removes a point, if it is there.
     pub(super) fn remove(&mut self, point: Point) {
         let mut at = self.find(point.hash);
         while self.cells[at] != point.key() {
@@ -116,7 +116,7 @@ impl PointTable {
             }
             at += 1;
         }
-        // Those after it move up, until one is at home.
+        // The points after it move up, until one is at its home.
         while let Some(next) = self.point(at + 1).filter(|next| self.home(next.hash) <= at) {
             self.cells[at] = next.key();
             at += 1;

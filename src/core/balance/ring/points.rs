@@ -9,12 +9,12 @@ pub(super) const POINTS: usize = 160;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Point {
     pub(super) hash: u32,
-    /// Whose it is: what the ring calls the member; never `u32::MAX`.
+    /// Id of its member in the ring; never `u32::MAX`.
     pub(super) id: u32,
 }
 
 impl Point {
-    /// Both in a word, ordered by hash first.
+    /// Both in one word, so that keys are ordered by hash first.
     #[inline]
     pub(super) fn key(self) -> u64 {
         u64::from(self.hash) << 32 | u64::from(self.id)

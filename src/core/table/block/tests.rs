@@ -38,7 +38,7 @@ fn a_change_of_text_alone_is_none() {
 }
 
 #[test]
-fn details_are_the_same_one_at_a_time() {
+fn metadata_is_the_same_one_at_a_time() {
     let (table, me) = (Table::create(zone(1 << 17), 16).unwrap(), ProcessId::own());
     let e = table.claim(1, me).unwrap();
     table.publish((e, 1), &set(1..=5), 100, me).unwrap();

@@ -1,4 +1,4 @@
-//! The model's machine: words that loom watches, processes that can be killed at any store.
+//! The platform of the model: words that loom watches, and processes that can be killed at any store.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

@@ -240,7 +240,7 @@ fn damaged_words_are_no_overrides() {
 }
 
 #[test]
-fn who_may_not_wait_is_told_that_the_lock_is_held() {
+fn a_caller_that_may_not_wait_learns_that_the_lock_is_held() {
     let (table, me) = table();
     let guard = table.lock(me);
     assert_eq!(table.set_overrides(&[about(5, Action::Up)], me), Err(NotSet::Busy));

@@ -297,7 +297,7 @@ fn named_services_stay_as_long_as_their_template_does() {
 }
 
 #[test]
-fn an_event_loop_is_told_that_another_publisher_takes_too_long() {
+fn an_event_loop_learns_that_another_publisher_takes_too_long() {
     let (table, entry) = table(20_000);
     let me = ProcessId::own();
     publish(&table, entry, &set([1])).unwrap();

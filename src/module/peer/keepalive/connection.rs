@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::hash::{DefaultHasher, Hasher};
 use std::ptr::{self, NonNull};
 
-use nginx_consul_core::idle::Spot;
+use nginx_consul_core::idle::IdleRef;
 use nginx_sys::{
     ngx_close_connection, ngx_connection_t, ngx_current_msec, ngx_cycle, ngx_destroy_pool,
     ngx_event_t, ngx_handle_read_event, ngx_log_t, ngx_msec_t, ngx_palloc, ngx_peer_connection_t,
@@ -25,7 +25,7 @@ pub(super) struct Connection {
     holder: Cell<Option<NonNull<dyn Holder>>>,
     connection: NonNull<ngx_connection_t>,
     /// While it is idle.
-    pub(super) spot: Cell<Option<Spot>>,
+    pub(super) idle_ref: Cell<Option<IdleRef>>,
     /// When it became idle, on the event loop's clock.
     pub(super) since: Cell<ngx_msec_t>,
     /// It is counted as idle.
@@ -51,7 +51,7 @@ impl Connection {
         let new = Connection {
             holder: Cell::new(None),
             connection,
-            spot: Cell::new(None),
+            idle_ref: Cell::new(None),
             since: Cell::new(0),
             is_counted: Cell::new(false),
             params,
@@ -84,7 +84,7 @@ impl Connection {
     /// `pc` is that of the request; the connection is open and nobody else's.
     #[inline(always)]
     pub(super) unsafe fn attach(&self, pc: &mut ngx_peer_connection_t) {
-        self.spot.set(None);
+        self.idle_ref.set(None);
         // SAFETY: the caller's promise.
         let c = unsafe { &mut *self.connection.as_ptr() };
         c.sent = 0;

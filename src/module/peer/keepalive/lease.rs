@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-use nginx_consul_core::idle::Key;
+use nginx_consul_core::idle::PeerKey;
 use nginx_consul_core::table::{PeerCounters, PeerRecord};
 use nginx_sys::{
     NGX_DONE, NGX_PEER_FAILED, ngx_current_msec, ngx_exiting, ngx_handle_read_event,
@@ -44,7 +44,7 @@ pub(crate) struct Lease(Cell<Option<Leased>>);
 #[derive(Clone, Copy)]
 struct Leased {
     /// The peer that it leads to.
-    key: Key,
+    key: PeerKey,
     /// The idle connection that the request was given; `None` if it has opened its own.
     given: Option<NonNull<Connection>>,
 }
@@ -80,7 +80,7 @@ impl Lease {
             UpstreamPeer::Server => {
                 // SAFETY: the caller's promise.
                 let identity = unsafe { connection::hash_of_server(pc) };
-                Key { owner: SERVERS, slot: None, identity, address: 0 }
+                PeerKey { owner: SERVERS, slot: None, identity, address: 0 }
             }
         };
         let found = keepalive.take(&key, params);
@@ -131,13 +131,13 @@ impl Lease {
 
 /// Counters of the instance that a request is with.
 #[inline]
-fn counters(keepalive: &Keepalive, key: &Key) -> Option<PeerCounters<'static>> {
+fn counters(keepalive: &Keepalive, key: &PeerKey) -> Option<PeerCounters<'static>> {
     let (worker, slot) = keepalive.worker.get().zip(key.slot)?;
     Some(worker.table().peer_counters(slot))
 }
 
 #[cold]
-fn note_opened(keepalive: &Keepalive, u: &ngx_http_upstream_t, key: &Key) {
+fn note_opened(keepalive: &Keepalive, u: &ngx_http_upstream_t, key: &PeerKey) {
     // SAFETY: null, or the state of this attempt.
     let state = unsafe { u.state.as_ref() };
     // nginx's value of a time that never came.
@@ -216,7 +216,7 @@ impl UpstreamPeer<'_> {
 
 impl InstanceRef<'_> {
     #[inline]
-    fn key(&self) -> Key {
+    fn key(&self) -> PeerKey {
         pool::key(pool::owner(self.sets), self.record)
     }
 

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::ptr::{self, NonNull};
 use std::rc::{Rc, Weak};
 
-use nginx_consul_core::idle::{Idle, Key};
+use nginx_consul_core::idle::{Idle, PeerKey};
 use nginx_consul_core::table::PeerRecord;
 use nginx_sys::{ngx_current_msec, ngx_msec_t, ngx_peer_connection_t};
 
@@ -50,7 +50,7 @@ impl Keepalive {
 
     /// A connection to the peer that has these parameters; it is idle no more.
     #[inline]
-    pub(super) fn take(&self, key: &Key, params: &ConnParams) -> Option<NonNull<Connection>> {
+    pub(super) fn take(&self, key: &PeerKey, params: &ConnParams) -> Option<NonNull<Connection>> {
         loop {
             // SAFETY: what is idle is open until it is taken out.
             let suits = |idle: &NonNull<Connection>| unsafe { idle.as_ref() }.params == *params;
@@ -74,7 +74,7 @@ impl Keepalive {
     #[inline(always)]
     pub(super) unsafe fn put(
         self: &Rc<Keepalive>,
-        key: Key,
+        key: PeerKey,
         connection: NonNull<Connection>,
         pc: &mut ngx_peer_connection_t,
     ) {
@@ -82,9 +82,9 @@ impl Keepalive {
         // SAFETY: the caller's promise. The pool closes its connections before it is dropped, or they
         // end with the worker.
         let is_ready = unsafe { connection::detach(connection, pc, holder) };
-        let (spot, evicted) = self.idle.borrow_mut().put(key, connection);
+        let (idle_ref, evicted) = self.idle.borrow_mut().put(key, connection);
         // SAFETY: the connection is open.
-        unsafe { connection.as_ref() }.spot.set(Some(spot));
+        unsafe { connection.as_ref() }.idle_ref.set(Some(idle_ref));
         self.count(&key, connection, true);
         if let Some(evicted) = evicted {
             self.close_all([evicted]);
@@ -101,12 +101,12 @@ impl Keepalive {
             return;
         }
         let present = records.iter().filter(|record| is_wanted(record));
-        let present: HashSet<Key> = present.map(|record| key(owner, record)).collect();
+        let present: HashSet<PeerKey> = present.map(|record| key(owner, record)).collect();
         let gone = self.idle.borrow_mut().remove_owned(owner, |key| !present.contains(key));
         self.close_all(gone);
     }
 
-    fn close_all(&self, connections: impl IntoIterator<Item = (Key, NonNull<Connection>)>) {
+    fn close_all(&self, connections: impl IntoIterator<Item = (PeerKey, NonNull<Connection>)>) {
         for (key, connection) in connections {
             self.count(&key, connection, false);
             // SAFETY: it was taken out, so this is its only user.
@@ -117,7 +117,7 @@ impl Keepalive {
     /// Counts an idle connection, or no longer. A worker that got its shard late has some that are not
     /// counted.
     #[inline]
-    fn count(&self, key: &Key, connection: NonNull<Connection>, more: bool) {
+    fn count(&self, key: &PeerKey, connection: NonNull<Connection>, more: bool) {
         let Some((worker, slot)) = self.worker.get().zip(key.slot) else { return };
         // SAFETY: the connection is open.
         let is_counted = unsafe { &connection.as_ref().is_counted };
@@ -162,16 +162,16 @@ impl Keepalive {
 impl Holder for Keepalive {
     fn close(&self, connection: NonNull<Connection>) {
         // SAFETY: the connection is open.
-        let spot = unsafe { connection.as_ref() }.spot.take();
-        let removed = spot.and_then(|spot| self.idle.borrow_mut().remove(spot));
+        let idle_ref = unsafe { connection.as_ref() }.idle_ref.take();
+        let removed = idle_ref.and_then(|idle_ref| self.idle.borrow_mut().remove(idle_ref));
         self.close_all(removed);
     }
 }
 
 /// Identifies the instance of an owner's set that a connection leads to.
-pub(super) fn key(owner: usize, record: &PeerRecord) -> Key {
+pub(super) fn key(owner: usize, record: &PeerRecord) -> PeerKey {
     let (slot, identity) = (Some(record.slot), record.identity);
-    Key { owner, slot, identity, address: record.address_id() }
+    PeerKey { owner, slot, identity, address: record.address_id() }
 }
 
 /// Owner of the connections to the instances of these sets.

@@ -36,6 +36,9 @@ impl Peers for Fake {
     fn len(&self) -> usize {
         self.weights.count()
     }
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
     fn peer(&self, number: usize) -> usize {
         number
     }
@@ -183,6 +186,9 @@ fn a_pick_looks_at_as_few_peers_among_10_000_as_among_3() {
 
         fn len(&self) -> usize {
             self.0.len()
+        }
+        fn is_empty(&self) -> bool {
+            self.0.is_empty()
         }
         fn peer(&self, number: usize) -> usize {
             number
