@@ -1,4 +1,4 @@
-//! Another balancer that does the picking for a request, behind callbacks of ours.
+//! Another balancer that picks for a request, behind our callbacks.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -11,8 +11,8 @@ use nginx_sys::{
 
 use crate::ffi::{ERROR, OK};
 
-/// What a balancer's `peer.init` sets for a request: of the connection not all, since requests have
-/// one in their pool.
+/// The callbacks that a balancer's `peer.init` sets for a request, and their data. Not a copy of the
+/// whole connection: that is larger, and each request has one.
 pub(super) struct Delegate {
     data: *mut c_void,
     get: ngx_event_get_peer_pt,
@@ -35,8 +35,8 @@ impl Delegate {
         }
     }
 
-    /// Runs a `peer.init` and takes what it sets; `None` if it fails. What the connection has
-    /// afterwards is of no use to anybody.
+    /// Runs a `peer.init` and takes what it sets; `None` if it fails. The caller sets the connection's
+    /// callbacks again.
     ///
     /// # Safety
     ///
@@ -46,13 +46,13 @@ impl Delegate {
         r: *mut ngx_http_request_t,
         init: impl FnOnce() -> ngx_int_t,
     ) -> Option<Delegate> {
-        // SAFETY: the caller's promise. No reference is held while `init` writes the connection.
-        unsafe {
-            let peer = &raw mut (*(*r).upstream).peer;
-            // Round robin would take what it finds for its own.
-            (*peer).data = ptr::null_mut();
-            (init() == OK).then(|| Delegate::of(&*peer))
-        }
+        // SAFETY: the caller's promise.
+        let peer = unsafe { &raw mut (*(*r).upstream).peer };
+        // Round robin would take what it finds for its own.
+        // SAFETY: as above.
+        unsafe { (*peer).data = ptr::null_mut() };
+        // SAFETY: as above; `init` has returned, and nobody else writes the connection now.
+        (init() == OK).then(|| Delegate::of(unsafe { &*peer }))
     }
 
     /// As [`Delegate::take`], but the connection's own callbacks stay.
@@ -65,13 +65,14 @@ impl Delegate {
         init: impl FnOnce() -> ngx_int_t,
     ) -> Option<Delegate> {
         // SAFETY: the caller's promise.
-        unsafe {
-            let peer = &raw mut (*(*r).upstream).peer;
-            let before = *peer;
-            let taken = Delegate::take(r, init);
-            *peer = before;
-            taken
-        }
+        let peer = unsafe { &raw mut (*(*r).upstream).peer };
+        // SAFETY: as above.
+        let before = unsafe { *peer };
+        // SAFETY: as above.
+        let taken = unsafe { Delegate::take(r, init) };
+        // SAFETY: as above.
+        unsafe { *peer = before };
+        taken
     }
 
     /// Whether the balancer wants to be told how the request goes on.
