@@ -95,7 +95,7 @@ impl Table<'_> {
     }
 
     /// Connections that Consul counts besides the caller's.
-    pub fn foreign_connections(&self, me: ProcessId, now_ms: u64) -> usize {
+    pub fn earlier_connections(&self, me: ProcessId, now_ms: u64) -> usize {
         let others = decode(self.load(header::CONNECTIONS));
         let is_mine = self.load(header::CONNECTIONS_OWNER) == me.get();
         let running = if is_mine { 0 } else { others.blocking + others.others };
@@ -138,16 +138,16 @@ mod tests {
         let (old, new) = (ProcessId::own(), ProcessId::from_raw(7));
         table.take_over_connections(old, NOW);
         table.note_connections(of(50, 4), old);
-        assert_eq!(table.foreign_connections(old, NOW), 0);
-        assert_eq!(table.foreign_connections(new, NOW), 54, "before it takes over");
+        assert_eq!(table.earlier_connections(old, NOW), 0);
+        assert_eq!(table.earlier_connections(new, NOW), 54, "before it takes over");
         table.take_over_connections(new, NOW);
         table.note_connections(of(60, 9), old);
         table.note_connections(of(1, 2), new);
         assert_eq!(table.connections(NOW), 57);
-        assert_eq!(table.foreign_connections(new, NOW), 54, "the old one is not heard any more");
-        assert_eq!(table.foreign_connections(new, NOW + 1000), 50);
-        assert_eq!(table.foreign_connections(new, NOW + 17_999), 50);
-        assert_eq!(table.foreign_connections(new, NOW + 18_000), 0);
+        assert_eq!(table.earlier_connections(new, NOW), 54, "the old one is not heard any more");
+        assert_eq!(table.earlier_connections(new, NOW + 1000), 50);
+        assert_eq!(table.earlier_connections(new, NOW + 17_999), 50);
+        assert_eq!(table.earlier_connections(new, NOW + 18_000), 0);
     }
 
     #[test]
@@ -158,10 +158,10 @@ mod tests {
             table.take_over_connections(me, NOW + reload * 5000);
             table.note_connections(of(10, 1), me);
         }
-        assert_eq!(table.foreign_connections(me, NOW + 10_500), 21);
+        assert_eq!(table.earlier_connections(me, NOW + 10_500), 21);
         // The last to take over counts its own.
-        assert_eq!(table.foreign_connections(me, NOW + 27_999), 20);
-        assert_eq!(table.foreign_connections(me, NOW + 28_000), 0);
+        assert_eq!(table.earlier_connections(me, NOW + 27_999), 20);
+        assert_eq!(table.earlier_connections(me, NOW + 28_000), 0);
     }
 
     #[test]

@@ -264,7 +264,7 @@ impl Sink for TableWriter {
     }
 
     fn earlier_connections(&self) -> usize {
-        self.with_table(|table| table.foreign_connections(self.me, now_ms())).unwrap_or(0)
+        self.with_table(|table| table.earlier_connections(self.me, now_ms())).unwrap_or(0)
     }
 }
 
