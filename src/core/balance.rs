@@ -14,7 +14,7 @@
 //! | `view` | a worker's copy of the sets of an upstream |
 //! | `context` | a view with the counters and the request: whether a peer can be used |
 //! | `admission` | which requests may try a peer that has failed |
-//! | `pick` | [`pick`]: the tiers in turn, and the methods within a tier |
+//! | `pick` | [`pick()`]: the tiers in turn, and the methods within a tier |
 //!
 //! Every method costs the same at 3 and at 10,000 peers, because all it does for a request is look
 //! at a few candidates: round robin walks a precomputed schedule, the others draw candidates in
