@@ -127,7 +127,8 @@ pub fn identity(node: &str, id: &str, addr_of_name: Option<SocketAddr>) -> u64 {
     h.finish()
 }
 
-/// The peers of one [`Selection`](super::Selection), normalised: sorted by (node, id, address), no address twice.
+/// The peers of one [`Selection`](super::Selection), normalised: sorted by (node, id, address), no
+/// address twice.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PeerSet {
     peers: Vec<Peer>,

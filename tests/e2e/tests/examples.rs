@@ -62,6 +62,27 @@ fn the_example_of_every_directive_is_accepted_and_has_them_all() {
 }
 
 #[test]
+fn every_directive_has_a_section_in_the_readme_with_syntax_default_and_context() {
+    let readme = fs::read_to_string(nginx::workspace().join("README.md")).expect("README.md");
+    let is_whole = |section: &str| {
+        ["**Syntax:**", "**Default:**", "**Context:**"].iter().all(|part| section.contains(part))
+    };
+    for name in directives() {
+        let mut sections = readme.split("\n### ").skip(1);
+        let section = sections.find(|section| {
+            let heading = section.lines().next().unwrap_or_default();
+            heading.split(", ").any(|word| word == name)
+        });
+        let section = section.unwrap_or_else(|| panic!("README.md has no section {name}"));
+        assert!(is_whole(section), "README.md, section {name}: no syntax, default or context");
+        assert!(
+            section.contains(&format!("`{name} ")) || section.contains(&format!("`{name};")),
+            "{name}"
+        );
+    }
+}
+
+#[test]
 fn the_example_of_every_directive_has_every_variable() {
     let read = |name: &str| {
         fs::read_to_string(nginx::workspace().join(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
