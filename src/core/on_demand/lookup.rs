@@ -65,7 +65,7 @@ impl State {
 /// What is known of a catalog.
 #[derive(Default)]
 pub(super) struct KnownCatalog {
-    /// What it listed last; or when the last read failed.
+    /// What it listed last; or when the last read began, if that failed.
     pub(super) names: Option<Result<CatalogNames, Instant>>,
     pub(super) is_wanted: bool,
 }
@@ -188,12 +188,13 @@ impl Shared {
 }
 
 impl KnownCatalog {
-    /// What the catalog says about a service that was named `at` this time.
-    fn find(&self, service: &ServiceName, template: &Template, at: Instant) -> Listing {
+    /// What the catalog says about a service that was named `at` this time. A read that fails is the
+    /// answer for services named before it began: a later one may find Consul in order again.
+    pub(super) fn find(&self, service: &ServiceName, template: &Template, at: Instant) -> Listing {
         let asked = (&*service.name, &*template.allowed.tags);
         match &self.names {
             Some(Ok(names)) => names.find(asked, at, template.absent),
-            Some(Err(ended)) if at <= *ended => Listing::Failed,
+            Some(Err(began)) if at <= *began => Listing::Failed,
             _ => Listing::Outdated,
         }
     }

@@ -137,7 +137,7 @@ impl Shared {
                     let line = format!("cannot read the catalog of services ({error})");
                     self.store.log(Level::Error, line);
                 }
-                Instant::now()
+                began
             });
             state.catalogs[number] = KnownCatalog { names: Some(names), is_wanted: false };
             for (service, since) in std::mem::take(&mut state.pending) {

@@ -1,8 +1,10 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::catalog::Listing;
+use super::lookup::KnownCatalog;
 use super::*;
 use crate::model::ServiceName;
 use crate::watch::testing::{endpoint, target};
@@ -133,4 +135,15 @@ fn a_service_that_a_block_follows_is_that_target_and_others_have_keys_of_their_o
     assert_eq!(place(1, "web").target.selection.tags, ["v1"]);
     let keys = [place(0, "web").key, place(1, "web").key, place(0, "api").key, place(1, "api").key];
     assert_eq!(HashSet::<u128>::from_iter(keys).len(), 4);
+}
+
+#[test]
+fn a_failed_read_of_the_catalog_answers_only_for_services_named_before_it_began() {
+    let began = Instant::now();
+    let known = KnownCatalog { names: Some(Err(began)), is_wanted: false };
+    let template = template("a", nameless("http://127.0.0.1:1"), &[]);
+    let service = ServiceName { template: template.key, name: "web".into() };
+    let find = |at| known.find(&service, &template, at);
+    assert_eq!(find(began), Listing::Failed);
+    assert_eq!(find(began + Duration::from_millis(1)), Listing::Outdated);
 }
