@@ -1,4 +1,15 @@
-//! The configuration: what the directives fill, and what is made of it when all is read.
+//! The configuration: reads the directives, and makes the live registry ([`crate::upstreams`]) when
+//! nginx has read all of `http`. It is the top floor: only `lib.rs` imports it.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `args` | a directive as its handler gets it |
+//! | `row` `settings` `commands` | the table of directives, a row for each |
+//! | `srv` `http` | the module's configurations of an `upstream` and of `http` |
+//! | `dynamic` `keepalive` `on_demand` `state_file` `status` `api` | directives with code of their own |
+//! | `observe` | directives of other modules in an `upstream` |
+//! | `target` | what the watch threads ask Consul for an upstream |
+//! | `check` `finish` | checks across directives, and the registry |
 
 use std::ffi::{c_char, c_void};
 use std::ptr;
@@ -42,7 +53,8 @@ pub(crate) extern "C" fn ngx_http_consul_preconfiguration(cf: *mut ngx_conf_t) -
     })
 }
 
-/// Once `http` is read and merged: what has to know all of it.
+/// Runs when `http` is read and merged: checks locations, adds the header filter and the phase
+/// handler.
 pub(crate) extern "C" fn ngx_http_consul_postconfiguration(cf: *mut ngx_conf_t) -> ngx_int_t {
     catch_panic(ERROR, || {
         observe::end();
@@ -61,7 +73,7 @@ pub(crate) extern "C" fn ngx_http_consul_postconfiguration(cf: *mut ngx_conf_t) 
 }
 
 pub(crate) extern "C" fn ngx_http_consul_create_main_conf(cf: *mut ngx_conf_t) -> *mut c_void {
-    // The first of all callbacks.
+    // nginx calls this before all other callbacks.
     ffi::catch_panic::log_panics();
     create_conf::<HttpConf>(cf)
 }
@@ -72,7 +84,7 @@ pub(crate) extern "C" fn create_conf<T: Default>(cf: *mut ngx_conf_t) -> *mut c_
     catch_panic(ptr::null_mut(), || unsafe { give_to_pool((*cf).pool, T::default()).cast() })
 }
 
-/// A handler isn't inherited, but it goes on in an `if` of its location.
+/// A content handler isn't inherited, except by an `if` inside its location.
 pub(crate) extern "C" fn ngx_http_consul_merge_loc_conf(
     _: *mut ngx_conf_t,
     outer: *mut c_void,
@@ -104,7 +116,7 @@ pub(crate) extern "C" fn ngx_http_consul_init_main_conf(
         match finish::finish(cf, http) {
             Ok(()) => CONF_OK,
             Err(text) => {
-                // It says where the directive stands; this is the end of `http`.
+                // The text names the directive's line; `cf` is at the end of `http`.
                 ngx::ngx_log_error!(nginx_sys::NGX_LOG_EMERG, cf.log().as_ptr(), "{text}");
                 CONF_ERROR
             }

@@ -51,7 +51,7 @@ fn set(core: &mut ngx_http_core_loc_conf_t, http: &mut HttpConf, place: String) 
     Ok(())
 }
 
-/// Once all is read: whether the locations are still ours.
+/// Checks that no later directive has replaced the handler of a location.
 pub(super) fn check_locations(cf: Cf<'_>, locations: &[ApiLocation]) -> bool {
     let is_ours = |location: &&ApiLocation| {
         // SAFETY: a location of the configuration that is being read.

@@ -1,4 +1,4 @@
-//! What the directives of an `upstream` mean to each other, once all are read.
+//! Checks across the directives of an `upstream`, when all are read.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -16,7 +16,7 @@ use crate::ffi::Cf;
 use crate::peer;
 use crate::peer::Slot;
 
-/// What nginx itself doesn't see.
+/// Checks what nginx itself does not.
 pub(super) fn check_upstream(
     upstream: &ngx_http_upstream_srv_conf_t,
     (dynamic, slot): (&DynamicConf, &Slot),
@@ -38,7 +38,7 @@ pub(super) fn check_upstream(
     Ok(())
 }
 
-/// Another method picks, so nothing may be said of ours.
+/// With a load balancing method of nginx, directives of ours are without effect.
 pub(super) fn check_method(dynamic: &DynamicConf, settings: &Settings) -> Parsed {
     let Some(method) = &dynamic.nginx_method else { return Ok(()) };
     let balance = settings.balance.is_some().then_some("consul_balance");
@@ -53,7 +53,7 @@ pub(super) fn check_method(dynamic: &DynamicConf, settings: &Settings) -> Parsed
     }
 }
 
-/// `server 0.0.0.1 down;` of the usual recipe, with the `down` forgotten, gets requests.
+/// The usual placeholder is `server 0.0.0.1 down;`; without `down` it gets requests.
 pub(super) fn warn_of_placeholders(cf: Cf<'_>, directives: &Directives) {
     for (address, place) in directives.placeholders() {
         ngx::ngx_log_error!(
@@ -66,7 +66,7 @@ pub(super) fn warn_of_placeholders(cf: Cf<'_>, directives: &Directives) {
     }
 }
 
-/// Has a block with `consul_keepalive` keep its idle connections by that alone.
+/// Lets `consul_keepalive` alone keep the idle connections of an upstream.
 pub(super) fn keep_alive(
     upstream: *mut ngx_http_upstream_srv_conf_t,
     (dynamic, directives): (&DynamicConf, &Directives),

@@ -46,7 +46,7 @@ const LOCATION: [ngx_command_t; 2] = [
 
 const COUNT: usize = UPSTREAMS.len() + SETTINGS.len() + LOCATION.len();
 
-/// What the handler of a row fills, in the configuration that nginx passes to it.
+/// The part of a configuration that the handler of a row fills.
 trait Part {
     fn of(conf: &mut SrvConf) -> &mut Self;
 }
@@ -81,7 +81,7 @@ pub(crate) static COMMANDS: Commands = {
     Commands(commands)
 };
 
-/// Fills commands from the rows; gives those that are left.
+/// Fills commands from the rows; returns those that are left.
 const fn fill<'c, C: Part>(
     mut commands: &'c mut [ngx_command_t],
     mut rows: &'static [Row<C>],

@@ -16,7 +16,7 @@ use super::srv::{DynamicConf, SrvConf};
 use crate::ffi::NoMemory;
 use crate::peer::{self, NginxMethod, servers};
 
-/// Takes the directive.
+/// The directive's handler.
 pub(super) fn set(args: &Args<'_>, conf: &mut SrvConf) -> Parsed {
     let name = args.words.name;
     if conf.dynamic.is_some() {

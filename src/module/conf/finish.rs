@@ -1,4 +1,4 @@
-//! When all is read: inheritance, the checks that need the whole, the plan and the zone.
+//! Runs when all is read: merges settings, checks, and makes the plan, the zone and the upstreams.
 
 use std::iter;
 use std::ptr;
@@ -44,8 +44,8 @@ pub(super) fn finish(cf: Cf<'_>, http: &mut HttpConf) -> Parsed {
     }
     let max = defaults.max_services();
     let templates = Arc::new(Templates::new(gathered.templates, max));
-    // Each catalogue is read over a connection of its own, and one has to be free for the first
-    // answer about a service while another one waits for changes.
+    // Each catalog takes a connection, and one must be free to fetch a new service while another
+    // one waits for changes.
     let connections = http.upstreams.connections;
     let for_targets = match templates.catalogs().len() {
         0 => connections,
@@ -90,13 +90,13 @@ pub(super) fn finish(cf: Cf<'_>, http: &mut HttpConf) -> Parsed {
     Ok(())
 }
 
-/// What the blocks ask for.
+/// What the upstreams ask Consul for.
 #[derive(Default)]
 struct Gathered {
     targets: Vec<Target>,
-    /// The blocks, and how many of the targets are theirs.
+    /// The upstreams, and how many of the targets each has.
     blocks: Vec<(*mut ngx_http_upstream_srv_conf_t, usize)>,
-    /// Of the blocks whose service requests name.
+    /// The templates of on-demand upstreams.
     templates: Vec<Template>,
 }
 
@@ -163,7 +163,7 @@ fn make_block(
     let name = unsafe { ffi::bytes(&(*upstream).host) };
     let nginx_method = dynamic.nginx_method.clone();
     let options = peer::Options {
-        // Those of `http` are for blocks where our methods pick.
+        // Values of `http` hold for upstreams without a method of nginx.
         balance: settings.balance.filter(|_| nginx_method.is_none()).unwrap_or_default(),
         panic: settings.panic().filter(|_| nginx_method.is_none()),
         rules: dynamic.says.params,

@@ -1,10 +1,10 @@
-//! What directives of other modules do to the `upstream` block that they stand in.
+//! Observes directives of other modules inside `upstream`, to know the load balancing method.
 //!
-//! nginx keeps nothing of a block's load balancing method but a function. While it reads `http`,
-//! the other modules have copies of their tables of directives, whose handlers are [`observe`]:
-//! it runs the module's own handler and notes whether that has set the block's `init_upstream`.
-//! nginx writes to each `ngx_module_t` itself, so its `commands` can be replaced; a table of
-//! commands may be read-only.
+//! nginx keeps only a function of the method, not its name. So while it reads `http`, the other
+//! modules have copies of their tables of directives with [`observe`] as handler: it runs the
+//! module's own handler and notes whether that has set `init_upstream`. The `commands` of an
+//! `ngx_module_t` can be replaced, because nginx itself writes to that struct; the tables may be
+//! read-only.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_void};
@@ -55,12 +55,12 @@ pub(super) fn begin(cf: Cf<'_>) -> bool {
 
 /// # Safety
 ///
-/// A pool calls it.
+/// Called by a pool only.
 unsafe extern "C" fn end_with_pool(_: *mut c_void) {
     catch_panic((), end);
 }
 
-/// Gives the modules their own tables back.
+/// Restores the modules' own tables.
 pub(super) fn end() {
     for replaced in REPLACED.take() {
         // SAFETY: a module that was loaded when the configuration was begun, and still is; after
@@ -96,7 +96,7 @@ fn replace(module: &mut ngx_module_t) -> Option<Replaced> {
     Some(Replaced { module, table, copy })
 }
 
-/// The module of a command of a copy, and the command of its own.
+/// The module of a copied command, and the original command.
 fn own_command(command: *mut ngx_command_t) -> Option<(*mut ngx_module_t, *mut ngx_command_t)> {
     REPLACED.with_borrow(|replaced| {
         replaced.iter().find_map(|replaced| {
@@ -129,7 +129,7 @@ unsafe extern "C" fn observe(
         let (of, block) = unsafe { (Cf::new(cf), (*cf).cmd_type) };
         let upstream = (block == NGX_HTTP_UPS_CONF as usize).then(|| of.upstream()).flatten();
         let Some(upstream) = upstream else { return set_it() };
-        // The handler may read on.
+        // The handler may read further words.
         let (words, place) = (of.words().into_iter().map(text).collect(), of.place());
         // SAFETY: the block that is being read.
         let init = || unsafe { upstream.as_ref() }.peer.init_upstream.map(|init| init as usize);

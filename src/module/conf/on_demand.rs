@@ -11,7 +11,7 @@ use super::settings::Settings;
 use super::srv::DynamicConf;
 use crate::peer;
 
-/// What the upstream of this name asks for, whatever the service.
+/// The template of the upstream of this name: what it asks Consul for, except the service.
 pub(super) fn template(name: &[u8], targets: Vec<Target>, settings: &Settings) -> Template {
     let allow = settings.allow_service();
     let allowed = Allowed::new(&allow.patterns, allow.tags);
@@ -30,7 +30,7 @@ pub(super) fn options(
     }
 }
 
-/// What makes sense only where requests name the service.
+/// Refuses directives that only have an effect in on-demand upstreams.
 pub(super) fn check_fixed(settings: &Settings, dynamic: &DynamicConf) -> Parsed {
     let set = [
         ("consul_allow_service", settings.allow_service.is_some()),

@@ -11,7 +11,7 @@ pub(super) const HTTP: u32 = NGX_HTTP_MAIN_CONF;
 pub(super) const UPSTREAM: u32 = NGX_HTTP_UPS_CONF;
 pub(super) const HTTP_AND_UPSTREAM: u32 = HTTP | UPSTREAM;
 
-/// A directive, and what takes its words into a configuration of `C`.
+/// A directive, and the function that reads its words into a `C`.
 pub(super) struct Row<C> {
     pub(super) name: &'static CStr,
     /// Where it may stand, and with how many words.

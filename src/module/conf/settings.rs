@@ -121,10 +121,10 @@ settings! {
 }
 
 impl Settings {
-    /// These settings, and where they say nothing the others.
+    /// These settings; the others where these are not set.
     pub(super) fn or(&self, other: &Settings) -> Settings {
         let mut other = other.clone();
-        // A certificate goes with its own key.
+        // A certificate and its key are inherited together.
         if self.ssl_certificate.is_some() || self.ssl_key.is_some() {
             (other.ssl_certificate, other.ssl_key) = (None, None);
         }

@@ -21,11 +21,11 @@ pub(crate) struct SrvConf {
     pub(super) dynamic: Option<DynamicConf>,
     /// `consul_keepalive`.
     pub(super) keepalive: Option<KeepaliveConf>,
-    /// Those of other modules.
+    /// Directives of other modules.
     pub(super) directives: Directives,
 }
 
-// By it `peer` finds what it needs of a `srv_conf`, and knows nothing of the rest.
+// `peer` reads the slot at the beginning, and knows nothing of the rest.
 const _: () = assert!(offset_of!(SrvConf, slot) == 0);
 
 /// `consul_dynamic` of an `upstream`.

@@ -30,7 +30,7 @@ pub(super) fn state_file(args: &Args<'_>) -> Parsed<Option<StateFile>> {
     Ok(Some(StateFile { path, valid }))
 }
 
-/// What is certain to be wrong while the configuration is read.
+/// Errors that are certain while the configuration is read.
 fn check_path(path: &Path) -> Result<(), String> {
     if path.is_dir() {
         return Err("it is a directory".to_owned());
@@ -39,7 +39,7 @@ fn check_path(path: &Path) -> Result<(), String> {
     match fs::metadata(directory) {
         Ok(found) if found.is_dir() => Ok(()),
         Ok(_) => Err(format!("\"{}\" is no directory", directory.display())),
-        // The last one is made, as nginx does for its cache paths.
+        // The master creates the last directory of the path, as nginx does for its cache paths.
         Err(e) if e.kind() == io::ErrorKind::NotFound && parent(directory).is_dir() => Ok(()),
         Err(e) => Err(format!("directory \"{}\": {e}", directory.display())),
     }

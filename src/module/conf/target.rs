@@ -1,4 +1,4 @@
-//! From a block's settings to what the engine is to do for it.
+//! Makes the watcher's targets from an upstream's settings.
 
 use std::sync::Arc;
 
@@ -14,9 +14,9 @@ use super::srv::DynamicConf;
 #[derive(Default)]
 pub(super) struct TargetMaker {
     endpoints: Vec<Arc<Endpoint>>,
-    /// What the configuration's variables tell.
+    /// The keys of `Service.Meta` that variables need.
     meta: MetaKeys,
-    /// Read when the first block needs it.
+    /// Read when the first upstream needs it.
     environment: Option<Environment>,
 }
 
@@ -33,7 +33,7 @@ impl TargetMaker {
         TargetMaker { meta, ..TargetMaker::default() }
     }
 
-    /// What a block asks for, a target for each datacenter. The error names the block's directive.
+    /// The targets of an upstream, one for each datacenter. The error names the directive.
     pub(super) fn targets(
         &mut self,
         settings: Settings,
@@ -97,7 +97,7 @@ impl TargetMaker {
         Ok(endpoint)
     }
 
-    /// Reading certificates costs: the same options share the result.
+    /// Reading certificates is slow, so equal options share the result.
     fn tls(&self, settings: &mut Settings) -> Parsed<Tls> {
         let client = match (settings.ssl_certificate.take(), settings.ssl_key.take()) {
             (Some(certificate), Some(key)) => Some((certificate, key)),
