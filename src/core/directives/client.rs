@@ -72,10 +72,10 @@ mod tests {
     #[test]
     fn a_server_has_a_scheme() {
         assert_eq!(read("consul_server http://a:8500 unix:/s", servers).map(|s| s.len()), Ok(2));
-        let told = read("consul_server a:8500", servers).unwrap_err();
+        let error = read("consul_server a:8500", servers).unwrap_err();
         assert!(
-            told.starts_with("invalid URL \"a:8500\" in \"consul_server\" directive: it must"),
-            "{told}"
+            error.starts_with("invalid URL \"a:8500\" in \"consul_server\" directive: it must"),
+            "{error}"
         );
     }
 

@@ -155,23 +155,23 @@ mod tests {
     #[test]
     fn a_service_with_a_variable_is_named_by_requests() {
         assert!(parse("$service").unwrap().by_request);
-        let told = parse("$s source=kv").unwrap_err();
+        let error = parse("$s source=kv").unwrap_err();
         assert!(
-            told.ends_with("can't have a service from a variable with \"source=kv\""),
-            "{told}"
+            error.ends_with("can't have a service from a variable with \"source=kv\""),
+            "{error}"
         );
     }
 
     #[test]
     fn the_slashes_around_a_prefix_of_keys_are_left_out() {
         assert_eq!(parse("/a/b/ source=kv").unwrap().query.service, "a/b");
-        let told = parse("/ source=kv").unwrap_err();
-        assert_eq!(told, "\"consul_dynamic\" directive needs a prefix of keys");
+        let error = parse("/ source=kv").unwrap_err();
+        assert_eq!(error, "\"consul_dynamic\" directive needs a prefix of keys");
     }
 
     #[test]
     fn what_is_wrong_is_told() {
-        for (words, told) in [
+        for (words, error) in [
             ("web dc=a,a", "invalid value \"dc=a,a\" in \"consul_dynamic\" directive"),
             ("web dc=", "invalid value \"dc=\" in \"consul_dynamic\" directive"),
             ("web colour=red", "invalid value \"colour=red\" in \"consul_dynamic\" directive"),
@@ -186,7 +186,7 @@ mod tests {
                 "\"consul_dynamic\" directive can't have \"status\" with \"source=catalog\"",
             ),
         ] {
-            assert_eq!(parse(words).unwrap_err(), told, "{words}");
+            assert_eq!(parse(words).unwrap_err(), error, "{words}");
         }
         let empty = Dynamic::parse(&Words { name: "consul_dynamic", words: &[b""] }).unwrap_err();
         assert_eq!(empty, "\"consul_dynamic\" directive has an empty service name");

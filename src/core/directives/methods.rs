@@ -262,8 +262,8 @@ mod tests {
             ("hash", "hash $uri consistent", "hash $uri consistent"),
             ("sticky", "sticky learn create=$a", "hash key consistent"),
         ] {
-            let told = before(&[(module, words, true)], true).unwrap_err();
-            assert!(told.ends_with(&format!("use \"consul_balance {instead};\"")), "{told}");
+            let error = before(&[(module, words, true)], true).unwrap_err();
+            assert!(error.ends_with(&format!("use \"consul_balance {instead};\"")), "{error}");
             assert_eq!(before(&[(module, words, true)], false).unwrap(), words);
         }
         assert_eq!(before(&[("hash", "hash $uri", true)], true).unwrap(), "hash $uri");
@@ -271,12 +271,12 @@ mod tests {
 
     #[test]
     fn methods_that_nginx_does_not_ship_are_refused() {
-        let told = before(&[("fair", "fair", true)], false).unwrap_err();
-        assert!(told.contains("\"fair\" in n.conf:1 of ngx_http_upstream_fair_module"), "{told}");
-        let told = before(&[], false).unwrap_err();
-        assert_eq!(told, "can't be used together with a load balancing method of some.so");
-        let told = before(&[("keepalive", "keepalive 8", true)], false).unwrap_err();
-        assert_eq!(told, "must stand before \"keepalive\"");
+        let error = before(&[("fair", "fair", true)], false).unwrap_err();
+        assert!(error.contains("\"fair\" in n.conf:1 of ngx_http_upstream_fair_module"), "{error}");
+        let error = before(&[], false).unwrap_err();
+        assert_eq!(error, "can't be used together with a load balancing method of some.so");
+        let error = before(&[("keepalive", "keepalive 8", true)], false).unwrap_err();
+        assert_eq!(error, "must stand before \"keepalive\"");
     }
 
     #[test]
@@ -292,8 +292,11 @@ mod tests {
         ] {
             assert!(check(line, took).is_err(), "{line:?}");
         }
-        let told = directives(&[]).check_after(0, Some("x.so".into())).unwrap_err();
-        assert_eq!(told, "is without effect, a load balancing method of x.so takes the block away");
+        let error = directives(&[]).check_after(0, Some("x.so".into())).unwrap_err();
+        assert_eq!(
+            error,
+            "is without effect, a load balancing method of x.so takes the block away"
+        );
     }
 
     #[test]

@@ -94,8 +94,8 @@ mod tests {
     #[test]
     fn an_unknown_service_has_an_error_status() {
         let parse = |text: &str| read(text, UnknownService::parse);
-        let told = parse("consul_unknown_service status=404 valid=5s").unwrap();
-        assert_eq!(told, UnknownService { status: 404, valid: Duration::from_secs(5) });
+        let parsed = parse("consul_unknown_service status=404 valid=5s").unwrap();
+        assert_eq!(parsed, UnknownService { status: 404, valid: Duration::from_secs(5) });
         for text in ["status=200", "status=600", "status=499", "valid=0", "colour=red"] {
             assert!(parse(&format!("consul_unknown_service {text}")).is_err(), "{text}");
         }

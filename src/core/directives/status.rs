@@ -99,8 +99,8 @@ mod tests {
     fn readiness_has_demands() {
         let Ok(StatusPage::Ready(demand)) = parse("ready max_age=1m peers=2") else { panic!() };
         assert_eq!((demand.max_age, demand.peers), (Some(Duration::from_secs(60)), 2));
-        let told = parse("ready peers=1 peers=2").unwrap_err();
-        assert_eq!(told, "duplicate parameter \"peers=2\" in \"consul_status\" directive");
+        let error = parse("ready peers=1 peers=2").unwrap_err();
+        assert_eq!(error, "duplicate parameter \"peers=2\" in \"consul_status\" directive");
         for words in
             ["ready source=nowhere", "ready max_age=0", "ready peers=-1", "ready metrics=peer"]
         {

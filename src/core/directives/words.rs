@@ -148,8 +148,8 @@ mod tests {
             assert_eq!(size("d", word.as_bytes()), Ok(bytes), "{word}");
         }
         for word in ["", "0", "k", "-1", "+1", "1g", "1.5m", "1kk", "9223372036854775807m"] {
-            let told = format!("invalid value \"{word}\" in \"d\" directive");
-            assert_eq!(size("d", word.as_bytes()), Err(told));
+            let error = format!("invalid value \"{word}\" in \"d\" directive");
+            assert_eq!(size("d", word.as_bytes()), Err(error));
         }
     }
 

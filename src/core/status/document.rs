@@ -78,7 +78,7 @@ pub struct Connections {
     pub max: usize,
     /// Those that Consul counts, with what earlier workers have left there.
     pub used: usize,
-    /// Most that whoever follows Consul may have now.
+    /// Most that worker 0 may have now.
     pub allowed: usize,
     /// That would give each service a blocking query of its own.
     pub needed: usize,

@@ -208,7 +208,7 @@ mod tests {
     fn an_upstream_is_ready_if_one_of_its_sets_is_what_was_asked_for() {
         use Origin::{Live, State, Zone};
         let none = SetState::default;
-        for (demand, sets, usable, verdict) in [
+        for (demand, sets, usable, expected) in [
             // Any data will do unless told otherwise.
             ("", vec![known(State, 9, 0)], 0, "ready"),
             ("source=state", vec![known(State, 9, 0)], 0, "ready"),
@@ -247,7 +247,7 @@ mod tests {
             };
             let judged = parsed.judge(sets.clone(), count);
             let word = judged.map_or_else(|lack| lack.what, |()| "ready");
-            assert_eq!(word, verdict, "{demand} {sets:?}");
+            assert_eq!(word, expected, "{demand} {sets:?}");
         }
     }
 

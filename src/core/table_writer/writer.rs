@@ -290,8 +290,8 @@ impl ServiceStore for TableWriter {
         Duration::from_millis(now_ms().saturating_sub(used))
     }
 
-    fn record_lookup(&self, key: u128, verdict: LookupResult, valid: Duration) {
-        self.with_table(|table| table.note_lookup_result(key, verdict, now_ms(), valid));
+    fn record_lookup(&self, key: u128, result: LookupResult, valid: Duration) {
+        self.with_table(|table| table.note_lookup_result(key, result, now_ms(), valid));
     }
 
     fn services(&self) -> Vec<(ServiceName, usize)> {

@@ -22,18 +22,18 @@ pub(super) fn check_upstream(
     (dynamic, slot): (&DynamicConf, &Slot),
     directives: &Directives,
 ) -> Parsed {
-    let told = |why: String| format!("\"consul_dynamic\" directive {why}, in {}", dynamic.place);
+    let error = |why: String| format!("\"consul_dynamic\" directive {why}, in {}", dynamic.place);
     if !upstream.shm_zone.is_null() {
         let why = "can't be used together with \"zone\" in the same \"upstream\", its peers are \
                    shared anyway";
-        return Err(told(why.to_owned()));
+        return Err(error(why.to_owned()));
     }
     let replaced_by = upstream.peer.init_upstream.filter(|_| slot.servers.get().is_null());
     let replaced_by = replaced_by.map(|init| file_of(init as *const c_void));
-    directives.check_after(dynamic.before, replaced_by).map_err(told)?;
+    directives.check_after(dynamic.before, replaced_by).map_err(error)?;
     if !ptr::eq(upstream.peer.data, slot.servers.get().cast()) {
         let who = directives.wrapper(dynamic.before).unwrap_or("another module");
-        return Err(told(format!("is without effect, {who} takes the peers away")));
+        return Err(error(format!("is without effect, {who} takes the peers away")));
     }
     Ok(())
 }

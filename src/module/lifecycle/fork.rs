@@ -14,7 +14,7 @@ use super::signals::SignalsBlocked;
 /// What became of a child.
 pub(crate) struct Outcome {
     /// What it wrote.
-    pub(crate) told: Vec<u8>,
+    pub(crate) output: Vec<u8>,
     pub(crate) end: End,
 }
 
@@ -44,7 +44,7 @@ impl SingleThread {
     }
 }
 
-/// Runs `work` in a child process and waits until it exits, or kills it after `patience`. Returns
+/// Runs `work` in a child process and waits until it exits, or kills it after `timeout`. Returns
 /// what `work` has written and the status that it has returned. `work` must not call functions of
 /// nginx that use files or sockets: the parent shares them.
 ///
@@ -53,10 +53,10 @@ impl SingleThread {
 /// The socket pair or the process can't be made.
 pub(crate) fn run(
     _: SingleThread,
-    patience: Option<Duration>,
+    timeout: Option<Duration>,
     work: impl FnOnce(&mut UnixStream) -> u8,
 ) -> io::Result<Outcome> {
-    let deadline = patience.and_then(|patience| Instant::now().checked_add(patience));
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let (mut reader, mut writer) = UnixStream::pair()?;
     // nginx's own handlers must not see this child, nor signals in the child.
     let _blocked = SignalsBlocked::new();
@@ -76,15 +76,15 @@ pub(crate) fn run(
     }
     // From here on the stream ends with the child.
     drop(writer);
-    let mut told = Vec::new();
-    let is_over = read_all(&mut reader, &mut told, deadline);
+    let mut output = Vec::new();
+    let is_over = read_all(&mut reader, &mut output, deadline);
     if !is_over {
         // SAFETY: our child, which nobody has waited for.
         unsafe { libc::kill(child, libc::SIGKILL) };
     }
     let end = reap(child);
     forget_signal();
-    Ok(Outcome { told, end: if is_over { end } else { End::Late } })
+    Ok(Outcome { output, end: if is_over { end } else { End::Late } })
 }
 
 /// The kernel kills this process when its parent exits; `false` if the parent has exited already.
@@ -95,7 +95,7 @@ fn ends_with(parent: u32) -> bool {
 }
 
 /// Reads to the end; `false` on a timeout.
-fn read_all(reader: &mut UnixStream, told: &mut Vec<u8>, deadline: Option<Instant>) -> bool {
+fn read_all(reader: &mut UnixStream, output: &mut Vec<u8>, deadline: Option<Instant>) -> bool {
     let mut buffer = [0; 4096];
     loop {
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
@@ -105,7 +105,7 @@ fn read_all(reader: &mut UnixStream, told: &mut Vec<u8>, deadline: Option<Instan
         }
         match reader.read(&mut buffer) {
             Ok(0) => return true,
-            Ok(n) => told.extend(buffer.iter().take(n)),
+            Ok(n) => output.extend(buffer.iter().take(n)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => return false,
@@ -142,7 +142,7 @@ fn forget_signal() {
         set.assume_init()
     };
     let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: reads the set and the time; null is for what is not to be told.
+    // SAFETY: reads the set and the time; null: the information about the signal is not wanted.
     if unsafe { libc::sigtimedwait(&set, ptr::null_mut(), &at_once) } != libc::SIGCHLD {
         return;
     }

@@ -40,7 +40,7 @@ pub(crate) fn ask(
     let why = match fork::run(single, Some(timeout.saturating_add(GRACE)), work) {
         Ok(outcome) => {
             // It may have been killed while it was writing.
-            let lines = Deserializer::from_slice(&outcome.told).into_iter().map_while(Result::ok);
+            let lines = Deserializer::from_slice(&outcome.output).into_iter().map_while(Result::ok);
             lines.for_each(|(level, line)| sink.log(level, line));
             match outcome.end {
                 End::Status(0) | End::Unknown => return,

@@ -25,8 +25,8 @@ impl Bench {
     fn answer(&mut self, after: Duration, next: impl IntoIterator<Item = u64>) -> Decision {
         self.now += after;
         let next = ids(next);
-        let verdict = self.guard.decide(&self.policy, (&self.held, &next), true, self.now);
-        match verdict {
+        let decision = self.guard.decide(&self.policy, (&self.held, &next), true, self.now);
+        match decision {
             Decision::Publish { .. } => self.held = next,
             Decision::Confirmed { .. } => {
                 self.held = next;
@@ -34,7 +34,7 @@ impl Bench {
             }
             Decision::Hold { .. } => {}
         }
-        verdict
+        decision
     }
 
     /// Answers until one is no longer held; how long that took from the first, and how many.
@@ -67,10 +67,10 @@ fn an_answer_that_may_not_confirm_begins_a_removal_and_ends_it_but_never_confirm
         bench.guard.decide(&bench.policy, (&bench.held, &next), false, bench.now)
     };
     for n in 0..20 {
-        let verdict = copy(&mut bench, &[]);
+        let decision = copy(&mut bench, &[]);
         let pending = Pending { removals: 2, confirmed: 0, of: 3 };
-        let Decision::Hold { pending: held, is_new, again: Some(_) } = verdict else {
-            panic!("{verdict:?}")
+        let Decision::Hold { pending: held, is_new, again: Some(_) } = decision else {
+            panic!("{decision:?}")
         };
         assert_eq!((held, is_new), (pending, n == 0));
     }
@@ -101,8 +101,8 @@ fn an_empty_answer_needs_three_more_reads_over_a_second_and_a_half() {
 fn reads_that_come_too_soon_confirm_nothing() {
     let mut bench = Bench::new(Policy::default(), 1);
     for _ in 0..400 {
-        let verdict = bench.answer(Duration::from_millis(1), []);
-        assert!(matches!(verdict, Decision::Hold { pending: Pending { confirmed: 0, .. }, .. }));
+        let decision = bench.answer(Duration::from_millis(1), []);
+        assert!(matches!(decision, Decision::Hold { pending: Pending { confirmed: 0, .. }, .. }));
     }
 }
 
@@ -134,8 +134,8 @@ fn keep_never_empties_and_drop_always_does() {
     let mut keep = Bench::new(Policy { on_empty: OnEmpty::Keep, max_removal: None }, 2);
     for n in 0..100 {
         let pending = Pending { removals: 2, confirmed: 0, of: 0 };
-        let verdict = keep.answer(STEP * 100, []);
-        assert_eq!(verdict, Decision::Hold { pending, is_new: n == 0, again: None });
+        let decision = keep.answer(STEP * 100, []);
+        assert_eq!(decision, Decision::Hold { pending, is_new: n == 0, again: None });
     }
     assert!(matches!(keep.answer(STEP, [7]), Decision::Publish { ended: Some(_) }));
     assert_eq!(keep.held, ids([7]), "anything else is followed");
@@ -161,8 +161,10 @@ fn reads_that_lack_other_peers_each_time_confirm_nothing() {
     let mut bench = Bench::new(half, 10);
     for n in 0..20u64 {
         let from = n % 2 * 5;
-        let verdict = bench.answer(STEP, from..from + 4);
-        let Decision::Hold { pending, is_new, again } = verdict else { panic!("{n}: {verdict:?}") };
+        let decision = bench.answer(STEP, from..from + 4);
+        let Decision::Hold { pending, is_new, again } = decision else {
+            panic!("{n}: {decision:?}")
+        };
         assert_eq!((pending.confirmed, is_new, again), (0, n == 0, Some(bench.now + STEP)));
     }
     // None at all is not what few peers confirm.
@@ -193,7 +195,7 @@ proptest! {
         let mut missing: std::collections::HashMap<u64, (Instant, u32)> = Default::default();
         for (after, next) in answers {
             let held = bench.held.clone();
-            let verdict = bench.answer(Duration::from_millis(after), next.iter().copied());
+            let decision = bench.answer(Duration::from_millis(after), next.iter().copied());
             let removed: Vec<u64> = held.difference(&next).copied().collect();
             missing.retain(|peer, _| removed.contains(peer));
             for peer in &removed {
@@ -206,7 +208,7 @@ proptest! {
                 OnEmpty::Drop => false,
                 _ => !held.is_empty(),
             };
-            match verdict {
+            match decision {
                 Decision::Publish { .. } => prop_assert!(!large),
                 Decision::Hold { .. } => prop_assert!(large && bench.held == held),
                 Decision::Confirmed { after, .. } => {

@@ -91,7 +91,7 @@ fn a_flood_of_random_names_disturbs_nobody_and_is_bounded() {
     assert!(flood.total() > 1000, "only {} names", flood.total());
     assert_eq!(proxy.requests("none-").len(), 0, "no question is about a single name");
     let catalogs = proxy.requests(CATALOG).len();
-    assert!(catalogs <= 4 * seconds + 1, "{catalogs} catalogues in {seconds} s");
+    assert!(catalogs <= 4 * seconds + 1, "{catalogs} catalogs in {seconds} s");
     assert!(fresh.len() > 2, "{} new services were served meanwhile", fresh.len());
     let mut followed: Vec<String> = fresh.into_iter().map(|(service, _)| service).collect();
     followed.push(known);

@@ -126,10 +126,10 @@ fn a_service_of_the_second_datacenter_is_served_on_its_first_request() {
     assert_eq!(nginx.outcome("/?s=web"), "there");
 }
 
-/// Whoever can be found elsewhere, or is none of its services, is not held up by a catalogue that
+/// Whoever can be found elsewhere, or is none of its services, is not held up by a catalog that
 /// does not answer.
 #[test]
-fn a_catalogue_that_hangs_holds_up_only_its_own_services() {
+fn a_catalog_that_hangs_holds_up_only_its_own_services() {
     let consul = Agent::shared();
     let proxy = Proxy::start(consul.address());
     proxy.set(Fault::BlackHole);

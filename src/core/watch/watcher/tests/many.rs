@@ -123,15 +123,15 @@ fn beyond_the_connections_a_change_of_health_is_seen_at_once_and_costs_only_its_
     let registry = Registry::new(100);
     let (watcher, sink) = follow_all(&registry, 100, 8);
     until_triggered(&registry, &sink, 100);
-    // The sweep that the first answers of the overviews ask for is over.
+    // The full poll that the first answers of the overviews ask for is over.
     let quiet = || {
         let before = registry.requests("health/service");
         thread::sleep(Duration::from_millis(300));
         registry.requests("health/service") == before
     };
-    let patience = Instant::now() + SOON * 2;
+    let deadline = Instant::now() + SOON * 2;
     while !quiet() {
-        assert!(Instant::now() < patience, "never quiet");
+        assert!(Instant::now() < deadline, "never quiet");
     }
     let before = registry.requests("health/service");
     registry.set_health("s50", &[element("a", 1), element("b", 2)]);

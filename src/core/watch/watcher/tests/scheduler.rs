@@ -98,7 +98,7 @@ impl Bench {
         for task in bench.settle().1 {
             bench.answer(task);
         }
-        // The watches wait for the next sweep.
+        // The watches wait for the next full poll.
         bench.now += SECOND * 10;
         let queries = bench.settle().1;
         assert_eq!(queries.len(), 3);
