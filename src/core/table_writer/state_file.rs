@@ -121,16 +121,22 @@ impl StateFile {
         let name = name(&self.path);
         match file::load(&self.path) {
             Ok(Some(state)) => return Some(state),
-            Ok(None) => sink.log(Level::Info, format!("{name}: there is none yet")),
+            Ok(None) => sink.log(Level::Info, format!("{name} does not exist yet")),
             Err(LoadError::Io(error)) => {
-                sink.log(Level::Error, format!("{name}: can't be read ({error}), going on"));
+                sink.log(
+                    Level::Error,
+                    format!("cannot read {name} ({error}), starting without it"),
+                );
             }
             Err(LoadError::Damaged(damage)) => {
                 let then = match file::quarantine(&self.path) {
                     Ok(aside) => format!("renamed to \"{}\"", aside.display()),
                     Err(error) => format!("can't be renamed ({error})"),
                 };
-                sink.log(Level::Error, format!("{name} is damaged: {damage}; {then}, going on"));
+                sink.log(
+                    Level::Error,
+                    format!("{name} is damaged ({damage}), {then}, starting without it"),
+                );
             }
         }
         None

@@ -44,12 +44,12 @@ pub(crate) fn ask(
             lines.for_each(|(level, line)| sink.log(level, line));
             match outcome.end {
                 End::Status(0) | End::Unknown => return,
-                End::Status(_) => "the process that asks for them has failed".to_owned(),
-                End::Signal(n) => format!("the process that asks for them got signal {n}"),
-                End::Late => format!("the process that asks for them took over {timeout:?}"),
+                End::Status(_) => "its process has failed".to_owned(),
+                End::Signal(n) => format!("its process got signal {n}"),
+                End::Late => format!("its process took over {timeout:?}"),
             }
         }
-        Err(error) => format!("no process to ask for them: {error}"),
+        Err(error) => format!("cannot start its process: {error}"),
     };
-    sink.log(Level::Error, format!("first answers may be missing ({why}), going on"));
+    sink.log(Level::Error, format!("initial fetch incomplete ({why}), starting without it"));
 }

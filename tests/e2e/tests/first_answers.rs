@@ -119,7 +119,7 @@ fn nginx_starts_though_the_child_is_killed() {
     let answer = wait::until_some("nginx listens", SOON, || nginx.try_get("/").ok());
     assert_eq!(answer.status, 502);
     assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
-    let line = nginx.wait_for_log("first answers may be missing");
+    let line = nginx.wait_for_log("initial fetch incomplete");
     assert!(line.contains("got signal 9"), "{line}");
     assert_forgotten(&nginx, child);
 }
@@ -136,7 +136,7 @@ fn nginx_starts_though_the_child_is_stopped() {
     process::send(child, Signal::STOP);
     proxy.set(Fault::Pass);
     until_served_by(&nginx, "/", "a");
-    let line = nginx.wait_for_log("first answers may be missing");
+    let line = nginx.wait_for_log("initial fetch incomplete");
     assert!(line.contains("took over 2s"), "{line}");
     assert_forgotten(&nginx, child);
 }

@@ -195,7 +195,7 @@ fn only_the_workers_user_reads_it_and_no_token_is_in_it() {
     assert!(!text.contains(secret) && !text.contains("5ec2e700"), "{text}");
 }
 
-/// Starts nginx with Consul down and this in the state file; checks that it is set aside.
+/// Starts nginx with Consul down and this in the state file; checks that it is renamed.
 fn survives(bytes: &[u8], path: &Path, proxy: &Proxy, service: &str, why: &str) -> Nginx {
     fs::write(path, bytes).expect("a damaged file");
     proxy.set(Fault::Refuse);
@@ -203,17 +203,17 @@ fn survives(bytes: &[u8], path: &Path, proxy: &Proxy, service: &str, why: &str) 
     assert_eq!(nginx.get("/").status, 502);
     let line = nginx.wait_for_log("is damaged");
     let name = path.display();
-    let said = format!("consul: state file \"{name}\" is damaged: {why}");
+    let said = format!("consul: state file \"{name}\" is damaged ({why}");
     assert!(line.contains("[error]") && line.contains(&said), "{line}");
     assert!(line.contains(&format!("renamed to \"{name}.damaged\"")), "{line}");
     let aside = PathBuf::from(format!("{name}.damaged"));
-    assert_eq!(fs::read(aside).expect("the file set aside"), bytes);
+    assert_eq!(fs::read(aside).expect("the renamed file"), bytes);
     assert!(!path.exists(), "still there");
     nginx
 }
 
 #[test]
-fn a_damaged_file_is_set_aside_and_survived() {
+fn a_damaged_file_is_renamed_and_ignored() {
     let (consul, service) = (Agent::shared(), unique("web"));
     let backend = Backend::start("a");
     register_one(&consul, &service, &backend);
