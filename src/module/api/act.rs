@@ -311,7 +311,10 @@ impl ApiRequest<'_> {
 
     /// An override that holds for several selections of a service is one line.
     fn log_each(&self, lines: impl Iterator<Item = String>) {
-        lines.collect::<BTreeSet<_>>().into_iter().for_each(|line| self.log(Level::Notice, line));
+        lines
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .for_each(|override_line| self.log(Level::Notice, override_line));
     }
 
     fn log(&self, level: Level, line: String) {

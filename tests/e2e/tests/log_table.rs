@@ -148,7 +148,7 @@ fn level(call: &str, arguments: &str) -> Option<Option<String>> {
         "level, line",
         "level, self.as_ptr(), \"consul: {}\"",
         "level: Level, line",
-        "Level::Notice, told",
+        "Level::Notice, override_line",
         "Level::Notice, notice",
         "nginx_sys::NGX_LOG_EMERG, cf.log()",
     ];
