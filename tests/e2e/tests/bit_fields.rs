@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use nginx_consul_e2e::nginx::workspace;
@@ -44,28 +44,25 @@ fn folder() -> PathBuf {
     workspace().join("src/module/ffi/bits")
 }
 
-fn scratch(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{name}", std::process::id()))
-}
-
 /// What a list looks like in its object file.
 fn probed(list: &str) -> Vec<probe::Field> {
-    let (source, object) = (scratch("list.c"), scratch("list.o"));
+    // A folder of its own: tests run side by side.
+    let scratch = tempfile::tempdir().expect("a folder");
+    let (source, object) = (scratch.path().join("list.c"), scratch.path().join("list.o"));
     fs::write(&source, list).expect("the list");
     compile(&object, &source, &[&["-c".to_owned(), "-w".to_owned()], &headers()[..]].concat());
     let fields = probe::read(&fs::read(&object).expect("the object file"));
-    fs::remove_file(&source).and(fs::remove_file(&object)).expect("the files are ours");
     fields.expect("the object file holds the fields")
 }
 
 #[test]
 fn bit_fields_are_where_a_running_program_sets_them() {
-    let (source, program) = (scratch("program.c"), scratch("program"));
+    let scratch = tempfile::tempdir().expect("a folder");
+    let (source, program) = (scratch.path().join("program.c"), scratch.path().join("program"));
     fs::write(&source, PROGRAM).expect("the program");
     let list = format!("-I{}", folder().display());
     compile(&program, &source, &[&["-w".to_owned(), list], &headers()[..]].concat());
     let output = Command::new(&program).output().expect("the program runs");
-    fs::remove_file(&source).and(fs::remove_file(&program)).expect("the files are ours");
     let text = String::from_utf8(output.stdout).expect("it prints text");
     let set = text.lines().filter_map(|line| line.split_once(' '));
     let set: BTreeMap<String, String> = set.map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
