@@ -98,16 +98,22 @@ impl FakeConsul {
     }
 }
 
+/// The head of the next request; `None` at the end of the connection.
+fn read_head(stream: &mut impl BufRead) -> Option<String> {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if !matches!(stream.read_line(&mut head), Ok(1..)) {
+            return None;
+        }
+    }
+    Some(head)
+}
+
 impl State {
     fn serve(&self, stream: TcpStream) {
         let mut stream = BufReader::new(stream);
         loop {
-            let mut head = String::new();
-            while !head.ends_with("\r\n\r\n") {
-                if !matches!(stream.read_line(&mut head), Ok(1..)) {
-                    return;
-                }
-            }
+            let Some(head) = read_head(&mut stream) else { return };
             self.requests.fetch_add(1, Ordering::SeqCst);
             let index = head.split_once("index=").map(|(_, rest)| {
                 let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());

@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::*;
 use crate::consul::tls::Tls;
 use crate::consul::token::Token;
+use crate::watch::testing::endpoint;
 
 mod beside;
 mod tls;
@@ -67,16 +68,6 @@ fn tcp(connections: Vec<Vec<Act>>) -> (String, Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     (url, serve(move || listener.accept().unwrap().0, connections))
-}
-
-fn endpoint(url: &str) -> Endpoint {
-    Endpoint {
-        servers: vec![url.parse().unwrap()],
-        token: None,
-        tls: Tls::default(),
-        connect_timeout: Duration::from_secs(2),
-        max_body: 16 << 20,
-    }
 }
 
 fn client() -> Client {

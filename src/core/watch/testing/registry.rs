@@ -1,13 +1,13 @@
 //! A Consul with services of their own, and with queries about all of them.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::element;
+use super::{element, read_head};
 
 /// The Consul.
 pub(in crate::watch) struct Registry {
@@ -182,12 +182,7 @@ impl Shared {
     fn serve(&self, stream: TcpStream) {
         let mut stream = BufReader::new(stream);
         loop {
-            let mut head = String::new();
-            while !head.ends_with("\r\n\r\n") {
-                if !matches!(stream.read_line(&mut head), Ok(1..)) {
-                    return;
-                }
-            }
+            let Some(head) = read_head(&mut stream) else { return };
             let target = head.split(' ').nth(1).unwrap_or_default().to_owned();
             let (path, query) = target.split_once('?').unwrap_or((&target, ""));
             let (status, index, body) = self.answer(path, query);

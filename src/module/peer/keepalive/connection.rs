@@ -6,12 +6,12 @@ use std::ptr::{self, NonNull};
 
 use nginx_consul_core::idle::IdleRef;
 use nginx_sys::{
-    ngx_close_connection, ngx_connection_t, ngx_current_msec, ngx_cycle, ngx_destroy_pool,
-    ngx_event_t, ngx_handle_read_event, ngx_log_t, ngx_msec_t, ngx_palloc, ngx_peer_connection_t,
+    ngx_close_connection, ngx_connection_t, ngx_destroy_pool, ngx_event_t, ngx_handle_read_event,
+    ngx_log_t, ngx_msec_t, ngx_palloc, ngx_peer_connection_t,
 };
 
 use super::params::ConnParams;
-use crate::ffi::{OK, bits, catch_panic, event};
+use crate::ffi::{OK, bits, catch_panic, event, process};
 
 /// Who has idle connections.
 pub(super) trait Holder {
@@ -116,12 +116,11 @@ pub(super) unsafe fn detach(
     let held = unsafe { connection.as_ref() };
     held.holder.set(Some(holder));
     pc.connection = ptr::null_mut();
-    // SAFETY: as above. The event loop's clock and the cycle's log are read in the event loop.
-    let (c, log) = unsafe {
-        // It has no timer of its own: the sweeper closes those that became idle first.
-        held.since.set(ngx_current_msec);
-        (&mut *held.connection.as_ptr(), (*ngx_cycle).log)
-    };
+    // It has no timer of its own: the sweeper closes those that became idle first.
+    held.since.set(process::current_msec());
+    let log = process::log().as_ptr();
+    // SAFETY: as above.
+    let c = unsafe { &mut *held.connection.as_ptr() };
     // SAFETY: an open connection has its two events.
     let (read, write) = unsafe { (&mut *c.read, &mut *c.write) };
     write.handler = Some(on_write);

@@ -8,9 +8,8 @@ use std::rc::Rc;
 use nginx_consul_core::idle::PeerKey;
 use nginx_consul_core::table::{PeerCounters, PeerRecord};
 use nginx_sys::{
-    NGX_DONE, NGX_PEER_FAILED, ngx_current_msec, ngx_exiting, ngx_handle_read_event,
-    ngx_http_request_t, ngx_http_upstream_t, ngx_int_t, ngx_peer_connection_t, ngx_terminate,
-    ngx_uint_t,
+    NGX_DONE, NGX_PEER_FAILED, ngx_handle_read_event, ngx_http_request_t, ngx_http_upstream_t,
+    ngx_int_t, ngx_peer_connection_t, ngx_terminate, ngx_uint_t,
 };
 
 use super::super::set::{PeerSets, PeerView};
@@ -19,8 +18,8 @@ use super::connection::{self, Connection};
 use super::params::{ConnParams, is_tls};
 use super::pool::{self, Keepalive, SERVERS};
 use super::sweeper;
-use crate::ffi::OK;
 use crate::ffi::bits::{event, upstream};
+use crate::ffi::{OK, process};
 
 /// The peer that a request is with.
 pub(crate) enum UpstreamPeer<'a> {
@@ -170,8 +169,9 @@ unsafe fn is_fit(
             || event::TIMEDOUT.get(c.write)
     };
     let has_failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;
-    // SAFETY: the event loop's clock and nginx's own flags, read in the event loop.
-    let (now, is_ending) = unsafe { (ngx_current_msec, ngx_terminate != 0 || ngx_exiting != 0) };
+    // SAFETY: nginx's own flag, read in the event loop.
+    let is_ending = unsafe { ngx_terminate != 0 } || process::is_exiting();
+    let now = process::current_msec();
     let is_worn_out =
         c.requests >= keepalive.requests || now.wrapping_sub(c.start_time) > keepalive.time;
     // SAFETY: nginx has made the upstream, for a request of this worker.

@@ -7,13 +7,14 @@ use std::rc::{Rc, Weak};
 
 use nginx_consul_core::idle::{Idle, PeerKey};
 use nginx_consul_core::table::PeerRecord;
-use nginx_sys::{ngx_current_msec, ngx_msec_t, ngx_peer_connection_t};
+use nginx_sys::{ngx_msec_t, ngx_peer_connection_t};
 
 use super::super::set::PeerSets;
 use super::super::worker::Worker;
 use super::connection::{self, Connection, Holder};
 use super::options::Options;
 use super::params::ConnParams;
+use crate::ffi::process::current_msec;
 
 /// The idle connections of an `upstream`, be it to the instances of many services. Each worker has
 /// its own after fork().
@@ -133,8 +134,7 @@ impl Keepalive {
             let Some(oldest) = self.idle.borrow().oldest().copied() else { return };
             // SAFETY: what is idle is open until it is taken out.
             let since = unsafe { oldest.as_ref() }.since.get();
-            // SAFETY: the event loop's clock, read in the event loop.
-            if unsafe { ngx_current_msec }.wrapping_sub(since) < self.timeout {
+            if current_msec().wrapping_sub(since) < self.timeout {
                 return;
             }
             self.close(oldest);

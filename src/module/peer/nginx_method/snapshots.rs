@@ -5,14 +5,14 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nginx_sys::{
-    NGX_LOG_DEBUG, NGX_LOG_ERR, ngx_cycle, ngx_http_conf_ctx_t, ngx_http_upstream_srv_conf_t,
-    ngx_log_t,
+    NGX_LOG_DEBUG, NGX_LOG_ERR, ngx_http_conf_ctx_t, ngx_http_upstream_srv_conf_t, ngx_log_t,
 };
 
 use super::super::set::PeerView;
 use super::carry_over::{Departed, carry_over};
 use super::method::NginxMethod;
 use super::snapshot::{Failed, Maker, Pool, Snapshot};
+use crate::ffi::process;
 
 /// After new peers were made the next ones have to wait so many times as long as that took: a storm
 /// of changes takes at most 5 % of a worker's time.
@@ -195,6 +195,5 @@ impl Snapshots {
 
 /// The worker's log.
 fn log() -> *mut ngx_log_t {
-    // SAFETY: a worker's cycle and its log live as long as the worker.
-    unsafe { (*ngx_cycle).log }
+    process::log().as_ptr()
 }
