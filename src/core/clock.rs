@@ -4,7 +4,7 @@
 //! for all processes of a boot; in nginx it is `ngx_current_msec`. The wall clock is only shown and
 //! stored on disk.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -21,10 +21,13 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// For threads. An event loop has the time of its turn.
+    /// Asks the system; the request path has the time of the event loop's turn instead.
     pub fn now() -> Clock {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
-        Clock { wall, monotonic: monotonic_ms() }
+        let (monotonic, wall) = (monotonic(), SystemTime::now().duration_since(UNIX_EPOCH));
+        // The difference is rounded, not the wall clock: so a moment is shown the same every time.
+        let ahead = wall.unwrap_or_default().saturating_sub(monotonic).as_millis();
+        let monotonic = monotonic.as_millis() as u64;
+        Clock { wall: monotonic + ahead as u64, monotonic }
     }
 
     /// What the wall clock showed at a moment of the monotonic clock, if it always went as now.
@@ -41,8 +44,18 @@ impl Clock {
 
 /// The monotonic clock, milliseconds.
 pub fn monotonic_ms() -> u64 {
+    monotonic().as_millis() as u64
+}
+
+fn monotonic() -> Duration {
     let time = clock_gettime(ClockId::Monotonic);
-    time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Identifies the boot, and so the monotonic clock; `None` if /proc can't be read.
+pub fn boot_id() -> Option<String> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(id.trim_end().to_owned())
 }
 
 /// Milliseconds from a moment of the monotonic clock to `now`; 0 if it is later. An event loop's time

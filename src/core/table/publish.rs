@@ -53,7 +53,8 @@ impl<'z> Table<'z> {
         guard.map(|guard| guard.make_entry(key, None)).transpose()
     }
 
-    /// As [`Table::claim`], for a service that a request has just named.
+    /// As [`Table::claim`], for a service that a request has named at a moment of the monotonic clock,
+    /// in milliseconds.
     pub fn claim_named(
         &self,
         key: u128,
@@ -127,7 +128,7 @@ impl<'z> Table<'z> {
         me: ProcessId,
     ) -> Result<Option<SetChange>, Full> {
         let guard = self.lock(me);
-        let stays = || !self.is_leader(me) || self.is_frozen(key, now.wall);
+        let stays = || !self.is_leader(me) || self.is_frozen(key, now.monotonic);
         if self.key(entry) != key || (self.has_data(entry) && stays()) {
             return Ok(None);
         }
@@ -175,8 +176,8 @@ impl PublishGuard<'_, '_> {
         for word in word::GENERATION + 1..word::WORDS {
             table.entry_word(entry, word).store(0, Relaxed);
         }
-        if let Some((named, now_ms)) = named {
-            table.set_service_name(entry, named, now_ms);
+        if let Some((named, now)) = named {
+            table.set_service_name(entry, named, now);
         }
         table.entry_word(entry, word::KEY_HI).store((key >> 64) as u64, Relaxed);
         table.entry_word(entry, word::KEY_LO).store(key as u64, Release);
@@ -222,7 +223,7 @@ impl PublishGuard<'_, '_> {
         describe(word::D_COUNT, join(metadata_words as u32, set.peers().len() as u32));
         describe(word::D_DIGEST[0], digest as u64);
         describe(word::D_DIGEST[1], (digest >> 64) as u64);
-        table.note_change(entry, now.wall);
+        table.note_change(entry, now.monotonic);
         table.entry_word(entry, word::GENERATION).store(next, Release);
 
         let stay: HashSet<u64> = set.peers().iter().map(|peer| peer.identity).collect();

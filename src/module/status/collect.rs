@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use nginx_consul_core::clock::Clock;
+use nginx_consul_core::clock::{Clock, age};
 use nginx_consul_core::model::Limit;
 use nginx_consul_core::status::{
     self, Connections, Document, Format, Nginx, Status, VERSION, Version, Zone, document,
@@ -42,13 +42,13 @@ impl<'r> Walk<'r> {
         only: Option<String>,
         (format, with_peers): (Format, bool),
     ) -> Option<Walk<'r>> {
-        let (services, now) = (Services::new(upstreams), process::clock());
+        let (services, now) = (Services::new(upstreams), Clock::now());
         if let Some(only) = &only {
             let services = services.as_ref()?;
             services.numbers().find(|&number| services.name(number).is_some_and(|n| n == *only))?;
         }
         let table = services.as_ref().map(|services| services.table);
-        let overrides = table.and_then(|table| table.overrides(now.wall)).unwrap_or_default();
+        let overrides = table.and_then(|table| table.overrides(now.monotonic)).unwrap_or_default();
         Some(Walk {
             services,
             now,
@@ -106,7 +106,7 @@ impl<'r> Walk<'r> {
         if name.is_some_and(|name| is_wanted(&name)) {
             if let Some(followed) = services.get(number) {
                 let (service, peers) =
-                    service(&followed, services.table, &self.overrides, self.now);
+                    service(&followed, services.table, &self.overrides, self.now.monotonic);
                 self.document.service(service);
                 self.peers = Some(peers);
             }
@@ -143,14 +143,14 @@ fn state_file(file: &StateFile, table: Table<'_>, now: Clock) -> status::StateFi
     let (written, error) = table.state_file();
     status::StateFile {
         path: file.path.display().to_string(),
-        age_seconds: (written != 0).then(|| now.wall.saturating_sub(written) as f64 / 1000.0),
+        age_seconds: (written != 0).then(|| age(written, now.monotonic) as f64 / 1000.0),
         error: error.map(|error| error.to_string()),
     }
 }
 
 fn connections(max: usize, table: Option<Table<'_>>, now: Clock) -> Connections {
     let (allowed, needed, limit) = table.map_or((0, 0, None), |table| table.allowed_connections());
-    let used = table.map_or(0, |table| table.connections(now.wall));
+    let used = table.map_or(0, |table| table.connections(now.monotonic));
     Connections { max, used, allowed, needed, limited_by: limit.map(Limit::word) }
 }
 

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use nginx_consul_core::balance::{FULL_SHARE, Latency, ServerParams, slow_start_share};
-use nginx_consul_core::clock::Clock;
+use nginx_consul_core::clock::age;
 use nginx_consul_core::control::Frozen;
 use nginx_consul_core::model::{Action, Mode, Override};
 use nginx_consul_core::status::{Peer, PeerConnections, PeerState, Service};
@@ -26,12 +26,12 @@ pub(crate) struct Peers {
     scope: u64,
 }
 
-/// The status of a service now, and its peers.
+/// The status of a service at `now`, milliseconds of the monotonic clock, and its peers.
 pub(crate) fn service(
     followed: &Followed<'_>,
     table: Table<'_>,
     overrides: &Rc<Overrides>,
-    now: Clock,
+    now: u64,
 ) -> (Service, Peers) {
     let query = &followed.target.query;
     let entry = followed.entry;
@@ -39,7 +39,7 @@ pub(crate) fn service(
     let fresh = fresh.as_ref();
     let servers: Vec<String> =
         followed.target.endpoint.servers.iter().map(ToString::to_string).collect();
-    let ago = |at: u64| (at != 0).then(|| now.wall.saturating_sub(at) as f64 / 1000.0);
+    let ago = |at: u64| (at != 0).then(|| age(at, now) as f64 / 1000.0);
     let ms = |delay: Duration| u32::try_from(delay.as_millis()).ok();
     let (mode, delay_ms) = match fresh.map_or(Mode::Blocking, |f| f.mode) {
         Mode::Blocking => ("blocking", None),
@@ -47,7 +47,7 @@ pub(crate) fn service(
         Mode::Polling { delay } => ("polling", ms(delay)),
     };
     let image = entry.and_then(|e| table.read(e, followed.key)).unwrap_or_default();
-    let unused = |e| now.wall.saturating_sub(table.last_used(e)) as f64 / 1000.0;
+    let unused = |e| age(table.last_used(e), now) as f64 / 1000.0;
     let refusals = entry.map_or_else(Vec::new, |e| table.refusals(e));
     let service = Service {
         service: query.service.clone(),
@@ -68,7 +68,7 @@ pub(crate) fn service(
         last_change_seconds: fresh.and_then(|f| ago(f.last_change)),
         last_error: fresh.filter(|f| !f.error.is_empty()).map(|f| f.error.clone()),
         failures: fresh.map_or(0, |f| f.failures),
-        backoff_ms: fresh.filter(|f| f.retry_at != 0).map(|f| f.retry_at.saturating_sub(now.wall)),
+        backoff_ms: fresh.filter(|f| f.retry_at != 0).map(|f| f.retry_at.saturating_sub(now)),
         // An error without a failure: the answer was valid, but the zone had no room for it.
         zone_full: fresh.is_none_or(|f| f.failures == 0 && !f.error.is_empty()),
         refusals: refusals.into_iter().map(|(reason, n)| (reason.word(), n)).collect(),

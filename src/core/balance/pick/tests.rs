@@ -208,6 +208,7 @@ fn an_instance_that_recovers_from_its_failures_starts_slowly() {
     let share =
         |now| PickContext { now, ..scene.candidates(&tried) }.share(scene.view.info(scene.at(1)));
     assert_eq!(share(NOW), FULL_SHARE, "it was there from the first answer");
+    assert_eq!(share(500), FULL_SHARE, "also right after the boot");
     let counters = scene.table.peer_counters(slot);
     counters.note_failed(identity, 50_000);
     assert!(!counters.note_success(identity, 1, 49_999, NOW), "it began before the failure");

@@ -193,8 +193,8 @@ fn overrides_move_the_generation_of_their_service_s_sets_and_of_no_others() {
 #[test]
 fn an_override_is_in_force_until_its_time() {
     let (table, me) = table();
-    let frozen = Override { until_ms: Some(2_000), ..freeze(KEY) };
-    let drained = Override { until_ms: Some(3_000), ..about(5, Action::Drain) };
+    let frozen = Override { deadline: Some(2_000), ..freeze(KEY) };
+    let drained = Override { deadline: Some(3_000), ..about(5, Action::Drain) };
     table.set_overrides(&[frozen.clone(), drained], me).unwrap();
     let at = |now_ms| table.overrides(now_ms).unwrap();
     assert_eq!(at(1_999).frozen(KEY), Some(&frozen));
