@@ -10,6 +10,7 @@ use super::file::{load, quarantine, save};
 use super::peers::distinct;
 use super::*;
 use crate::address::AddressFilter;
+use crate::clock::Clock;
 use crate::model::{Action, Health, Meta, Override, Peer, PeerSet, identity, of_instance};
 use crate::params::Params;
 use crate::process::ProcessId;
@@ -163,7 +164,7 @@ fn what_the_table_holds_is_what_is_saved() {
         ..peer(443, u16::MAX)
     };
     let set = PeerSet::new(vec![peer(8081, 5), v6]);
-    table.publish((entry, 7), &set, 1_000, me).unwrap();
+    table.publish((entry, 7), &set, Clock::at(1_000), me).unwrap();
     let peers = table.read(entry, 7).unwrap().peer_set().unwrap();
     assert_eq!(peers, set);
     let targets = vec![Saved { peers, ..saved(7, 0..0) }];

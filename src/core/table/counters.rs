@@ -1,7 +1,7 @@
 //! The counters of an instance, which all workers share and which stay with it from set to set: its
 //! requests, and its failures as `max_fails` and `fail_timeout` of nginx's round robin judge them.
 //!
-//! Times are milliseconds of the monotonic clock, unless they say otherwise.
+//! Times are milliseconds of the monotonic clock.
 
 use super::layout::{SlotRef, Table, WorkerShard, slot as word};
 use super::permits::{self, Permit, Terms};
@@ -221,8 +221,8 @@ impl PeerCounters<'_> {
         }
     }
 
-    /// When the instance appeared, or recovered from its failures, milliseconds since the epoch; 0:
-    /// with the first answer.
+    /// When the instance appeared, or recovered from its failures; 0: it was there from the first
+    /// answer.
     #[inline]
     pub fn started(&self) -> u64 {
         self.load(word::STARTED)
@@ -324,9 +324,9 @@ impl<'z> PeerCounters<'z> {
 
     /// Notes the success of an attempt that began at `from`. It clears the failures of a marked
     /// instance if the attempt began after the last failure; of another instance if it was the first
-    /// attempt after `fail_timeout`, as in nginx. A marked instance begins its slow start at `now_ms`,
-    /// milliseconds since the epoch. Returns whether the instance was marked and has recovered.
-    pub fn note_success(&self, identity: u64, max_fails: u64, from: u64, now_ms: u64) -> bool {
+    /// attempt after `fail_timeout`, as in nginx. A marked instance begins its slow start `now`.
+    /// Returns whether the instance was marked and has recovered.
+    pub fn note_success(&self, identity: u64, max_fails: u64, from: u64, now: u64) -> bool {
         if !self.has_fails() || !self.belongs_to(identity) {
             return false;
         }
@@ -335,7 +335,7 @@ impl<'z> PeerCounters<'z> {
             return false;
         }
         if marked {
-            self.words[word::STARTED].store(now_ms, Relaxed);
+            self.words[word::STARTED].store(now, Relaxed);
         }
         self.clear_fails(identity);
         marked

@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::platform::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Says that the zone holds a table of this layout.
-const MAGIC: u64 = 0x6e67_782d_636e_000a;
+const MAGIC: u64 = 0x6e67_782d_636e_000b;
 
 /// Most shards, for 256 workers and their successors.
 const MAX_SHARDS: usize = 512;
@@ -147,8 +147,8 @@ pub(super) mod slot {
     pub(crate) const FAILS: usize = 2;
     pub(crate) const FAILED_AT: usize = 3;
     pub(crate) const CHECKED: usize = 4;
-    /// When the instance appeared or recovered, milliseconds since the epoch; 0: it was there from
-    /// the first answer.
+    /// When the instance appeared or recovered, milliseconds of the monotonic clock; 0: it was there
+    /// from the first answer.
     pub(crate) const STARTED: usize = 5;
     /// All failures, never reset.
     pub(crate) const FAILED: usize = 6;

@@ -79,6 +79,7 @@ fn kind_of(value: u64) -> Option<LookupResult> {
 mod tests {
     use super::super::testing::zone;
     use super::*;
+    use crate::clock::Clock;
 
     fn ms(time: u64) -> Duration {
         Duration::from_millis(time)
@@ -127,7 +128,7 @@ mod tests {
             table.note_lookup_result(n << 64 | (n + 1), LookupResult::Absent, 0, Duration::MAX);
         }
         let entry = table.claim(7, me).unwrap();
-        table.publish((entry, 7), &super::super::testing::set([1, 2]), 1, me).unwrap();
+        table.publish((entry, 7), &super::super::testing::set([1, 2]), Clock::at(1), me).unwrap();
         let before = table.read(entry, 7).unwrap();
         table.clear_dead_shards();
         let mut others: Vec<_> = std::iter::from_fn(|| table.claim_shard(me)).collect();

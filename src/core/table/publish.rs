@@ -12,6 +12,7 @@ use super::layout::{SlotRef, Table, entry as word, header, slot};
 use super::lock::PublishGuard;
 use super::platform::atomic::Ordering::{Relaxed, Release};
 use super::words::{join, pack};
+use crate::clock::Clock;
 use crate::model::{Peer, PeerSet, ServiceName};
 use crate::process::ProcessId;
 
@@ -122,11 +123,11 @@ impl<'z> Table<'z> {
         &self,
         (entry, key): (usize, u128),
         set: &PeerSet,
-        now_ms: u64,
+        now: Clock,
         me: ProcessId,
     ) -> Result<Option<SetChange>, Full> {
         let guard = self.lock(me);
-        let stays = || !self.is_leader(me) || self.is_frozen(key, now_ms);
+        let stays = || !self.is_leader(me) || self.is_frozen(key, now.wall);
         if self.key(entry) != key || (self.has_data(entry) && stays()) {
             return Ok(None);
         }
@@ -135,7 +136,7 @@ impl<'z> Table<'z> {
         if self.has_data(entry) && self.digest(entry, generation) == digest {
             return Ok(None);
         }
-        guard.replace(entry, generation, set, digest, now_ms).map(Some)
+        guard.replace(entry, generation, set, digest, now).map(Some)
     }
 
     /// Frees the entries of all targets, except those among `keys` and those of services that requests
@@ -188,13 +189,13 @@ impl PublishGuard<'_, '_> {
         generation: u64,
         set: &PeerSet,
         digest: u128,
-        now_ms: u64,
+        now: Clock,
     ) -> Result<SetChange, Full> {
         let table = self.table;
         let next = generation.wrapping_add(1);
         let before = table.records_by_identity(entry, generation);
         let metadata = pack(&PeerMetadata::encode(set));
-        let changed = SetChange::of(set, &before, (next, now_ms));
+        let changed = SetChange::of(set, &before, (next, now.wall));
         let mut history = table.history(entry, generation);
         if changed.is_any() {
             history.insert(0, changed.clone());
@@ -207,7 +208,7 @@ impl PublishGuard<'_, '_> {
             None => (self.find_gap(len).ok_or(Full::Arena(len * 8))?, Vec::new()),
         };
         // Instances of the first answer get no slow start.
-        let started = if table.has_data(entry) { now_ms } else { 0 };
+        let started = if table.has_data(entry) { now.monotonic } else { 0 };
         let records = self.assign_slots(set, &before, started)?;
 
         let (len, metadata_words) = (len + history.len(), metadata.len());
@@ -221,7 +222,7 @@ impl PublishGuard<'_, '_> {
         describe(word::D_COUNT, join(metadata_words as u32, set.peers().len() as u32));
         describe(word::D_DIGEST[0], digest as u64);
         describe(word::D_DIGEST[1], (digest >> 64) as u64);
-        table.note_change(entry, now_ms);
+        table.note_change(entry, now.wall);
         table.entry_word(entry, word::GENERATION).store(next, Release);
 
         let stay: HashSet<u64> = set.peers().iter().map(|peer| peer.identity).collect();

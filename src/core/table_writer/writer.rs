@@ -2,8 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use crate::clock::Clock;
 use crate::model::{self, Connections, Level, PeerSet, ServiceName};
 use crate::on_demand::ServiceStore;
 use crate::process::ProcessId;
@@ -97,7 +98,7 @@ impl TableWriter {
             if table.has_data(entry) {
                 return Ok(false);
             }
-            let change = table.publish((entry, key), &saved.peers, now_ms(), self.me)?;
+            let change = table.publish((entry, key), &saved.peers, Clock::now(), self.me)?;
             if change.is_some() {
                 table.note_restored(entry, saved.index, saved.last_good_ms);
             }
@@ -183,7 +184,7 @@ fn full(full: table::Full) -> String {
 
 /// Milliseconds since the epoch.
 pub fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+    Clock::now().wall
 }
 
 impl Sink for TableWriter {
@@ -197,7 +198,7 @@ impl Sink for TableWriter {
         let published = match claimed {
             Some(Err(full)) => Some(Err(full)),
             _ => self.with(target, |table, entry, key| {
-                table.publish((entry, key), set, now_ms(), self.me)
+                table.publish((entry, key), set, Clock::now(), self.me)
             }),
         };
         match published {

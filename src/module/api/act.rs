@@ -12,10 +12,9 @@ use nginx_consul_core::text::quote;
 use serde_json::value::to_raw_value;
 use serde_json::{Value, json};
 
-use crate::ffi::Log;
+use crate::ffi::{Log, process};
 use crate::services::{Followed, Services};
 use crate::status::service;
-use nginx_consul_core::table_writer::now_ms;
 
 /// A request, and its sender.
 pub(super) struct ApiRequest<'r> {
@@ -63,9 +62,9 @@ impl ApiRequest<'_> {
     }
 
     fn overview(&self) -> Value {
-        let (table, now) = (self.services.table, now_ms());
+        let (table, now) = (self.services.table, process::clock());
         let held = table.all_overrides().unwrap_or_default().into_iter();
-        let in_force = held.filter(|held| held.is_in_force(now));
+        let in_force = held.filter(|held| held.is_in_force(now.wall));
         let (frozen, overrides): (Vec<_>, Vec<_>) =
             in_force.partition(|held| held.selection.is_some());
         let frozen = frozen.iter().map(|held| {
@@ -89,8 +88,8 @@ impl ApiRequest<'_> {
 
     /// The selections of a service, in one upstream or all.
     fn selections(&self, name: &str) -> Result<Vec<Selection>, Refusal> {
-        let (table, now) = (self.services.table, now_ms());
-        let overrides = Rc::new(table.overrides(now).unwrap_or_default());
+        let (table, now) = (self.services.table, process::clock());
+        let overrides = Rc::new(table.overrides(now.wall).unwrap_or_default());
         let is_named = |number: &usize| self.services.name(*number).is_some_and(|n| n == name);
         let numbers = self.services.numbers().filter(is_named);
         let mut found: Vec<Followed<'_>> = numbers.filter_map(|n| self.services.get(n)).collect();
@@ -108,7 +107,7 @@ impl ApiRequest<'_> {
         }
         let selection = |followed: &Followed| {
             let (service, mut peers) = service(followed, table, &overrides, now);
-            let peers = std::iter::from_fn(|| peers.next(table, now)).collect();
+            let peers = std::iter::from_fn(|| peers.next(table, now.monotonic)).collect();
             Selection { key: followed.key, entry: followed.entry, service, peers }
         };
         Ok(found.iter().map(selection).collect())
@@ -274,14 +273,14 @@ impl ApiRequest<'_> {
 
     /// An override for a service, from now on.
     fn new_override(&self, service: &str, action: Action, body: Body) -> Override {
-        let now = now_ms();
+        let now = process::clock();
         Override {
             service: service.to_owned(),
             action,
             weight: body.weight,
             by: self.who.clone(),
-            since_ms: now,
-            until_ms: body.expires.map(|time| now + time.as_millis() as u64),
+            since_ms: now.wall,
+            until_ms: body.expires.map(|time| now.wall + time.as_millis() as u64),
             ..Override::default()
         }
     }

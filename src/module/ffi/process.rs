@@ -1,5 +1,6 @@
 //! What nginx says of the process. Its main thread alone writes these, and asks for them.
 
+use nginx_consul_core::clock::Clock;
 use nginx_sys::{
     NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_cached_time, ngx_current_msec, ngx_cycle,
     ngx_exiting, ngx_msec_t, ngx_process, ngx_test_config, ngx_worker,
@@ -43,11 +44,17 @@ pub(crate) fn connections() -> usize {
     unsafe { (*ngx_cycle).connection_n }
 }
 
-/// The time of the event loop's turn, milliseconds from no particular moment.
+/// The time of the event loop's turn, milliseconds of the monotonic clock.
 #[inline]
 pub(crate) fn current_msec() -> ngx_msec_t {
     // SAFETY: a word that the main thread writes.
     unsafe { ngx_current_msec }
+}
+
+/// The time of the event loop's turn.
+#[inline]
+pub(crate) fn clock() -> Clock {
+    Clock { wall: time_ms(), monotonic: current_msec() as u64 }
 }
 
 /// The time of the event loop's turn, milliseconds since the epoch.

@@ -9,7 +9,7 @@ use nginx_consul_core::status::ready::{Demand, Lack, Origin, SetState};
 
 use super::set::{PeerView, WatchedSet};
 use super::upstream::Upstream;
-use super::worker::now;
+use crate::ffi::process::time_ms;
 
 impl Upstream {
     /// Where its requests go, for the status page.
@@ -77,7 +77,7 @@ impl Upstream {
                 (.., true) => Some(Origin::Live),
                 (.., false) => Some(Origin::Zone),
             };
-            let age = now().millis.saturating_sub(fresh.last_good);
+            let age = time_ms().saturating_sub(fresh.last_good);
             let age = Duration::from_millis(age);
             Some(SetState { origin, age, failures: fresh.failures, error: fresh.error })
         };

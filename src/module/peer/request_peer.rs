@@ -7,7 +7,7 @@ use nginx_sys::ngx_http_request_t;
 
 use super::attempt::Attempt;
 use super::callbacks::find_attempt;
-use super::worker::now;
+use crate::ffi::process::time_ms;
 
 /// Where the last attempt of a request went.
 pub(crate) struct RequestPeer<'a> {
@@ -55,7 +55,7 @@ impl<'a> RequestPeer<'a> {
     /// How long ago Consul's last good answer for the peer's set came.
     pub(crate) fn age(&self) -> Option<Age> {
         let at_ms = self.attempt.upstream().last_good_ms(self.set())?;
-        Some(Age(now().millis.saturating_sub(at_ms)))
+        Some(Age(time_ms().saturating_sub(at_ms)))
     }
 
     /// The peer's names, tags and metadata.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
+use nginx_consul_core::clock::Clock;
 use nginx_consul_core::model::{
     Action, Health, Mode, Override, Peer, PeerSet, Pending, Reason, identity,
 };
@@ -56,7 +57,7 @@ fn start() -> Start {
     for (count, key) in (1..).zip(KEYS) {
         let entry = table.claim(key, me).expect("room for an entry");
         for tag in ["old", "new"] {
-            table.publish((entry, key), &peers(count, tag), 1, me).expect("room for a set");
+            table.publish((entry, key), &peers(count, tag), Clock { wall: 1, monotonic: 1 }, me).expect("room for a set");
         }
     }
     let shard = table.claim_shard(me);
@@ -183,7 +184,7 @@ fn order_all(table: Table<'_>, me: ProcessId) {
 fn publish(table: Table<'_>, me: ProcessId, shard: Option<WorkerShard>) {
     for (count, key) in (2..).zip(KEYS) {
         if let Ok(entry) = table.claim(key, me) {
-            let _ = table.publish((entry, key), &peers(count, "newer"), 3, me);
+            let _ = table.publish((entry, key), &peers(count, "newer"), Clock { wall: 3, monotonic: 3 }, me);
         }
     }
     table.retain(&KEYS[1..], &[], me);

@@ -1,6 +1,7 @@
 use super::super::counters::CounterValues;
 use super::super::testing::{peer, set, zone};
 use super::*;
+use crate::clock::Clock;
 use proptest::prelude::*;
 
 const KEY: u128 = 5;
@@ -13,7 +14,7 @@ fn table(words: usize) -> (Table<'static>, usize) {
 }
 
 fn publish(table: &Table<'_>, entry: usize, set: &PeerSet) -> Result<Option<SetChange>, Full> {
-    table.publish((entry, table.key(entry)), set, 1_000, ProcessId::own())
+    table.publish((entry, table.key(entry)), set, Clock::at(1_000), ProcessId::own())
 }
 
 fn slots_in_use(table: &Table<'_>) -> usize {
