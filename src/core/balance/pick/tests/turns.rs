@@ -59,7 +59,7 @@ impl Worker {
             match kind {
                 Kind::Out => {
                     let counters = scene.table.peer_counters(info.slot);
-                    counters.note_failed(info.identity, NOW.monotonic);
+                    counters.note_failed(info.identity, NOW);
                 }
                 Kind::Full => {
                     let shard = Some(scene.shard);
@@ -85,7 +85,7 @@ impl Worker {
         assert!(self.kinds[number].is_used() || tried.count() != 0, "{:?}", self.kinds[number]);
         tried.insert(number);
         if self.kinds[number] == Kind::Failing {
-            counters.note_failed(peer.identity, NOW.monotonic);
+            counters.note_failed(peer.identity, NOW);
             self.waiting.push(tried);
         }
         Some(number)
