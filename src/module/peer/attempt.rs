@@ -20,7 +20,7 @@ use super::counters::{Account, AttemptCounters, Attempted};
 use super::delegate::Delegate;
 use super::keepalive::{InstanceRef, Lease, UpstreamPeer};
 use super::nginx_method::MethodAttempt;
-use super::set::{PeerView, Turn};
+use super::set::PeerView;
 use super::trace::{self, trace};
 use super::upstream::Upstream;
 use super::worker::{Worker, is_traced, monotonic};
@@ -156,8 +156,8 @@ impl Attempt {
         }
         let shared = || upstream.shared(worker);
         let admitted = {
-            let Turn { cursor, rng } = &mut *self.view.turn.borrow_mut();
-            balance::pick(options.balance.method, &context, shared, cursor, rng)
+            let rng = &mut *self.view.rng.borrow_mut();
+            balance::pick(options.balance.method, &context, shared, rng)
         };
         let Some(Admitted { picked, permit }) = admitted else { return self.get_none(pc) };
         self.counters.begin(worker, picked, permit, now);

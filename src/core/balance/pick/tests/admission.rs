@@ -6,7 +6,6 @@ use crate::table::PERMITS;
 /// One worker's requests to peers that are all marked.
 struct Requests {
     scene: Scene,
-    cursor: u64,
     rng: SmallRng,
 }
 
@@ -22,7 +21,7 @@ impl Requests {
     }
 
     fn to(scene: Scene) -> Requests {
-        Requests { scene, cursor: 0, rng: SmallRng::seed_from_u64(1) }
+        Requests { scene, rng: SmallRng::seed_from_u64(1) }
     }
 
     /// An attempt fails at `now` that began at `from`.
@@ -58,7 +57,7 @@ impl Requests {
         tried.iter().for_each(|&port| set.insert(self.scene.at(port)));
         let candidates = PickContext { now, panic, ..self.scene.candidates(&set) };
         let (shared, method) = (self.scene.shared(), self.scene.method);
-        let admitted = pick(method, &candidates, || shared, &mut self.cursor, &mut self.rng)?;
+        let admitted = pick(method, &candidates, || shared, &mut self.rng)?;
         let number = admitted.picked.info.number as usize;
         Some((self.scene.view.records()[number].addr().port(), admitted.permit))
     }
