@@ -245,8 +245,7 @@ impl<'a, 'z> Peers for InTier<'_, 'a, 'z> {
 
     #[inline]
     fn peer(&self, number: usize) -> Picked<'a, 'z> {
-        let info = self.all.view.info(self.tier.first + number);
-        Picked { info, counters: self.all.table.peer_counters(info.slot) }
+        self.all.peer(self.tier.first + number)
     }
 
     #[inline]
