@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::clock::{Clock, monotonic_ms};
+use crate::clock::Clock;
 use crate::model::{Level, Override, ServiceName};
 use crate::on_demand::{ServiceStore, Templates};
 use crate::state::saver::name;
@@ -240,7 +240,7 @@ impl StateProvider for TableState {
 
     fn saved(&self, outcome: Result<(), &io::Error>) {
         self.sink.with_table(|table| match outcome {
-            Ok(()) => table.note_state_written(monotonic_ms()),
+            Ok(()) => table.note_state_written(Clock::now().monotonic),
             Err(error) => table.note_state_error(error),
         });
     }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::clock::{Clock, age, monotonic_ms};
+use crate::clock::{Clock, age};
 use crate::model::{self, Connections, Level, PeerSet, ServiceName};
 use crate::on_demand::ServiceStore;
 use crate::process::ProcessId;
@@ -148,7 +148,7 @@ impl TableWriter {
     /// Whether the target is frozen; then notes what `set` would change.
     fn withholds(&self, target: usize, set: &PeerSet) -> bool {
         let withholds = self.with(target, |table, entry, key| {
-            if !table.has_data(entry) || !table.is_frozen(key, monotonic_ms()) {
+            if !table.has_data(entry) || !table.is_frozen(key, Clock::now().monotonic) {
                 table.note_frozen_diff(entry, FrozenDiff::default());
                 return false;
             }
@@ -219,7 +219,7 @@ impl Sink for TableWriter {
     fn report(&self, target: usize, report: &Report<'_>) {
         self.with(target, |table, entry, _| match *report {
             Report::Good { index, server, mode, pending } => {
-                table.note_good(entry, index, server, mode, monotonic_ms());
+                table.note_good(entry, index, server, mode, Clock::now().monotonic);
                 table.note_confirmed(entry, self.me);
                 table.note_pending(entry, pending);
                 // The answer was valid, but did not fit into the zone.
@@ -232,7 +232,7 @@ impl Sink for TableWriter {
                 table.count_refusal(entry, reason);
                 table.note_failure(entry, error, u64::from(failures), server);
                 let retry_in = u64::try_from(retry_in.as_millis()).unwrap_or(0);
-                table.note_retry(entry, monotonic_ms().saturating_add(retry_in));
+                table.note_retry(entry, Clock::now().monotonic.saturating_add(retry_in));
             }
         });
     }
@@ -253,7 +253,7 @@ impl Sink for TableWriter {
     }
 
     fn watcher_starts(&self) -> bool {
-        self.with_table(|table| table.take_over_connections(self.me, monotonic_ms()))
+        self.with_table(|table| table.take_over_connections(self.me, Clock::now().monotonic))
             .unwrap_or(true)
     }
 
@@ -262,14 +262,15 @@ impl Sink for TableWriter {
     }
 
     fn earlier_connections(&self) -> usize {
-        self.with_table(|table| table.earlier_connections(self.me, monotonic_ms())).unwrap_or(0)
+        self.with_table(|table| table.earlier_connections(self.me, Clock::now().monotonic))
+            .unwrap_or(0)
     }
 }
 
 impl ServiceStore for TableWriter {
     fn add(&self, service: &ServiceName, key: u128) -> Result<usize, String> {
-        let claimed =
-            self.with_table(|table| table.claim_named(key, (service, monotonic_ms()), self.me));
+        let claimed = self
+            .with_table(|table| table.claim_named(key, (service, Clock::now().monotonic), self.me));
         let entry = claimed.ok_or_else(|| "nginx ends".to_owned())?.map_err(full)?;
         Ok(self.numbers.write().number(entry, key, self.planned.len()))
     }
@@ -286,11 +287,13 @@ impl ServiceStore for TableWriter {
 
     fn unused_for(&self, target: usize) -> Duration {
         let used = self.with(target, |table, entry, _| table.last_used(entry));
-        used.map_or(Duration::MAX, |used| Duration::from_millis(age(used, monotonic_ms())))
+        used.map_or(Duration::MAX, |used| Duration::from_millis(age(used, Clock::now().monotonic)))
     }
 
     fn record_lookup(&self, key: u128, result: LookupResult, valid: Duration) {
-        self.with_table(|table| table.note_lookup_result(key, result, monotonic_ms(), valid));
+        self.with_table(|table| {
+            table.note_lookup_result(key, result, Clock::now().monotonic, valid)
+        });
     }
 
     fn services(&self) -> Vec<(ServiceName, usize)> {

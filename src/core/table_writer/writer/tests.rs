@@ -36,7 +36,7 @@ fn a_frozen_set_stays_until_its_time_is_over() {
     let (writer, table) = writer();
     writer.publish(0, &set(1..=3), 1);
     let key = writer.planned[0].key;
-    let deadline = Some(monotonic_ms() + 60_000);
+    let deadline = Some(Clock::now().monotonic + 60_000);
     let freeze = Override {
         selection: Some(key),
         service: "web".into(),
