@@ -148,15 +148,15 @@ impl AttemptCounters {
         now: u64,
     ) {
         let Picked { info, counters } = picked;
-        let PeerInfo { identity, slot, params, .. } = info;
+        let PeerInfo { owner, slot, params, .. } = info;
         if params.max_fails != 0 {
-            counters.note_checked(*identity, params.limits().fail_timeout, now);
+            counters.note_checked(*owner, params.limits(), now);
         }
         self.at.set(Some((counters, info.number)));
         self.last.set(Some(info.number));
         self.progress.set(Progress { answered: false, has_permit: permit.is_some() });
         self.permit.set(permit);
-        let in_flight = worker.table().begin_request_at(*slot, counters, *identity, worker.shard());
+        let in_flight = worker.table().begin_request_at(*slot, counters, *owner, worker.shard());
         self.in_flight.set(in_flight);
     }
 
@@ -203,22 +203,23 @@ impl AttemptCounters {
         let (Some((slot, known)), Some(worker)) = (self.known(view), upstream.worker.get()) else {
             return false;
         };
-        let (identity, now) = (known.identity, now());
-        let max_fails = u64::from(known.params.max_fails);
+        let (owner, limits, now) = (known.owner, known.limits(), now());
+        let max_fails = limits.max_fails;
         match outcome {
             Outcome::Unknown => false,
             Outcome::Passed if single => {
-                slot.clear_fails(identity);
+                slot.clear_fails(owner);
                 false
             }
             Outcome::Passed => {
-                if slot.note_success(identity, max_fails, attempted.began(), now.millis) {
+                if slot.note_success(owner, limits, attempted.began(), now.millis) {
                     worker.table.note_recovered();
                 }
                 false
             }
             Outcome::Failed => {
-                let fails = slot.note_failed(identity, now.monotonic);
+                let address = view.peers().records()[known.number as usize].address_id();
+                let fails = slot.note_failed((owner, address), now.monotonic);
                 if let Some(outage) = upstream.outage(worker) {
                     if fails == max_fails && !single {
                         outage.note_marked(now.monotonic);
@@ -244,14 +245,14 @@ impl AttemptCounters {
         let has_header = state.header_time != usize::MAX;
         if has_header && !attempted.has_failed() {
             let header_time = state.header_time as u64;
-            counters.update_latency(known.identity, |raw| {
+            counters.update_latency(known.owner, |raw| {
                 Latency::from_raw(raw).after(header_time, now).raw()
             });
             return;
         }
         // SAFETY: the event loop's clock, read in the event loop.
         let elapsed = unsafe { ngx_current_msec }.wrapping_sub(upstream.start_time) as u64;
-        counters.update_latency(known.identity, |raw| {
+        counters.update_latency(known.owner, |raw| {
             let latency = Latency::from_raw(raw);
             if attempted.has_failed() {
                 latency.after_failure(elapsed, now).raw()

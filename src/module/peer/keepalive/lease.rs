@@ -234,7 +234,7 @@ impl InstanceRef<'_> {
         let Some(present) = self.sets.view(worker) else { return false };
         let own = self.record;
         let same = |record: &&PeerRecord| {
-            (record.slot, record.identity) == (own.slot, own.identity) && record.has_address_of(own)
+            record.owner == own.owner && record.has_address_of(own)
         };
         present.peers().records().iter().find(same).is_some_and(pool::is_wanted)
     }
