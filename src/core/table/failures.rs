@@ -5,6 +5,7 @@
 
 use super::counters::PeerCounters;
 use super::layout::{WorkerShard, slot as word};
+use super::membership::Membership;
 use super::permits::{self, Permit, Terms};
 use super::platform::atomic::Ordering::Relaxed;
 
@@ -135,8 +136,15 @@ impl<'z> PeerCounters<'z> {
         }
     }
 
-    /// As [`PeerCounters::clear_fails`], under the publishers' lock.
-    pub(super) fn forget_fails(&self) {
+    /// The owner of the slot is a member since then, at this address. Only under the publishers' lock.
+    pub(super) fn join(&self, since: u64, address: u64) {
+        if !self.membership().is_at(address) {
+            self.forget_fails();
+        }
+        self.words[word::MEMBERSHIP].store(Membership::of(since, address).raw(), Relaxed);
+    }
+
+    fn forget_fails(&self) {
         self.words[word::FAILING_SINCE].store(0, Relaxed);
         self.words[word::FAILS].store(0, Relaxed);
     }
@@ -145,3 +153,6 @@ impl<'z> PeerCounters<'z> {
 fn terms(limits: FailureLimits, now: u64, pace: u64) -> Terms {
     Terms { now, expires_after: limits.fail_timeout, pace }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -75,7 +75,7 @@ impl<'z> Table<'z> {
 }
 
 impl PublishGuard<'_, '_> {
-    /// Notes that the owner of every slot that no block names has left.
+    /// Notes that the owner of every slot that no block names has left, and where the others are.
     pub(super) fn recover(&self) {
         let table = self.table;
         let mut named = vec![false; table.layout.slot_count];
@@ -83,6 +83,8 @@ impl PublishGuard<'_, '_> {
             if table.key(entry) != 0 {
                 for record in table.records_by_identity(entry, table.generation(entry)).values() {
                     named[table.slot_number(record.slot) as usize] = true;
+                    let counters = table.peer_counters(record.slot);
+                    counters.join(counters.started(), record.address_id());
                 }
             }
         }

@@ -33,6 +33,10 @@ impl Membership {
         Membership(now << TIME_SHIFT | LEFT | self.0 & ADDRESS)
     }
 
+    pub(super) fn raw(self) -> u64 {
+        self.0
+    }
+
     /// Since when, milliseconds of the monotonic clock.
     #[inline]
     pub(super) fn since(self) -> u64 {
@@ -68,11 +72,6 @@ impl PeerCounters<'_> {
         }
     }
 
-    /// The owner is a member since then, at this address.
-    pub(super) fn join(&self, since: u64, address: u64) {
-        self.words[word::MEMBERSHIP].store(Membership::of(since, address).0, Relaxed);
-    }
-
     /// When the instance appeared, returned, or recovered from its failures, milliseconds since the
     /// epoch; 0: with the first answer.
     #[inline]
@@ -101,7 +100,7 @@ impl Table<'_> {
     pub(super) fn give_slot(&self, slot: SlotRef, owner: u64, (since, address): (u64, u64)) {
         let words = self.peer_counters(slot).words;
         words[word::OWNER + 1..word::WORDS].iter().for_each(|word| word.store(0, Relaxed));
-        words[word::MEMBERSHIP].store(Membership::of(since, address).0, Relaxed);
+        words[word::MEMBERSHIP].store(Membership::of(since, address).raw(), Relaxed);
         words[word::OWNER].store(owner, Release);
     }
 
@@ -114,7 +113,8 @@ impl Table<'_> {
         let owner = &self.peer_counters(slot).words[word::OWNER];
         let before = owner.load(Relaxed);
         owner.store(0, Relaxed);
-        let is_free = self.shards_of(slot).iter().all(|word| !has_requests(word.fetch_add(0, AcqRel)));
+        let is_free =
+            self.shards_of(slot).iter().all(|word| !has_requests(word.fetch_add(0, AcqRel)));
         if !is_free {
             owner.store(before, Release);
         }

@@ -75,3 +75,6 @@ impl PublishGuard<'_, '_> {
         if fresh.len() < new { Err(new) } else { Ok((returning, fresh)) }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use nginx_consul_core::balance::{Latency, PeerInfo, Picked};
-use nginx_consul_core::table::{InFlight, PeerCounters, Permit};
+use nginx_consul_core::table::{InFlight, PeerCounters, PeerRecord, Permit};
 use nginx_sys::{
     NGX_HTTP_UPSTREAM_FT_HTTP_429, NGX_HTTP_UPSTREAM_FT_HTTP_500, NGX_HTTP_UPSTREAM_FT_HTTP_502,
     NGX_HTTP_UPSTREAM_FT_HTTP_503, NGX_HTTP_UPSTREAM_FT_HTTP_504, NGX_PEER_FAILED,
@@ -218,7 +218,8 @@ impl AttemptCounters {
                 false
             }
             Outcome::Failed => {
-                let address = view.peers().records()[known.number as usize].address_id();
+                let record = view.peers().records().get(known.number as usize);
+                let address = record.map_or(0, PeerRecord::address_id);
                 let fails = slot.note_failed((owner, address), now.monotonic);
                 if let Some(outage) = upstream.outage(worker) {
                     if fails == max_fails && !single {

@@ -79,7 +79,9 @@ impl Scene {
 
     fn fail(&self, port: u16) {
         let record = &self.view.records()[self.at(port)];
-        self.table.peer_counters(record.slot).note_failed(record.identity, NOW.monotonic);
+        self.table
+            .peer_counters(record.slot)
+            .note_failed((record.owner, record.address_id()), NOW.monotonic);
     }
 
     fn at(&self, port: u16) -> usize {
@@ -185,7 +187,7 @@ fn an_instance_s_own_parameters_win_over_the_block_s() {
     scene.fail(2);
     assert_eq!(scene.ports(&scene.candidates(&tried)), [1, 4]);
     let full = &scene.view.records()[scene.at(4)];
-    let _stays = scene.table.begin_request(full.slot, full.identity, Some(scene.shard));
+    let _stays = scene.table.begin_request(full.slot, full.owner, Some(scene.shard));
     assert_eq!(scene.ports(&scene.candidates(&tried)), [1]);
     scene.fail(1);
     assert_eq!(scene.ports(&scene.candidates(&tried)), [1, 2], "down is down, full is full");
@@ -207,16 +209,20 @@ fn an_instance_that_recovers_from_its_failures_starts_slowly() {
     let slow = Params { slow_start: Some(10_000), ..PLAIN };
     let scene = Scene::new(&[&[(1, slow), (2, PLAIN)]]);
     let record = &scene.view.records()[scene.at(1)];
-    let (slot, identity) = (record.slot, record.identity);
+    let (slot, owner) = (record.slot, record.owner);
+    let limits = scene.view.info(scene.at(1)).limits();
     let tried = Tried::default();
     let share =
         |now| PickContext { now, ..scene.candidates(&tried) }.share(scene.view.info(scene.at(1)));
     assert_eq!(share(NOW), FULL_SHARE, "it was there from the first answer");
     let counters = scene.table.peer_counters(slot);
-    counters.note_failed(identity, 50_000);
-    assert!(!counters.note_success(identity, 1, 49_999, NOW.millis), "it began before the failure");
+    counters.note_failed((owner, record.address_id()), 50_000);
+    assert!(
+        !counters.note_success(owner, limits, 49_999, NOW.millis),
+        "it began before the failure"
+    );
     assert_eq!(share(NOW), FULL_SHARE);
-    assert!(counters.note_success(identity, 1, 50_000, NOW.millis));
+    assert!(counters.note_success(owner, limits, 50_000, NOW.millis));
     assert_eq!(share(NOW), FULL_SHARE / 100);
     assert_eq!(share(at(105_000)), FULL_SHARE / 2);
     assert_eq!(share(at(110_000)), FULL_SHARE);
@@ -268,7 +274,7 @@ fn least_time_avoids_the_slow_and_least_conn_does_not_know_it() {
         let scene = Scene::balanced(method, &[&[(1, PLAIN), (2, PLAIN)]]);
         for (port, ms) in [(1, 200), (2, 10)] {
             let record = &scene.view.records()[scene.at(port)];
-            scene.table.peer_counters(record.slot).update_latency(record.identity, |raw| {
+            scene.table.peer_counters(record.slot).update_latency(record.owner, |raw| {
                 Latency::from_raw(raw).after(ms, NOW.millis).raw()
             });
         }
@@ -325,7 +331,7 @@ fn a_tier_that_is_out_is_looked_through_once_a_second_or_when_a_peer_recovers() 
     let scene = Scene::new(&[&[(1, PLAIN), (2, PLAIN)], &[(3, PLAIN), (4, PLAIN)]]);
     let back = |port, is_told: bool| {
         let record = &scene.view.records()[scene.at(port)];
-        scene.table.peer_counters(record.slot).clear_fails(record.identity);
+        scene.table.peer_counters(record.slot).clear_fails(record.owner);
         if is_told {
             scene.table.note_recovered();
         }

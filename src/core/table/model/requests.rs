@@ -1,5 +1,6 @@
 //! Requests in flight, counted by workers that may be killed.
 
+use super::super::membership::owner;
 use super::*;
 use crate::table::{SlotRef, WorkerShard};
 
@@ -10,7 +11,7 @@ fn first(table: Table<'_>) -> SlotRef {
 
 /// One request, from its beginning to its end.
 fn request(table: Table<'_>, shard: WorkerShard) {
-    table.begin_request(first(table), 1, Some(shard)).expect("a shard").end();
+    table.begin_request(first(table), owner(KEY, 1), Some(shard)).expect("a shard").end();
 }
 
 #[test]
@@ -21,7 +22,8 @@ fn what_two_workers_have_in_flight_adds_up_and_ends_at_zero() {
             move |table: Table<'_>| {
                 let shard = table.claim_shard(process(number)).expect("a shard");
                 request(table, shard);
-                let one = table.begin_request(first(table), 1, Some(shard)).expect("a shard");
+                let one =
+                    table.begin_request(first(table), owner(KEY, 1), Some(shard)).expect("a shard");
                 assert!((1..=2).contains(&table.in_flight(first(table))));
                 one.end();
                 table.release_shard(shard);
@@ -47,7 +49,9 @@ fn a_killed_workers_requests_are_taken_out_and_nobody_elses() {
                 killed_after(stores, process(2), || {
                     let shard = table.claim_shard(process(2)).expect("a shard");
                     request(table, shard);
-                    let one = table.begin_request(first(table), 1, Some(shard)).expect("a shard");
+                    let one = table
+                        .begin_request(first(table), owner(KEY, 1), Some(shard))
+                        .expect("a shard");
                     request(table, shard);
                     one.end();
                     table.release_shard(shard);
@@ -61,7 +65,7 @@ fn a_killed_workers_requests_are_taken_out_and_nobody_elses() {
                 }
             });
             request(table, mine);
-            let _stays = table.begin_request(first(table), 1, Some(mine));
+            let _stays = table.begin_request(first(table), owner(KEY, 1), Some(mine));
             for thread in [cleaner, successor] {
                 thread.join().expect("done");
             }
