@@ -36,7 +36,7 @@ mod pick;
 
 pub use admission::{Admission, Admitted, Shared};
 pub use candidates::{FULL_SHARE, Peers};
-pub use context::{Clock, Obstacle, PickContext, Picked, slow_start_share};
+pub use context::{Obstacle, PickContext, Picked, slow_start_share};
 pub use latency::Latency;
 pub use pairs::{Pair, pairs};
 pub use pick::pick;

@@ -48,6 +48,7 @@ mod tests {
     use std::sync::atomic::AtomicU64;
 
     use super::*;
+    use crate::clock::Clock;
     use crate::model::{Meta, Peer, PeerSet};
     use crate::params::Params;
     use crate::process::ProcessId;
@@ -60,7 +61,7 @@ mod tests {
         let (table, me) = (Table::create(words, 16).unwrap(), ProcessId::own());
         table.acquire_leadership(me);
         let entry = table.claim(1, me).unwrap();
-        table.publish((entry, 1), &PeerSet::new(peers), 1, me).unwrap();
+        table.publish((entry, 1), &PeerSet::new(peers), Clock::at(1), me).unwrap();
         table.read(entry, 1).unwrap()
     }
 

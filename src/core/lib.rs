@@ -11,7 +11,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `text` `address` `process` `stop` `threads` `params` | the ground |
+//! | `text` `clock` `address` `process` `stop` `threads` `params` | the ground |
 //! | `model` | the vocabulary: queries, peers, reasons, overrides |
 //! | `resolve` | host names to addresses |
 //! | `consul` | Consul's HTTP API: requests, answers and their validation |
@@ -31,6 +31,7 @@
 #![forbid(unsafe_code)]
 
 pub mod text;
+pub mod clock;
 pub mod address;
 pub mod process;
 pub mod stop;

@@ -20,4 +20,4 @@ mod state_file;
 pub use lines::Line;
 pub use overrides::{Resync, end_expired};
 pub use state_file::{StateFile, TableState, parent};
-pub use writer::{TableWriter, now_ms};
+pub use writer::TableWriter;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use nginx_consul_core::on_demand::{Channel, ServiceResolver, Templates};
 use nginx_consul_core::process::ProcessId;
-use nginx_consul_core::state::{Saved, Saver};
+use nginx_consul_core::state::{Saver, State};
 use nginx_consul_core::table::Table;
 use nginx_consul_core::watch::{Plan, Sink, Watcher};
 use nginx_sys::{NGX_LOG_ALERT, NGX_LOG_WARN, ngx_cycle_t, ngx_int_t};
@@ -72,7 +72,7 @@ struct Watch {
 thread_local! {
     static RUNNING: RefCell<Option<Running>> = const { RefCell::new(None) };
     /// Sets of the state file for targets that have no data; the workers inherit them.
-    static EXPIRED: RefCell<Vec<Saved>> = const { RefCell::new(Vec::new()) };
+    static EXPIRED: RefCell<State> = RefCell::default();
 }
 
 /// What the upstreams of a cycle share.

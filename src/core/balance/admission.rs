@@ -61,14 +61,14 @@ impl<'a, 'z> PickContext<'a, 'z> {
             return Admission::Free;
         }
         let prober = (info.owner, shared.shard);
-        match counters.probe(prober, limits, self.now.monotonic, self.probe_pace()) {
+        match counters.probe(prober, limits, self.now, self.probe_pace()) {
             Some(permit) => Admission::With(permit),
             None => Admission::Refused,
         }
     }
 
     fn admit_to_single(&self, peer: Picked<'a, 'z>, shared: &Shared<'z>) -> Admission<'z> {
-        let (limits, now) = (peer.info.limits(), self.now.monotonic);
+        let (limits, now) = (peer.info.limits(), self.now);
         let Some(failing) = peer.counters.failing_for(limits, now) else { return Admission::Free };
         let Some(outage) = shared.outage.filter(|_| limits.max_fails != 0) else {
             return Admission::Free;
@@ -89,7 +89,7 @@ impl<'a, 'z> PickContext<'a, 'z> {
         shard: Option<WorkerShard>,
         rng: &mut R,
     ) -> Option<Admitted<'a, 'z>> {
-        let now = self.now.monotonic;
+        let now = self.now;
         let (mut permit, mut no_grace_left) = (None, false);
         let picked = search(peers, rng, |Picked { info, counters }| {
             let limits = info.limits();
@@ -109,7 +109,7 @@ impl<'a, 'z> PickContext<'a, 'z> {
     /// Whether a request found no peer to probe a moment ago, and none has recovered since.
     pub(super) fn has_none_to_probe(&self) -> bool {
         let none_to_probe = &self.view.none_to_probe;
-        self.now.monotonic < none_to_probe.until.get()
+        self.now < none_to_probe.until.get()
             && self.table.recoveries() == none_to_probe.recoveries.get()
     }
 
@@ -118,7 +118,7 @@ impl<'a, 'z> PickContext<'a, 'z> {
     pub(super) fn note_none_to_probe(&self) {
         if self.tried.count() == 0 {
             let pause = self.view.records.len() as u64 / LOOKS_PER_MS;
-            self.view.none_to_probe.until.set(self.now.monotonic + pause);
+            self.view.none_to_probe.until.set(self.now + pause);
             self.view.none_to_probe.recoveries.set(self.table.recoveries());
         }
     }

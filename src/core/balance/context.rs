@@ -6,15 +6,6 @@ use super::candidates::FULL_SHARE;
 use super::view::{PeerInfo, Tried, View};
 use crate::table::{PROBE_PACE, PeerCounters, Table};
 
-/// The time, as the event loop knows it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Clock {
-    /// Milliseconds since the epoch.
-    pub millis: u64,
-    /// Milliseconds of the monotonic clock, the same for all processes.
-    pub monotonic: u64,
-}
-
 /// A view, and what decides whether a request can use a peer of it now.
 #[derive(Clone, Copy)]
 pub struct PickContext<'a, 'z> {
@@ -24,8 +15,8 @@ pub struct PickContext<'a, 'z> {
     pub table: &'a Table<'z>,
     /// The peers this request has tried.
     pub tried: &'a Tried,
-    /// The time.
-    pub now: Clock,
+    /// Milliseconds of the monotonic clock.
+    pub now: u64,
     /// The request's key; empty unless the method hashes.
     pub key: &'a [u8],
     /// `consul_panic`: failures are ignored.
@@ -80,7 +71,7 @@ impl<'z> PickContext<'_, 'z> {
     }
 
     pub(super) fn has_failed(&self, info: &PeerInfo) -> bool {
-        self.counters_of(info).is_failed(info.limits(), self.now.monotonic)
+        self.counters_of(info).is_failed(info.limits(), self.now)
     }
 
     pub(super) fn is_failed(&self, info: &PeerInfo) -> bool {
@@ -90,7 +81,7 @@ impl<'z> PickContext<'_, 'z> {
     /// Whether failures exclude the peer. After its `fail_timeout`, and with `consul_panic` at any
     /// time, one request at a time may try it.
     pub(super) fn is_out(&self, Picked { info, counters }: Picked<'_, 'z>) -> bool {
-        let (limits, now) = (info.limits(), self.now.monotonic);
+        let (limits, now) = (info.limits(), self.now);
         if !counters.is_marked(limits) || self.is_single() {
             return false;
         }
@@ -107,15 +98,16 @@ impl<'z> PickContext<'_, 'z> {
         if slow_start == 0 {
             return FULL_SHARE;
         }
-        slow_start_share(slow_start, self.counters_of(info).started(), self.now.millis)
+        slow_start_share(slow_start, self.counters_of(info).started(), self.now)
     }
 }
 
 /// The share of its weight that a peer gets at `now`, of [`FULL_SHARE`], with a slow start of so many
-/// milliseconds since it appeared or recovered; times are milliseconds since the epoch.
+/// milliseconds since it appeared or recovered; times are milliseconds of the monotonic clock, 0 is
+/// never.
 pub fn slow_start_share(slow_start: u64, started: u64, now: u64) -> u32 {
     let age = now.saturating_sub(started);
-    if age >= slow_start {
+    if started == 0 || age >= slow_start {
         return FULL_SHARE;
     }
     let share = u128::from(FULL_SHARE) * u128::from(age) / u128::from(slow_start);

@@ -24,7 +24,7 @@ const SKEW: u32 = 60_000;
 pub struct Latency {
     /// Milliseconds; 0: no data.
     mean: f32,
-    /// Milliseconds since the epoch, modulo 2³².
+    /// Milliseconds of the monotonic clock, modulo 2³².
     at: u32,
 }
 
@@ -47,7 +47,7 @@ impl Latency {
         self.mean.to_bits() == 0
     }
 
-    /// The mean after one more answer, which took `sample` ms and came at `now`, ms since the epoch.
+    /// The mean after one more answer, which took `sample` ms and came at `now`, ms of the monotonic clock.
     #[inline]
     pub fn after(self, sample: u64, now: u64) -> Latency {
         // Signed numbers are quicker to convert.

@@ -110,7 +110,7 @@ impl<'a, 'z> PickContext<'a, 'z> {
     /// Whether an earlier request found that failures exclude every peer of the tier.
     fn has_none_usable(&self, tier: &Tier) -> bool {
         !self.panic
-            && self.now.monotonic < tier.none_usable.until.get()
+            && self.now < tier.none_usable.until.get()
             && self.table.recoveries() == tier.none_usable.recoveries.get()
     }
 
@@ -118,7 +118,7 @@ impl<'a, 'z> PickContext<'a, 'z> {
     /// recovered or the `fail_timeout` of one has passed; for a second at most.
     #[cold]
     fn note_none_usable(&self, tier: &Tier) {
-        let (now, recoveries) = (self.now.monotonic, self.table.recoveries());
+        let (now, recoveries) = (self.now, self.table.recoveries());
         if self.tried.count() != 0 || self.panic {
             return;
         }
@@ -326,7 +326,7 @@ impl<'a, 'z> Peers for InTier<'_, 'a, 'z> {
     #[inline]
     fn cost(&self, peer: Picked<'a, 'z>) -> f32 {
         let latency = Latency::from_raw(peer.counters.latency());
-        score(latency, self.load(peer), peer.info.weight as i32, self.all.now.millis)
+        score(latency, self.load(peer), peer.info.weight as i32, self.all.now)
     }
 
     #[inline]

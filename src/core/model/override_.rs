@@ -30,8 +30,7 @@ pub enum Action {
     Weight,
 }
 
-/// An override of an instance or a selection. Times are milliseconds since the epoch. In the zone, a
-/// text is its number in the list of texts.
+/// An override of an instance or a selection. In the zone, a text is its number in the list of texts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Override"))]
 #[serde(deny_unknown_fields)]
@@ -57,10 +56,13 @@ pub struct Override<T = String> {
     pub weight: Option<NonZeroU16>,
     /// Who set it: user and address.
     pub by: T,
-    /// When it was set.
+    /// When it was set, milliseconds since the epoch.
     pub since_ms: u64,
-    /// When it expires; `null`: never.
+    /// When it expires, milliseconds since the epoch; `null`: never.
     pub until_ms: Option<u64>,
+    /// When it expires, milliseconds of the monotonic clock; `None`: never.
+    #[serde(skip)]
+    pub deadline: Option<u64>,
 }
 
 /// Hash of a service and the datacenter asked for, by which overrides find its instances. Never 0.
@@ -71,9 +73,9 @@ pub fn service_scope(service: &str, datacenter: Option<&str>) -> u64 {
 }
 
 impl Override {
-    /// Whether it has not expired.
-    pub fn is_in_force(&self, now_ms: u64) -> bool {
-        self.until_ms.is_none_or(|until| now_ms < until)
+    /// Whether it has not expired `now`, milliseconds of the monotonic clock.
+    pub fn is_in_force(&self, now: u64) -> bool {
+        self.deadline.is_none_or(|deadline| now < deadline)
     }
 
     /// Whether both concern the same selection, or the same instance and `upstream`: only one of them
@@ -117,6 +119,7 @@ impl<T> Override<T> {
             by: text(&self.by)?,
             since_ms: self.since_ms,
             until_ms: self.until_ms,
+            deadline: self.deadline,
         })
     }
 }

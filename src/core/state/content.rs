@@ -9,6 +9,7 @@ use siphasher::sip128::SipHasher13;
 
 use super::peers;
 use crate::address::AddressFilter;
+use crate::clock::{Clock, boot_id};
 use crate::model::{Override, PeerSet};
 use crate::text::printable;
 
@@ -22,12 +23,24 @@ pub const MAX_BYTES: usize = 256 << 20;
 pub struct State {
     /// When it was written, milliseconds since the epoch.
     pub written_ms: u64,
+    /// The boot in which it was written; earlier versions of the module did not note it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<Boot>,
     /// The targets that had a good answer.
     #[serde(rename = "services")]
     pub targets: Vec<Saved>,
     /// Overrides of instances, not of selections.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub overrides: Vec<Override>,
+}
+
+/// A boot, and its monotonic clock.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Boot {
+    /// [`boot_id`].
+    pub id: String,
+    /// The monotonic clock at `written_ms`, milliseconds.
+    pub monotonic_ms: u64,
 }
 
 /// The last good answer for one target.
@@ -70,6 +83,29 @@ pub enum Damage {
 }
 
 impl State {
+    /// What is written `now`.
+    pub fn new(now: Clock, targets: Vec<Saved>, overrides: Vec<Override>) -> State {
+        let boot = boot_id().map(|id| Boot { id, monotonic_ms: now.monotonic });
+        State { written_ms: now.wall, boot, targets, overrides }
+    }
+
+    /// Makes of all times what the wall clock would have shown, had it always gone as `now`. Those of
+    /// another boot stay: only the wall clock relates them to this one.
+    pub fn to_wall_clock(&mut self, now: Clock) {
+        let is_this = |boot: &&Boot| {
+            boot.monotonic_ms <= now.monotonic && boot_id().is_some_and(|id| id == boot.id)
+        };
+        let Some(boot) = self.boot.as_ref().filter(is_this) else { return };
+        let then = Clock { wall: self.written_ms, monotonic: boot.monotonic_ms };
+        let shift = |time: &mut u64| *time = now.wall_at(then.monotonic_at(*time));
+        shift(&mut self.written_ms);
+        self.targets.iter_mut().for_each(|saved| shift(&mut saved.last_good_ms));
+        for held in &mut self.overrides {
+            shift(&mut held.since_ms);
+            held.until_ms.iter_mut().for_each(shift);
+        }
+    }
+
     /// The bytes of the file.
     pub fn encode(&self) -> Vec<u8> {
         let content = serde_json::to_vec(self).unwrap_or_default();

@@ -24,8 +24,8 @@ const STACK: usize = 256 * 1024;
 pub struct Version {
     /// Generation of its set; 0 if it has none.
     pub generation: u64,
-    /// When its last good answer came, milliseconds since the epoch.
-    pub last_good_ms: u64,
+    /// When its last good answer came, milliseconds of the monotonic clock.
+    pub last_good: u64,
 }
 
 /// Provides the state, and takes the outcome. Called from the saver's thread.
@@ -37,9 +37,8 @@ pub trait StateProvider: Send + Sync {
     /// The state to write; `None` as for [`StateProvider::versions`].
     fn state(&self) -> Option<State>;
 
-    /// Takes the outcome of each attempt: when the file was written (milliseconds since the epoch), or
-    /// the error.
-    fn saved(&self, outcome: Result<u64, &io::Error>);
+    /// Takes the outcome of each attempt to write the file.
+    fn saved(&self, outcome: Result<(), &io::Error>);
 
     /// Takes a line for the error log, without the `consul: ` before it.
     fn log(&self, level: Level, line: String);
@@ -141,7 +140,7 @@ impl Writer {
             // Another process is writing it: the next step tries again.
             Ok(false) => return,
             Ok(true) => {
-                self.provider.saved(Ok(state.written_ms));
+                self.provider.saved(Ok(()));
                 if let Some(since) = self.due.failing.take() {
                     let span = now.saturating_duration_since(since);
                     let line = format!("{}: written again after {span:.1?}", name(&self.path));

@@ -10,6 +10,7 @@ use super::file::{load, quarantine, save};
 use super::peers::distinct;
 use super::*;
 use crate::address::AddressFilter;
+use crate::clock::Clock;
 use crate::model::{Action, Health, Meta, Override, Peer, PeerSet, identity, of_instance};
 use crate::params::Params;
 use crate::process::ProcessId;
@@ -36,6 +37,7 @@ fn weighted() -> Override {
 fn state() -> State {
     State {
         written_ms: 42_000,
+        boot: Some(Boot { id: "x".to_owned(), monotonic_ms: 2_000 }),
         targets: vec![saved(7, 8081..8084), saved(u128::MAX, 1..1)],
         overrides: vec![of_instance("web-2", Action::Drain), weighted()],
     }
@@ -50,14 +52,14 @@ fn content_error(content: &str) -> String {
 
 #[test]
 fn the_format_is_as_documented() {
-    let one = State { written_ms: 5, targets: vec![saved(7, 80..81)], ..State::default() };
+    let one = State { targets: vec![saved(7, 80..81)], overrides: Vec::new(), ..state() };
     let text = String::from_utf8(one.encode()).unwrap();
     let (first, content) = text.split_once('\n').unwrap();
     let sum = SipHasher13::new().hash(content.as_bytes()).as_u128();
     assert_eq!(first, format!("nginx-consul-state 1 {sum:032x}"));
     assert_eq!(
         content,
-        "{\"written_ms\":5,\"services\":[{\"key\":7,\
+        "{\"written_ms\":42000,\"boot\":{\"id\":\"x\",\"monotonic_ms\":2000},\"services\":[{\"key\":7,\
          \"service\":\"web\",\"index\":4711,\"last_good_ms\":41000,\"peers\":[\
          {\"address\":\"127.0.0.1:80\",\"weight\":1,\"node\":\"n1\",\"id\":\"web-80\",\
          \"tags\":[\"v1\"],\"health\":\"passing\",\"datacenter\":\"dc1\"}]}]}"
@@ -163,12 +165,50 @@ fn what_the_table_holds_is_what_is_saved() {
         ..peer(443, u16::MAX)
     };
     let set = PeerSet::new(vec![peer(8081, 5), v6]);
-    table.publish((entry, 7), &set, 1_000, me).unwrap();
+    table.publish((entry, 7), &set, Clock::at(1_000), me).unwrap();
     let peers = table.read(entry, 7).unwrap().peer_set().unwrap();
     assert_eq!(peers, set);
     let targets = vec![Saved { peers, ..saved(7, 0..0) }];
     let state = State { written_ms: 1, targets, ..State::default() };
     assert_eq!(State::decode(&state.encode()).unwrap().targets[0].peers.digest(), set.digest());
+}
+
+/// The answer is 1 s old and an override ends in 3 s, as it is written; then somebody sets the wall
+/// clock to `wall`, and it is read after 2 s: when the answer came and the override ends by it.
+fn read_after_2_s(wall: u64, boot: impl FnOnce(Boot) -> Option<Boot>) -> (u64, Option<u64>) {
+    let before = Clock { wall: 1_700_000_000_000, monotonic: Clock::now().monotonic };
+    let now = Clock { wall, monotonic: before.monotonic + 2_000 };
+    let answer = Saved { last_good_ms: before.wall - 1_000, ..saved(7, 1..2) };
+    let until_ms = Some(before.wall + 3_000);
+    let drain = Override { until_ms, ..of_instance("web-1", Action::Drain) };
+    let mut state = State::new(before, vec![answer], vec![drain]);
+    state.boot = state.boot.and_then(boot);
+    let mut state = State::decode(&state.encode()).unwrap();
+    state.to_wall_clock(now);
+    let once = state.clone();
+    state.to_wall_clock(now);
+    assert_eq!(state, once, "it may be done again");
+    (state.targets[0].last_good_ms, state.overrides[0].until_ms)
+}
+
+#[test]
+fn in_the_same_boot_ages_and_deadlines_are_exact_whatever_happens_to_the_wall_clock() {
+    for wall in [1_700_000_002_000, 1_699_996_400_000, 1_700_003_600_000, 5_000] {
+        assert_eq!(read_after_2_s(wall, Some), (wall - 3_000, Some(wall + 1_000)));
+    }
+}
+
+#[test]
+fn what_another_boot_wrote_is_read_by_the_wall_clock() {
+    let written = (1_699_999_999_000, Some(1_700_000_003_000));
+    for wall in [1_700_000_002_000, 1_699_996_400_000, 1_700_003_600_000] {
+        let other = |boot| Some(Boot { id: "another".to_owned(), ..boot });
+        assert_eq!(read_after_2_s(wall, other), written);
+        assert_eq!(read_after_2_s(wall, |_| None), written, "a file of an earlier version");
+        // A namespace can have a monotonic clock of its own.
+        let later = |boot: Boot| Some(Boot { monotonic_ms: boot.monotonic_ms + 9_000, ..boot });
+        assert_eq!(read_after_2_s(wall, later), written);
+    }
 }
 
 fn any_peer() -> impl Strategy<Value = Peer> {

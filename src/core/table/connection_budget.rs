@@ -12,7 +12,7 @@ use crate::process::ProcessId;
 /// An old worker 0 notices within this time that it has to stop, milliseconds.
 const GRACE: u64 = 1000;
 
-/// Connections that count until some time, milliseconds since the epoch, in one word.
+/// Connections that count until some time, milliseconds of the monotonic clock, in one word.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Left {
     until: u64,
@@ -28,15 +28,15 @@ impl Left {
         self.until << 16 | self.count.min(0xffff)
     }
 
-    fn at(self, now_ms: u64) -> u64 {
-        if self.until > now_ms { self.count } else { 0 }
+    fn at(self, now: u64) -> u64 {
+        if self.until > now { self.count } else { 0 }
     }
 
-    fn add(self, count: u64, until: u64, now_ms: u64) -> Left {
+    fn add(self, count: u64, until: u64, now: u64) -> Left {
         if count == 0 {
             return self;
         }
-        Left { until: until.max(self.until), count: self.at(now_ms) + count }
+        Left { until: until.max(self.until), count: self.at(now) + count }
     }
 }
 
@@ -44,19 +44,19 @@ impl Table<'_> {
     /// The caller begins to connect to Consul: the connections noted so far are those of a predecessor
     /// that stops. For an event loop: `false` if another publisher takes too long, and then nothing has
     /// changed.
-    pub fn take_over_connections(&self, me: ProcessId, now_ms: u64) -> bool {
+    pub fn take_over_connections(&self, me: ProcessId, now: u64) -> bool {
         let Some(_guard) = self.lock_soon(me) else { return false };
         let before = decode(self.word(header::CONNECTIONS).swap(0, Relaxed));
         self.word(header::CONNECTIONS_OWNER).store(me.get(), Relaxed);
         // Consul adds up to a sixteenth.
         let wait = u64::try_from(before.wait.as_millis()).unwrap_or(u64::MAX / 32);
-        let until = now_ms + GRACE + wait + wait / 16;
+        let until = now + GRACE + wait + wait / 16;
         let add = |word, count, until| {
-            let left = Left::decode(self.load(word)).add(count, until, now_ms);
+            let left = Left::decode(self.load(word)).add(count, until, now);
             self.word(word).store(left.encode(), Relaxed);
         };
         add(header::CONNECTIONS_LEFT, before.blocking as u64, until);
-        add(header::CONNECTIONS_ENDING, before.others as u64, now_ms + GRACE);
+        add(header::CONNECTIONS_ENDING, before.others as u64, now + GRACE);
         true
     }
 
@@ -82,24 +82,24 @@ impl Table<'_> {
     }
 
     /// All connections that Consul counts.
-    pub fn connections(&self, now_ms: u64) -> usize {
+    pub fn connections(&self, now: u64) -> usize {
         let running = decode(self.load(header::CONNECTIONS));
-        self.left(now_ms) + running.blocking + running.others
+        self.left(now) + running.blocking + running.others
     }
 
     /// Those that predecessors have left.
-    fn left(&self, now_ms: u64) -> usize {
+    fn left(&self, now: u64) -> usize {
         let left = [header::CONNECTIONS_LEFT, header::CONNECTIONS_ENDING]
-            .map(|word| Left::decode(self.load(word)).at(now_ms) as usize);
+            .map(|word| Left::decode(self.load(word)).at(now) as usize);
         left.iter().sum()
     }
 
     /// Connections that Consul counts besides the caller's.
-    pub fn earlier_connections(&self, me: ProcessId, now_ms: u64) -> usize {
+    pub fn earlier_connections(&self, me: ProcessId, now: u64) -> usize {
         let others = decode(self.load(header::CONNECTIONS));
         let is_mine = self.load(header::CONNECTIONS_OWNER) == me.get();
         let running = if is_mine { 0 } else { others.blocking + others.others };
-        self.left(now_ms) + running
+        self.left(now) + running
     }
 }
 
@@ -125,7 +125,7 @@ mod tests {
     use super::super::testing::zone;
     use super::*;
 
-    const NOW: u64 = 1_700_000_000_000;
+    const NOW: u64 = 1_700_000_000;
 
     fn of(blocking: usize, others: usize) -> Connections {
         let wait = Duration::from_secs(16);

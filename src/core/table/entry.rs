@@ -9,8 +9,8 @@ use super::words::{join, load_text, split, store_text, wide};
 use crate::model::{Mode, Pending, Reason, ServiceName};
 use crate::process::ProcessId;
 
-/// How fresh the data of a target is, for the status. Times are milliseconds since the epoch; 0 is
-/// never.
+/// How fresh the data of a target is, for the status. Times are milliseconds of the monotonic clock; 0
+/// is never.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Freshness {
     /// `X-Consul-Index` of the last good answer.
@@ -72,8 +72,8 @@ impl Table<'_> {
         self.entry_word(entry, word::GENERATION).load(Acquire)
     }
 
-    /// Notes a good answer.
-    pub fn note_good(&self, entry: usize, index: u64, server: usize, mode: Mode, now_ms: u64) {
+    /// Notes a good answer, which came `now`, milliseconds of the monotonic clock.
+    pub fn note_good(&self, entry: usize, index: u64, server: usize, mode: Mode, now: u64) {
         let set = |word, value: u64| self.entry_word(entry, word).store(value, Relaxed);
         set(word::INDEX, index);
         set(word::SERVER, server as u64);
@@ -82,7 +82,7 @@ impl Table<'_> {
         set(word::ERROR, 0);
         set(word::RESTORED, 0);
         set(word::RETRY_AT, 0);
-        self.entry_word(entry, word::LAST_GOOD).store(now_ms, Release);
+        self.entry_word(entry, word::LAST_GOOD).store(now, Release);
     }
 
     /// Notes which process had the good answer.
@@ -90,9 +90,9 @@ impl Table<'_> {
         self.entry_word(entry, word::CONFIRMED_BY).store(by.get(), Relaxed);
     }
 
-    /// Notes when Consul is asked again, milliseconds since the epoch.
-    pub fn note_retry(&self, entry: usize, at_ms: u64) {
-        self.entry_word(entry, word::RETRY_AT).store(at_ms, Relaxed);
+    /// Notes when Consul is asked again, milliseconds of the monotonic clock.
+    pub fn note_retry(&self, entry: usize, at: u64) {
+        self.entry_word(entry, word::RETRY_AT).store(at, Relaxed);
     }
 
     /// Notes the removal that waits for confirmation, if any.
@@ -118,15 +118,16 @@ impl Table<'_> {
             .collect()
     }
 
-    /// Notes that the entry's set is from the state file, and the index and time of its answer.
-    pub fn note_restored(&self, entry: usize, index: u64, last_good_ms: u64) {
+    /// Notes that the entry's set is from the state file, and the index and time of its answer, in
+    /// milliseconds of the monotonic clock.
+    pub fn note_restored(&self, entry: usize, index: u64, last_good: u64) {
         self.entry_word(entry, word::INDEX).store(index, Relaxed);
         self.entry_word(entry, word::RESTORED).store(1, Relaxed);
-        self.entry_word(entry, word::LAST_GOOD).store(last_good_ms, Release);
+        self.entry_word(entry, word::LAST_GOOD).store(last_good, Release);
     }
 
-    /// When the last good answer came; 0 if none did.
-    pub fn last_good_ms(&self, entry: usize) -> u64 {
+    /// When the last good answer came, milliseconds of the monotonic clock; 0 if none did.
+    pub fn last_good(&self, entry: usize) -> u64 {
         self.entry_word(entry, word::LAST_GOOD).load(Relaxed)
     }
 
@@ -151,9 +152,9 @@ impl Table<'_> {
     }
 
     /// Notes the name of the service. Only under the publishers' lock, while the entry has no key.
-    pub(super) fn set_service_name(&self, entry: usize, named: &ServiceName, now_ms: u64) {
+    pub(super) fn set_service_name(&self, entry: usize, named: &ServiceName, now: u64) {
         let set = |word, value| self.entry_word(entry, word).store(value, Relaxed);
-        set(word::USED, now_ms);
+        set(word::USED, now);
         set(word::TEMPLATE[0], named.template as u64);
         set(word::TEMPLATE[1], (named.template >> 64) as u64);
         store_text(self.entry_words(entry, word::NAME..word::CONFIRMED_BY), &named.name);
@@ -169,22 +170,22 @@ impl Table<'_> {
         self.entry_word(entry, word::SCOPE).load(Relaxed)
     }
 
-    /// When a request last asked for the target, milliseconds since the epoch.
+    /// When a request last asked for the target, milliseconds of the monotonic clock.
     pub fn last_used(&self, entry: usize) -> u64 {
         self.entry_word(entry, word::USED).load(Relaxed)
     }
 
     /// Notes that a request asks for the target; a store every second at most.
     #[inline]
-    pub fn note_used(&self, entry: usize, now_ms: u64) {
+    pub fn note_used(&self, entry: usize, now: u64) {
         let word = self.entry_word(entry, word::USED);
-        if now_ms.wrapping_sub(word.load(Relaxed)) >= 1000 {
-            word.store(now_ms, Relaxed);
+        if now.saturating_sub(word.load(Relaxed)) >= 1000 {
+            word.store(now, Relaxed);
         }
     }
 
-    pub(super) fn note_change(&self, entry: usize, now_ms: u64) {
-        self.entry_word(entry, word::LAST_CHANGE).store(now_ms, Relaxed);
+    pub(super) fn note_change(&self, entry: usize, now: u64) {
+        self.entry_word(entry, word::LAST_CHANGE).store(now, Relaxed);
     }
 
     /// How fresh the data of an entry is.

@@ -1,7 +1,7 @@
 //! The failures of an instance, as `max_fails` and `fail_timeout` of nginx's round robin judge them. All
 //! workers share them.
 //!
-//! Times are milliseconds of the monotonic clock, unless they say otherwise.
+//! Times are milliseconds of the monotonic clock.
 
 use super::counters::PeerCounters;
 use super::layout::{WorkerShard, slot as word};
@@ -112,9 +112,9 @@ impl<'z> PeerCounters<'z> {
 
     /// Notes the success of an attempt that began at `from`. It clears the failures of a marked
     /// instance if the attempt began after the last failure; of another instance if it was the first
-    /// attempt after `fail_timeout`, as in nginx. A marked instance begins its slow start at `now_ms`,
-    /// milliseconds since the epoch. Returns whether the instance was marked and has recovered.
-    pub fn note_success(&self, owner: u64, limits: FailureLimits, from: u64, now_ms: u64) -> bool {
+    /// attempt after `fail_timeout`, as in nginx. A marked instance begins its slow start `now`.
+    /// Returns whether the instance was marked and has recovered.
+    pub fn note_success(&self, owner: u64, limits: FailureLimits, from: u64, now: u64) -> bool {
         if !self.has_fails() || !self.belongs_to(owner) {
             return false;
         }
@@ -123,7 +123,7 @@ impl<'z> PeerCounters<'z> {
             return false;
         }
         if marked {
-            self.restart(now_ms);
+            self.restart(now);
         }
         self.forget_fails();
         marked

@@ -31,7 +31,7 @@ pub(super) mod header {
     pub(crate) const SLOTS: usize = 5;
     /// Process whose watcher replaces sets.
     pub(crate) const LEADER: usize = 7;
-    /// When the state file was last written, milliseconds since the epoch; 0 if there is none.
+    /// When the state file was last written, milliseconds of the monotonic clock; 0 if there is none.
     pub(crate) const STATE_WRITTEN: usize = 8;
     /// Why it can't be written now: an error number of the system; 0 if it can.
     pub(crate) const STATE_ERROR: usize = 9;
@@ -92,7 +92,8 @@ pub(super) mod entry {
     pub(crate) const D_COUNT: usize = 1;
     /// In a descriptor: digest of the set.
     pub(crate) const D_DIGEST: [usize; 2] = [2, 3];
-    /// When Consul is asked again after a failure, milliseconds since the epoch.
+    /// When Consul is asked again after a failure, milliseconds of the monotonic clock, as all times of
+    /// an entry.
     pub(crate) const RETRY_AT: usize = 7;
     /// 1 while the set is from the state file.
     pub(crate) const RESTORED: usize = 12;
@@ -106,7 +107,7 @@ pub(super) mod entry {
     pub(crate) const PENDING: usize = 19;
     /// A counter for each [`Reason`].
     pub(crate) const REFUSALS: usize = 20;
-    /// When a request last asked for the target, milliseconds since the epoch.
+    /// When a request last asked for the target.
     pub(crate) const USED: usize = REFUSALS + Reason::ALL.len();
     /// Of a service that a request named: key of its template.
     pub(crate) const TEMPLATE: [usize; 2] = [USED + 1, USED + 2];
@@ -145,8 +146,8 @@ pub(super) mod slot {
     pub(crate) const FAILS: usize = 2;
     pub(crate) const FAILED_AT: usize = 3;
     pub(crate) const CHECKED: usize = 4;
-    /// When the instance appeared, returned or recovered, milliseconds since the epoch, 0: it was there
-    /// from the first answer; or when it left. Below that is a hash of its address.
+    /// When the instance appeared, returned or recovered, milliseconds of the monotonic clock, 0: it was
+    /// there from the first answer; or when it left. Below that is a hash of its address.
     pub(crate) const MEMBERSHIP: usize = 5;
     /// All failures, never reset.
     pub(crate) const FAILED: usize = 6;

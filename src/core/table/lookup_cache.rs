@@ -14,7 +14,8 @@ use super::layout::{
 };
 use super::platform::atomic::Ordering::Relaxed;
 
-/// The lower bits of a cell's second word are the kind, the others milliseconds since the epoch.
+/// The lower bits of a cell's second word are the kind, the others until when it is valid, in
+/// milliseconds of the monotonic clock.
 const KIND_BITS: u32 = 2;
 
 /// The result of looking up a name.
@@ -29,23 +30,17 @@ pub enum LookupResult {
 }
 
 impl Table<'_> {
-    /// The result for a key, until it expires.
-    pub fn lookup_result(&self, key: u128, now_ms: u64) -> Option<LookupResult> {
+    /// The result for a key, until it expires; `now` is in milliseconds of the monotonic clock.
+    pub fn lookup_result(&self, key: u128, now: u64) -> Option<LookupResult> {
         let (_, value) = self.cells(key).find(|(at, value)| self.is_of(*at, *value, key))?;
-        Some(value).filter(|value| value >> KIND_BITS > now_ms).and_then(kind_of)
+        Some(value).filter(|value| value >> KIND_BITS > now).and_then(kind_of)
     }
 
     /// Stores the result for a key for the time `valid`.
-    pub fn note_lookup_result(
-        &self,
-        key: u128,
-        result: LookupResult,
-        now_ms: u64,
-        valid: Duration,
-    ) {
+    pub fn note_lookup_result(&self, key: u128, result: LookupResult, now: u64, valid: Duration) {
         let valid_ms = u64::try_from(valid.as_millis()).unwrap_or(u64::MAX);
-        let until_ms = now_ms.saturating_add(valid_ms).min(u64::MAX >> KIND_BITS);
-        let value = until_ms << KIND_BITS | result as u64;
+        let until = now.saturating_add(valid_ms).min(u64::MAX >> KIND_BITS);
+        let value = until << KIND_BITS | result as u64;
         // Names that don't exist must not evict one that does.
         let rank = |(at, value): &(usize, u64)| match self.is_of(*at, *value, key) {
             true => (0, 0),
@@ -79,6 +74,7 @@ fn kind_of(value: u64) -> Option<LookupResult> {
 mod tests {
     use super::super::testing::zone;
     use super::*;
+    use crate::clock::Clock;
 
     fn ms(time: u64) -> Duration {
         Duration::from_millis(time)
@@ -127,7 +123,7 @@ mod tests {
             table.note_lookup_result(n << 64 | (n + 1), LookupResult::Absent, 0, Duration::MAX);
         }
         let entry = table.claim(7, me).unwrap();
-        table.publish((entry, 7), &super::super::testing::set([1, 2]), 1, me).unwrap();
+        table.publish((entry, 7), &super::super::testing::set([1, 2]), Clock::at(1), me).unwrap();
         let before = table.read(entry, 7).unwrap();
         table.clear_dead_shards();
         let mut others: Vec<_> = std::iter::from_fn(|| table.claim_shard(me)).collect();

@@ -72,8 +72,8 @@ impl PeerCounters<'_> {
         }
     }
 
-    /// When the instance appeared, returned, or recovered from its failures, milliseconds since the
-    /// epoch; 0: with the first answer.
+    /// When the instance appeared, returned, or recovered from its failures, milliseconds of the
+    /// monotonic clock; 0: it was there from the first answer.
     #[inline]
     pub fn started(&self) -> u64 {
         self.membership().since()

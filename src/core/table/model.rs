@@ -16,6 +16,7 @@ use super::layout::{Layout, Table, entry, header, lookup_cache, overrides, slot}
 use super::platform::atomic::{AtomicU64, Ordering::Relaxed};
 use super::platform::{killed_after, process};
 use super::words;
+use crate::clock::Clock;
 use crate::model::{Health, Peer, PeerSet};
 use crate::params::Params;
 use crate::process::ProcessId;
@@ -99,7 +100,7 @@ fn block_len() -> usize {
 /// Publishes and expects that it changed something.
 fn publish(table: Table<'_>, key: u128, peers: &[u16], me: ProcessId) {
     let entry = table.find(key).expect("an entry");
-    let change = table.publish((entry, key), &set(peers), 1, me).expect("room");
+    let change = table.publish((entry, key), &set(peers), Clock::at(1), me).expect("room");
     assert!(change.is_some(), "a change");
 }
 
@@ -333,7 +334,7 @@ fn an_old_leader_never_replaces_the_set_of_the_new_one() {
             table.acquire_leadership(new);
             publish(table, KEY, &[3], new);
         });
-        let late = zone.table().publish((0, KEY), &set(&[2]), 1, old).expect("room");
+        let late = zone.table().publish((0, KEY), &set(&[2]), Clock::at(1), old).expect("room");
         successor.join().expect("published");
         assert_eq!(read(zone.table(), 0, KEY).expect("a set").1, [3], "{late:?}");
         assert_nothing_leaked(zone.table(), &[3]);

@@ -42,7 +42,8 @@ pub enum NotSet {
 #[derive(Default, Serialize, Deserialize)]
 struct List<T> {
     texts: Vec<T>,
-    cells: Vec<(Option<u128>, Override<u16>)>,
+    /// With what an override does not write of itself: its selection and its deadline.
+    cells: Vec<((Option<u128>, Option<u64>), Override<u16>)>,
 }
 
 fn encode(overrides: &[Override]) -> Vec<u8> {
@@ -58,7 +59,7 @@ fn encode(overrides: &[Override]) -> Vec<u8> {
             });
             u16::try_from(number)
         });
-        Some((held.selection, cell.ok()?))
+        Some(((held.selection, held.deadline), cell.ok()?))
     };
     let cells = overrides.iter().filter_map(cell).collect();
     postcard::to_stdvec(&List { texts, cells }).unwrap_or_default()
@@ -67,9 +68,9 @@ fn encode(overrides: &[Override]) -> Vec<u8> {
 /// The list in these bytes, which may be damaged; not more than `most`.
 fn decode(bytes: &[u8], most: usize) -> Vec<Override> {
     let List { texts, cells } = postcard::from_bytes(bytes).unwrap_or_default();
-    let whole = |(selection, cell): &(Option<u128>, Override<u16>)| {
+    let whole = |((selection, deadline), cell): &((Option<u128>, Option<u64>), Override<u16>)| {
         let text = |number: &u16| texts.get(usize::from(*number)).cloned().ok_or(());
-        Some(Override { selection: *selection, ..cell.with_texts(text).ok()? })
+        Some(Override { selection: *selection, deadline: *deadline, ..cell.with_texts(text).ok()? })
     };
     cells.iter().filter_map(whole).take(most).collect()
 }
@@ -110,15 +111,16 @@ impl Table<'_> {
         split(self.load(header::OVERRIDES)).0.into()
     }
 
-    /// The overrides in force now; `None` as for [`Table::all_overrides`].
-    pub fn overrides(&self, now_ms: u64) -> Option<Overrides> {
-        let in_force = |held: &Override| held.is_in_force(now_ms);
+    /// The overrides in force `now`, milliseconds of the monotonic clock; `None` as for
+    /// [`Table::all_overrides`].
+    pub fn overrides(&self, now: u64) -> Option<Overrides> {
+        let in_force = |held: &Override| held.is_in_force(now);
         Some(self.all_overrides()?.into_iter().filter(in_force).collect())
     }
 
-    /// Whether the set of this key is frozen.
-    pub fn is_frozen(&self, key: u128, now_ms: u64) -> bool {
-        self.overrides(now_ms).is_none_or(|overrides| overrides.frozen(key).is_some())
+    /// Whether the set of this key is frozen `now`, milliseconds of the monotonic clock.
+    pub fn is_frozen(&self, key: u128, now: u64) -> bool {
+        self.overrides(now).is_none_or(|overrides| overrides.frozen(key).is_some())
     }
 
     /// `true` for the first caller since the zone was made: it restores overrides from the state file.

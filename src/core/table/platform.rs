@@ -5,13 +5,8 @@ use std::time::Duration;
 
 pub(super) use std::sync::atomic;
 
+pub(super) use crate::clock::monotonic_ms;
 use crate::process::ProcessId;
-
-/// The monotonic clock, milliseconds.
-pub(super) fn monotonic_ms() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000
-}
 
 /// Whether the process with this [`ProcessId::get`] still runs.
 pub(super) fn is_alive(process: u64) -> bool {

@@ -13,6 +13,7 @@ use super::lock::PublishGuard;
 use super::platform::atomic::Ordering::{Relaxed, Release};
 use super::platform::monotonic_ms;
 use super::words::{join, pack};
+use crate::clock::Clock;
 use crate::model::{PeerSet, ServiceName};
 use crate::process::ProcessId;
 
@@ -53,7 +54,8 @@ impl<'z> Table<'z> {
         guard.map(|guard| guard.make_entry(key, None)).transpose()
     }
 
-    /// As [`Table::claim`], for a service that a request has just named.
+    /// As [`Table::claim`], for a service that a request has named at a moment of the monotonic clock,
+    /// in milliseconds.
     pub fn claim_named(
         &self,
         key: u128,
@@ -124,11 +126,11 @@ impl<'z> Table<'z> {
         &self,
         (entry, key): (usize, u128),
         set: &PeerSet,
-        now_ms: u64,
+        now: Clock,
         me: ProcessId,
     ) -> Result<Option<SetChange>, Full> {
         let guard = self.lock(me);
-        let stays = || !self.is_leader(me) || self.is_frozen(key, now_ms);
+        let stays = || !self.is_leader(me) || self.is_frozen(key, now.monotonic);
         if self.key(entry) != key || (self.has_data(entry) && stays()) {
             return Ok(None);
         }
@@ -137,7 +139,7 @@ impl<'z> Table<'z> {
         if self.has_data(entry) && self.digest(entry, generation) == digest {
             return Ok(None);
         }
-        guard.replace(entry, generation, set, digest, now_ms).map(Some)
+        guard.replace(entry, generation, set, digest, now).map(Some)
     }
 
     /// Frees the entries of all targets, except those among `keys` and those of services that requests
@@ -172,8 +174,8 @@ impl PublishGuard<'_, '_> {
         for word in word::GENERATION + 1..word::WORDS {
             table.entry_word(entry, word).store(0, Relaxed);
         }
-        if let Some((named, now_ms)) = named {
-            table.set_service_name(entry, named, now_ms);
+        if let Some((named, now)) = named {
+            table.set_service_name(entry, named, now);
         }
         table.entry_word(entry, word::KEY_HI).store((key >> 64) as u64, Relaxed);
         table.entry_word(entry, word::KEY_LO).store(key as u64, Release);
@@ -186,13 +188,13 @@ impl PublishGuard<'_, '_> {
         generation: u64,
         set: &PeerSet,
         digest: u128,
-        now_ms: u64,
+        now: Clock,
     ) -> Result<SetChange, Full> {
         let table = self.table;
         let next = generation.wrapping_add(1);
         let before = table.records_by_identity(entry, generation);
         let metadata = pack(&PeerMetadata::encode(set));
-        let changed = SetChange::of(set, &before, (next, now_ms));
+        let changed = SetChange::of(set, &before, (next, now.wall));
         let mut history = table.history(entry, generation);
         if changed.is_any() {
             history.insert(0, changed.clone());
@@ -205,7 +207,7 @@ impl PublishGuard<'_, '_> {
             None => (self.find_gap(len).ok_or(Full::Arena(len * 8))?, Vec::new()),
         };
         // Instances of the first answer get no slow start.
-        let started = if table.has_data(entry) { now_ms } else { 0 };
+        let started = if table.has_data(entry) { now.monotonic } else { 0 };
         let set_of = (table.key(entry), set);
         let records = self.assign_slots(set_of, &before, started).map_err(Full::Slots)?;
 
@@ -220,12 +222,12 @@ impl PublishGuard<'_, '_> {
         describe(word::D_COUNT, join(metadata_words as u32, set.peers().len() as u32));
         describe(word::D_DIGEST[0], digest as u64);
         describe(word::D_DIGEST[1], (digest >> 64) as u64);
-        table.note_change(entry, now_ms);
+        table.note_change(entry, now.monotonic);
         table.entry_word(entry, word::GENERATION).store(next, Release);
 
         let stay: HashSet<u64> = set.peers().iter().map(|peer| peer.identity).collect();
         let left = before.values().filter(|record| !stay.contains(&record.identity));
-        left.for_each(|record| table.note_left(record.slot, now_ms));
+        left.for_each(|record| table.note_left(record.slot, now.monotonic));
         Ok(changed)
     }
 

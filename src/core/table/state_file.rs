@@ -6,10 +6,10 @@ use super::layout::{Table, header};
 use super::platform::atomic::Ordering::Relaxed;
 
 impl Table<'_> {
-    /// Notes when the state file was written, milliseconds since the epoch.
-    pub fn note_state_written(&self, at_ms: u64) {
+    /// Notes when the state file was written, milliseconds of the monotonic clock.
+    pub fn note_state_written(&self, at: u64) {
         self.word(header::STATE_ERROR).store(0, Relaxed);
-        self.word(header::STATE_WRITTEN).store(at_ms, Relaxed);
+        self.word(header::STATE_WRITTEN).store(at, Relaxed);
     }
 
     /// Notes why the state file can't be written.

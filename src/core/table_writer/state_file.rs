@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::clock::{Clock, monotonic_ms};
 use crate::model::{Level, Override, ServiceName};
 use crate::on_demand::{ServiceStore, Templates};
 use crate::state::saver::name;
@@ -17,7 +18,7 @@ use crate::state::{LoadError, Saved, State, StateProvider, Version, file};
 use crate::table::{LookupResult, Table};
 use crate::watch::{Plan, Sink, Target};
 
-use super::writer::{TableWriter, now_ms};
+use super::writer::TableWriter;
 
 /// `consul_state path [valid=time]`.
 #[derive(Clone, Debug)]
@@ -34,28 +35,31 @@ impl StateFile {
         parent(&self.path)
     }
 
-    /// Publishes the file's sets of the targets that have no data. Returns those that are too old,
-    /// for the file's next version. Restores overrides if the zone `is_new`.
+    /// Publishes the file's sets of the targets that have no data. Leaves those that are too old, for
+    /// the file's next version. Restores overrides if the zone `is_new`.
     pub fn restore(
         &self,
         plan: &Plan,
         templates: Option<&Templates>,
         (sink, is_new): (&TableWriter, bool),
-    ) -> Vec<Saved> {
+    ) -> State {
         let missing: HashMap<u128, usize> = (0..plan.targets.len())
             .filter(|&target| !sink.has_data(target))
             .map(|target| (plan.key(target), target))
             .collect();
         if missing.is_empty() && templates.is_none() && !is_new {
-            return Vec::new();
+            return State::default();
         }
-        let Some(state) = self.load(sink) else { return Vec::new() };
-        sink.with_table(|table| table.note_state_written(state.written_ms));
-        let (mut expired, now) = (Vec::new(), now_ms());
+        let Some(mut state) = self.load(sink) else { return State::default() };
+        let now = Clock::now();
+        state.to_wall_clock(now);
+        sink.with_table(|table| table.note_state_written(now.monotonic_at(state.written_ms)));
+        let overrides = std::mem::take(&mut state.overrides);
         if is_new {
-            self.restore_overrides(state.overrides, now, sink);
+            self.restore_overrides(overrides, now, sink);
         }
-        for saved in state.targets {
+        let now = now.wall;
+        for saved in std::mem::take(&mut state.targets) {
             let too_old = self.refuse(&saved, now);
             let restored = match (saved.template.is_some(), missing.get(&saved.key), too_old) {
                 (true, _, None) => self.restore_named(&saved, now, (plan, templates), sink),
@@ -64,7 +68,7 @@ impl StateFile {
                 }
                 (false, Some(_), Some(why)) => {
                     sink.log(Level::Warn, self.not_taken(&saved, &why));
-                    expired.push(saved);
+                    state.targets.push(saved);
                     continue;
                 }
                 _ => continue,
@@ -73,7 +77,7 @@ impl StateFile {
                 sink.log(Level::Error, self.not_taken(&saved, &why));
             }
         }
-        expired
+        state
     }
 
     fn not_taken(&self, saved: &Saved, why: &str) -> String {
@@ -82,8 +86,11 @@ impl StateFile {
     }
 
     /// The overrides of instances.
-    fn restore_overrides(&self, mut overrides: Vec<Override>, now: u64, sink: &TableWriter) {
-        overrides.retain(|held| held.is_in_force(now));
+    fn restore_overrides(&self, mut overrides: Vec<Override>, now: Clock, sink: &TableWriter) {
+        for held in &mut overrides {
+            held.deadline = held.until_ms.map(|until| now.monotonic_at(until));
+        }
+        overrides.retain(|held| held.until_ms.is_none_or(|until| now.wall < until));
         if overrides.is_empty() {
             return;
         }
@@ -181,8 +188,8 @@ pub struct TableState {
     pub sink: Arc<TableWriter>,
     /// What is followed.
     pub plan: Arc<Plan>,
-    /// Sets of the file for targets that have no data.
-    pub expired: Vec<Saved>,
+    /// The file as it was read, with sets for targets that have no data.
+    pub expired: State,
 }
 
 impl StateProvider for TableState {
@@ -193,7 +200,7 @@ impl StateProvider for TableState {
         let mark = |target| self.sink.version(target).unwrap_or_default();
         let named = self.sink.named_targets().into_iter().map(|(number, ..)| number);
         let targets = (0..self.plan.targets.len()).chain(named).map(mark);
-        let overrides = Version { generation: overrides, last_good_ms: 0 };
+        let overrides = Version { generation: overrides, last_good: 0 };
         leads.then(|| targets.chain([overrides]).collect())
     }
 
@@ -205,10 +212,12 @@ impl StateProvider for TableState {
         let named = named
             .iter()
             .map(|(number, key, named)| (*number, *key, &named.name, Some(named.template)));
-        let mut targets = Vec::new();
+        let (mut targets, now) = (Vec::new(), Clock::now());
+        let mut expired = self.expired.clone();
+        expired.to_wall_clock(now);
         for (number, key, service, template) in planned.chain(named) {
             let Some(mark) = self.sink.version(number) else {
-                targets.extend(self.expired.iter().find(|saved| saved.key == key).cloned());
+                targets.extend(expired.targets.iter().find(|saved| saved.key == key).cloned());
                 continue;
             };
             let (image, index) = self.sink.image(number)?;
@@ -217,18 +226,21 @@ impl StateProvider for TableState {
                 service: service.clone(),
                 template,
                 index,
-                last_good_ms: mark.last_good_ms,
+                last_good_ms: now.wall_at(mark.last_good),
                 peers: image.peer_set()?,
             });
         }
         let mut overrides = self.sink.with_table(|table| table.all_overrides())??;
         overrides.retain(|held| held.selection.is_none());
-        Some(State { written_ms: now_ms(), targets, overrides })
+        for held in &mut overrides {
+            held.until_ms = held.deadline.map(|deadline| now.wall_at(deadline));
+        }
+        Some(State::new(now, targets, overrides))
     }
 
-    fn saved(&self, outcome: Result<u64, &io::Error>) {
+    fn saved(&self, outcome: Result<(), &io::Error>) {
         self.sink.with_table(|table| match outcome {
-            Ok(at) => table.note_state_written(at),
+            Ok(()) => table.note_state_written(monotonic_ms()),
             Err(error) => table.note_state_error(error),
         });
     }

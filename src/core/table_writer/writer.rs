@@ -2,8 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use crate::clock::{Clock, monotonic_ms};
 use crate::model::{self, Connections, Level, PeerSet, ServiceName};
 use crate::on_demand::ServiceStore;
 use crate::process::ProcessId;
@@ -97,9 +98,10 @@ impl TableWriter {
             if table.has_data(entry) {
                 return Ok(false);
             }
-            let change = table.publish((entry, key), &saved.peers, now_ms(), self.me)?;
+            let now = Clock::now();
+            let change = table.publish((entry, key), &saved.peers, now, self.me)?;
             if change.is_some() {
-                table.note_restored(entry, saved.index, saved.last_good_ms);
+                table.note_restored(entry, saved.index, now.monotonic_at(saved.last_good_ms));
             }
             Ok(change.is_some())
         });
@@ -111,7 +113,7 @@ impl TableWriter {
         self.with(target, |table, entry, _| {
             table.has_data(entry).then(|| Version {
                 generation: table.generation(entry),
-                last_good_ms: table.last_good_ms(entry),
+                last_good: table.last_good(entry),
             })
         })?
     }
@@ -146,7 +148,7 @@ impl TableWriter {
     /// Whether the target is frozen; then notes what `set` would change.
     fn withholds(&self, target: usize, set: &PeerSet) -> bool {
         let withholds = self.with(target, |table, entry, key| {
-            if !table.has_data(entry) || !table.is_frozen(key, now_ms()) {
+            if !table.has_data(entry) || !table.is_frozen(key, monotonic_ms()) {
                 table.note_frozen_diff(entry, FrozenDiff::default());
                 return false;
             }
@@ -181,11 +183,6 @@ fn full(full: table::Full) -> String {
     format!("{full}, increase the size in \"consul_zone\"")
 }
 
-/// Milliseconds since the epoch.
-pub fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
-}
-
 impl Sink for TableWriter {
     fn publish(&self, target: usize, set: &PeerSet, _: u64) -> Published {
         let planned = self.planned.get(target);
@@ -197,7 +194,7 @@ impl Sink for TableWriter {
         let published = match claimed {
             Some(Err(full)) => Some(Err(full)),
             _ => self.with(target, |table, entry, key| {
-                table.publish((entry, key), set, now_ms(), self.me)
+                table.publish((entry, key), set, Clock::now(), self.me)
             }),
         };
         match published {
@@ -222,7 +219,7 @@ impl Sink for TableWriter {
     fn report(&self, target: usize, report: &Report<'_>) {
         self.with(target, |table, entry, _| match *report {
             Report::Good { index, server, mode, pending } => {
-                table.note_good(entry, index, server, mode, now_ms());
+                table.note_good(entry, index, server, mode, monotonic_ms());
                 table.note_confirmed(entry, self.me);
                 table.note_pending(entry, pending);
                 // The answer was valid, but did not fit into the zone.
@@ -235,7 +232,7 @@ impl Sink for TableWriter {
                 table.count_refusal(entry, reason);
                 table.note_failure(entry, error, u64::from(failures), server);
                 let retry_in = u64::try_from(retry_in.as_millis()).unwrap_or(0);
-                table.note_retry(entry, now_ms().saturating_add(retry_in));
+                table.note_retry(entry, monotonic_ms().saturating_add(retry_in));
             }
         });
     }
@@ -256,7 +253,8 @@ impl Sink for TableWriter {
     }
 
     fn watcher_starts(&self) -> bool {
-        self.with_table(|table| table.take_over_connections(self.me, now_ms())).unwrap_or(true)
+        self.with_table(|table| table.take_over_connections(self.me, monotonic_ms()))
+            .unwrap_or(true)
     }
 
     fn note_connections(&self, connections: Connections) {
@@ -264,13 +262,14 @@ impl Sink for TableWriter {
     }
 
     fn earlier_connections(&self) -> usize {
-        self.with_table(|table| table.earlier_connections(self.me, now_ms())).unwrap_or(0)
+        self.with_table(|table| table.earlier_connections(self.me, monotonic_ms())).unwrap_or(0)
     }
 }
 
 impl ServiceStore for TableWriter {
     fn add(&self, service: &ServiceName, key: u128) -> Result<usize, String> {
-        let claimed = self.with_table(|table| table.claim_named(key, (service, now_ms()), self.me));
+        let claimed =
+            self.with_table(|table| table.claim_named(key, (service, monotonic_ms()), self.me));
         let entry = claimed.ok_or_else(|| "nginx ends".to_owned())?.map_err(full)?;
         Ok(self.numbers.write().number(entry, key, self.planned.len()))
     }
@@ -287,11 +286,11 @@ impl ServiceStore for TableWriter {
 
     fn unused_for(&self, target: usize) -> Duration {
         let used = self.with(target, |table, entry, _| table.last_used(entry)).unwrap_or(0);
-        Duration::from_millis(now_ms().saturating_sub(used))
+        Duration::from_millis(monotonic_ms().saturating_sub(used))
     }
 
     fn record_lookup(&self, key: u128, result: LookupResult, valid: Duration) {
-        self.with_table(|table| table.note_lookup_result(key, result, now_ms(), valid));
+        self.with_table(|table| table.note_lookup_result(key, result, monotonic_ms(), valid));
     }
 
     fn services(&self) -> Vec<(ServiceName, usize)> {

@@ -3,9 +3,8 @@
 use std::num::NonZeroU16;
 use std::sync::atomic::AtomicU64;
 
-use nginx_consul_core::balance::{
-    Clock, Method, PickContext, ServerParams, Shared, Tried, View, pick,
-};
+use nginx_consul_core::balance::{Method, PickContext, ServerParams, Shared, Tried, View, pick};
+use nginx_consul_core::clock::Clock;
 use nginx_consul_core::model::{Health, Peer, PeerSet, identity};
 use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::table::Table;
@@ -40,7 +39,9 @@ fn invariant_1_a_pick_allocates_nothing() {
         let table = Table::create(&words, 32).expect("room for a table");
         let me = ProcessId::own();
         let entry = table.claim(KEY, me).expect("room for an entry");
-        table.publish((entry, KEY), &set(peers), 1, me).expect("room for the peers");
+        table
+            .publish((entry, KEY), &set(peers), Clock { wall: 1, monotonic: 1 }, me)
+            .expect("room for the peers");
         let shard = table.claim_shard(me);
         let rules = ServerParams { max_conns: 1000, slow_start: 1000, ..ServerParams::default() };
         let mut rng = SmallRng::seed_from_u64(7);
@@ -62,7 +63,7 @@ fn invariant_1_a_pick_allocates_nothing() {
                     // Three tries of one request.
                     let tried = Tried::default();
                     for _ in 0..3 {
-                        let now = Clock { millis: 1000, monotonic: 1000 };
+                        let now = 1000;
                         let candidates = PickContext {
                             view: &view,
                             table: &table,

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
+use nginx_consul_core::clock::Clock;
 use nginx_consul_core::control::{self, Arguments, Body, Frozen, PATHS, Refusal, Route};
 use nginx_consul_core::model::{Action, Level, Override, identity, service_scope};
 use nginx_consul_core::process::ProcessId;
@@ -15,7 +16,6 @@ use serde_json::{Value, json};
 use crate::ffi::Log;
 use crate::services::{Followed, Services};
 use crate::status::service;
-use nginx_consul_core::table_writer::now_ms;
 
 /// A request, and its sender.
 pub(super) struct ApiRequest<'r> {
@@ -63,9 +63,9 @@ impl ApiRequest<'_> {
     }
 
     fn overview(&self) -> Value {
-        let (table, now) = (self.services.table, now_ms());
+        let (table, now) = (self.services.table, Clock::now());
         let held = table.all_overrides().unwrap_or_default().into_iter();
-        let in_force = held.filter(|held| held.is_in_force(now));
+        let in_force = held.filter(|held| held.is_in_force(now.monotonic));
         let (frozen, overrides): (Vec<_>, Vec<_>) =
             in_force.partition(|held| held.selection.is_some());
         let frozen = frozen.iter().map(|held| {
@@ -89,8 +89,8 @@ impl ApiRequest<'_> {
 
     /// The selections of a service, in one upstream or all.
     fn selections(&self, name: &str) -> Result<Vec<Selection>, Refusal> {
-        let (table, now) = (self.services.table, now_ms());
-        let overrides = Rc::new(table.overrides(now).unwrap_or_default());
+        let (table, now) = (self.services.table, Clock::now());
+        let overrides = Rc::new(table.overrides(now.monotonic).unwrap_or_default());
         let is_named = |number: &usize| self.services.name(*number).is_some_and(|n| n == name);
         let numbers = self.services.numbers().filter(is_named);
         let mut found: Vec<Followed<'_>> = numbers.filter_map(|n| self.services.get(n)).collect();
@@ -107,8 +107,8 @@ impl ApiRequest<'_> {
             }
         }
         let selection = |followed: &Followed| {
-            let (service, mut peers) = service(followed, table, &overrides, now);
-            let peers = std::iter::from_fn(|| peers.next(table, now)).collect();
+            let (service, mut peers) = service(followed, table, &overrides, now.monotonic);
+            let peers = std::iter::from_fn(|| peers.next(table, now.monotonic)).collect();
             Selection { key: followed.key, entry: followed.entry, service, peers }
         };
         Ok(found.iter().map(selection).collect())
@@ -274,14 +274,16 @@ impl ApiRequest<'_> {
 
     /// An override for a service, from now on.
     fn new_override(&self, service: &str, action: Action, body: Body) -> Override {
-        let now = now_ms();
+        let now = Clock::now();
+        let expires = |now| body.expires.map(|time| now + time.as_millis() as u64);
         Override {
             service: service.to_owned(),
             action,
             weight: body.weight,
             by: self.who.clone(),
-            since_ms: now,
-            until_ms: body.expires.map(|time| now + time.as_millis() as u64),
+            since_ms: now.wall,
+            until_ms: expires(now.wall),
+            deadline: expires(now.monotonic),
             ..Override::default()
         }
     }

@@ -40,7 +40,7 @@ fn log(info: &PanicHookInfo<'_>) {
     static SECOND: AtomicU64 = AtomicU64::new(0);
     static UNSAID: AtomicU64 = AtomicU64::new(0);
     // SAFETY: nginx sets both before it loads a module, and its main thread moves them.
-    let (now, log) = unsafe { ((*nginx_sys::ngx_cached_time).sec as u64, (*ngx_cycle).log) };
+    let (now, log) = unsafe { (nginx_sys::ngx_current_msec as u64 / 1000, (*ngx_cycle).log) };
     if SECOND.swap(now, Relaxed) == now {
         UNSAID.fetch_add(1, Relaxed);
         return;

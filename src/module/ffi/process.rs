@@ -1,8 +1,8 @@
 //! What nginx says of the process. Its main thread alone writes these, and asks for them.
 
 use nginx_sys::{
-    NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_cached_time, ngx_current_msec, ngx_cycle,
-    ngx_exiting, ngx_msec_t, ngx_process, ngx_test_config, ngx_worker,
+    NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_current_msec, ngx_cycle, ngx_exiting, ngx_msec_t,
+    ngx_process, ngx_test_config, ngx_worker,
 };
 
 use super::log::Log;
@@ -43,17 +43,9 @@ pub(crate) fn connections() -> usize {
     unsafe { (*ngx_cycle).connection_n }
 }
 
-/// The time of the event loop's turn, milliseconds from no particular moment.
+/// The time of the event loop's turn, milliseconds of the monotonic clock.
 #[inline]
 pub(crate) fn current_msec() -> ngx_msec_t {
     // SAFETY: a word that the main thread writes.
     unsafe { ngx_current_msec }
-}
-
-/// The time of the event loop's turn, milliseconds since the epoch.
-#[inline]
-pub(crate) fn time_ms() -> u64 {
-    // SAFETY: it always points to a time of nginx's, which the main thread moves on.
-    let time = unsafe { &*ngx_cached_time.cast_const() };
-    time.sec as u64 * 1000 + time.msec as u64
 }

@@ -23,7 +23,7 @@ use super::nginx_method::MethodAttempt;
 use super::set::{PeerView, Turn};
 use super::trace::{self, trace};
 use super::upstream::Upstream;
-use super::worker::{Worker, is_traced, now};
+use super::worker::{Worker, is_traced, monotonic};
 use crate::ffi::{DECLINED, OK};
 
 /// A request to an upstream; `peer.data`.
@@ -145,7 +145,7 @@ impl Attempt {
     fn pick(&self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
         let upstream = self.upstream();
         let Some(worker) = upstream.worker.get() else { return self.get_none(pc) };
-        let (now, options) = (now(), &upstream.options);
+        let (now, options) = (monotonic(), &upstream.options);
         let (view, table, tried) = (self.view.peers(), worker.table(), &self.tried);
         // SAFETY: the key lives as long as the request (the promise of new()).
         let key = unsafe { self.key.as_ref() };
@@ -160,7 +160,7 @@ impl Attempt {
             balance::pick(options.balance.method, &context, shared, cursor, rng)
         };
         let Some(Admitted { picked, permit }) = admitted else { return self.get_none(pc) };
-        self.counters.begin(worker, picked, permit, now.monotonic);
+        self.counters.begin(worker, picked, permit, now);
         self.point(pc, picked.info.number as usize)
     }
 
@@ -201,7 +201,7 @@ impl Attempt {
         match method.pick(pc) {
             Some(peer) => {
                 let picked = self.picked(worker, peer);
-                self.counters.begin(worker, picked, permit, now().monotonic);
+                self.counters.begin(worker, picked, permit, monotonic());
                 self.point(pc, peer)
             }
             None => {

@@ -7,12 +7,12 @@ use nginx_consul_core::table::{InFlight, PeerCounters, PeerRecord, Permit};
 use nginx_sys::{
     NGX_HTTP_UPSTREAM_FT_HTTP_429, NGX_HTTP_UPSTREAM_FT_HTTP_500, NGX_HTTP_UPSTREAM_FT_HTTP_502,
     NGX_HTTP_UPSTREAM_FT_HTTP_503, NGX_HTTP_UPSTREAM_FT_HTTP_504, NGX_PEER_FAILED,
-    ngx_current_msec, ngx_http_request_t, ngx_uint_t,
+    ngx_http_request_t, ngx_uint_t,
 };
 
 use super::set::PeerView;
 use super::upstream::Upstream;
-use super::worker::{Worker, now};
+use super::worker::{Worker, monotonic};
 
 /// What an attempt says of its peer.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -203,7 +203,7 @@ impl AttemptCounters {
         let (Some((slot, known)), Some(worker)) = (self.known(view), upstream.worker.get()) else {
             return false;
         };
-        let (owner, limits, now) = (known.owner, known.limits(), now());
+        let (owner, limits, now) = (known.owner, known.limits(), monotonic());
         let max_fails = limits.max_fails;
         match outcome {
             Outcome::Unknown => false,
@@ -212,7 +212,7 @@ impl AttemptCounters {
                 false
             }
             Outcome::Passed => {
-                if slot.note_success(owner, limits, attempted.began(), now.millis) {
+                if slot.note_success(owner, limits, attempted.began(), now) {
                     worker.table.note_recovered();
                 }
                 false
@@ -220,10 +220,10 @@ impl AttemptCounters {
             Outcome::Failed => {
                 let record = view.peers().records().get(known.number as usize);
                 let address = record.map_or(0, PeerRecord::address_id);
-                let fails = slot.note_failed((owner, address), now.monotonic);
+                let fails = slot.note_failed((owner, address), now);
                 if let Some(outage) = upstream.outage(worker) {
                     if fails == max_fails && !single {
-                        outage.note_marked(now.monotonic);
+                        outage.note_marked(now);
                     }
                     outage.note_failed(attempted.began());
                 }
@@ -241,7 +241,7 @@ impl AttemptCounters {
         let upstream = unsafe { &*(*attempted.request).upstream };
         // SAFETY: nginx makes the state before it connects.
         let Some(state) = (unsafe { upstream.state.as_ref() }) else { return };
-        let now = now().millis;
+        let now = monotonic();
         // nginx's value of a time that never came.
         let has_header = state.header_time != usize::MAX;
         if has_header && !attempted.has_failed() {
@@ -251,8 +251,7 @@ impl AttemptCounters {
             });
             return;
         }
-        // SAFETY: the event loop's clock, read in the event loop.
-        let elapsed = unsafe { ngx_current_msec }.wrapping_sub(upstream.start_time) as u64;
+        let elapsed = now.wrapping_sub(upstream.start_time as u64);
         counters.update_latency(known.owner, |raw| {
             let latency = Latency::from_raw(raw);
             if attempted.has_failed() {

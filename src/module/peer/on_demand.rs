@@ -18,7 +18,7 @@ use nginx_sys::{
 
 use super::set::WatchedSet;
 use super::upstream::Upstream;
-use super::worker::{Interval, Worker, now};
+use super::worker::{Interval, Worker, monotonic};
 use crate::ffi::{OK, bytes, str_over};
 
 /// Upstreams of dropped services are removed whenever so many more are kept.
@@ -283,7 +283,7 @@ fn outcome(new: &New, worker: Worker) -> Option<Result<(), Why>> {
     if new.targets.iter().all(|place| place.fixed.is_some()) {
         return Some(Ok(()));
     }
-    match worker.table.lookup_result(new.key, now().millis)? {
+    match worker.table.lookup_result(new.key, monotonic())? {
         LookupResult::Absent => Some(Err(Why::Absent)),
         LookupResult::Failed => Some(Err(Why::Failed)),
         LookupResult::Followed => is_ready(&new.targets, worker.table).then_some(Ok(())),

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use nginx_consul_core::balance::{PickContext, Tier, Tried};
+use nginx_consul_core::clock::age;
 use nginx_consul_core::labels::LabelSet;
 use nginx_consul_core::status;
 use nginx_consul_core::status::ready::{Demand, Lack, Origin, SetState};
 
 use super::set::{PeerView, WatchedSet};
 use super::upstream::Upstream;
-use super::worker::now;
+use super::worker::monotonic;
 
 impl Upstream {
     /// Where its requests go, for the status page.
@@ -57,11 +58,11 @@ impl Upstream {
         self.sets.labels(self.worker.get(), view, set)
     }
 
-    /// When Consul's last good answer for a set came, milliseconds since the epoch.
-    pub(super) fn last_good_ms(&self, set: usize) -> Option<u64> {
+    /// When Consul's last good answer for a set came, milliseconds of the monotonic clock.
+    pub(super) fn last_good(&self, set: usize) -> Option<u64> {
         let table = self.worker.get()?.table();
         let entry = self.sets().get(set)?.present(table)?;
-        Some(table.last_good_ms(entry)).filter(|&at| at != 0)
+        Some(table.last_good(entry)).filter(|&at| at != 0)
     }
 
     /// Whether it is ready to serve.
@@ -77,8 +78,7 @@ impl Upstream {
                 (.., true) => Some(Origin::Live),
                 (.., false) => Some(Origin::Zone),
             };
-            let age = now().millis.saturating_sub(fresh.last_good);
-            let age = Duration::from_millis(age);
+            let age = Duration::from_millis(age(fresh.last_good, monotonic()));
             Some(SetState { origin, age, failures: fresh.failures, error: fresh.error })
         };
         let sets = self.sets().iter().map(|set| known(set).unwrap_or_default());

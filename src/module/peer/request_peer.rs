@@ -2,12 +2,13 @@
 
 use std::fmt;
 
+use nginx_consul_core::clock::age;
 use nginx_consul_core::table::PeerMetadata;
 use nginx_sys::ngx_http_request_t;
 
 use super::attempt::Attempt;
 use super::callbacks::find_attempt;
-use super::worker::now;
+use super::worker::monotonic;
 
 /// Where the last attempt of a request went.
 pub(crate) struct RequestPeer<'a> {
@@ -54,8 +55,8 @@ impl<'a> RequestPeer<'a> {
 
     /// How long ago Consul's last good answer for the peer's set came.
     pub(crate) fn age(&self) -> Option<Age> {
-        let at_ms = self.attempt.upstream().last_good_ms(self.set())?;
-        Some(Age(now().millis.saturating_sub(at_ms)))
+        let at = self.attempt.upstream().last_good(self.set())?;
+        Some(Age(age(at, monotonic())))
     }
 
     /// The peer's names, tags and metadata.

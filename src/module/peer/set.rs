@@ -18,7 +18,7 @@ use nginx_sys::{ngx_peer_connection_t, ngx_str_t, sockaddr};
 use rand::{RngCore, SeedableRng};
 use rand_xoshiro::SplitMix64;
 
-use super::worker::{Interval, Worker, now};
+use super::worker::{Interval, Worker, monotonic};
 use crate::ffi::session::Sessions;
 
 mod watched_set;
@@ -207,7 +207,7 @@ impl PeerSets {
     /// Notes that a request has named the service; `false` if it was dropped since it was found.
     /// One datacenter's set may be missing, because there was no room.
     pub(super) fn note_used(&self, worker: Worker) -> bool {
-        let (table, now) = (worker.table(), now().millis);
+        let (table, now) = (worker.table(), monotonic());
         let mut is_current = self.on_demand().next().is_none();
         for entry in self.on_demand().filter_map(|set| set.present(table)) {
             table.note_used(entry, now);

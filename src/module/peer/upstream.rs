@@ -13,7 +13,7 @@ use super::keepalive::{Keepalive, Member};
 use super::nginx_method::Snapshots;
 use super::options::Options;
 use super::set::{PeerSets, WatchedSet};
-use super::worker::{Interval, Worker, now};
+use super::worker::{Interval, Worker, monotonic};
 use crate::ffi::{OK, bytes, str_over};
 
 /// An `upstream` that follows Consul. Each worker has its own after fork().
@@ -151,7 +151,7 @@ impl Upstream {
         tried: &'a Tried,
     ) -> PickContext<'a, 'static> {
         let alone = !self.options.has_fallback;
-        PickContext { view, table, tried, now: now(), key: b"", panic: false, alone }
+        PickContext { view, table, tried, now: monotonic(), key: b"", panic: false, alone }
     }
 
     /// Counters of the failures of all its instances.

@@ -4,23 +4,13 @@
 use std::cell::Cell;
 use std::ops::Deref;
 
-use nginx_consul_core::balance::Clock;
 use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::table::{Table, WorkerShard};
-use nginx_sys::{NGX_LOG_DEBUG_HTTP, ngx_cached_time, ngx_current_msec, ngx_log_t};
-
-/// The event loop's time.
-#[inline]
-pub(super) fn now() -> Clock {
-    // SAFETY: it always points to a time of nginx's, which the main thread moves on.
-    let time = unsafe { &*ngx_cached_time.cast_const() };
-    let millis = time.sec as u64 * 1000 + time.msec as u64;
-    Clock { millis, monotonic: monotonic() }
-}
+use nginx_sys::{NGX_LOG_DEBUG_HTTP, ngx_current_msec, ngx_log_t};
 
 /// The event loop's monotonic time in milliseconds, the same for all processes.
 #[inline]
-pub(crate) fn monotonic() -> u64 {
+pub(super) fn monotonic() -> u64 {
     // SAFETY: a word that the main thread writes.
     unsafe { ngx_current_msec as u64 }
 }

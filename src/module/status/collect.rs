@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use nginx_consul_core::clock::{Clock, age};
 use nginx_consul_core::model::Limit;
 use nginx_consul_core::status::{
     self, Connections, Document, Format, Nginx, Status, VERSION, Version, Zone, document,
@@ -10,7 +11,7 @@ use nginx_consul_core::status::{
 use nginx_consul_core::table::{Overrides, Table};
 
 use super::service::{Peers, service};
-use crate::ffi::process::{self, time_ms};
+use crate::ffi::process;
 use crate::peer::Upstream;
 use crate::services::Services;
 use crate::upstreams::Upstreams;
@@ -22,8 +23,8 @@ const PEERS: usize = 32;
 /// The position in the status that is being written.
 pub(super) struct Walk<'r> {
     services: Option<Services<'r>>,
-    /// When it began, milliseconds since the epoch; the same for all services.
-    now: u64,
+    /// When it began; the same for all services.
+    now: Clock,
     /// Only this service.
     only: Option<String>,
     document: Box<dyn Document>,
@@ -41,13 +42,13 @@ impl<'r> Walk<'r> {
         only: Option<String>,
         (format, with_peers): (Format, bool),
     ) -> Option<Walk<'r>> {
-        let (services, now) = (Services::new(upstreams), time_ms());
+        let (services, now) = (Services::new(upstreams), Clock::now());
         if let Some(only) = &only {
             let services = services.as_ref()?;
             services.numbers().find(|&number| services.name(number).is_some_and(|n| n == *only))?;
         }
         let table = services.as_ref().map(|services| services.table);
-        let overrides = table.and_then(|table| table.overrides(now)).unwrap_or_default();
+        let overrides = table.and_then(|table| table.overrides(now.monotonic)).unwrap_or_default();
         Some(Walk {
             services,
             now,
@@ -82,7 +83,7 @@ impl<'r> Walk<'r> {
         let services = self.services.as_ref()?;
         if let Some(peers) = &mut self.peers {
             for _ in 0..PEERS {
-                let Some((_, peer)) = peers.next(services.table, self.now) else {
+                let Some((_, peer)) = peers.next(services.table, self.now.monotonic) else {
                     self.peers = None;
                     break;
                 };
@@ -105,7 +106,7 @@ impl<'r> Walk<'r> {
         if name.is_some_and(|name| is_wanted(&name)) {
             if let Some(followed) = services.get(number) {
                 let (service, peers) =
-                    service(&followed, services.table, &self.overrides, self.now);
+                    service(&followed, services.table, &self.overrides, self.now.monotonic);
                 self.document.service(service);
                 self.peers = Some(peers);
             }
@@ -114,11 +115,11 @@ impl<'r> Walk<'r> {
     }
 }
 
-fn head(upstreams: &Upstreams, table: Option<Table<'_>>, now: u64) -> Status {
+fn head(upstreams: &Upstreams, table: Option<Table<'_>>, now: Clock) -> Status {
     let shm_zone = upstreams.shm_zone();
     Status {
         version: VERSION,
-        time_ms: now,
+        time_ms: now.wall,
         module: Version { version: env!("CARGO_PKG_VERSION").into() },
         nginx: Nginx {
             version: nginx_version(),
@@ -138,18 +139,18 @@ fn head(upstreams: &Upstreams, table: Option<Table<'_>>, now: u64) -> Status {
     }
 }
 
-fn state_file(file: &StateFile, table: Table<'_>, now: u64) -> status::StateFile {
+fn state_file(file: &StateFile, table: Table<'_>, now: Clock) -> status::StateFile {
     let (written, error) = table.state_file();
     status::StateFile {
         path: file.path.display().to_string(),
-        age_seconds: (written != 0).then(|| now.saturating_sub(written) as f64 / 1000.0),
+        age_seconds: (written != 0).then(|| age(written, now.monotonic) as f64 / 1000.0),
         error: error.map(|error| error.to_string()),
     }
 }
 
-fn connections(max: usize, table: Option<Table<'_>>, now: u64) -> Connections {
+fn connections(max: usize, table: Option<Table<'_>>, now: Clock) -> Connections {
     let (allowed, needed, limit) = table.map_or((0, 0, None), |table| table.allowed_connections());
-    let used = table.map_or(0, |table| table.connections(now));
+    let used = table.map_or(0, |table| table.connections(now.monotonic));
     Connections { max, used, allowed, needed, limited_by: limit.map(Limit::word) }
 }
 

@@ -4,12 +4,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use nginx_consul_core::balance::{FULL_SHARE, Latency, ServerParams, slow_start_share};
+use nginx_consul_core::clock::age;
 use nginx_consul_core::control::Frozen;
 use nginx_consul_core::model::{Action, Mode, Override};
 use nginx_consul_core::status::{Peer, PeerConnections, PeerState, Service};
 use nginx_consul_core::table::{Freshness, Overrides, PeerRecord, PeerSnapshot, Table};
 
-use crate::peer::monotonic;
 use crate::services::Followed;
 
 /// The peers of a service, one by one.
@@ -26,7 +26,7 @@ pub(crate) struct Peers {
     scope: u64,
 }
 
-/// The status of a service at `now` (milliseconds since the epoch), and its peers.
+/// The status of a service at `now`, milliseconds of the monotonic clock, and its peers.
 pub(crate) fn service(
     followed: &Followed<'_>,
     table: Table<'_>,
@@ -39,7 +39,7 @@ pub(crate) fn service(
     let fresh = fresh.as_ref();
     let servers: Vec<String> =
         followed.target.endpoint.servers.iter().map(ToString::to_string).collect();
-    let ago = |at: u64| (at != 0).then(|| now.saturating_sub(at) as f64 / 1000.0);
+    let ago = |at: u64| (at != 0).then(|| age(at, now) as f64 / 1000.0);
     let ms = |delay: Duration| u32::try_from(delay.as_millis()).ok();
     let (mode, delay_ms) = match fresh.map_or(Mode::Blocking, |f| f.mode) {
         Mode::Blocking => ("blocking", None),
@@ -47,7 +47,7 @@ pub(crate) fn service(
         Mode::Polling { delay } => ("polling", ms(delay)),
     };
     let image = entry.and_then(|e| table.read(e, followed.key)).unwrap_or_default();
-    let unused = |e| now.saturating_sub(table.last_used(e)) as f64 / 1000.0;
+    let unused = |e| age(table.last_used(e), now) as f64 / 1000.0;
     let refusals = entry.map_or_else(Vec::new, |e| table.refusals(e));
     let service = Service {
         service: query.service.clone(),
@@ -103,7 +103,7 @@ fn source(fresh: &Freshness) -> Option<&'static str> {
 }
 
 impl Peers {
-    /// The next peer; `now` is in milliseconds since the epoch.
+    /// The next peer; `now` is in milliseconds of the monotonic clock.
     pub(crate) fn next(&mut self, table: Table<'_>, now: u64) -> Option<(PeerRecord, Peer)> {
         let record = *self.image.records.get(self.next)?;
         self.next += 1;
@@ -113,7 +113,7 @@ impl Peers {
         let (slot, counters) =
             (table.peer_counters(record.slot), table.counter_values(record.slot));
         let share = slow_start_share(rules.slow_start.into(), slot.started(), now);
-        let failed = !self.is_single && slot.is_failed(rules.limits(), monotonic());
+        let failed = !self.is_single && slot.is_failed(rules.limits(), now);
         let full = rules.max_conns != 0 && counters.in_flight >= rules.max_conns.into();
         let held = self.overrides.of_instance(self.scope, record.identity);
         let for_all = held.iter().find(|held| held.upstream.is_none());

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
+use nginx_consul_core::clock::Clock;
 use nginx_consul_core::model::{
     Action, Health, Mode, Override, Peer, PeerSet, Pending, Reason, identity,
 };
@@ -56,7 +57,9 @@ fn start() -> Start {
     for (count, key) in (1..).zip(KEYS) {
         let entry = table.claim(key, me).expect("room for an entry");
         for tag in ["old", "new"] {
-            table.publish((entry, key), &peers(count, tag), 1, me).expect("room for a set");
+            table
+                .publish((entry, key), &peers(count, tag), Clock { wall: 1, monotonic: 1 }, me)
+                .expect("room for a set");
         }
     }
     let shard = table.claim_shard(me);
@@ -138,10 +141,10 @@ fn note(table: Table<'_>, entry: usize) {
     assert!(text.starts_with(&seen.error) && !seen.error.is_empty(), "{:?}", seen.error);
     assert!(table.refusals(entry).len() <= Reason::ALL.len());
     table.note_good(entry, 1, 0, Mode::Polling { delay: Duration::from_millis(1) }, 2);
-    assert_eq!((table.freshness(entry).failures, table.last_good_ms(entry)), (0, 2));
+    assert_eq!((table.freshness(entry).failures, table.last_good(entry)), (0, 2));
 }
 
-fn weighted(id: &str, until_ms: Option<u64>) -> Override {
+fn weighted(id: &str, deadline: Option<u64>) -> Override {
     let text = || "\u{e9}".repeat(30);
     Override {
         service: text(),
@@ -152,7 +155,8 @@ fn weighted(id: &str, until_ms: Option<u64>) -> Override {
         weight: NonZeroU16::new(7),
         by: text(),
         since_ms: 1,
-        until_ms,
+        until_ms: deadline,
+        deadline,
         ..Override::default()
     }
 }
@@ -183,7 +187,12 @@ fn order_all(table: Table<'_>, me: ProcessId) {
 fn publish(table: Table<'_>, me: ProcessId, shard: Option<WorkerShard>) {
     for (count, key) in (2..).zip(KEYS) {
         if let Ok(entry) = table.claim(key, me) {
-            let _ = table.publish((entry, key), &peers(count, "newer"), 3, me);
+            let _ = table.publish(
+                (entry, key),
+                &peers(count, "newer"),
+                Clock { wall: 3, monotonic: 3 },
+                me,
+            );
         }
     }
     table.retain(&KEYS[1..], &[], me);

@@ -5,9 +5,9 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use super::super::candidates::FULL_SHARE;
-use super::super::context::Clock;
 use super::super::view::{ServerParams, Tried, View};
 use super::*;
+use crate::clock::Clock;
 use crate::model::{Health, Peer, PeerSet, identity};
 use crate::params::Params;
 use crate::process::ProcessId;
@@ -16,11 +16,7 @@ use crate::table::{Permit, Table, WorkerShard};
 mod admission;
 mod methods;
 
-const NOW: Clock = Clock { millis: 100_000, monotonic: 100_000 };
-
-fn at(monotonic: u64) -> Clock {
-    Clock { millis: monotonic, monotonic }
-}
+const NOW: u64 = 100_000;
 
 struct Scene {
     table: Table<'static>,
@@ -58,7 +54,7 @@ impl Scene {
         let snapshots = sets.iter().zip(1..).map(|(peers, key)| {
             let set = PeerSet::new(peers.iter().map(|(port, p)| peer(*port, *p)).collect());
             let entry = table.claim(key, me).unwrap();
-            table.publish((entry, key), &set, 1, me).unwrap();
+            table.publish((entry, key), &set, Clock::at(1), me).unwrap();
             table.read_records(entry, key).unwrap()
         });
         let view = View::new(snapshots.collect(), &ServerParams::default(), method, None);
@@ -79,9 +75,7 @@ impl Scene {
 
     fn fail(&self, port: u16) {
         let record = &self.view.records()[self.at(port)];
-        self.table
-            .peer_counters(record.slot)
-            .note_failed((record.owner, record.address_id()), NOW.monotonic);
+        self.table.peer_counters(record.slot).note_failed((record.owner, record.address_id()), NOW);
     }
 
     fn at(&self, port: u16) -> usize {
@@ -215,17 +209,15 @@ fn an_instance_that_recovers_from_its_failures_starts_slowly() {
     let share =
         |now| PickContext { now, ..scene.candidates(&tried) }.share(scene.view.info(scene.at(1)));
     assert_eq!(share(NOW), FULL_SHARE, "it was there from the first answer");
+    assert_eq!(share(500), FULL_SHARE, "also right after the boot");
     let counters = scene.table.peer_counters(slot);
     counters.note_failed((owner, record.address_id()), 50_000);
-    assert!(
-        !counters.note_success(owner, limits, 49_999, NOW.millis),
-        "it began before the failure"
-    );
+    assert!(!counters.note_success(owner, limits, 49_999, NOW), "it began before the failure");
     assert_eq!(share(NOW), FULL_SHARE);
-    assert!(counters.note_success(owner, limits, 50_000, NOW.millis));
+    assert!(counters.note_success(owner, limits, 50_000, NOW));
     assert_eq!(share(NOW), FULL_SHARE / 100);
-    assert_eq!(share(at(105_000)), FULL_SHARE / 2);
-    assert_eq!(share(at(110_000)), FULL_SHARE);
+    assert_eq!(share(105_000), FULL_SHARE / 2);
+    assert_eq!(share(110_000), FULL_SHARE);
 }
 
 #[test]
@@ -274,9 +266,10 @@ fn least_time_avoids_the_slow_and_least_conn_does_not_know_it() {
         let scene = Scene::balanced(method, &[&[(1, PLAIN), (2, PLAIN)]]);
         for (port, ms) in [(1, 200), (2, 10)] {
             let record = &scene.view.records()[scene.at(port)];
-            scene.table.peer_counters(record.slot).update_latency(record.owner, |raw| {
-                Latency::from_raw(raw).after(ms, NOW.millis).raw()
-            });
+            scene
+                .table
+                .peer_counters(record.slot)
+                .update_latency(record.owner, |raw| Latency::from_raw(raw).after(ms, NOW).raw());
         }
         let tried = Tried::default();
         let (mut cursor, mut rng) = (0, SmallRng::seed_from_u64(3));
@@ -342,8 +335,8 @@ fn a_tier_that_is_out_is_looked_through_once_a_second_or_when_a_peer_recovers() 
     assert_eq!(scene.ports(&now), [3, 4]);
     back(2, false);
     assert_eq!(scene.ports(&now), [3, 4], "nobody was told");
-    assert_eq!(scene.ports(&PickContext { now: at(100_999), ..now }), [3, 4], "within the second");
-    assert_eq!(scene.ports(&PickContext { now: at(101_000), ..now }), [2]);
+    assert_eq!(scene.ports(&PickContext { now: 100_999, ..now }), [3, 4], "within the second");
+    assert_eq!(scene.ports(&PickContext { now: 101_000, ..now }), [2]);
     scene.fail(2);
     assert_eq!(scene.ports(&now), [3, 4]);
     back(2, true);

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::*;
 
 fn versions(of: &[(u64, u64)]) -> Vec<Version> {
-    of.iter().map(|&(generation, last_good_ms)| Version { generation, last_good_ms }).collect()
+    of.iter().map(|&(generation, last_good)| Version { generation, last_good }).collect()
 }
 
 #[test]
@@ -43,7 +43,7 @@ impl StateProvider for Script {
         Some(State { written_ms: *self.generation.lock().unwrap(), ..State::default() })
     }
 
-    fn saved(&self, outcome: Result<u64, &io::Error>) {
+    fn saved(&self, outcome: Result<(), &io::Error>) {
         self.outcomes.lock().unwrap().push(outcome.is_ok());
     }
 

@@ -2,6 +2,7 @@ use super::super::layout::Table;
 use super::super::testing::{set, zone};
 use super::super::{PeerRecord, SlotRef};
 use super::*;
+use crate::clock::Clock;
 use crate::process::ProcessId;
 
 const KEY: u128 = 5;
@@ -19,7 +20,7 @@ impl Instance {
         let me = ProcessId::own();
         table.acquire_leadership(me);
         let entry = table.claim(KEY, me).unwrap();
-        table.publish((entry, KEY), &set([1, 2]), 1_000, me).unwrap();
+        table.publish((entry, KEY), &set([1, 2]), Clock::at(1_000), me).unwrap();
         let record = table.read(entry, KEY).unwrap().records[0];
         Instance { table, record }
     }
@@ -28,7 +29,7 @@ impl Instance {
     fn return_at(&self, now: u64) {
         for ports in [&[2][..], &[1, 2]] {
             let set = set(ports.iter().copied());
-            let change = self.table.publish((0, KEY), &set, now, ProcessId::own());
+            let change = self.table.publish((0, KEY), &set, Clock::at(now), ProcessId::own());
             assert!(change.unwrap().is_some());
         }
         let slot: SlotRef = self.table.read(0, KEY).unwrap().records[0].slot;
@@ -114,7 +115,7 @@ fn a_recovery_that_comes_when_the_instance_has_left_does_not_make_it_a_member() 
     let instance = Instance::new();
     instance.fail(20_000);
     instance.fail(20_000);
-    instance.table.publish((0, KEY), &set([2]), 20_500, ProcessId::own()).unwrap();
+    instance.table.publish((0, KEY), &set([2]), Clock::at(20_500), ProcessId::own()).unwrap();
     assert!(instance.counters().note_success(instance.record.owner, LIMITS, 20_100, 21_000));
     assert!(instance.counters().membership().has_left());
     assert!(!instance.counters().has_fails());

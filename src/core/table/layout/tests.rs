@@ -1,5 +1,6 @@
 use super::super::testing::{peer, zone};
 use super::*;
+use crate::clock::Clock;
 use crate::model::{Peer, PeerSet};
 use crate::process::ProcessId;
 
@@ -40,7 +41,7 @@ fn an_instance_takes_at_most_800_bytes_while_its_set_is_replaced() {
     let empty = table.usage();
     let entry = table.claim(1, me).unwrap();
     let set = PeerSet::new((1..=n).map(instance).collect());
-    table.publish((entry, 1), &set, 1, me).unwrap();
+    table.publish((entry, 1), &set, Clock::at(1), me).unwrap();
     let used = table.usage() - empty;
     // The old block and the new one are both there until the generation moves.
     let block = used - usize::from(n) * table.layout.slot_words * 8;

@@ -1,5 +1,6 @@
 use super::super::testing::{peer, set, zone};
 use super::*;
+use crate::clock::Clock;
 use crate::model::{Action, PeerSet, identity, of_instance, service_scope};
 use crate::params::Params;
 use crate::table::PeerRecord;
@@ -127,7 +128,7 @@ fn a_set_is_what_was_ordered_of_its_instances() {
     let down = Params { down: true, ..Params::default() };
     let mut peers: Vec<_> = (1..=5).map(|port| peer(port, 2)).collect();
     peers[3].params = down;
-    table.publish((entry, KEY), &PeerSet::new(peers), 1, me).unwrap();
+    table.publish((entry, KEY), &PeerSet::new(peers), Clock::at(1), me).unwrap();
     let set = [about(1, Action::Drain), about(2, Action::Down), weighted(3, 9)];
     table.set_overrides(&set, me).unwrap();
     table.set_overrides(&[about(4, Action::Up)], me).unwrap();
@@ -151,7 +152,7 @@ fn a_set_is_what_was_ordered_of_its_instances() {
 fn an_override_for_one_upstream_counts_more_there_and_nothing_elsewhere() {
     let (table, me) = table();
     let entry = table.claim(KEY, me).unwrap();
-    table.publish((entry, KEY), &set([5]), 1, me).unwrap();
+    table.publish((entry, KEY), &set([5]), Clock::at(1), me).unwrap();
     let narrowed = |name: &str| Override { upstream: Some(name.into()), ..weighted(5, 7) };
     table.set_overrides(&[narrowed("api"), weighted(5, 3), narrowed("more")], me).unwrap();
     let overrides = table.overrides(0).unwrap();
@@ -173,7 +174,7 @@ fn overrides_move_the_generation_of_their_service_s_sets_and_of_no_others() {
     let entries = made.map(|(key, service)| {
         let entry = table.claim(key, me).unwrap();
         table.note_scope(entry, service_scope(service, None));
-        table.publish((entry, key), &set([1, 2]), 1, me).unwrap();
+        table.publish((entry, key), &set([1, 2]), Clock::at(1), me).unwrap();
         entry
     });
     let generations = || entries.map(|entry| table.generation(entry));
@@ -184,7 +185,7 @@ fn overrides_move_the_generation_of_their_service_s_sets_and_of_no_others() {
     table.remove_overrides(|_| true, me).unwrap();
     assert_eq!(generations(), [before[0] + 4, before[1]]);
     // The next set is as every other.
-    table.publish((entries[0], made[0].0), &set([2]), 1, me).unwrap();
+    table.publish((entries[0], made[0].0), &set([2]), Clock::at(1), me).unwrap();
     let snapshot = table.read(entries[0], made[0].0).unwrap();
     assert_eq!((snapshot.generation, snapshot.records.len()), (before[0] + 5, 1));
 }
@@ -192,8 +193,8 @@ fn overrides_move_the_generation_of_their_service_s_sets_and_of_no_others() {
 #[test]
 fn an_override_is_in_force_until_its_time() {
     let (table, me) = table();
-    let frozen = Override { until_ms: Some(2_000), ..freeze(KEY) };
-    let drained = Override { until_ms: Some(3_000), ..about(5, Action::Drain) };
+    let frozen = Override { deadline: Some(2_000), ..freeze(KEY) };
+    let drained = Override { deadline: Some(3_000), ..about(5, Action::Drain) };
     table.set_overrides(&[frozen.clone(), drained], me).unwrap();
     let at = |now_ms| table.overrides(now_ms).unwrap();
     assert_eq!(at(1_999).frozen(KEY), Some(&frozen));
@@ -208,7 +209,7 @@ fn an_override_is_in_force_until_its_time() {
 fn a_writer_that_was_killed_leaves_the_list_before_and_the_next_one_tells_the_workers() {
     let (table, me) = table();
     let entry = table.claim(KEY, me).unwrap();
-    table.publish((entry, KEY), &set([1]), 1, me).unwrap();
+    table.publish((entry, KEY), &set([1]), Clock::at(1), me).unwrap();
     table.set_overrides(&[about(5, Action::Drain)], me).unwrap();
     let (first, words) = table.override_area(split(table.load(header::OVERRIDES)).0 ^ 1);
     for at in first..first + words {

@@ -1,6 +1,8 @@
 use super::super::layout::slot;
 use super::super::testing::{peer, set, zone};
 use super::*;
+use crate::clock::Clock;
+use crate::model::{Action, Override};
 use proptest::prelude::*;
 
 const KEY: u128 = 5;
@@ -13,7 +15,7 @@ fn table(words: usize) -> (Table<'static>, usize) {
 }
 
 fn publish(table: &Table<'_>, entry: usize, set: &PeerSet) -> Result<Option<SetChange>, Full> {
-    table.publish((entry, table.key(entry)), set, 1_000, ProcessId::own())
+    table.publish((entry, table.key(entry)), set, Clock::at(1_000), ProcessId::own())
 }
 
 fn members(table: &Table<'_>) -> usize {
@@ -224,6 +226,30 @@ proptest! {
         }
         prop_assert_eq!(members(&table), in_use);
     }
+}
+
+#[test]
+fn only_the_history_has_the_wall_clock() {
+    let (table, e) = table(1 << 17);
+    let freeze = Override {
+        selection: Some(KEY),
+        action: Action::Freeze,
+        until_ms: Some(1_700_000_003_000),
+        deadline: Some(9_000),
+        ..Override::default()
+    };
+    publish(&table, e, &set([1])).unwrap();
+    table.set_overrides(&[freeze], ProcessId::own()).unwrap();
+    let publish_at = |wall, monotonic| {
+        let now = Clock { wall, monotonic };
+        table.publish((e, KEY), &set([1, 2]), now, ProcessId::own()).unwrap()
+    };
+    assert_eq!(publish_at(1_800_000_000_000, 8_999), None, "it is frozen");
+    let change = publish_at(1_600_000_000_000, 9_000).expect("the freeze is over");
+    let joiner = table.read_records(e, KEY).unwrap().records[1].slot;
+    let times = (change.time_ms, table.freshness(e).last_change);
+    assert_eq!(times, (1_600_000_000_000, 9_000));
+    assert_eq!(table.peer_counters(joiner).started(), 9_000);
 }
 
 fn named(name: &str) -> ServiceName {

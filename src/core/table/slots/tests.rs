@@ -4,6 +4,7 @@ use super::super::layout::{Layout, Table, WorkerShard};
 use super::super::publish::Full;
 use super::super::testing::{peer, set, zone};
 use super::*;
+use crate::clock::Clock;
 use crate::process::ProcessId;
 
 mod histories;
@@ -28,7 +29,7 @@ fn table() -> (Table<'static>, WorkerShard) {
 
 fn publish_at(table: &Table<'_>, key: u128, set: &PeerSet, now: u64) -> Result<(), Full> {
     let entry = table.claim(key, ProcessId::own())?;
-    table.publish((entry, key), set, now, ProcessId::own()).map(drop)
+    table.publish((entry, key), set, Clock::at(now), ProcessId::own()).map(drop)
 }
 
 #[track_caller]

@@ -36,12 +36,12 @@ fn a_frozen_set_stays_until_its_time_is_over() {
     let (writer, table) = writer();
     writer.publish(0, &set(1..=3), 1);
     let key = writer.planned[0].key;
-    let until_ms = Some(now_ms() + 60_000);
+    let deadline = Some(monotonic_ms() + 60_000);
     let freeze = Override {
         selection: Some(key),
         service: "web".into(),
         action: Action::Freeze,
-        until_ms,
+        deadline,
         ..Override::default()
     };
     table.set_overrides(std::slice::from_ref(&freeze), ProcessId::own()).unwrap();
@@ -49,7 +49,7 @@ fn a_frozen_set_stays_until_its_time_is_over() {
     let entry = table.find(key).unwrap();
     let diff = table.frozen_diff(entry);
     assert_eq!((identities(&writer, 0), diff.joined, diff.left), (3, 4, 2));
-    let over = Override { until_ms: Some(1), ..freeze };
+    let over = Override { deadline: Some(1), ..freeze };
     table.set_overrides(&[over], ProcessId::own()).unwrap();
     end_expired(table, &writer);
     assert_eq!(table.all_overrides().unwrap(), []);
@@ -96,7 +96,8 @@ fn a_set_of_the_state_file_never_replaces_an_answer() {
     };
     assert_eq!(writer.restore(0, &saved(1..=2)), Ok(true));
     let entry = table.find(writer.planned[0].key).unwrap();
-    assert_eq!((table.freshness(entry).index, writer.version(0).unwrap().last_good_ms), (7, 5));
+    let last_good = Clock::now().wall_at(writer.version(0).unwrap().last_good);
+    assert_eq!((table.freshness(entry).index, last_good), (7, 5));
     writer.publish(1, &set(1..=3), 1);
     assert_eq!((writer.restore(1, &saved(9..=9)), identities(&writer, 1)), (Ok(false), 3));
 }

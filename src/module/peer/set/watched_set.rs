@@ -5,7 +5,7 @@ use std::cell::Cell;
 use nginx_consul_core::model::service_scope;
 use nginx_consul_core::table::{PeerSnapshot, Table};
 
-use super::super::worker::now;
+use super::super::worker::monotonic;
 
 /// A set that an upstream's peers come from.
 pub(crate) struct WatchedSet {
@@ -78,7 +78,7 @@ pub(super) fn apply_overrides<'a>(
     sets: &[WatchedSet],
     images: impl Iterator<Item = &'a mut PeerSnapshot>,
 ) -> Option<()> {
-    let overrides = table.overrides(now().millis)?;
+    let overrides = table.overrides(monotonic())?;
     for (set, image) in sets.iter().zip(images) {
         overrides.apply((set.scope(service), upstream), &mut image.records);
     }

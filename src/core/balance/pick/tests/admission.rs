@@ -16,7 +16,7 @@ impl Requests {
         let peers: Vec<_> = ports.iter().map(|&port| (port, PLAIN)).collect();
         let requests = Requests::to(Scene::new(&[&peers]));
         for &port in ports {
-            requests.fail(port, 0, NOW.monotonic);
+            requests.fail(port, 0, NOW);
         }
         requests
     }
@@ -57,7 +57,7 @@ impl Requests {
     ) -> Option<(u16, Option<Permit<'static>>)> {
         let set = Tried::default();
         tried.iter().for_each(|&port| set.insert(self.scene.at(port)));
-        let candidates = PickContext { now: at(now), panic, ..self.scene.candidates(&set) };
+        let candidates = PickContext { now, panic, ..self.scene.candidates(&set) };
         let (shared, method) = (self.scene.shared(), self.scene.method);
         let admitted = pick(method, &candidates, || shared, &mut self.cursor, &mut self.rng)?;
         let number = admitted.picked.info.number as usize;
