@@ -38,6 +38,7 @@ mod removal;
 mod ready;
 mod regressions;
 mod retries;
+mod returning;
 mod secured;
 mod sources;
 mod state;
