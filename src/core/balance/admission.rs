@@ -46,6 +46,25 @@ pub struct Admitted<'a, 'z> {
 }
 
 impl<'a, 'z> PickContext<'a, 'z> {
+    /// Whether the request may try a peer of the view that another balancer has picked.
+    #[inline]
+    pub fn admit_picked(
+        &self,
+        picked: Picked<'a, 'z>,
+        shared: impl Fn() -> Shared<'z>,
+    ) -> Admission<'z> {
+        if picked.info.plain && !picked.counters.has_fails() {
+            return Admission::Free;
+        }
+        self.admit_restricted(picked, &shared())
+    }
+
+    #[inline(never)]
+    fn admit_restricted(&self, picked: Picked<'a, 'z>, shared: &Shared<'z>) -> Admission<'z> {
+        let usable = self.is_usable(picked.info.number as usize);
+        if usable { self.admit(picked, shared) } else { Admission::Refused }
+    }
+
     /// Whether the request may try a peer that [`is_out`](PickContext::is_out) doesn't exclude.
     ///
     /// If its `fail_timeout` has passed, or `consul_panic` ignores its failures, one request at a time

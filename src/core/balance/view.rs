@@ -81,6 +81,7 @@ pub struct Tier {
     /// Failures excluded all of them.
     pub(super) none_usable: NegativeCache,
     pub(super) weights: WeightTable,
+    /// Each tier has its own: requests that go on to the next tier take no turn of this one.
     pub(super) schedule: Schedule,
     pub(super) keys: KeyMap,
 }
@@ -205,6 +206,11 @@ impl View {
         let infos =
             records.iter().zip(0..).map(|(record, n)| PeerInfo::new(record, n, defaults)).collect();
         View { generations, records, infos, tiers, none_to_probe: NegativeCache::default() }
+    }
+
+    /// Has the round robin begin at any place of its order instead of the first.
+    pub fn begin_at(&self, place: u64) {
+        self.tiers.iter().for_each(|tier| tier.schedule.begin_at(place));
     }
 
     /// Generations of the sets.

@@ -45,6 +45,7 @@ mod state;
 mod status;
 mod stock_churn;
 mod stock_conf;
+mod stock_limits;
 mod stock_methods;
 mod streaming;
 mod support;

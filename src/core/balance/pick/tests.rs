@@ -15,6 +15,7 @@ use crate::table::{Permit, Table, WorkerShard};
 
 mod admission;
 mod methods;
+mod turns;
 
 const NOW: u64 = 100_000;
 
@@ -28,7 +29,7 @@ struct Scene {
 fn peer(port: u16, params: Params) -> Peer {
     Peer {
         addr: ([127, 0, 0, 1], port).into(),
-        weight: NonZeroU16::MIN,
+        weight: params.weight.unwrap_or(NonZeroU16::MIN),
         identity: identity("n", &port.to_string(), None),
         node: "n".into(),
         id: port.to_string(),
@@ -40,6 +41,10 @@ fn peer(port: u16, params: Params) -> Peer {
     }
 }
 
+fn words() -> &'static [AtomicU64] {
+    Vec::leak((0..1 << 17).map(|_| AtomicU64::new(0)).collect())
+}
+
 impl Scene {
     /// Each set is of one datacenter: ports and parameters.
     fn new(sets: &[&[(u16, Params)]]) -> Scene {
@@ -47,7 +52,11 @@ impl Scene {
     }
 
     fn balanced(method: Method, sets: &[&[(u16, Params)]]) -> Scene {
-        let words = Vec::leak((0..1 << 17).map(|_| AtomicU64::new(0)).collect());
+        Scene::over(words(), method, sets)
+    }
+
+    /// With a table in memory that no other scene is using.
+    fn over(words: &'static [AtomicU64], method: Method, sets: &[&[(u16, Params)]]) -> Scene {
         let table = Table::create(words, 16).unwrap();
         let me = ProcessId::own();
         table.acquire_leadership(me);
@@ -87,22 +96,16 @@ impl Scene {
     }
 
     /// The port that a request goes to, whose header comes at once.
-    fn pick(
-        &self,
-        candidates: &PickContext<'_, 'static>,
-        cursor: &mut u64,
-        rng: &mut SmallRng,
-    ) -> Option<u16> {
-        let Admitted { picked, permit } =
-            pick(self.method, candidates, || self.shared(), cursor, rng)?;
+    fn pick(&self, candidates: &PickContext<'_, 'static>, rng: &mut SmallRng) -> Option<u16> {
+        let Admitted { picked, permit } = pick(self.method, candidates, || self.shared(), rng)?;
         permit.into_iter().for_each(Permit::end);
         Some(self.view.records()[picked.info.number as usize].addr().port())
     }
 
     /// Ports that requests go to, sorted.
     fn ports(&self, candidates: &PickContext<'_, 'static>) -> Vec<u16> {
-        let (mut cursor, mut rng) = (0, SmallRng::seed_from_u64(1));
-        let picked = |_| self.pick(candidates, &mut cursor, &mut rng);
+        let mut rng = SmallRng::seed_from_u64(1);
+        let picked = |_| self.pick(candidates, &mut rng);
         let mut ports: Vec<u16> = (0..20).map_while(picked).collect();
         ports.sort_unstable();
         ports.dedup();
@@ -272,10 +275,10 @@ fn least_time_avoids_the_slow_and_least_conn_does_not_know_it() {
                 .update_latency(record.owner, |raw| Latency::from_raw(raw).after(ms, NOW).raw());
         }
         let tried = Tried::default();
-        let (mut cursor, mut rng) = (0, SmallRng::seed_from_u64(3));
+        let mut rng = SmallRng::seed_from_u64(3);
         let slow = scene.at(1);
         let mut pick = || {
-            let port = scene.pick(&scene.candidates(&tried), &mut cursor, &mut rng);
+            let port = scene.pick(&scene.candidates(&tried), &mut rng);
             port.map(|port| scene.at(port))
         };
         (0..1000).filter(|_| pick() == Some(slow)).count()
@@ -293,11 +296,11 @@ fn a_tier_that_is_out_does_not_disturb_the_round_robin_of_the_next() {
         let next: Vec<_> = (101..=100 + n).map(|port| (port, PLAIN)).collect();
         let scene = Scene::new(&[&out, &next]);
         (1..=n).for_each(|port| scene.fail(port));
-        let (tried, mut cursor, mut rng) = (Tried::default(), 0, SmallRng::seed_from_u64(1));
+        let (tried, mut rng) = (Tried::default(), SmallRng::seed_from_u64(1));
         let candidates = scene.candidates(&tried);
         let mut counts = vec![0; usize::from(n)];
         for _ in 0..2 * n {
-            let port = scene.pick(&candidates, &mut cursor, &mut rng).unwrap();
+            let port = scene.pick(&candidates, &mut rng).unwrap();
             counts[usize::from(port) - 101] += 1;
         }
         assert_eq!(counts, vec![2; usize::from(n)], "{n} peers");

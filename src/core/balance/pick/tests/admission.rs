@@ -3,10 +3,39 @@
 use super::*;
 use crate::table::PERMITS;
 
+#[test]
+fn a_peer_that_another_balancer_picks_has_to_be_usable() {
+    let full = Params { max_conns: Some(1), ..PLAIN };
+    let down = Params { down: true, ..PLAIN };
+    let scene = Scene::new(&[&[(1, PLAIN), (2, full), (3, down), (4, PLAIN)]]);
+    let tried = Tried::default();
+    let admitted = |port, now| {
+        let context = PickContext { now, ..scene.candidates(&tried) };
+        match context.admit_picked(context.peer(scene.at(port)), || scene.shared()) {
+            Admission::Free => "free",
+            Admission::With(permit) => {
+                permit.end();
+                "probe"
+            }
+            Admission::Refused => "refused",
+        }
+    };
+    let all = |now| [1, 2, 3, 4].map(|port| admitted(port, now)).join(" ");
+    assert_eq!(all(100_000), "free free refused free");
+    let slot = scene.view.info(scene.at(2)).slot;
+    let identity = scene.view.info(scene.at(2)).identity;
+    let request = scene.table.begin_request(slot, identity, Some(scene.shard)).unwrap();
+    scene.fail(4);
+    assert_eq!(all(100_000), "free refused refused refused");
+    request.end();
+    // Its fail_timeout has passed; there is one probe a second.
+    assert_eq!(all(111_000), "free free refused probe");
+    assert_eq!(all(111_001), "free free refused refused");
+}
+
 /// One worker's requests to peers that are all marked.
 struct Requests {
     scene: Scene,
-    cursor: u64,
     rng: SmallRng,
 }
 
@@ -22,7 +51,7 @@ impl Requests {
     }
 
     fn to(scene: Scene) -> Requests {
-        Requests { scene, cursor: 0, rng: SmallRng::seed_from_u64(1) }
+        Requests { scene, rng: SmallRng::seed_from_u64(1) }
     }
 
     /// An attempt fails at `now` that began at `from`.
@@ -59,7 +88,7 @@ impl Requests {
         tried.iter().for_each(|&port| set.insert(self.scene.at(port)));
         let candidates = PickContext { now, panic, ..self.scene.candidates(&set) };
         let (shared, method) = (self.scene.shared(), self.scene.method);
-        let admitted = pick(method, &candidates, || shared, &mut self.cursor, &mut self.rng)?;
+        let admitted = pick(method, &candidates, || shared, &mut self.rng)?;
         let number = admitted.picked.info.number as usize;
         Some((self.scene.view.records()[number].addr().port(), admitted.permit))
     }
