@@ -83,8 +83,13 @@ impl Scene {
     }
 
     fn fail(&self, port: u16) {
-        let record = &self.view.records()[self.at(port)];
-        self.table.peer_counters(record.slot).note_failed((record.owner, record.address_id()), NOW);
+        self.note_failed(self.at(port));
+    }
+
+    fn note_failed(&self, peer: usize) {
+        let record = &self.view.records()[peer];
+        let counters = self.table.peer_counters(record.slot);
+        counters.note_failed((record.owner, record.address_id()), NOW);
     }
 
     fn at(&self, port: u16) -> usize {

@@ -22,9 +22,8 @@ fn a_peer_that_another_balancer_picks_has_to_be_usable() {
     };
     let all = |now| [1, 2, 3, 4].map(|port| admitted(port, now)).join(" ");
     assert_eq!(all(100_000), "free free refused free");
-    let slot = scene.view.info(scene.at(2)).slot;
-    let identity = scene.view.info(scene.at(2)).identity;
-    let request = scene.table.begin_request(slot, identity, Some(scene.shard)).unwrap();
+    let full = scene.view.info(scene.at(2));
+    let request = scene.table.begin_request(full.slot, full.owner, Some(scene.shard)).unwrap();
     scene.fail(4);
     assert_eq!(all(100_000), "free refused refused refused");
     request.end();
