@@ -29,8 +29,6 @@ pub(super) mod header {
     pub(crate) const SHARDS: usize = 3;
     pub(crate) const ENTRIES: usize = 4;
     pub(crate) const SLOTS: usize = 5;
-    /// Where the search for free slots goes on.
-    pub(crate) const SLOT_CURSOR: usize = 6;
     /// Process whose watcher replaces sets.
     pub(crate) const LEADER: usize = 7;
     /// When the state file was last written, milliseconds of the monotonic clock; 0 if there is none.
@@ -140,7 +138,7 @@ pub(super) mod entry {
 pub(super) mod slot {
     /// Before its shards, two of which share a word.
     pub(crate) const WORDS: usize = 12;
-    /// Identity of the instance; 0 is nobody.
+    /// To which instance it belongs, in the set of which target; 0: to none.
     pub(crate) const OWNER: usize = 0;
     pub(crate) const PICKS: usize = 1;
     /// `fails`, `accessed` and `checked` of `ngx_http_upstream_rr_peer_t`, in milliseconds of the
@@ -148,9 +146,9 @@ pub(super) mod slot {
     pub(crate) const FAILS: usize = 2;
     pub(crate) const FAILED_AT: usize = 3;
     pub(crate) const CHECKED: usize = 4;
-    /// When the instance appeared or recovered, milliseconds of the monotonic clock; 0: it was there
-    /// from the first answer.
-    pub(crate) const STARTED: usize = 5;
+    /// When the instance appeared, returned or recovered, milliseconds of the monotonic clock, 0: it was
+    /// there from the first answer; or when it left. Below that is a hash of its address.
+    pub(crate) const MEMBERSHIP: usize = 5;
     /// All failures, never reset.
     pub(crate) const FAILED: usize = 6;
     /// Mean of the time to the response header, as [`crate::balance::Latency::raw`] has it.

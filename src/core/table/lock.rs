@@ -4,12 +4,12 @@
 //! the first answers, and for a moment around a reload the worker 0 of two configurations. The lock
 //! word names the process that holds it, so a lock whose holder was killed is taken over.
 
-use super::layout::{Table, entry, header, slot};
+use super::layout::{Table, entry, header};
 use super::platform::atomic::{
     Ordering::{AcqRel, Acquire, Relaxed, Release},
     fence,
 };
-use super::platform::{is_alive, wait};
+use super::platform::{is_alive, monotonic_ms, wait};
 use crate::process::ProcessId;
 
 /// How often an event loop tries to take the lock: after a hundred tries, every 100 µs.
@@ -75,7 +75,7 @@ impl<'z> Table<'z> {
 }
 
 impl PublishGuard<'_, '_> {
-    /// Frees every slot that no block names.
+    /// Notes that the owner of every slot that no block names has left, and where the others are.
     pub(super) fn recover(&self) {
         let table = self.table;
         let mut named = vec![false; table.layout.slot_count];
@@ -83,12 +83,15 @@ impl PublishGuard<'_, '_> {
             if table.key(entry) != 0 {
                 for record in table.records_by_identity(entry, table.generation(entry)).values() {
                     named[table.slot_number(record.slot) as usize] = true;
+                    let counters = table.peer_counters(record.slot);
+                    counters.join(counters.started(), record.address_id());
                 }
             }
         }
-        for (slot, _) in named.iter().enumerate().filter(|(_, named)| !**named) {
-            table.slot_word(slot, slot::OWNER).store(0, Release);
-        }
+        let now = monotonic_ms();
+        let others = named.iter().enumerate().filter(|(_, named)| !**named);
+        let others = others.filter_map(|(slot, _)| table.slot_at(slot));
+        others.for_each(|slot| table.note_left(slot, now));
     }
 
     /// After a writer of overrides was killed, who may not have told the workers.

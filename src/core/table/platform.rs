@@ -5,6 +5,7 @@ use std::time::Duration;
 
 pub(super) use std::sync::atomic;
 
+pub(super) use crate::clock::monotonic_ms;
 use crate::process::ProcessId;
 
 /// Whether the process with this [`ProcessId::get`] still runs.

@@ -1,19 +1,20 @@
 //! Publishes sets of peers, and claims and frees entries.
 //!
 //! A publisher may be killed at any store: the new slots and the new block are complete before the
-//! generation names them, and the slots of departed instances are freed only after that. All that a
-//! killed publisher leaves behind is slots that no block names; [`PublishGuard::recover`] frees them.
+//! generation names them, and only after that is noted who has left. All that a killed publisher leaves
+//! behind is members that no block names; [`PublishGuard::recover`] notes that they have left.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::ops::Range;
 
-use super::block::{PEER_RECORD, PeerMetadata, PeerRecord, SetChange, encode_history};
-use super::layout::{SlotRef, Table, entry as word, header, slot};
+use super::block::{PEER_RECORD, PeerMetadata, SetChange, encode_history};
+use super::layout::{Table, entry as word, header};
 use super::lock::PublishGuard;
 use super::platform::atomic::Ordering::{Relaxed, Release};
+use super::platform::monotonic_ms;
 use super::words::{join, pack};
 use crate::clock::Clock;
-use crate::model::{Peer, PeerSet, ServiceName};
+use crate::model::{PeerSet, ServiceName};
 use crate::process::ProcessId;
 
 /// The zone has no room; the last set stays in force.
@@ -84,7 +85,8 @@ impl<'z> Table<'z> {
         }
         let held = self.records_by_identity(entry, self.generation(entry));
         self.free_entry(entry);
-        held.values().for_each(|record| self.free_slot(record));
+        let now = monotonic_ms();
+        held.values().for_each(|record| self.note_left(record.slot, now));
     }
 
     /// Takes the entry from its target. The generation goes on, so that no reader mistakes the set of
@@ -157,10 +159,6 @@ impl<'z> Table<'z> {
         guard.recover();
         true
     }
-
-    fn free_slot(&self, record: &PeerRecord) {
-        self.peer_counters(record.slot).words[slot::OWNER].store(0, Release);
-    }
 }
 
 impl PublishGuard<'_, '_> {
@@ -210,7 +208,8 @@ impl PublishGuard<'_, '_> {
         };
         // Instances of the first answer get no slow start.
         let started = if table.has_data(entry) { now.monotonic } else { 0 };
-        let records = self.assign_slots(set, &before, started)?;
+        let set_of = (table.key(entry), set);
+        let records = self.assign_slots(set_of, &before, started).map_err(Full::Slots)?;
 
         let (len, metadata_words) = (len + history.len(), metadata.len());
         let records = records.iter().flat_map(|record| record.encode(table));
@@ -228,48 +227,8 @@ impl PublishGuard<'_, '_> {
 
         let stay: HashSet<u64> = set.peers().iter().map(|peer| peer.identity).collect();
         let left = before.values().filter(|record| !stay.contains(&record.identity));
-        left.for_each(|record| table.free_slot(record));
+        left.for_each(|record| table.note_left(record.slot, now.monotonic));
         Ok(changed)
-    }
-
-    /// The records of the set: each peer keeps its slot, a new one gets a free slot.
-    fn assign_slots(
-        &self,
-        set: &PeerSet,
-        before: &HashMap<u64, PeerRecord>,
-        started: u64,
-    ) -> Result<Vec<PeerRecord>, Full> {
-        let table = self.table;
-        let new = set.peers().iter().filter(|p| !before.contains_key(&p.identity)).count();
-        let mut free = self.find_free_slots(new).ok_or(Full::Slots(new))?.into_iter();
-        let record = |peer: &Peer| {
-            if let Some(held) = before.get(&peer.identity) {
-                return Some(PeerRecord::new(peer, held.slot));
-            }
-            let slot = free.next()?;
-            let words = table.peer_counters(slot).words;
-            words[slot::OWNER + 1..slot::WORDS].iter().for_each(|word| word.store(0, Relaxed));
-            words[slot::STARTED].store(started, Relaxed);
-            words[slot::OWNER].store(peer.identity, Release);
-            Some(PeerRecord::new(peer, slot))
-        };
-        Ok(set.peers().iter().filter_map(record).collect())
-    }
-
-    /// Free slots. The search begins where the last one ended, so that a slot is used again as late as
-    /// possible. A slot with requests in flight is not free.
-    fn find_free_slots(&self, wanted: usize) -> Option<Vec<SlotRef>> {
-        let table = self.table;
-        let count = table.layout.slot_count;
-        let start = table.load(header::SLOT_CURSOR) as usize % count;
-        let is_free = |slot: &SlotRef| {
-            table.peer_counters(*slot).load(slot::OWNER) == 0 && table.in_flight(*slot) == 0
-        };
-        let all = (start..count).chain(0..start).filter_map(|slot| table.slot_at(slot));
-        let found: Vec<SlotRef> = all.filter(is_free).take(wanted).collect();
-        let last = found.last().map_or(start as u64, |slot| table.slot_number(*slot).into());
-        table.word(header::SLOT_CURSOR).store(last + 1, Relaxed);
-        (found.len() == wanted).then_some(found)
     }
 
     /// Where the first gap between blocks of the arena is that is long enough.

@@ -39,6 +39,7 @@ mod removal;
 mod ready;
 mod regressions;
 mod retries;
+mod returning;
 mod secured;
 mod sources;
 mod state;
