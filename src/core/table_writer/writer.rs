@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::clock::{Clock, monotonic_ms};
+use crate::clock::{Clock, age, monotonic_ms};
 use crate::model::{self, Connections, Level, PeerSet, ServiceName};
 use crate::on_demand::ServiceStore;
 use crate::process::ProcessId;
@@ -285,8 +285,8 @@ impl ServiceStore for TableWriter {
     }
 
     fn unused_for(&self, target: usize) -> Duration {
-        let used = self.with(target, |table, entry, _| table.last_used(entry)).unwrap_or(0);
-        Duration::from_millis(monotonic_ms().saturating_sub(used))
+        let used = self.with(target, |table, entry, _| table.last_used(entry));
+        used.map_or(Duration::MAX, |used| Duration::from_millis(age(used, monotonic_ms())))
     }
 
     fn record_lookup(&self, key: u128, result: LookupResult, valid: Duration) {

@@ -3,6 +3,7 @@
 mod address_filter;
 mod balancing;
 mod bit_fields;
+mod clock;
 mod conf_errors;
 mod conf_ok;
 mod control;

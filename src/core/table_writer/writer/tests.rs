@@ -111,6 +111,7 @@ fn a_service_that_a_request_names_has_a_number_of_its_own_each_time() {
     assert_eq!(writer.services(), [(service.clone(), first)]);
     writer.remove(first);
     assert_eq!((writer.services().len(), writer.has_data(first)), (0, false));
+    assert_eq!(writer.unused_for(first), Duration::MAX, "also right after the boot");
     assert_ne!(writer.add(&service, 11).unwrap(), first);
 }
 
