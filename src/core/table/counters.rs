@@ -77,7 +77,7 @@ impl<'z> Table<'z> {
         // Before it looks at the owner: see Table::take_slot().
         word.fetch_add(request.one, AcqRel);
         if !counters.count_pick(owner) {
-            return request.is_of_another();
+            return request.cancel();
         }
         Some(request)
     }
@@ -244,7 +244,7 @@ impl InFlight<'_> {
     /// Takes the request back: the slot is not that of the instance any more.
     #[cold]
     #[inline(never)]
-    fn is_of_another<T>(self) -> Option<T> {
+    fn cancel<T>(self) -> Option<T> {
         self.end();
         None
     }

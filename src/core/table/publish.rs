@@ -206,10 +206,9 @@ impl PublishGuard<'_, '_> {
             Some(offset) => (offset, history),
             None => (self.find_gap(len).ok_or(Full::Arena(len * 8))?, Vec::new()),
         };
-        // Instances of the first answer get no slow start.
-        let started = if table.has_data(entry) { now.monotonic } else { 0 };
-        let set_of = (table.key(entry), set);
-        let records = self.assign_slots(set_of, &before, started).map_err(Full::Slots)?;
+        let when = (now.monotonic, !table.has_data(entry));
+        let records =
+            self.assign_slots((table.key(entry), set), &before, when).map_err(Full::Slots)?;
 
         let (len, metadata_words) = (len + history.len(), metadata.len());
         let records = records.iter().flat_map(|record| record.encode(table));

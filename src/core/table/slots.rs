@@ -19,13 +19,15 @@ impl PublishGuard<'_, '_> {
         &self,
         (key, set): (u128, &PeerSet),
         before: &HashMap<u64, PeerRecord>,
-        started: u64,
+        (now, is_first): (u64, bool),
     ) -> Result<Vec<PeerRecord>, usize> {
         let table = self.table;
         let joins = |peer: &&Peer| !before.contains_key(&peer.identity);
         let joining: Vec<u64> =
             set.peers().iter().filter(joins).map(|peer| owner(key, peer.identity)).collect();
         let (mut returning, fresh) = self.find_slots(&joining)?;
+        // Instances of the first answer get no slow start, unless there was one before.
+        let started = if is_first && returning.is_empty() { 0 } else { now };
         let mut fresh = fresh.into_iter();
         let record = |peer: &Peer| {
             let owner = owner(key, peer.identity);

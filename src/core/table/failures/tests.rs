@@ -25,6 +25,14 @@ impl Instance {
         Instance { table, record }
     }
 
+    /// Its target is followed no more for a while, until `now`.
+    fn is_followed_again_at(&self, now: u64) {
+        let me = ProcessId::own();
+        self.table.release(0, KEY, me);
+        assert_eq!(self.table.claim(KEY, me), Ok(0));
+        self.table.publish((0, KEY), &set([1, 2]), Clock::at(now), me).unwrap();
+    }
+
     /// It leaves, and returns `now`.
     fn return_at(&self, now: u64) {
         for ports in [&[2][..], &[1, 2]] {
@@ -96,6 +104,18 @@ fn an_instance_that_returns_after_its_fail_timeout_is_over_has_no_failures() {
     assert_eq!(instance.counters().failing_for(LIMITS, 30_021), Some(1));
     instance.fail(30_030);
     assert!(instance.is_out(30_031));
+}
+
+#[test]
+fn failures_of_a_target_that_is_followed_again_count_for_fail_timeout_too() {
+    for (now, is_out) in [(30_000, true), (30_001, false)] {
+        let instance = Instance::new();
+        instance.fail(20_000);
+        instance.fail(20_000);
+        instance.is_followed_again_at(now);
+        assert_eq!(instance.is_out(now), is_out);
+        assert_eq!(instance.counters().is_marked(LIMITS), is_out);
+    }
 }
 
 #[test]

@@ -91,9 +91,13 @@ fn an_instance_of_a_released_target_and_of_one_that_was_not_retained_goes_on_too
         let one = begin(&table, record(&table, KEY, 1), shard).unwrap();
         drop_target();
         assert_eq!(table.find(KEY), None);
-        publish(&table, KEY, &[1], 2_000);
-        assert_eq!(table.in_flight(record(&table, KEY, 1).slot), 1);
+        publish(&table, KEY, &[1, 3], 2_000);
+        let after = record(&table, KEY, 1);
+        assert_eq!(table.in_flight(after.slot), 1);
         one.end();
+        let started =
+            [after.slot, record(&table, KEY, 3).slot].map(|s| table.peer_counters(s).started());
+        assert_eq!(started, [2_000; 2], "none is favoured");
     }
 }
 
@@ -208,6 +212,6 @@ fn die_publishing(table: &Table<'_>, key: u128, set: &PeerSet, now: u64) {
     let guard = table.lock(ProcessId::from_raw((i32::MAX as u64 - 1) << 32 | 1));
     let entry = table.find(key).unwrap();
     let before = table.records_by_identity(entry, table.generation(entry));
-    let _ = guard.assign_slots((key, set), &before, now);
+    let _ = guard.assign_slots((key, set), &before, (now, false));
     std::mem::forget(guard);
 }
