@@ -17,11 +17,13 @@
 //! | `block` | a **block**, in the arena, is one published set of peers, with its last changes |
 //! | `entry` | an **entry** is one target (a selection of a service's instances): its generation, its block, its freshness |
 //! | `read` | copies of a block that wait for nobody |
+//! | `configuration` | which configuration is in force |
 //! | `lock` | the publishers' lock, and what a killed holder leaves behind |
 //! | `overrides` | what operators want of instances and selections |
+//! | `resync` | requests of workers to worker 0, and what it holds back for them |
 //! | `slots` | finds slots for the instances of a set |
 //! | `publish` | claims entries, and replaces the block of an entry |
-//! | `lookup_cache` `resync` `connection_budget` `state_file` | other tenants of the zone |
+//! | `lookup_cache` `connection_budget` `state_file` | other tenants of the zone |
 //!
 //! A block is never changed: a new set is a new block, and the store of the entry's generation makes
 //! it the current one. A reader copies the block and loads the generation again.
@@ -46,12 +48,13 @@ mod shards;
 mod block;
 mod entry;
 mod read;
+mod configuration;
 mod lock;
 mod overrides;
+mod resync;
 mod slots;
 mod publish;
 mod lookup_cache;
-mod resync;
 mod connection_budget;
 mod state_file;
 #[cfg(all(test, loom))]
@@ -68,6 +71,6 @@ pub use lookup_cache::LookupResult;
 pub use outage::{Outage, PERMITS};
 pub use overrides::{NotSet, Overrides};
 pub use permits::Permit;
-pub use publish::Full;
+pub use publish::{Claim, Full};
 pub use read::PeerSnapshot;
 pub use resync::FrozenDiff;

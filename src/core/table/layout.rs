@@ -53,6 +53,9 @@ pub(super) mod header {
     pub(crate) const RECOVERIES: usize = 18;
     /// How many connections to Consul are allowed, and what keeps more away.
     pub(crate) const CONNECTIONS_PLAN: usize = 19;
+    /// Number of the configuration in force, and of the one that comes next; both from 1 on.
+    pub(crate) const CONFIGURATION: usize = 20;
+    pub(crate) const NEXT_CONFIGURATION: usize = 21;
 }
 
 /// Results of lookups of services that requests have named.
@@ -169,6 +172,10 @@ pub struct Table<'z> {
     pub(super) layout: Layout,
     /// How many words of each slot's shards, from the first one on, were ever in use.
     pub(super) shard_words: &'z AtomicU64,
+    /// The configuration that the holder acts for.
+    pub(super) configuration: u32,
+    /// The holder is a process's main thread, which never waits for the lock for long.
+    pub(super) is_event_loop: bool,
 }
 
 /// Where the parts begin, in words.
@@ -249,7 +256,7 @@ impl<'z> Table<'z> {
         Some(table)
     }
 
-    /// Finds the table that an earlier configuration left in the zone.
+    /// Finds the table that an earlier configuration left in the zone, for a process's main thread.
     /// `None` if there is none, or one of another layout.
     pub fn attach(words: &'z [AtomicU64]) -> Option<Table<'z>> {
         if words.len() < header::WORDS || words[header::MAGIC].load(Relaxed) != MAGIC {
@@ -262,11 +269,18 @@ impl<'z> Table<'z> {
         let layout = Layout::new(words.len(), shards)?;
         (words[header::ENTRIES].load(Relaxed) == layout.entry_count as u64
             && words[header::SLOTS].load(Relaxed) == layout.slot_count as u64)
-            .then(|| Table::over(words, layout))
+            .then(|| Table { is_event_loop: true, ..Table::over(words, layout) })
     }
 
     pub(super) fn over(words: &'z [AtomicU64], layout: Layout) -> Table<'z> {
-        Table { words, layout, shard_words: &words[header::SHARD_WORDS] }
+        let shard_words = &words[header::SHARD_WORDS];
+        Table { words, layout, shard_words, configuration: 0, is_event_loop: false }
+    }
+
+    /// The table for threads, which may wait for the publishers' lock for as long as it takes.
+    #[must_use]
+    pub fn for_threads(self) -> Table<'z> {
+        Table { is_event_loop: false, ..self }
     }
 
     /// How many targets fit.

@@ -21,21 +21,21 @@ pub(crate) struct PublishGuard<'t, 'z> {
 }
 
 impl<'z> Table<'z> {
-    /// Waits for the lock, for ever if its holder is stopped; `me` is the calling process. Only for
-    /// threads, and for the master before it forks.
-    pub(crate) fn lock<'t>(&'t self, me: ProcessId) -> PublishGuard<'t, 'z> {
-        let mut tries = 0;
-        while !self.try_lock(me) {
-            wait(&mut tries);
-        }
-        self.locked()
+    /// Waits for the lock; `me` is the calling process. A thread waits for ever if the holder is
+    /// stopped, an event loop as in [`Table::lock_soon`].
+    pub(crate) fn lock<'t>(&'t self, me: ProcessId) -> Option<PublishGuard<'t, 'z>> {
+        self.lock_within(me, if self.is_event_loop { PATIENCE } else { u32::MAX })
     }
 
-    /// As [`Table::lock`], for an event loop: waits for 20 ms at most.
+    /// As [`Table::lock`], for an event loop: `None` if it takes more than 20 ms.
     pub(crate) fn lock_soon<'t>(&'t self, me: ProcessId) -> Option<PublishGuard<'t, 'z>> {
+        self.lock_within(me, PATIENCE)
+    }
+
+    fn lock_within<'t>(&'t self, me: ProcessId, most: u32) -> Option<PublishGuard<'t, 'z>> {
         let mut tries = 0;
         while !self.try_lock(me) {
-            if tries == PATIENCE {
+            if tries == most {
                 return None;
             }
             wait(&mut tries);
@@ -106,9 +106,7 @@ impl PublishGuard<'_, '_> {
     pub(super) fn renew_entries(&self, is_meant: impl Fn(u64) -> bool) {
         let table = self.table;
         for entry in 0..table.layout.entry_count {
-            let scope = table.scope(entry);
-            // With a scope of 0 nobody has noted one: it may be meant.
-            if table.has_data(entry) && (scope == 0 || is_meant(scope)) {
+            if table.has_data(entry) && is_meant(table.scope(entry)) {
                 let next = table.generation(entry).wrapping_add(2);
                 table.entry_word(entry, entry::GENERATION).store(next, Release);
             }

@@ -117,7 +117,7 @@ impl StateFile {
         let Some(template) = templates.admit(&service) else { return Ok(()) };
         let places = template.targets_of(name, plan);
         let Some(place) = places.iter().find(|place| place.key == saved.key) else { return Ok(()) };
-        let number = sink.add(&service, place.key)?;
+        let number = sink.add(&service, place)?;
         sink.record_lookup(template.lookup_key(name), LookupResult::Followed, Duration::MAX);
         self.publish((number, &place.target), saved, now, sink)
     }

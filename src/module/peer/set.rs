@@ -189,7 +189,7 @@ impl PeerSets {
         let is_missing = |set: &&WatchedSet| set.entry.get().is_none();
         if self.sets.iter().any(|set| is_missing(&set)) && self.searched.is_due() {
             for set in self.sets.iter().filter(is_missing) {
-                set.find(worker.table(), &self.service);
+                set.find(worker.table());
             }
         }
     }

@@ -263,7 +263,8 @@ fn a_named_service_is_known_by_its_name_until_it_is_released() {
     let longest = "n".repeat(crate::model::MAX_NAME);
     for name in ["web", "api-2", longest.as_str()] {
         let key = u128::from(name.len() as u64) << 64 | 1;
-        let entry = table.claim_named(key, (&named(name), 41_000), me).unwrap();
+        let claim = Claim { named: Some((&named(name), 41_000)), ..key.into() };
+        let entry = table.claim(claim, me).unwrap();
         assert_eq!(table.service_name(entry), Some(named(name)));
         assert_eq!(table.last_used(entry), 41_000);
         table.note_used(entry, 41_900);
@@ -285,7 +286,7 @@ fn a_named_service_is_known_by_its_name_until_it_is_released() {
 fn named_services_stay_as_long_as_their_template_does() {
     let (table, fixed) = table(1 << 17);
     let me = ProcessId::own();
-    table.claim_named(8, (&named("web"), 1), me).unwrap();
+    table.claim(Claim { named: Some((&named("web"), 1)), ..8.into() }, me).unwrap();
     table.retain(&[KEY], &[7 << 70], me);
     assert_eq!((table.find(KEY), table.find(8).is_some()), (Some(fixed), true));
     table.retain(&[KEY], &[1], me);
@@ -302,12 +303,75 @@ fn an_event_loop_learns_that_another_publisher_takes_too_long() {
     assert!(!table.acquire_leadership(ProcessId::from_raw(7)));
     assert!(!table.retain(&[], &[], me));
     assert!(!table.take_over_connections(me, 1));
-    assert_eq!(table.claim_soon(KEY + 1, me), Ok(None));
-    assert_eq!(table.claim_soon(KEY, me), Ok(Some(entry)), "it is there already");
+    let event_loop = Table { is_event_loop: true, ..table };
+    assert_eq!(event_loop.claim(KEY + 1, me), Err(Full::Busy));
+    assert_eq!(event_loop.claim(KEY, me), Ok(entry), "it is there already");
+    assert_eq!(publish(&event_loop, entry, &set([2])), Err(Full::Busy));
+    event_loop.release(entry, KEY, me);
     assert_eq!((table.load(header::LEADER), table.generation(entry)), before);
     drop(guard);
-    assert_eq!(table.claim_soon(KEY + 1, me), Ok(Some(entry + 1)));
+    assert_eq!(event_loop.claim(KEY + 1, me), Ok(entry + 1));
     assert!(table.take_over_connections(me, 1) && table.acquire_leadership(me));
     assert!(table.retain(&[], &[], me));
     assert_eq!(table.find(KEY), None);
+}
+
+/// The table for a first configuration, which is in force, and for the one after it.
+fn reloading() -> (Table<'static>, Table<'static>, usize) {
+    let first = Table::create(zone(1 << 17), 16).unwrap().announce_configuration();
+    first.put_in_force();
+    assert!(first.acquire_leadership(ProcessId::own()));
+    let entry = first.claim(KEY, ProcessId::own()).unwrap();
+    publish(&first, entry, &set([1])).unwrap();
+    (first, first.announce_configuration(), entry)
+}
+
+#[test]
+fn an_older_configuration_never_leads_and_never_claims() {
+    let (old, new, entry) = reloading();
+    let (before, after) = (ProcessId::own(), ProcessId::from_raw(7));
+    assert_eq!(old.claim(8, before), Ok(entry + 1), "until the new one is in force");
+    new.put_in_force();
+    assert!(!old.acquire_leadership(before) && old.is_leader(before));
+    assert_eq!(old.claim(9, before), Err(Full::Superseded));
+    assert_eq!(old.claim(8, before), Ok(entry + 1), "an entry that is there");
+    assert!(publish(&old, entry, &set([1, 2])).unwrap().is_some(), "until the new one leads");
+    assert!(new.acquire_leadership(after) && !old.acquire_leadership(before));
+    assert_eq!(publish(&old, entry, &set([1, 2, 3])), Ok(None));
+    assert!(new.claim(9, after).is_ok());
+}
+
+#[test]
+fn an_older_configuration_frees_nothing_that_the_next_one_needs() {
+    let (old, new, entry) = reloading();
+    let me = ProcessId::own();
+    new.claim(9, ProcessId::from_raw(7)).unwrap();
+    assert!(!old.retain(&[KEY], &[], me), "the master fills the zone for the new one");
+    old.claim(Claim { named: Some((&named("web"), 1)), ..8.into() }, me).unwrap();
+    old.release(old.find(8).unwrap(), 8, me);
+    assert_eq!(old.find(8), None, "its services that nobody names go as ever");
+    new.put_in_force();
+    assert!(!old.retain(&[KEY], &[], me));
+    old.release(entry, KEY, me);
+    assert_eq!((old.find(KEY), old.find(9)), (Some(entry), Some(entry + 1)));
+    assert!(!new.retain(&[9], &[], ProcessId::from_raw(7)), "before it leads");
+    assert!(new.acquire_leadership(me) && new.retain(&[9], &[], me));
+    assert_eq!((old.find(KEY), old.find(9)), (None, Some(entry + 1)));
+}
+
+#[test]
+fn a_freeze_that_is_set_while_an_answer_is_under_way_holds_it_back() {
+    let (table, entry) = table(1 << 17);
+    publish(&table, entry, &set([1, 2])).unwrap();
+    let freeze = crate::model::Override {
+        selection: Some(KEY),
+        action: crate::model::Action::Freeze,
+        ..Default::default()
+    };
+    table.set_overrides(&[freeze], ProcessId::own()).unwrap();
+    assert_eq!(publish(&table, entry, &set(2..=5)), Ok(None));
+    assert_eq!(table.frozen_diff(entry), FrozenDiff { joined: 3, left: 1 });
+    table.remove_overrides(|_| true, ProcessId::own()).unwrap();
+    assert!(publish(&table, entry, &set(2..=5)).unwrap().is_some());
+    assert_eq!(table.frozen_diff(entry), FrozenDiff::default());
 }

@@ -211,7 +211,7 @@ fn members_of_a_set_that_a_killed_publisher_did_not_finish_have_left() {
 fn die_publishing(table: &Table<'_>, key: u128, set: &PeerSet, now: u64) {
     // It was not killed before.
     drop(table.lock(ProcessId::own()));
-    let guard = table.lock(ProcessId::from_raw((i32::MAX as u64 - 1) << 32 | 1));
+    let guard = table.lock(ProcessId::from_raw((i32::MAX as u64 - 1) << 32 | 1)).unwrap();
     let entry = table.find(key).unwrap();
     let before = table.records_by_identity(entry, table.generation(entry));
     let _ = guard.assign_slots((key, set), &before, (now, false));
