@@ -167,13 +167,15 @@ fn in_a_full_zone_who_left_first_gives_its_slot_up_unless_requests_are_in_flight
 #[test]
 fn a_set_that_finds_no_room_takes_nothing_from_those_who_have_left() {
     let table = with_slots(4);
-    publish(&table, KEY, &[1, 2], 1_000);
-    let before = record(&table, KEY, 1);
-    fail(&table, before, 1_001);
+    let shard = table.claim_shard(ProcessId::own()).unwrap();
+    publish(&table, KEY, &[1, 2, 3], 1_000);
+    fail(&table, record(&table, KEY, 1), 1_001);
+    let busy = begin(&table, record(&table, KEY, 3), shard).unwrap();
     publish(&table, KEY, &[2], 2_000);
-    assert_eq!(publish_at(&table, KEY + 1, &set(11..=14), 3_000), Err(Full::Slots(4)));
+    assert_eq!(publish_at(&table, KEY + 1, &set(11..=13), 3_000), Err(Full::Slots(3)));
     publish(&table, KEY, &[1, 2], 4_000);
     assert_eq!(table.counter_values(record(&table, KEY, 1).slot).fails, 1);
+    busy.end();
 }
 
 #[test]
