@@ -89,7 +89,7 @@ impl<'a, 'z> PickContext<'a, 'z> {
     /// time, one request at a time may try it.
     pub(super) fn is_out(&self, Picked { info, counters }: Picked<'_, 'z>) -> bool {
         let (limits, now) = (info.limits(), self.now);
-        if !counters.is_marked(limits.max_fails) || self.is_single() {
+        if !counters.is_marked(limits) || self.is_single() {
             return false;
         }
         let is_due = self.panic || !counters.is_failed(limits, now);

@@ -111,8 +111,8 @@ pub(super) enum KeyMap {
 /// What a pick needs of a peer, close together in memory.
 #[derive(Clone, Copy, Debug)]
 pub struct PeerInfo {
-    /// Identity of the instance, which owns the slot.
-    pub identity: u64,
+    /// Owner of the slot.
+    pub owner: u64,
     /// Where its counters are.
     pub slot: SlotRef,
     /// Weight in effect, at least 1.
@@ -311,7 +311,7 @@ impl PeerInfo {
         let (down, params) = (own.down, defaults.merged_with(&own));
         let plain = !down && params.max_conns == 0 && params.slow_start == 0;
         PeerInfo {
-            identity: record.identity,
+            owner: record.owner,
             slot: record.slot,
             weight: record.weight,
             number,

@@ -79,7 +79,7 @@ fn invariant_1_a_pick_allocates_nothing() {
                         tried.insert(peer);
                         let record = &view.records()[peer];
                         table
-                            .begin_request(record.slot, record.identity, shard)
+                            .begin_request(record.slot, record.owner, shard)
                             .expect("a shard")
                             .end();
                     }

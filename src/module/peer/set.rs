@@ -189,7 +189,7 @@ impl PeerSets {
         let is_missing = |set: &&WatchedSet| set.entry.get().is_none();
         if self.sets.iter().any(|set| is_missing(&set)) && self.searched.is_due() {
             for set in self.sets.iter().filter(is_missing) {
-                set.find(worker.table(), &self.service);
+                set.find(worker.table());
             }
         }
     }
@@ -271,8 +271,8 @@ impl PeerView {
         let addresses = peers.records().iter().map(|_| OnceCell::new()).collect();
         let sessions = Sessions::new(peers.records().len());
         if let Some(before) = before.filter(|b| b.sessions.any()) {
-            // Two datacenters may have an instance of the same name, but not in the same slot.
-            let name = |record: &PeerRecord| (record.slot, record.identity);
+            // Two datacenters may have an instance of the same name, but not with the same owner.
+            let name = |record: &PeerRecord| record.owner;
             pairs(before.peers.records(), peers.records(), name, |pair| {
                 if let Pair::Both { old, new } = pair {
                     sessions.take_over(new, &before.sessions, old);

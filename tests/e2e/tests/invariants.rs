@@ -129,21 +129,6 @@ fn invariant_3_counters_survive_updates_and_reloads() {
 }
 
 #[test]
-fn invariant_3_an_instance_that_leaves_and_returns_starts_afresh() {
-    let (consul, service) = (Agent::shared(), unique("web"));
-    let backends = Backend::start_all(&["a", "b"]);
-    let ids = register(&consul, &service, &backends);
-    let nginx = after_a_failure(&consul, &service, &backends);
-    backends[0].release();
-    consul.deregister(&ids[0]);
-    until_peers(&nginx, &service, &[&backends[1]]);
-    register_one(&consul, &service, &backends[0]);
-    until_peers(&nginx, &service, &[&backends[0], &backends[1]]);
-    assert_eq!(peer(&nginx, &service, &ids[0], "fails"), 0);
-    assert_eq!(tally(&nginx, "/", 4), "a: 2, b: 2");
-}
-
-#[test]
 fn invariant_3_in_flight_never_leaks_also_when_a_worker_is_killed() {
     let (consul, service) = (Agent::shared(), unique("web"));
     let backends = Backend::start_all(&["a", "b"]);

@@ -83,8 +83,13 @@ impl Scene {
     }
 
     fn fail(&self, port: u16) {
-        let record = &self.view.records()[self.at(port)];
-        self.table.peer_counters(record.slot).note_failed(record.identity, NOW);
+        self.note_failed(self.at(port));
+    }
+
+    fn note_failed(&self, peer: usize) {
+        let record = &self.view.records()[peer];
+        let counters = self.table.peer_counters(record.slot);
+        counters.note_failed((record.owner, record.address_id()), NOW);
     }
 
     fn at(&self, port: u16) -> usize {
@@ -184,7 +189,7 @@ fn an_instance_s_own_parameters_win_over_the_block_s() {
     scene.fail(2);
     assert_eq!(scene.ports(&scene.candidates(&tried)), [1, 4]);
     let full = &scene.view.records()[scene.at(4)];
-    let _stays = scene.table.begin_request(full.slot, full.identity, Some(scene.shard));
+    let _stays = scene.table.begin_request(full.slot, full.owner, Some(scene.shard));
     assert_eq!(scene.ports(&scene.candidates(&tried)), [1]);
     scene.fail(1);
     assert_eq!(scene.ports(&scene.candidates(&tried)), [1, 2], "down is down, full is full");
@@ -206,17 +211,18 @@ fn an_instance_that_recovers_from_its_failures_starts_slowly() {
     let slow = Params { slow_start: Some(10_000), ..PLAIN };
     let scene = Scene::new(&[&[(1, slow), (2, PLAIN)]]);
     let record = &scene.view.records()[scene.at(1)];
-    let (slot, identity) = (record.slot, record.identity);
+    let (slot, owner) = (record.slot, record.owner);
+    let limits = scene.view.info(scene.at(1)).limits();
     let tried = Tried::default();
     let share =
         |now| PickContext { now, ..scene.candidates(&tried) }.share(scene.view.info(scene.at(1)));
     assert_eq!(share(NOW), FULL_SHARE, "it was there from the first answer");
     assert_eq!(share(500), FULL_SHARE, "also right after the boot");
     let counters = scene.table.peer_counters(slot);
-    counters.note_failed(identity, 50_000);
-    assert!(!counters.note_success(identity, 1, 49_999, NOW), "it began before the failure");
+    counters.note_failed((owner, record.address_id()), 50_000);
+    assert!(!counters.note_success(owner, limits, 49_999, NOW), "it began before the failure");
     assert_eq!(share(NOW), FULL_SHARE);
-    assert!(counters.note_success(identity, 1, 50_000, NOW));
+    assert!(counters.note_success(owner, limits, 50_000, NOW));
     assert_eq!(share(NOW), FULL_SHARE / 100);
     assert_eq!(share(105_000), FULL_SHARE / 2);
     assert_eq!(share(110_000), FULL_SHARE);
@@ -271,7 +277,7 @@ fn least_time_avoids_the_slow_and_least_conn_does_not_know_it() {
             scene
                 .table
                 .peer_counters(record.slot)
-                .update_latency(record.identity, |raw| Latency::from_raw(raw).after(ms, NOW).raw());
+                .update_latency(record.owner, |raw| Latency::from_raw(raw).after(ms, NOW).raw());
         }
         let tried = Tried::default();
         let mut rng = SmallRng::seed_from_u64(3);
@@ -326,7 +332,7 @@ fn a_tier_that_is_out_is_looked_through_once_a_second_or_when_a_peer_recovers() 
     let scene = Scene::new(&[&[(1, PLAIN), (2, PLAIN)], &[(3, PLAIN), (4, PLAIN)]]);
     let back = |port, is_told: bool| {
         let record = &scene.view.records()[scene.at(port)];
-        scene.table.peer_counters(record.slot).clear_fails(record.identity);
+        scene.table.peer_counters(record.slot).clear_fails(record.owner);
         if is_told {
             scene.table.note_recovered();
         }

@@ -22,9 +22,8 @@ fn a_peer_that_another_balancer_picks_has_to_be_usable() {
     };
     let all = |now| [1, 2, 3, 4].map(|port| admitted(port, now)).join(" ");
     assert_eq!(all(100_000), "free free refused free");
-    let slot = scene.view.info(scene.at(2)).slot;
-    let identity = scene.view.info(scene.at(2)).identity;
-    let request = scene.table.begin_request(slot, identity, Some(scene.shard)).unwrap();
+    let full = scene.view.info(scene.at(2));
+    let request = scene.table.begin_request(full.slot, full.owner, Some(scene.shard)).unwrap();
     scene.fail(4);
     assert_eq!(all(100_000), "free refused refused refused");
     request.end();
@@ -56,9 +55,10 @@ impl Requests {
 
     /// An attempt fails at `now` that began at `from`.
     fn fail(&self, port: u16, from: u64, now: u64) {
-        let info = self.scene.view.info(self.scene.at(port));
+        let record = self.scene.view.records()[self.scene.at(port)];
         let outage = self.scene.table.outage(0);
-        if self.scene.table.peer_counters(info.slot).note_failed(info.identity, now) == 1 {
+        let counters = self.scene.table.peer_counters(record.slot);
+        if counters.note_failed((record.owner, record.address_id()), now) == 1 {
             outage.note_marked(now);
         }
         outage.note_failed(from);
@@ -68,8 +68,8 @@ impl Requests {
     fn pass(&self, port: u16, from: u64) {
         let info = self.scene.view.info(self.scene.at(port));
         assert!(self.scene.table.peer_counters(info.slot).note_success(
-            info.identity,
-            1,
+            info.owner,
+            info.limits(),
             from,
             from
         ));
@@ -225,7 +225,7 @@ fn a_single_peer_that_keeps_failing_has_sixteen_requests_waiting() {
     end(held);
     assert_eq!(requests.burst(111_003).len(), 0);
     let info = requests.scene.view.info(0);
-    requests.scene.table.peer_counters(info.slot).clear_fails(info.identity);
+    requests.scene.table.peer_counters(info.slot).clear_fails(info.owner);
     assert_eq!(requests.burst(111_004).len(), 100, "a success");
 }
 
@@ -248,7 +248,7 @@ fn peers_that_are_down_or_full_are_not_tried_when_the_others_are_out() {
     let mut requests = Requests::to(Scene::new(&[&[(1, down), (2, full), (3, PLAIN)]]));
     let info = requests.scene.view.info(requests.scene.at(2));
     let shard = Some(requests.scene.shard);
-    let _stays = requests.scene.table.begin_request(info.slot, info.identity, shard).unwrap();
+    let _stays = requests.scene.table.begin_request(info.slot, info.owner, shard).unwrap();
     requests.fail(3, 0, 100_000);
     requests.fail(3, 100_001, 100_001);
     assert_eq!(ports(&requests.burst(100_002)), [3]);

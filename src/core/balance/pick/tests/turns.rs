@@ -57,13 +57,10 @@ impl Worker {
         let kinds: Vec<Kind> = peers.iter().map(|&(_, kind)| kind).chain([Kind::Good; 2]).collect();
         for (info, kind) in scene.view.infos.iter().zip(&kinds) {
             match kind {
-                Kind::Out => {
-                    let counters = scene.table.peer_counters(info.slot);
-                    counters.note_failed(info.identity, NOW);
-                }
+                Kind::Out => scene.note_failed(info.number as usize),
                 Kind::Full => {
                     let shard = Some(scene.shard);
-                    let _stays = scene.table.begin_request(info.slot, info.identity, shard);
+                    let _stays = scene.table.begin_request(info.slot, info.owner, shard);
                 }
                 Kind::Good | Kind::Failing | Kind::Down => {}
             }
@@ -78,14 +75,13 @@ impl Worker {
         let candidates = self.scene.candidates(&tried);
         let (method, shared) = (self.scene.method, self.scene.shared());
         let admitted = pick(method, &candidates, || shared, &mut self.rng)?;
-        let (peer, counters) = (admitted.picked.info, admitted.picked.counters);
-        let number = peer.number as usize;
+        let number = admitted.picked.info.number as usize;
         admitted.permit.into_iter().for_each(Permit::end);
         assert!(!tried.contains(number), "peer {number} was tried twice");
         assert!(self.kinds[number].is_used() || tried.count() != 0, "{:?}", self.kinds[number]);
         tried.insert(number);
         if self.kinds[number] == Kind::Failing {
-            counters.note_failed(peer.identity, NOW);
+            self.scene.note_failed(number);
             self.waiting.push(tried);
         }
         Some(number)
@@ -211,7 +207,7 @@ fn a_tier_whose_requests_sometimes_go_on_to_the_next_one_stays_even() {
     for _ in 0..100 {
         seen[usize::from(scene.pick(&candidates, &mut rng).unwrap())] += 1;
         let held = scene.view.infos[..2].iter().map(|info| {
-            scene.table.begin_request(info.slot, info.identity, Some(scene.shard)).unwrap()
+            scene.table.begin_request(info.slot, info.owner, Some(scene.shard)).unwrap()
         });
         let held: Vec<_> = held.collect();
         assert_eq!(scene.pick(&candidates, &mut rng), Some(3), "the others are full");
