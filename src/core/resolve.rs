@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use rustix::event::PollFlags;
@@ -31,7 +31,7 @@ pub trait Resolve {
 #[derive(Debug)]
 pub struct SystemResolver {
     stop: Arc<Stop>,
-    running: Mutex<HashMap<String, Arc<Lookup>>>,
+    running: Mutex<HashMap<String, (Arc<Lookup>, JoinHandle<()>)>>,
 }
 
 #[derive(Debug)]
@@ -48,8 +48,15 @@ impl SystemResolver {
 
     fn start(&self, host: &str) -> io::Result<Arc<Lookup>> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.retain(|_, lookup| lookup.addresses.get().is_none());
-        if let Some(lookup) = running.get(host) {
+        // Joined, and not detached: glibc's pthread_detach() may crash if the thread ends in that moment
+        // (https://sourceware.org/bugzilla/show_bug.cgi?id=19951).
+        let has_ended =
+            |(_, (lookup, _)): &(_, &(Arc<Lookup>, _))| lookup.addresses.get().is_some();
+        let ended = running.iter().filter(has_ended).map(|(host, _)| host.clone());
+        for host in ended.collect::<Vec<_>>() {
+            running.remove(&host).into_iter().for_each(|(_, thread)| drop(thread.join()));
+        }
+        if let Some((lookup, _)) = running.get(host) {
             return Ok(Arc::clone(lookup));
         }
         if running.len() >= MAX_HANGING {
@@ -60,14 +67,14 @@ impl SystemResolver {
         let shared = Arc::clone(&lookup);
         // 256 KiB: name service modules of the C library need much stack.
         let thread = thread::Builder::new().name("consul-resolve".to_owned());
-        thread.stack_size(256 * 1024).spawn(move || {
+        let thread = thread.stack_size(256 * 1024).spawn(move || {
             let found = (name.as_str(), 0).to_socket_addrs();
             let found = found.map(|all| all.map(|address| address.ip()).collect());
             // Only this thread sets it.
             let _ = shared.addresses.set(found.map_err(|error| error.to_string()));
             shared.done.raise();
         })?;
-        running.insert(host.to_owned(), Arc::clone(&lookup));
+        running.insert(host.to_owned(), (Arc::clone(&lookup), thread));
         Ok(lookup)
     }
 }

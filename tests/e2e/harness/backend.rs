@@ -7,12 +7,11 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use rustls::{HandshakeKind, ServerConfig, ServerConnection, StreamOwned};
 
-use crate::ports;
+use crate::{ports, threads};
 use answer::serve;
 
 /// How a backend treats its requests.
@@ -116,7 +115,7 @@ impl Backend {
         let address = listener.local_addr().expect("a bound listener");
         let shared = Arc::new(Shared { name: name.to_owned(), ..Shared::default() });
         let accepting = Arc::clone(&shared);
-        thread::spawn(move || accept(&accepting, &listener, tls.as_ref()));
+        threads::spawn(move || accept(&accepting, &listener, tls.as_ref()));
         Backend { shared, address }
     }
 
@@ -199,7 +198,7 @@ fn accept(shared: &Arc<Shared>, listener: &TcpListener, tls: Option<&Arc<ServerC
         let number = shared.connections.fetch_add(1, Ordering::SeqCst);
         lock(&shared.open).insert(number, clone);
         let (shared, tls) = (Arc::clone(shared), tls.cloned());
-        thread::spawn(move || {
+        threads::spawn(move || {
             // An error here is the peer's going away, which tests see at its other end.
             let _ = converse(&shared, &stream, tls);
             lock(&shared.open).remove(&number);

@@ -9,7 +9,6 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::thread;
 use std::time::Duration;
 
 use base64::Engine;
@@ -18,7 +17,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::process::Process;
-use crate::wait;
+use crate::{threads, wait};
 
 /// Longest Chromium may take to start, or to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -93,7 +92,7 @@ impl Browser {
         let mut process = Process::spawn(&mut command);
         let (to, from) = process.pipes();
         let (sender, receiver) = channel();
-        thread::spawn(move || {
+        threads::spawn(move || {
             let messages = BufReader::new(from).split(0).map_while(Result::ok);
             for message in messages.filter_map(|bytes| serde_json::from_slice(&bytes).ok()) {
                 if sender.send(message).is_err() {

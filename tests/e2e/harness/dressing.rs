@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use self::rules::{Answer, Request};
-use crate::{ports, wait};
+use crate::{ports, threads, wait};
 
 /// Habits that a Consul has at times.
 #[derive(Clone, Debug)]
@@ -252,7 +252,7 @@ fn begin(shared: &Arc<Shared>, client: TcpStream) -> io::Result<()> {
         number
     };
     let shared = Arc::clone(shared);
-    thread::spawn(move || {
+    threads::spawn(move || {
         // An error is one side going away, which is the test's doing.
         let _ = connection::serve(&shared, client, woken);
         if let Some((client, _)) = shared.state().open.remove(&number) {

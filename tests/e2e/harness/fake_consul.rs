@@ -5,14 +5,12 @@ use std::io::{self, BufReader, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::backend::Backend;
-use crate::ports;
-use crate::wire;
+use crate::{ports, threads, wire};
 
 /// A request that the fake received.
 #[derive(Clone, Debug)]
@@ -99,7 +97,7 @@ impl FakeConsul {
         let listener = TcpListener::bind(address).expect("the reserved port");
         let shared = Arc::<Shared>::default();
         let accepting = Arc::clone(&shared);
-        thread::spawn(move || {
+        threads::spawn(move || {
             for stream in listener.incoming().flatten() {
                 if accepting.stopping.load(Ordering::SeqCst) {
                     return;
@@ -108,7 +106,7 @@ impl FakeConsul {
                 lock(&accepting.state).open.push(clone);
                 let shared = Arc::clone(&accepting);
                 // An error is nginx going away, which is the test's doing.
-                thread::spawn(move || drop(serve(&shared, stream)));
+                threads::spawn(move || drop(serve(&shared, stream)));
             }
         });
         FakeConsul { shared, address }

@@ -21,6 +21,7 @@ pub mod ports;
 pub mod process;
 pub mod proxy;
 pub mod tally;
+pub mod threads;
 pub mod tls;
 pub mod version;
 pub mod wait;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::{ports, wait};
+use crate::{ports, threads, wait};
 
 /// What the proxy does to new and open connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -197,9 +197,9 @@ fn connect(
     let (to_server, from_server) = (server.try_clone()?, server);
     let (to_client, from_client) = (client.try_clone()?, client);
     let up = Arc::clone(shared);
-    thread::spawn(move || forward_requests(&up, from_client, to_server));
+    threads::spawn(move || forward_requests(&up, from_client, to_server));
     let down = Arc::clone(shared);
-    thread::spawn(move || {
+    threads::spawn(move || {
         forward_answers(&down, from_server, to_client);
         lock(&down.open).remove(&number);
     });

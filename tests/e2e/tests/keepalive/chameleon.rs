@@ -5,9 +5,8 @@ use std::io::{self, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread;
 
-use nginx_consul_e2e::{ports, wire};
+use nginx_consul_e2e::{ports, threads, wire};
 
 #[derive(Default)]
 struct Shared {
@@ -29,7 +28,7 @@ impl Chameleon {
         let listener = TcpListener::bind(address).expect("the reserved port");
         let shared = Arc::<Shared>::default();
         let accepting = Arc::clone(&shared);
-        thread::spawn(move || {
+        threads::spawn(move || {
             for stream in listener.incoming().flatten() {
                 if accepting.stopping.load(Ordering::SeqCst) {
                     return;
@@ -38,7 +37,7 @@ impl Chameleon {
                 let shared = Arc::clone(&accepting);
                 shared.accepted.fetch_add(1, Ordering::SeqCst);
                 shared.open.fetch_add(1, Ordering::SeqCst);
-                thread::spawn(move || {
+                threads::spawn(move || {
                     // An error is nginx's closing.
                     let _ = serve(stream, &name);
                     shared.open.fetch_sub(1, Ordering::SeqCst);

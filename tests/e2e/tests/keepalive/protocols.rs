@@ -4,11 +4,10 @@ use std::io::{self, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 
 use nginx_consul_e2e::fake_consul::instance;
 use nginx_consul_e2e::tls::Authority;
-use nginx_consul_e2e::{Config, FakeConsul, Nginx, ports};
+use nginx_consul_e2e::{Config, FakeConsul, Nginx, ports, threads};
 use serde_json::json;
 
 /// A Consul whose service `web` is at that address.
@@ -122,12 +121,12 @@ impl FastCgi {
     fn start() -> FastCgi {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ports::free()));
         let listener = TcpListener::bind(address).expect("the reserved port");
-        thread::spawn(move || {
+        threads::spawn(move || {
             let connections = Arc::new(AtomicUsize::new(0));
             for stream in listener.incoming().flatten() {
                 let number = connections.fetch_add(1, Ordering::SeqCst) + 1;
                 // An error is nginx's closing.
-                thread::spawn(move || serve(stream, number));
+                threads::spawn(move || drop(serve(stream, number)));
             }
         });
         FastCgi { address }
