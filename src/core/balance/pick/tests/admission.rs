@@ -58,7 +58,8 @@ impl Requests {
         let record = self.scene.view.records()[self.scene.at(port)];
         let outage = self.scene.table.outage(0);
         let counters = self.scene.table.peer_counters(record.slot);
-        if counters.note_failed((record.owner, record.address_id()), now) == 1 {
+        let limits = self.scene.view.info(self.scene.at(port)).limits();
+        if counters.note_failed((record.owner, record.address_id()), limits, now) == 1 {
             outage.note_marked(now);
         }
         outage.note_failed(from);
