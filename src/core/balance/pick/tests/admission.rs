@@ -228,6 +228,8 @@ fn a_single_peer_that_keeps_failing_has_sixteen_requests_waiting() {
     let info = requests.scene.view.info(0);
     requests.scene.table.peer_counters(info.slot).clear_fails(info.owner);
     assert_eq!(requests.burst(111_004).len(), 100, "a success");
+    requests.fail(1, 111_004, 111_010);
+    assert_eq!(requests.burst(112_010).len(), PERMITS, "not those of the outage before");
 }
 
 #[test]
