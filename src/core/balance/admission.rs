@@ -92,7 +92,8 @@ impl<'a, 'z> PickContext<'a, 'z> {
         let Some(outage) = shared.outage.filter(|_| limits.max_fails != 0) else {
             return Admission::Free;
         };
-        match outage.take_permit(shared.shard, now, limits.fail_timeout) {
+        // Requests of an outage before, perhaps to another instance, don't count.
+        match outage.take_permit(shared.shard, now, limits.fail_timeout.min(failing)) {
             Some(permit) => Admission::With(permit),
             None if failing < SINGLE_GRACE => Admission::Free,
             None => Admission::Refused,

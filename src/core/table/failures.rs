@@ -40,7 +40,9 @@ impl<'z> PeerCounters<'z> {
     #[cold]
     #[inline(never)]
     fn is_over(&self, limits: FailureLimits) -> bool {
-        self.started() > self.load(word::FAILED_AT).saturating_add(limits.fail_timeout)
+        let (membership, failed_at) = (self.membership(), self.load(word::FAILED_AT));
+        let is_after = membership.since() > failed_at.saturating_add(limits.fail_timeout);
+        is_after && !membership.has_left()
     }
 
     /// Whether failures exclude the instance, by the rule of `ngx_http_upstream_get_peer()`.
@@ -77,25 +79,30 @@ impl<'z> PeerCounters<'z> {
     }
 
     /// Starts a new `fail_timeout` for a peer that was picked after the last one had passed: its
-    /// failures are forgotten if the attempt succeeds, or if they are over.
+    /// failures are forgotten if the attempt succeeds.
     #[inline]
     pub fn note_checked(&self, owner: u64, limits: FailureLimits, now: u64) {
         if now.saturating_sub(self.load(word::CHECKED)) > limits.fail_timeout
             && self.belongs_to(owner)
         {
             self.words[word::CHECKED].store(now, Relaxed);
-            if self.has_fails() && self.is_over(limits) {
-                self.forget_fails();
-            }
         }
     }
 
     /// Counts a failed attempt at the address with this
-    /// [`PeerRecord::address_id`](super::PeerRecord::address_id); returns the failures in a row. 0 if
-    /// the instance is at another address now.
-    pub fn note_failed(&self, (owner, address): (u64, u64), now: u64) -> u64 {
+    /// [`PeerRecord::address_id`](super::PeerRecord::address_id); returns the failures in a row since
+    /// the instance has returned after its `fail_timeout`, if it has. 0 if it is at another address now.
+    pub fn note_failed(
+        &self,
+        (owner, address): (u64, u64),
+        limits: FailureLimits,
+        now: u64,
+    ) -> u64 {
         if !self.belongs_to(owner) || !self.membership().is_at(address) {
             return 0;
+        }
+        if self.is_over(limits) {
+            self.forget_fails();
         }
         self.words[word::FAILED_AT].store(now, Relaxed);
         self.words[word::CHECKED].store(now, Relaxed);

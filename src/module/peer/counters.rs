@@ -149,7 +149,8 @@ impl AttemptCounters {
     ) {
         let Picked { info, counters } = picked;
         let PeerInfo { owner, slot, params, .. } = info;
-        if params.max_fails != 0 {
+        // Also with `max_fails=0`: else no success would ever clear the failures.
+        if params.max_fails != 0 || counters.has_fails() {
             counters.note_checked(*owner, params.limits(), now);
         }
         self.at.set(Some((counters, info.number)));
@@ -220,7 +221,7 @@ impl AttemptCounters {
             Outcome::Failed => {
                 let record = view.peers().records().get(known.number as usize);
                 let address = record.map_or(0, PeerRecord::address_id);
-                let fails = slot.note_failed((owner, address), now);
+                let fails = slot.note_failed((owner, address), limits, now);
                 if let Some(outage) = upstream.outage(worker) {
                     if fails == max_fails && !single {
                         outage.note_marked(now);

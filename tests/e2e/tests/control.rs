@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nginx_consul_e2e::http::{self, Response};
 use nginx_consul_e2e::{Agent, Backend, Config, Instance, Manner, Nginx, wait};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::stock_methods::{busy, hanging, release};
 use crate::support::{SOON, gateway, register, register_one, tally, unique, until_served_by};
 
 mod connections;
@@ -181,6 +183,47 @@ fn up_counts_more_than_nginx_down_and_failures() {
     assert_eq!(tally(&nginx, "/", 8), "c: 8");
     set_override(&nginx, &format!("{failed}/up"), "");
     assert_eq!(tally(&nginx, "/", 8), "b: 4, c: 4");
+}
+
+#[test]
+fn a_request_that_began_before_a_drain_is_retried_in_the_set_that_it_began_with() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b"]);
+    let ids = register(&consul, &service, &backends);
+    let nginx = with_upstream(&consul.url(), &service, "consul_dynamic %%SERVICE%%;").start();
+    backends[1].set(Manner::Hold);
+    let address = nginx.address();
+    let clients: Vec<_> = (0..2).map(|_| thread::spawn(move || http::get(address, "/"))).collect();
+    wait::until("a request hangs at b", SOON, || backends[1].busy() == 1);
+    wait::until("a has answered", SOON, || backends[0].requests() == 1);
+    set_override(&nginx, &format!("{service}/instances/{}/drain", ids[0]), "");
+    backends[1].set(Manner::Reset);
+    let answers = clients.into_iter().map(|c| c.join().expect("a client").expect("an answer"));
+    let outcomes: Vec<String> = answers.map(|answer| answer.outcome()).collect();
+    assert_eq!(outcomes, ["a", "a"]);
+    assert_eq!(tally(&nginx, "/", 2), "502: 2");
+}
+
+#[test]
+fn an_instance_that_serves_again_while_it_is_up_has_no_failures_when_that_ends() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b"]);
+    let ids = register(&consul, &service, &backends);
+    let upstream = "consul_dynamic %%SERVICE%% fail_timeout=1s;";
+    let nginx = with_upstream(&consul.url(), &service, upstream).start();
+    let path = format!("{service}/instances/{}", ids[0]);
+    set_override(&nginx, &format!("{path}/up"), "");
+    backends[0].set(Manner::Reset);
+    assert_eq!(tally(&nginx, "/", 4), "b: 4");
+    backends[0].release();
+    let serves = Instant::now();
+    while serves.elapsed() < Duration::from_millis(1500) {
+        assert_eq!(tally(&nginx, "/", 2), "a: 1, b: 1");
+    }
+    remove_override(&nginx, &path);
+    let clients = hanging(&nginx, &backends, 4);
+    assert_eq!(busy(&backends), "a: 2, b: 2", "it is not as if one request tried it");
+    release(&backends, clients);
 }
 
 #[test]

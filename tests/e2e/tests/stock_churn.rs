@@ -3,11 +3,11 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nginx_consul_e2e::{Agent, Backend, Config, Load, Manner, http, wait};
+use nginx_consul_e2e::{Agent, Backend, Config, Instance, Load, Manner, http, wait};
 
 use crate::methods::register_weighted;
-use crate::stock_methods::{METHODS, busy, picking, release, until_idle};
-use crate::support::{SERVER, SOON, register, register_one, unique, until_peers};
+use crate::stock_methods::{METHODS, busy, hanging, picking, release, until_idle};
+use crate::support::{SERVER, SOON, gateway, register, register_one, unique, until_peers};
 
 /// One nginx with an upstream for each method, at `/0/`, `/1/` and so on.
 fn each_method(consul: &Agent, service: &str, parameters: &str) -> Config {
@@ -147,4 +147,36 @@ fn nothing_leaks_under_churn() {
     let clients = (1..=12).map(one).collect();
     assert_eq!(busy(&backends), "a: 3, b: 3, c: 3, d: 3");
     release(&backends, clients);
+}
+
+#[test]
+fn least_conn_knows_who_is_busy_when_an_instance_was_a_backup_meanwhile() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b"]);
+    for method in ["least_conn;", "consul_balance least_conn;"] {
+        let ids = register(&consul, &service, &backends);
+        let lines = format!("{method} consul_dynamic %%SERVICE%%;");
+        let nginx = gateway(&consul.url(), &service, &lines).start();
+        let until_backup = |is: bool| {
+            wait::until_eq("backup", SOON, &is, || {
+                let shown = nginx.service(&service);
+                let peers = shown["peers"].as_array().into_iter().flatten();
+                peers.into_iter().any(|peer| peer["backup"] == true)
+            });
+        };
+        until_peers(&nginx, &service, &[&backends[0], &backends[1]]);
+        let mut clients = hanging(&nginx, &backends, 4);
+        assert_eq!(busy(&backends), "a: 2, b: 2", "{method}");
+        let a = Instance::new(&service, &ids[0], backends[0].address());
+        consul.register(&a.meta("nginx_backup", "true"));
+        until_backup(true);
+        clients.extend(hanging(&nginx, &backends, 2));
+        assert_eq!(busy(&backends), "a: 2, b: 4", "{method}");
+        register_one(&consul, &service, &backends[0]);
+        until_backup(false);
+        clients.extend(hanging(&nginx, &backends, 4));
+        assert_eq!(busy(&backends), "a: 5, b: 5", "{method}");
+        release(&backends, clients);
+        until_idle(&nginx);
+    }
 }

@@ -3,7 +3,7 @@
 
 use std::thread;
 
-use nginx_consul_e2e::{Agent, Backend, Config, Manner, Nginx, Tally, http, wait};
+use nginx_consul_e2e::{Agent, Backend, Config, Instance, Manner, Nginx, Tally, http, wait};
 use serde_json::Value;
 
 use crate::stock_methods::{METHODS, busy, hanging, picking, release, until_idle};
@@ -138,6 +138,37 @@ fn failures_count_over_all_workers_and_reloads() {
         assert_eq!(keys(&nginx, "/", 40), "b: 40", "{method}");
         assert_eq!(shown(&nginx, &service, &ids[0]), "unavail 0", "{method}");
         assert_eq!(failed(), 2, "{method}");
+    }
+}
+
+#[test]
+fn an_instance_that_has_failed_stays_out_when_the_set_changes_unless_its_address_does() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b", "c", "moved"]);
+    for method in METHODS {
+        let ids = register(&consul, &service, &backends[..2]);
+        let nginx = picking(&consul, &service, method, "fail_timeout=1m").workers(2).start();
+        until_peers(&nginx, &service, &[&backends[0], &backends[1]]);
+        backends[0].set(Manner::Reset);
+        wait::until("a has failed", SOON, || {
+            assert_eq!(keys(&nginx, "/", 20), "b: 20", "{method}");
+            shown(&nginx, &service, &ids[0]) == "unavail 0"
+        });
+        let failed = backends[0].requests();
+        let c = register_one(&consul, &service, &backends[2]);
+        // All are one client for ip_hash.
+        wait::until("the method uses c", SOON, || {
+            keys(&nginx, "/", 20).contains("c: ") || method == "ip_hash"
+        });
+        consul.deregister(&c);
+        until_peers(&nginx, &service, &[&backends[0], &backends[1]]);
+        wait::until("the method lets go of c", SOON, || keys(&nginx, "/", 20) == "b: 20");
+        assert_eq!(backends[0].requests(), failed, "{method}");
+        assert_eq!(shown(&nginx, &service, &ids[0]), "unavail 0", "{method}");
+        consul.register(&Instance::new(&service, &ids[0], backends[3].address()));
+        wait::until("the method uses it", SOON, || keys(&nginx, "/", 40).contains("moved: "));
+        assert_eq!(shown(&nginx, &service, &ids[0]), "up 0", "{method}");
+        backends[0].release();
     }
 }
 

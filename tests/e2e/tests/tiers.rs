@@ -154,6 +154,33 @@ fn instances_of_one_name_in_two_datacenters_are_two() {
     assert_eq!(backends[0].requests(), 3, "it failed once");
 }
 
+/// nginx's `least_conn` counts requests itself, instance by instance.
+#[test]
+fn the_end_of_a_request_counts_for_its_datacenter_though_the_set_has_changed() {
+    let (both, service) = (Datacenters::start(), unique("web"));
+    let backends = Backend::start_all(&["near", "far", "next"]);
+    let register = |consul: &Agent, id: &str, backend: &Backend| {
+        let instance = Instance::new(&service, id, backend.address());
+        consul.register_external("node-1", "127.0.0.1", &instance);
+    };
+    register(&both.dc1, "web-1", &backends[0]);
+    register(&both.dc2, "web-1", &backends[1]);
+    let upstream = "least_conn; consul_dynamic %%SERVICE%% dc=dc1,dc2;";
+    let nginx = gateway(&both.dc1.url(), &service, upstream).start();
+    wait::until("both are there", SOON, || tiers(&nginx).contains("dc2 1/1"));
+    backends[0].set(Manner::Hold);
+    let address = nginx.address();
+    let client = thread::spawn(move || http::get(address, "/held"));
+    wait::until("the request hangs", SOON, || backends[0].busy() == 1);
+    register(&both.dc1, "web-2", &backends[2]);
+    wait::until("the next one is there", SOON, || tiers(&nginx).contains("dc1 2/2"));
+    assert_eq!(tally(&nginx, "/", 4), "next: 4", "the other one is busy");
+    backends[0].release();
+    assert_eq!(client.join().expect("a client").expect("an answer").outcome(), "near");
+    wait::until_eq("requests in flight", SOON, &0, || nginx.in_flight());
+    assert_eq!(tally(&nginx, "/", 4), "near: 2, next: 2");
+}
+
 #[test]
 fn a_datacenter_out_of_reach_harms_no_other() {
     let (mut both, service) = (Datacenters::start(), unique("web"));

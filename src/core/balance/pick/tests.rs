@@ -87,9 +87,9 @@ impl Scene {
     }
 
     fn note_failed(&self, peer: usize) {
-        let record = &self.view.records()[peer];
+        let (record, limits) = (&self.view.records()[peer], self.view.info(peer).limits());
         let counters = self.table.peer_counters(record.slot);
-        counters.note_failed((record.owner, record.address_id()), NOW);
+        counters.note_failed((record.owner, record.address_id()), limits, NOW);
     }
 
     fn at(&self, port: u16) -> usize {
@@ -219,7 +219,7 @@ fn an_instance_that_recovers_from_its_failures_starts_slowly() {
     assert_eq!(share(NOW), FULL_SHARE, "it was there from the first answer");
     assert_eq!(share(500), FULL_SHARE, "also right after the boot");
     let counters = scene.table.peer_counters(slot);
-    counters.note_failed((owner, record.address_id()), 50_000);
+    counters.note_failed((owner, record.address_id()), limits, 50_000);
     assert!(!counters.note_success(owner, limits, 49_999, NOW), "it began before the failure");
     assert_eq!(share(NOW), FULL_SHARE);
     assert!(counters.note_success(owner, limits, 50_000, NOW));

@@ -37,8 +37,7 @@ impl Instance {
     fn return_at(&self, now: u64) {
         for ports in [&[2][..], &[1, 2]] {
             let set = set(ports.iter().copied());
-            let change = self.table.publish((0, KEY), &set, Clock::at(now), ProcessId::own());
-            assert!(change.unwrap().is_some());
+            self.table.publish((0, KEY), &set, Clock::at(now), ProcessId::own()).unwrap();
         }
         let slot: SlotRef = self.table.read(0, KEY).unwrap().records[0].slot;
         assert_eq!(slot, self.record.slot);
@@ -52,7 +51,7 @@ impl Instance {
     fn fail(&self, now: u64) {
         self.pick(now);
         let PeerRecord { owner, .. } = self.record;
-        self.counters().note_failed((owner, self.record.address_id()), now);
+        self.counters().note_failed((owner, self.record.address_id()), LIMITS, now);
     }
 
     /// It is picked.
@@ -104,6 +103,35 @@ fn an_instance_that_returns_after_its_fail_timeout_is_over_has_no_failures() {
     assert_eq!(instance.counters().failing_for(LIMITS, 30_021), Some(1));
     instance.fail(30_030);
     assert!(instance.is_out(30_031));
+}
+
+#[test]
+fn an_instance_that_was_probed_before_it_left_has_no_failures_either_after_its_fail_timeout() {
+    let instance = Instance::new();
+    instance.fail(20_000);
+    instance.fail(20_000);
+    let (owner, shard) = (instance.record.owner, None);
+    let _held = instance.counters().probe((owner, shard), LIMITS, 31_000, 0).unwrap();
+    instance.return_at(32_000);
+    assert!(!instance.counters().is_marked(LIMITS));
+    instance.fail(32_010);
+    assert!(!instance.is_out(32_011), "by one failure of the two");
+    assert_eq!(instance.counters().failing_for(LIMITS, 32_011), Some(1));
+    instance.fail(32_020);
+    assert!(instance.is_out(32_021));
+}
+
+#[test]
+fn failures_that_come_when_the_instance_has_left_count_with_those_before() {
+    let instance = Instance::new();
+    instance.fail(20_000);
+    instance.fail(20_000);
+    instance.table.publish((0, KEY), &set([2]), Clock::at(30_001), ProcessId::own()).unwrap();
+    // A request that began before.
+    assert!(instance.counters().is_marked(LIMITS));
+    instance.fail(30_002);
+    instance.return_at(30_003);
+    assert!(instance.is_out(30_004));
 }
 
 #[test]

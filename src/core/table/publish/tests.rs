@@ -1,3 +1,4 @@
+use super::super::failures::FailureLimits;
 use super::super::layout::slot;
 use super::super::testing::{peer, set, zone};
 use super::*;
@@ -149,7 +150,9 @@ fn counters_at_their_end_and_a_damaged_count_stop_nobody() {
     let record = table.read(e, KEY).unwrap().records[0];
     let counters = table.peer_counters(record.slot);
     counters.words[slot::FAILS].store(u64::MAX, Relaxed);
-    assert_eq!(counters.note_failed((record.owner, record.address_id()), 1), u64::MAX);
+    let limits = FailureLimits { max_fails: 1, fail_timeout: 10_000 };
+    let failed = counters.note_failed((record.owner, record.address_id()), limits, 1);
+    assert_eq!(failed, u64::MAX);
     // The last generation, odd as the first one; and more records than any block has.
     table.entry_word(e, word::GENERATION).store(u64::MAX, Relaxed);
     table.descriptor(e, u64::MAX, word::D_COUNT).store(u64::from(u32::MAX), Relaxed);

@@ -49,7 +49,7 @@ fn begin<'z>(table: &Table<'z>, of: PeerRecord, shard: WorkerShard) -> Option<In
 }
 
 fn fail(table: &Table<'_>, of: PeerRecord, now: u64) -> u64 {
-    table.peer_counters(of.slot).note_failed((of.owner, of.address_id()), now)
+    table.peer_counters(of.slot).note_failed((of.owner, of.address_id()), LIMITS, now)
 }
 
 /// `web-1` at another port.
@@ -190,6 +190,42 @@ fn a_slot_is_not_taken_from_an_owner_whose_request_has_just_begun() {
     assert!(table.take_slot(one.slot));
     assert!(begin(&table, one, shard).is_none());
     assert_eq!(table.in_flight(one.slot), 0);
+}
+
+#[test]
+fn idle_connections_to_the_former_owner_of_a_slot_are_counted_down_when_they_close() {
+    let table = with_slots(1);
+    let shards = [(); 2].map(|()| table.claim_shard(ProcessId::own()).unwrap());
+    publish(&table, KEY, &[1], 1_000);
+    let former = record(&table, KEY, 1);
+    shards.iter().for_each(|shard| table.note_idle(former.slot, *shard, true));
+    publish(&table, KEY, &[], 2_000);
+    publish(&table, KEY, &[2], 3_000);
+    let slot = record(&table, KEY, 2).slot;
+    assert_eq!(slot, former.slot, "idle connections hold no slot");
+    table.note_idle(slot, shards[0], true);
+    shards.iter().for_each(|shard| table.note_idle(former.slot, *shard, false));
+    assert_eq!(table.counter_values(slot).idle, 1);
+    table.clear_shard(shards[0]);
+    assert_eq!(table.counter_values(slot), Default::default());
+}
+
+#[test]
+fn the_permit_of_a_killed_worker_is_free_when_the_instance_returns() {
+    let (table, shard) = table();
+    publish(&table, KEY, &[1, 2], 1_000);
+    let one = record(&table, KEY, 1);
+    fail(&table, one, 1_001);
+    let counters = table.peer_counters(one.slot);
+    let held = counters.probe((one.owner, Some(shard)), LIMITS, 11_002, 0).unwrap();
+    publish(&table, KEY, &[2], 11_003);
+    publish(&table, KEY, &[1, 2], 11_004);
+    assert!(!counters.is_probe_free(LIMITS, 11_005, 0), "its request goes on");
+    publish(&table, KEY, &[2], 11_006);
+    table.clear_shard(shard);
+    publish(&table, KEY, &[1, 2], 11_007);
+    assert!(counters.is_probe_free(LIMITS, 11_008, 0));
+    held.end();
 }
 
 #[test]

@@ -202,7 +202,8 @@ impl Snapshot {
     /// The instances of the first tier.
     pub(super) fn keys(&self) -> impl Iterator<Item = Key> + '_ {
         let set = self.view.peers().tiers().first().map_or(0, |tier| tier.set);
-        self.view.peers().records().iter().map(move |record| (record.identity, set))
+        let records = self.view.peers().records().iter().take(self.peers.len());
+        records.map(move |record| (record.identity, set))
     }
 
     /// They and nginx's peers of them.

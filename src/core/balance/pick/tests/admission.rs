@@ -58,7 +58,8 @@ impl Requests {
         let record = self.scene.view.records()[self.scene.at(port)];
         let outage = self.scene.table.outage(0);
         let counters = self.scene.table.peer_counters(record.slot);
-        if counters.note_failed((record.owner, record.address_id()), now) == 1 {
+        let limits = self.scene.view.info(self.scene.at(port)).limits();
+        if counters.note_failed((record.owner, record.address_id()), limits, now) == 1 {
             outage.note_marked(now);
         }
         outage.note_failed(from);
@@ -227,6 +228,8 @@ fn a_single_peer_that_keeps_failing_has_sixteen_requests_waiting() {
     let info = requests.scene.view.info(0);
     requests.scene.table.peer_counters(info.slot).clear_fails(info.owner);
     assert_eq!(requests.burst(111_004).len(), 100, "a success");
+    requests.fail(1, 111_004, 111_010);
+    assert_eq!(requests.burst(112_010).len(), PERMITS, "not those of the outage before");
 }
 
 #[test]
