@@ -64,6 +64,8 @@ struct Watch {
     sink: Arc<TableWriter>,
     timer: Timer,
     ticks: u32,
+    /// This worker was the leader.
+    has_led: bool,
     /// The entries that only older configurations had are freed.
     has_retained: bool,
     resync: Resync,
@@ -256,6 +258,7 @@ impl Watch {
             sink,
             timer,
             ticks: 0,
+            has_led: false,
             has_retained: false,
             resync: Resync::default(),
         };
@@ -270,6 +273,7 @@ impl Watch {
         if !lead(table) {
             return;
         }
+        self.has_led = true;
         if self.watcher.is_none() {
             let (plan, sink) = (Arc::clone(&self.plan), self.sink.clone());
             let start = || Watcher::start_within(plan, sink, Some(process::connections()));
@@ -347,8 +351,9 @@ fn tick() -> bool {
         let Some(Running { worker, watch: Some(watch), .. }) = running else { return false };
         catch_panic((), || write_lines(&watch.sink, process::log()));
         let leads = worker.table.is_leader(ProcessId::own());
+        let has_successor = !leads && (watch.has_led || worker.table.is_superseded());
         // The worker may serve its last connections for long; its threads are not needed any more.
-        if process::is_exiting() || (!leads && worker.table.is_superseded()) {
+        if process::is_exiting() || has_successor {
             watch.stop();
             return false;
         }

@@ -6,6 +6,9 @@ use super::lookup::{Shared, State};
 use super::registry::idle;
 use crate::model::Level;
 
+/// How long a target stays that this configuration does not follow, after its last use.
+const LINGER: Duration = Duration::from_secs(3);
+
 impl Shared {
     /// Follows the services that other processes have found, and drops those that no request names.
     pub(super) fn reconcile(&self, state: &mut State) {
@@ -43,14 +46,17 @@ impl Shared {
             if self.templates.find(service.template).is_none() {
                 continue;
             }
+            let mut has_room = true;
             if !state.registry.contains_key(&service) {
                 if let Some(template) = self.templates.admit(&service) {
-                    // If there is no room, its targets are removed below.
-                    let _ = self.follow(state, &service, template);
+                    has_room = self.follow(state, &service, template).is_ok();
                 }
             }
             let targets = state.registry.get(&service);
-            if !targets.is_some_and(|targets| targets.contains(&target)) {
+            let is_followed = targets.is_some_and(|targets| targets.contains(&target));
+            // The workers of the configuration before take requests for a moment more.
+            let is_in_use = || has_room && self.store.unused_for(target) < LINGER;
+            if !is_followed && !is_in_use() {
                 self.store.remove(target);
             }
         }

@@ -11,6 +11,9 @@ use libc::c_int;
 
 use super::signals::SignalsBlocked;
 
+/// Between two looks for a signal that ends nginx.
+const STEP: Duration = Duration::from_millis(50);
+
 /// What became of a child.
 pub(crate) struct Outcome {
     /// What it wrote.
@@ -26,6 +29,8 @@ pub(crate) enum End {
     Signal(c_int),
     /// It took too long and was killed.
     Late,
+    /// It was killed, as a signal is pending that ends nginx.
+    Dropped,
     /// Unknown: nginx was started with SIGCHLD ignored, so the system reaps its children.
     Unknown,
 }
@@ -44,8 +49,8 @@ impl SingleThread {
     }
 }
 
-/// Runs `work` in a child process and waits until it exits, or kills it after `timeout`. Returns
-/// what `work` has written and the status that it has returned. `work` must not call functions of
+/// Runs `work` in a child process and waits until it exits, or kills it after `timeout`, or before if
+/// it has one and nginx is to end. Returns what `work` has written and the status that it has returned. `work` must not call functions of
 /// nginx that use files or sockets: the parent shares them.
 ///
 /// # Errors
@@ -74,19 +79,17 @@ pub(crate) fn run(
     if child < 0 {
         return Err(io::Error::last_os_error());
     }
-    // A start can be ended while it waits.
-    blocked.let_ends_through();
     // From here on the stream ends with the child.
     drop(writer);
     let mut output = Vec::new();
-    let is_over = read_all(&mut reader, &mut output, deadline);
-    if !is_over {
+    let ended = read_all(&mut reader, &mut output, deadline, &blocked);
+    if ended.is_some() {
         // SAFETY: our child, which nobody has waited for.
         unsafe { libc::kill(child, libc::SIGKILL) };
     }
     let end = reap(child);
     forget_signal();
-    Ok(Outcome { output, end: if is_over { end } else { End::Late } })
+    Ok(Outcome { output, end: ended.unwrap_or(end) })
 }
 
 /// The kernel kills this process when its parent exits; `false` if the parent has exited already.
@@ -96,21 +99,30 @@ fn ends_with(parent: u32) -> bool {
     std::os::unix::process::parent_id() == parent
 }
 
-/// Reads to the end; `false` on a timeout.
-fn read_all(reader: &mut UnixStream, output: &mut Vec<u8>, deadline: Option<Instant>) -> bool {
+/// Reads to the end; or says why the child is to be killed.
+fn read_all(
+    reader: &mut UnixStream,
+    output: &mut Vec<u8>,
+    deadline: Option<Instant>,
+    blocked: &SignalsBlocked,
+) -> Option<End> {
     let mut buffer = [0; 4096];
     loop {
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        if left.is_some() && blocked.has_end() {
+            return Some(End::Dropped);
+        }
         // A timeout of 0 would mean no timeout.
-        if left.is_some_and(|left| left.is_zero()) || reader.set_read_timeout(left).is_err() {
-            return false;
+        let step = left.map(|left| left.min(STEP));
+        if left.is_some_and(|left| left.is_zero()) || reader.set_read_timeout(step).is_err() {
+            return Some(End::Late);
         }
         match reader.read(&mut buffer) {
-            Ok(0) => return true,
+            Ok(0) => return None,
             Ok(n) => output.extend(buffer.iter().take(n)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return false,
+            Err(_) => return Some(End::Late),
         }
     }
 }

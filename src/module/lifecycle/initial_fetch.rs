@@ -43,7 +43,7 @@ pub(crate) fn ask(
             let lines = Deserializer::from_slice(&outcome.output).into_iter().map_while(Result::ok);
             lines.for_each(|(level, line)| sink.log(level, line));
             match outcome.end {
-                End::Status(0) | End::Unknown => return,
+                End::Status(0) | End::Unknown | End::Dropped => return,
                 End::Status(_) => "its process has failed".to_owned(),
                 End::Signal(n) => format!("its process got signal {n}"),
                 End::Late => format!("its process took over {timeout:?}"),

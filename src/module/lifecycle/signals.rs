@@ -1,5 +1,5 @@
 //! Threads block all signals: nginx's main thread handles them. A start keeps those pending that
-//! nginx has no handlers for yet.
+//! nginx has no handlers for yet; one that ends nginx ends the wait for the first answers.
 
 use std::cell::Cell;
 use std::mem::MaybeUninit;
@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 use libc::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, c_int, sigset_t};
 
-/// Signals that an nginx which runs acts on, and that would kill one that starts.
-const EARLY: [c_int; 3] = [SIGHUP, SIGUSR1, SIGUSR2];
-/// Signals that end nginx.
+/// Signals that an nginx which runs acts on, and that would kill one that starts: it would leave its
+/// unix sockets behind, and the next one could not listen there.
+const EARLY: [c_int; 6] = [SIGHUP, SIGUSR1, SIGUSR2, SIGTERM, SIGINT, SIGQUIT];
+/// Those of them that end nginx.
 const ENDS: [c_int; 3] = [SIGTERM, SIGINT, SIGQUIT];
 
 /// Blocks all signals in this thread, and in threads that it starts, until dropped: nginx's
@@ -21,14 +22,10 @@ impl SignalsBlocked {
         SignalsBlocked(set_mask(libc::SIG_SETMASK, &all()))
     }
 
-    /// Lets signals through that end nginx, if they were not blocked before.
-    pub(crate) fn let_ends_through(&self) {
-        let mut mask = all();
-        for signal in ENDS.into_iter().filter(|signal| !has(&self.0, *signal)) {
-            // SAFETY: changes a set of our own.
-            unsafe { libc::sigdelset(&mut mask, signal) };
-        }
-        set_mask(libc::SIG_SETMASK, &mask);
+    /// Whether one of them is pending that ends nginx.
+    pub(crate) fn has_end(&self) -> bool {
+        let pending = pending();
+        ENDS.iter().any(|signal| has(&pending, *signal))
     }
 }
 
@@ -78,9 +75,7 @@ extern "C" fn before_fork() {
     if !IS_DAEMON_NEXT.load(Relaxed) {
         return;
     }
-    let mut pending = none();
-    // SAFETY: writes the set.
-    unsafe { libc::sigpending(&mut pending) };
+    let pending = pending();
     let bits = EARLY.iter().filter(|signal| has(&pending, **signal)).map(|signal| 1 << signal);
     PENDING.store(bits.sum(), Relaxed);
 }
@@ -101,6 +96,14 @@ fn set_mask(how: c_int, signals: &sigset_t) -> sigset_t {
     // SAFETY: reads the one set and writes the other.
     unsafe { libc::pthread_sigmask(how, signals, &mut before) };
     before
+}
+
+/// The signals that are pending for this thread or for the process.
+fn pending() -> sigset_t {
+    let mut pending = none();
+    // SAFETY: writes the set.
+    unsafe { libc::sigpending(&mut pending) };
+    pending
 }
 
 fn has(set: &sigset_t, signal: c_int) -> bool {

@@ -117,7 +117,7 @@ fn in_child(single: SingleThread, work: impl FnOnce() -> bool) -> io::Result<()>
     match fork::run(single, None, work)?.end {
         End::Status(0) => Ok(()),
         End::Status(errno) => Err(io::Error::from_raw_os_error(errno)),
-        End::Signal(_) | End::Late => Err(io::Error::other("the check was killed")),
+        End::Signal(_) | End::Late | End::Dropped => Err(io::Error::other("the check was killed")),
         // That is no reason to warn.
         End::Unknown => Ok(()),
     }

@@ -117,3 +117,53 @@ fn the_old_workers_follow_changes_while_a_reload_waits_for_the_answer_about_a_ne
     wait::until_eq("who leads", SOON, &[1, 2][..], || led(&nginx));
     until_followed(&consul, &nginx, &service, &backends[1]);
 }
+
+/// It dies while the old workers still run: nginx starts its replacement after it has ended these.
+#[test]
+fn a_new_worker_killed_in_the_middle_of_a_reload_delays_no_change_for_long() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b"]);
+    register_one(&consul, &service, &backends[0]);
+    let mut nginx = gateway(&consul.url(), &service, "consul_dynamic %%SERVICE%%;")
+        .workers(2)
+        .allow_kills()
+        .start();
+    until_served_by(&nginx, "/", "a");
+    for reload in 2..8 {
+        let old = nginx.workers();
+        nginx.signal(Signal::HUP);
+        let new = wait::until_some("the new worker 0", SOON, || {
+            let watches = |pid: &u32| !old.contains(pid) && process::threads(*pid).len() > 1;
+            nginx.workers().into_iter().find(watches)
+        });
+        assert!(process::is_alive(old[0]), "the reload is still under way");
+        process::send(new, Signal::KILL);
+        until_followed(&consul, &nginx, &service, &backends[1]);
+        wait::until("the reload is over", SOON, || {
+            nginx.workers().len() == 2 && !nginx.workers().iter().any(|pid| old.contains(pid))
+        });
+        let led = led(&nginx);
+        assert_eq!(led[led.len() - 2..], [reload, reload]);
+    }
+}
+
+#[test]
+fn upstreams_that_a_reload_removes_and_another_brings_back_follow_changes_as_before() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b"]);
+    register_one(&consul, &service, &backends[0]);
+    let upstream = "consul_dynamic %%SERVICE%%;";
+    let mut nginx = gateway(&consul.url(), &service, upstream).workers(2).start();
+    until_served_by(&nginx, "/", "a");
+    let (dynamic, address) = (format!("consul_dynamic {service};"), backends[0].address());
+    let fixed = format!("server {address};");
+    for times in 2..5 {
+        nginx.rewrite(|text| text.replace(&dynamic, &fixed));
+        nginx.reload_and_wait();
+        assert_eq!(nginx.outcome("/"), "a");
+        nginx.rewrite(|text| text.replace(&fixed, &dynamic));
+        nginx.reload_and_wait();
+        until_followed(&consul, &nginx, &service, &backends[1]);
+        assert_eq!(led(&nginx), vec![1; times], "the zone is made anew each time");
+    }
+}

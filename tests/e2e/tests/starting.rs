@@ -74,6 +74,20 @@ fn a_signal_to_a_process_without_a_master_does_not_kill_it() {
 }
 
 #[test]
+fn a_start_that_is_ended_removes_its_unix_sockets() {
+    let consul = Agent::shared();
+    for change in [|config: Config| config, Config::daemon, Config::without_master] {
+        let listen = |config| change(config).more("server { listen unix:%%PREFIX%%/socket; }");
+        let (mut nginx, _proxy, _backend) = waiting(&consul, listen);
+        let socket = nginx.prefix().join("socket");
+        assert!(socket.exists());
+        nginx.signal(Signal::TERM);
+        wait::until("the start ends", SOON, || !process::is_alive(nginx.pid()));
+        wait::until("it has removed its socket", SOON, || !socket.exists());
+    }
+}
+
+#[test]
 fn a_signal_that_ends_nginx_ends_a_start_at_once() {
     let consul = Agent::shared();
     for signal in [Signal::TERM, Signal::INT, Signal::QUIT] {

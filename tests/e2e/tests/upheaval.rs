@@ -109,6 +109,31 @@ fn a_binary_upgrade_can_be_taken_back() {
     assert_eq!(load::failures(&seen, &["a", "b"]), "", "of {} requests", seen.total());
 }
 
+/// Without WINCH the old workers go on beside those that HUP brings back: two are worker 0.
+#[test]
+fn a_binary_upgrade_that_is_taken_back_while_the_old_workers_run_has_one_leader() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b"]);
+    register_one(&consul, &service, &backends[0]);
+    let (nginx, old) = daemon(gateway(&consul.url(), &service, "consul_dynamic %%SERVICE%%;"), 1);
+    until_served_by(&nginx, "/", "a");
+    process::send(old.0, Signal::USR2);
+    wait::until("the old pid file", SOON, || nginx.prefix().join("nginx.pid.oldbin").exists());
+    let new = Master(pid_in(&nginx.prefix().join("nginx.pid")));
+    wait::until("a new worker", SOON, || workers_of(new.0).len() == 1);
+    process::send(old.0, Signal::HUP);
+    wait::until("two workers of the old program", SOON, || workers_of(old.0).len() == 2);
+    drop(new);
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(2) {
+        until_followed(&consul, &nginx, &service, &backends[1]);
+    }
+    let led = nginx.logged("this worker follows Consul");
+    assert_eq!(led.len(), 3, "{led:#?}");
+    let watching = workers_of(old.0).iter().filter(|&&p| process::threads(p).len() > 1).count();
+    assert_eq!(watching, 1, "workers with watch threads");
+}
+
 /// A number below `n`, other each time.
 fn any_below(n: usize, state: &mut u64) -> usize {
     // xorshift64: this needs no quality, only variety.

@@ -32,6 +32,25 @@ fn a_name_that_is_asked_for_while_nginx_reloads_is_found_at_once() {
     assert_eq!(late, []);
 }
 
+/// From then on the service's entry is another one; the old workers use the first for a moment more.
+#[test]
+fn a_reload_that_names_a_service_that_requests_have_named_fails_no_request() {
+    let consul = Agent::shared();
+    let (service, _backend) = new_service(&consul, "both");
+    let mut nginx = by_argument(&consul.url(), "").workers(2).start();
+    assert_eq!(nginx.outcome(&path(&service)), service);
+    let load = Load::start(nginx.address(), &path(&service), 4, false);
+    let fixed = format!("upstream fixed {{ consul_dynamic {service}; }}\nupstream api");
+    for _ in 0..4 {
+        nginx.rewrite(|text| text.replace("upstream api", &fixed));
+        nginx.reload_and_wait();
+        nginx.rewrite(|text| text.replace(&fixed, "upstream api"));
+        nginx.reload_and_wait();
+    }
+    let tally = load.finish();
+    assert_eq!(tally.outcomes(), service, "{tally}");
+}
+
 #[test]
 fn an_old_worker_that_ends_still_finds_names() {
     let consul = Agent::shared();
