@@ -209,6 +209,10 @@ impl Sink for TableWriter {
     }
 
     fn report(&self, target: usize, report: &Report<'_>) {
+        // From then on the state is what the newer configuration's worker 0 sees.
+        if self.is_superseded() {
+            return;
+        }
         self.with(target, |table, entry, _| match *report {
             Report::Good { index, server, mode, pending } => {
                 table.note_good(entry, index, server, mode, Clock::now().monotonic);

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::model::{Action, Override, Reason};
+use crate::model::{Action, Mode, Override, Reason};
 use crate::table::shards_for;
 use crate::table::testing::{set, zone};
 use crate::table_writer::end_expired;
@@ -117,6 +117,28 @@ fn an_older_configuration_s_writer_adds_nothing_and_complains_of_nothing() {
     assert_eq!(writer.publish(0, &set(1..=3), 1), Published::Unchanged);
     assert_eq!((writer.take_lines(), table.entries().len()), (vec![], 0));
     assert!(writer.is_superseded() && !writer.watcher_starts());
+}
+
+#[test]
+fn a_late_report_of_an_older_configuration_is_not_the_newer_one_s_state() {
+    let (writer, table) = writer();
+    writer.publish(0, &set(1..=3), 1);
+    let good = |index| Report::Good { index, server: 0, mode: Mode::Blocking, pending: None };
+    writer.report(0, &good(7));
+    let newer = table.announce_configuration();
+    newer.put_in_force();
+    writer.report(0, &good(8));
+    let entry = table.find(writer.planned[0].key).unwrap();
+    assert_eq!((table.freshness(entry).index, table.freshness(entry).confirmed), (7, true));
+    let failed = Report::Failed {
+        server: 0,
+        reason: Reason::Connect,
+        error: "connection refused",
+        failures: 3,
+        retry_in: Duration::from_secs(30),
+    };
+    writer.report(0, &failed);
+    assert_eq!((table.freshness(entry).failures, table.freshness(entry).retry_at), (0, 0));
 }
 
 #[test]
