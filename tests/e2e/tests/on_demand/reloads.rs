@@ -13,7 +13,12 @@ const AT_ONCE: Duration = Duration::from_millis(400);
 #[test]
 fn a_name_that_is_asked_for_while_nginx_reloads_is_found_at_once() {
     let consul = Agent::shared();
-    let mut nginx = by_argument(&consul.url(), "").workers(2).start();
+    // Each reload leaves queries behind that Consul counts for `consul_wait`: room for all of them.
+    let text = format!(
+        "consul_server %%CONSUL%%;\nconsul_connections 1000;\nconsul_wait 2s;\n\
+         upstream api {{ consul_dynamic $arg_s; }}\n{SERVER}"
+    );
+    let mut nginx = Config::http(&text).set("CONSUL", consul.url()).workers(2).start();
     let backend = Backend::start("b");
     let mut late = Vec::new();
     for reload in 0..20 {
