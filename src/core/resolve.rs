@@ -31,8 +31,11 @@ pub trait Resolve {
 #[derive(Debug)]
 pub struct SystemResolver {
     stop: Arc<Stop>,
-    running: Mutex<HashMap<String, (Arc<Lookup>, JoinHandle<()>)>>,
+    running: Mutex<HashMap<String, Running>>,
 }
+
+/// A lookup and its thread.
+type Running = (Arc<Lookup>, JoinHandle<()>);
 
 #[derive(Debug)]
 struct Lookup {
