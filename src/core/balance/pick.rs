@@ -245,7 +245,8 @@ impl<'a, 'z> Peers for InTier<'_, 'a, 'z> {
 
     #[inline(always)]
     fn peer(&self, number: usize) -> Picked<'a, 'z> {
-        self.all.peer(self.tier.first + number)
+        let info = self.all.view.info(self.tier.first + number);
+        Picked { info, counters: self.all.table.peer_counters(info.slot) }
     }
 
     #[inline]

@@ -173,6 +173,12 @@ impl PeerCounters<'_> {
         self.words[word].load(Relaxed)
     }
 
+    /// Whether there are failures that count.
+    #[inline]
+    pub fn has_fails(&self) -> bool {
+        self.load(word::FAILS) != 0
+    }
+
     /// Times the instance was picked.
     pub fn picks(&self) -> u64 {
         self.load(word::PICKS)

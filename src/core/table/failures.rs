@@ -22,12 +22,6 @@ pub struct FailureLimits {
 }
 
 impl<'z> PeerCounters<'z> {
-    /// Whether there are failures that count.
-    #[inline]
-    pub fn has_fails(&self) -> bool {
-        self.load(word::FAILS) != 0
-    }
-
     /// Whether `max_fails` failures were counted, and no success since.
     #[inline]
     pub fn is_marked(&self, limits: FailureLimits) -> bool {
