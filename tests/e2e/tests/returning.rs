@@ -86,7 +86,12 @@ impl Stage {
             (0..6).map(|_| self.nginx.outcome(&self.path())).collect::<Tally>().outcomes()
         });
         self.backends[0].set(Manner::Reset);
-        assert_eq!(tally(&self.nginx, &self.path(), 6), "b: 6");
+        let before = self.backends[0].requests();
+        // least_conn draws: the first of them may all go to `b`.
+        wait::until("a has failed", SOON, || {
+            assert_eq!(tally(&self.nginx, &self.path(), 6), "b: 6");
+            self.backends[0].requests() > before
+        });
         let failed = self.backends[0].requests();
         for _ in 0..3 {
             flap(&mut self);
