@@ -50,8 +50,9 @@ impl SingleThread {
 }
 
 /// Runs `work` in a child process and waits until it exits, or kills it after `timeout`, or before if
-/// it has one and nginx is to end. Returns what `work` has written and the status that it has returned. `work` must not call functions of
-/// nginx that use files or sockets: the parent shares them.
+/// it has one and nginx is to end. Returns what `work` has written and the status that it has
+/// returned. `work` must not call functions of nginx that use files or sockets: the parent shares
+/// them.
 ///
 /// # Errors
 ///

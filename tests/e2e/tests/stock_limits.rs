@@ -30,6 +30,14 @@ fn keys(nginx: &Nginx, path: &str, n: usize) -> String {
     (0..n).map(|key| nginx.outcome(&format!("{path}?key={key}"))).collect::<Tally>().to_string()
 }
 
+/// Waits until failures keep `a` out, which has this id; `b` answers all the while.
+fn until_failed(nginx: &Nginx, (service, id): (&str, &str), method: &str) {
+    wait::until("a has failed", SOON, || {
+        assert_eq!(keys(nginx, "/", 20), "b: 20", "{method}");
+        shown(nginx, service, id) == "unavail 0"
+    });
+}
+
 #[test]
 fn max_conns_counts_the_requests_of_all_workers() {
     let (consul, service) = (Agent::shared(), unique("web"));
@@ -98,10 +106,7 @@ fn an_instance_that_returns_has_its_requests_and_failures_as_the_status_says() {
         register_one(&consul, &service, &backends[1]);
         until_peers(&nginx, &service, &[&backends[0], &backends[1]]);
         backends[0].set(Manner::Reset);
-        wait::until("a has failed", SOON, || {
-            assert_eq!(keys(&nginx, "/", 20), "b: 20", "{method}");
-            shown(&nginx, &service, &ids[0]) == "unavail 0"
-        });
+        until_failed(&nginx, (&service, &ids[0]), method);
         let failed = backends[0].requests();
         consul.deregister(&ids[0]);
         until_peers(&nginx, &service, &[&backends[1]]);
@@ -127,10 +132,7 @@ fn failures_count_over_all_workers_and_reloads() {
         let parameters = "max_fails=2 fail_timeout=1m";
         let mut nginx = picking(&consul, &service, method, parameters).workers(2).start();
         let failed = || backends[0].requests() - before;
-        wait::until("a has failed", SOON, || {
-            assert_eq!(keys(&nginx, "/", 20), "b: 20", "{method}");
-            shown(&nginx, &service, &ids[0]) == "unavail 0"
-        });
+        until_failed(&nginx, (&service, &ids[0]), method);
         assert_eq!(nginx.logged("temporarily disabled").len(), 1, "{method}");
         assert_eq!(keys(&nginx, "/", 40), "b: 40", "{method}");
         assert_eq!((failed(), usable(&nginx)), (2, 1.into()), "{method}");
@@ -150,10 +152,7 @@ fn an_instance_that_has_failed_stays_out_when_the_set_changes_unless_its_address
         let nginx = picking(&consul, &service, method, "fail_timeout=1m").workers(2).start();
         until_peers(&nginx, &service, &[&backends[0], &backends[1]]);
         backends[0].set(Manner::Reset);
-        wait::until("a has failed", SOON, || {
-            assert_eq!(keys(&nginx, "/", 20), "b: 20", "{method}");
-            shown(&nginx, &service, &ids[0]) == "unavail 0"
-        });
+        until_failed(&nginx, (&service, &ids[0]), method);
         let failed = backends[0].requests();
         let c = register_one(&consul, &service, &backends[2]);
         // All are one client for ip_hash.
@@ -180,10 +179,7 @@ fn one_request_at_a_time_probes_an_instance_that_has_failed() {
     for method in METHODS {
         backends[0].set(Manner::Reset);
         let nginx = picking(&consul, &service, method, "fail_timeout=1s").workers(2).start();
-        wait::until("a has failed", SOON, || {
-            assert_eq!(keys(&nginx, "/", 20), "b: 20", "{method}");
-            shown(&nginx, &service, &ids[0]) == "unavail 0"
-        });
+        until_failed(&nginx, (&service, &ids[0]), method);
         backends[0].set(Manner::Hold);
         let (address, all) = (nginx.address(), || backends[0].busy());
         let mut clients = Vec::new();
@@ -219,10 +215,7 @@ fn an_instance_that_recovers_in_one_upstream_is_used_at_once_in_all() {
         .set("CONSUL", consul.url())
         .set("SERVICE", &service)
         .start();
-        wait::until("a has failed", SOON, || {
-            assert_eq!(keys(&nginx, "/", 20), "b: 20", "{method}");
-            shown(&nginx, &service, &ids[0]) == "unavail 0"
-        });
+        until_failed(&nginx, (&service, &ids[0]), method);
         backends[0].release();
         wait::until("a recovers", SOON, || nginx.outcome("/probe") == "a");
         assert_eq!(shown(&nginx, &service, &ids[0]), "up 0", "{method}");
