@@ -204,6 +204,7 @@ impl Watch {
         let mut timer = Timer::new(TICK, tick);
         timer.start();
         let sink = TableWriter::new(table, plan);
+        sink.set_listeners(process::listeners());
         let state = upstreams.state_file.as_ref().map(|file| {
             let source = TableState {
                 sink: Arc::clone(&sink),

@@ -338,7 +338,7 @@ fn nothing_of_others_is_written_over_in_its_name() {
 
 #[test]
 fn an_excluded_address_is_not_taken_from_the_file_either() {
-    let deny = vec![crate::address::network("127.0.0.2").unwrap()];
+    let deny = vec![crate::address::IpNet::from(std::net::IpAddr::from([127, 0, 0, 2]))];
     let mut peers = [peer(80, 1), peer(81, 1)];
     peers[1].addr.set_ip([127, 0, 0, 2].into());
     let saved = Saved { peers: PeerSet::new(peers.to_vec()), ..saved(7, 0..0) };

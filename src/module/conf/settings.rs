@@ -13,7 +13,7 @@ use nginx_consul_core::directives::words::{self, flag, positive_time, size, text
 use nginx_consul_core::directives::{balance, words::Parsed};
 use nginx_sys::{
     NGX_CONF_1MORE as MORE, NGX_CONF_TAKE1 as TAKE1, NGX_CONF_TAKE2 as TAKE2,
-    NGX_CONF_TAKE3 as TAKE3, NGX_CONF_TAKE12 as TAKE12, ngx_str_t,
+    NGX_CONF_TAKE3 as TAKE3, NGX_CONF_TAKE12 as TAKE12, NGX_LOG_WARN, ngx_str_t,
 };
 
 use super::args::{Args, add, all, complex_value, file, once, one, path};
@@ -104,8 +104,8 @@ settings! {
     /// Percent; `Some(None)`: off.
     max_removal: Option<u8> [None] =
         HTTP_AND_UPSTREAM c"consul_max_removal" TAKE1, once one(percent);
-    allow: Vec<IpNet> [Vec::new()] = HTTP_AND_UPSTREAM c"consul_allow" MORE, add all(networks);
-    deny: Vec<IpNet> [Vec::new()] = HTTP_AND_UPSTREAM c"consul_deny" MORE, add all(networks);
+    allow: Vec<IpNet> [Vec::new()] = HTTP_AND_UPSTREAM c"consul_allow" MORE, add networks_of;
+    deny: Vec<IpNet> [Vec::new()] = HTTP_AND_UPSTREAM c"consul_deny" MORE, add networks_of;
     balance: Balance =
         HTTP_AND_UPSTREAM c"consul_balance" TAKE1 | TAKE2 | TAKE3, once balance_of;
     /// Percent; `Some(None)`: off.
@@ -140,6 +140,13 @@ fn token(args: &Args<'_>) -> Parsed<Token> {
         _ => Token::value(text(word)?),
     };
     token.map_err(|e| format!("invalid token in \"{name}\" directive: {e}"))
+}
+
+fn networks_of(args: &Args<'_>) -> Parsed<Vec<IpNet>> {
+    let warn = |text| {
+        ngx::ngx_conf_log_error!(NGX_LOG_WARN, args.cf.as_ptr(), "{text}");
+    };
+    networks(&args.words, warn)
 }
 
 fn balance_of(args: &Args<'_>) -> Parsed<Balance> {

@@ -1,11 +1,13 @@
 //! What nginx says of the process. Its main thread alone writes these, and asks for them.
 
+use nginx_consul_core::address::Listeners;
 use nginx_sys::{
-    NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_current_msec, ngx_cycle, ngx_exiting, ngx_msec_t,
-    ngx_process, ngx_test_config, ngx_worker,
+    NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_current_msec, ngx_cycle, ngx_exiting,
+    ngx_listening_t, ngx_msec_t, ngx_process, ngx_test_config, ngx_worker,
 };
 
 use super::log::Log;
+use super::text::{bytes, elements};
 
 /// The number of this worker; `None` of the master, and of cache managers and loaders. A process
 /// without a master is worker 0.
@@ -41,6 +43,15 @@ pub(crate) fn log<'l>() -> Log<'l> {
 pub(crate) fn connections() -> usize {
     // SAFETY: the cycle in use is there.
     unsafe { (*ngx_cycle).connection_n }
+}
+
+/// Where nginx listens.
+pub(crate) fn listeners() -> Listeners {
+    // SAFETY: the cycle in use is there, and its sockets are those of its configuration.
+    let sockets: &[ngx_listening_t] = unsafe { elements(&(*ngx_cycle).listening) };
+    // SAFETY: the text lives as long as the cycle.
+    let text = |socket: &ngx_listening_t| unsafe { bytes(&socket.addr_text) }.to_owned();
+    sockets.iter().filter_map(|socket| String::from_utf8(text(socket)).ok()?.parse().ok()).collect()
 }
 
 /// The time of the event loop's turn, milliseconds of the monotonic clock.
