@@ -1,6 +1,7 @@
 //! Addresses of instances, which whoever registers an instance chooses: what is one, and which are
 //! used.
 
+mod family;
 mod flaw;
 mod host;
 mod listeners;
@@ -9,6 +10,7 @@ mod text;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+pub(crate) use family::is_supported;
 use flaw::flaw;
 pub(crate) use host::host;
 pub use listeners::Listeners;

@@ -148,10 +148,7 @@ impl HostNames {
                 Err(io::Error::new(io::ErrorKind::TimedOut, "no time left for name lookups"))
             };
             match found {
-                Ok(addresses) => {
-                    // As the kernel sees them.
-                    let mut addresses: Vec<_> =
-                        addresses.iter().map(IpAddr::to_canonical).collect();
+                Ok(mut addresses) => {
                     addresses.sort_unstable();
                     addresses.dedup();
                     self.known.insert(host.to_owned(), (addresses, now));

@@ -196,10 +196,7 @@ fn the_order_of_an_answer_does_not_matter() {
 #[test]
 fn an_excluded_address_is_skipped_also_if_a_name_leads_to_it() {
     let script = Script::default();
-    script
-        .answers
-        .borrow_mut()
-        .insert("a", vec!["10.0.0.2", "127.0.0.1", "0.0.0.0", "::ffff:a00:2"]);
+    script.answers.borrow_mut().insert("a", vec!["10.0.0.2", "127.0.0.1", "0.0.0.0"]);
     let instances = [instance("1", "a"), instance("2", "127.0.0.9"), instance("3", "10.0.0.3")];
     let mut names = HostNames::default();
     names.refresh(&instances, &script, TIMES);
