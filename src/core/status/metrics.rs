@@ -2,7 +2,7 @@
 //!
 //! It uses no client library: those keep counters of their own and write a family in one go, while
 //! these counters are in the zone and have to be written in pieces. The formats require little: the
-//! lines of a family together, after its help and type, and three characters of a label escaped.
+//! lines of a family together, after its help and type, and the quotes of a label escaped.
 //! promtool and the Python client's parser check the output (tests/e2e).
 
 use std::collections::{BTreeMap, HashSet};
@@ -12,6 +12,7 @@ use std::io::Write as _;
 use strum::VariantArray;
 
 use super::document::{Document, Peer, PeerConnections, PeerState, Service, Status, Upstream};
+use crate::text::printable;
 
 /// Most upstreams that a label names; the label has the number of the others.
 const NAMED: usize = 4;
@@ -255,13 +256,11 @@ fn with(labels: &str, name: &str, value: &str) -> String {
 
 fn label(name: &str, value: &str) -> String {
     let mut label = format!("{name}=\"");
-    for c in value.chars() {
-        match c {
-            '\\' => label.push_str("\\\\"),
-            '"' => label.push_str("\\\""),
-            '\n' => label.push_str("\\n"),
-            c => label.push(c),
+    for c in printable(value).chars() {
+        if matches!(c, '\\' | '"') {
+            label.push('\\');
         }
+        label.push(c);
     }
     label.push('"');
     label
@@ -350,7 +349,9 @@ mod tests {
             ("web", &many[..1], None, r#"service="web",upstream="u0""#),
             ("web", &many[..4], None, r#"service="web",upstream="u0,u1,u2,u3""#),
             ("web", &many[..], None, r#"service="web",upstream="u0,u1,u2,u3,+96""#),
-            ("a\"} 1\n\\", &many[..0], None, r#"service="a\"} 1\n\\",upstream="""#),
+            ("a\"} 1\n\\", &many[..0], None, r#"service="a\"} 1\\n\\",upstream="""#),
+            ("\r\u{1b}[1m", &many[..0], None, r#"service="\\r\\u{1b}[1m",upstream="""#),
+            ("\u{202e}bew", &many[..0], None, r#"service="\\u{202e}bew",upstream="""#),
             ("web", &many[..0], datacenter("d"), r#"service="web",upstream="",datacenter="d""#),
         ] {
             let service =

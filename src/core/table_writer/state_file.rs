@@ -15,7 +15,7 @@ use crate::model::{Level, Override, ServiceName};
 use crate::on_demand::{ServiceStore, Templates};
 use crate::state::saver::name;
 use crate::state::{LoadError, Saved, State, StateProvider, Version, file};
-use crate::table::{LookupResult, Table};
+use crate::table::{LookupResult, NotSet, Table};
 use crate::watch::{Plan, Sink, Target};
 
 use super::writer::TableWriter;
@@ -94,12 +94,16 @@ impl StateFile {
         if overrides.is_empty() {
             return;
         }
-        let (name, count) = (name(&self.path), overrides.len());
-        match sink.with_table(|table| table.set_overrides(&overrides, sink.me())) {
-            Some(Err(why)) => {
-                sink.log(Level::Error, format!("{name}: {count} overrides are not taken ({why})"));
-            }
-            _ => sink.log(Level::Notice, format!("{name}: {count} overrides of instances taken")),
+        let name = name(&self.path);
+        let Some((taken, refused)) = sink.with_table(|table| set_newest(table, overrides, sink))
+        else {
+            return;
+        };
+        if let Some((count, why)) = refused {
+            sink.log(Level::Error, format!("{name}: {count} overrides are not taken ({why})"));
+        }
+        if taken > 0 {
+            sink.log(Level::Notice, format!("{name}: {taken} overrides of instances taken"));
         }
     }
 
@@ -180,6 +184,29 @@ impl StateFile {
         }
         Ok(())
     }
+}
+
+/// Sets as many overrides as there is room for, the newest first. Gives their number, and how many are
+/// left out and why.
+fn set_newest(
+    table: Table<'_>,
+    mut overrides: Vec<Override>,
+    sink: &TableWriter,
+) -> (usize, Option<(usize, NotSet)>) {
+    overrides.sort_by_key(|held| held.since_ms);
+    let newest = |count: usize| &overrides[overrides.len() - count..];
+    // The table has room for `taken`, but not for `too_many`.
+    let (mut taken, mut too_many, mut next) = (0, overrides.len() + 1, overrides.len());
+    let mut refused = None;
+    while taken + 1 < too_many {
+        match table.set_overrides(newest(next), sink.me()) {
+            Ok(()) => taken = next,
+            Err(why @ NotSet::Full(_)) => (too_many, refused) = (next, Some(why)),
+            Err(why @ NotSet::Busy) => return (taken, Some((overrides.len() - taken, why))),
+        }
+        next = taken.midpoint(too_many);
+    }
+    (taken, refused.map(|why| (overrides.len() - taken, why)))
 }
 
 /// What worker 0 saves: the sets in the table.

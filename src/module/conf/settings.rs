@@ -5,7 +5,7 @@ use std::time::Duration;
 use nginx_consul_core::address::IpNet;
 use nginx_consul_core::consul::removal::{OnEmpty, Policy};
 use nginx_consul_core::consul::server::Server;
-use nginx_consul_core::consul::token::Token;
+use nginx_consul_core::consul::token::{Token, TokenError};
 use nginx_consul_core::directives::client::{poll, retry, servers, wait};
 use nginx_consul_core::directives::on_demand::{AllowService, UnknownService};
 use nginx_consul_core::directives::removal::{max_stale, networks, on_empty, percent};
@@ -16,7 +16,7 @@ use nginx_sys::{
     NGX_CONF_TAKE3 as TAKE3, NGX_CONF_TAKE12 as TAKE12, NGX_LOG_WARN, ngx_str_t,
 };
 
-use super::args::{Args, add, all, complex_value, file, once, one, path};
+use super::args::{Args, add, all, complex_value, once, one, path, pem};
 use super::row::{HTTP, HTTP_AND_UPSTREAM, Row};
 use super::state_file::state_file;
 use crate::ffi::{self, Base};
@@ -76,9 +76,9 @@ settings! {
     token: Token =
         HTTP_AND_UPSTREAM c"consul_token" TAKE1, once token,
         HTTP_AND_UPSTREAM c"consul_token_file" TAKE1, once token;
-    ssl_trusted: Vec<u8> = HTTP_AND_UPSTREAM c"consul_ssl_trusted_certificate" TAKE1, once file;
-    ssl_certificate: Vec<u8> = HTTP_AND_UPSTREAM c"consul_ssl_certificate" TAKE1, once file;
-    ssl_key: Vec<u8> = HTTP_AND_UPSTREAM c"consul_ssl_certificate_key" TAKE1, once file;
+    ssl_trusted: Vec<u8> = HTTP_AND_UPSTREAM c"consul_ssl_trusted_certificate" TAKE1, once pem;
+    ssl_certificate: Vec<u8> = HTTP_AND_UPSTREAM c"consul_ssl_certificate" TAKE1, once pem;
+    ssl_key: Vec<u8> = HTTP_AND_UPSTREAM c"consul_ssl_certificate_key" TAKE1, once pem;
     ssl_verify: bool [true] = HTTP_AND_UPSTREAM c"consul_ssl_verify" TAKE1, once one(flag);
     ssl_name: String =
         HTTP_AND_UPSTREAM c"consul_ssl_name" TAKE1, once one(|_, word| text(word).map(str::to_owned));
@@ -137,7 +137,7 @@ fn token(args: &Args<'_>) -> Parsed<Token> {
     let (name, word) = (args.words.name, args.words.first());
     let token = match name {
         "consul_token_file" => Token::file(&path(args.cf, word, Base::Configuration)?),
-        _ => Token::value(text(word)?),
+        _ => std::str::from_utf8(word).map_err(|_| TokenError::Invalid).and_then(Token::value),
     };
     token.map_err(|e| format!("invalid token in \"{name}\" directive: {e}"))
 }

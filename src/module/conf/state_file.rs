@@ -32,9 +32,6 @@ pub(super) fn state_file(args: &Args<'_>) -> Parsed<Option<StateFile>> {
 
 /// Errors that are certain while the configuration is read.
 fn check_path(path: &Path) -> Result<(), String> {
-    if path.is_dir() {
-        return Err("it is a directory".to_owned());
-    }
     let directory = parent(path);
     match fs::metadata(directory) {
         Ok(found) if found.is_dir() => Ok(()),

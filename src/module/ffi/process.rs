@@ -1,8 +1,10 @@
 //! What nginx says of the process. Its main thread alone writes these, and asks for them.
 
+use std::collections::HashSet;
+
 use nginx_consul_core::address::Listeners;
 use nginx_sys::{
-    NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_current_msec, ngx_cycle, ngx_exiting,
+    NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_current_msec, ngx_cycle, ngx_cycle_t, ngx_exiting,
     ngx_listening_t, ngx_msec_t, ngx_process, ngx_test_config, ngx_worker,
 };
 
@@ -52,6 +54,22 @@ pub(crate) fn listeners() -> Listeners {
     // SAFETY: the text lives as long as the cycle.
     let text = |socket: &ngx_listening_t| unsafe { bytes(&socket.addr_text) }.to_owned();
     sockets.iter().filter_map(|socket| String::from_utf8(text(socket)).ok()?.parse().ok()).collect()
+}
+
+/// The connections of a worker of this cycle, besides its listening sockets, the channel to its master,
+/// and those of one request, to the client and to a peer.
+///
+/// # Safety
+///
+/// nginx passes the cycle to a hook that is running.
+pub(crate) unsafe fn free_connections(cycle: *const ngx_cycle_t) -> usize {
+    // SAFETY: the caller's promise: it was configured.
+    let (all, sockets) = unsafe { ((*cycle).connection_n, elements(&(*cycle).listening)) };
+    // SAFETY: the text lives as long as the cycle.
+    let text = |socket: &ngx_listening_t| unsafe { bytes(&socket.addr_text) };
+    // With `reuseport` there is one of each for every worker.
+    let sockets: HashSet<&[u8]> = sockets.iter().map(text).collect();
+    all.saturating_sub(sockets.len() + 1 + 2)
 }
 
 /// The time of the event loop's turn, milliseconds of the monotonic clock.
