@@ -19,7 +19,8 @@
 //! at a few candidates: round robin walks a precomputed schedule, the others draw candidates in
 //! proportion to their weights from a table of cumulated weights. A candidate that can't be used
 //! (it was tried, it failed, it is full) costs one more look. Only when candidates keep failing is
-//! the whole set searched, so a usable peer is found if there is one.
+//! the whole set looked at, so a usable peer is found if there is one. However many can't be used,
+//! those that can get first tries by weight.
 
 #[cfg(test)]
 mod golden;

@@ -23,7 +23,9 @@ pub struct Clock {
 impl Clock {
     /// Asks the system; the request path has the time of the event loop's turn instead.
     pub fn now() -> Clock {
-        let (monotonic, wall) = (monotonic(), SystemTime::now().duration_since(UNIX_EPOCH));
+        let time = clock_gettime(ClockId::Monotonic);
+        let monotonic = Duration::new(time.tv_sec as u64, time.tv_nsec as u32);
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH);
         // The difference is rounded, not the wall clock: so a moment is shown the same every time.
         let ahead = wall.unwrap_or_default().saturating_sub(monotonic).as_millis();
         let monotonic = monotonic.as_millis() as u64;
@@ -40,16 +42,6 @@ impl Clock {
     pub fn monotonic_at(self, wall: u64) -> u64 {
         self.monotonic.wrapping_add(wall.wrapping_sub(self.wall)).max(1)
     }
-}
-
-/// The monotonic clock, milliseconds.
-pub fn monotonic_ms() -> u64 {
-    monotonic().as_millis() as u64
-}
-
-fn monotonic() -> Duration {
-    let time = clock_gettime(ClockId::Monotonic);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// Identifies the boot, and so the monotonic clock; `None` if /proc can't be read.
@@ -97,9 +89,9 @@ mod tests {
 
     #[test]
     fn the_monotonic_clock_goes_on_as_an_instant_does() {
-        let (start, before) = (std::time::Instant::now(), monotonic_ms());
+        let (start, before) = (std::time::Instant::now(), Clock::now());
         while start.elapsed().as_millis() < 5 {}
-        let after = Clock::now().monotonic;
-        assert!((5..=start.elapsed().as_millis() as u64 + 1).contains(&(after - before)));
+        let passed = Clock::now().monotonic - before.monotonic;
+        assert!((5..=start.elapsed().as_millis() as u64 + 1).contains(&passed), "{passed}");
     }
 }

@@ -22,7 +22,7 @@ pub struct PeerKey {
     pub owner: usize,
     /// Slot of the counters, for an instance.
     pub slot: Option<SlotRef>,
-    /// Identity of the instance; for another peer a hash of its name.
+    /// Owner of the slot, for an instance; for another peer a hash of its name.
     pub identity: u64,
     /// Hash of the address, for an instance: its address may change.
     pub address: u64,
@@ -30,7 +30,7 @@ pub struct PeerKey {
 
 impl Hash for PeerKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        // The identity is a good hash already, but without the owner.
+        // The identity is a good hash already, but without the set.
         state.write_u64(self.identity ^ (self.owner as u64).rotate_left(32));
     }
 }

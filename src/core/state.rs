@@ -15,9 +15,24 @@
 //!
 //! ```text
 //! nginx-consul-state 1 <SipHash-1-3-128 of the JSON, 32 hex digits>
-//! {"written_ms":…,"services":[{"key":…,"service":"web","index":…,"last_good_ms":…,"peers":[…]}],
+//! {"written_ms":…,"boot":{"id":"…","monotonic_ms":…},
+//!  "services":[{"key":…,"service":"web","index":…,"last_good_ms":…,"peers":[…]}],
 //!  "overrides":[{"service":"web","node":"n1","id":"web-1","action":"drain",…}]}
 //! ```
+//!
+//! Times are milliseconds since the epoch, as the wall clock had it at `written_ms`. In memory they
+//! are moments of the monotonic clock. In the boot that wrote the file, `written_ms` and `monotonic_ms`
+//! relate them exactly, whoever has set the wall clock since; in another boot, or without `boot`, as
+//! earlier versions wrote it, only the wall clock does:
+//!
+//! | field | read in the same boot | in another boot |
+//! |---|---|---|
+//! | `last_good_ms`: age of a set, and whether it is still `valid` | exact | by the wall clock |
+//! | `until_ms` of an override | exact | by the wall clock |
+//! | `since_ms` of an override | only shown | only shown |
+//! | `written_ms`: age of the file | exact | by the wall clock |
+//!
+//! When a request last named a service is not in the file: a restart counts as such a request.
 
 mod peers;
 mod content;

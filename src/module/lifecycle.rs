@@ -15,7 +15,7 @@ use nginx_consul_core::process::ProcessId;
 use nginx_consul_core::state::{Saver, State};
 use nginx_consul_core::table::Table;
 use nginx_consul_core::watch::{Plan, Sink, Watcher};
-use nginx_sys::{NGX_LOG_ALERT, NGX_LOG_WARN, ngx_cycle_t, ngx_int_t};
+use nginx_sys::{NGX_LOG_ALERT, NGX_LOG_NOTICE, NGX_LOG_WARN, ngx_cycle_t, ngx_int_t};
 
 use self::fork::SingleThread;
 use self::signals::SignalsBlocked;
@@ -97,8 +97,12 @@ unsafe fn parts<'a>(cycle: *mut ngx_cycle_t) -> (Log<'a>, Option<Parts<'a>>) {
 pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) -> ngx_int_t {
     catch_panic(OK, || {
         // SAFETY: nginx passes the cycle it has just made.
-        let (log, Some(parts)) = (unsafe { parts(cycle) }) else { return OK };
-        let (upstreams, plan, _) = parts;
+        let (log, Some((upstreams, plan, table))) = (unsafe { parts(cycle) }) else { return OK };
+        // SAFETY: as above, and this is the hook of the master.
+        let is_start = !process::is_test() && unsafe { process::is_start(cycle) };
+        if is_start {
+            signals::hold();
+        }
         // SAFETY: that cycle's configuration was read.
         let workers = unsafe { Workers::of(cycle) };
         // SAFETY: nginx calls this in its master, which has no threads: ours are a worker's.
@@ -111,8 +115,14 @@ pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) ->
         }
         // SAFETY: no request is served by the configuration before the master forks.
         unsafe { upstreams.guard() };
-        if !process::is_test() {
-            fetch(parts, single, log);
+        if is_start || process::is_master() {
+            let table = upstreams.announce(table);
+            fetch((upstreams, plan, table), single, log);
+            table.put_in_force();
+        }
+        // SAFETY: the cycle of a start.
+        if is_start && unsafe { process::will_fork(cycle) } {
+            signals::pass_on();
         }
         OK
     })
@@ -164,6 +174,9 @@ fn write_lines(sink: &TableWriter, log: Log<'_>) {
 
 pub(crate) extern "C" fn ngx_http_consul_init_process(cycle: *mut ngx_cycle_t) -> ngx_int_t {
     catch_panic(OK, || {
+        if process::is_single() {
+            signals::release();
+        }
         let Some(number) = process::worker() else { return OK };
         // SAFETY: nginx passes the worker's cycle.
         let (log, Some(parts)) = (unsafe { parts(cycle) }) else { return OK };
@@ -202,6 +215,23 @@ pub(crate) extern "C" fn ngx_http_consul_exit_process(cycle: *mut ngx_cycle_t) {
     });
 }
 
+/// Makes this worker the leader. `false` if another publisher takes too long: the next tick tries
+/// again; or if there is a newer configuration.
+fn lead(table: Table<'static>) -> bool {
+    let me = ProcessId::own();
+    let leads = table.is_leader(me);
+    if leads || !table.acquire_leadership(me) {
+        return leads;
+    }
+    let (log, number) = (process::log().as_ptr(), table.configuration());
+    ngx::ngx_log_error!(
+        NGX_LOG_NOTICE,
+        log,
+        "consul: this worker follows Consul, configuration {number}"
+    );
+    true
+}
+
 /// Frees the entries that no upstream follows any more; `false` if another publisher takes too
 /// long.
 fn retain(table: Table<'static>, keys: &[u128], templates: Option<&Templates>) -> bool {
@@ -211,6 +241,7 @@ fn retain(table: Table<'static>, keys: &[u128], templates: Option<&Templates>) -
 
 impl Watch {
     fn start(upstreams: &Upstreams, plan: &Arc<Plan>, table: Table<'static>) -> Watch {
+        lead(table);
         let keys: Vec<u128> = (0..plan.targets.len()).map(|target| plan.key(target)).collect();
         let held = table.entries();
         let missing = keys.iter().filter(|&key| !held.contains_key(key)).count();
@@ -219,7 +250,7 @@ impl Watch {
         }
         let mut timer = Timer::new(TICK, tick);
         timer.start();
-        let sink = TableWriter::new(table, plan);
+        let sink = TableWriter::for_threads(table, plan);
         sink.set_listeners(process::listeners());
         let state = upstreams.state_file.as_ref().map(|file| {
             let source = TableState {
@@ -250,17 +281,19 @@ impl Watch {
         watch
     }
 
-    /// Makes this worker the leader: it starts the watcher and the resolver of names. If another
-    /// publisher takes too long, or no thread can be started, the next check tries again.
+    /// Starts what does not run yet of the watcher and the resolver of names, in the leader. If no
+    /// thread can be started, the next check tries again.
     fn start_watcher(&mut self, table: Table<'static>) {
-        self.resolver = None;
-        if !table.acquire_leadership(ProcessId::own()) {
+        if !lead(table) {
             return;
         }
-        let (plan, sink) = (Arc::clone(&self.plan), self.sink.clone());
-        let start = || Watcher::start_within(plan, sink, Some(process::connections()));
-        self.watcher = start_threads("the watch threads", start).map(Arc::new);
-        if let Some((templates, watcher)) = self.templates.clone().zip(self.watcher.clone()) {
+        if self.watcher.is_none() {
+            let (plan, sink) = (Arc::clone(&self.plan), self.sink.clone());
+            let start = || Watcher::start_within(plan, sink, Some(process::connections()));
+            self.watcher = start_threads("the watch threads", start).map(Arc::new);
+        }
+        let needed = self.templates.clone().filter(|_| self.resolver.is_none());
+        if let Some((templates, watcher)) = needed.zip(self.watcher.clone()) {
             let (plan, sink) = (Arc::clone(&self.plan), self.sink.clone());
             let start = || ServiceResolver::start(templates, plan, sink, watcher);
             self.resolver = start_threads("the threads that look names up", start);
@@ -278,19 +311,23 @@ impl Watch {
     /// Runs once a second.
     fn check(&mut self, table: Table<'static>) {
         table.clear_dead_shards();
-        // The last worker 0 of an older configuration may have started after this one. The table
-        // refused this watcher's answers meanwhile, so a new watcher starts.
-        if self.watcher.is_none() || !table.is_leader(ProcessId::own()) {
-            if let Some(watcher) = self.watcher.take() {
-                watcher.stop();
-            }
-            self.start_watcher(table);
-        }
+        self.start_watcher(table);
         self.start_saver();
         end_expired(table, &self.sink);
         let is_due = self.ticks >= RETAIN_TICKS && !self.has_retained;
         if is_due || (self.ticks < RETAIN_TICKS && self.sink.is_short_of_room()) {
             self.has_retained = retain(table, &self.keys, self.templates.as_deref()) && is_due;
+        }
+    }
+
+    /// Stops the threads without waiting for them: their successors in another worker run, or will.
+    fn stop(&mut self) {
+        if let Some(watcher) = &self.watcher {
+            watcher.stop();
+        }
+        self.resolver = None;
+        if let Some(saver) = &self.saver {
+            saver.stop();
         }
     }
 
@@ -326,20 +363,15 @@ fn tick() -> bool {
     RUNNING.with_borrow_mut(|running| {
         let Some(Running { worker, watch: Some(watch), .. }) = running else { return false };
         catch_panic((), || write_lines(&watch.sink, process::log()));
+        let leads = worker.table.is_leader(ProcessId::own());
         // The worker may serve its last connections for long; its threads are not needed any more.
-        if process::is_exiting() {
-            if let Some(watcher) = &watch.watcher {
-                watcher.stop();
-            }
-            watch.resolver = None;
-            if let Some(saver) = &watch.saver {
-                saver.stop();
-            }
+        if process::is_exiting() || (!leads && worker.table.is_superseded()) {
+            watch.stop();
             return false;
         }
         catch_panic((), || watch.resync.ask(worker.table, &watch.sink, watch.watcher.as_deref()));
         watch.ticks = watch.ticks.saturating_add(1);
-        if watch.ticks % CHECK_TICKS == 0 {
+        if !leads || watch.ticks % CHECK_TICKS == 0 {
             catch_panic((), || watch.check(worker.table));
         }
         true

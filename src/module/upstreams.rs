@@ -4,6 +4,7 @@
 //! the API, the on-demand phase and the lifecycle read it. nginx keeps it as the first member of
 //! the module's main configuration, so that none of them has to know the configuration.
 
+use std::cell::Cell;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,8 @@ pub(crate) struct Upstreams {
     pub(crate) plan: Option<Arc<Plan>>,
     /// The zone of the shared table; `None` while no upstream follows Consul.
     pub(crate) shm_zone: Option<NonNull<ngx_shm_zone_t>>,
+    /// The number of this configuration in the zone; 0 until the master announces it.
+    configuration: Cell<u32>,
     /// The upstreams whose service the configuration names.
     pub(crate) fixed: Vec<*mut ngx_http_upstream_srv_conf_t>,
     /// The upstreams whose service requests name, in the order of their templates.
@@ -105,6 +108,14 @@ impl Upstreams {
     /// The shared table; `None` while no upstream follows Consul, and before nginx has mapped the
     /// zone.
     pub(crate) fn table(&self) -> Option<Table<'static>> {
-        zone::table(self.shm_zone()?)
+        let table = zone::table(self.shm_zone()?)?;
+        Some(table.for_configuration(self.configuration.get()))
+    }
+
+    /// In the master: gives this configuration its number, and the table for it.
+    pub(crate) fn announce(&self, table: Table<'static>) -> Table<'static> {
+        let table = table.announce_configuration();
+        self.configuration.set(table.configuration());
+        table
     }
 }

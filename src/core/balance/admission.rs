@@ -46,6 +46,25 @@ pub struct Admitted<'a, 'z> {
 }
 
 impl<'a, 'z> PickContext<'a, 'z> {
+    /// Whether the request may try a peer of the view that another balancer has picked.
+    #[inline]
+    pub fn admit_picked(
+        &self,
+        picked: Picked<'a, 'z>,
+        shared: impl Fn() -> Shared<'z>,
+    ) -> Admission<'z> {
+        if picked.info.plain && !picked.counters.has_fails() {
+            return Admission::Free;
+        }
+        self.admit_restricted(picked, &shared())
+    }
+
+    #[inline(never)]
+    fn admit_restricted(&self, picked: Picked<'a, 'z>, shared: &Shared<'z>) -> Admission<'z> {
+        let usable = self.is_usable(picked.info.number as usize);
+        if usable { self.admit(picked, shared) } else { Admission::Refused }
+    }
+
     /// Whether the request may try a peer that [`is_out`](PickContext::is_out) doesn't exclude.
     ///
     /// If its `fail_timeout` has passed, or `consul_panic` ignores its failures, one request at a time
@@ -57,10 +76,10 @@ impl<'a, 'z> PickContext<'a, 'z> {
         }
         let Picked { info, counters } = peer;
         let limits = info.limits();
-        if !counters.is_marked(limits.max_fails) {
+        if !counters.is_marked(limits) {
             return Admission::Free;
         }
-        let prober = (info.identity, shared.shard);
+        let prober = (info.owner, shared.shard);
         match counters.probe(prober, limits, self.now, self.probe_pace()) {
             Some(permit) => Admission::With(permit),
             None => Admission::Refused,
@@ -69,7 +88,7 @@ impl<'a, 'z> PickContext<'a, 'z> {
 
     fn admit_to_single(&self, peer: Picked<'a, 'z>, shared: &Shared<'z>) -> Admission<'z> {
         let (limits, now) = (peer.info.limits(), self.now);
-        let Some(failing) = peer.counters.failing_for(now) else { return Admission::Free };
+        let Some(failing) = peer.counters.failing_for(limits, now) else { return Admission::Free };
         let Some(outage) = shared.outage.filter(|_| limits.max_fails != 0) else {
             return Admission::Free;
         };
@@ -93,12 +112,12 @@ impl<'a, 'z> PickContext<'a, 'z> {
         let (mut permit, mut no_grace_left) = (None, false);
         let picked = search(peers, rng, |Picked { info, counters }| {
             let limits = info.limits();
-            if no_grace_left || !counters.is_marked(limits.max_fails) {
+            if no_grace_left || !counters.is_marked(limits) {
                 return false;
             }
             permit = match grace {
                 Some(outage) => outage.take_permit(shard, now, limits.fail_timeout),
-                None => counters.probe((info.identity, shard), limits, now, PROBE_PACE),
+                None => counters.probe((info.owner, shard), limits, now, PROBE_PACE),
             };
             no_grace_left = grace.is_some() && permit.is_none();
             permit.is_some()

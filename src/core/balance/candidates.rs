@@ -3,10 +3,13 @@
 
 use rand::RngCore;
 
-use super::schedule::{Schedule, WeightTable};
+use super::schedule::{Schedule, WeightTable, scale};
 
-/// How many candidates are tried before the whole set is searched.
-const PROBES: usize = 16;
+/// How many peers are drawn before the whole set is looked at; more if there are many, since a look at
+/// all costs as much as some hundred draws then.
+const DRAWS: usize = 16;
+/// As a part of the peers.
+const DRAWS_OF: usize = 8;
 /// [`Peers::share`] of a peer that gets all of its weight.
 pub const FULL_SHARE: u32 = 1 << 16;
 
@@ -27,6 +30,8 @@ pub trait Peers {
     fn weights(&self) -> &WeightTable;
     /// Their round robin schedule.
     fn schedule(&self) -> &Schedule;
+    /// Whether the request has tried a peer before.
+    fn is_retry(&self) -> bool;
     /// Whether the peer is usable without further questions, as nearly all are.
     fn is_unrestricted(&self, peer: Self::Peer) -> bool;
     /// Whether the peer is free to be tried: not tried yet, not full, not down.
@@ -58,32 +63,57 @@ pub(super) fn draw_another<P: Peers, R: RngCore>(
     if peers.len() < 2 {
         return None;
     }
-    let mut number = drawn;
-    for _ in 0..PROBES {
-        if number != one {
-            let other = peers.peer(number);
-            if is_usable(peers, rng, other) {
-                return Some(other);
-            }
-        }
-        number = peers.weights().at_other(rng.next_u64(), one);
-    }
-    // One peer has nearly all of the weight: take its neighbour.
-    let next = peers.peer((one + 1) % peers.len());
-    is_usable(peers, rng, next).then_some(next)
+    let another = |rng: &mut R| peers.weights().at_any_but(rng.next_u64(), one);
+    let first = if drawn == one { another(rng) } else { drawn };
+    probe(peers, rng, first, DRAWS, another)
 }
 
-/// Tries `first` and then what `next` gives, until a peer is usable.
+/// The usable peer whose turn is next, from `first` on, which had the last turn and may be unusable.
+///
+/// A retry takes no turn: it would be that of another request, and with as many retries as there are
+/// turns left in a round, one peer would get the first tries of all. Drawn at random, it can't get
+/// into step with anything.
 #[cold]
 #[inline(never)]
-pub(super) fn probe_more<P: Peers, R: RngCore>(
+pub(super) fn next_usable<P: Peers, R: RngCore>(
     peers: &P,
     rng: &mut R,
     first: P::Peer,
+) -> Option<P::Peer> {
+    let schedule = peers.schedule();
+    if peers.is_retry() {
+        schedule.back();
+        let first = peers.peer(peers.weights().at(rng.next_u64()));
+        return draw_usable(peers, rng, first);
+    }
+    let (first, steps) = (peers.number(first), schedule.steps(peers.len()));
+    probe(peers, rng, first, steps, |_| schedule.next(peers.weights()))
+        .or_else(|| choose_usable(peers, rng))
+}
+
+/// A usable peer by weight, from `first` on, which was drawn and may be unusable.
+#[cold]
+#[inline(never)]
+pub(super) fn draw_usable<P: Peers, R: RngCore>(
+    peers: &P,
+    rng: &mut R,
+    first: P::Peer,
+) -> Option<P::Peer> {
+    let (first, draws) = (peers.number(first), DRAWS.max(peers.len() / DRAWS_OF));
+    probe(peers, rng, first, draws, |rng| peers.weights().at(rng.next_u64()))
+        .or_else(|| choose_usable(peers, rng))
+}
+
+/// The first usable one of `first` and the others that `next` gives, so many in all.
+fn probe<P: Peers, R: RngCore>(
+    peers: &P,
+    rng: &mut R,
+    first: usize,
+    count: usize,
     mut next: impl FnMut(&mut R) -> usize,
 ) -> Option<P::Peer> {
-    let mut peer = first;
-    for _ in 1..PROBES {
+    let mut peer = peers.peer(first);
+    for _ in 1..count {
         if is_usable(peers, rng, peer) {
             return Some(peer);
         }
@@ -98,6 +128,22 @@ fn is_usable<P: Peers, R: RngCore>(peers: &P, rng: &mut R, peer: P::Peer) -> boo
     }
     let share = peers.share(peer);
     share >= FULL_SHARE || rng.next_u32() % FULL_SHARE < share
+}
+
+/// Looks at all peers and chooses one of the usable ones at random, by what each gets of its weight.
+#[inline(never)]
+fn choose_usable<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<P::Peer> {
+    let (mut chosen, mut sum) = (None, 0);
+    for peer in (0..peers.len()).map(|number| peers.peer(number)) {
+        if peers.is_free(peer) && !peers.is_failed(peer) {
+            let weight = peers.weight(peer) * u64::from(peers.share(peer));
+            sum += weight;
+            if scale(rng.next_u64(), sum) < weight {
+                chosen = Some(peer);
+            }
+        }
+    }
+    chosen
 }
 
 /// Searches all peers, from a random one on, for a free one that `suits`.

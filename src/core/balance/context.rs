@@ -34,7 +34,7 @@ pub struct Picked<'a, 'z> {
     pub counters: PeerCounters<'z>,
 }
 
-impl<'z> PickContext<'_, 'z> {
+impl<'a, 'z> PickContext<'a, 'z> {
     /// Whether there is only one peer. As in nginx, failures never exclude it, and a request may try it
     /// again, which nginx asks for when a kept connection turned out to be closed.
     pub(super) fn is_single(&self) -> bool {
@@ -45,6 +45,13 @@ impl<'z> PickContext<'_, 'z> {
     pub fn is_usable(&self, peer: usize) -> bool {
         let info = self.view.info(peer);
         !info.down && !self.is_full(info) && !self.is_failed(info)
+    }
+
+    /// A peer of the view.
+    #[inline]
+    pub fn peer(&self, number: usize) -> Picked<'a, 'z> {
+        let info = self.view.info(number);
+        Picked { info, counters: self.counters_of(info) }
     }
 
     /// Percentage of peers that failures don't exclude; those with `down` are not counted. 100 if there
@@ -82,7 +89,7 @@ impl<'z> PickContext<'_, 'z> {
     /// time, one request at a time may try it.
     pub(super) fn is_out(&self, Picked { info, counters }: Picked<'_, 'z>) -> bool {
         let (limits, now) = (info.limits(), self.now);
-        if !counters.is_marked(limits.max_fails) || self.is_single() {
+        if !counters.is_marked(limits) || self.is_single() {
             return false;
         }
         let is_due = self.panic || !counters.is_failed(limits, now);

@@ -3,13 +3,12 @@
 use rand::RngCore;
 
 use super::admission::{Admission, Admitted, Shared};
-use super::candidates::{Peers, draw_another, probe_more, search};
+use super::candidates::{Peers, draw_another, draw_usable, next_usable};
 use super::context::{PickContext, Picked};
 use super::latency::{Latency, score};
 use super::ring::LOOKS;
 use super::schedule::{Schedule, WeightTable};
-use super::view::Method;
-use super::view::{KeyMap, Tier};
+use super::view::{KeyMap, Method, Tier};
 
 /// How often a pick is repeated because another request was quicker to probe the peer.
 const RACES: usize = 3;
@@ -17,19 +16,17 @@ const RACES: usize = 3;
 /// Picks a peer of the first tier that has a usable one.
 ///
 /// A peer that has failed is picked together with a permit, since only few requests may try it. If no
-/// peer is usable, the request may try one that failures exclude. `cursor` is the worker's position
-/// in the round robin schedule.
+/// peer is usable, the request may try one that failures exclude.
 #[inline(always)]
 pub fn pick<'a, 'z, R: RngCore>(
     method: Method,
     context: &PickContext<'a, 'z>,
     shared: impl Fn() -> Shared<'z>,
-    cursor: &mut u64,
     rng: &mut R,
 ) -> Option<Admitted<'a, 'z>> {
-    match pick_usable(method, context, cursor, rng) {
+    match pick_usable(method, context, rng) {
         Some(picked) if !picked.counters.has_fails() => Some(Admitted { picked, permit: None }),
-        picked => pick_failed(method, context, (picked, &shared()), cursor, rng),
+        picked => pick_failed(method, context, (picked, &shared()), rng),
     }
 }
 
@@ -38,13 +35,12 @@ pub fn pick<'a, 'z, R: RngCore>(
 fn pick_usable<'a, 'z, R: RngCore>(
     method: Method,
     context: &PickContext<'a, 'z>,
-    cursor: &mut u64,
     rng: &mut R,
 ) -> Option<Picked<'a, 'z>> {
     let (first, others) = context.view.tiers.split_first()?;
-    match pick_in(first, method, context, cursor, rng) {
+    match pick_in(first, method, context, rng) {
         Some(picked) => Some(picked),
-        None => pick_beyond(others, method, context, cursor, rng),
+        None => pick_beyond(others, method, context, rng),
     }
 }
 
@@ -54,10 +50,9 @@ fn pick_beyond<'a, 'z, R: RngCore>(
     tiers: &'a [Tier],
     method: Method,
     context: &PickContext<'a, 'z>,
-    cursor: &mut u64,
     rng: &mut R,
 ) -> Option<Picked<'a, 'z>> {
-    tiers.iter().find_map(|tier| pick_in(tier, method, context, cursor, rng))
+    tiers.iter().find_map(|tier| pick_in(tier, method, context, rng))
 }
 
 /// The rest of [`pick`] if the `picked` peer has failures, or no peer was usable.
@@ -67,7 +62,6 @@ fn pick_failed<'a, 'z, R: RngCore>(
     method: Method,
     context: &PickContext<'a, 'z>,
     (mut picked, shared): (Option<Picked<'a, 'z>>, &Shared<'z>),
-    cursor: &mut u64,
     rng: &mut R,
 ) -> Option<Admitted<'a, 'z>> {
     for _ in 0..RACES {
@@ -78,7 +72,7 @@ fn pick_failed<'a, 'z, R: RngCore>(
                 return Some(Admitted { picked: peer, permit: Some(permit) });
             }
             Admission::Refused if context.is_single() => return None,
-            Admission::Refused => picked = pick_usable(method, context, cursor, rng),
+            Admission::Refused => picked = pick_usable(method, context, rng),
         }
     }
     context.last_resort(shared, rng)
@@ -89,18 +83,13 @@ fn pick_in<'a, 'z, R: RngCore>(
     tier: &'a Tier,
     method: Method,
     context: &PickContext<'a, 'z>,
-    cursor: &mut u64,
     rng: &mut R,
 ) -> Option<Picked<'a, 'z>> {
     if context.has_none_usable(tier) {
         return None;
     }
-    let before = *cursor;
-    let picked = pick_from(method, &InTier { all: context, tier }, cursor, rng);
+    let picked = pick_from(method, &InTier { all: context, tier }, rng);
     if picked.is_none() {
-        // A tier without a usable peer must not move the cursor: its moves and those of the tier in
-        // use could add up to whole rounds, and every pick would end at the same peer.
-        *cursor = before;
         context.note_none_usable(tier);
     }
     picked
@@ -158,31 +147,21 @@ impl<'a, 'z> PickContext<'a, 'z> {
     }
 }
 
-/// Picks a usable peer, if there is one. `cursor` is the worker's position in the round robin
-/// schedule.
+/// Picks a usable peer, if there is one.
 #[inline(always)]
-fn pick_from<P: Peers, R: RngCore>(
-    method: Method,
-    peers: &P,
-    cursor: &mut u64,
-    rng: &mut R,
-) -> Option<P::Peer> {
+fn pick_from<P: Peers, R: RngCore>(method: Method, peers: &P, rng: &mut R) -> Option<P::Peer> {
     if peers.is_empty() {
         return None;
     }
-    let candidate = match method {
-        Method::RoundRobin => next(peers, cursor, rng),
+    match method {
+        Method::RoundRobin => next(peers, rng),
         Method::Random => draw(peers, rng),
         Method::LeastConn => less_busy(peers, rng),
         Method::LeastTime => less_costly(peers, rng),
         Method::Hash { .. } => match of_key(peers) {
             Some(peer) => Some(peer),
-            None => next(peers, cursor, rng),
+            None => next(peers, rng),
         },
-    };
-    match candidate {
-        Some(peer) => Some(peer),
-        None => search(peers, rng, |peer| !peers.is_failed(peer)),
     }
 }
 
@@ -203,13 +182,9 @@ fn of_key<P: Peers>(peers: &P) -> Option<P::Peer> {
 }
 
 #[inline(always)]
-fn next<P: Peers, R: RngCore>(peers: &P, cursor: &mut u64, rng: &mut R) -> Option<P::Peer> {
-    let (schedule, weights) = (peers.schedule(), peers.weights());
-    let peer = peers.peer(schedule.next(cursor, weights));
-    if peers.is_unrestricted(peer) {
-        return Some(peer);
-    }
-    probe_more(peers, rng, peer, |_| schedule.next(cursor, weights))
+fn next<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<P::Peer> {
+    let peer = peers.peer(peers.schedule().next(peers.weights()));
+    if peers.is_unrestricted(peer) { Some(peer) } else { next_usable(peers, rng, peer) }
 }
 
 /// Draws two peers and picks the better one.
@@ -224,7 +199,7 @@ fn better_of_two<P: Peers, R: RngCore>(
     let drawn = rng.next_u64();
     let mut one = peers.peer(weights.at(drawn));
     if !peers.is_unrestricted(one) {
-        one = probe_more(peers, rng, one, |rng| weights.at(rng.next_u64()))?;
+        one = draw_usable(peers, rng, one)?;
     }
     let number = weights.at_other(drawn.rotate_left(32), peers.number(one));
     let mut other = peers.peer(number);
@@ -239,12 +214,8 @@ fn better_of_two<P: Peers, R: RngCore>(
 
 #[inline(always)]
 fn draw<P: Peers, R: RngCore>(peers: &P, rng: &mut R) -> Option<P::Peer> {
-    let weights = peers.weights();
-    let peer = peers.peer(weights.at(rng.next_u64()));
-    if peers.is_unrestricted(peer) {
-        return Some(peer);
-    }
-    probe_more(peers, rng, peer, |rng| weights.at(rng.next_u64()))
+    let peer = peers.peer(peers.weights().at(rng.next_u64()));
+    if peers.is_unrestricted(peer) { Some(peer) } else { draw_usable(peers, rng, peer) }
 }
 
 /// Whether `one` has more in flight for its weight than `other`.
@@ -274,8 +245,7 @@ impl<'a, 'z> Peers for InTier<'_, 'a, 'z> {
 
     #[inline]
     fn peer(&self, number: usize) -> Picked<'a, 'z> {
-        let info = self.all.view.info(self.tier.first + number);
-        Picked { info, counters: self.all.table.peer_counters(info.slot) }
+        self.all.peer(self.tier.first + number)
     }
 
     #[inline]
@@ -291,6 +261,10 @@ impl<'a, 'z> Peers for InTier<'_, 'a, 'z> {
     #[inline]
     fn schedule(&self) -> &Schedule {
         &self.tier.schedule
+    }
+
+    fn is_retry(&self) -> bool {
+        self.all.tried.count() != 0
     }
 
     #[inline]

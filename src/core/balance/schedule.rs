@@ -1,13 +1,17 @@
 //! Distributes requests by weight: in turn ([`Schedule`]) or at random ([`WeightTable`]).
 
+use std::cell::Cell;
+
 /// Most steps to build an exact order, about a millisecond.
 const EXACT_STEPS: u64 = 1 << 20;
 /// Longest exact order.
 const EXACT_LEN: u64 = 1 << 16;
+/// Most [`Schedule::steps`] among fewer peers than that.
+const STEPS: usize = 1 << 12;
 /// 2⁶⁴ divided by the golden ratio: multiples of it, modulo 2⁶⁴, are spread as evenly as any can be.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// The order in which round robin visits the peers.
+/// The order in which round robin visits the peers, and how far it has come.
 ///
 /// Peers of equal weight come one after the other; with unequal weights it is nginx's own smooth
 /// order (`5 1 1` gives `a a b a c a a`), computed once for the whole period. If the period is too
@@ -15,7 +19,13 @@ const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 /// golden ratio over the cumulated weights: it is exact but for a few picks, and the picks of each
 /// peer are nearly evenly spaced.
 #[derive(Debug)]
-pub enum Schedule {
+pub struct Schedule {
+    order: Order,
+    cursor: Cell<u64>,
+}
+
+#[derive(Debug)]
+enum Order {
     /// One after the other.
     Even,
     /// The whole period of nginx's order.
@@ -25,45 +35,71 @@ pub enum Schedule {
 }
 
 impl Schedule {
-    /// The order for these weights.
+    /// The order for these weights, at its beginning.
     pub fn new(weights: &WeightTable) -> Schedule {
+        Schedule { order: Order::new(weights), cursor: Cell::new(0) }
+    }
+
+    /// Goes on from any place of the order.
+    pub fn begin_at(&self, place: u64) {
+        self.cursor.set(place);
+    }
+
+    /// The next peer.
+    #[inline(always)]
+    pub fn next(&self, weights: &WeightTable) -> usize {
+        let at = self.cursor.get();
+        match &self.order {
+            Order::GoldenRatio => {
+                self.cursor.set(at.wrapping_add(1));
+                weights.at(at.wrapping_mul(GOLDEN))
+            }
+            Order::Even => self.step(weights.count()),
+            Order::Exact(order) => order[self.step(order.len())] as usize,
+        }
+    }
+
+    /// Goes one step back.
+    pub fn back(&self) {
+        self.cursor.set(self.cursor.get().wrapping_sub(1));
+    }
+
+    /// How many steps to look for a usable one of `count` peers: a whole period, unless that is longer
+    /// than both `count` and 4096.
+    pub fn steps(&self, count: usize) -> usize {
+        match &self.order {
+            Order::Even => count,
+            Order::Exact(order) => order.len().min(count.max(STEPS)),
+            Order::GoldenRatio => count.max(STEPS),
+        }
+    }
+
+    /// Moves the cursor within a period; one from a longer period wraps. Usually without a division.
+    #[inline]
+    fn step(&self, period: usize) -> usize {
+        let period = period as u64;
+        let mut at = self.cursor.get();
+        if at >= period {
+            at %= period;
+        }
+        self.cursor.set(at + 1);
+        at as usize
+    }
+}
+
+impl Order {
+    fn new(weights: &WeightTable) -> Order {
         if weights.is_even() {
-            return Schedule::Even;
+            return Order::Even;
         }
         let each: Vec<u64> = (0..weights.count()).map(|p| weights.of(p)).collect();
         let unit = each.iter().copied().reduce(gcd).unwrap_or(1);
         let period = each.iter().sum::<u64>() / unit;
         if period > EXACT_LEN || period * each.len() as u64 > EXACT_STEPS {
-            return Schedule::GoldenRatio;
+            return Order::GoldenRatio;
         }
-        Schedule::Exact(smooth(each.iter().map(|w| (w / unit) as i64).collect(), period as usize))
+        Order::Exact(smooth(each.iter().map(|w| (w / unit) as i64).collect(), period as usize))
     }
-
-    /// The next peer; moves the cursor.
-    #[inline(always)]
-    pub fn next(&self, cursor: &mut u64, weights: &WeightTable) -> usize {
-        let at = *cursor;
-        match self {
-            Schedule::GoldenRatio => {
-                *cursor = at.wrapping_add(1);
-                weights.at(at.wrapping_mul(GOLDEN))
-            }
-            Schedule::Even => step(cursor, weights.count()),
-            Schedule::Exact(order) => order[step(cursor, order.len())] as usize,
-        }
-    }
-}
-
-/// Moves the cursor within a period; one from a longer period wraps. Usually without a division.
-#[inline]
-fn step(cursor: &mut u64, period: usize) -> usize {
-    let period = period as u64;
-    if *cursor >= period {
-        *cursor %= period;
-    }
-    let at = *cursor;
-    *cursor = at + 1;
-    at as usize
 }
 
 fn gcd(a: u64, b: u64) -> u64 {
@@ -159,6 +195,16 @@ impl WeightTable {
         other + usize::from(other >= one)
     }
 
+    /// As [`WeightTable::at`] among the peers other than `one`, of which there is one at least.
+    pub fn at_any_but(&self, u: u64, one: usize) -> usize {
+        let Some(&sum) = self.upto.last() else { return self.at_other(u, one) };
+        let own = self.of(one);
+        let target = scale(u, sum - own);
+        let is_before = target < self.upto[one] - own;
+        let target = if is_before { target } else { target + own };
+        self.first_beyond(target, 0, self.count - 1)
+    }
+
     #[inline(never)]
     fn first_beyond(&self, target: u64, low: usize, high: usize) -> usize {
         low + self.upto[low..high].partition_point(|&upto| upto <= target)
@@ -185,7 +231,7 @@ impl WeightTable {
 
 /// `u / 2⁶⁴ × n`, rounded down.
 #[inline]
-fn scale(u: u64, n: u64) -> u64 {
+pub(super) fn scale(u: u64, n: u64) -> u64 {
     ((u128::from(u) * u128::from(n)) >> 64) as u64
 }
 

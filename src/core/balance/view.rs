@@ -81,6 +81,7 @@ pub struct Tier {
     /// Failures excluded all of them.
     pub(super) none_usable: NegativeCache,
     pub(super) weights: WeightTable,
+    /// Each tier has its own: requests that go on to the next tier take no turn of this one.
     pub(super) schedule: Schedule,
     pub(super) keys: KeyMap,
 }
@@ -110,8 +111,8 @@ pub(super) enum KeyMap {
 /// What a pick needs of a peer, close together in memory.
 #[derive(Clone, Copy, Debug)]
 pub struct PeerInfo {
-    /// Identity of the instance, which owns the slot.
-    pub identity: u64,
+    /// Owner of the slot.
+    pub owner: u64,
     /// Where its counters are.
     pub slot: SlotRef,
     /// Weight in effect, at least 1.
@@ -205,6 +206,11 @@ impl View {
         let infos =
             records.iter().zip(0..).map(|(record, n)| PeerInfo::new(record, n, defaults)).collect();
         View { generations, records, infos, tiers, none_to_probe: NegativeCache::default() }
+    }
+
+    /// Has the round robin begin at any place of its order instead of the first.
+    pub fn begin_at(&self, place: u64) {
+        self.tiers.iter().for_each(|tier| tier.schedule.begin_at(place));
     }
 
     /// Generations of the sets.
@@ -305,7 +311,7 @@ impl PeerInfo {
         let (down, params) = (own.down, defaults.merged_with(&own));
         let plain = !down && params.max_conns == 0 && params.slow_start == 0;
         PeerInfo {
-            identity: record.identity,
+            owner: record.owner,
             slot: record.slot,
             weight: record.weight,
             number,

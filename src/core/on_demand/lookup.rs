@@ -74,6 +74,9 @@ impl Shared {
     /// Finds out about a service that a request named `at` this time, or leaves it to the next read
     /// of a catalog.
     pub(super) fn resolve(&self, state: &mut State, service: ServiceName, at: Instant) {
+        if self.is_over() {
+            return self.give_back(&service);
+        }
         // The worker has checked the name, perhaps with an earlier configuration. A worker of this
         // one asks again.
         let Some(template) = self.templates.admit(&service) else { return };
@@ -89,12 +92,26 @@ impl Shared {
                 Listing::Outdated => return self.wait(state, service, template, at),
             }
         };
+        // Superseded meanwhile.
+        if result == LookupResult::Failed && self.is_over() {
+            return self.give_back(&service);
+        }
         let valid = match result {
             LookupResult::Followed => Duration::MAX,
             LookupResult::Absent => template.absent,
             LookupResult::Failed => PACE,
         };
         self.store.record_lookup(template.lookup_key(&service.name), result, valid);
+    }
+
+    /// Whether the resolver of another configuration takes the names from now on.
+    pub(super) fn is_over(&self) -> bool {
+        self.stop.is_raised() || self.store.is_superseded()
+    }
+
+    /// Leaves a service to the next resolver. If the queue is full, the worker asks again.
+    pub(super) fn give_back(&self, service: &ServiceName) {
+        self.channel.ask(service);
     }
 
     /// Leaves a service to the next read of the catalogs whose names are too old.
@@ -140,7 +157,7 @@ impl Shared {
     ) -> Result<(), String> {
         let mut targets = template.targets_of(&service.name, &self.plan);
         targets.retain(|target| target.fixed.is_none());
-        let numbers = targets.iter().map(|target| self.store.add(service, target.key));
+        let numbers = targets.iter().map(|target| self.store.add(service, target));
         let numbers = numbers.collect::<Result<Vec<usize>, String>>()?;
         for (number, target) in numbers.iter().zip(targets) {
             self.watcher.follow(*number, target.target);

@@ -101,10 +101,11 @@ impl Shared {
         }
     }
 
-    /// Takes the names from the workers.
+    /// Takes the names from the workers, until there is a newer configuration: its resolver gets the
+    /// names that wait, and those of the old workers too.
     fn read_channel(&self) {
         let mut reconciled = None::<Instant>;
-        while !self.stop.is_raised() {
+        while !self.is_over() {
             if reconciled.is_none_or(|last| last.elapsed() >= RECONCILE) {
                 reconciled = Some(Instant::now());
                 self.reconcile(&mut self.state.lock());
@@ -118,6 +119,8 @@ impl Shared {
                 self.stop.sleep(RECONCILE);
             }
         }
+        let pending = std::mem::take(&mut self.state.lock().pending);
+        pending.keys().for_each(|service| self.give_back(service));
     }
 
     /// Reads a catalog whenever a service waits for it.

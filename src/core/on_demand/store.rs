@@ -2,19 +2,20 @@
 
 use std::time::Duration;
 
+use super::template::ServiceTarget;
 use crate::model::ServiceName;
 use crate::table::LookupResult;
 use crate::watch::Sink;
 
 /// The table, as the resolver sees it.
 pub trait ServiceStore: Sink {
-    /// The number of the target with this key, which is added if it is new. A number never stands
-    /// for another target.
+    /// The number of a target of the service, which is added if it is new. A number never stands for
+    /// another target.
     ///
     /// # Errors
     ///
-    /// There is no room; the text is for the log.
-    fn add(&self, service: &ServiceName, key: u128) -> Result<usize, String>;
+    /// There is no room, or the configuration is superseded; the text is for the log.
+    fn add(&self, service: &ServiceName, target: &ServiceTarget) -> Result<usize, String>;
 
     /// Removes a target that no request names any more.
     fn remove(&self, target: usize);
@@ -27,6 +28,9 @@ pub trait ServiceStore: Sink {
 
     /// Notes the result of a lookup for the workers, for as long as it is valid.
     fn record_lookup(&self, key: u128, result: LookupResult, valid: Duration);
+
+    /// Whether a newer configuration is in force, whose resolver adds services from now on.
+    fn is_superseded(&self) -> bool;
 
     /// The services that requests have named, with the numbers of their targets.
     fn services(&self) -> Vec<(ServiceName, usize)>;

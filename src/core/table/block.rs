@@ -8,6 +8,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::layout::{SlotRef, Table, entry as word};
+use super::membership::owner;
 use super::platform::atomic::{AtomicU64, Ordering::Relaxed};
 use super::words::{join, pack, split, wide};
 use crate::model::{Health, Meta, Peer, PeerSet};
@@ -40,8 +41,10 @@ pub(super) struct Block {
 /// of the whole set after each change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerRecord {
-    /// Identity of the instance, which owns the slot.
+    /// Identity of the instance.
     pub identity: u64,
+    /// Owner of the slot: the instance in the set of its target.
+    pub owner: u64,
     /// Weight in effect, at least 1.
     pub weight: u32,
     /// Where its counters are.
@@ -155,7 +158,7 @@ impl PeerRecord {
     }
 
     /// The record of a peer with its slot.
-    pub(super) fn new(peer: &Peer, slot: SlotRef) -> PeerRecord {
+    pub(super) fn new(peer: &Peer, slot: SlotRef, owner: u64) -> PeerRecord {
         let (ip, scope) = match peer.addr {
             SocketAddr::V4(v4) => (v4.ip().to_ipv6_mapped(), 0),
             SocketAddr::V6(v6) => (*v6.ip(), v6.scope_id()),
@@ -165,6 +168,7 @@ impl PeerRecord {
         let pair = |a: Option<u32>, b: Option<u32>| join(a.unwrap_or(NONE), b.unwrap_or(NONE));
         PeerRecord {
             identity: peer.identity,
+            owner,
             weight: u32::from(peer.weight.get()),
             slot,
             mixed: u64::from(scope) << 32
@@ -186,15 +190,17 @@ impl PeerRecord {
         [first, self.identity, self.mixed, ip, ip_high, fails, conns]
     }
 
-    /// `None` if there is no such slot.
+    /// A record of the set of `key`; `None` if there is no such slot.
     pub(super) fn decode(
         words: &[AtomicU64; PEER_RECORD],
+        key: u128,
         table: &Table<'_>,
     ) -> Option<PeerRecord> {
         let word = |at: usize| words[at].load(Relaxed);
         let (slot, weight) = split(word(0));
         Some(PeerRecord {
             identity: word(1),
+            owner: owner(key, word(1)),
             weight: weight.max(1),
             slot: table.slot_at(slot as usize)?,
             mixed: word(2),
@@ -281,7 +287,8 @@ impl SetChange {
         for peer in set.peers() {
             match gone.remove(&peer.identity) {
                 Some(held) => {
-                    changed_total += usize::from(PeerRecord::new(peer, held.slot) != held)
+                    let now = PeerRecord::new(peer, held.slot, held.owner);
+                    changed_total += usize::from(now != held)
                 }
                 None => joined.push(peer.addr),
             }

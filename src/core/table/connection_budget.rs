@@ -42,10 +42,12 @@ impl Left {
 
 impl Table<'_> {
     /// The caller begins to connect to Consul: the connections noted so far are those of a predecessor
-    /// that stops. For an event loop: `false` if another publisher takes too long, and then nothing has
-    /// changed.
+    /// that stops. For an event loop: `false` if another publisher takes too long or a newer
+    /// configuration is in force, and then nothing has changed.
     pub fn take_over_connections(&self, me: ProcessId, now: u64) -> bool {
-        let Some(_guard) = self.lock_soon(me) else { return false };
+        let Some(_guard) = self.lock_soon(me).filter(|_| !self.is_superseded()) else {
+            return false;
+        };
         let before = decode(self.word(header::CONNECTIONS).swap(0, Relaxed));
         self.word(header::CONNECTIONS_OWNER).store(me.get(), Relaxed);
         // Consul adds up to a sixteenth.
@@ -162,6 +164,22 @@ mod tests {
         // The last to take over counts its own.
         assert_eq!(table.earlier_connections(me, NOW + 27_999), 20);
         assert_eq!(table.earlier_connections(me, NOW + 28_000), 0);
+    }
+
+    #[test]
+    fn an_older_configuration_takes_nothing_over_and_notes_its_own_until_that_is_taken_over() {
+        let old = Table::create(zone(1 << 17), 16).unwrap().announce_configuration();
+        old.put_in_force();
+        let (before, after) = (ProcessId::own(), ProcessId::from_raw(7));
+        assert!(old.take_over_connections(before, NOW));
+        let new = old.announce_configuration();
+        new.put_in_force();
+        old.note_connections(of(5, 1), before);
+        assert!(new.take_over_connections(after, NOW));
+        new.note_connections(of(3, 0), after);
+        assert!(!old.take_over_connections(before, NOW));
+        old.note_connections(of(9, 9), before);
+        assert_eq!((old.connections(NOW), old.earlier_connections(after, NOW)), (9, 6));
     }
 
     #[test]

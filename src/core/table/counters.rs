@@ -1,10 +1,7 @@
-//! The counters of an instance, which all workers share and which stay with it from set to set: its
-//! requests, and its failures as `max_fails` and `fail_timeout` of nginx's round robin judge them.
-//!
-//! Times are milliseconds of the monotonic clock.
+//! The counters of an instance's requests, which all workers share and which stay with it from set to
+//! set, also while it is in none.
 
 use super::layout::{SlotRef, Table, WorkerShard, slot as word};
-use super::permits::{self, Permit, Terms};
 use super::platform::atomic::AtomicU64;
 use super::platform::atomic::Ordering::{AcqRel, Relaxed};
 
@@ -15,18 +12,6 @@ const MAX_IDLE: u64 = (1 << (32 - REQUEST_BITS)) - 1;
 const REQUESTS: u64 = 0x000f_ffff_000f_ffff;
 /// The idle connections of both, once shifted down.
 const IDLE: u64 = MAX_IDLE << 32 | MAX_IDLE;
-
-/// Shortest time between two probing requests to an instance, milliseconds.
-pub const PROBE_PACE: u64 = 1000;
-
-/// `max_fails` and `fail_timeout` of an instance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FailureLimits {
-    /// Failures that mark the instance as failed; 0: failures are ignored.
-    pub max_fails: u64,
-    /// Milliseconds.
-    pub fail_timeout: u64,
-}
 
 /// The counters of an instance, for the status.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,10 +53,10 @@ impl<'z> Table<'z> {
     pub fn begin_request(
         &self,
         slot: SlotRef,
-        identity: u64,
+        owner: u64,
         shard: Option<WorkerShard>,
     ) -> Option<InFlight<'z>> {
-        self.begin_request_at(slot, self.peer_counters(slot), identity, shard)
+        self.begin_request_at(slot, self.peer_counters(slot), owner, shard)
     }
 
     /// As [`Table::begin_request`], with counters that the caller already has.
@@ -80,18 +65,27 @@ impl<'z> Table<'z> {
         &self,
         slot: SlotRef,
         counters: PeerCounters<'z>,
-        identity: u64,
+        owner: u64,
         shard: Option<WorkerShard>,
     ) -> Option<InFlight<'z>> {
-        if !counters.belongs_to(identity) {
+        let Some(WorkerShard(shard)) = shard else {
+            counters.count_pick(owner);
             return None;
-        }
-        counters.words[word::PICKS].fetch_add(1, Relaxed);
-        let WorkerShard(shard) = shard?;
+        };
         let word = &self.words[slot.0 as usize + word::WORDS + (shard / 2) as usize];
-        let one = 1 << (shard % 2 * 32);
-        word.fetch_add(one, AcqRel);
-        Some(InFlight { word, one })
+        let request = InFlight { word, one: 1 << (shard % 2 * 32) };
+        // Before it looks at the owner: see Table::take_slot().
+        word.fetch_add(request.one, AcqRel);
+        if !counters.count_pick(owner) {
+            return request.cancel();
+        }
+        Some(request)
+    }
+
+    /// The words of a slot's shards.
+    pub(super) fn shards_of(&self, slot: SlotRef) -> &'z [AtomicU64] {
+        let first = slot.0 as usize;
+        &self.words[first + word::WORDS..first + self.layout.slot_words]
     }
 
     /// Requests in flight to the instance, over all workers.
@@ -157,6 +151,11 @@ pub struct PeerCounters<'z> {
     pub(super) words: &'z [AtomicU64; word::WORDS + 1],
 }
 
+/// Whether a word of two shards counts requests in flight.
+pub(super) fn has_requests(shards: u64) -> bool {
+    shards & REQUESTS != 0
+}
+
 /// Adds the two halves of a sum over words of two shards.
 #[inline]
 fn both(sums: u64) -> u64 {
@@ -179,11 +178,21 @@ impl PeerCounters<'_> {
         self.load(word::PICKS)
     }
 
-    /// Whether the slot still belongs to the instance. Another instance may have got it while a
-    /// request held an older set.
+    /// Whether the slot still belongs to the instance. Another instance, or the same one in the set of
+    /// another target, may have got it while a request held an older set.
     #[inline]
-    pub(super) fn belongs_to(&self, identity: u64) -> bool {
-        self.load(word::OWNER) == identity
+    pub(super) fn belongs_to(&self, owner: u64) -> bool {
+        self.load(word::OWNER) == owner
+    }
+
+    /// Counts a pick, if the slot still belongs to the instance.
+    #[inline]
+    fn count_pick(&self, owner: u64) -> bool {
+        let belongs = self.belongs_to(owner);
+        if belongs {
+            self.words[word::PICKS].fetch_add(1, Relaxed);
+        }
+        belongs
     }
 
     /// The mean time to the response header, as [`crate::balance::Latency`] reads it.
@@ -194,8 +203,8 @@ impl PeerCounters<'_> {
 
     /// Replaces the mean, unless another worker has just done so: its sample is as good.
     #[inline]
-    pub fn update_latency(&self, identity: u64, update: impl Fn(u64) -> u64) {
-        if self.belongs_to(identity) {
+    pub fn update_latency(&self, owner: u64, update: impl Fn(u64) -> u64) {
+        if self.belongs_to(owner) {
             let before = self.load(word::LATENCY);
             let _ = self.words[word::LATENCY].compare_exchange(
                 before,
@@ -207,25 +216,18 @@ impl PeerCounters<'_> {
     }
 
     /// Counts a connection that was opened for a request.
-    pub fn note_opened(&self, identity: u64) {
-        if self.belongs_to(identity) {
+    pub fn note_opened(&self, owner: u64) {
+        if self.belongs_to(owner) {
             self.words[word::OPENED].fetch_add(1, Relaxed);
         }
     }
 
     /// Counts a request sent over an idle connection.
     #[inline]
-    pub fn note_reused(&self, identity: u64) {
-        if self.belongs_to(identity) {
+    pub fn note_reused(&self, owner: u64) {
+        if self.belongs_to(owner) {
             self.words[word::REUSED].fetch_add(1, Relaxed);
         }
-    }
-
-    /// When the instance appeared, or recovered from its failures; 0: it was there from the first
-    /// answer.
-    #[inline]
-    pub fn started(&self) -> u64 {
-        self.load(word::STARTED)
     }
 }
 
@@ -239,117 +241,17 @@ pub struct InFlight<'z> {
 }
 
 impl InFlight<'_> {
+    /// Takes the request back: the slot is not that of the instance any more.
+    #[cold]
+    #[inline(never)]
+    fn cancel<T>(self) -> Option<T> {
+        self.end();
+        None
+    }
+
     /// The request has ended.
     #[inline]
     pub fn end(self) {
         self.word.fetch_sub(self.one, AcqRel);
     }
-}
-
-impl<'z> PeerCounters<'z> {
-    /// Whether there are failures that count.
-    #[inline]
-    pub fn has_fails(&self) -> bool {
-        self.load(word::FAILS) != 0
-    }
-
-    /// Whether `max_fails` failures were counted, and no success since.
-    #[inline]
-    pub fn is_marked(&self, max_fails: u64) -> bool {
-        let fails = self.load(word::FAILS);
-        // Nearly always there are none.
-        fails != 0 && max_fails != 0 && fails >= max_fails
-    }
-
-    /// Whether failures exclude the instance, by the rule of `ngx_http_upstream_get_peer()`.
-    #[inline]
-    pub fn is_failed(&self, limits: FailureLimits, now: u64) -> bool {
-        self.is_marked(limits.max_fails) && now <= self.out_until(limits)
-    }
-
-    /// Until when failures exclude a marked instance.
-    pub(crate) fn out_until(&self, limits: FailureLimits) -> u64 {
-        self.load(word::CHECKED).saturating_add(limits.fail_timeout)
-    }
-
-    /// Whether a request could probe the instance now.
-    pub(crate) fn is_probe_free(&self, limits: FailureLimits, now: u64, pace: u64) -> bool {
-        permits::is_free_at(&self.words[word::PROBE], terms(limits, now, pace))
-    }
-
-    /// Lets the request probe the instance, which is marked as failed, unless another request does.
-    /// Other requests skip it for another `fail_timeout`.
-    pub fn probe(
-        &self,
-        (identity, shard): (u64, Option<WorkerShard>),
-        limits: FailureLimits,
-        now: u64,
-        pace: u64,
-    ) -> Option<Permit<'z>> {
-        if !self.belongs_to(identity) {
-            return None;
-        }
-        let permit = Permit::take(&self.words[word::PROBE], shard, terms(limits, now, pace))?;
-        self.words[word::CHECKED].store(now, Relaxed);
-        Some(permit)
-    }
-
-    /// Starts a new `fail_timeout` for a peer that was picked after the last one had passed: its
-    /// failures are forgotten if the attempt succeeds.
-    #[inline]
-    pub fn note_checked(&self, identity: u64, fail_timeout: u64, now: u64) {
-        if now.saturating_sub(self.load(word::CHECKED)) > fail_timeout && self.belongs_to(identity)
-        {
-            self.words[word::CHECKED].store(now, Relaxed);
-        }
-    }
-
-    /// Counts a failed attempt; returns the failures in a row.
-    pub fn note_failed(&self, identity: u64, now: u64) -> u64 {
-        if !self.belongs_to(identity) {
-            return 0;
-        }
-        self.words[word::FAILED_AT].store(now, Relaxed);
-        self.words[word::CHECKED].store(now, Relaxed);
-        let _ = self.words[word::FAILING_SINCE].compare_exchange(0, now.max(1), Relaxed, Relaxed);
-        self.words[word::FAILED].fetch_add(1, Relaxed);
-        self.words[word::FAILS].fetch_add(1, Relaxed).saturating_add(1)
-    }
-
-    /// How long the instance has failed without a success, milliseconds.
-    pub fn failing_for(&self, now: u64) -> Option<u64> {
-        let since = self.load(word::FAILING_SINCE);
-        (since != 0).then(|| now.saturating_sub(since))
-    }
-
-    /// Notes the success of an attempt that began at `from`. It clears the failures of a marked
-    /// instance if the attempt began after the last failure; of another instance if it was the first
-    /// attempt after `fail_timeout`, as in nginx. A marked instance begins its slow start `now`.
-    /// Returns whether the instance was marked and has recovered.
-    pub fn note_success(&self, identity: u64, max_fails: u64, from: u64, now: u64) -> bool {
-        if !self.has_fails() || !self.belongs_to(identity) {
-            return false;
-        }
-        let (failed_at, marked) = (self.load(word::FAILED_AT), self.is_marked(max_fails));
-        if (marked && from < failed_at) || (!marked && failed_at >= self.load(word::CHECKED)) {
-            return false;
-        }
-        if marked {
-            self.words[word::STARTED].store(now, Relaxed);
-        }
-        self.clear_fails(identity);
-        marked
-    }
-
-    /// Clears the failures. Any success of an upstream's only instance does so.
-    pub fn clear_fails(&self, identity: u64) {
-        if self.belongs_to(identity) {
-            self.words[word::FAILING_SINCE].store(0, Relaxed);
-            self.words[word::FAILS].store(0, Relaxed);
-        }
-    }
-}
-
-fn terms(limits: FailureLimits, now: u64, pace: u64) -> Terms {
-    Terms { now, expires_after: limits.fail_timeout, pace }
 }

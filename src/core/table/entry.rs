@@ -160,12 +160,7 @@ impl Table<'_> {
         store_text(self.entry_words(entry, word::NAME..word::CONFIRMED_BY), &named.name);
     }
 
-    /// Notes the scope of the target's instances, by which overrides find them.
-    pub fn note_scope(&self, entry: usize, scope: u64) {
-        self.entry_word(entry, word::SCOPE).store(scope, Relaxed);
-    }
-
-    /// See [`Table::note_scope`]; 0 if it was not noted.
+    /// [`service_scope`](crate::model::service_scope) of the target, which it was claimed with.
     pub(super) fn scope(&self, entry: usize) -> u64 {
         self.entry_word(entry, word::SCOPE).load(Relaxed)
     }

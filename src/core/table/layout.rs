@@ -29,8 +29,6 @@ pub(super) mod header {
     pub(crate) const SHARDS: usize = 3;
     pub(crate) const ENTRIES: usize = 4;
     pub(crate) const SLOTS: usize = 5;
-    /// Where the search for free slots goes on.
-    pub(crate) const SLOT_CURSOR: usize = 6;
     /// Process whose watcher replaces sets.
     pub(crate) const LEADER: usize = 7;
     /// When the state file was last written, milliseconds of the monotonic clock; 0 if there is none.
@@ -55,6 +53,9 @@ pub(super) mod header {
     pub(crate) const RECOVERIES: usize = 18;
     /// How many connections to Consul are allowed, and what keeps more away.
     pub(crate) const CONNECTIONS_PLAN: usize = 19;
+    /// Number of the configuration in force, and of the one that comes next; both from 1 on.
+    pub(crate) const CONFIGURATION: usize = 20;
+    pub(crate) const NEXT_CONFIGURATION: usize = 21;
 }
 
 /// Results of lookups of services that requests have named.
@@ -140,7 +141,7 @@ pub(super) mod entry {
 pub(super) mod slot {
     /// Before its shards, two of which share a word.
     pub(crate) const WORDS: usize = 12;
-    /// Identity of the instance; 0 is nobody.
+    /// To which instance it belongs, in the set of which target; 0: to none.
     pub(crate) const OWNER: usize = 0;
     pub(crate) const PICKS: usize = 1;
     /// `fails`, `accessed` and `checked` of `ngx_http_upstream_rr_peer_t`, in milliseconds of the
@@ -148,9 +149,9 @@ pub(super) mod slot {
     pub(crate) const FAILS: usize = 2;
     pub(crate) const FAILED_AT: usize = 3;
     pub(crate) const CHECKED: usize = 4;
-    /// When the instance appeared or recovered, milliseconds of the monotonic clock; 0: it was there
-    /// from the first answer.
-    pub(crate) const STARTED: usize = 5;
+    /// When the instance appeared, returned or recovered, milliseconds of the monotonic clock, 0: it was
+    /// there from the first answer; or when it left. Below that is a hash of its address.
+    pub(crate) const MEMBERSHIP: usize = 5;
     /// All failures, never reset.
     pub(crate) const FAILED: usize = 6;
     /// Mean of the time to the response header, as [`crate::balance::Latency::raw`] has it.
@@ -171,6 +172,10 @@ pub struct Table<'z> {
     pub(super) layout: Layout,
     /// How many words of each slot's shards, from the first one on, were ever in use.
     pub(super) shard_words: &'z AtomicU64,
+    /// The configuration that the holder acts for.
+    pub(super) configuration: u32,
+    /// The holder is a process's main thread, which never waits for the lock for long.
+    pub(super) is_event_loop: bool,
 }
 
 /// Where the parts begin, in words.
@@ -251,7 +256,7 @@ impl<'z> Table<'z> {
         Some(table)
     }
 
-    /// Finds the table that an earlier configuration left in the zone.
+    /// Finds the table that an earlier configuration left in the zone, for a process's main thread.
     /// `None` if there is none, or one of another layout.
     pub fn attach(words: &'z [AtomicU64]) -> Option<Table<'z>> {
         if words.len() < header::WORDS || words[header::MAGIC].load(Relaxed) != MAGIC {
@@ -264,11 +269,18 @@ impl<'z> Table<'z> {
         let layout = Layout::new(words.len(), shards)?;
         (words[header::ENTRIES].load(Relaxed) == layout.entry_count as u64
             && words[header::SLOTS].load(Relaxed) == layout.slot_count as u64)
-            .then(|| Table::over(words, layout))
+            .then(|| Table { is_event_loop: true, ..Table::over(words, layout) })
     }
 
     pub(super) fn over(words: &'z [AtomicU64], layout: Layout) -> Table<'z> {
-        Table { words, layout, shard_words: &words[header::SHARD_WORDS] }
+        let shard_words = &words[header::SHARD_WORDS];
+        Table { words, layout, shard_words, configuration: 0, is_event_loop: false }
+    }
+
+    /// The table for threads, which may wait for the publishers' lock for as long as it takes.
+    #[must_use]
+    pub fn for_threads(self) -> Table<'z> {
+        Table { is_event_loop: false, ..self }
     }
 
     /// How many targets fit.

@@ -4,12 +4,12 @@
 //! the first answers, and for a moment around a reload the worker 0 of two configurations. The lock
 //! word names the process that holds it, so a lock whose holder was killed is taken over.
 
-use super::layout::{Table, entry, header, slot};
+use super::layout::{Table, entry, header};
 use super::platform::atomic::{
     Ordering::{AcqRel, Acquire, Relaxed, Release},
     fence,
 };
-use super::platform::{is_alive, wait};
+use super::platform::{is_alive, monotonic_ms, wait};
 use crate::process::ProcessId;
 
 /// How often an event loop tries to take the lock: after a hundred tries, every 100 µs.
@@ -21,21 +21,21 @@ pub(crate) struct PublishGuard<'t, 'z> {
 }
 
 impl<'z> Table<'z> {
-    /// Waits for the lock, for ever if its holder is stopped; `me` is the calling process. Only for
-    /// threads, and for the master before it forks.
-    pub(crate) fn lock<'t>(&'t self, me: ProcessId) -> PublishGuard<'t, 'z> {
-        let mut tries = 0;
-        while !self.try_lock(me) {
-            wait(&mut tries);
-        }
-        self.locked()
+    /// Waits for the lock; `me` is the calling process. A thread waits for ever if the holder is
+    /// stopped, an event loop as in [`Table::lock_soon`].
+    pub(crate) fn lock<'t>(&'t self, me: ProcessId) -> Option<PublishGuard<'t, 'z>> {
+        self.lock_within(me, if self.is_event_loop { PATIENCE } else { u32::MAX })
     }
 
-    /// As [`Table::lock`], for an event loop: waits for 20 ms at most.
+    /// As [`Table::lock`], for an event loop: `None` if it takes more than 20 ms.
     pub(crate) fn lock_soon<'t>(&'t self, me: ProcessId) -> Option<PublishGuard<'t, 'z>> {
+        self.lock_within(me, PATIENCE)
+    }
+
+    fn lock_within<'t>(&'t self, me: ProcessId, most: u32) -> Option<PublishGuard<'t, 'z>> {
         let mut tries = 0;
         while !self.try_lock(me) {
-            if tries == PATIENCE {
+            if tries == most {
                 return None;
             }
             wait(&mut tries);
@@ -75,7 +75,7 @@ impl<'z> Table<'z> {
 }
 
 impl PublishGuard<'_, '_> {
-    /// Frees every slot that no block names.
+    /// Notes that the owner of every slot that no block names has left, and where the others are.
     pub(super) fn recover(&self) {
         let table = self.table;
         let mut named = vec![false; table.layout.slot_count];
@@ -83,12 +83,15 @@ impl PublishGuard<'_, '_> {
             if table.key(entry) != 0 {
                 for record in table.records_by_identity(entry, table.generation(entry)).values() {
                     named[table.slot_number(record.slot) as usize] = true;
+                    let counters = table.peer_counters(record.slot);
+                    counters.join(counters.started(), record.address_id());
                 }
             }
         }
-        for (slot, _) in named.iter().enumerate().filter(|(_, named)| !**named) {
-            table.slot_word(slot, slot::OWNER).store(0, Release);
-        }
+        let now = monotonic_ms();
+        let others = named.iter().enumerate().filter(|(_, named)| !**named);
+        let others = others.filter_map(|(slot, _)| table.slot_at(slot));
+        others.for_each(|slot| table.note_left(slot, now));
     }
 
     /// After a writer of overrides was killed, who may not have told the workers.
@@ -103,9 +106,7 @@ impl PublishGuard<'_, '_> {
     pub(super) fn renew_entries(&self, is_meant: impl Fn(u64) -> bool) {
         let table = self.table;
         for entry in 0..table.layout.entry_count {
-            let scope = table.scope(entry);
-            // With a scope of 0 nobody has noted one: it may be meant.
-            if table.has_data(entry) && (scope == 0 || is_meant(scope)) {
+            if table.has_data(entry) && is_meant(table.scope(entry)) {
                 let next = table.generation(entry).wrapping_add(2);
                 table.entry_word(entry, entry::GENERATION).store(next, Release);
             }

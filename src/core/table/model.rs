@@ -340,3 +340,22 @@ fn an_old_leader_never_replaces_the_set_of_the_new_one() {
         assert_nothing_leaked(zone.table(), &[3]);
     });
 }
+
+#[test]
+fn an_older_configuration_frees_nothing_that_the_next_one_has_claimed() {
+    check(2, || {
+        let (old, master) = (process(1), process(2));
+        let zone = published(old);
+        let next = start(&zone, move |table| {
+            let table = table.announce_configuration();
+            assert_eq!(table.claim(OTHER, master), Ok(1));
+            publish(table, OTHER, &[2], master);
+            table.put_in_force();
+        });
+        zone.table().retain(&[KEY], &[], old);
+        next.join().expect("published");
+        let table = zone.table();
+        assert_eq!(read(table, 1, OTHER).expect("a set").1, [2]);
+        assert!(!table.acquire_leadership(old) && table.is_leader(old));
+    });
+}

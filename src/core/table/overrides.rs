@@ -38,12 +38,14 @@ pub enum NotSet {
     Busy,
 }
 
+/// What an override does not write of itself: its selection and its deadline.
+type Unwritten = (Option<u128>, Option<u64>);
+
 /// A list as it lies in its area.
 #[derive(Default, Serialize, Deserialize)]
 struct List<T> {
     texts: Vec<T>,
-    /// With what an override does not write of itself: its selection and its deadline.
-    cells: Vec<((Option<u128>, Option<u64>), Override<u16>)>,
+    cells: Vec<(Unwritten, Override<u16>)>,
 }
 
 fn encode(overrides: &[Override]) -> Vec<u8> {
@@ -68,7 +70,7 @@ fn encode(overrides: &[Override]) -> Vec<u8> {
 /// The list in these bytes, which may be damaged; not more than `most`.
 fn decode(bytes: &[u8], most: usize) -> Vec<Override> {
     let List { texts, cells } = postcard::from_bytes(bytes).unwrap_or_default();
-    let whole = |((selection, deadline), cell): &((Option<u128>, Option<u64>), Override<u16>)| {
+    let whole = |((selection, deadline), cell): &(Unwritten, Override<u16>)| {
         let text = |number: &u16| texts.get(usize::from(*number)).cloned().ok_or(());
         Some(Override { selection: *selection, deadline: *deadline, ..cell.with_texts(text).ok()? })
     };

@@ -5,11 +5,17 @@ use std::time::Duration;
 
 pub(super) use std::sync::atomic;
 
+use crate::clock::Clock;
 use crate::process::ProcessId;
 
 /// Whether the process with this [`ProcessId::get`] still runs.
 pub(super) fn is_alive(process: u64) -> bool {
     ProcessId::from_raw(process).is_alive()
+}
+
+/// Milliseconds of the monotonic clock.
+pub(super) fn monotonic_ms() -> u64 {
+    Clock::now().monotonic
 }
 
 /// Spins a little, then sleeps: a publisher holds the lock for microseconds, or for milliseconds at

@@ -1,22 +1,24 @@
 //! Publishes sets of peers, and claims and frees entries.
 //!
 //! A publisher may be killed at any store: the new slots and the new block are complete before the
-//! generation names them, and the slots of departed instances are freed only after that. All that a
-//! killed publisher leaves behind is slots that no block names; [`PublishGuard::recover`] frees them.
+//! generation names them, and only after that is noted who has left. All that a killed publisher leaves
+//! behind is members that no block names; [`PublishGuard::recover`] notes that they have left.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::ops::Range;
 
-use super::block::{PEER_RECORD, PeerMetadata, PeerRecord, SetChange, encode_history};
-use super::layout::{SlotRef, Table, entry as word, header, slot};
+use super::block::{PEER_RECORD, PeerMetadata, SetChange, encode_history};
+use super::layout::{Table, entry as word, header};
 use super::lock::PublishGuard;
 use super::platform::atomic::Ordering::{Relaxed, Release};
+use super::platform::monotonic_ms;
+use super::resync::FrozenDiff;
 use super::words::{join, pack};
 use crate::clock::Clock;
-use crate::model::{Peer, PeerSet, ServiceName};
+use crate::model::{PeerSet, ServiceName};
 use crate::process::ProcessId;
 
-/// The zone has no room; the last set stays in force.
+/// Why nothing is claimed or published; the last set stays in force.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Full {
     /// No room for another target.
@@ -28,6 +30,30 @@ pub enum Full {
     /// No free stretch of the arena that is long enough.
     #[error("no room for {0} bytes of instances")]
     Arena(usize),
+    /// Another process holds the lock for too long; an event loop does not wait for it.
+    #[error("the shared memory is busy")]
+    Busy,
+    /// The caller's configuration is not in force any more.
+    #[error("a newer configuration is in force")]
+    Superseded,
+}
+
+/// A target that is to have an entry.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim<'a> {
+    /// Its key.
+    pub key: u128,
+    /// [`service_scope`](crate::model::service_scope) of its instances, by which overrides find them.
+    pub scope: u64,
+    /// Of a service that a request has just named: its name, and the time in milliseconds of the
+    /// monotonic clock.
+    pub named: Option<(&'a ServiceName, u64)>,
+}
+
+impl From<u128> for Claim<'_> {
+    fn from(key: u128) -> Self {
+        Claim { key, scope: 0, named: None }
+    }
 }
 
 impl<'z> Table<'z> {
@@ -35,56 +61,27 @@ impl<'z> Table<'z> {
     ///
     /// # Errors
     ///
-    /// The zone has no room for it.
-    pub fn claim(&self, key: u128, me: ProcessId) -> Result<usize, Full> {
-        self.claim_as(key, None, me)
-    }
-
-    /// As [`Table::claim`], for an event loop; `None` if another publisher takes too long.
-    ///
-    /// # Errors
-    ///
-    /// The zone has no room for it.
-    pub fn claim_soon(&self, key: u128, me: ProcessId) -> Result<Option<usize>, Full> {
-        if let Some(entry) = self.find(key) {
-            return Ok(Some(entry));
-        }
-        let guard = self.lock_soon(me);
-        guard.map(|guard| guard.make_entry(key, None)).transpose()
-    }
-
-    /// As [`Table::claim`], for a service that a request has named at a moment of the monotonic clock,
-    /// in milliseconds.
-    pub fn claim_named(
-        &self,
-        key: u128,
-        named: (&ServiceName, u64),
-        me: ProcessId,
-    ) -> Result<usize, Full> {
-        self.claim_as(key, Some(named), me)
-    }
-
-    fn claim_as(
-        &self,
-        key: u128,
-        named: Option<(&ServiceName, u64)>,
-        me: ProcessId,
-    ) -> Result<usize, Full> {
-        if let Some(entry) = self.find(key) {
+    /// The target has no entry, and the zone has no room for it, the lock is busy, or a newer
+    /// configuration is in force.
+    pub fn claim<'a>(&self, claim: impl Into<Claim<'a>>, me: ProcessId) -> Result<usize, Full> {
+        let claim = claim.into();
+        if let Some(entry) = self.find(claim.key) {
             return Ok(entry);
         }
-        self.lock(me).make_entry(key, named)
+        let guard = self.lock(me).ok_or(Full::Busy)?;
+        if self.is_superseded() { Err(Full::Superseded) } else { guard.make_entry(&claim) }
     }
 
-    /// Frees the entry of a target that is no longer followed, if the target still has it.
+    /// Frees the entry of a service that requests had named, if it still has it and the caller leads.
     pub fn release(&self, entry: usize, key: u128, me: ProcessId) {
-        let _guard = self.lock(me);
-        if self.key(entry) != key || !self.is_leader(me) {
+        let Some(_guard) = self.lock(me) else { return };
+        if self.key(entry) != key || !self.is_leader(me) || self.is_superseded() {
             return;
         }
         let held = self.records_by_identity(entry, self.generation(entry));
         self.free_entry(entry);
-        held.values().for_each(|record| self.free_slot(record));
+        let now = monotonic_ms();
+        held.values().for_each(|record| self.note_left(record.slot, now));
     }
 
     /// Takes the entry from its target. The generation goes on, so that no reader mistakes the set of
@@ -98,12 +95,11 @@ impl<'z> Table<'z> {
     }
 
     /// From here on only this process replaces sets: an old worker 0 can't publish a late answer over
-    /// a newer one of its successor. For an event loop: `false` if another publisher takes too long, and
-    /// then nothing has changed.
+    /// a newer one of its successor. For an event loop: `false` if another publisher takes too long or
+    /// a newer configuration is in force, and then nothing has changed.
     pub fn acquire_leadership(&self, me: ProcessId) -> bool {
-        let Some(_guard) = self.lock_soon(me) else { return false };
-        self.word(header::LEADER).store(me.get(), Relaxed);
-        true
+        let guard = self.lock_soon(me).filter(|_| !self.is_superseded());
+        guard.inspect(|_| self.word(header::LEADER).store(me.get(), Relaxed)).is_some()
     }
 
     /// Whether this process is the one that may replace sets.
@@ -113,13 +109,14 @@ impl<'z> Table<'z> {
 
     /// Makes `set` the peers of `key`, in its entry, and begins a new generation. `None`, without a new
     /// generation, if the peers are the same, if the set is frozen, if another process leads, or if
-    /// the entry has passed to another target since the caller looked it up.
+    /// the entry has passed to another target since the caller looked it up. Of a frozen set it notes
+    /// what would have changed.
     ///
     /// Waits for other publishers, never for requests.
     ///
     /// # Errors
     ///
-    /// The zone has no room.
+    /// The zone has no room, or the lock is busy.
     pub fn publish(
         &self,
         (entry, key): (usize, u128),
@@ -127,14 +124,26 @@ impl<'z> Table<'z> {
         now: Clock,
         me: ProcessId,
     ) -> Result<Option<SetChange>, Full> {
-        let guard = self.lock(me);
-        let stays = || !self.is_leader(me) || self.is_frozen(key, now.monotonic);
-        if self.key(entry) != key || (self.has_data(entry) && stays()) {
+        let guard = self.lock(me).ok_or(Full::Busy)?;
+        let has_data = self.has_data(entry);
+        if self.key(entry) != key || (has_data && !self.is_leader(me)) {
             return Ok(None);
         }
         let generation = self.generation(entry);
+        let is_frozen = has_data && self.is_frozen(key, now.monotonic);
+        self.note_frozen_diff(
+            entry,
+            if is_frozen {
+                let held = self.records_by_identity(entry, generation);
+                let staying = set.peers().iter().filter(|p| held.contains_key(&p.identity)).count();
+                let (joined, left) = (set.peers().len() - staying, held.len() - staying);
+                FrozenDiff { joined: joined as u32, left: left as u32 }
+            } else {
+                FrozenDiff::default()
+            },
+        );
         let digest = set.digest();
-        if self.has_data(entry) && self.digest(entry, generation) == digest {
+        if is_frozen || (has_data && self.digest(entry, generation) == digest) {
             return Ok(None);
         }
         guard.replace(entry, generation, set, digest, now).map(Some)
@@ -142,9 +151,11 @@ impl<'z> Table<'z> {
 
     /// Frees the entries of all targets, except those among `keys` and those of services that requests
     /// have named for one of `templates`. Worker 0 calls it once the configuration that had them is
-    /// gone. `false` if another publisher takes too long for an event loop, and then nothing has changed.
+    /// gone. `false` if another publisher takes too long for an event loop, if another process leads, or
+    /// if there is a newer configuration; then nothing has changed.
     pub fn retain(&self, keys: &[u128], templates: &[u128], me: ProcessId) -> bool {
-        let Some(guard) = self.lock_soon(me) else { return false };
+        let may = |_: &_| self.is_leader(me) && !self.has_successor();
+        let Some(guard) = self.lock_soon(me).filter(may) else { return false };
         for entry in 0..self.layout.entry_count {
             let key = self.key(entry);
             let is_named = || {
@@ -157,17 +168,12 @@ impl<'z> Table<'z> {
         guard.recover();
         true
     }
-
-    fn free_slot(&self, record: &PeerRecord) {
-        self.peer_counters(record.slot).words[slot::OWNER].store(0, Release);
-    }
 }
 
 impl PublishGuard<'_, '_> {
-    /// The entry of a target, made if there is none; `named` is of a service that a request named
-    /// just now.
-    fn make_entry(&self, key: u128, named: Option<(&ServiceName, u64)>) -> Result<usize, Full> {
-        let table = self.table;
+    /// The entry of a target, made if there is none.
+    fn make_entry(&self, claim: &Claim<'_>) -> Result<usize, Full> {
+        let (table, key) = (self.table, claim.key);
         if let Some(entry) = table.find(key) {
             return Ok(entry);
         }
@@ -176,9 +182,10 @@ impl PublishGuard<'_, '_> {
         for word in word::GENERATION + 1..word::WORDS {
             table.entry_word(entry, word).store(0, Relaxed);
         }
-        if let Some((named, now)) = named {
+        if let Some((named, now)) = claim.named {
             table.set_service_name(entry, named, now);
         }
+        table.entry_word(entry, word::SCOPE).store(claim.scope, Relaxed);
         table.entry_word(entry, word::KEY_HI).store((key >> 64) as u64, Relaxed);
         table.entry_word(entry, word::KEY_LO).store(key as u64, Release);
         Ok(entry)
@@ -208,9 +215,9 @@ impl PublishGuard<'_, '_> {
             Some(offset) => (offset, history),
             None => (self.find_gap(len).ok_or(Full::Arena(len * 8))?, Vec::new()),
         };
-        // Instances of the first answer get no slow start.
-        let started = if table.has_data(entry) { now.monotonic } else { 0 };
-        let records = self.assign_slots(set, &before, started)?;
+        let when = (now.monotonic, !table.has_data(entry));
+        let records =
+            self.assign_slots((table.key(entry), set), &before, when).map_err(Full::Slots)?;
 
         let (len, metadata_words) = (len + history.len(), metadata.len());
         let records = records.iter().flat_map(|record| record.encode(table));
@@ -228,48 +235,8 @@ impl PublishGuard<'_, '_> {
 
         let stay: HashSet<u64> = set.peers().iter().map(|peer| peer.identity).collect();
         let left = before.values().filter(|record| !stay.contains(&record.identity));
-        left.for_each(|record| table.free_slot(record));
+        left.for_each(|record| table.note_left(record.slot, now.monotonic));
         Ok(changed)
-    }
-
-    /// The records of the set: each peer keeps its slot, a new one gets a free slot.
-    fn assign_slots(
-        &self,
-        set: &PeerSet,
-        before: &HashMap<u64, PeerRecord>,
-        started: u64,
-    ) -> Result<Vec<PeerRecord>, Full> {
-        let table = self.table;
-        let new = set.peers().iter().filter(|p| !before.contains_key(&p.identity)).count();
-        let mut free = self.find_free_slots(new).ok_or(Full::Slots(new))?.into_iter();
-        let record = |peer: &Peer| {
-            if let Some(held) = before.get(&peer.identity) {
-                return Some(PeerRecord::new(peer, held.slot));
-            }
-            let slot = free.next()?;
-            let words = table.peer_counters(slot).words;
-            words[slot::OWNER + 1..slot::WORDS].iter().for_each(|word| word.store(0, Relaxed));
-            words[slot::STARTED].store(started, Relaxed);
-            words[slot::OWNER].store(peer.identity, Release);
-            Some(PeerRecord::new(peer, slot))
-        };
-        Ok(set.peers().iter().filter_map(record).collect())
-    }
-
-    /// Free slots. The search begins where the last one ended, so that a slot is used again as late as
-    /// possible. A slot with requests in flight is not free.
-    fn find_free_slots(&self, wanted: usize) -> Option<Vec<SlotRef>> {
-        let table = self.table;
-        let count = table.layout.slot_count;
-        let start = table.load(header::SLOT_CURSOR) as usize % count;
-        let is_free = |slot: &SlotRef| {
-            table.peer_counters(*slot).load(slot::OWNER) == 0 && table.in_flight(*slot) == 0
-        };
-        let all = (start..count).chain(0..start).filter_map(|slot| table.slot_at(slot));
-        let found: Vec<SlotRef> = all.filter(is_free).take(wanted).collect();
-        let last = found.last().map_or(start as u64, |slot| table.slot_number(*slot).into());
-        table.word(header::SLOT_CURSOR).store(last + 1, Relaxed);
-        (found.len() == wanted).then_some(found)
     }
 
     /// Where the first gap between blocks of the arena is that is long enough.

@@ -6,7 +6,7 @@ use std::num::NonZeroU16;
 use std::ops::Range;
 
 use super::block::{Block, PEER_RECORD, PeerMetadata, PeerRecord, SetChange, decode_history};
-use super::layout::{Table, entry, slot};
+use super::layout::{Table, entry};
 use super::platform::atomic::{
     Ordering::{Acquire, Relaxed},
     fence,
@@ -111,7 +111,7 @@ impl<'z> Table<'z> {
         let block = self.block(entry, generation)?;
         let count = block.records.len() / PEER_RECORD;
         let mut records = Vec::with_capacity(count);
-        records.extend(self.records(&block));
+        records.extend(self.records(&block, key));
         let words = |range: Range<usize>| self.words[range].iter().map(|word| word.load(Relaxed));
         let metadata = with_metadata.then(|| unpack(words(block.metadata)));
         let history = if with_metadata { words(block.history).collect() } else { Vec::new() };
@@ -125,9 +125,9 @@ impl<'z> Table<'z> {
     }
 
     /// The records of a block; those with an impossible slot are left out.
-    fn records(&self, block: &Block) -> impl Iterator<Item = PeerRecord> {
+    fn records(&self, block: &Block, key: u128) -> impl Iterator<Item = PeerRecord> {
         let rows = self.words[block.records.clone()].chunks_exact(PEER_RECORD);
-        rows.filter_map(|words| PeerRecord::decode(words.try_into().ok()?, self))
+        rows.filter_map(move |words| PeerRecord::decode(words.try_into().ok()?, key, self))
     }
 
     /// The entry's peers by identity. Only under the publishers' lock.
@@ -136,8 +136,8 @@ impl<'z> Table<'z> {
         entry: usize,
         generation: u64,
     ) -> HashMap<u64, PeerRecord> {
-        let block = self.block(entry, generation);
-        let records = block.iter().flat_map(|block| self.records(block));
+        let (block, key) = (self.block(entry, generation), self.key(entry));
+        let records = block.iter().flat_map(|block| self.records(block, key));
         records.map(|record| (record.identity, record)).collect()
     }
 
@@ -169,12 +169,11 @@ impl<'z> Table<'z> {
         block.map(|block| block.records.len() / PEER_RECORD)
     }
 
-    /// Bytes in use. Of the slots, only those of instances count.
+    /// Bytes in use. Of the slots, only those of members of a set count: that of an instance that has
+    /// left can be given to another one once its requests have ended.
     pub fn usage(&self) -> usize {
         let blocks: usize = self.live_blocks().map(|block| block.len()).sum();
-        let slots = (0..self.layout.slot_count)
-            .filter(|&s| self.slot_word(s, slot::OWNER).load(Relaxed) != 0)
-            .count();
+        let slots = (0..self.layout.slot_count).filter(|&slot| self.has_member(slot)).count();
         let fixed = self.layout.slots;
         (fixed + blocks + slots * self.layout.slot_words) * 8
     }

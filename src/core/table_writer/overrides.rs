@@ -1,6 +1,6 @@
 //! What worker 0 does for the API: it removes expired overrides, and queries Consul for a resync.
 
-use crate::clock::monotonic_ms;
+use crate::clock::Clock;
 use crate::control;
 use crate::model::Level;
 use crate::table::Table;
@@ -31,7 +31,7 @@ impl Resync {
 /// Runs once a second in worker 0: removes expired overrides.
 pub fn end_expired(table: Table<'_>, sink: &TableWriter) {
     table.recover_orphaned_lock(sink.me());
-    let (now, held) = (monotonic_ms(), table.all_overrides().unwrap_or_default());
+    let (now, held) = (Clock::now().monotonic, table.all_overrides().unwrap_or_default());
     // A frozen set must not be dropped as unused.
     for entry in held.iter().filter_map(|held| table.find(held.selection?)) {
         table.note_used(entry, now);

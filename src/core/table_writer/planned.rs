@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use crate::process::ProcessId;
-use crate::table::{Full, Table};
+use crate::table::{Claim, Full, Table};
 
 /// A target of the plan.
 pub(super) struct Planned {
@@ -33,35 +33,16 @@ impl Planned {
         self.entry.load(Relaxed) == entry
     }
 
-    /// Makes the entry if there is none, for a process that serves requests: `None` if another
-    /// publisher holds the lock for too long.
+    /// Makes the entry if there is none.
     ///
     /// # Errors
     ///
-    /// The zone has no room for it.
-    pub(super) fn claim_soon(
-        &self,
-        table: Table<'_>,
-        me: ProcessId,
-    ) -> Result<Option<usize>, Full> {
-        let entry = table.claim_soon(self.key, me)?;
-        Ok(entry.inspect(|entry| self.set_entry(table, *entry)))
-    }
-
-    /// Makes the entry if there is none, for a thread: it waits for other publishers.
-    ///
-    /// # Errors
-    ///
-    /// The zone has no room for it.
+    /// As of [`Table::claim`].
     pub(super) fn claim(&self, table: Table<'_>, me: ProcessId) -> Result<(), Full> {
         if self.entry(table).is_none() {
-            self.set_entry(table, table.claim(self.key, me)?);
+            let claim = Claim { scope: self.scope, ..self.key.into() };
+            self.entry.store(table.claim(claim, me)?, Relaxed);
         }
         Ok(())
-    }
-
-    fn set_entry(&self, table: Table<'_>, entry: usize) {
-        table.note_scope(entry, self.scope);
-        self.entry.store(entry, Relaxed);
     }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::clock::{Clock, monotonic_ms};
+use crate::clock::Clock;
 use crate::model::{Level, Override, ServiceName};
 use crate::on_demand::{ServiceStore, Templates};
 use crate::state::saver::name;
@@ -121,7 +121,7 @@ impl StateFile {
         let Some(template) = templates.admit(&service) else { return Ok(()) };
         let places = template.targets_of(name, plan);
         let Some(place) = places.iter().find(|place| place.key == saved.key) else { return Ok(()) };
-        let number = sink.add(&service, place.key)?;
+        let number = sink.add(&service, place)?;
         sink.record_lookup(template.lookup_key(name), LookupResult::Followed, Duration::MAX);
         self.publish((number, &place.target), saved, now, sink)
     }
@@ -267,7 +267,7 @@ impl StateProvider for TableState {
 
     fn saved(&self, outcome: Result<(), &io::Error>) {
         self.sink.with_table(|table| match outcome {
-            Ok(()) => table.note_state_written(monotonic_ms()),
+            Ok(()) => table.note_state_written(Clock::now().monotonic),
             Err(error) => table.note_state_error(error),
         });
     }

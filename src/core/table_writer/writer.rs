@@ -6,12 +6,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::address::Listeners;
-use crate::clock::{Clock, monotonic_ms};
+use crate::clock::{Clock, age};
 use crate::model::{self, Connections, Level, PeerSet, ServiceName};
-use crate::on_demand::ServiceStore;
+use crate::on_demand::{ServiceStore, ServiceTarget};
 use crate::process::ProcessId;
 use crate::state::{Saved, Version};
-use crate::table::{self, FrozenDiff, LookupResult, PeerSnapshot, Table};
+use crate::table::{Claim, Full, LookupResult, PeerSnapshot, Table};
 use crate::watch::{Plan, Published, Report, Sink};
 use parking_lot::{Mutex, RwLock};
 
@@ -33,8 +33,9 @@ pub struct TableWriter {
 }
 
 impl TableWriter {
-    /// Finds or makes the entries of the plan's targets. An entry that there is no room for now, or
-    /// that another publisher keeps from being made, is made with the target's first answer.
+    /// Finds or makes the entries of the plan's targets, for an event loop. An entry that there is no
+    /// room for now, or that another publisher keeps from being made, is made with the target's first
+    /// answer.
     pub fn new(table: Table<'static>, plan: &Plan) -> Arc<TableWriter> {
         let me = ProcessId::own();
         let planned = plan.targets.iter().enumerate().map(|(target, of)| {
@@ -51,9 +52,9 @@ impl TableWriter {
             listeners: OnceLock::new(),
         };
         for (planned, target) in sink.planned.iter().zip(&plan.targets) {
-            match planned.claim_soon(table, me) {
-                Ok(Some(_)) => {}
-                Ok(None) => break,
+            match planned.claim(table, me) {
+                Ok(()) => {}
+                Err(Full::Busy | Full::Superseded) => break,
                 Err(e) => {
                     let service = &target.query.service;
                     let line =
@@ -63,6 +64,13 @@ impl TableWriter {
             }
         }
         Arc::new(sink)
+    }
+
+    /// As [`TableWriter::new`]; threads write from then on.
+    pub fn for_threads(table: Table<'static>, plan: &Plan) -> Arc<TableWriter> {
+        let writer = TableWriter::new(table, plan);
+        *writer.table.write() = Some(table.for_threads());
+        writer
     }
 
     /// Whether a set did not fit into the zone.
@@ -154,24 +162,6 @@ impl TableWriter {
         held
     }
 
-    /// Whether the target is frozen; then notes what `set` would change.
-    fn withholds(&self, target: usize, set: &PeerSet) -> bool {
-        let withholds = self.with(target, |table, entry, key| {
-            if !table.has_data(entry) || !table.is_frozen(key, monotonic_ms()) {
-                table.note_frozen_diff(entry, FrozenDiff::default());
-                return false;
-            }
-            let held = table.read_records(entry, key).unwrap_or_default().records;
-            let held: HashSet<u64> = held.iter().map(|record| record.identity).collect();
-            let peers = set.peers();
-            let staying = peers.iter().filter(|peer| held.contains(&peer.identity)).count();
-            let (joined, left) = (peers.len() - staying, held.len().saturating_sub(staying));
-            table.note_frozen_diff(entry, FrozenDiff { joined: joined as u32, left: left as u32 });
-            true
-        });
-        withholds.unwrap_or(false)
-    }
-
     /// Runs `f` on the target's entry, if it has one and the sink is open.
     fn with<T>(
         &self,
@@ -188,8 +178,11 @@ impl TableWriter {
     }
 }
 
-fn full(full: table::Full) -> String {
-    format!("{full}, increase the size in \"consul_zone\"")
+fn full(full: Full) -> String {
+    match full {
+        Full::Busy | Full::Superseded => full.to_string(),
+        _ => format!("{full}, increase the size in \"consul_zone\""),
+    }
 }
 
 impl Sink for TableWriter {
@@ -201,9 +194,6 @@ impl Sink for TableWriter {
         let planned = self.planned.get(target);
         let claimed =
             planned.and_then(|planned| self.with_table(|table| planned.claim(table, self.me)));
-        if self.withholds(target, set) {
-            return Published::Unchanged;
-        }
         let published = match claimed {
             Some(Err(full)) => Some(Err(full)),
             _ => self.with(target, |table, entry, key| {
@@ -211,6 +201,8 @@ impl Sink for TableWriter {
             }),
         };
         match published {
+            // The worker 0 of the newer configuration publishes it.
+            Some(Err(Full::Superseded)) => Published::Unchanged,
             Some(Err(full)) => {
                 let why = self::full(full);
                 self.refused.lock().insert(target, why.clone());
@@ -232,7 +224,7 @@ impl Sink for TableWriter {
     fn report(&self, target: usize, report: &Report<'_>) {
         self.with(target, |table, entry, _| match *report {
             Report::Good { index, server, mode, pending } => {
-                table.note_good(entry, index, server, mode, monotonic_ms());
+                table.note_good(entry, index, server, mode, Clock::now().monotonic);
                 table.note_confirmed(entry, self.me);
                 table.note_pending(entry, pending);
                 // The answer was valid, but did not fit into the zone.
@@ -245,7 +237,7 @@ impl Sink for TableWriter {
                 table.count_refusal(entry, reason);
                 table.note_failure(entry, error, u64::from(failures), server);
                 let retry_in = u64::try_from(retry_in.as_millis()).unwrap_or(0);
-                table.note_retry(entry, monotonic_ms().saturating_add(retry_in));
+                table.note_retry(entry, Clock::now().monotonic.saturating_add(retry_in));
             }
         });
     }
@@ -266,7 +258,7 @@ impl Sink for TableWriter {
     }
 
     fn watcher_starts(&self) -> bool {
-        self.with_table(|table| table.take_over_connections(self.me, monotonic_ms()))
+        self.with_table(|table| table.take_over_connections(self.me, Clock::now().monotonic))
             .unwrap_or(true)
     }
 
@@ -275,16 +267,19 @@ impl Sink for TableWriter {
     }
 
     fn earlier_connections(&self) -> usize {
-        self.with_table(|table| table.earlier_connections(self.me, monotonic_ms())).unwrap_or(0)
+        self.with_table(|table| table.earlier_connections(self.me, Clock::now().monotonic))
+            .unwrap_or(0)
     }
 }
 
 impl ServiceStore for TableWriter {
-    fn add(&self, service: &ServiceName, key: u128) -> Result<usize, String> {
-        let claimed =
-            self.with_table(|table| table.claim_named(key, (service, monotonic_ms()), self.me));
+    fn add(&self, service: &ServiceName, of: &ServiceTarget) -> Result<usize, String> {
+        let datacenter = of.target.query.datacenter.as_deref();
+        let scope = model::service_scope(&service.name, datacenter);
+        let claim = Claim { key: of.key, scope, named: Some((service, Clock::now().monotonic)) };
+        let claimed = self.with_table(|table| table.claim(claim, self.me));
         let entry = claimed.ok_or_else(|| "nginx ends".to_owned())?.map_err(full)?;
-        Ok(self.numbers.write().number(entry, key, self.planned.len()))
+        Ok(self.numbers.write().number(entry, of.key, self.planned.len()))
     }
 
     fn remove(&self, target: usize) {
@@ -298,12 +293,18 @@ impl ServiceStore for TableWriter {
     }
 
     fn unused_for(&self, target: usize) -> Duration {
-        let used = self.with(target, |table, entry, _| table.last_used(entry)).unwrap_or(0);
-        Duration::from_millis(monotonic_ms().saturating_sub(used))
+        let used = self.with(target, |table, entry, _| table.last_used(entry));
+        used.map_or(Duration::MAX, |used| Duration::from_millis(age(used, Clock::now().monotonic)))
     }
 
     fn record_lookup(&self, key: u128, result: LookupResult, valid: Duration) {
-        self.with_table(|table| table.note_lookup_result(key, result, monotonic_ms(), valid));
+        self.with_table(|table| {
+            table.note_lookup_result(key, result, Clock::now().monotonic, valid)
+        });
+    }
+
+    fn is_superseded(&self) -> bool {
+        self.with_table(|table| table.is_superseded()).unwrap_or(true)
     }
 
     fn services(&self) -> Vec<(ServiceName, usize)> {

@@ -56,7 +56,6 @@ fn invariant_1_a_pick_allocates_nothing() {
         for method in methods {
             let snapshot = table.read_records(entry, KEY).expect("a set");
             let view = View::new(vec![snapshot], &rules, method, None);
-            let mut cursor = 0;
             let info = allocation_counter::measure(|| {
                 for _ in 0..1000 {
                     assert_eq!(table.generation(entry), view.generations()[0]);
@@ -74,13 +73,13 @@ fn invariant_1_a_pick_allocates_nothing() {
                             alone: true,
                         };
                         let shared = || Shared { outage: None, shard };
-                        let peer = pick(method, &candidates, shared, &mut cursor, &mut rng);
+                        let peer = pick(method, &candidates, shared, &mut rng);
                         let peer = peer.expect("a peer that was not tried").picked;
                         let peer = peer.info.number as usize;
                         tried.insert(peer);
                         let record = &view.records()[peer];
                         table
-                            .begin_request(record.slot, record.identity, shard)
+                            .begin_request(record.slot, record.owner, shard)
                             .expect("a shard")
                             .end();
                     }

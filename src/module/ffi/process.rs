@@ -4,8 +4,9 @@ use std::collections::HashSet;
 
 use nginx_consul_core::address::Listeners;
 use nginx_sys::{
-    NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_current_msec, ngx_cycle, ngx_cycle_t, ngx_exiting,
-    ngx_listening_t, ngx_msec_t, ngx_process, ngx_test_config, ngx_worker,
+    NGX_PROCESS_MASTER, NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_core_conf_t, ngx_core_module,
+    ngx_current_msec, ngx_cycle, ngx_cycle_t, ngx_exiting, ngx_inherited, ngx_listening_t,
+    ngx_msec_t, ngx_process, ngx_test_config, ngx_worker,
 };
 
 use super::log::Log;
@@ -21,6 +22,42 @@ pub(crate) fn worker() -> Option<usize> {
         Ok(NGX_PROCESS_WORKER) => Some(number),
         _ => None,
     }
+}
+
+/// nginx's master, once it has started.
+pub(crate) fn is_master() -> bool {
+    // SAFETY: set when nginx has started, before it forks.
+    unsafe { ngx_process as u32 == NGX_PROCESS_MASTER }
+}
+
+/// Whether this is nginx's start, and not a reload.
+///
+/// # Safety
+///
+/// nginx has passed `cycle` to a hook that runs in its master.
+pub(crate) unsafe fn is_start(cycle: *const ngx_cycle_t) -> bool {
+    // SAFETY: the cycle before is there as long as the new one is made (the caller's promise); the
+    // first one has no configuration.
+    unsafe { (*cycle).old_cycle.as_ref() }.is_none_or(|old| old.conf_ctx.is_null())
+}
+
+/// nginx is about to become a daemon, once `cycle` is made.
+///
+/// # Safety
+///
+/// As of [`is_start`], and it is a start.
+pub(crate) unsafe fn will_fork(cycle: *const ngx_cycle_t) -> bool {
+    // SAFETY: the core module has a configuration in each cycle, and nginx has set the flag.
+    unsafe {
+        let core = *(*cycle).conf_ctx.add(ngx_core_module.index);
+        (*core.cast::<ngx_core_conf_t>()).daemon != 0 && ngx_inherited == 0
+    }
+}
+
+/// A process without a master, or one that is starting.
+pub(crate) fn is_single() -> bool {
+    // SAFETY: set when nginx has started.
+    unsafe { ngx_process as u32 == NGX_PROCESS_SINGLE }
 }
 
 /// Under `nginx -t`.

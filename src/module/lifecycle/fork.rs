@@ -59,7 +59,7 @@ pub(crate) fn run(
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let (mut reader, mut writer) = UnixStream::pair()?;
     // nginx's own handlers must not see this child, nor signals in the child.
-    let _blocked = SignalsBlocked::new();
+    let blocked = SignalsBlocked::new();
     let parent = std::process::id();
     // SAFETY: the child finds no lock held that it needs, as there is no other thread.
     let child = unsafe { libc::fork() };
@@ -74,6 +74,8 @@ pub(crate) fn run(
     if child < 0 {
         return Err(io::Error::last_os_error());
     }
+    // A start can be ended while it waits.
+    blocked.let_ends_through();
     // From here on the stream ends with the child.
     drop(writer);
     let mut output = Vec::new();

@@ -28,7 +28,7 @@ pub(crate) fn ask(
 ) {
     let work = |out: &mut UnixStream| {
         // A writer of its own: the child publishes as itself, and it may be killed.
-        let own = TableWriter::new(table, plan);
+        let own = TableWriter::for_threads(table, plan);
         // The parent has logged targets without room already.
         own.take_lines();
         let shared: Arc<dyn Sink> = own.clone();

@@ -9,8 +9,7 @@ use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-use nginx_consul_core::balance::{self, Admission, Admitted, Method, PickContext, Picked, Tried};
-use nginx_consul_core::table::Permit;
+use nginx_consul_core::balance::{self, Admitted, Method, PickContext, Tried};
 use nginx_sys::{
     NGX_LOG_WARN, NGX_PEER_FAILED, ngx_http_request_t, ngx_http_upstream_init_round_robin_peer,
     ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_log_t, ngx_peer_connection_t, ngx_uint_t,
@@ -20,10 +19,10 @@ use super::counters::{Account, AttemptCounters, Attempted};
 use super::delegate::Delegate;
 use super::keepalive::{InstanceRef, Lease, UpstreamPeer};
 use super::nginx_method::MethodAttempt;
-use super::set::{PeerView, Turn};
+use super::set::PeerView;
 use super::trace::{self, trace};
 use super::upstream::Upstream;
-use super::worker::{Worker, is_traced, monotonic};
+use super::worker::{is_traced, monotonic};
 use crate::ffi::{DECLINED, OK};
 
 /// A request to an upstream; `peer.data`.
@@ -156,8 +155,8 @@ impl Attempt {
         }
         let shared = || upstream.shared(worker);
         let admitted = {
-            let Turn { cursor, rng } = &mut *self.view.turn.borrow_mut();
-            balance::pick(options.balance.method, &context, shared, cursor, rng)
+            let rng = &mut *self.view.rng.borrow_mut();
+            balance::pick(options.balance.method, &context, shared, rng)
         };
         let Some(Admitted { picked, permit }) = admitted else { return self.get_none(pc) };
         self.counters.begin(worker, picked, permit, now);
@@ -190,49 +189,19 @@ impl Attempt {
         let Some((method, worker)) = found().zip(upstream.worker.get()) else {
             return self.pick_after_method(pc);
         };
-        let mut permit = None;
-        if self.is_single() {
-            match self.admit_to_single(worker) {
-                Admission::Free => {}
-                Admission::With(given) => permit = Some(given),
-                Admission::Refused => return self.get_none(pc),
-            }
-        }
-        match method.pick(pc) {
-            Some(peer) => {
-                let picked = self.picked(worker, peer);
-                self.counters.begin(worker, picked, permit, monotonic());
-                self.point(pc, peer)
-            }
-            None => {
-                permit.into_iter().for_each(Permit::end);
-                self.pick_after_method(pc)
-            }
-        }
+        let context = upstream.pick_context(worker.table(), self.view.peers(), &self.tried);
+        let admitted = method.pick(pc, &context, || upstream.shared(worker));
+        let Some(Admitted { picked, permit }) = admitted else {
+            return self.pick_after_method(pc);
+        };
+        self.counters.begin(worker, picked, permit, context.now);
+        self.point(pc, picked.info.number as usize)
     }
 
     #[cold]
     fn pick_after_method(&self, pc: *mut ngx_peer_connection_t) -> ngx_int_t {
         self.picker.set(Picker::Own);
         self.pick(pc)
-    }
-
-    /// Whether the request may try the upstream's only instance; nginx's method decides on others.
-    #[inline(never)]
-    fn admit_to_single(&self, worker: Worker) -> Admission<'static> {
-        let picked = self.picked(worker, 0);
-        if !picked.counters.has_fails() {
-            return Admission::Free;
-        }
-        let (upstream, tried) = (self.upstream(), Tried::default());
-        let context = upstream.pick_context(worker.table(), self.view.peers(), &tried);
-        context.admit(picked, &upstream.shared(worker))
-    }
-
-    /// A peer that nginx's method decides on.
-    fn picked(&self, worker: Worker, peer: usize) -> Picked<'_, 'static> {
-        let info = self.view.peers().info(peer);
-        Picked { info, counters: worker.table().peer_counters(info.slot) }
     }
 
     /// No instance can be used.
@@ -306,7 +275,7 @@ impl Attempt {
             self.counters.note_time(attempted, &self.view);
         }
         let account = Account { upstream, view: &self.view, single };
-        if self.counters.judge(attempted, account) && self.picker.get() == Picker::Own {
+        if self.counters.judge(attempted, account) {
             warn_of_failures(pc.log);
         }
         self.counters.end();

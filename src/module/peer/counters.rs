@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use nginx_consul_core::balance::{Latency, PeerInfo, Picked};
-use nginx_consul_core::table::{InFlight, PeerCounters, Permit};
+use nginx_consul_core::table::{InFlight, PeerCounters, PeerRecord, Permit};
 use nginx_sys::{
     NGX_HTTP_UPSTREAM_FT_HTTP_429, NGX_HTTP_UPSTREAM_FT_HTTP_500, NGX_HTTP_UPSTREAM_FT_HTTP_502,
     NGX_HTTP_UPSTREAM_FT_HTTP_503, NGX_HTTP_UPSTREAM_FT_HTTP_504, NGX_PEER_FAILED,
@@ -148,15 +148,15 @@ impl AttemptCounters {
         now: u64,
     ) {
         let Picked { info, counters } = picked;
-        let PeerInfo { identity, slot, params, .. } = info;
+        let PeerInfo { owner, slot, params, .. } = info;
         if params.max_fails != 0 {
-            counters.note_checked(*identity, params.limits().fail_timeout, now);
+            counters.note_checked(*owner, params.limits(), now);
         }
         self.at.set(Some((counters, info.number)));
         self.last.set(Some(info.number));
         self.progress.set(Progress { answered: false, has_permit: permit.is_some() });
         self.permit.set(permit);
-        let in_flight = worker.table().begin_request_at(*slot, counters, *identity, worker.shard());
+        let in_flight = worker.table().begin_request_at(*slot, counters, *owner, worker.shard());
         self.in_flight.set(in_flight);
     }
 
@@ -203,22 +203,24 @@ impl AttemptCounters {
         let (Some((slot, known)), Some(worker)) = (self.known(view), upstream.worker.get()) else {
             return false;
         };
-        let (identity, now) = (known.identity, monotonic());
-        let max_fails = u64::from(known.params.max_fails);
+        let (owner, limits, now) = (known.owner, known.limits(), monotonic());
+        let max_fails = limits.max_fails;
         match outcome {
             Outcome::Unknown => false,
             Outcome::Passed if single => {
-                slot.clear_fails(identity);
+                slot.clear_fails(owner);
                 false
             }
             Outcome::Passed => {
-                if slot.note_success(identity, max_fails, attempted.began(), now) {
+                if slot.note_success(owner, limits, attempted.began(), now) {
                     worker.table.note_recovered();
                 }
                 false
             }
             Outcome::Failed => {
-                let fails = slot.note_failed(identity, now);
+                let record = view.peers().records().get(known.number as usize);
+                let address = record.map_or(0, PeerRecord::address_id);
+                let fails = slot.note_failed((owner, address), now);
                 if let Some(outage) = upstream.outage(worker) {
                     if fails == max_fails && !single {
                         outage.note_marked(now);
@@ -244,13 +246,13 @@ impl AttemptCounters {
         let has_header = state.header_time != usize::MAX;
         if has_header && !attempted.has_failed() {
             let header_time = state.header_time as u64;
-            counters.update_latency(known.identity, |raw| {
+            counters.update_latency(known.owner, |raw| {
                 Latency::from_raw(raw).after(header_time, now).raw()
             });
             return;
         }
         let elapsed = now.wrapping_sub(upstream.start_time as u64);
-        counters.update_latency(known.identity, |raw| {
+        counters.update_latency(known.owner, |raw| {
             let latency = Latency::from_raw(raw);
             if attempted.has_failed() {
                 latency.after_failure(elapsed, now).raw()

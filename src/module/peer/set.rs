@@ -52,21 +52,14 @@ pub(crate) struct PeerSets {
 /// `$upstream_addr` points at a peer's name until the access log is written.
 pub(crate) struct PeerView {
     peers: View,
-    pub(super) turn: RefCell<Turn>,
+    /// Takes half the instructions of rand's own generators, and is good enough by far.
+    pub(super) rng: RefCell<SplitMix64>,
     /// Of each peer, made when first asked for: a worker uses few peers of a long set before the
     /// next one comes.
     addresses: Box<[OnceCell<SockAddr>]>,
     sessions: Sessions,
     /// Of each set, if a variable wants them.
     labels: Box<[OnceCell<Rc<LabelSet>>]>,
-}
-
-/// How far the picks from a view have come.
-pub(super) struct Turn {
-    /// Of the round robin order.
-    pub(super) cursor: u64,
-    /// Takes half the instructions of rand's own generators, and is good enough by far.
-    pub(super) rng: SplitMix64,
 }
 
 /// One of the sets that a view is made of.
@@ -153,8 +146,10 @@ impl PeerSets {
             return Some(Rc::clone(view));
         }
         if let Some(parts) = self.read(worker, held.as_deref()) {
-            let turn = Turn::after(held.as_deref());
-            let view = PeerView::new(parts, (&self.rules, self.method), turn, held.as_deref());
+            let rng = held.as_deref().map_or_else(SplitMix64::from_os_rng, |held| {
+                SplitMix64::seed_from_u64(held.rng.borrow_mut().next_u64())
+            });
+            let view = PeerView::new(parts, (&self.rules, self.method), rng, held.as_deref());
             if let Some(on_change) = self.on_change.get() {
                 on_change(&view.peers);
             }
@@ -194,7 +189,7 @@ impl PeerSets {
         let is_missing = |set: &&WatchedSet| set.entry.get().is_none();
         if self.sets.iter().any(|set| is_missing(&set)) && self.searched.is_due() {
             for set in self.sets.iter().filter(is_missing) {
-                set.find(worker.table(), &self.service);
+                set.find(worker.table());
             }
         }
     }
@@ -257,44 +252,35 @@ fn generation(set: &WatchedSet, worker: Worker) -> Option<u64> {
     set.entry.get().map(|entry| worker.table().generation(entry))
 }
 
-impl Turn {
-    /// Of a worker's first view, or of the next one: by worker and change that begins with another
-    /// peer, or the first peers of a set that changes often would get more than their share.
-    fn after(before: Option<&PeerView>) -> Turn {
-        match before {
-            None => Turn { cursor: 0, rng: SplitMix64::from_os_rng() },
-            Some(before) => {
-                let rng = &mut before.turn.borrow_mut().rng;
-                Turn { cursor: rng.next_u64(), rng: SplitMix64::seed_from_u64(rng.next_u64()) }
-            }
-        }
-    }
-}
-
 impl PeerView {
     /// Takes TLS sessions over from the view before, instance by instance.
     fn new(
         parts: Vec<Part>,
         (rules, method): (&ServerParams, Method),
-        turn: Turn,
+        mut rng: SplitMix64,
         before: Option<&PeerView>,
     ) -> PeerView {
         let (images, labels): (Vec<PeerSnapshot>, _) =
             parts.into_iter().enumerate().map(|(set, part)| part.split(set, before)).unzip();
         let peers = View::new(images, rules, method, before.map(PeerView::peers));
+        if before.is_some() {
+            // By worker and change another peer is the first one. Else the first peers of a set that
+            // changes often would get more than their share.
+            peers.begin_at(rng.next_u64());
+        }
         let addresses = peers.records().iter().map(|_| OnceCell::new()).collect();
         let sessions = Sessions::new(peers.records().len());
         if let Some(before) = before.filter(|b| b.sessions.any()) {
-            // Two datacenters may have an instance of the same name, but not in the same slot.
-            let name = |record: &PeerRecord| (record.slot, record.identity);
+            // Two datacenters may have an instance of the same name, but not with the same owner.
+            let name = |record: &PeerRecord| record.owner;
             pairs(before.peers.records(), peers.records(), name, |pair| {
                 if let Pair::Both { old, new } = pair {
                     sessions.take_over(new, &before.sessions, old);
                 }
             });
         }
-        let (turn, labels) = (RefCell::new(turn), Vec::into_boxed_slice(labels));
-        PeerView { peers, turn, addresses, sessions, labels }
+        let (rng, labels) = (RefCell::new(rng), Vec::into_boxed_slice(labels));
+        PeerView { peers, rng, addresses, sessions, labels }
     }
 
     #[inline]
@@ -383,7 +369,7 @@ impl Part {
 
 impl Default for PeerView {
     fn default() -> PeerView {
-        let turn = Turn { cursor: 0, rng: SplitMix64::seed_from_u64(0) };
-        PeerView::new(Vec::new(), (&ServerParams::default(), Method::default()), turn, None)
+        let (rules, rng) = (ServerParams::default(), SplitMix64::seed_from_u64(0));
+        PeerView::new(Vec::new(), (&rules, Method::default()), rng, None)
     }
 }

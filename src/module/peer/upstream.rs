@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::ptr;
 use std::rc::Rc;
 
-use nginx_consul_core::balance::{PickContext, ServerParams, Shared, Tried, View};
+use nginx_consul_core::balance::{Method, PickContext, ServerParams, Shared, Tried, View};
 use nginx_consul_core::table::{Outage, Table};
 use nginx_sys::{NGX_LOG_ERR, ngx_http_complex_value, ngx_http_request_t, ngx_log_t, ngx_str_t};
 
@@ -94,6 +94,12 @@ impl Upstream {
     /// Parameters of its peers that have none of their own.
     pub(crate) fn rules(&self) -> ServerParams {
         self.options.rules
+    }
+
+    /// Whether its method lets new peers start slowly.
+    pub(crate) fn has_slow_start(&self) -> bool {
+        let hashes = matches!(self.options.balance.method, Method::Hash { .. });
+        self.nginx_method.is_none() && !hashes
     }
 
     /// The service; empty if requests name it.

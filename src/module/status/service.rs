@@ -19,6 +19,7 @@ pub(crate) struct Peers {
     next: usize,
     detail_at: usize,
     rules: ServerParams,
+    has_slow_start: bool,
     /// One of the upstreams has `consul_keepalive`.
     keeps_alive: bool,
     overrides: Rc<Overrides>,
@@ -80,12 +81,14 @@ pub(crate) fn service(
         last_used_seconds: entry.filter(|_| followed.is_named).map(unused),
         peers: Vec::new(),
     };
+    let first = followed.blocks.first();
     let peers = Peers {
         is_single: followed.is_single,
         image,
         next: 0,
         detail_at: 0,
-        rules: followed.blocks.first().map(|block| block.rules()).unwrap_or_default(),
+        rules: first.map(|block| block.rules()).unwrap_or_default(),
+        has_slow_start: first.is_some_and(|block| block.has_slow_start()),
         keeps_alive: followed.blocks.iter().any(|block| block.keeps_alive()),
         overrides: Rc::clone(overrides),
         scope: followed.scope(),
@@ -112,7 +115,8 @@ impl Peers {
         let rules = self.rules.merged_with(&params);
         let (slot, counters) =
             (table.peer_counters(record.slot), table.counter_values(record.slot));
-        let share = slow_start_share(rules.slow_start.into(), slot.started(), now);
+        let slow_start = if self.has_slow_start { rules.slow_start } else { 0 };
+        let share = slow_start_share(slow_start.into(), slot.started(), now);
         let failed = !self.is_single && slot.is_failed(rules.limits(), now);
         let full = rules.max_conns != 0 && counters.in_flight >= rules.max_conns.into();
         let held = self.overrides.of_instance(self.scope, record.identity);

@@ -24,6 +24,7 @@ pub mod tally;
 pub mod tls;
 pub mod version;
 pub mod wait;
+pub mod wall_clock;
 pub mod wire;
 
 pub use backend::{Backend, Manner};
@@ -38,3 +39,4 @@ pub use load::Load;
 pub use nginx::Nginx;
 pub use proxy::{Fault, Proxy};
 pub use tally::Tally;
+pub use wall_clock::WallClock;

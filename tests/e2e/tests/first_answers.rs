@@ -15,7 +15,7 @@ const UPSTREAM: &str =
     "consul_dynamic %%SERVICE%%; } consul_init_timeout %%TIMEOUT%%; map $uri $unused {";
 
 /// The child of the master that asks.
-fn asking(nginx: &Nginx) -> u32 {
+pub(crate) fn asking(nginx: &Nginx) -> u32 {
     wait::until_some("a process asks for the first answers", SOON, || {
         let children = process::children(nginx.pid(), "");
         children

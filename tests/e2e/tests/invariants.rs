@@ -11,8 +11,9 @@ use nginx_consul_e2e::{
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::methods::register_weighted;
 use crate::support::{
-    SOON, balanced, follow, gateway, register, register_one, scripted, tally, unique,
+    SOON, balanced, first_tries, follow, gateway, register, register_one, scripted, tally, unique,
     until_followed, until_peers, until_served_by,
 };
 
@@ -125,21 +126,6 @@ fn invariant_3_counters_survive_updates_and_reloads() {
     wait::until_eq("in flight", SOON, &json!(0), || peer(&nginx, &service, &ids[1], "in_flight"));
     until_served_by(&nginx, "/", "b c");
     assert_eq!(backends[0].requests(), requests, "the failed one is still left alone");
-}
-
-#[test]
-fn invariant_3_an_instance_that_leaves_and_returns_starts_afresh() {
-    let (consul, service) = (Agent::shared(), unique("web"));
-    let backends = Backend::start_all(&["a", "b"]);
-    let ids = register(&consul, &service, &backends);
-    let nginx = after_a_failure(&consul, &service, &backends);
-    backends[0].release();
-    consul.deregister(&ids[0]);
-    until_peers(&nginx, &service, &[&backends[1]]);
-    register_one(&consul, &service, &backends[0]);
-    until_peers(&nginx, &service, &[&backends[0], &backends[1]]);
-    assert_eq!(peer(&nginx, &service, &ids[0], "fails"), 0);
-    assert_eq!(tally(&nginx, "/", 4), "a: 2, b: 2");
 }
 
 #[test]
@@ -349,4 +335,48 @@ fn invariant_8_the_same_answer_is_no_new_generation() {
     wait::until("the change is in the catalog", SOON, meta);
     assert_eq!(nginx.service(&service)["generation"], generation);
     assert_eq!(nginx.logged(&format!("\"{service}\": 2 peers")).len(), 1);
+}
+
+#[test]
+fn invariant_9_first_tries_are_shared_by_weight_whatever_fails() {
+    let consul = Agent::shared();
+    let cases: [(&[u16], &str); 4] = [
+        (&[1, 1], "a: 60, b: 60"),
+        (&[1, 1, 1], "a: 40, b: 40, c: 40"),
+        (&[2, 1], "a: 80, b: 40"),
+        (&[3, 1, 2], "a: 60, b: 20, c: 40"),
+    ];
+    for (weights, expected) in cases {
+        let service = unique("web");
+        let backends = Backend::start_all(&["a", "b", "c"][..weights.len()]);
+        register_weighted(&consul, &service, &backends, weights);
+        for method in ["round_robin", "hash $arg_none", "hash $arg_none consistent"] {
+            let nginx = balanced(&consul, &service, "max_fails=0", method)
+                .file("server.conf", "proxy_next_upstream error timeout http_404;")
+                .start();
+            for (path, manner) in [("/404", Manner::Status(404)), ("/reset", Manner::Reset)] {
+                backends[0].set(manner);
+                let seen = first_tries(&nginx, path, 120, &backends);
+                assert_eq!(seen.to_string(), expected, "{method}, {weights:?}, {path}");
+            }
+        }
+    }
+}
+
+#[test]
+fn invariant_9_a_kept_connection_that_was_closed_takes_no_turn() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b"]);
+    register(&consul, &service, &backends);
+    backends[0].set(Manner::Stale);
+    for keepalive in ["keepalive 8;", "consul_keepalive 8;"] {
+        let upstream = format!("consul_dynamic %%SERVICE%% max_fails=0; {keepalive}");
+        let nginx = gateway(&consul.url(), &service, &upstream)
+            .file("server.conf", crate::keepalive::ALIVE)
+            .start();
+        let seen = first_tries(&nginx, "/kept", 40, &backends);
+        assert_eq!(seen.to_string(), "a: 20, b: 20", "{keepalive}");
+        let lines = nginx.access("/kept", 40);
+        assert!(lines.iter().any(|line| line.ends_with("|502, 200")), "{keepalive}: {lines:#?}");
+    }
 }

@@ -14,6 +14,7 @@ use crate::support::{SERVER, SOON, gateway, register_one, tally, unique, until_s
 
 mod flood;
 mod life;
+mod reloads;
 mod several;
 
 /// nginx whose requests name the service by `?s=`; `lines` are those of its upstream.

@@ -128,7 +128,7 @@ pub(crate) type Client = JoinHandle<io::Result<Response>>;
 
 /// `n` more requests, one after the other, that hang at whichever backend each is given. One that is
 /// refused, because the worker has not come to prepare the new peers yet, is sent again.
-fn hanging(nginx: &Nginx, backends: &[Backend], n: usize) -> Vec<Client> {
+pub(crate) fn hanging(nginx: &Nginx, backends: &[Backend], n: usize) -> Vec<Client> {
     backends.iter().for_each(|backend| backend.set(Manner::Hold));
     let (address, all) = (nginx.address(), || backends.iter().map(Backend::busy).sum::<usize>());
     let one = |_| {

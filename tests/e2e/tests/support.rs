@@ -83,6 +83,17 @@ pub(crate) fn tally(nginx: &Nginx, path: &str, n: usize) -> String {
     (0..n).map(|_| nginx.outcome(path)).collect::<Tally>().to_string()
 }
 
+/// Whom `n` requests are sent to first, whoever answers in the end. Nothing else asks for that path.
+pub(crate) fn first_tries(nginx: &Nginx, path: &str, n: usize, backends: &[Backend]) -> Tally {
+    (0..n).for_each(|_| drop(nginx.get(path)));
+    let first = |line: &String| {
+        let address = line.split(['|', ',']).nth(2)?;
+        let backend = backends.iter().find(|b| b.address().to_string() == address);
+        Some(backend.map_or(address, Backend::name).to_owned())
+    };
+    nginx.access(path, n).iter().filter_map(first).collect()
+}
+
 /// Waits until six requests in a row are answered by exactly these, as `a b`.
 #[track_caller]
 pub(crate) fn until_served_by(nginx: &Nginx, path: &str, names: &str) -> Duration {

@@ -18,7 +18,7 @@ use crate::support::{
 };
 
 /// The pid in a file of nginx's prefix, once there is one.
-fn pid_in(file: &Path) -> u32 {
+pub(crate) fn pid_in(file: &Path) -> u32 {
     wait::until_some(&format!("a pid in {}", file.display()), SOON, || {
         fs::read_to_string(file).ok()?.trim().parse().ok()
     })
@@ -31,7 +31,7 @@ fn workers_of(master: u32) -> Vec<u32> {
 }
 
 /// Ends a master that is no child of this process, also when a test fails.
-struct Master(u32);
+pub(crate) struct Master(pub(crate) u32);
 
 impl Drop for Master {
     fn drop(&mut self) {

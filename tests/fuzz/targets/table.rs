@@ -97,17 +97,17 @@ fn look(table: Table<'_>, snapshot: &PeerSnapshot) {
 /// What the requests of a worker write, for each peer of the set it got.
 fn count(table: Table<'_>, snapshot: &PeerSnapshot, shard: Option<WorkerShard>) {
     for record in &snapshot.records {
-        let (slot, identity) = (record.slot, record.identity);
-        let owed = table.begin_request(slot, identity, shard);
+        let (slot, owner) = (record.slot, record.owner);
+        let owed = table.begin_request(slot, owner, shard);
         let counters = table.peer_counters(slot);
-        counters.note_checked(identity, 10, 1_000);
-        counters.note_failed(identity, 1_000);
-        if let Some(permit) = counters.probe((identity, shard), LIMITS, 2_000, PROBE_PACE) {
+        counters.note_checked(owner, LIMITS, 12_000);
+        counters.note_failed((owner, record.address_id()), 1_000);
+        if let Some(permit) = counters.probe((owner, shard), LIMITS, 2_000, PROBE_PACE) {
             permit.end();
         }
-        counters.note_success(identity, 1, 1_000, 1_000);
-        let _ = counters.failing_for(3_000);
-        counters.clear_fails(identity);
+        counters.note_success(owner, LIMITS, 1_000, 1_000);
+        let _ = counters.failing_for(LIMITS, 3_000);
+        counters.clear_fails(owner);
         if let Some(request) = owed {
             request.end();
         }

@@ -15,6 +15,7 @@ use crate::table::{Permit, Table, WorkerShard};
 
 mod admission;
 mod methods;
+mod turns;
 
 const NOW: u64 = 100_000;
 
@@ -28,7 +29,7 @@ struct Scene {
 fn peer(port: u16, params: Params) -> Peer {
     Peer {
         addr: ([127, 0, 0, 1], port).into(),
-        weight: NonZeroU16::MIN,
+        weight: params.weight.unwrap_or(NonZeroU16::MIN),
         identity: identity("n", &port.to_string(), None),
         node: "n".into(),
         id: port.to_string(),
@@ -40,6 +41,10 @@ fn peer(port: u16, params: Params) -> Peer {
     }
 }
 
+fn words() -> &'static [AtomicU64] {
+    Vec::leak((0..1 << 17).map(|_| AtomicU64::new(0)).collect())
+}
+
 impl Scene {
     /// Each set is of one datacenter: ports and parameters.
     fn new(sets: &[&[(u16, Params)]]) -> Scene {
@@ -47,7 +52,11 @@ impl Scene {
     }
 
     fn balanced(method: Method, sets: &[&[(u16, Params)]]) -> Scene {
-        let words = Vec::leak((0..1 << 17).map(|_| AtomicU64::new(0)).collect());
+        Scene::over(words(), method, sets)
+    }
+
+    /// With a table in memory that no other scene is using.
+    fn over(words: &'static [AtomicU64], method: Method, sets: &[&[(u16, Params)]]) -> Scene {
         let table = Table::create(words, 16).unwrap();
         let me = ProcessId::own();
         table.acquire_leadership(me);
@@ -74,8 +83,13 @@ impl Scene {
     }
 
     fn fail(&self, port: u16) {
-        let record = &self.view.records()[self.at(port)];
-        self.table.peer_counters(record.slot).note_failed(record.identity, NOW);
+        self.note_failed(self.at(port));
+    }
+
+    fn note_failed(&self, peer: usize) {
+        let record = &self.view.records()[peer];
+        let counters = self.table.peer_counters(record.slot);
+        counters.note_failed((record.owner, record.address_id()), NOW);
     }
 
     fn at(&self, port: u16) -> usize {
@@ -87,22 +101,16 @@ impl Scene {
     }
 
     /// The port that a request goes to, whose header comes at once.
-    fn pick(
-        &self,
-        candidates: &PickContext<'_, 'static>,
-        cursor: &mut u64,
-        rng: &mut SmallRng,
-    ) -> Option<u16> {
-        let Admitted { picked, permit } =
-            pick(self.method, candidates, || self.shared(), cursor, rng)?;
+    fn pick(&self, candidates: &PickContext<'_, 'static>, rng: &mut SmallRng) -> Option<u16> {
+        let Admitted { picked, permit } = pick(self.method, candidates, || self.shared(), rng)?;
         permit.into_iter().for_each(Permit::end);
         Some(self.view.records()[picked.info.number as usize].addr().port())
     }
 
     /// Ports that requests go to, sorted.
     fn ports(&self, candidates: &PickContext<'_, 'static>) -> Vec<u16> {
-        let (mut cursor, mut rng) = (0, SmallRng::seed_from_u64(1));
-        let picked = |_| self.pick(candidates, &mut cursor, &mut rng);
+        let mut rng = SmallRng::seed_from_u64(1);
+        let picked = |_| self.pick(candidates, &mut rng);
         let mut ports: Vec<u16> = (0..20).map_while(picked).collect();
         ports.sort_unstable();
         ports.dedup();
@@ -181,7 +189,7 @@ fn an_instance_s_own_parameters_win_over_the_block_s() {
     scene.fail(2);
     assert_eq!(scene.ports(&scene.candidates(&tried)), [1, 4]);
     let full = &scene.view.records()[scene.at(4)];
-    let _stays = scene.table.begin_request(full.slot, full.identity, Some(scene.shard));
+    let _stays = scene.table.begin_request(full.slot, full.owner, Some(scene.shard));
     assert_eq!(scene.ports(&scene.candidates(&tried)), [1]);
     scene.fail(1);
     assert_eq!(scene.ports(&scene.candidates(&tried)), [1, 2], "down is down, full is full");
@@ -203,17 +211,18 @@ fn an_instance_that_recovers_from_its_failures_starts_slowly() {
     let slow = Params { slow_start: Some(10_000), ..PLAIN };
     let scene = Scene::new(&[&[(1, slow), (2, PLAIN)]]);
     let record = &scene.view.records()[scene.at(1)];
-    let (slot, identity) = (record.slot, record.identity);
+    let (slot, owner) = (record.slot, record.owner);
+    let limits = scene.view.info(scene.at(1)).limits();
     let tried = Tried::default();
     let share =
         |now| PickContext { now, ..scene.candidates(&tried) }.share(scene.view.info(scene.at(1)));
     assert_eq!(share(NOW), FULL_SHARE, "it was there from the first answer");
     assert_eq!(share(500), FULL_SHARE, "also right after the boot");
     let counters = scene.table.peer_counters(slot);
-    counters.note_failed(identity, 50_000);
-    assert!(!counters.note_success(identity, 1, 49_999, NOW), "it began before the failure");
+    counters.note_failed((owner, record.address_id()), 50_000);
+    assert!(!counters.note_success(owner, limits, 49_999, NOW), "it began before the failure");
     assert_eq!(share(NOW), FULL_SHARE);
-    assert!(counters.note_success(identity, 1, 50_000, NOW));
+    assert!(counters.note_success(owner, limits, 50_000, NOW));
     assert_eq!(share(NOW), FULL_SHARE / 100);
     assert_eq!(share(105_000), FULL_SHARE / 2);
     assert_eq!(share(110_000), FULL_SHARE);
@@ -268,13 +277,13 @@ fn least_time_avoids_the_slow_and_least_conn_does_not_know_it() {
             scene
                 .table
                 .peer_counters(record.slot)
-                .update_latency(record.identity, |raw| Latency::from_raw(raw).after(ms, NOW).raw());
+                .update_latency(record.owner, |raw| Latency::from_raw(raw).after(ms, NOW).raw());
         }
         let tried = Tried::default();
-        let (mut cursor, mut rng) = (0, SmallRng::seed_from_u64(3));
+        let mut rng = SmallRng::seed_from_u64(3);
         let slow = scene.at(1);
         let mut pick = || {
-            let port = scene.pick(&scene.candidates(&tried), &mut cursor, &mut rng);
+            let port = scene.pick(&scene.candidates(&tried), &mut rng);
             port.map(|port| scene.at(port))
         };
         (0..1000).filter(|_| pick() == Some(slow)).count()
@@ -292,11 +301,11 @@ fn a_tier_that_is_out_does_not_disturb_the_round_robin_of_the_next() {
         let next: Vec<_> = (101..=100 + n).map(|port| (port, PLAIN)).collect();
         let scene = Scene::new(&[&out, &next]);
         (1..=n).for_each(|port| scene.fail(port));
-        let (tried, mut cursor, mut rng) = (Tried::default(), 0, SmallRng::seed_from_u64(1));
+        let (tried, mut rng) = (Tried::default(), SmallRng::seed_from_u64(1));
         let candidates = scene.candidates(&tried);
         let mut counts = vec![0; usize::from(n)];
         for _ in 0..2 * n {
-            let port = scene.pick(&candidates, &mut cursor, &mut rng).unwrap();
+            let port = scene.pick(&candidates, &mut rng).unwrap();
             counts[usize::from(port) - 101] += 1;
         }
         assert_eq!(counts, vec![2; usize::from(n)], "{n} peers");
@@ -323,7 +332,7 @@ fn a_tier_that_is_out_is_looked_through_once_a_second_or_when_a_peer_recovers() 
     let scene = Scene::new(&[&[(1, PLAIN), (2, PLAIN)], &[(3, PLAIN), (4, PLAIN)]]);
     let back = |port, is_told: bool| {
         let record = &scene.view.records()[scene.at(port)];
-        scene.table.peer_counters(record.slot).clear_fails(record.identity);
+        scene.table.peer_counters(record.slot).clear_fails(record.owner);
         if is_told {
             scene.table.note_recovered();
         }

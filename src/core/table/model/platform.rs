@@ -36,6 +36,11 @@ pub(in crate::table) fn is_alive(process: u64) -> bool {
     DEAD.get(process as usize).is_none_or(|dead| !dead.fetch_or(false, AcqRel))
 }
 
+/// Time stands still, so that the model does the same each time.
+pub(in crate::table) fn monotonic_ms() -> u64 {
+    1
+}
+
 pub(in crate::table) fn wait(_: &mut u32) {
     loom::thread::yield_now();
 }

@@ -3,7 +3,7 @@ use super::*;
 use crate::clock::Clock;
 use crate::model::{Action, PeerSet, identity, of_instance, service_scope};
 use crate::params::Params;
-use crate::table::PeerRecord;
+use crate::table::{Claim, PeerRecord};
 use std::num::NonZeroU16;
 
 const KEY: u128 = 7 << 64 | 9;
@@ -28,6 +28,10 @@ fn freeze(key: u128) -> Override {
 
 fn held(table: Table<'_>) -> Vec<Override> {
     table.all_overrides().unwrap()
+}
+
+fn of(key: u128, service: &str) -> Claim<'static> {
+    Claim { scope: service_scope(service, None), ..key.into() }
 }
 
 #[test]
@@ -123,8 +127,7 @@ fn texts_that_overrides_have_in_common_are_stored_once() {
 #[test]
 fn a_set_is_what_was_ordered_of_its_instances() {
     let (table, me) = table();
-    let entry = table.claim(KEY, me).unwrap();
-    table.note_scope(entry, service_scope("web", None));
+    let entry = table.claim(of(KEY, "web"), me).unwrap();
     let down = Params { down: true, ..Params::default() };
     let mut peers: Vec<_> = (1..=5).map(|port| peer(port, 2)).collect();
     peers[3].params = down;
@@ -172,8 +175,7 @@ fn overrides_move_the_generation_of_their_service_s_sets_and_of_no_others() {
     let (table, me) = table();
     let made = [(1 << 64 | 1, "web"), (2 << 64 | 2, "api")];
     let entries = made.map(|(key, service)| {
-        let entry = table.claim(key, me).unwrap();
-        table.note_scope(entry, service_scope(service, None));
+        let entry = table.claim(of(key, service), me).unwrap();
         table.publish((entry, key), &set([1, 2]), Clock::at(1), me).unwrap();
         entry
     });

@@ -1,4 +1,4 @@
-use super::super::counters::CounterValues;
+use super::super::layout::slot;
 use super::super::testing::{peer, set, zone};
 use super::*;
 use crate::clock::Clock;
@@ -18,10 +18,8 @@ fn publish(table: &Table<'_>, entry: usize, set: &PeerSet) -> Result<Option<SetC
     table.publish((entry, table.key(entry)), set, Clock::at(1_000), ProcessId::own())
 }
 
-fn slots_in_use(table: &Table<'_>) -> usize {
-    (0..table.layout.slot_count)
-        .filter(|&s| table.slot_word(s, slot::OWNER).load(Relaxed) != 0)
-        .count()
+fn members(table: &Table<'_>) -> usize {
+    (0..table.layout.slot_count).filter(|&slot| table.has_member(slot)).count()
 }
 
 #[test]
@@ -74,34 +72,6 @@ fn invariant_8_the_same_answer_moves_no_generation() {
 }
 
 #[test]
-fn invariant_3_counters_stay_with_the_instance_and_a_returning_one_starts_afresh() {
-    let (table, e) = table(1 << 17);
-    let shard = table.claim_shard(ProcessId::own()).unwrap();
-    publish(&table, e, &set([1, 2])).unwrap();
-    let slot_of = |port: u16| {
-        let snapshot = table.read(e, KEY).unwrap();
-        let r = snapshot.records.iter().find(|r| r.addr().port() == port).copied().unwrap();
-        (r.slot, r.identity)
-    };
-    let (kept, identity) = slot_of(2);
-    let one = table.begin_request(kept, identity, Some(shard)).expect("a shard");
-    assert_eq!(table.peer_counters(kept).note_failed(identity, 9), 1);
-    publish(&table, e, &set([2, 3])).unwrap();
-    assert_eq!(slot_of(2).0, kept);
-    assert_eq!(table.counter_values(kept).picks, 1);
-    assert_eq!(table.counter_values(kept).in_flight, 1);
-
-    publish(&table, e, &set([3])).unwrap();
-    assert!(table.begin_request(kept, identity, Some(shard)).is_none(), "the slot is nobody's now");
-    assert_eq!(table.peer_counters(kept).note_failed(identity, 9), 0);
-    publish(&table, e, &set([2, 3])).unwrap();
-    assert_ne!(slot_of(2).0, kept, "requests of before are still with the old slot");
-    assert_eq!(table.counter_values(slot_of(2).0), CounterValues::default());
-    one.end();
-    assert_eq!(table.in_flight(kept), 0);
-}
-
-#[test]
 fn a_killed_workers_requests_are_not_in_flight_for_ever() {
     let (table, e) = table(1 << 17);
     publish(&table, e, &set([1])).unwrap();
@@ -109,10 +79,10 @@ fn a_killed_workers_requests_are_not_in_flight_for_ever() {
     let dead = ProcessId::from_raw((i32::MAX as u64 - 1) << 32 | 1);
     let shard = table.claim_shard(dead).unwrap();
     for _ in 0..3 {
-        let _never_told = table.begin_request(record.slot, record.identity, Some(shard));
+        let _never_told = table.begin_request(record.slot, record.owner, Some(shard));
     }
     let mine = table.claim_shard(ProcessId::own()).unwrap();
-    let _stays = table.begin_request(record.slot, record.identity, Some(mine));
+    let _stays = table.begin_request(record.slot, record.owner, Some(mine));
     table.clear_dead_shards();
     assert_eq!(table.in_flight(record.slot), 1);
 }
@@ -128,7 +98,7 @@ fn idle_connections_are_counted_beside_requests_and_end_with_their_worker() {
         [ProcessId::own(), dead].map(|process| table.claim_shard(process).unwrap());
     let shards = [theirs, mine];
     let _requests =
-        shards.map(|shard| table.begin_request(record.slot, record.identity, Some(shard)).unwrap());
+        shards.map(|shard| table.begin_request(record.slot, record.owner, Some(shard)).unwrap());
     let counts = || {
         let counters = table.counter_values(record.slot);
         (counters.in_flight, counters.idle)
@@ -153,7 +123,7 @@ fn invariant_7_a_full_zone_keeps_the_last_set_and_recovers_when_there_is_room() 
     let full = publish(&table, e, &set(1..2000)).unwrap_err();
     assert!(matches!(full, Full::Arena(_) | Full::Slots(_)), "{full}");
     assert_eq!(table.read(e, KEY).unwrap().records, before);
-    assert_eq!(slots_in_use(&table), 3);
+    assert_eq!(members(&table), 3);
     assert!(publish(&table, e, &set(2..6)).unwrap().is_some());
     assert_eq!(table.read(e, KEY).unwrap().records.len(), 4);
 }
@@ -169,7 +139,7 @@ fn the_lock_and_the_slots_of_a_killed_publisher_are_taken_over() {
     table.slot_word(501, slot::OWNER).store(78, Relaxed);
     assert!(publish(&table, e, &set(2..5)).unwrap().is_some());
     assert_eq!(table.read(e, KEY).unwrap().records.len(), 3);
-    assert_eq!(slots_in_use(&table), 3);
+    assert_eq!(members(&table), 3);
 }
 
 #[test]
@@ -179,7 +149,7 @@ fn counters_at_their_end_and_a_damaged_count_stop_nobody() {
     let record = table.read(e, KEY).unwrap().records[0];
     let counters = table.peer_counters(record.slot);
     counters.words[slot::FAILS].store(u64::MAX, Relaxed);
-    assert_eq!(counters.note_failed(record.identity, 1), u64::MAX);
+    assert_eq!(counters.note_failed((record.owner, record.address_id()), 1), u64::MAX);
     // The last generation, odd as the first one; and more records than any block has.
     table.entry_word(e, word::GENERATION).store(u64::MAX, Relaxed);
     table.descriptor(e, u64::MAX, word::D_COUNT).store(u64::from(u32::MAX), Relaxed);
@@ -195,7 +165,7 @@ fn targets_that_left_the_configuration_are_freed_and_never_mistaken_for_others()
     publish(&table, e, &set(1..4)).unwrap();
     let generation = table.generation(e);
     table.retain(&[], &[], ProcessId::own());
-    assert_eq!((table.find(KEY), slots_in_use(&table)), (None, 0));
+    assert_eq!((table.find(KEY), members(&table)), (None, 0));
     let other = table.claim(KEY + 1, ProcessId::own()).unwrap();
     assert_eq!(other, e, "the entry is used again");
     publish(&table, other, &set(7..9)).unwrap();
@@ -254,7 +224,7 @@ proptest! {
             in_use += ports.len();
             prop_assert_eq!(seen, ports);
         }
-        prop_assert_eq!(slots_in_use(&table), in_use);
+        prop_assert_eq!(members(&table), in_use);
     }
 }
 
@@ -293,7 +263,8 @@ fn a_named_service_is_known_by_its_name_until_it_is_released() {
     let longest = "n".repeat(crate::model::MAX_NAME);
     for name in ["web", "api-2", longest.as_str()] {
         let key = u128::from(name.len() as u64) << 64 | 1;
-        let entry = table.claim_named(key, (&named(name), 41_000), me).unwrap();
+        let claim = Claim { named: Some((&named(name), 41_000)), ..key.into() };
+        let entry = table.claim(claim, me).unwrap();
         assert_eq!(table.service_name(entry), Some(named(name)));
         assert_eq!(table.last_used(entry), 41_000);
         table.note_used(entry, 41_900);
@@ -305,7 +276,7 @@ fn a_named_service_is_known_by_its_name_until_it_is_released() {
         assert_eq!(table.find(key), Some(entry), "that was another key");
         table.release(entry, key, me);
         assert_eq!((table.find(key), table.service_name(entry)), (None, None));
-        assert_eq!(slots_in_use(&table), 0);
+        assert_eq!(members(&table), 0);
     }
     assert_eq!(table.service_name(fixed), None, "a block names it");
     assert_eq!(table.claim(9, me).map(|entry| table.service_name(entry)), Ok(None), "used again");
@@ -315,7 +286,7 @@ fn a_named_service_is_known_by_its_name_until_it_is_released() {
 fn named_services_stay_as_long_as_their_template_does() {
     let (table, fixed) = table(1 << 17);
     let me = ProcessId::own();
-    table.claim_named(8, (&named("web"), 1), me).unwrap();
+    table.claim(Claim { named: Some((&named("web"), 1)), ..8.into() }, me).unwrap();
     table.retain(&[KEY], &[7 << 70], me);
     assert_eq!((table.find(KEY), table.find(8).is_some()), (Some(fixed), true));
     table.retain(&[KEY], &[1], me);
@@ -332,12 +303,75 @@ fn an_event_loop_learns_that_another_publisher_takes_too_long() {
     assert!(!table.acquire_leadership(ProcessId::from_raw(7)));
     assert!(!table.retain(&[], &[], me));
     assert!(!table.take_over_connections(me, 1));
-    assert_eq!(table.claim_soon(KEY + 1, me), Ok(None));
-    assert_eq!(table.claim_soon(KEY, me), Ok(Some(entry)), "it is there already");
+    let event_loop = Table { is_event_loop: true, ..table };
+    assert_eq!(event_loop.claim(KEY + 1, me), Err(Full::Busy));
+    assert_eq!(event_loop.claim(KEY, me), Ok(entry), "it is there already");
+    assert_eq!(publish(&event_loop, entry, &set([2])), Err(Full::Busy));
+    event_loop.release(entry, KEY, me);
     assert_eq!((table.load(header::LEADER), table.generation(entry)), before);
     drop(guard);
-    assert_eq!(table.claim_soon(KEY + 1, me), Ok(Some(entry + 1)));
+    assert_eq!(event_loop.claim(KEY + 1, me), Ok(entry + 1));
     assert!(table.take_over_connections(me, 1) && table.acquire_leadership(me));
     assert!(table.retain(&[], &[], me));
     assert_eq!(table.find(KEY), None);
+}
+
+/// The table for a first configuration, which is in force, and for the one after it.
+fn reloading() -> (Table<'static>, Table<'static>, usize) {
+    let first = Table::create(zone(1 << 17), 16).unwrap().announce_configuration();
+    first.put_in_force();
+    assert!(first.acquire_leadership(ProcessId::own()));
+    let entry = first.claim(KEY, ProcessId::own()).unwrap();
+    publish(&first, entry, &set([1])).unwrap();
+    (first, first.announce_configuration(), entry)
+}
+
+#[test]
+fn an_older_configuration_never_leads_and_never_claims() {
+    let (old, new, entry) = reloading();
+    let (before, after) = (ProcessId::own(), ProcessId::from_raw(7));
+    assert_eq!(old.claim(8, before), Ok(entry + 1), "until the new one is in force");
+    new.put_in_force();
+    assert!(!old.acquire_leadership(before) && old.is_leader(before));
+    assert_eq!(old.claim(9, before), Err(Full::Superseded));
+    assert_eq!(old.claim(8, before), Ok(entry + 1), "an entry that is there");
+    assert!(publish(&old, entry, &set([1, 2])).unwrap().is_some(), "until the new one leads");
+    assert!(new.acquire_leadership(after) && !old.acquire_leadership(before));
+    assert_eq!(publish(&old, entry, &set([1, 2, 3])), Ok(None));
+    assert!(new.claim(9, after).is_ok());
+}
+
+#[test]
+fn an_older_configuration_frees_nothing_that_the_next_one_needs() {
+    let (old, new, entry) = reloading();
+    let me = ProcessId::own();
+    new.claim(9, ProcessId::from_raw(7)).unwrap();
+    assert!(!old.retain(&[KEY], &[], me), "the master fills the zone for the new one");
+    old.claim(Claim { named: Some((&named("web"), 1)), ..8.into() }, me).unwrap();
+    old.release(old.find(8).unwrap(), 8, me);
+    assert_eq!(old.find(8), None, "its services that nobody names go as ever");
+    new.put_in_force();
+    assert!(!old.retain(&[KEY], &[], me));
+    old.release(entry, KEY, me);
+    assert_eq!((old.find(KEY), old.find(9)), (Some(entry), Some(entry + 1)));
+    assert!(!new.retain(&[9], &[], ProcessId::from_raw(7)), "before it leads");
+    assert!(new.acquire_leadership(me) && new.retain(&[9], &[], me));
+    assert_eq!((old.find(KEY), old.find(9)), (None, Some(entry + 1)));
+}
+
+#[test]
+fn a_freeze_that_is_set_while_an_answer_is_under_way_holds_it_back() {
+    let (table, entry) = table(1 << 17);
+    publish(&table, entry, &set([1, 2])).unwrap();
+    let freeze = crate::model::Override {
+        selection: Some(KEY),
+        action: crate::model::Action::Freeze,
+        ..Default::default()
+    };
+    table.set_overrides(&[freeze], ProcessId::own()).unwrap();
+    assert_eq!(publish(&table, entry, &set(2..=5)), Ok(None));
+    assert_eq!(table.frozen_diff(entry), FrozenDiff { joined: 3, left: 1 });
+    table.remove_overrides(|_| true, ProcessId::own()).unwrap();
+    assert!(publish(&table, entry, &set(2..=5)).unwrap().is_some());
+    assert_eq!(table.frozen_diff(entry), FrozenDiff::default());
 }

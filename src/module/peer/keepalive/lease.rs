@@ -233,9 +233,7 @@ impl InstanceRef<'_> {
     fn is_in_present_view(&self, worker: Worker) -> bool {
         let Some(present) = self.sets.view(worker) else { return false };
         let own = self.record;
-        let same = |record: &&PeerRecord| {
-            (record.slot, record.identity) == (own.slot, own.identity) && record.has_address_of(own)
-        };
+        let same = |record: &&PeerRecord| record.owner == own.owner && record.has_address_of(own);
         present.peers().records().iter().find(same).is_some_and(pool::is_wanted)
     }
 }

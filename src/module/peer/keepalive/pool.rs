@@ -178,7 +178,7 @@ impl Holder for Keepalive {
 
 /// Identifies the instance of an owner's set that a connection leads to.
 pub(super) fn key(owner: usize, record: &PeerRecord) -> PeerKey {
-    let (slot, identity) = (Some(record.slot), record.identity);
+    let (slot, identity) = (Some(record.slot), record.owner);
     PeerKey { owner, slot, identity, address: record.address_id() }
 }
 

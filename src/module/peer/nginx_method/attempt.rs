@@ -2,12 +2,16 @@
 
 use std::rc::Rc;
 
-use nginx_sys::{ngx_http_request_t, ngx_peer_connection_t, ngx_uint_t};
+use nginx_consul_core::balance::{Admission, Admitted, PickContext, Shared};
+use nginx_sys::{NGX_PEER_NEXT, ngx_http_request_t, ngx_peer_connection_t, ngx_uint_t};
 
 use super::super::delegate::Delegate;
 use super::snapshot::Snapshot;
 use super::snapshots::Snapshots;
 use crate::ffi::OK;
+
+/// How many peers of the method a request may find unusable.
+const REFUSALS: usize = 4;
 
 /// A request whose peers a method picks.
 pub(crate) struct MethodAttempt {
@@ -46,12 +50,39 @@ impl MethodAttempt {
         snapshots.is_current(&self.snapshot)
     }
 
-    /// The peer that the method picks, by its number in the view; `None` if there is none.
-    pub(crate) fn pick(&self, pc: *mut ngx_peer_connection_t) -> Option<usize> {
-        let picked = self.method.get(pc);
+    /// The peer that the method picks of those that the shared counters let the request try; `None`
+    /// if it finds none. `context` is of the snapshot's view.
+    pub(crate) fn pick<'a>(
+        &self,
+        pc: *mut ngx_peer_connection_t,
+        context: &PickContext<'a, 'static>,
+        shared: impl Fn() -> Shared<'static>,
+    ) -> Option<Admitted<'a, 'static>> {
+        self.snapshot.readmit(context);
+        for _ in 0..=REFUSALS {
+            let picked = self.method.get(pc);
+            // SAFETY: nginx passes the request's connection.
+            let address = unsafe { (*pc).sockaddr };
+            let number = self.snapshot.view().number_at(address).filter(|_| picked == OK)?;
+            let picked = context.peer(number);
+            match context.admit_picked(picked, &shared) {
+                Admission::Free => return Some(Admitted { picked, permit: None }),
+                Admission::With(permit) => return Some(Admitted { picked, permit: Some(permit) }),
+                Admission::Refused => self.refuse(pc, number, context.now),
+            }
+        }
+        None
+    }
+
+    /// The method is to pick another peer, for this request and the next ones.
+    #[cold]
+    fn refuse(&self, pc: *mut ngx_peer_connection_t, number: usize, now: u64) {
+        self.snapshot.exclude(number, now);
         // SAFETY: nginx passes the request's connection.
-        let address = unsafe { (*pc).sockaddr };
-        self.snapshot.view().number_at(address).filter(|_| picked == OK)
+        let tries = unsafe { (*pc).tries };
+        self.method.free(pc, NGX_PEER_NEXT as ngx_uint_t);
+        // SAFETY: as above. It was no try.
+        unsafe { (*pc).tries = tries };
     }
 
     /// An attempt with `peer` is over.

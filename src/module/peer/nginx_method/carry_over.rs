@@ -48,11 +48,7 @@ pub(super) fn carry_over(old: Option<&Snapshot>, new: Option<&Snapshot>, departe
 
 fn go_on(peer: &mut ngx_http_upstream_rr_peer_t, before: &ngx_http_upstream_rr_peer_t) {
     peer.conns = before.conns;
-    peer.fails = before.fails;
-    peer.accessed = before.accessed;
-    peer.checked = before.checked;
     if peer.weight == before.weight {
         peer.current_weight = before.current_weight;
-        peer.effective_weight = before.effective_weight;
     }
 }

@@ -1,6 +1,6 @@
 //! nginx's peers of a view's first tier, made by a method's own `init_upstream`.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::iter;
 use std::mem::MaybeUninit;
@@ -8,6 +8,7 @@ use std::ptr::{self, NonNull};
 use std::rc::Rc;
 use std::time::Instant;
 
+use nginx_consul_core::balance::PickContext;
 use nginx_sys::{
     NGX_DEFAULT_POOL_SIZE, NGX_HTTP_MAIN_CONF, NGX_HTTP_MODULE, ngx_addr_t, ngx_array_t,
     ngx_conf_t, ngx_create_pool, ngx_cycle, ngx_destroy_pool, ngx_http_conf_ctx_t,
@@ -23,6 +24,12 @@ use crate::ffi::{ERROR, OK, bits};
 /// Identity of an instance, and which of the upstream's sets it is from: nodes of several
 /// datacenters can have the same names.
 pub(super) type Key = (u64, usize);
+
+/// Excluded peers that are looked at per millisecond, at most.
+const LOOKS_PER_MS: u64 = 512;
+
+/// There are none.
+const NEVER: u64 = u64::MAX;
 
 /// What snapshots are made with.
 #[derive(Clone)]
@@ -46,6 +53,10 @@ pub(crate) struct Snapshot {
     pub(super) start: Instant,
     /// Whether a request was prepared for picks from it.
     used: Cell<bool>,
+    /// Peers that the method takes for `down`, because the shared counters exclude them.
+    excluded: RefCell<Vec<usize>>,
+    /// When to look at them again, milliseconds of the monotonic clock.
+    look_at: Cell<u64>,
     /// Dropped last: all of the above lives in it.
     _pool: Pool,
 }
@@ -106,10 +117,24 @@ impl Snapshot {
         let first = unsafe { list.as_ref() }.peer;
         // SAFETY: as above.
         let next = |peer: &NonNull<_>| NonNull::new(unsafe { peer_next(*peer) });
-        let peers = iter::successors(NonNull::new(first), next).collect();
-        let (view, us) = (Rc::clone(view), us.as_ptr());
-        let (numbers, used) = (OnceCell::new(), Cell::new(false));
-        Ok(Snapshot { view, us, peers, numbers, start, used, _pool: pool })
+        let peers: Box<[_]> = iter::successors(NonNull::new(first), next).collect();
+        // SAFETY: as above.
+        let is_down =
+            |peer: &NonNull<ngx_http_upstream_rr_peer_t>| unsafe { peer.as_ref() }.down != 0;
+        // The first pick looks at the counters of all.
+        let numbers = peers.iter().enumerate().filter(|(_, peer)| !is_down(peer));
+        let excluded = numbers.map(|(number, _)| number).collect();
+        Ok(Snapshot {
+            view: Rc::clone(view),
+            us: us.as_ptr(),
+            peers,
+            numbers: OnceCell::new(),
+            start,
+            used: Cell::new(false),
+            excluded: RefCell::new(excluded),
+            look_at: Cell::new(0),
+            _pool: pool,
+        })
     }
 
     pub(crate) fn view(&self) -> &Rc<PeerView> {
@@ -133,6 +158,45 @@ impl Snapshot {
         // SAFETY: the method's init_upstream has set the callback for this copy of the block; the
         // request is valid (the caller's promise).
         init.map_or(ERROR, |init| unsafe { init(r, self.us) })
+    }
+
+    /// Has the method pass over a peer that the shared counters exclude.
+    pub(super) fn exclude(&self, number: usize, now: u64) {
+        self.set_down(number, true);
+        self.excluded.borrow_mut().push(number);
+        if self.look_at.get() == NEVER {
+            self.look_at.set(now + 1);
+        }
+    }
+
+    /// Lets the method pick those peers again that the shared counters don't exclude any more.
+    #[inline]
+    pub(super) fn readmit(&self, context: &PickContext<'_, '_>) {
+        if context.now >= self.look_at.get() {
+            self.look(context);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn look(&self, context: &PickContext<'_, '_>) {
+        let mut excluded = self.excluded.borrow_mut();
+        let looks = excluded.len() as u64;
+        excluded.retain(|&number| {
+            let is_out = !context.is_usable(number);
+            self.set_down(number, is_out);
+            is_out
+        });
+        let pause = 1 + looks / LOOKS_PER_MS;
+        let next = context.now + pause;
+        self.look_at.set(if excluded.is_empty() { NEVER } else { next });
+    }
+
+    fn set_down(&self, number: usize, down: bool) {
+        if let Some(peer) = self.peers.get(number) {
+            // SAFETY: a peer of this snapshot; nobody else uses it in this moment.
+            unsafe { (*peer.as_ptr()).down = down.into() };
+        }
     }
 
     /// The instances of the first tier.
@@ -248,7 +312,6 @@ fn servers(pool: &Pool, view: &PeerView) -> Option<NonNull<ngx_array_t>> {
     let servers = pool.array::<ngx_http_upstream_server_t>(count)?;
     let addresses = pool.array::<ngx_addr_t>(count)?;
     for (number, record) in view.peers().records().iter().enumerate().take(count) {
-        let params = &view.peers().info(number).params;
         let (sockaddr, socklen, name) = view.address(number)?;
         // SAFETY: both arrays have so many elements, of zeros, which nobody else uses.
         let (server, address) =
@@ -259,11 +322,8 @@ fn servers(pool: &Pool, view: &PeerView) -> Option<NonNull<ngx_array_t>> {
         server.addrs = address;
         server.naddrs = 1;
         server.weight = record.weight as _;
-        server.max_conns = params.max_conns as _;
-        server.max_fails = params.max_fails as _;
-        server.fail_timeout = params.fail_timeout.into();
-        server.slow_start = params.slow_start as _;
         server.down = record.params().down.into();
+        // No `max_fails` and `max_conns`: the shared counters decide.
     }
     let (elts, pool) = (servers.as_ptr().cast(), pool.0.as_ptr());
     let size = size_of::<ngx_http_upstream_server_t>();

@@ -28,13 +28,8 @@ impl WatchedSet {
     }
 
     /// Looks for its entry in the table.
-    pub(super) fn find(&self, table: &Table<'static>, service: &str) {
-        let entry = table.find(self.key);
-        self.entry.set(entry);
-        // Worker 0 knows the scopes of the configuration's services only.
-        if let Some(entry) = entry.filter(|_| !self.is_fixed()) {
-            table.note_scope(entry, self.scope(service));
-        }
+    pub(super) fn find(&self, table: &Table<'static>) {
+        self.entry.set(table.find(self.key));
     }
 
     fn scope(&self, service: &str) -> u64 {

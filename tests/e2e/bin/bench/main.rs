@@ -10,6 +10,7 @@ mod memory;
 mod options;
 mod propagation;
 mod quiet;
+mod reload;
 mod services;
 mod stage;
 mod status;
@@ -78,6 +79,11 @@ fn measure(options: &Options) -> bool {
             table.print();
             missed |= table.missed();
         }
+    }
+    if options.has(Part::Reload) {
+        let table = reload::measure(&stage, options);
+        table.print();
+        missed |= table.missed();
     }
     if options.has(Part::Status) {
         status::measure(&stage, options).iter().for_each(Table::print);

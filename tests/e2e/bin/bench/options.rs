@@ -39,6 +39,8 @@ pub(crate) enum Part {
     /// Registration to first request, and what a watch costs while nothing changes; judged: the exit
     /// status tells whether its promises were kept
     Propagation,
+    /// A change right after a reload; judged
+    Reload,
     /// What an answer with the status takes from other requests
     Status,
     /// CPU time per request
@@ -71,7 +73,7 @@ pub(crate) struct Options {
     #[arg(
         long = "part",
         value_delimiter = ',',
-        default_value = "instructions,memory,update,propagation,status,cpu"
+        default_value = "instructions,memory,update,propagation,reload,status,cpu"
     )]
     parts: Vec<Part>,
     /// Whose instructions are counted: those of worker 0, which follows Consul and so has threads, or

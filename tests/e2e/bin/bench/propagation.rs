@@ -17,7 +17,7 @@ use crate::variants;
 /// Measurements of each kind.
 const TIMES: usize = 20;
 /// Longest an instance may take to come or go.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// The service of this measurement.
 const SERVICE: &str = "moving";
 
@@ -44,7 +44,7 @@ pub(crate) fn measure(stage: &Stage, options: &Options) -> Table {
         [("plain", format!("http://{}", stage.consul().direct())), ("dressed", dressing.url())]
     {
         let nginx = Config::whole(&variants::following(&url, SERVICE)).start();
-        let mut jitter = Jitter(0x2545_f491_4f6c_dd1d);
+        let mut jitter = Jitter::new();
         let mut run = |title: &str, pause: &mut dyn FnMut() -> Duration| {
             let mut trial = Trial { stage, nginx: nginx.address() };
             let (came, went): (Vec<f64>, Vec<f64>) = (0..times)
@@ -106,17 +106,22 @@ impl Trial<'_> {
     }
 }
 
-fn ask(client: &mut Connection) -> String {
+/// Who answers a request.
+pub(crate) fn ask(client: &mut Connection) -> String {
     let answer = client.get("/").expect("an answer");
     assert_eq!(answer.status, 200, "{}", answer.body);
     answer.body.trim().to_owned()
 }
 
 /// Marsaglia's xorshift: the same gaps in each run.
-struct Jitter(u64);
+pub(crate) struct Jitter(u64);
 
 impl Jitter {
-    fn below(&mut self, limit: Duration) -> Duration {
+    pub(crate) fn new() -> Jitter {
+        Jitter(0x2545_f491_4f6c_dd1d)
+    }
+
+    pub(crate) fn below(&mut self, limit: Duration) -> Duration {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

@@ -172,6 +172,11 @@ pub(crate) fn following(url: &str, service: &str) -> String {
     whole(&modules, &http)
 }
 
+/// A configuration whose upstream has these lines.
+pub(crate) fn of_lines(lines: &str) -> String {
+    whole("", &upstream(lines))
+}
+
 fn whole(modules: &str, http: &str) -> String {
     let dynamic = http.contains("consul_server");
     let status = if dynamic { "location = /consul { consul_status; }" } else { "" };

@@ -3,10 +3,38 @@
 use super::*;
 use crate::table::PERMITS;
 
+#[test]
+fn a_peer_that_another_balancer_picks_has_to_be_usable() {
+    let full = Params { max_conns: Some(1), ..PLAIN };
+    let down = Params { down: true, ..PLAIN };
+    let scene = Scene::new(&[&[(1, PLAIN), (2, full), (3, down), (4, PLAIN)]]);
+    let tried = Tried::default();
+    let admitted = |port, now| {
+        let context = PickContext { now, ..scene.candidates(&tried) };
+        match context.admit_picked(context.peer(scene.at(port)), || scene.shared()) {
+            Admission::Free => "free",
+            Admission::With(permit) => {
+                permit.end();
+                "probe"
+            }
+            Admission::Refused => "refused",
+        }
+    };
+    let all = |now| [1, 2, 3, 4].map(|port| admitted(port, now)).join(" ");
+    assert_eq!(all(100_000), "free free refused free");
+    let full = scene.view.info(scene.at(2));
+    let request = scene.table.begin_request(full.slot, full.owner, Some(scene.shard)).unwrap();
+    scene.fail(4);
+    assert_eq!(all(100_000), "free refused refused refused");
+    request.end();
+    // Its fail_timeout has passed; there is one probe a second.
+    assert_eq!(all(111_000), "free free refused probe");
+    assert_eq!(all(111_001), "free free refused refused");
+}
+
 /// One worker's requests to peers that are all marked.
 struct Requests {
     scene: Scene,
-    cursor: u64,
     rng: SmallRng,
 }
 
@@ -22,14 +50,15 @@ impl Requests {
     }
 
     fn to(scene: Scene) -> Requests {
-        Requests { scene, cursor: 0, rng: SmallRng::seed_from_u64(1) }
+        Requests { scene, rng: SmallRng::seed_from_u64(1) }
     }
 
     /// An attempt fails at `now` that began at `from`.
     fn fail(&self, port: u16, from: u64, now: u64) {
-        let info = self.scene.view.info(self.scene.at(port));
+        let record = self.scene.view.records()[self.scene.at(port)];
         let outage = self.scene.table.outage(0);
-        if self.scene.table.peer_counters(info.slot).note_failed(info.identity, now) == 1 {
+        let counters = self.scene.table.peer_counters(record.slot);
+        if counters.note_failed((record.owner, record.address_id()), now) == 1 {
             outage.note_marked(now);
         }
         outage.note_failed(from);
@@ -39,8 +68,8 @@ impl Requests {
     fn pass(&self, port: u16, from: u64) {
         let info = self.scene.view.info(self.scene.at(port));
         assert!(self.scene.table.peer_counters(info.slot).note_success(
-            info.identity,
-            1,
+            info.owner,
+            info.limits(),
             from,
             from
         ));
@@ -58,7 +87,7 @@ impl Requests {
         tried.iter().for_each(|&port| set.insert(self.scene.at(port)));
         let candidates = PickContext { now, panic, ..self.scene.candidates(&set) };
         let (shared, method) = (self.scene.shared(), self.scene.method);
-        let admitted = pick(method, &candidates, || shared, &mut self.cursor, &mut self.rng)?;
+        let admitted = pick(method, &candidates, || shared, &mut self.rng)?;
         let number = admitted.picked.info.number as usize;
         Some((self.scene.view.records()[number].addr().port(), admitted.permit))
     }
@@ -196,7 +225,7 @@ fn a_single_peer_that_keeps_failing_has_sixteen_requests_waiting() {
     end(held);
     assert_eq!(requests.burst(111_003).len(), 0);
     let info = requests.scene.view.info(0);
-    requests.scene.table.peer_counters(info.slot).clear_fails(info.identity);
+    requests.scene.table.peer_counters(info.slot).clear_fails(info.owner);
     assert_eq!(requests.burst(111_004).len(), 100, "a success");
 }
 
@@ -219,7 +248,7 @@ fn peers_that_are_down_or_full_are_not_tried_when_the_others_are_out() {
     let mut requests = Requests::to(Scene::new(&[&[(1, down), (2, full), (3, PLAIN)]]));
     let info = requests.scene.view.info(requests.scene.at(2));
     let shard = Some(requests.scene.shard);
-    let _stays = requests.scene.table.begin_request(info.slot, info.identity, shard).unwrap();
+    let _stays = requests.scene.table.begin_request(info.slot, info.owner, shard).unwrap();
     requests.fail(3, 0, 100_000);
     requests.fail(3, 100_001, 100_001);
     assert_eq!(ports(&requests.burst(100_002)), [3]);

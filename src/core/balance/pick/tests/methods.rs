@@ -54,6 +54,9 @@ impl Peers for Fake {
     fn schedule(&self) -> &Schedule {
         &self.order
     }
+    fn is_retry(&self) -> bool {
+        !self.tried.is_empty()
+    }
     fn is_unrestricted(&self, _: usize) -> bool {
         false
     }
@@ -91,10 +94,10 @@ fn rng() -> SmallRng {
 }
 
 fn counts(method: Method, peers: &Fake, picks: usize) -> Vec<u64> {
-    let (mut cursor, mut rng) = (0, rng());
+    let mut rng = rng();
     let mut counts = vec![0; peers.len()];
     for _ in 0..picks {
-        counts[pick_from(method, peers, &mut cursor, &mut rng).unwrap()] += 1;
+        counts[pick_from(method, peers, &mut rng).unwrap()] += 1;
     }
     counts
 }
@@ -133,12 +136,12 @@ fn every_method_visits_each_peer_once_and_then_gives_up() {
     for method in METHODS {
         for n in [1, 2, 3, 200] {
             let mut peers = Fake::new(&vec![1; n]);
-            let (mut cursor, mut rng) = (0, rng());
+            let mut rng = rng();
             for _ in 0..n {
-                let peer = pick_from(method, &peers, &mut cursor, &mut rng).unwrap();
+                let peer = pick_from(method, &peers, &mut rng).unwrap();
                 assert!(peers.tried.insert(peer), "{method:?} tried {peer} twice");
             }
-            assert_eq!(pick_from(method, &peers, &mut cursor, &mut rng), None, "{method:?}");
+            assert_eq!(pick_from(method, &peers, &mut rng), None, "{method:?}");
         }
     }
 }
@@ -146,7 +149,7 @@ fn every_method_visits_each_peer_once_and_then_gives_up() {
 #[test]
 fn an_empty_set_has_no_pick() {
     for method in METHODS {
-        assert_eq!(pick_from(method, &Fake::new(&[]), &mut 0, &mut rng()), None);
+        assert_eq!(pick_from(method, &Fake::new(&[]), &mut rng()), None);
     }
 }
 
@@ -157,7 +160,7 @@ fn failed_peers_are_passed_over_however_many_they_are() {
         peers.failed = (0..99).collect();
         assert_eq!(counts(method, &peers, 200)[99], 200, "{method:?}");
         peers.failed.insert(99);
-        assert_eq!(pick_from(method, &peers, &mut 0, &mut rng()), None, "{method:?}");
+        assert_eq!(pick_from(method, &peers, &mut rng()), None, "{method:?}");
     }
 }
 
@@ -175,6 +178,46 @@ fn a_peer_in_slow_start_gets_its_share() {
     let seen = counts(Method::Random, &peers, 10_000);
     let share = seen[1] as f64 / seen[0] as f64;
     assert!((0.22..0.28).contains(&share), "{seen:?}");
+}
+
+#[test]
+fn few_usable_peers_share_by_weight_wherever_they_are() {
+    for (method, is_retry) in METHODS[..4].iter().flat_map(|&m| [(m, false), (m, true)]) {
+        for weights in [[1; 4], [1, 2, 3, 10]] {
+            let mut peers = Fake::new(&[weights.as_slice(), &[1; 196]].concat());
+            peers.failed = (4..200).collect();
+            peers.tried = (100..101).take(usize::from(is_retry)).collect();
+            let seen = counts(method, &peers, 4000);
+            assert!(chi_square(&seen[..4], &weights) < 16.3, "{method:?}: {:?}", &seen[..4]);
+        }
+    }
+}
+
+#[test]
+fn peers_that_all_start_slowly_share_by_what_each_gets_of_its_weight() {
+    let mut peers = Fake::new(&[2, 1, 1, 1]);
+    peers.shares = [1, 2, 4, 8].map(|part| FULL_SHARE / 1000 * part).to_vec();
+    for method in [Method::RoundRobin, Method::Random] {
+        let seen = counts(method, &peers, 8000);
+        assert!(chi_square(&seen, &[2, 2, 4, 8]) < 16.3, "{method:?}: {seen:?}");
+    }
+}
+
+#[test]
+fn the_turns_that_a_peer_in_slow_start_leaves_out_do_not_go_to_its_neighbour() {
+    let mut peers = Fake::new(&[1; 5]);
+    peers.shares[2] = FULL_SHARE / 100;
+    let seen = counts(Method::RoundRobin, &peers, 4000);
+    let others = [0, 1, 3, 4].map(|peer| seen[peer]);
+    assert!(others.iter().all(|count| count.abs_diff(others[0]) <= 1), "{seen:?}");
+}
+
+#[test]
+fn the_second_choice_is_by_weight_also_beside_a_peer_with_nearly_all_of_it() {
+    let mut peers = Fake::new(&[60_000, 1, 2, 3, 10]);
+    peers.loads[0] = 1 << 40;
+    let seen = counts(Method::LeastConn, &peers, 4000);
+    assert!(chi_square(&seen[1..], &[1, 2, 3, 10]) < 16.3, "{seen:?}");
 }
 
 #[test]
@@ -205,6 +248,9 @@ fn a_pick_looks_at_as_few_peers_among_10_000_as_among_3() {
         fn schedule(&self) -> &Schedule {
             self.0.schedule()
         }
+        fn is_retry(&self) -> bool {
+            self.0.is_retry()
+        }
         fn is_unrestricted(&self, peer: usize) -> bool {
             self.0.is_unrestricted(peer)
         }
@@ -231,9 +277,9 @@ fn a_pick_looks_at_as_few_peers_among_10_000_as_among_3() {
     for method in METHODS {
         for n in [3, 10_000] {
             let peers = Counting(Fake::new(&vec![1; n]), Cell::new(0));
-            let (mut cursor, mut rng) = (0, rng());
+            let mut rng = rng();
             for _ in 0..1000 {
-                pick_from(method, &peers, &mut cursor, &mut rng).unwrap();
+                pick_from(method, &peers, &mut rng).unwrap();
             }
             assert!(peers.1.get() <= 2 * 1000, "{method:?} of {n}: {} looks", peers.1.get());
         }
