@@ -71,27 +71,48 @@ fn max_conns_counts_the_requests_of_the_configuration_before() {
 }
 
 #[test]
-fn what_the_status_says_of_an_instance_that_returns_is_what_its_method_does() {
+fn an_instance_that_returns_has_its_requests_and_failures_as_the_status_says() {
     let (consul, service) = (Agent::shared(), unique("web"));
-    let backends = Backend::start_all(&["a"]);
-    let ids = register(&consul, &service, &backends);
+    let backends = Backend::start_all(&["a", "b"]);
+    let ids = register(&consul, &service, &backends[..1]);
     for method in METHODS {
-        let nginx = picking(&consul, &service, method, "max_conns=2").start();
-        let mut clients = hanging(&nginx, &backends, 2);
-        for _ in 0..3 {
+        let parameters = "max_conns=2 max_fails=2 fail_timeout=1m";
+        let nginx = picking(&consul, &service, method, parameters).start();
+        let clients = hanging(&nginx, &backends[..1], 2);
+        let flap = || {
             consul.deregister(&ids[0]);
             until_peers(&nginx, &service, &[]);
             assert_eq!(nginx.outcome("/"), "502", "{method}");
             register_one(&consul, &service, &backends[0]);
             until_peers(&nginx, &service, &[&backends[0]]);
-            if shown(&nginx, &service, &ids[0]) == "up 0" {
-                clients.extend(hanging(&nginx, &backends, 2));
-            }
+        };
+        for _ in 0..3 {
+            flap();
             assert_eq!(shown(&nginx, &service, &ids[0]), "busy 2", "{method}");
             assert_eq!(nginx.outcome("/"), "502", "{method}");
         }
-        release(&backends, clients);
+        release(&backends[..1], clients);
         until_idle(&nginx);
+        assert_eq!(shown(&nginx, &service, &ids[0]), "up 0", "{method}");
+        // Its failures keep it out beside another one.
+        register_one(&consul, &service, &backends[1]);
+        until_peers(&nginx, &service, &[&backends[0], &backends[1]]);
+        backends[0].set(Manner::Reset);
+        wait::until("a has failed", SOON, || {
+            assert_eq!(keys(&nginx, "/", 20), "b: 20", "{method}");
+            shown(&nginx, &service, &ids[0]) == "unavail 0"
+        });
+        let failed = backends[0].requests();
+        consul.deregister(&ids[0]);
+        until_peers(&nginx, &service, &[&backends[1]]);
+        assert_eq!(tally(&nginx, "/", 2), "b: 2", "{method}");
+        register_one(&consul, &service, &backends[0]);
+        until_peers(&nginx, &service, &[&backends[0], &backends[1]]);
+        assert_eq!(shown(&nginx, &service, &ids[0]), "unavail 0", "{method}");
+        assert_eq!(keys(&nginx, "/", 40), "b: 40", "{method}");
+        assert_eq!(backends[0].requests(), failed, "{method}");
+        backends[0].release();
+        consul.deregister(&format!("{service}-b"));
     }
 }
 
