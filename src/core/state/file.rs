@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
-use super::content::{Damage, MAX_BYTES, State};
+use super::content::{Damage, State};
 use crate::file;
 
 /// Only the workers' user, who writes it, and root may read it.
@@ -38,8 +38,8 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 ///
 /// # Errors
 ///
-/// It can't be read, which a directory is a case of, or is damaged.
-pub fn load(path: &Path) -> Result<Option<State>, LoadError> {
+/// It can't be read, which a directory is a case of, or is damaged or longer than `limit` bytes.
+pub fn load(path: &Path, limit: u64) -> Result<Option<State>, LoadError> {
     let damage = |text: &str| Err(Damage::Content(text.to_owned()).into());
     let opened = match file::open(path, OFlags::NOFOLLOW) {
         Ok(opened) => opened,
@@ -50,8 +50,8 @@ pub fn load(path: &Path) -> Result<Option<State>, LoadError> {
             _ => return Err(error.into()),
         },
     };
-    match file::read_to_end(opened, MAX_BYTES as u64) {
-        Err(error) if error.kind() == ErrorKind::FileTooLarge => Err(Damage::TooLong.into()),
+    match file::read_to_end(opened, limit) {
+        Err(error) if error.kind() == ErrorKind::FileTooLarge => Err(Damage::TooLong(limit).into()),
         bytes => Ok(Some(State::decode(&bytes?)?)),
     }
 }
@@ -77,9 +77,6 @@ pub fn quarantine(path: &Path) -> io::Result<PathBuf> {
 ///
 /// The file system's; the old file is still there.
 pub fn save(path: &Path, bytes: &[u8]) -> io::Result<bool> {
-    if bytes.len() > MAX_BYTES {
-        return Err(io::Error::new(ErrorKind::FileTooLarge, "too many instances"));
-    }
     let temporary = beside(path, ".tmp");
     let Some(mut file) = lock(&temporary)? else { return Ok(false) };
     let written = fill(&mut file, bytes).and_then(|()| fs::rename(&temporary, path));

@@ -27,9 +27,22 @@ pub struct StateFile {
     pub path: PathBuf,
     /// Answers older than that are not taken from it.
     pub valid: Option<Duration>,
+    /// Longest file that is read, in bytes.
+    pub limit: u64,
 }
 
+/// Bytes of the file for each of the zone, at most: names of control characters are longest.
+const PER_ZONE_BYTE: u64 = 8;
+/// The file of another zone may be longer: that of about a million instances is read with any.
+const MIN_LIMIT: u64 = 256 << 20;
+
 impl StateFile {
+    /// The same for a zone of that size in bytes: what is in such a zone can be read again.
+    pub fn of_zone(self, size: usize) -> StateFile {
+        let limit = MIN_LIMIT.max((size as u64).saturating_mul(PER_ZONE_BYTE));
+        StateFile { limit, ..self }
+    }
+
     /// The directory that the file is in.
     pub fn directory(&self) -> &Path {
         parent(&self.path)
@@ -130,7 +143,7 @@ impl StateFile {
     /// operator can examine it.
     fn load(&self, sink: &TableWriter) -> Option<State> {
         let name = name(&self.path);
-        match file::load(&self.path) {
+        match file::load(&self.path, self.limit) {
             Ok(Some(state)) => return Some(state),
             Ok(None) => sink.log(Level::Info, format!("{name} does not exist yet")),
             Err(LoadError::Io(error)) => {

@@ -27,7 +27,7 @@ pub(super) fn state_file(args: &Args<'_>) -> Parsed<Option<StateFile>> {
     check_path(&path).map_err(|why| {
         format!("can't use \"{}\" of the \"{}\" directive ({why})", path.display(), words.name)
     })?;
-    Ok(Some(StateFile { path, valid }))
+    Ok(Some(StateFile { path, valid, limit: 0 }))
 }
 
 /// Errors that are certain while the configuration is read.
