@@ -63,9 +63,13 @@ pub(super) fn draw_another<P: Peers, R: RngCore>(
     if peers.len() < 2 {
         return None;
     }
-    let another = |rng: &mut R| peers.weights().at_any_but(rng.next_u64(), one);
-    let first = if drawn == one { another(rng) } else { drawn };
-    probe(peers, rng, first, DRAWS, another)
+    let weights = peers.weights();
+    let other = |rng: &mut R| match weights.at_other(rng.next_u64(), one) {
+        again if again == one => weights.at_any_but(rng.next_u64(), one),
+        other => other,
+    };
+    let first = if drawn == one { other(rng) } else { drawn };
+    probe(peers, rng, first, DRAWS, other)
 }
 
 /// The usable peer whose turn is next, from `first` on, which had the last turn and may be unusable.

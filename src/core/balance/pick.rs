@@ -243,7 +243,7 @@ impl<'a, 'z> Peers for InTier<'_, 'a, 'z> {
         self.tier.weights.count() == 0
     }
 
-    #[inline]
+    #[inline(always)]
     fn peer(&self, number: usize) -> Picked<'a, 'z> {
         self.all.peer(self.tier.first + number)
     }

@@ -15,9 +15,10 @@ use super::block::{PEER_RECORD, PeerMetadata};
 use super::layout::{Layout, Table, entry, header, lookup_cache, overrides, slot};
 use super::platform::atomic::{AtomicU64, Ordering::Relaxed};
 use super::platform::{killed_after, process};
+use super::publish::Claim;
 use super::words;
 use crate::clock::Clock;
-use crate::model::{Health, Peer, PeerSet};
+use crate::model::{Health, Peer, PeerSet, service_scope};
 use crate::params::Params;
 use crate::process::ProcessId;
 
@@ -120,7 +121,8 @@ fn read(table: Table<'_>, entry: usize, key: u128) -> Option<(u64, Vec<u16>)> {
 /// A zone led by `leader`, with a set of one peer as the first generation of `KEY`.
 fn published(leader: ProcessId) -> Arc<Zone> {
     let zone = Zone::new();
-    zone.table().claim(KEY, leader).expect("room");
+    let claim = Claim { scope: service_scope("web", None), ..KEY.into() };
+    zone.table().claim(claim, leader).expect("room");
     publish(zone.table(), KEY, &[1], leader);
     zone.table().acquire_leadership(leader);
     zone

@@ -67,6 +67,24 @@ proptest! {
     }
 }
 
+proptest! {
+    #[test]
+    fn beside_one_peer_each_other_one_comes_as_often_as_its_weight_says(
+        weights in prop::collection::vec(1u32..10, 2..10), one: prop::sample::Index
+    ) {
+        let (one, weighted) = (one.index(weights.len()), WeightTable::new(weights.iter().copied()));
+        let rest = u64::from(weights.iter().sum::<u32>() - weights[one]);
+        let mut seen = vec![0; weights.len()];
+        for n in 0..rest {
+            let u = (u128::from(n) << 64).div_ceil(u128::from(rest)) as u64;
+            seen[weighted.at_any_but(u, one)] += 1;
+        }
+        let mut expected = weights;
+        expected[one] = 0;
+        prop_assert_eq!(seen, expected);
+    }
+}
+
 #[test]
 fn of_equal_weights_all_the_others_come_equally_often() {
     let weighted = WeightTable::new([3; 5].into_iter());
