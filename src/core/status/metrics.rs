@@ -2,7 +2,7 @@
 //!
 //! It uses no client library: those keep counters of their own and write a family in one go, while
 //! these counters are in the zone and have to be written in pieces. The formats require little: the
-//! lines of a family together, after its help and type, and the quotes of a label escaped.
+//! lines of a family together, after its help and type, and three characters of a label escaped.
 //! promtool and the Python client's parser check the output (tests/e2e).
 
 use std::collections::{BTreeMap, HashSet};
@@ -254,16 +254,14 @@ fn with(labels: &str, name: &str, value: &str) -> String {
     format!("{labels},{}", label(name, value))
 }
 
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"")
+}
+
 fn label(name: &str, value: &str) -> String {
-    let mut label = format!("{name}=\"");
-    for c in printable(value).chars() {
-        if matches!(c, '\\' | '"') {
-            label.push('\\');
-        }
-        label.push(c);
-    }
-    label.push('"');
-    label
+    // The formats escape three characters; what else no terminal should get is written out.
+    let lines: Vec<String> = value.split('\n').map(|line| escaped(&printable(line))).collect();
+    format!("{name}=\"{}\"", lines.join("\\n"))
 }
 
 #[cfg(test)]
@@ -349,7 +347,7 @@ mod tests {
             ("web", &many[..1], None, r#"service="web",upstream="u0""#),
             ("web", &many[..4], None, r#"service="web",upstream="u0,u1,u2,u3""#),
             ("web", &many[..], None, r#"service="web",upstream="u0,u1,u2,u3,+96""#),
-            ("a\"} 1\n\\", &many[..0], None, r#"service="a\"} 1\\n\\",upstream="""#),
+            ("a\"} 1\n\\", &many[..0], None, r#"service="a\"} 1\n\\",upstream="""#),
             ("\r\u{1b}[1m", &many[..0], None, r#"service="\\r\\u{1b}[1m",upstream="""#),
             ("\u{202e}bew", &many[..0], None, r#"service="\\u{202e}bew",upstream="""#),
             ("web", &many[..0], datacenter("d"), r#"service="web",upstream="",datacenter="d""#),
