@@ -55,6 +55,8 @@ fn a_backup_is_used_while_no_other_instance_is_usable() {
     assert_eq!(tally(&nginx, "/", 8), "b: 8");
     // The other fails as well: the same request goes on to a backup, and the next ones evenly.
     backends[1].set(Manner::Reset);
+    let first = nginx.outcome("/both");
+    assert!(first.starts_with("backup"), "{first}");
     assert_eq!(tally(&nginx, "/both", 8), "backup1: 4, backup2: 4");
     assert_eq!(in_use(&nginx), "\"instances backup\"");
     let tried = [backends[0].requests(), backends[1].requests()];
