@@ -1,11 +1,19 @@
-//! Filters the addresses of instances: whoever can register an instance chooses its address.
+//! Addresses of instances, which whoever registers an instance chooses: what is one, and which are
+//! used.
 
+mod family;
+mod flaw;
 mod host;
+mod listeners;
 mod text;
 
 use std::net::IpAddr;
+use std::str::FromStr;
 
+pub(crate) use family::is_supported;
+use flaw::flaw;
 pub(crate) use host::host;
+pub use listeners::Listeners;
 pub use text::AddressText;
 
 pub use ipnet::IpNet;
@@ -21,16 +29,16 @@ pub struct AddressFilter {
 }
 
 impl AddressFilter {
-    /// Which directive excludes an address; `None` if it may be used.
-    ///
-    /// An IPv4-mapped IPv6 address (`::ffff:10.0.0.1`) is matched as IPv4.
+    /// Why an address is not used: what it is, or which directive excludes it. `None` if it is.
     pub fn refusal(&self, address: IpAddr) -> Option<&'static str> {
         let address = address.to_canonical();
         let is_in = |list: &[IpNet]| list.iter().any(|net| net.contains(&address));
-        if is_in(&self.deny) {
-            Some("by consul_deny")
+        if let Some(flaw) = flaw(address) {
+            Some(flaw)
+        } else if is_in(&self.deny) {
+            Some("excluded by consul_deny")
         } else if !self.allow.is_empty() && !is_in(&self.allow) {
-            Some("by consul_allow")
+            Some("excluded by consul_allow")
         } else {
             None
         }
@@ -42,19 +50,36 @@ impl AddressFilter {
     }
 }
 
-/// An address, or a network in CIDR notation; bits beyond the prefix are cleared.
-pub fn network(text: &str) -> Option<IpNet> {
-    let net = match text.parse::<IpAddr>() {
-        Ok(address) => IpNet::from(address),
-        Err(_) => text.parse::<IpNet>().ok()?.trunc(),
-    };
+/// An address, or a network in CIDR notation, in which bits beyond the prefix have no meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// Those bits are cleared.
+    pub net: IpNet,
+    /// Some of them were set.
+    pub has_host_bits: bool,
+}
+
+impl FromStr for Network {
+    type Err = ipnet::AddrParseError;
+
+    fn from_str(text: &str) -> Result<Network, ipnet::AddrParseError> {
+        let written = match text.parse::<IpAddr>() {
+            Ok(address) => IpNet::from(address),
+            Err(_) => text.parse::<IpNet>()?,
+        };
+        let net = written.trunc();
+        Ok(Network { net: canonical(net), has_host_bits: net != written })
+    }
+}
+
+fn canonical(net: IpNet) -> IpNet {
     match net {
         // Addresses are compared in their shortest form.
         IpNet::V6(v6) if v6.prefix_len() >= 96 => match v6.addr().to_ipv4_mapped() {
-            Some(v4) => Ipv4Net::new(v4, v6.prefix_len() - 96).ok().map(IpNet::V4),
-            None => Some(net),
+            Some(v4) => Ipv4Net::new(v4, v6.prefix_len() - 96).map_or(net, IpNet::V4),
+            None => net,
         },
-        _ => Some(net),
+        _ => net,
     }
 }
 
@@ -62,8 +87,12 @@ pub fn network(text: &str) -> Option<IpNet> {
 mod tests {
     use super::*;
 
+    fn network(text: &str) -> Network {
+        text.parse().unwrap()
+    }
+
     fn filter(allow: &[&str], deny: &[&str]) -> AddressFilter {
-        let nets = |list: &[&str]| list.iter().map(|net| network(net).unwrap()).collect();
+        let nets = |list: &[&str]| list.iter().map(|net| network(net).net).collect();
         AddressFilter { allow: nets(allow), deny: nets(deny) }
     }
 
@@ -87,8 +116,8 @@ mod tests {
         {
             assert_eq!(permits(&both, address), good, "{address}");
         }
-        assert_eq!(both.refusal([10, 1, 0, 1].into()), Some("by consul_deny"));
-        assert_eq!(both.refusal([11, 1, 0, 1].into()), Some("by consul_allow"));
+        assert_eq!(both.refusal([10, 1, 0, 1].into()), Some("excluded by consul_deny"));
+        assert_eq!(both.refusal([11, 1, 0, 1].into()), Some("excluded by consul_allow"));
     }
 
     #[test]
@@ -102,10 +131,41 @@ mod tests {
 
     #[test]
     fn a_network_is_an_address_or_cidr() {
-        assert_eq!(network("10.1.2.3/8"), network("10.0.0.0/8"));
+        assert_eq!(network("10.1.2.3/8").net, network("10.0.0.0/8").net);
         assert_eq!(network("10.1.2.3"), network("10.1.2.3/32"));
-        for bad in ["", "all", "10.0.0.0/33", "10.0.0", "localhost", "::/129", "10.0.0.0/"] {
-            assert_eq!(network(bad), None, "{bad}");
+        for (text, has_host_bits) in [
+            ("10.1.2.3/8", true),
+            ("10.0.0.0/8", false),
+            ("10.1.2.3", false),
+            ("fd00::1/8", true),
+            ("::ffff:10.0.0.1/104", true),
+        ] {
+            assert_eq!(network(text).has_host_bits, has_host_bits, "{text}");
+        }
+        for bad in
+            ["", "all", "10.0.0.0/33", "10.0.0", "localhost", "::/129", "10.0.0.0/", "010.0.0.1"]
+        {
+            assert!(bad.parse::<Network>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_no_single_host_has_is_refused() {
+        let all = AddressFilter::default();
+        for (address, flaw) in [
+            ("0.0.0.0", Some("unspecified")),
+            ("::", Some("unspecified")),
+            ("::ffff:0.0.0.0", Some("unspecified")),
+            ("224.0.0.1", Some("a multicast address")),
+            ("::ffff:239.1.2.3", Some("a multicast address")),
+            ("ff02::1", Some("a multicast address")),
+            ("255.255.255.255", Some("the broadcast address")),
+            ("::ffff:255.255.255.255", Some("the broadcast address")),
+            ("0.0.0.1", None),
+            ("127.0.0.1", None),
+            ("::1", None),
+        ] {
+            assert_eq!(all.refusal(address.parse().unwrap()), flaw, "{address}");
         }
     }
 }

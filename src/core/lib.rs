@@ -11,7 +11,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `text` `clock` `address` `process` `stop` `threads` `params` | the ground |
+//! | `text` `clock` `file` `address` `process` `stop` `threads` `params` | the ground |
 //! | `model` | the vocabulary: queries, peers, reasons, overrides |
 //! | `resolve` | host names to addresses |
 //! | `consul` | Consul's HTTP API: requests, answers and their validation |
@@ -32,6 +32,7 @@
 
 pub mod text;
 pub mod clock;
+pub mod file;
 pub mod address;
 pub mod process;
 pub mod stop;

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use rustix::event::PollFlags;
 
+use crate::address::is_supported;
 use crate::stop::{Stop, Woken};
 
 /// Most lookups that may wait for the system's resolver at a time; further ones fail at once.
@@ -71,14 +72,25 @@ impl SystemResolver {
         // 256 KiB: name service modules of the C library need much stack.
         let thread = thread::Builder::new().name("consul-resolve".to_owned());
         let thread = thread.stack_size(256 * 1024).spawn(move || {
-            let found = (name.as_str(), 0).to_socket_addrs();
-            let found = found.map(|all| all.map(|address| address.ip()).collect());
             // Only this thread sets it.
-            let _ = shared.addresses.set(found.map_err(|error| error.to_string()));
+            let _ = shared.addresses.set(look_up(&name).map_err(|error| error.to_string()));
             shared.done.raise();
         })?;
         running.insert(host.to_owned(), (Arc::clone(&lookup), thread));
         Ok(lookup)
+    }
+}
+
+/// The addresses of a name that this system can connect to, as the kernel sees them.
+fn look_up(name: &str) -> io::Result<Vec<IpAddr>> {
+    let found = (name, 0).to_socket_addrs()?.map(|address| address.ip().to_canonical());
+    let (supported, others): (Vec<_>, Vec<_>) = found.partition(|ip| is_supported(*ip));
+    match (supported.is_empty(), others.is_empty()) {
+        (false, _) => Ok(supported),
+        (true, true) => Err(io::Error::new(io::ErrorKind::NotFound, "no address")),
+        (true, false) => {
+            Err(io::Error::other("it has IPv6 addresses only, this system has no IPv6"))
+        }
     }
 }
 
@@ -88,9 +100,6 @@ impl Resolve for SystemResolver {
         let woken = self.stop.wait(lookup.done.as_fd(), PollFlags::IN, Some(deadline))?;
         match (woken, lookup.addresses.get()) {
             (Woken::Stopped, _) => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "stopped")),
-            (_, Some(Ok(addresses))) if addresses.is_empty() => {
-                Err(io::Error::new(io::ErrorKind::NotFound, "no address"))
-            }
             (_, Some(Ok(addresses))) => Ok(addresses.clone()),
             (_, Some(Err(error))) => Err(io::Error::other(error.clone())),
             (_, None) => Err(io::Error::new(io::ErrorKind::TimedOut, "name lookup timed out")),

@@ -39,7 +39,7 @@ mod content;
 pub mod file;
 pub mod saver;
 
-pub use content::{Boot, Damage, MAX_BYTES, Saved, State};
+pub use content::{Boot, Damage, Saved, State};
 pub use file::LoadError;
 pub use saver::{Saver, StateProvider, Version};
 

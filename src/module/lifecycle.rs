@@ -22,7 +22,7 @@ use self::signals::SignalsBlocked;
 use self::workers_user::Workers;
 use crate::ffi::timer::Timer;
 use crate::ffi::{Log, OK, catch_panic, process};
-use crate::peer::{Worker, end_keepalive};
+use crate::peer::{OnDemandUpstream, Upstream, Worker, end_keepalive};
 use crate::upstreams::Upstreams;
 use nginx_consul_core::table_writer::{Resync, TableState, TableWriter, end_expired};
 
@@ -110,6 +110,8 @@ pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) ->
         // SAFETY: nginx calls this in its master, which has no threads: ours are a worker's.
         let single = unsafe { SingleThread::new() };
         permissions::check(plan, &workers, (single, log));
+        // SAFETY: nginx passes the cycle it has just made.
+        warn_of_idle_connections(upstreams, unsafe { process::free_connections(cycle) }, log);
         if let Some(state) = &upstreams.state_file {
             state_directory::prepare(state, &workers, (single, log));
         }
@@ -126,6 +128,20 @@ pub(crate) extern "C" fn ngx_http_consul_init_module(cycle: *mut ngx_cycle_t) ->
         }
         OK
     })
+}
+
+/// Idle connections that leave a worker none for requests.
+fn warn_of_idle_connections(upstreams: &Upstreams, free: usize, log: Log<'_>) {
+    let on_demand = upstreams.on_demand().map(OnDemandUpstream::pattern);
+    let idle: usize = upstreams.fixed().chain(on_demand).map(Upstream::idle_connections).sum();
+    if idle > free {
+        ngx::ngx_log_error!(
+            NGX_LOG_WARN,
+            log.as_ptr(),
+            "consul: \"consul_keepalive\" keeps up to {idle} idle connections in a worker, and \
+             \"worker_connections\" leaves {free} for them"
+        );
+    }
 }
 
 /// Fills the zone with the initial sets from Consul and the state file.
@@ -237,6 +253,7 @@ impl Watch {
         let mut timer = Timer::new(TICK, tick);
         timer.start();
         let sink = TableWriter::for_threads(table, plan);
+        sink.set_listeners(process::listeners());
         let state = upstreams.state_file.as_ref().map(|file| {
             let source = TableState {
                 sink: Arc::clone(&sink),

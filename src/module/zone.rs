@@ -18,6 +18,11 @@ use crate::ffi::{self, Cf, ERROR, OK, catch_panic, str_over};
 const NAME: &[u8] = b"consul";
 const SIZE: usize = 10 << 20;
 
+/// The size of the zone in bytes.
+pub(crate) fn size(zone: Option<(ngx_str_t, usize)>) -> usize {
+    zone.map_or(SIZE, |(_, size)| size)
+}
+
 /// Asks nginx for the zone. Checks that it has room for so many targets, so that `nginx -t` reports
 /// it.
 pub(crate) fn request(

@@ -9,6 +9,7 @@ mod acl;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::io::Read;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ use crate::consul::query::{self, Fetch, View};
 use crate::consul::server::Server;
 use crate::consul::token::CurrentToken;
 use crate::consul::transport::{ConnectError, Dial, DialConnector, LastDial, NoResolver, is_reset};
-use crate::model::{Query, Source};
+use crate::model::{Query, Secret, Source};
 use crate::stop::Stop;
 use crate::text;
 
@@ -148,6 +149,12 @@ impl Client {
         }
     }
 
+    /// A text that may quote the last response, without the token.
+    pub fn redact(&self, text: &str) -> String {
+        let token = self.connection.as_ref().and_then(|connection| connection.token.last());
+        token.map_or(Cow::Borrowed(text), |token| token.redact(text)).into_owned()
+    }
+
     /// Closes the connection.
     pub fn close(&mut self) {
         self.connection = None;
@@ -262,7 +269,8 @@ impl Connection {
         body_timeout: Duration,
     ) -> Result<Response, Error> {
         let mut call = self.agent.get(format!("{}{path}", self.dial.server.base()));
-        if let Some(token) = self.token.get() {
+        let texts = Texts(self.token.get().cloned());
+        if let Some(token) = &texts.0 {
             call = call.header("X-Consul-Token", token.expose());
         }
         let call = call
@@ -270,25 +278,26 @@ impl Connection {
             .timeout_recv_response(Some(header_timeout))
             .timeout_recv_body(Some(body_timeout))
             .build();
-        let received = call.call().map_err(|error| http_error(error, header_timeout))?;
+        let received = call.call().map_err(|error| texts.http_error(error, header_timeout))?;
         let (head, content) = received.into_parts();
         let is_missing = missing_is_empty && head.status == 404;
         if head.status != 200 && !is_missing {
             let status = head.status.as_u16();
-            return Err(Error::Status { status, message: first_line(content) });
+            return Err(Error::Status { status, message: texts.first_line(content) });
         }
         let mut response = Response::from_headers(&head.headers);
+        response.content_type = response.content_type.map(|text| texts.redacted(&text).into());
         if is_missing {
             response.content_type = Some("application/json".to_owned());
         }
-        response.body = match self.read(content, body_timeout)? {
+        response.body = match self.read(content, body_timeout, &texts)? {
             _ if is_missing => b"[]".to_vec(),
             body => body,
         };
         Ok(response)
     }
 
-    fn read(&self, body: Body, timeout: Duration) -> Result<Vec<u8>, Error> {
+    fn read(&self, body: Body, timeout: Duration, texts: &Texts) -> Result<Vec<u8>, Error> {
         let limit = self.endpoint.max_body;
         if body.content_length().is_some_and(|announced| announced > limit) {
             return Err(Error::TooLong(limit));
@@ -297,7 +306,7 @@ impl Connection {
         read.map_err(|error| match error {
             ureq::Error::BodyExceedsLimit(_) => Error::TooLong(limit),
             ureq::Error::Timeout(_) => Error::Slow(timeout),
-            error => Error::BrokeOff(plain(&error)),
+            error => Error::BrokeOff(texts.plain(&error)),
         })
     }
 }
@@ -307,38 +316,50 @@ fn header_timeout(wait: Option<Duration>) -> Duration {
     wait.map_or(Duration::ZERO, |wait| wait + wait / 16) + SLACK
 }
 
-fn http_error(error: ureq::Error, timeout: Duration) -> Error {
-    match error {
-        ureq::Error::Other(cause) => match cause.downcast_ref::<ConnectError>() {
-            Some(ConnectError::NotAllowed) => Error::Reconnected,
-            // A certificate's names are its own choice.
-            _ => Error::Connect(text::printable(&cause.to_string()).into_owned()),
-        },
-        ureq::Error::Timeout(Timeout::SendRequest) => Error::Silent(SEND),
-        ureq::Error::Timeout(_) => Error::Silent(timeout),
-        ureq::Error::Io(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-            Error::Closed
+/// Makes texts of errors, which may quote the server: it knows the token, and can be any program.
+struct Texts(Option<Secret>);
+
+impl Texts {
+    fn http_error(&self, error: ureq::Error, timeout: Duration) -> Error {
+        match error {
+            ureq::Error::Other(cause) => match cause.downcast_ref::<ConnectError>() {
+                Some(ConnectError::NotAllowed) => Error::Reconnected,
+                // A certificate's names are its own choice.
+                _ => {
+                    Error::Connect(text::printable(&self.redacted(&cause.to_string())).into_owned())
+                }
+            },
+            ureq::Error::Timeout(Timeout::SendRequest) => Error::Silent(SEND),
+            ureq::Error::Timeout(_) => Error::Silent(timeout),
+            ureq::Error::Io(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                Error::Closed
+            }
+            ureq::Error::Io(ref io) if is_reset(io) => Error::Reset(self.plain(&error)),
+            error => Error::Other(self.plain(&error)),
         }
-        ureq::Error::Io(ref io) if is_reset(io) => Error::Reset(plain(&error)),
-        error => Error::Other(plain(&error)),
     }
-}
 
-/// ureq's text without its "io: ".
-fn plain(error: &ureq::Error) -> String {
-    let text = error.to_string();
-    printable(text.strip_prefix("io: ").unwrap_or(&text))
-}
+    /// ureq's text without its "io: ".
+    fn plain(&self, error: &ureq::Error) -> String {
+        let text = error.to_string();
+        self.short(text.strip_prefix("io: ").unwrap_or(&text))
+    }
 
-fn first_line(body: Body) -> String {
-    let mut bytes = Vec::new();
-    // An error ends the text early, which is fine for a quote.
-    let _ = body.into_reader().take(MAX_ERROR_BODY).read_to_end(&mut bytes);
-    let text = String::from_utf8_lossy(&bytes);
-    printable(text.lines().next().unwrap_or_default().trim())
-}
+    fn first_line(&self, body: Body) -> String {
+        let mut bytes = Vec::new();
+        // An error ends the text early, which is fine for a quote.
+        let _ = body.into_reader().take(MAX_ERROR_BODY).read_to_end(&mut bytes);
+        let text = String::from_utf8_lossy(&bytes);
+        self.short(text.lines().next().unwrap_or_default().trim())
+    }
 
-/// One short line.
-fn printable(text: &str) -> String {
-    text::printable(text::beginning(text, MAX_ERROR_QUOTE)).into_owned()
+    /// One short line. It is cut last: half a token would not be found.
+    fn short(&self, text: &str) -> String {
+        let text = self.redacted(text);
+        text::printable(text::beginning(&text, MAX_ERROR_QUOTE)).into_owned()
+    }
+
+    fn redacted<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        self.0.as_ref().map_or(Cow::Borrowed(text), |token| token.redact(text))
+    }
 }

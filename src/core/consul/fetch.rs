@@ -66,6 +66,16 @@ impl Failure {
     }
 }
 
+impl Failure {
+    /// Of an answer whose text may be quoted.
+    pub(crate) fn of_body(failure: impl Into<Failure>, client: &Client) -> Failure {
+        match failure.into() {
+            Failure::Failed(reason, text) => Failure::Failed(reason, client.redact(&text)),
+            other => other,
+        }
+    }
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         error.reason().map_or(Failure::Reconnected, |r| Failure::Failed(r, error.to_string()))
@@ -152,7 +162,8 @@ fn fetch_from(
     view: View,
 ) -> Result<Option<Answer>, Failure> {
     let Some(response) = send(client, watched, fetch, view)? else { return Ok(None) };
-    let (index, instances) = validate(&response, &watched.query, watched.timing.max_stale)?;
+    let valid = validate(&response, &watched.query, watched.timing.max_stale);
+    let (index, instances) = valid.map_err(|rejected| Failure::of_body(rejected, client))?;
     let is_cached =
         watched.query.consistency == Consistency::Cached && fetch.from == ReadFrom::Anywhere;
     let (bytes, is_copy) = (response.body.len() as u64, response.streamed || is_cached);

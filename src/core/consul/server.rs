@@ -79,6 +79,16 @@ impl Server {
     }
 }
 
+/// A URL that may have to be refused, for a message: without what stands before an `@`, and without
+/// a query.
+pub fn without_credentials(url: &str) -> String {
+    let scheme = url.find("://").map_or(0, |at| at + "://".len());
+    let (scheme, rest) = url.split_at(scheme);
+    let (user, rest) = rest.rsplit_once('@').map_or(("", rest), |(_, host)| ("…@", host));
+    let (rest, query) = rest.split_once(['?', '#']).map_or((rest, ""), |(rest, _)| (rest, "?…"));
+    format!("{scheme}{user}{rest}{query}")
+}
+
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
@@ -89,31 +99,37 @@ impl FromStr for Server {
     type Err = ServerError;
 
     fn from_str(text: &str) -> Result<Self, ServerError> {
-        if let Some(path) = text.strip_prefix("unix:") {
-            let address = Address::Unix(socket_path(path)?);
-            return Ok(Server { text: text.into(), address, base: "http://localhost".into() });
-        }
-        let has_scheme = text.is_empty() || text.contains("://");
-        let text = if has_scheme { text.to_owned() } else { format!("http://{text}") };
-        let uri: Uri = text.parse()?;
-        let (scheme, default_port) = match uri.scheme_str() {
-            Some("https") => ("https", HTTPS_PORT),
-            Some("http") => ("http", HTTP_PORT),
-            other => return Err(ServerError::Scheme(other.unwrap_or_default().to_owned())),
-        };
-        if uri.query().is_some() || text.contains('#') {
-            return Err(ServerError::Query);
-        }
-        let (host, port) = host_and_port(&uri)?;
-        let port = port.unwrap_or(default_port);
-        let prefix = uri.path().trim_end_matches('/');
-        if !prefix.bytes().all(|b| b.is_ascii_graphic() && b != b'"') {
-            return Err(ServerError::Prefix(prefix.to_owned()));
-        }
-        let base = format!("{scheme}://{host}:{port}{prefix}");
-        let host = host.trim_matches(['[', ']']).to_owned();
-        Ok(Server { text, address: Address::Tcp { host, port, tls: scheme == "https" }, base })
+        // What can't be parsed may be a part of a password.
+        let is_secret = text.contains('@') && !text.starts_with("unix:");
+        parse(text).map_err(|error| if is_secret { ServerError::Credentials } else { error })
     }
+}
+
+fn parse(text: &str) -> Result<Server, ServerError> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        let address = Address::Unix(socket_path(path)?);
+        return Ok(Server { text: text.into(), address, base: "http://localhost".into() });
+    }
+    let has_scheme = text.is_empty() || text.contains("://");
+    let text = if has_scheme { text.to_owned() } else { format!("http://{text}") };
+    let uri: Uri = text.parse()?;
+    let (scheme, default_port) = match uri.scheme_str() {
+        Some("https") => ("https", HTTPS_PORT),
+        Some("http") => ("http", HTTP_PORT),
+        other => return Err(ServerError::Scheme(other.unwrap_or_default().to_owned())),
+    };
+    if uri.query().is_some() || text.contains('#') {
+        return Err(ServerError::Query);
+    }
+    let (host, port) = host_and_port(&uri)?;
+    let port = port.unwrap_or(default_port);
+    let prefix = uri.path().trim_end_matches('/');
+    if !prefix.bytes().all(|b| b.is_ascii_graphic() && b != b'"') {
+        return Err(ServerError::Prefix(prefix.to_owned()));
+    }
+    let base = format!("{scheme}://{host}:{port}{prefix}");
+    let host = host.trim_matches(['[', ']']).to_owned();
+    Ok(Server { text, address: Address::Tcp { host, port, tls: scheme == "https" }, base })
 }
 
 fn socket_path(path: &str) -> Result<PathBuf, ServerError> {
@@ -190,6 +206,22 @@ mod tests {
     }
 
     #[test]
+    fn a_url_that_is_refused_is_shown_without_credentials() {
+        for (url, shown) in [
+            ("http://a:8500/p", "http://a:8500/p"),
+            ("a:8500", "a:8500"),
+            ("http://u:p@a:8500", "http://…@a:8500"),
+            ("u:p@a", "…@a"),
+            ("http://u:p/?#w@a/p?token=x", "http://…@a/p?…"),
+            ("http://a/?token=x", "http://a/?…"),
+            ("http://a/#x", "http://a/?…"),
+            ("ftp://u@v@a", "ftp://…@a"),
+        ] {
+            assert_eq!(without_credentials(url), shown, "{url}");
+        }
+    }
+
+    #[test]
     fn refuses_with_a_clear_text() {
         for (text, error) in [
             ("", "empty string"),
@@ -208,6 +240,9 @@ mod tests {
             ("http://a\n", "invalid uri character"),
             ("http://a,b", "invalid host or port \"a,b\""),
             ("http://u:p@a", "credentials are not allowed in the server URL, use consul_token"),
+            ("http://u:p/w@a", "credentials are not allowed in the server URL, use consul_token"),
+            ("http://u:p w@a", "credentials are not allowed in the server URL, use consul_token"),
+            ("unix:a@b", "a unix socket needs an absolute path of at most 107 bytes"),
             ("http://a/?token=x", "query and fragment are not allowed in the server URL"),
             ("http://a?x", "query and fragment are not allowed in the server URL"),
             ("http://a/#x", "query and fragment are not allowed in the server URL"),

@@ -1,8 +1,8 @@
 //! TLS to Consul: which certificates are trusted, and which one the client sends.
 
 use std::fmt;
-use std::fs;
 use std::hash::{Hash, Hasher};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -10,6 +10,11 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+
+use crate::file;
+
+/// Longest file of certificates or of a key, in bytes: the largest bundles have about 1 MiB.
+pub const MAX_PEM: u64 = 8 << 20;
 
 /// Bundles of trusted certificates of Debian and Alpine, of Fedora, and of the BSDs.
 const SYSTEM_BUNDLES: [&str; 3] =
@@ -176,7 +181,7 @@ fn roots(trusted: Option<&[u8]>) -> Result<RootCertStore, TlsError> {
         }
         return Ok(store);
     }
-    let bundle = SYSTEM_BUNDLES.iter().find_map(|path| fs::read(path).ok());
+    let bundle = SYSTEM_BUNDLES.iter().find_map(|path| file::read(Path::new(path), MAX_PEM).ok());
     let bundle = bundle.ok_or(TlsError::NoSystemBundle)?;
     // A bundle may hold what this library cannot read; the rest of it is good.
     store.add_parsable_certificates(CertificateDer::pem_slice_iter(&bundle).flatten());

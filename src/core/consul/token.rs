@@ -1,9 +1,9 @@
 //! The ACL token of a request.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::file;
 use crate::model::Secret;
 
 /// A token longer than this is a wrong file, not a token.
@@ -26,7 +26,7 @@ pub enum Token {
 /// Why a token cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
-    /// Missing, not permitted, or larger than 64 KiB.
+    /// Missing, not permitted, not a regular file, or longer than 64 KiB.
     #[error("cannot read token file {path:?} ({source})")]
     Unreadable {
         /// The file.
@@ -85,15 +85,17 @@ impl CurrentToken {
         }
         self.value.as_ref()
     }
+
+    /// The token of the last request.
+    pub(crate) fn last(&self) -> Option<&Secret> {
+        self.value.as_ref()
+    }
 }
 
 fn read(path: &Path) -> Result<Secret, TokenError> {
     let unreadable = |source| TokenError::Unreadable { path: path.to_owned(), source };
-    let length = fs::metadata(path).map_err(unreadable)?.len();
-    if length > MAX_TOKEN_FILE {
-        return Err(unreadable(io::Error::other("larger than 64 KiB")));
-    }
-    check(&fs::read_to_string(path).map_err(unreadable)?)
+    let bytes = file::read(path, MAX_TOKEN_FILE).map_err(unreadable)?;
+    check(std::str::from_utf8(&bytes).map_err(|_| TokenError::Invalid)?)
 }
 
 fn check(text: &str) -> Result<Secret, TokenError> {
@@ -109,6 +111,8 @@ fn check(text: &str) -> Result<Secret, TokenError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn current(token: &mut CurrentToken) -> String {

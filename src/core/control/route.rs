@@ -65,7 +65,7 @@ pub fn route(verb: Verb, path: &[u8]) -> Result<Route, Refusal> {
     const READ: &str = "GET, HEAD";
     const WRITE: &str = "PATCH, POST";
     const INSTANCE: &str = "DELETE, GET, HEAD";
-    const OVERRIDE: &str = "DELETE, PATCH, POST";
+    const OVERRIDE: &str = "DELETE, GET, HEAD, PATCH, POST";
     let not_found = || {
         let shown = quote(&String::from_utf8_lossy(path));
         let text = format!("there is no path \"{shown}\"; \"/\" says what there is");
@@ -82,16 +82,17 @@ pub fn route(verb: Verb, path: &[u8]) -> Result<Route, Refusal> {
         ["services", _, "thaw"] => (Route::Thaw(name), WRITE),
         ["services", _, "resync"] => (Route::Resync(name), WRITE),
         ["services", _, "instances"] => (Route::Instances(name), READ),
-        // An id may contain slashes, so the action is looked for at the end.
+        // An id may contain slashes, and end like an action: only what is written has one.
         ["services", _, "instances", ref id @ .., last] => {
             let action = last.parse().ok().filter(|a| *a != Action::Freeze && !id.is_empty());
-            let id = if action.is_some() { id.join("/") } else { parts[3..].join("/") };
-            match (action, verb) {
-                (Some(action), Verb::Write) => (Route::Set(name, id, action), OVERRIDE),
-                (Some(_), _) => (Route::Remove(name, id), OVERRIDE),
-                (None, Verb::Read) => (Route::Instance(name, id), INSTANCE),
-                (None, _) => (Route::Remove(name, id), INSTANCE),
-            }
+            let whole = || parts[3..].join("/");
+            let allow = if action.is_some() { OVERRIDE } else { INSTANCE };
+            let route = match (action, verb) {
+                (Some(action), Verb::Write) => Route::Set(name, id.join("/"), action),
+                (_, Verb::Read) => Route::Instance(name, whole()),
+                _ => Route::Remove(name, whole()),
+            };
+            (route, allow)
         }
         _ => return Err(not_found()),
     };
@@ -147,7 +148,17 @@ mod tests {
             (
                 Verb::Delete,
                 "/services/web/instances/web-1/drain",
-                web(|web| Route::Remove(web, "web-1".into())),
+                web(|web| Route::Remove(web, "web-1/drain".into())),
+            ),
+            (
+                Verb::Read,
+                "/services/web/instances/web-1/drain",
+                web(|web| Route::Instance(web, "web-1/drain".into())),
+            ),
+            (
+                Verb::Write,
+                "/services/web/instances/web-1/drain/drain",
+                web(|web| Route::Set(web, "web-1/drain".into(), Action::Drain)),
             ),
             (
                 Verb::Read,
@@ -169,7 +180,7 @@ mod tests {
             (Verb::Write, "/", "GET, HEAD"),
             (Verb::Read, "/services/web/freeze", "PATCH, POST"),
             (Verb::Delete, "/services/web", "GET, HEAD"),
-            (Verb::Read, "/services/web/instances/a/drain", "DELETE, PATCH, POST"),
+            (Verb::Other, "/services/web/instances/a/drain", "DELETE, GET, HEAD, PATCH, POST"),
             (Verb::Write, "/services/web/instances/a", "DELETE, GET, HEAD"),
             (Verb::Other, "/services/web/instances/a", "DELETE, GET, HEAD"),
         ] {

@@ -3,8 +3,8 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use super::words::{Parsed, Words, invalid, must_be, positive_time, text};
-use crate::consul::server::{Server, ServerError};
+use super::words::{Parsed, Words, invalid, must_be, positive_time};
+use crate::consul::server::{Server, ServerError, without_credentials};
 
 /// `consul_server url …`.
 ///
@@ -14,10 +14,11 @@ use crate::consul::server::{Server, ServerError};
 pub fn servers(words: &Words<'_>) -> Parsed<Vec<Server>> {
     const SCHEMES: [&str; 3] = ["http://", "https://", "unix:"];
     let server = |word: &&[u8]| {
-        let url = text(word)?;
+        let shown = without_credentials(&String::from_utf8_lossy(word));
         let name = words.name;
         let bad =
-            |why: &dyn Display| format!("invalid URL \"{url}\" in \"{name}\" directive: {why}");
+            |why: &dyn Display| format!("invalid URL \"{shown}\" in \"{name}\" directive: {why}");
+        let url = std::str::from_utf8(word).map_err(|_| bad(&"it is not UTF-8"))?;
         if !SCHEMES.iter().any(|scheme| url.starts_with(scheme)) {
             return Err(bad(&"it must begin with \"http://\", \"https://\" or \"unix:\""));
         }

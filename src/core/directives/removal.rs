@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::words::{Parsed, Words, invalid, must_be, number, positive_time, text, time};
-use crate::address::{self, IpNet};
+use crate::address::{IpNet, Network};
 use crate::consul::removal::{Confirm, OnEmpty};
 
 /// More would only delay; it is a confirmation, not a poll.
@@ -65,15 +65,23 @@ pub fn max_stale(directive: &str, word: &[u8]) -> Parsed<Option<Duration>> {
     if word == b"off" { Ok(None) } else { positive_time(directive, word).map(Some) }
 }
 
-/// Addresses and networks of `consul_allow` and `consul_deny`.
+/// Addresses and networks of `consul_allow` and `consul_deny`; `warn` gets what nginx's `allow` warns
+/// of.
 ///
 /// # Errors
 ///
 /// A word is neither.
-pub fn networks(words: &Words<'_>) -> Parsed<Vec<IpNet>> {
+pub fn networks(words: &Words<'_>, mut warn: impl FnMut(String)) -> Parsed<Vec<IpNet>> {
     let what = "an address or a network in CIDR notation";
-    let network =
-        |word: &&[u8]| address::network(text(word)?).ok_or_else(|| must_be(words.name, word, what));
+    let network = |word: &&[u8]| {
+        let written = text(word)?;
+        let Network { net, has_host_bits } =
+            written.parse().map_err(|_| must_be(words.name, word, what))?;
+        if has_host_bits {
+            warn(format!("low address bits of {written} are meaningless"));
+        }
+        Ok(net)
+    };
     words.words.iter().map(network).collect()
 }
 
@@ -120,9 +128,14 @@ mod tests {
 
     #[test]
     fn networks_are_addresses_or_cidr() {
-        let parse = |text: &str| read(text, networks).map(|nets| nets.len());
+        let mut warnings = Vec::new();
+        let mut parse = |text: &str| {
+            read(text, |words| networks(words, |text| warnings.push(text))).map(|nets| nets.len())
+        };
         assert_eq!(parse("consul_allow 10.0.0.0/8 ::1 192.168.0.1"), Ok(3));
         assert!(parse("consul_allow localhost").unwrap_err().contains("it must be an address"));
+        assert_eq!(parse("consul_deny 10.0.0.1/8 fd00::/8 10.0.0.0/8"), Ok(3));
+        assert_eq!(warnings, ["low address bits of 10.0.0.1/8 are meaningless"]);
     }
 
     #[test]

@@ -81,7 +81,7 @@ impl Catalog {
         // `Filtered-By-ACLs` is no failure here: a service that the token hides can't be used either.
         check_headers(&response, response.index, self.max_stale)
             .map_err(|error| error.to_string())?;
-        parse(&response.body).map_err(|error| error.to_string())
+        parse(&response.body).map_err(|error| client.redact(&error.to_string()))
     }
 }
 

@@ -15,8 +15,6 @@ use crate::text::printable;
 
 pub(super) const NAME: &str = "nginx-consul-state";
 const VERSION: u32 = 1;
-/// Longest file that is read or written, in bytes: about a million instances.
-pub const MAX_BYTES: usize = 256 << 20;
 
 /// What a state file holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,9 +75,9 @@ pub enum Damage {
     /// The checksum is right, but not the content.
     #[error("{0}")]
     Content(String),
-    /// Over [`MAX_BYTES`].
-    #[error("it is longer than {MAX_BYTES} bytes")]
-    TooLong,
+    /// More than was to be read.
+    #[error("it is longer than {0} bytes")]
+    TooLong(u64),
 }
 
 impl State {
@@ -153,9 +151,6 @@ fn header(content: &[u8]) -> String {
 
 /// The content behind the first line.
 fn checked(bytes: &[u8]) -> Result<&[u8], Damage> {
-    if bytes.len() > MAX_BYTES {
-        return Err(Damage::TooLong);
-    }
     let end = bytes.iter().position(|&b| b == b'\n').ok_or(Damage::Header)?;
     let (line, content) = bytes.split_at(end + 1);
     let mut words = line.split(|&b| b == b' ');

@@ -2,13 +2,15 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
 
-use super::content::{Damage, MAX_BYTES, State};
+use super::content::{Damage, State};
+use crate::file;
 
 /// Only the workers' user, who writes it, and root may read it.
 const MODE: u32 = 0o600;
@@ -36,24 +38,22 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 ///
 /// # Errors
 ///
-/// It can't be read, or is damaged.
-pub fn load(path: &Path) -> Result<Option<State>, LoadError> {
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path);
-    let file = match file {
-        Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) if rustix::io::Errno::from_io_error(&error) == Some(rustix::io::Errno::LOOP) => {
-            return Err(Damage::Content("it is a symbolic link".to_owned()).into());
-        }
-        Err(error) => return Err(error.into()),
+/// It can't be read, which a directory is a case of, or is damaged or longer than `limit` bytes.
+pub fn load(path: &Path, limit: u64) -> Result<Option<State>, LoadError> {
+    let damage = |text: &str| Err(Damage::Content(text.to_owned()).into());
+    let opened = match file::open(path, OFlags::NOFOLLOW) {
+        Ok(opened) => opened,
+        Err(error) => match (Errno::from_io_error(&error), error.kind()) {
+            (_, ErrorKind::NotFound) => return Ok(None),
+            (Some(Errno::LOOP), _) => return damage("it is a symbolic link"),
+            (None, ErrorKind::InvalidInput) => return damage(&error.to_string()),
+            _ => return Err(error.into()),
+        },
     };
-    if !file.metadata()?.is_file() {
-        return Err(Damage::Content("it is not a regular file".to_owned()).into());
+    match file::read_to_end(opened, limit) {
+        Err(error) if error.kind() == ErrorKind::FileTooLarge => Err(Damage::TooLong(limit).into()),
+        bytes => Ok(Some(State::decode(&bytes?)?)),
     }
-    let mut bytes = Vec::new();
-    file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
-    Ok(Some(State::decode(&bytes)?))
 }
 
 /// Renames a damaged file to `<path>.damaged`, in place of an earlier one, and gives that path.
@@ -77,9 +77,6 @@ pub fn quarantine(path: &Path) -> io::Result<PathBuf> {
 ///
 /// The file system's; the old file is still there.
 pub fn save(path: &Path, bytes: &[u8]) -> io::Result<bool> {
-    if bytes.len() > MAX_BYTES {
-        return Err(io::Error::new(ErrorKind::FileTooLarge, "too many instances"));
-    }
     let temporary = beside(path, ".tmp");
     let Some(mut file) = lock(&temporary)? else { return Ok(false) };
     let written = fill(&mut file, bytes).and_then(|()| fs::rename(&temporary, path));
@@ -114,7 +111,7 @@ fn lock(temporary: &Path) -> io::Result<Option<File>> {
     };
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+        Err(Errno::WOULDBLOCK) => return Ok(None),
         Err(error) => return Err(error.into()),
     }
     // Between open and lock, another writer may have renamed it to the state file.
@@ -130,7 +127,7 @@ fn own(file: File) -> io::Result<File> {
     let found = file.metadata()?;
     let is_own = found.uid() == rustix::process::geteuid().as_raw();
     if !(found.is_file() && is_own && found.nlink() == 1) {
-        return Err(rustix::io::Errno::PERM.into());
+        return Err(Errno::PERM.into());
     }
     Ok(file)
 }

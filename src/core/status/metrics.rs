@@ -12,6 +12,7 @@ use std::io::Write as _;
 use strum::VariantArray;
 
 use super::document::{Document, Peer, PeerConnections, PeerState, Service, Status, Upstream};
+use crate::text::printable;
 
 /// Most upstreams that a label names; the label has the number of the others.
 const NAMED: usize = 4;
@@ -253,18 +254,14 @@ fn with(labels: &str, name: &str, value: &str) -> String {
     format!("{labels},{}", label(name, value))
 }
 
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"")
+}
+
 fn label(name: &str, value: &str) -> String {
-    let mut label = format!("{name}=\"");
-    for c in value.chars() {
-        match c {
-            '\\' => label.push_str("\\\\"),
-            '"' => label.push_str("\\\""),
-            '\n' => label.push_str("\\n"),
-            c => label.push(c),
-        }
-    }
-    label.push('"');
-    label
+    // The formats escape three characters; what else no terminal should get is written out.
+    let lines: Vec<String> = value.split('\n').map(|line| escaped(&printable(line))).collect();
+    format!("{name}=\"{}\"", lines.join("\\n"))
 }
 
 #[cfg(test)]
@@ -351,6 +348,8 @@ mod tests {
             ("web", &many[..4], None, r#"service="web",upstream="u0,u1,u2,u3""#),
             ("web", &many[..], None, r#"service="web",upstream="u0,u1,u2,u3,+96""#),
             ("a\"} 1\n\\", &many[..0], None, r#"service="a\"} 1\n\\",upstream="""#),
+            ("\r\u{1b}[1m", &many[..0], None, r#"service="\\r\\u{1b}[1m",upstream="""#),
+            ("\u{202e}bew", &many[..0], None, r#"service="\\u{202e}bew",upstream="""#),
             ("web", &many[..0], datacenter("d"), r#"service="web",upstream="",datacenter="d""#),
         ] {
             let service =

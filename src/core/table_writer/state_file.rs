@@ -15,7 +15,7 @@ use crate::model::{Level, Override, ServiceName};
 use crate::on_demand::{ServiceStore, Templates};
 use crate::state::saver::name;
 use crate::state::{LoadError, Saved, State, StateProvider, Version, file};
-use crate::table::{LookupResult, Table};
+use crate::table::{LookupResult, NotSet, Table};
 use crate::watch::{Plan, Sink, Target};
 
 use super::writer::TableWriter;
@@ -27,9 +27,22 @@ pub struct StateFile {
     pub path: PathBuf,
     /// Answers older than that are not taken from it.
     pub valid: Option<Duration>,
+    /// Longest file that is read, in bytes.
+    pub limit: u64,
 }
 
+/// Bytes of the file for each of the zone, at most: names of control characters are longest.
+const PER_ZONE_BYTE: u64 = 8;
+/// The file of another zone may be longer: that of about a million instances is read with any.
+const MIN_LIMIT: u64 = 256 << 20;
+
 impl StateFile {
+    /// The same for a zone of that size in bytes: what is in such a zone can be read again.
+    pub fn of_zone(self, size: usize) -> StateFile {
+        let limit = MIN_LIMIT.max((size as u64).saturating_mul(PER_ZONE_BYTE));
+        StateFile { limit, ..self }
+    }
+
     /// The directory that the file is in.
     pub fn directory(&self) -> &Path {
         parent(&self.path)
@@ -94,12 +107,16 @@ impl StateFile {
         if overrides.is_empty() {
             return;
         }
-        let (name, count) = (name(&self.path), overrides.len());
-        match sink.with_table(|table| table.set_overrides(&overrides, sink.me())) {
-            Some(Err(why)) => {
-                sink.log(Level::Error, format!("{name}: {count} overrides are not taken ({why})"));
-            }
-            _ => sink.log(Level::Notice, format!("{name}: {count} overrides of instances taken")),
+        let name = name(&self.path);
+        let Some((taken, refused)) = sink.with_table(|table| set_newest(table, overrides, sink))
+        else {
+            return;
+        };
+        if let Some((count, why)) = refused {
+            sink.log(Level::Error, format!("{name}: {count} overrides are not taken ({why})"));
+        }
+        if taken > 0 {
+            sink.log(Level::Notice, format!("{name}: {taken} overrides of instances taken"));
         }
     }
 
@@ -126,7 +143,7 @@ impl StateFile {
     /// operator can examine it.
     fn load(&self, sink: &TableWriter) -> Option<State> {
         let name = name(&self.path);
-        match file::load(&self.path) {
+        match file::load(&self.path, self.limit) {
             Ok(Some(state)) => return Some(state),
             Ok(None) => sink.log(Level::Info, format!("{name} does not exist yet")),
             Err(LoadError::Io(error)) => {
@@ -180,6 +197,29 @@ impl StateFile {
         }
         Ok(())
     }
+}
+
+/// Sets as many overrides as there is room for, the newest first. Gives their number, and how many are
+/// left out and why.
+fn set_newest(
+    table: Table<'_>,
+    mut overrides: Vec<Override>,
+    sink: &TableWriter,
+) -> (usize, Option<(usize, NotSet)>) {
+    overrides.sort_by_key(|held| held.since_ms);
+    let newest = |count: usize| &overrides[overrides.len() - count..];
+    // The table has room for `taken`, but not for `too_many`.
+    let (mut taken, mut too_many, mut next) = (0, overrides.len() + 1, overrides.len());
+    let mut refused = None;
+    while taken + 1 < too_many {
+        match table.set_overrides(newest(next), sink.me()) {
+            Ok(()) => taken = next,
+            Err(why @ NotSet::Full(_)) => (too_many, refused) = (next, Some(why)),
+            Err(why @ NotSet::Busy) => return (taken, Some((overrides.len() - taken, why))),
+        }
+        next = taken.midpoint(too_many);
+    }
+    (taken, refused.map(|why| (overrides.len() - taken, why)))
 }
 
 /// What worker 0 saves: the sets in the table.

@@ -1,9 +1,11 @@
 //! From the watch threads into the shared table.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use crate::address::Listeners;
 use crate::clock::{Clock, age};
 use crate::model::{self, Connections, Level, PeerSet, ServiceName};
 use crate::on_demand::{ServiceStore, ServiceTarget};
@@ -27,6 +29,7 @@ pub struct TableWriter {
     /// Targets whose last set did not fit into the zone, and the error.
     refused: Mutex<HashMap<usize, String>>,
     lines: Mutex<Lines>,
+    listeners: OnceLock<Listeners>,
 }
 
 impl TableWriter {
@@ -46,6 +49,7 @@ impl TableWriter {
             me,
             refused: Mutex::default(),
             lines: Mutex::default(),
+            listeners: OnceLock::new(),
         };
         for (planned, target) in sink.planned.iter().zip(&plan.targets) {
             match planned.claim(table, me) {
@@ -72,6 +76,11 @@ impl TableWriter {
     /// Whether a set did not fit into the zone.
     pub fn is_short_of_room(&self) -> bool {
         !self.refused.lock().is_empty()
+    }
+
+    /// Says where this nginx listens, once.
+    pub fn set_listeners(&self, listeners: Listeners) {
+        let _ = self.listeners.set(listeners);
     }
 
     /// Ends all access to the zone; waits for threads that are using it.
@@ -177,6 +186,10 @@ fn full(full: Full) -> String {
 }
 
 impl Sink for TableWriter {
+    fn listens_on(&self, address: SocketAddr) -> bool {
+        self.listeners.get().is_some_and(|listeners| listeners.accept(address))
+    }
+
     fn publish(&self, target: usize, set: &PeerSet, _: u64) -> Published {
         let planned = self.planned.get(target);
         let claimed =

@@ -58,7 +58,8 @@ pub(super) fn fetch_overview(
     // `Filtered-By-ACLs` is no failure here: what the token hides in an overview, it hides in the
     // queries about services too.
     let index = check_headers(&response, response.index, watched.timing.max_stale)?;
-    let overview = Overview::parse(view, &response.body)?;
+    let overview = Overview::parse(view, &response.body);
+    let overview = overview.map_err(|error| Failure::of_body(error, client))?;
     Ok(Some((index, response.body.len() as u64, overview)))
 }
 

@@ -11,7 +11,7 @@ use crate::consul::blocking;
 use crate::consul::endpoint::WatchedQuery;
 use crate::consul::query::ReadFrom;
 use crate::consul::removal::{Decision, OnEmpty, Policy, RemovalGuard};
-use crate::model::{Consistency, Instances, Level, PeerSet, Pending, Skipped};
+use crate::model::{Consistency, Instances, Level, Peer, PeerSet, Pending, Skipped};
 use crate::resolve::Resolve;
 
 /// Longest `wait` while a host name has no address.
@@ -132,6 +132,7 @@ impl Publisher {
             let (set, excluded) = snapshot::peers(&instances.good, &target.selection, &self.names);
             let who = (&*self.name, watched.query.source);
             self.warnings.log_skipped(who, &excluded, "skipped", sink);
+            self.warnings.log_skipped(who, &own_listeners(&set, sink), "used", sink);
             let decision = self.decide(followed, &set, may_confirm, sink);
             sets.push((followed.clone(), set, decision));
         }
@@ -233,6 +234,17 @@ impl Publisher {
         }
         decision
     }
+}
+
+/// Peers at which this nginx itself listens.
+fn own_listeners(set: &PeerSet, sink: &dyn Sink) -> Vec<Skipped> {
+    let own = set.peers().iter().filter(|peer| sink.listens_on(peer.addr));
+    let warning = |peer: &Peer| Skipped {
+        node: peer.node.clone(),
+        id: peer.id.clone(),
+        reason: format!("this nginx itself listens on {}, requests may go in a circle", peer.addr),
+    };
+    own.map(warning).collect()
 }
 
 /// The policy of a target. A server that is cut off may lack what the others have agreed on, and

@@ -1,6 +1,7 @@
 //! The receiver of everything that the watches find out: peers, reports and log lines.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::model::{Connections, Level, Mode, PeerSet, Pending, Reason};
@@ -21,6 +22,11 @@ pub trait Sink: Send + Sync {
 
     /// Identities of the target's published peers, perhaps from an earlier watcher.
     fn published_identities(&self, target: usize) -> HashSet<u64>;
+
+    /// Whether this nginx itself accepts connections at an address.
+    fn listens_on(&self, _address: SocketAddr) -> bool {
+        false
+    }
 
     /// A watcher starts: the connections noted so far belong to an earlier one, which ends soon.
     /// Consul counts those in blocking queries until their `wait` is over. `false` if that can't be

@@ -20,7 +20,7 @@ const MAX_TAG: usize = 512;
 const MAX_TAGS: usize = 4096;
 
 /// The peers that `selection` takes from the instances of an answer, and the instances whose address
-/// is excluded.
+/// is not used.
 ///
 /// A host name gives one peer for each of its addresses. Instances without an address are left
 /// out, as are those in warning whose `Weights.Warning` is 0.
@@ -39,11 +39,11 @@ pub(super) fn peers(
         let addresses = names.addresses(&instance.host);
         let several = addresses.len() > 1;
         for ip in addresses {
-            if let Some(by) = selection.addresses.refusal(ip) {
+            if let Some(why) = selection.addresses.refusal(ip) {
                 skipped.push(Skipped {
                     node: instance.node.clone(),
                     id: instance.id.clone(),
-                    reason: format!("address {ip} is excluded {by}"),
+                    reason: format!("address {ip} is {why}"),
                 });
                 continue;
             }

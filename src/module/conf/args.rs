@@ -4,7 +4,9 @@ use std::ffi::c_char;
 use std::path::PathBuf;
 use std::ptr::NonNull;
 
+use nginx_consul_core::consul::tls::MAX_PEM;
 use nginx_consul_core::directives::words::{Words, duplicate, invalid, text};
+use nginx_consul_core::file;
 use nginx_sys::{NGX_LOG_EMERG, ngx_http_complex_value_t};
 
 use crate::ffi::{Base, CONF_ERROR, CONF_OK, Cf, NoMemory};
@@ -72,10 +74,10 @@ pub(super) fn path(cf: Cf<'_>, word: &[u8], base: Base) -> Parsed<PathBuf> {
     Ok(PathBuf::from(text(path)?))
 }
 
-/// The content of the file that a directive names.
-pub(super) fn file(args: &Args<'_>) -> Parsed<Vec<u8>> {
+/// The PEM content of the file that a directive names.
+pub(super) fn pem(args: &Args<'_>) -> Parsed<Vec<u8>> {
     let path = path(args.cf, args.words.first(), Base::Configuration)?;
-    std::fs::read(&path).map_err(|e| {
+    file::read(&path, MAX_PEM).map_err(|e| {
         format!("cannot read \"{}\" of the \"{}\" directive ({e})", path.display(), args.words.name)
     })
 }

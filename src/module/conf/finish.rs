@@ -37,7 +37,7 @@ pub(super) fn finish(cf: Cf<'_>, http: &mut HttpConf) -> Parsed {
     let live = &mut http.upstreams;
     live.connections = defaults.connections();
     live.init_timeout = defaults.init_timeout();
-    live.state_file = defaults.state_file();
+    live.state_file = defaults.state_file().map(|file| file.of_zone(zone::size(defaults.zone)));
     let gathered = gather(cf, upstreams, defaults, http, &used)?;
     if http.upstreams.is_empty() {
         return Ok(());

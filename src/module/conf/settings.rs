@@ -5,7 +5,7 @@ use std::time::Duration;
 use nginx_consul_core::address::IpNet;
 use nginx_consul_core::consul::removal::{OnEmpty, Policy};
 use nginx_consul_core::consul::server::Server;
-use nginx_consul_core::consul::token::Token;
+use nginx_consul_core::consul::token::{Token, TokenError};
 use nginx_consul_core::directives::client::{poll, retry, servers, wait};
 use nginx_consul_core::directives::on_demand::{AllowService, UnknownService};
 use nginx_consul_core::directives::removal::{max_stale, networks, on_empty, percent};
@@ -13,10 +13,10 @@ use nginx_consul_core::directives::words::{self, flag, positive_time, size, text
 use nginx_consul_core::directives::{balance, words::Parsed};
 use nginx_sys::{
     NGX_CONF_1MORE as MORE, NGX_CONF_TAKE1 as TAKE1, NGX_CONF_TAKE2 as TAKE2,
-    NGX_CONF_TAKE3 as TAKE3, NGX_CONF_TAKE12 as TAKE12, ngx_str_t,
+    NGX_CONF_TAKE3 as TAKE3, NGX_CONF_TAKE12 as TAKE12, NGX_LOG_WARN, ngx_str_t,
 };
 
-use super::args::{Args, add, all, complex_value, file, once, one, path};
+use super::args::{Args, add, all, complex_value, once, one, path, pem};
 use super::row::{HTTP, HTTP_AND_UPSTREAM, Row};
 use super::state_file::state_file;
 use crate::ffi::{self, Base};
@@ -76,9 +76,9 @@ settings! {
     token: Token =
         HTTP_AND_UPSTREAM c"consul_token" TAKE1, once token,
         HTTP_AND_UPSTREAM c"consul_token_file" TAKE1, once token;
-    ssl_trusted: Vec<u8> = HTTP_AND_UPSTREAM c"consul_ssl_trusted_certificate" TAKE1, once file;
-    ssl_certificate: Vec<u8> = HTTP_AND_UPSTREAM c"consul_ssl_certificate" TAKE1, once file;
-    ssl_key: Vec<u8> = HTTP_AND_UPSTREAM c"consul_ssl_certificate_key" TAKE1, once file;
+    ssl_trusted: Vec<u8> = HTTP_AND_UPSTREAM c"consul_ssl_trusted_certificate" TAKE1, once pem;
+    ssl_certificate: Vec<u8> = HTTP_AND_UPSTREAM c"consul_ssl_certificate" TAKE1, once pem;
+    ssl_key: Vec<u8> = HTTP_AND_UPSTREAM c"consul_ssl_certificate_key" TAKE1, once pem;
     ssl_verify: bool [true] = HTTP_AND_UPSTREAM c"consul_ssl_verify" TAKE1, once one(flag);
     ssl_name: String =
         HTTP_AND_UPSTREAM c"consul_ssl_name" TAKE1, once one(|_, word| text(word).map(str::to_owned));
@@ -104,8 +104,8 @@ settings! {
     /// Percent; `Some(None)`: off.
     max_removal: Option<u8> [None] =
         HTTP_AND_UPSTREAM c"consul_max_removal" TAKE1, once one(percent);
-    allow: Vec<IpNet> [Vec::new()] = HTTP_AND_UPSTREAM c"consul_allow" MORE, add all(networks);
-    deny: Vec<IpNet> [Vec::new()] = HTTP_AND_UPSTREAM c"consul_deny" MORE, add all(networks);
+    allow: Vec<IpNet> [Vec::new()] = HTTP_AND_UPSTREAM c"consul_allow" MORE, add networks_of;
+    deny: Vec<IpNet> [Vec::new()] = HTTP_AND_UPSTREAM c"consul_deny" MORE, add networks_of;
     balance: Balance =
         HTTP_AND_UPSTREAM c"consul_balance" TAKE1 | TAKE2 | TAKE3, once balance_of;
     /// Percent; `Some(None)`: off.
@@ -137,9 +137,16 @@ fn token(args: &Args<'_>) -> Parsed<Token> {
     let (name, word) = (args.words.name, args.words.first());
     let token = match name {
         "consul_token_file" => Token::file(&path(args.cf, word, Base::Configuration)?),
-        _ => Token::value(text(word)?),
+        _ => std::str::from_utf8(word).map_err(|_| TokenError::Invalid).and_then(Token::value),
     };
     token.map_err(|e| format!("invalid token in \"{name}\" directive: {e}"))
+}
+
+fn networks_of(args: &Args<'_>) -> Parsed<Vec<IpNet>> {
+    let warn = |text| {
+        ngx::ngx_conf_log_error!(NGX_LOG_WARN, args.cf.as_ptr(), "{text}");
+    };
+    networks(&args.words, warn)
 }
 
 fn balance_of(args: &Args<'_>) -> Parsed<Balance> {

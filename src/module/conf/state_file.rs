@@ -27,14 +27,11 @@ pub(super) fn state_file(args: &Args<'_>) -> Parsed<Option<StateFile>> {
     check_path(&path).map_err(|why| {
         format!("can't use \"{}\" of the \"{}\" directive ({why})", path.display(), words.name)
     })?;
-    Ok(Some(StateFile { path, valid }))
+    Ok(Some(StateFile { path, valid, limit: 0 }))
 }
 
 /// Errors that are certain while the configuration is read.
 fn check_path(path: &Path) -> Result<(), String> {
-    if path.is_dir() {
-        return Err("it is a directory".to_owned());
-    }
     let directory = parent(path);
     match fs::metadata(directory) {
         Ok(found) if found.is_dir() => Ok(()),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use nginx_consul_core::address::AddressFilter;
+use nginx_consul_core::consul::server::without_credentials;
 use nginx_consul_core::model::{MetaKeys, Query, Selection};
 use nginx_consul_core::watch::{Endpoint, Policy, Server, Target, Timing, Tls, TlsOptions, Token};
 
@@ -125,8 +126,10 @@ impl Environment {
     fn read() -> Parsed<Environment> {
         let variable = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
         let url = variable("CONSUL_HTTP_ADDR").unwrap_or_else(|| "http://127.0.0.1:8500".into());
-        let server =
-            url.parse().map_err(|e| format!("invalid URL \"{url}\" in CONSUL_HTTP_ADDR: {e}"))?;
+        let server = url.parse().map_err(|e| {
+            let url = without_credentials(&url);
+            format!("invalid URL \"{url}\" in CONSUL_HTTP_ADDR: {e}")
+        })?;
         let token = match variable("CONSUL_HTTP_TOKEN_FILE") {
             Some(path) => Some((Token::file(path.as_ref()), "CONSUL_HTTP_TOKEN_FILE")),
             None => variable("CONSUL_HTTP_TOKEN").map(|v| (Token::value(&v), "CONSUL_HTTP_TOKEN")),

@@ -1,12 +1,16 @@
 //! What nginx says of the process. Its main thread alone writes these, and asks for them.
 
+use std::collections::HashSet;
+
+use nginx_consul_core::address::Listeners;
 use nginx_sys::{
     NGX_PROCESS_MASTER, NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_core_conf_t, ngx_core_module,
-    ngx_current_msec, ngx_cycle, ngx_cycle_t, ngx_exiting, ngx_inherited, ngx_msec_t, ngx_process,
-    ngx_test_config, ngx_worker,
+    ngx_current_msec, ngx_cycle, ngx_cycle_t, ngx_exiting, ngx_inherited, ngx_listening_t,
+    ngx_msec_t, ngx_process, ngx_test_config, ngx_worker,
 };
 
 use super::log::Log;
+use super::text::{bytes, elements};
 
 /// The number of this worker; `None` of the master, and of cache managers and loaders. A process
 /// without a master is worker 0.
@@ -78,6 +82,31 @@ pub(crate) fn log<'l>() -> Log<'l> {
 pub(crate) fn connections() -> usize {
     // SAFETY: the cycle in use is there.
     unsafe { (*ngx_cycle).connection_n }
+}
+
+/// Where nginx listens.
+pub(crate) fn listeners() -> Listeners {
+    // SAFETY: the cycle in use is there, and its sockets are those of its configuration.
+    let sockets: &[ngx_listening_t] = unsafe { elements(&(*ngx_cycle).listening) };
+    // SAFETY: the text lives as long as the cycle.
+    let text = |socket: &ngx_listening_t| unsafe { bytes(&socket.addr_text) }.to_owned();
+    sockets.iter().filter_map(|socket| String::from_utf8(text(socket)).ok()?.parse().ok()).collect()
+}
+
+/// The connections of a worker of this cycle, besides its listening sockets, the channel to its master,
+/// and those of one request, to the client and to a peer.
+///
+/// # Safety
+///
+/// nginx passes the cycle to a hook that is running.
+pub(crate) unsafe fn free_connections(cycle: *const ngx_cycle_t) -> usize {
+    // SAFETY: the caller's promise: it was configured.
+    let (all, sockets) = unsafe { ((*cycle).connection_n, elements(&(*cycle).listening)) };
+    // SAFETY: the text lives as long as the cycle.
+    let text = |socket: &ngx_listening_t| unsafe { bytes(&socket.addr_text) };
+    // With `reuseport` there is one of each for every worker.
+    let sockets: HashSet<&[u8]> = sockets.iter().map(text).collect();
+    all.saturating_sub(sockets.len() + 1 + 2)
 }
 
 /// The time of the event loop's turn, milliseconds of the monotonic clock.

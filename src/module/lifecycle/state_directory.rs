@@ -21,6 +21,15 @@ pub(crate) fn prepare(
     workers: &Workers,
     (single, log): (SingleThread, Log<'_>),
 ) {
+    if state.path.is_dir() {
+        let name = state.path.display();
+        ngx::ngx_log_error!(
+            NGX_LOG_WARN,
+            log.as_ptr(),
+            "consul: \"{name}\" of consul_state is a directory: nothing will be saved"
+        );
+        return;
+    }
     let directory = state.directory();
     if !directory.exists() {
         if process::is_test() {

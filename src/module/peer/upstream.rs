@@ -86,6 +86,11 @@ impl Upstream {
         self.member.is_some()
     }
 
+    /// The most idle connections that a worker keeps for it.
+    pub(crate) fn idle_connections(&self) -> usize {
+        self.member.as_ref().map_or(0, |member| member.keepalive.connections())
+    }
+
     /// Parameters of its peers that have none of their own.
     pub(crate) fn rules(&self) -> ServerParams {
         self.options.rules

@@ -1,9 +1,10 @@
 //! `consul_allow` and `consul_deny`: addresses that nginx never connects to, whoever registers them.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use nginx_consul_e2e::{Agent, Backend, Config, Instance, wait};
+use serde_json::json;
 
 use crate::support::{SERVER, SOON, register_one, tally, unique, until_peers, until_served_by};
 
@@ -101,4 +102,83 @@ fn what_a_reload_excludes_is_gone_at_once_whatever_the_policy() {
     nginx.reload_and_wait();
     assert_eq!(tally(&nginx, "/", 3), "502: 3");
     assert!(start.elapsed() < Duration::from_secs(2), "gone after {:?}", start.elapsed());
+}
+
+/// `0` is this host for the kernel, and the C library's resolver knows addresses that no other has.
+#[test]
+fn no_way_of_writing_an_address_leads_round_a_filter() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = [Backend::start_on("a", FIRST), Backend::start_on("b", Ipv4Addr::UNSPECIFIED)];
+    let port = backends[1].address().port();
+    let spellings = [
+        "0",
+        "0.0",
+        "0x0",
+        "00.0.0.0",
+        "::ffff:0:0",
+        "::0",
+        "0x7f000001",
+        "0177.0.0.1",
+        "127.1",
+        "017700000001",
+        "2130706433",
+        "::ffff:127.0.0.1",
+        "[::ffff:7f00:1]",
+        "127.0.0.1.",
+        "localhost",
+    ];
+    for (number, spelling) in spellings.iter().enumerate() {
+        let id = format!("{service}-{number}");
+        let there = SocketAddr::from((FIRST, port));
+        consul.register(&Instance::new(&service, &id, there).address(spelling));
+    }
+    // Of a node, and in the key/value store.
+    let of_node = Instance::new(&service, &format!("{service}-node"), (FIRST, port)).address("");
+    consul.register_external("zero", "0.0.0.0", &of_node);
+    let keys = unique("keys");
+    for name in ["0.0.0.0", "0", "[::]", "127.0.0.1"] {
+        let response = consul.request("PUT", &format!("/v1/kv/{keys}/{name}:{port}"), &json!({}));
+        assert_eq!(response.expect("an answer").status, 200);
+    }
+    let nginx = filtered(&consul, &service, "consul_deny 127.0.0.0/8 ::1;", "")
+        .more("upstream keys { consul_dynamic %%KEYS%% source=kv; }")
+        .set("KEYS", &keys)
+        .start();
+    assert_eq!((nginx.peers(&service), nginx.peers(&keys)), (String::new(), String::new()));
+    assert_eq!(tally(&nginx, "/", 3), "502: 3");
+    assert_eq!(backends[1].connections(), 0);
+    let told = nginx.wait_for_log(&format!("instance \"{service}-0\" on node"));
+    assert!(told.contains(" skipped: invalid address \"0\""), "{told}");
+}
+
+#[test]
+fn host_bits_of_a_network_are_warned_of_as_in_nginxs_allow() {
+    let config =
+        filtered(Agent::shared().as_ref(), "web", "consul_allow 10.0.0.1/8 10.0.0.0/8;", "");
+    let checked = config.allow("low address bits").check();
+    let warnings: Vec<&str> =
+        checked.output.lines().filter(|line| line.contains("[warn]")).collect();
+    assert_eq!(warnings.len(), 1, "{}", checked.output);
+    assert!(warnings[0].contains("low address bits of 10.0.0.1/8 are meaningless in "));
+}
+
+#[test]
+fn an_instance_where_nginx_itself_listens_is_used_and_warned_of_once() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backend = Backend::start_on("a", FIRST);
+    register_one(&consul, &service, &backend);
+    let nginx = filtered(&consul, &service, "", "").start();
+    until_served_by(&nginx, "/", "a");
+    let own = Instance::new(&service, &format!("{service}-own"), nginx.address());
+    consul.register(&own);
+    let told = nginx.wait_for_log("this nginx itself listens on");
+    let expected = format!("instance \"{service}-own\"");
+    assert!(told.contains("[warn]") && told.contains(&expected), "{told}");
+    assert!(nginx.peers(&service).contains(&nginx.address().to_string()));
+    // Another answer says nothing new.
+    let index = nginx.service(&service)["index"].clone();
+    let late = register_one(&consul, &service, &Backend::start_on("late", FIRST));
+    wait::until("another answer", SOON, || nginx.service(&service)["index"] != index);
+    consul.deregister(&late);
+    assert_eq!(nginx.logged("this nginx itself listens on").len(), 1);
 }

@@ -88,6 +88,29 @@ fn keepalive_may_follow() {
 }
 
 #[test]
+fn more_idle_connections_than_a_worker_has_are_warned_of() {
+    let upstreams = |first: usize| {
+        let text = format!(
+            "consul_server http://127.0.0.1:1;
+             upstream a {{ consul_dynamic web; consul_keepalive {first}; }}
+             upstream b {{ consul_dynamic $arg_s; consul_keepalive 20; }}
+             server {{ listen 127.0.0.1:%%PORT%%; location / {{ proxy_pass http://a; }} }}"
+        );
+        let checked = Config::http(&text).connections(64).allow("consul_keepalive").check();
+        assert!(checked.passed, "{}", checked.output);
+        let warning =
+            checked.output.lines().find(|line| line.contains("[warn]")).map(str::to_owned);
+        warning.unwrap_or_default()
+    };
+    // One socket listens, one is the master's channel, and a request has two connections.
+    assert_eq!(upstreams(40), "");
+    let warning = upstreams(41);
+    let said = "consul: \"consul_keepalive\" keeps up to 61 idle connections in a worker, and \
+                \"worker_connections\" leaves 60 for them";
+    assert!(warning.contains(said), "{warning}");
+}
+
+#[test]
 fn several_datacenters_and_servers_of_every_kind_are_accepted() {
     accepted(
         "upstream api { consul_dynamic web dc=dc1,dc2,dc-3; server 127.0.0.1:1 weight=2 backup;

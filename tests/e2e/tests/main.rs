@@ -28,6 +28,7 @@ mod logs;
 mod many;
 mod methods;
 mod migrating;
+mod odd_files;
 mod on_demand;
 mod names;
 mod native;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nginx_consul_e2e::{Agent, Backend, Instance, Load, Proxy, load, wait};
 use tempfile::TempDir;
 
-use crate::support::{SOON, gateway, register_one, unique, until_served_by};
+use crate::support::{SOON, gateway, register_one, tally, unique, until_served_by};
 
 const NAME: &str = "consul.test";
 
@@ -109,6 +109,34 @@ fn a_name_that_is_no_more_and_is_again() {
     let shown = nginx.service(&service)["last_error"].clone();
     assert!(shown.is_null(), "{shown}");
     assert_eq!(load::failures(&load.finish(), &["a", "b", "c"]), "");
+}
+
+/// nginx answers with 500 if the kernel makes no socket for a peer, and asks no other one.
+#[test]
+fn on_a_system_without_ipv6_only_ipv4_addresses_are_peers() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backend = Backend::start("a");
+    let port = backend.address().port();
+    for (name, address) in [("both", "both.test"), ("six", "six.test"), ("literal", "::1")] {
+        let id = format!("{service}-{name}");
+        consul.register(&Instance::new(&service, &id, backend.address()).address(address));
+    }
+    let hosts = Hosts::new();
+    hosts.say("::1 both.test six.test\n127.0.0.1 both.test\n");
+    let mut starter = hosts.starter();
+    starter.push(env!("CARGO_BIN_EXE_without_ipv6").to_owned());
+    let nginx = gateway(&consul.url(), &service, "consul_dynamic %%SERVICE%%;")
+        .started_by(&starter.iter().map(String::as_str).collect::<Vec<_>>())
+        .start();
+    assert_eq!(nginx.peers(&service), format!("127.0.0.1:{port}"));
+    assert_eq!(tally(&nginx, "/", 6), "a: 6");
+    for (name, reason) in [
+        ("six", "it has IPv6 addresses only, this system has no IPv6"),
+        ("literal", "address ::1 is an IPv6 address, and this system has no IPv6"),
+    ] {
+        let told = nginx.wait_for_log(&format!("instance \"{service}-{name}\""));
+        assert!(told.contains(" skipped: ") && told.contains(reason), "{told}");
+    }
 }
 
 #[test]

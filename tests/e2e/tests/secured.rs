@@ -4,10 +4,13 @@ use std::fs;
 
 use nginx_consul_e2e::acl;
 use nginx_consul_e2e::consul::Options;
+use nginx_consul_e2e::fake_consul::Answer;
 use nginx_consul_e2e::tls::Authority;
-use nginx_consul_e2e::{Agent, Backend, Config, Instance, ports, version};
+use nginx_consul_e2e::{Agent, Backend, Config, FakeConsul, Instance, ports, version, wait};
 
-use crate::support::{SERVER, gateway, on_socket, register_one, tally, unique, until_served_by};
+use crate::support::{
+    SERVER, SOON, gateway, on_socket, register_one, tally, unique, until_served_by,
+};
 
 /// An agent whose ACL denies by default, and a token that may read services and nodes.
 pub(crate) fn with_acl() -> (Agent, String) {
@@ -40,6 +43,33 @@ fn a_token_that_consul_doesnt_know_is_an_error() {
     let line = nginx.wait_for_log("ACL not found");
     assert!(line.contains("[error]") && line.contains("403"), "{line}");
     assert!(!nginx.log().contains(token), "the log shows the token");
+}
+
+/// A server that sends the token back, as a debugging proxy may.
+#[test]
+fn a_token_that_a_server_echoes_is_shown_nowhere() {
+    let token = "5ec2e700-dead-4000-8000-000000000000";
+    let echoes = [
+        Answer::error(500, &format!("bad header X-Consul-Token: {token} in request")),
+        Answer::error(403, &format!("{}{token}", "x".repeat(190))),
+        Answer::error(403, &token.to_uppercase()),
+        Answer::ok(7, "[]").header("Content-Type", &format!("text/html; {token}")),
+        Answer::ok(7, format!("\"{token}\"")),
+    ];
+    for echo in echoes {
+        let consul = FakeConsul::start();
+        let answer = echo.clone();
+        consul.script(move |_| Some(answer.clone()));
+        let with_token = "consul_dynamic web; consul_token %%TOKEN%%; consul_retry 50ms 100ms;";
+        let nginx = gateway(&consul.url(), "web", with_token).set("TOKEN", token).start();
+        wait::until("the error is in the status", SOON, || {
+            nginx.service("web")["last_error"].is_string()
+        });
+        let shown = nginx.get("/consul?format=json").body + &nginx.log();
+        assert!(shown.contains("[token]") || echo.status == 403, "{shown}");
+        // Nor a part of it.
+        assert!(!shown.to_lowercase().contains("5ec2e700"), "{shown}");
+    }
 }
 
 #[test]

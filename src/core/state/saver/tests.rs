@@ -104,6 +104,6 @@ fn the_last_change_is_written_before_the_thread_ends() {
     let saver = Saver::start(path.clone(), script.clone()).unwrap();
     *script.generation.lock().unwrap() = 9;
     assert!(saver.join(Duration::from_secs(10)));
-    let read = super::file::load(&path).unwrap().expect("a state file");
+    let read = super::file::load(&path, 1 << 20).unwrap().expect("a state file");
     assert_eq!(read.written_ms, 9);
 }

@@ -1,7 +1,7 @@
 use std::cell::RefCell;
 
 use super::*;
-use crate::address::{AddressFilter, network};
+use crate::address::{AddressFilter, Network};
 
 /// Time for a lookup, and between lookups.
 const TIMES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -196,11 +196,11 @@ fn the_order_of_an_answer_does_not_matter() {
 #[test]
 fn an_excluded_address_is_skipped_also_if_a_name_leads_to_it() {
     let script = Script::default();
-    script.answers.borrow_mut().insert("a", vec!["10.0.0.2", "127.0.0.1"]);
+    script.answers.borrow_mut().insert("a", vec!["10.0.0.2", "127.0.0.1", "0.0.0.0"]);
     let instances = [instance("1", "a"), instance("2", "127.0.0.9"), instance("3", "10.0.0.3")];
     let mut names = HostNames::default();
     names.refresh(&instances, &script, TIMES);
-    let deny = vec![network("127.0.0.0/8").unwrap()];
+    let deny = vec!["127.0.0.0/8".parse::<Network>().unwrap().net];
     let addresses = AddressFilter { allow: Vec::new(), deny };
     let selection = Selection { addresses, ..Selection::default() };
     let (set, skipped) = peers(&instances, &selection, &names);
@@ -210,6 +210,7 @@ fn an_excluded_address_is_skipped_also_if_a_name_leads_to_it() {
     assert_eq!(
         told,
         [
+            "1 address 0.0.0.0 is unspecified",
             "1 address 127.0.0.1 is excluded by consul_deny",
             "2 address 127.0.0.9 is excluded by consul_deny"
         ]

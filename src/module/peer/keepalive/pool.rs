@@ -19,6 +19,8 @@ use crate::ffi::process::current_msec;
 /// The idle connections of an `upstream`, be it to the instances of many services. Each worker has
 /// its own after fork().
 pub(crate) struct Keepalive {
+    /// Most idle connections of a worker.
+    connections: usize,
     /// Most requests over one connection.
     pub(super) requests: usize,
     /// How long a connection may be idle, and how long it is used, milliseconds.
@@ -39,6 +41,7 @@ pub(super) const SERVERS: usize = 0;
 impl Keepalive {
     pub(crate) fn new(options: &Options) -> Keepalive {
         Keepalive {
+            connections: options.connections,
             requests: options.requests,
             timeout: options.timeout.as_millis() as ngx_msec_t,
             time: options.time.as_millis() as ngx_msec_t,
@@ -47,6 +50,11 @@ impl Keepalive {
             worker: Cell::new(None),
             is_watched: Cell::new(false),
         }
+    }
+
+    /// The most idle connections of a worker.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections
     }
 
     /// A connection to the peer that has these parameters; it is idle no more.

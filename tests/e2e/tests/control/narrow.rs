@@ -46,6 +46,27 @@ fn an_order_is_for_every_upstream_of_the_service_unless_it_is_narrowed() {
 }
 
 #[test]
+fn an_id_that_ends_like_an_action_is_another_instance() {
+    let (consul, service) = (Agent::shared(), unique("web"));
+    let backends = Backend::start_all(&["a", "b"]);
+    let (id, longer) = (format!("{service}-1"), format!("{service}-1/drain"));
+    for (id, backend) in [&id, &longer].into_iter().zip(&backends) {
+        consul.register(&Instance::new(&service, id, backend.address()));
+    }
+    let nginx = with_upstream(&consul.url(), &service, "consul_dynamic %%SERVICE%%;").start();
+    until_served_by(&nginx, "/", "a b");
+    set_override(&nginx, &format!("{service}/instances/{id}/down"), "");
+    let path = format!("{service}/instances/{longer}");
+    answered(&nginx, ("DELETE", &path, ""), 404);
+    assert_eq!(tally(&nginx, "/", 4), "b: 4");
+    set_override(&nginx, &format!("{path}/down"), "");
+    let shown = answered(&nginx, ("GET", &path, ""), 200);
+    assert_eq!(shown["instances"][0]["service_id"], *longer, "{shown:#}");
+    assert_eq!(remove_override(&nginx, &path)["removed"][0]["id"], *longer);
+    assert_eq!(tally(&nginx, "/", 4), "b: 4");
+}
+
+#[test]
 fn an_id_of_several_nodes_needs_an_address_or_a_node() {
     let (consul, service) = (Agent::shared(), unique("web"));
     let backends = Backend::start_all(&["a", "b"]);

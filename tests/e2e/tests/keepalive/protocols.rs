@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nginx_consul_e2e::fake_consul::instance;
 use nginx_consul_e2e::tls::Authority;
-use nginx_consul_e2e::{Config, FakeConsul, Nginx, ports, threads};
+use nginx_consul_e2e::{Config, FakeConsul, Nginx, http, ports, threads};
 use serde_json::json;
+
+use crate::conf_errors::nginx_version;
 
 /// A Consul whose service `web` is at that address.
 fn consul_with(address: SocketAddr) -> FakeConsul {
@@ -109,6 +111,42 @@ fn grpc_connections_are_used_again() {
     let nginx = front(&consul, "", "location / { grpc_pass grpc://api; }").start();
     for n in 1..=5 {
         assert_eq!(nginx.outcome("/"), format!("HTTP/2.0 {n}"));
+    }
+}
+
+#[test]
+fn http_2_connections_are_used_again_by_http_2_only() {
+    if nginx_version() < (1, 29, 4) {
+        println!("skipped: \"proxy_http_version 2\" came with nginx 1.29.4");
+        return;
+    }
+    let backend = Config::http(
+        "keepalive_requests 4; http2 on;
+         server {
+             listen 127.0.0.1:%%PORT%%;
+             location / { return 200 \"$server_protocol $connection_requests\"; }
+         }",
+    )
+    .without_module()
+    .start();
+    let consul = consul_with(backend.address());
+    let nginx = front(
+        &consul,
+        "proxy_set_header Connection \"\";",
+        "location /two { proxy_pass http://api; proxy_http_version 2; }
+         location /one { proxy_pass http://api; proxy_http_version 1.1; }",
+    )
+    .start();
+    // The backend ends a connection after four requests: of HTTP/2 by GOAWAY.
+    for n in 0..12 {
+        let number = n % 4 + 1;
+        assert_eq!(nginx.outcome("/two"), format!("HTTP/2.0 {number}"));
+        assert_eq!(nginx.outcome("/one"), format!("HTTP/1.1 {number}"));
+    }
+    let body = vec![b'x'; 100_000];
+    for _ in 0..8 {
+        let answer = http::request(nginx.address(), "POST", "/two", &[], &body);
+        assert_eq!(answer.expect("an answer").status, 200);
     }
 }
 
