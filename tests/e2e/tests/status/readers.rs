@@ -71,6 +71,12 @@ fn drain(nginx: &Nginx, id: usize, method: &str) -> u16 {
     http::request(nginx.address(), method, &path, &json, b"").expect("an answer").status
 }
 
+fn post(nginx: &Nginx, change: &str) -> u16 {
+    let json = [("Content-Type", "application/json")];
+    let path = format!("/api/services/web/{change}");
+    http::request(nginx.address(), "POST", &path, &json, b"").expect("an answer").status
+}
+
 #[test]
 fn hundreds_of_readers_that_read_nothing_cost_a_worker_a_few_texts() {
     let (_consul, nginx) = start(MORE);
@@ -159,6 +165,11 @@ fn who_reads_the_status_after_an_override_or_a_new_set_sees_it() {
                     let seen = answer.body.contains("\"draining\"");
                     assert_eq!(seen, is_drained, "round {round}, after {method}");
                 }
+                for (change, is_frozen) in [("freeze", true), ("thaw", false)] {
+                    assert_eq!(post(&nginx, change), 200);
+                    let service = nginx.service("web");
+                    assert_eq!(service["frozen"].is_object(), is_frozen, "after {change}");
+                }
             }
             let peers: Vec<Value> = (0..9)
                 .map(|n| instance(&format!("web-{n}"), ([127, 1, 0, n], 81).into()))
@@ -178,7 +189,9 @@ fn who_reads_the_status_after_an_override_or_a_new_set_sees_it() {
 fn readers_of_different_things_at_the_same_time_get_their_own() {
     let swapped = "location = /swapped {
         charset two; source_charset one; charset_types application/json; consul_status; }
-        location = /zipped { gzip on; gzip_types application/json; consul_status; }";
+        location = /zipped { gzip on; gzip_types application/json; consul_status; }
+        location = /twice { ssi on; default_type text/html;
+            return 200 '<!--#include virtual=\"/few?format=json\" --><!--#include virtual=\"/few?format=json\" -->'; }";
     let (_consul, config) = following(&format!("{MORE} {swapped}"));
     let config = config.more("charset_map one two { 75 55; 55 75; }");
     let nginx = config.start();
@@ -192,9 +205,10 @@ fn readers_of_different_things_at_the_same_time_get_their_own() {
         ("HEAD", JSON),
         ("GET", "/swapped?format=json"),
         ("GET", "/zipped?format=json"),
+        ("GET", "/twice"),
     ];
     let mut readers: Vec<_> =
-        paths.iter().cycle().take(24).map(|(method, path)| reader(&nginx, method, path)).collect();
+        paths.iter().cycle().take(27).map(|(method, path)| reader(&nginx, method, path)).collect();
     let answers: Vec<Response> =
         readers.iter_mut().map(|reader| reader.receive().expect("an answer")).collect();
     for (answer, (_, path)) in answers.iter().zip(paths.iter().cycle()) {
@@ -203,7 +217,7 @@ fn readers_of_different_things_at_the_same_time_get_their_own() {
     }
     let lines = |body: &str| body.matches("\nnginx_consul_peer_picks_total{").count();
     for round in answers.chunks(paths.len()) {
-        let [all, metrics, few, one, other, head, swapped, zipped] = round else {
+        let [all, metrics, few, one, other, head, swapped, zipped, twice] = round else {
             panic!("{}", round.len())
         };
         for json in [all, one, zipped] {
@@ -216,6 +230,7 @@ fn readers_of_different_things_at_the_same_time_get_their_own() {
             Some(json!({"error": "no such service"}))
         );
         assert!(head.body.is_empty());
+        assert_eq!(twice.body.matches("\"service_id\"").count(), 2 * PEERS);
         assert!(swapped.body.starts_with("{\"version\":1") && swapped.body.ends_with("]}]}\n"));
         let count = |text: &str| swapped.body.matches(text).count();
         assert_eq!((count("\"Up\""), count("\"up\"")), (PEERS, 0));
