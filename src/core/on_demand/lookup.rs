@@ -198,8 +198,7 @@ impl Shared {
             self.store.remove(target);
         }
         if let Some(template) = self.templates.find(service.template) {
-            let key = template.lookup_key(&service.name);
-            self.store.record_lookup(key, LookupResult::Failed, Duration::ZERO);
+            self.store.forget_lookup(template.lookup_key(&service.name));
         }
     }
 }
