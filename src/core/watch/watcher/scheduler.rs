@@ -19,9 +19,10 @@ use crate::watch::subscription::{QueryLoop, Subscription, poll_interval};
 
 /// How often a service is read that overview watches cover, even if they show no change.
 const TRIGGERED: Duration = Duration::from_secs(60);
-/// A service that is followed on demand has a blocking query only after this time: it may have been
-/// dropped again by then.
-const BLOCK_AFTER: Duration = Duration::from_secs(1);
+/// The blocking queries of a service that is followed on demand are short until this time has passed:
+/// it may be dropped again by then, and Consul would go on with the query.
+const NEW: Duration = Duration::from_secs(3);
+const SHORT: Duration = Duration::from_secs(1);
 /// How many due tasks are looked at for one with the server that a thread is connected to.
 const NEIGHBOURS: usize = 16;
 
@@ -98,7 +99,7 @@ impl Scheduler {
             is_blocking: false,
             concurrent_read: None,
             shall_block: false,
-            eligible_at: now,
+            new_until: now,
             read_when_back: false,
             is_in_full_poll: false,
             scope,
@@ -116,7 +117,9 @@ impl Scheduler {
         let Some(&id) = self.by_query.get(&watched) else {
             let name = query_name(&watched.query);
             let id = self.add(&Arc::new(watched), name, vec![followed], now);
-            self.entries.entry(id).and_modify(|entry| entry.eligible_at = now + BLOCK_AFTER);
+            let Some(entry) = self.entries.get_mut(&id) else { return };
+            entry.new_until = now + NEW;
+            entry.shall_block = self.plan.lets_block(entry);
             return;
         };
         self.of_target.insert(followed.number, id);
@@ -246,7 +249,7 @@ impl Scheduler {
         let due = self.queue.range(..=end).take(NEIGHBOURS).map(|(_, key)| *key);
         let (near, far): (Vec<Key>, Vec<Key>) = due.partition(|key| self.is_near(*key, last));
         let sticky = sticky.map(Key::Query);
-        sticky.into_iter().chain(near).chain(far).find_map(|key| self.start(key))
+        sticky.into_iter().chain(near).chain(far).find_map(|key| self.start(key, now))
     }
 
     /// Whether a thread is connected to the servers of an entry.
@@ -278,7 +281,7 @@ impl Scheduler {
         entry.shall_block && self.free_blocking_queries() > 0 && will_block
     }
 
-    fn start(&mut self, key: Key) -> Option<Task> {
+    fn start(&mut self, key: Key, now: Instant) -> Option<Task> {
         let (Key::Query(id) | Key::ConcurrentRead(id)) = key;
         let blocks = key == Key::Query(id) && self.can_start_blocking(self.entries.get(&id)?);
         if !blocks && self.reads >= self.plan.readers {
@@ -308,6 +311,7 @@ impl Scheduler {
         self.queue.remove(&(entry.due, key));
         query.rules.set_poll_interval(interval);
         query.mode = mode;
+        query.wait_limit = (now < entry.new_until).then_some(SHORT);
         (entry.is_in_full_poll, entry.is_blocking) = (false, blocks);
         if blocks {
             (self.blocking, self.blocking_services) =

@@ -1,5 +1,7 @@
 //! How long a service that requests name stays.
 
+use std::thread;
+
 use nginx_consul_e2e::FakeConsul;
 use nginx_consul_e2e::fake_consul::instance;
 
@@ -53,6 +55,24 @@ fn a_service_that_nobody_names_any_more_is_dropped() {
     assert_eq!(nginx.outcome(&path(&idle)), idle, "it may come again");
     let tally = load.finish();
     assert_eq!(tally.outcomes(), busy, "{tally}");
+}
+
+#[test]
+fn a_change_just_after_the_first_request_is_seen_at_once() {
+    let consul = Agent::shared();
+    let backends = Backend::start_all(&["a", "b"]);
+    let nginx = by_argument(&consul.url(), "").workers(1).start();
+    for delay in [0, 100, 300, 600, 1000, 1400].map(Duration::from_millis) {
+        let service = unique("young");
+        register_one(&consul, &service, &backends[0]);
+        assert_eq!(nginx.outcome(&path(&service)), "a");
+        thread::sleep(delay);
+        register_one(&consul, &service, &backends[1]);
+        let start = Instant::now();
+        until_served_by(&nginx, &path(&service), "a b");
+        let took = start.elapsed();
+        assert!(took < Duration::from_millis(500), "{took:?}, {delay:?} after the first request");
+    }
 }
 
 #[test]

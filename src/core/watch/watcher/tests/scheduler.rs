@@ -122,6 +122,28 @@ fn what_fits_is_read_once_and_blocks() {
     assert_eq!((reads, queries.len()), (0, 7));
 }
 
+/// Until it has stayed for a while, Consul soon ends its query if it is dropped.
+#[test]
+fn a_service_that_requests_name_blocks_from_its_first_answer_on() {
+    let mut bench = Bench::new(2, 8);
+    let under_way = bench.settle().1;
+    let endpoint = Arc::new(endpoint("http://127.0.0.1:1"));
+    let target = Arc::new(target(&endpoint, "named"));
+    bench.scheduler.follow(Followed::new(2, target), bench.now);
+    bench.replan();
+    let mut named = bench.settle();
+    for wait in [SECOND, SECOND * 60] {
+        let Some(Task::Query(id, mut query)) = named.1.pop() else { panic!("no blocking query") };
+        assert!(query.rules.will_block() && named.1.is_empty());
+        assert_eq!(query.wait_limit.unwrap_or(SECOND * 60), wait);
+        bench.reply(&mut query);
+        bench.now += SECOND * 3;
+        bench.scheduler.put(id, query, bench.now);
+        named = bench.settle();
+    }
+    drop(under_way);
+}
+
 #[test]
 fn queries_under_way_count_when_more_services_come() {
     let mut bench = Bench::new(7, 8);
