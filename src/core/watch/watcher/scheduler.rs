@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::budget::ConnectionBudget;
 use super::connection_plan::{ConnectionPlan, Load};
+use super::reads::Reads;
 use super::scopes::Scopes;
 use super::task::{Entry, Key, Task};
 use super::thread_counts::ThreadCounts;
@@ -43,8 +44,7 @@ pub(super) struct Scheduler {
     blocking_services: usize,
     /// The longest time that one of them may last.
     longest_wait: Duration,
-    /// Reads under way.
-    reads: usize,
+    reads: Reads,
     pub(super) threads: ThreadCounts,
     /// The supervisor has something to do.
     pub(super) is_called: bool,
@@ -69,7 +69,7 @@ impl Scheduler {
             blocking: 0,
             blocking_services: 0,
             longest_wait: Duration::ZERO,
-            reads: 0,
+            reads: Reads::default(),
             threads: ThreadCounts::default(),
             is_called: false,
             is_stopping: false,
@@ -109,8 +109,8 @@ impl Scheduler {
         id
     }
 
-    /// Follows one more target.
-    pub(super) fn follow(&mut self, followed: Followed, now: Instant) {
+    /// Follows one more target; its query asks `server` first.
+    pub(super) fn follow(&mut self, followed: Followed, server: usize, now: Instant) {
         debug_assert!(!self.of_target.contains_key(&followed.number), "the number is in use");
         self.forget(followed.number);
         let watched = followed.target.watched_query();
@@ -120,6 +120,7 @@ impl Scheduler {
             let Some(entry) = self.entries.get_mut(&id) else { return };
             entry.new_until = now + NEW;
             entry.shall_block = self.plan.lets_block(entry);
+            entry.query.iter_mut().for_each(|query| query.rules.begin_with(server));
             return;
         };
         self.of_target.insert(followed.number, id);
@@ -223,7 +224,7 @@ impl Scheduler {
     /// Most threads that the watcher may have now.
     pub(super) fn most_threads(&self) -> usize {
         if !self.is_growing() {
-            return self.plan.threads(self.blocking);
+            return self.plan.threads(self.blocking, self.reads.threads(self.scopes.len()));
         }
         // Threads with a new connection stay until all connections of the step were tried.
         self.plan.wanted().min(self.budget.allowed() + self.budget.on_trial())
@@ -246,7 +247,8 @@ impl Scheduler {
             entry.is_some_and(|entry| entry.due <= now && self.can_start_blocking(entry))
         });
         let end = (now, Key::Query(u64::MAX));
-        let due = self.queue.range(..=end).take(NEIGHBOURS).map(|(_, key)| *key);
+        let due = self.queue.range(..=end).map(|(_, key)| *key);
+        let due = due.filter(|key| self.may_start(*key)).take(NEIGHBOURS);
         let (near, far): (Vec<Key>, Vec<Key>) = due.partition(|key| self.is_near(*key, last));
         let sticky = sticky.map(Key::Query);
         sticky.into_iter().chain(near).chain(far).find_map(|key| self.start(key, now))
@@ -281,18 +283,25 @@ impl Scheduler {
         entry.shall_block && self.free_blocking_queries() > 0 && will_block
     }
 
+    fn may_start(&self, key: Key) -> bool {
+        let (Key::Query(id) | Key::ConcurrentRead(id)) = key;
+        let of = (self.plan.readers, self.scopes.len());
+        let may = |entry: &Entry| {
+            let blocks = key == Key::Query(id) && self.can_start_blocking(entry);
+            blocks || self.reads.may_begin(entry.scope, of)
+        };
+        self.entries.get(&id).is_some_and(may)
+    }
+
     fn start(&mut self, key: Key, now: Instant) -> Option<Task> {
         let (Key::Query(id) | Key::ConcurrentRead(id)) = key;
         let blocks = key == Key::Query(id) && self.can_start_blocking(self.entries.get(&id)?);
-        if !blocks && self.reads >= self.plan.readers {
-            return None;
-        }
         let has_room = self.free_blocking_queries() > 0;
         let entry = self.entries.get_mut(&id)?;
         if let Key::ConcurrentRead(id) = key {
             let at = entry.concurrent_read.take()?;
             self.queue.remove(&(at, key));
-            self.reads += 1;
+            self.reads.begin(entry.scope);
             return Some(Task::ConcurrentRead(id, Arc::clone(&entry.subscription)));
         }
         let is_covered = entry.scope.is_some_and(|scope| self.scopes.is_covered(scope));
@@ -317,7 +326,7 @@ impl Scheduler {
             (self.blocking, self.blocking_services) =
                 (self.blocking + 1, self.blocking_services + 1);
         } else {
-            self.reads += 1;
+            self.reads.begin(entry.scope);
         }
         Some(Task::Query(id, query))
     }
@@ -331,7 +340,7 @@ impl Scheduler {
             (self.blocking, self.blocking_services) =
                 (self.blocking - 1, self.blocking_services - 1);
         } else {
-            self.reads -= 1;
+            self.reads.end(entry.scope);
         }
         let mut is_read_due = std::mem::take(&mut entry.read_when_back);
         if let Some(at) = entry.concurrent_read.take() {
@@ -349,8 +358,14 @@ impl Scheduler {
     }
 
     /// A concurrent read has ended: once more at `again`, unless the query itself is back.
-    pub(super) fn end_concurrent_read(&mut self, id: u64, again: Option<Instant>, now: Instant) {
-        self.reads -= 1;
+    pub(super) fn end_concurrent_read(
+        &mut self,
+        (id, watched): (u64, &WatchedQuery),
+        again: Option<Instant>,
+        now: Instant,
+    ) {
+        let scope = overview_query(watched).map(|watched| self.scopes.number_of(watched));
+        self.reads.end(scope);
         let (Some(at), Some(entry)) = (again, self.entries.get_mut(&id)) else { return };
         if !entry.is_blocking {
             self.read(id, now);
