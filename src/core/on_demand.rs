@@ -16,7 +16,8 @@
 //! | `store` | what the resolver needs of the table |
 //! | `lookup` | finds out about one name; follows the service or drops another |
 //! | `reconcile` | compares what is followed with what is needed |
-//! | `resolver` | the threads |
+//! | `reads` | the threads that read catalogs |
+//! | `resolver` | the thread that reads the channel |
 //!
 //! Names come from outside. A name that a worker lets through ([`Allowed`]) is looked up in the
 //! names that Consul's catalog lists ([`Catalog`]); Consul is never asked about a single name. A
@@ -27,7 +28,8 @@
 //! requests, and at most four times a second. So a service that was registered just before its first
 //! request is found, and a flood of names costs Consul no more than that. A watch on the catalog
 //! would not spare this read, since it is always a moment late, and Consul would send it all names
-//! at every registration, even if no request names a new service.
+//! at every registration, even if no request names a new service. Only while requests name services
+//! that exist without the tags they need, a blocking query says when that may have changed.
 
 mod allow;
 mod catalog;
@@ -37,6 +39,7 @@ mod registry;
 mod store;
 mod lookup;
 mod reconcile;
+mod reads;
 mod resolver;
 #[cfg(test)]
 mod tests;

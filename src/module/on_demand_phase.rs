@@ -153,10 +153,11 @@ fn decide<'r>(r: Request<'r>, block: &'r OnDemandUpstream, is_certain: bool) -> 
     };
     // SAFETY: wait() alone sets the module's context.
     let waited = unsafe { r.context::<Waiting<'r>>() };
-    let why = match block.look_up(name) {
+    let is_late = waited.is_some_and(|waited| waited.is_late.get());
+    let why = match block.look_up(name, is_late) {
         Lookup::Followed(_) => return DECLINED,
         Lookup::Refused(why) => why,
-        Lookup::New(_) if waited.is_some_and(|waited| waited.is_late.get()) => Why::Late,
+        Lookup::New(_) if is_late => Why::Late,
         Lookup::New(new) => {
             return wait(r, waited, block, new).map_or(INTERNAL_SERVER_ERROR, |()| AGAIN);
         }

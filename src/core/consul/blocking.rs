@@ -130,6 +130,11 @@ impl BlockingQuery {
         self.copy_change.take()
     }
 
+    /// Asks this server first, if there is one of that number.
+    pub fn begin_with(&mut self, server: usize) {
+        self.server = server.min(self.settings.servers - 1);
+    }
+
     /// Which server is asked next.
     pub fn server(&self) -> usize {
         self.server

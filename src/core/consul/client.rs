@@ -107,8 +107,31 @@ impl Client {
         let Request { endpoint, fetch, timeout, .. } = request;
         let connection = match timeout {
             None => self.take_connection(endpoint, fetch.server),
-            Some(_) => Connection::new(endpoint, fetch.server, self.source, &self.stop),
+            Some(_) => self.connection(endpoint, fetch.server, None),
         };
+        self.get_over(connection, request)
+    }
+
+    /// As [`Client::get`], over the connection in use whatever the timeout, which holds for a new one
+    /// too.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Client::get`].
+    pub fn get_in_time(&mut self, request: Request<'_>) -> Result<Response, Error> {
+        let (endpoint, server) = (request.endpoint, request.fetch.server);
+        let used = self.take_used_connection(endpoint, server);
+        let new = || self.connection(endpoint, server, request.timeout);
+        let connection = used.unwrap_or_else(new);
+        self.get_over(connection, request)
+    }
+
+    fn get_over(
+        &mut self,
+        connection: Connection,
+        request: Request<'_>,
+    ) -> Result<Response, Error> {
+        let fetch = request.fetch;
         let mut failure = None;
         let response = self.send_over(connection, |connection| {
             let response = connection.get(request);
@@ -161,11 +184,30 @@ impl Client {
     }
 
     fn take_connection(&mut self, endpoint: &Arc<Endpoint>, server: usize) -> Connection {
-        let is_same = |connection: &Connection| {
+        let used = self.take_used_connection(endpoint, server);
+        used.unwrap_or_else(|| self.connection(endpoint, server, None))
+    }
+
+    fn take_used_connection(
+        &mut self,
+        endpoint: &Arc<Endpoint>,
+        server: usize,
+    ) -> Option<Connection> {
+        self.connection.take().filter(|connection| {
             Arc::ptr_eq(&connection.endpoint, endpoint) && connection.server == server
-        };
-        let connection = self.connection.take().filter(is_same);
-        connection.unwrap_or_else(|| Connection::new(endpoint, server, self.source, &self.stop))
+        })
+    }
+
+    /// A new connection, which is opened within `limit`.
+    fn connection(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        server: usize,
+        limit: Option<Duration>,
+    ) -> Connection {
+        let timeout = endpoint.connect_timeout;
+        let timeout = limit.map_or(timeout, |limit| timeout.min(limit));
+        Connection::new(endpoint, (server, timeout), self.source, &self.stop)
     }
 
     /// Sends over a connection and keeps it, unless an error closes it. One that refuses does not
@@ -194,14 +236,14 @@ impl Client {
 impl Connection {
     fn new(
         endpoint: &Arc<Endpoint>,
-        server: usize,
+        (server, timeout): (usize, Duration),
         source: Option<Ipv4Addr>,
         stop: &Arc<Stop>,
     ) -> Self {
         let dial = Arc::new(Dial {
             server: endpoint.servers[server].clone(),
             tls: endpoint.tls.clone(),
-            timeout: endpoint.connect_timeout,
+            timeout,
             source,
             stop: Arc::clone(stop),
             may_connect: AtomicBool::new(true),

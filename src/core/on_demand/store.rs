@@ -29,6 +29,15 @@ pub trait ServiceStore: Sink {
     /// Notes the result of a lookup for the workers, for as long as it is valid.
     fn record_lookup(&self, key: u128, result: LookupResult, valid: Duration);
 
+    /// Forgets the result of a lookup.
+    fn forget_lookup(&self, key: u128);
+
+    /// Whether Consul has answered the last request for the target, and this process has asked.
+    fn is_in_step(&self, target: usize) -> bool;
+
+    /// Notes why a target that has no answer yet gets none soon, so that requests don't wait for it.
+    fn note_unreachable(&self, target: usize, error: &str);
+
     /// Whether a newer configuration is in force, whose resolver adds services from now on.
     fn is_superseded(&self) -> bool;
 

@@ -21,6 +21,8 @@ pub struct Template {
     pub idle: Duration,
     /// How long it holds that a service does not exist.
     pub absent: Duration,
+    /// How long a request waits for a service (`consul_first_wait`).
+    pub patience: Duration,
     /// Numbers of the catalogs that list its services.
     pub(super) catalogs: Vec<usize>,
     /// Distinguishes the services of different blocks, the same over reloads; never from the token.
@@ -58,9 +60,14 @@ impl Templates {
         Templates { all, catalogs, max }
     }
 
-    /// The catalogs that list their services; the resolver has a connection for each.
+    /// The catalogs that list their services.
     pub fn catalogs(&self) -> &[Catalog] {
         &self.catalogs
+    }
+
+    /// The templates of the blocks whose services a catalog lists.
+    pub(super) fn with_catalog(&self, number: usize) -> impl Iterator<Item = &Template> {
+        self.all.iter().filter(move |template| template.catalogs.contains(&number))
     }
 
     /// The template of a block, by its number among these blocks.
@@ -93,11 +100,11 @@ impl Template {
         block: &[u8],
         targets: Vec<Target>,
         allowed: Allowed,
-        (idle, absent): (Duration, Duration),
+        (idle, absent, patience): (Duration, Duration, Duration),
     ) -> Template {
         let of: Vec<u128> = targets.iter().map(Target::key).collect();
         let key = hash((of, &allowed.tags, block));
-        Template { targets, allowed, idle, absent, catalogs: Vec::new(), key }
+        Template { targets, allowed, idle, absent, patience, catalogs: Vec::new(), key }
     }
 
     /// The targets of a service, in the order of use.

@@ -10,7 +10,8 @@ use crate::model::ServiceName;
 use crate::watch::testing::{endpoint, target};
 use crate::watch::{Endpoint, Plan, Target, Token};
 
-const TIMES: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(1));
+const TIMES: (Duration, Duration, Duration) =
+    (Duration::from_secs(600), Duration::from_secs(1), Duration::from_secs(1));
 
 fn template(block: &str, target: Target, tags: &[&str]) -> Template {
     let tags = tags.iter().map(|&tag| tag.to_owned()).collect();
@@ -140,7 +141,7 @@ fn a_service_that_a_block_follows_is_that_target_and_others_have_keys_of_their_o
 #[test]
 fn a_failed_read_of_the_catalog_answers_only_for_services_named_before_it_began() {
     let began = Instant::now();
-    let known = KnownCatalog { names: Some(Err(began)), is_wanted: false };
+    let known = KnownCatalog { names: Some(Err(began)), ..KnownCatalog::default() };
     let template = template("a", nameless("http://127.0.0.1:1"), &[]);
     let service = ServiceName { template: template.key, name: "web".into() };
     let find = |at| known.find(&service, &template, at);

@@ -2,9 +2,9 @@
 //! again.
 //!
 //! The cache has a fixed size, and four cells for a name. A flood of names that don't exist replaces
-//! only results of such names. One process writes at a time; if two did, readers would still be
-//! safe: the first word of a cell is its key XOR the second, so a cell mixed from two writes
-//! matches no key.
+//! only results of such names, and services that exist leave them one of the four. Writers have the
+//! publishers' lock. Readers take none: the first word of a cell is its key XOR the second, so a cell
+//! that is half written matches no key.
 
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use super::layout::{
     lookup_cache::{CELL, WAYS, WORDS_PER_ENTRY},
 };
 use super::platform::atomic::Ordering::Relaxed;
+use crate::process::ProcessId;
 
 /// The lower bits of a cell's second word are the kind, the others until when it is valid, in
 /// milliseconds of the monotonic clock.
@@ -36,17 +37,46 @@ impl Table<'_> {
         Some(value).filter(|value| value >> KIND_BITS > now).and_then(kind_of)
     }
 
-    /// Stores the result for a key for the time `valid`.
-    pub fn note_lookup_result(&self, key: u128, result: LookupResult, now: u64, valid: Duration) {
+    /// Stores the result for a key for the time `valid`, unless a newer configuration is in force or
+    /// the lock is busy.
+    pub fn note_lookup_result(
+        &self,
+        key: u128,
+        result: LookupResult,
+        (now, valid): (u64, Duration),
+        me: ProcessId,
+    ) {
+        let Some(_guard) = self.lock(me).filter(|_| !self.is_superseded()) else { return };
         let valid_ms = u64::try_from(valid.as_millis()).unwrap_or(u64::MAX);
         let until = now.saturating_add(valid_ms).min(u64::MAX >> KIND_BITS);
         let value = until << KIND_BITS | result as u64;
-        // Names that don't exist must not evict one that does.
+        // Services that exist leave the last cell to the other names, which leave the rest to them.
+        let count = WAYS - usize::from(result == LookupResult::Followed);
         let rank = |(at, value): &(usize, u64)| match self.is_of(*at, *value, key) {
             true => (0, 0),
             false => (1 + u64::from(kind_of(*value) == Some(LookupResult::Followed)), *value),
         };
-        let Some((at, _)) = self.cells(key).min_by_key(rank) else { return };
+        let Some((chosen, _)) = self.cells(key).take(count).min_by_key(rank) else { return };
+        self.clear_cells(key, Some(chosen));
+        self.store_cell(chosen, key, value);
+    }
+
+    /// Removes the result for a key, if there is one.
+    pub fn forget_lookup_result(&self, key: u128, me: ProcessId) {
+        if let Some(_guard) = self.lock(me).filter(|_| !self.is_superseded()) {
+            self.clear_cells(key, None);
+        }
+    }
+
+    fn clear_cells(&self, key: u128, except: Option<usize>) {
+        for (at, value) in self.cells(key) {
+            if Some(at) != except && self.is_of(at, value, key) {
+                self.store_cell(at, key, 0);
+            }
+        }
+    }
+
+    fn store_cell(&self, at: usize, key: u128, value: u64) {
         self.word(at).store(key as u64 ^ value, Relaxed);
         self.word(at + 1).store(value, Relaxed);
     }
@@ -84,15 +114,19 @@ mod tests {
         Table::create(zone(1 << 17), 16).unwrap()
     }
 
+    fn note(table: Table<'_>, key: u128, result: LookupResult, now: u64, valid: Duration) {
+        table.note_lookup_result(key, result, (now, valid), ProcessId::from_raw(7));
+    }
+
     #[test]
     fn a_result_holds_until_it_expires() {
         let table = table();
         assert_eq!(table.lookup_result(7, 0), None);
-        table.note_lookup_result(7, LookupResult::Absent, 0, ms(1_000));
+        note(table, 7, LookupResult::Absent, 0, ms(1_000));
         assert_eq!(table.lookup_result(7, 999), Some(LookupResult::Absent));
         assert_eq!(table.lookup_result(7, 1_000), None);
         assert_eq!(table.lookup_result(8, 999), None, "another key of the same set");
-        table.note_lookup_result(7, LookupResult::Followed, 1_000, ms(4_000));
+        note(table, 7, LookupResult::Followed, 1_000, ms(4_000));
         assert_eq!(table.lookup_result(7, 1_000), Some(LookupResult::Followed));
     }
 
@@ -103,10 +137,10 @@ mod tests {
         // All keys of a set differ in their lower half.
         let key = |n: u128| (n % 3) << 64 | (n + 1);
         for n in names.clone().take(6) {
-            table.note_lookup_result(key(n), LookupResult::Followed, 10_000, ms(n as u64));
+            note(table, key(n), LookupResult::Followed, 10_000, ms(n as u64));
         }
         for n in 100..1_000_100 {
-            table.note_lookup_result(key(n), LookupResult::Absent, 20_000, ms(n as u64));
+            note(table, key(n), LookupResult::Absent, 20_000, ms(n as u64));
         }
         for n in names.take(6) {
             assert_eq!(table.lookup_result(key(n), 9_000), Some(LookupResult::Followed), "{n}");
@@ -115,12 +149,47 @@ mod tests {
     }
 
     #[test]
+    fn names_that_exist_and_others_leave_room_for_each_other() {
+        let table = table();
+        for n in 1..=6 {
+            note(table, n, LookupResult::Followed, 0, Duration::MAX);
+            note(table, 100 + n, LookupResult::Absent, 0, ms(1_000));
+        }
+        let kept = |result| (1..200).filter(|n| table.lookup_result(*n, 0) == Some(result)).count();
+        assert_eq!((kept(LookupResult::Followed), kept(LookupResult::Absent)), (3, 1));
+    }
+
+    #[test]
+    fn a_name_has_one_result_whatever_it_was_before() {
+        let table = table();
+        (1..=3).for_each(|n| note(table, n, LookupResult::Followed, 0, Duration::MAX));
+        note(table, 9, LookupResult::Absent, 0, ms(1_000));
+        note(table, 9, LookupResult::Followed, 0, Duration::MAX);
+        assert_eq!(table.lookup_result(9, 0), Some(LookupResult::Followed));
+        table.forget_lookup_result(9, ProcessId::from_raw(7));
+        assert_eq!(table.lookup_result(9, 0), None);
+        table.forget_lookup_result(10, ProcessId::from_raw(7));
+        assert_eq!(table.lookup_result(3, 0), Some(LookupResult::Followed));
+    }
+
+    #[test]
+    fn an_older_configuration_notes_and_forgets_nothing() {
+        let old = table();
+        let new = old.announce_configuration();
+        new.put_in_force();
+        note(new, 7, LookupResult::Followed, 0, Duration::MAX);
+        note(old, 7, LookupResult::Absent, 0, ms(1_000));
+        old.forget_lookup_result(7, ProcessId::from_raw(7));
+        assert_eq!(new.lookup_result(7, 0), Some(LookupResult::Followed));
+    }
+
+    #[test]
     fn results_touch_nothing_else() {
         let table = table();
         let me = crate::process::ProcessId::own();
         let shard = table.claim_shard(me).unwrap();
         for n in 0..100_000u128 {
-            table.note_lookup_result(n << 64 | (n + 1), LookupResult::Absent, 0, Duration::MAX);
+            note(table, n << 64 | (n + 1), LookupResult::Absent, 0, Duration::MAX);
         }
         let entry = table.claim(7, me).unwrap();
         table.publish((entry, 7), &super::super::testing::set([1, 2]), Clock::at(1), me).unwrap();
@@ -140,7 +209,7 @@ mod tests {
     #[test]
     fn words_of_two_writers_are_no_result() {
         let table = table();
-        table.note_lookup_result(7, LookupResult::Followed, 0, ms(1_000));
+        note(table, 7, LookupResult::Followed, 0, ms(1_000));
         let (at, _) = table.cells(7).find(|(_, value)| *value != 0).unwrap();
         table.word(at + 1).store(2_000 << KIND_BITS | LookupResult::Absent as u64, Relaxed);
         assert_eq!(table.lookup_result(7, 0), None);

@@ -8,11 +8,13 @@ use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 
 use loom::thread::{JoinHandle, spawn};
 
 use super::block::{PEER_RECORD, PeerMetadata};
 use super::layout::{Layout, Table, entry, header, lookup_cache, overrides, slot};
+use super::lookup_cache::LookupResult;
 use super::platform::atomic::{AtomicU64, Ordering::Relaxed};
 use super::platform::{killed_after, process};
 use super::publish::Claim;
@@ -45,7 +47,8 @@ impl Zone {
         let arena = slots + SLOTS * (slot::WORDS + SHARDS / 2);
         let word = |at: usize| {
             let watched = if at < list {
-                at < header::WORDS
+                // Of the lookup cache what the first names have.
+                at < header::WORDS + lookup_cache::WORDS_PER_ENTRY
             } else if at < shards {
                 // Of each area of overrides the first two words.
                 (at - list) % (4 * overrides::WORDS / 2) < 2
@@ -359,5 +362,21 @@ fn an_older_configuration_frees_nothing_that_the_next_one_has_claimed() {
         let table = zone.table();
         assert_eq!(read(table, 1, OTHER).expect("a set").1, [2]);
         assert!(!table.acquire_leadership(old) && table.is_leader(old));
+    });
+}
+
+#[test]
+fn of_two_results_of_lookups_that_are_noted_at_once_none_is_lost() {
+    check(2, || {
+        let zone = Zone::new();
+        let note = |table: Table<'_>, key, by| {
+            let valid = (0, Duration::from_secs(1));
+            table.note_lookup_result(key, LookupResult::Absent, valid, process(by));
+        };
+        let other = start(&zone, move |table| note(table, 5, 1));
+        note(zone.table(), 6, 2);
+        other.join().expect("noted");
+        let results = [5, 6].map(|key| zone.table().lookup_result(key, 0));
+        assert_eq!(results, [Some(LookupResult::Absent); 2]);
     });
 }

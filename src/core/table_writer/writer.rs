@@ -303,7 +303,27 @@ impl ServiceStore for TableWriter {
 
     fn record_lookup(&self, key: u128, result: LookupResult, valid: Duration) {
         self.with_table(|table| {
-            table.note_lookup_result(key, result, Clock::now().monotonic, valid)
+            let now = Clock::now().monotonic;
+            table.note_lookup_result(key, result, (now, valid), self.me);
+        });
+    }
+
+    fn forget_lookup(&self, key: u128) {
+        self.with_table(|table| table.forget_lookup_result(key, self.me));
+    }
+
+    fn is_in_step(&self, target: usize) -> bool {
+        let is_in_step = |table: Table<'static>, entry, _| {
+            table.failures(entry) == 0 && table.freshness(entry).confirmed
+        };
+        self.with(target, is_in_step).unwrap_or(false)
+    }
+
+    fn note_unreachable(&self, target: usize, error: &str) {
+        self.with(target, |table, entry, _| {
+            if !table.has_data(entry) {
+                table.note_failure(entry, error, 1, 0);
+            }
         });
     }
 

@@ -138,6 +138,8 @@ pub(super) struct QueryLoop {
     pub(super) must_read: bool,
     /// How changes are seen now.
     pub(super) mode: Mode,
+    /// Longest `wait`, since the service may be dropped soon.
+    pub(super) wait_limit: Option<Duration>,
     /// Longest `wait`, since host names have to be looked up again.
     max_wait: Option<Duration>,
     failing: Option<Failing>,
@@ -153,6 +155,7 @@ impl QueryLoop {
             nodes: Vec::new(),
             must_read: false,
             mode: Mode::Blocking,
+            wait_limit: None,
             max_wait: None,
             failing: None,
         }
@@ -184,7 +187,8 @@ impl QueryLoop {
     /// Sends one request and handles its result; `None` if the watcher stops.
     pub(super) fn run(&mut self, context: &mut Context<'_>) -> Option<()> {
         let now = Instant::now();
-        self.rules.limit_wait(self.max_wait);
+        let limits = self.wait_limit.into_iter().chain(self.max_wait);
+        self.rules.limit_wait(limits.min());
         let Step::Fetch(mut fetch) = self.rules.next(now) else { return Some(()) };
         let subscription = Arc::clone(&self.subscription);
         if fetch.index.is_none() {

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `budget` | how many connections Consul accepts |
 //! | `connection_plan` | which queries get them |
+//! | `reads` | how many reads are under way, and of which group |
 //! | `thread_counts` | how many threads there are, and what they do |
 //! | `scopes` | overview watches, and the services that each group of them covers |
 //! | `task`, `scheduler` | subscriptions, and when they are due |
@@ -17,6 +18,7 @@
 
 mod budget;
 mod connection_plan;
+mod reads;
 mod thread_counts;
 mod scopes;
 mod task;
@@ -117,8 +119,13 @@ impl Watcher {
     /// once unless `consul_connections` is 1; so a change before the call is seen. An answer to a
     /// request sent before the call is published only if the service was followed already.
     pub fn follow(&self, target: usize, what: impl Into<Arc<Target>>) {
+        self.follow_from(target, what, 0);
+    }
+
+    /// As [`Watcher::follow`], and asks this server first, which has just answered.
+    pub fn follow_from(&self, target: usize, what: impl Into<Arc<Target>>, server: usize) {
         let followed = Followed::new(target, what.into());
-        self.with_scheduler(|scheduler| scheduler.follow(followed, Instant::now()));
+        self.with_scheduler(|scheduler| scheduler.follow(followed, server, Instant::now()));
     }
 
     /// Stops following a target. Never waits: a call of the sink that is under way in another thread

@@ -15,7 +15,8 @@ use crate::peer;
 pub(super) fn template(name: &[u8], targets: Vec<Target>, settings: &Settings) -> Template {
     let allow = settings.allow_service();
     let allowed = Allowed::new(&allow.patterns, allow.tags);
-    Template::new(name, targets, allowed, (settings.idle(), settings.unknown_service().valid))
+    let absent = settings.unknown_service().valid;
+    Template::new(name, targets, allowed, (settings.idle(), absent, settings.first_wait()))
 }
 
 /// How the upstream finds the services that requests name.

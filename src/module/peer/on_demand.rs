@@ -178,7 +178,7 @@ impl OnDemandUpstream {
     pub(super) unsafe fn upstream_of(&self, r: *mut ngx_http_request_t) -> Option<Rc<Upstream>> {
         // SAFETY: the caller's promise.
         let name = unsafe { self.name(r)? };
-        let why = match self.look_up(name) {
+        let why = match self.look_up(name, true) {
             Lookup::Followed(upstream) => return Some(upstream),
             Lookup::Refused(why) => why,
             Lookup::New(new) => {
@@ -192,8 +192,9 @@ impl OnDemandUpstream {
         Some(Rc::clone(&self.nobody))
     }
 
-    /// What is known of a service.
-    pub(crate) fn look_up(&self, raw: &[u8]) -> Lookup {
+    /// What is known of a service. If the request waits no longer, a datacenter that has not answered
+    /// yet has no instances.
+    pub(crate) fn look_up(&self, raw: &[u8], waits_no_longer: bool) -> Lookup {
         let (Some(worker), Some(template)) = (self.worker.get(), self.template()) else {
             return Lookup::Refused(Why::Failed);
         };
@@ -209,7 +210,7 @@ impl OnDemandUpstream {
         }
         let (key, service) = (template.lookup_key(&name), template.named(&name));
         let new = New { key, service, targets: template.targets_of(&name, &self.plan) };
-        match outcome(&new, worker) {
+        match outcome(&new, worker, waits_no_longer) {
             Some(Ok(())) => Lookup::Followed(self.keep(new, worker)),
             Some(Err(why)) => Lookup::Refused(why),
             None => Lookup::New(new),
@@ -246,7 +247,7 @@ impl OnDemandUpstream {
 
     /// Whether there is a result for a service that was asked for.
     pub(crate) fn is_answered(&self, new: &New) -> bool {
-        self.worker.get().is_none_or(|worker| outcome(new, worker).is_some())
+        self.worker.get().is_none_or(|worker| outcome(new, worker, false).is_some())
     }
 
     /// The response status for a request whose service can't be had; the log says why.
@@ -279,32 +280,37 @@ impl OnDemandUpstream {
 }
 
 /// Whether a service can be had; `None` while that is not known.
-fn outcome(new: &New, worker: Worker) -> Option<Result<(), Why>> {
+fn outcome(new: &New, worker: Worker, waits_no_longer: bool) -> Option<Result<(), Why>> {
     if new.targets.iter().all(|place| place.fixed.is_some()) {
         return Some(Ok(()));
     }
     match worker.table.lookup_result(new.key, monotonic())? {
         LookupResult::Absent => Some(Err(Why::Absent)),
         LookupResult::Failed => Some(Err(Why::Failed)),
-        LookupResult::Followed => is_ready(&new.targets, worker.table).then_some(Ok(())),
+        LookupResult::Followed => {
+            is_ready(&new.targets, worker.table, waits_no_longer).then_some(Ok(()))
+        }
     }
 }
 
 /// Whether a service that is followed can be served: the first datacenter that has instances is
-/// known, or none has any. One that failed to answer has none.
-fn is_ready(places: &[ServiceTarget], table: Table<'static>) -> bool {
+/// known, or none has any. One that failed to answer has none, and one that has not answered yet if
+/// the request waits no longer.
+fn is_ready(places: &[ServiceTarget], table: Table<'static>, waits_no_longer: bool) -> bool {
     let find = |place: &ServiceTarget| Some((place.fixed, table.find(place.key)?));
     let entries: Vec<_> = places.iter().filter_map(find).collect();
     if entries.iter().all(|(fixed, _)| fixed.is_some()) {
         return false;
     }
+    let mut is_known = true;
     for (_, entry) in entries {
         match table.peer_count(entry) {
             Some(0) => {}
             Some(_) => return true,
-            None if table.failures(entry) == 0 => return false,
-            None => {}
+            None if table.failures(entry) > 0 => {}
+            None if waits_no_longer => is_known = false,
+            None => return false,
         }
     }
-    true
+    is_known
 }

@@ -70,6 +70,11 @@ struct State {
     services: HashMap<String, (u64, Vec<u8>)>,
     script: Option<Box<Script>>,
     hangs: bool,
+    /// Queries whose path and query contain one of these are never answered.
+    silent: Vec<String>,
+    /// Of the list of all services.
+    names_index: u64,
+    tags: HashMap<String, Value>,
     queries: Vec<Query>,
     open: Vec<TcpStream>,
 }
@@ -112,6 +117,11 @@ impl FakeConsul {
         FakeConsul { shared, address }
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Its URL.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
@@ -134,7 +144,19 @@ impl FakeConsul {
 
     /// As [`FakeConsul::publish_text`], with a body that need not even be text.
     pub fn publish_bytes(&self, service: &str, index: u64, body: Vec<u8>) {
-        lock(&self.shared.state).services.insert(service.to_owned(), (index, body));
+        let mut state = lock(&self.shared.state);
+        state.names_index += 1;
+        state.services.insert(service.to_owned(), (index, body));
+        drop(state);
+        self.shared.changed.notify_all();
+    }
+
+    /// Sets the tags of a service in the list of all services.
+    pub fn tag(&self, service: &str, tags: &[&str]) {
+        let mut state = lock(&self.shared.state);
+        state.names_index += 1;
+        state.tags.insert(service.to_owned(), json!(tags));
+        drop(state);
         self.shared.changed.notify_all();
     }
 
@@ -153,6 +175,13 @@ impl FakeConsul {
     /// Queries that block never end by themselves from now on.
     pub fn hang(&self) {
         lock(&self.shared.state).hangs = true;
+    }
+
+    /// Accepts queries that contain one of these texts in their path and query, and never answers
+    /// them; those of an earlier call are answered now.
+    pub fn silence(&self, texts: &[&str]) {
+        lock(&self.shared.state).silent = texts.iter().map(|&text| text.to_owned()).collect();
+        self.shared.changed.notify_all();
     }
 
     /// The queries received so far.
@@ -240,15 +269,24 @@ fn decide(shared: &Shared, query: &Query) -> Option<Answer> {
     let end = query.at + query.wait;
     let mut state = lock(&shared.state);
     while !shared.stopping.load(Ordering::SeqCst) {
+        if state.silent.iter().any(|text| query.target.contains(text)) {
+            state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            continue;
+        }
         if let Some(answer) = state.script.as_mut().and_then(|script| script(query)) {
             return Some(answer);
         }
-        if query.target.starts_with("/v1/catalog/services") && query.index.is_none() {
-            let names = state.services.keys().map(|name| (name.clone(), json!([])));
-            return Some(Answer::ok(1, Value::Object(names.collect())));
-        }
-        let known = state.services.get(&query.service).cloned();
-        let (index, body) = known.unwrap_or_else(|| (1, b"[]".to_vec()));
+        let (index, body) = match query.target.starts_with("/v1/catalog/services") {
+            true => {
+                let tags = |name| state.tags.get(name).cloned().unwrap_or_else(|| json!([]));
+                let names = state.services.keys().map(|name| (name.clone(), tags(name)));
+                (state.names_index + 1, Value::Object(names.collect()).to_string().into_bytes())
+            }
+            false => {
+                let known = state.services.get(&query.service).cloned();
+                known.unwrap_or_else(|| (1, b"[]".to_vec()))
+            }
+        };
         let is_over = Instant::now() >= end && !state.hangs;
         if query.index != Some(index) || is_over {
             return Some(Answer { body, ..Answer::ok(index, "") });

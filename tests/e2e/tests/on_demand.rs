@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::support::{SERVER, SOON, gateway, register_one, tally, unique, until_served_by};
 
 mod flood;
+mod hung;
 mod life;
 mod reloads;
 mod several;

@@ -92,7 +92,8 @@ impl ConnectionPlan {
     /// There are too few connections: overview watches say which services to read.
     fn use_overviews(&mut self, scopes: &[usize]) {
         self.all_block = false;
-        self.readers = (self.budget / 4).clamp(1, MAX_READERS);
+        let scopes_at_a_time = scopes.len().min(self.budget / 2);
+        self.readers = (self.budget / 4).max(scopes_at_a_time).clamp(1, MAX_READERS);
         let (mut left, mut uncovered) = (self.budget - self.readers, self.watches);
         let mut largest: Vec<usize> = (0..scopes.len()).collect();
         largest.sort_by_key(|&scope| Reverse(scopes[scope]));
@@ -111,14 +112,14 @@ impl ConnectionPlan {
             if self.overviews.contains(&true) && uncovered <= left { uncovered } else { 0 };
     }
 
-    /// Threads that the plan needs while `blocking` queries are under way.
-    pub(super) fn threads(&self, blocking: usize) -> usize {
+    /// Threads that the plan needs while `blocking` queries and `reads` are under way.
+    pub(super) fn threads(&self, blocking: usize, reads: usize) -> usize {
         let overviews = self.overviews.iter().filter(|on| **on).count() * VIEWS.len();
         let (own, spare) = match self.all_block {
             true => (self.watches, reserve(self.budget)),
             false => (self.blocking_queries + overviews, self.readers),
         };
-        (own.max(blocking) + spare.max(1)).min(self.budget)
+        (own.max(blocking) + spare.max(reads).max(1)).min(self.budget)
     }
 
     /// Connections that the watcher should have.
@@ -185,7 +186,7 @@ mod tests {
         for (budget, most) in [(0, 1), (1, 1), (2, 1), (8, 7), (64, 56), (2100, 2084)] {
             let all = plan(budget, most, &[most]);
             assert!(all.all_block && all.blocking_queries == most && !all.overviews[0], "{all:?}");
-            assert_eq!((all.limit, all.threads(0)), (None, budget.max(1)));
+            assert_eq!((all.limit, all.threads(0, 0)), (None, budget.max(1)));
             let more = plan(budget, most + 1, &[most]);
             assert!(!more.all_block && more.limit == Some(Limit::Configured), "{more:?}");
             assert!(more.needed > budget && plan(more.needed, most + 1, &[]).all_block, "{more:?}");
@@ -200,7 +201,7 @@ mod tests {
                 let plan = plan(budget, watches, &[watches / 2, watches / 3, 2.min(watches)]);
                 let overviews = plan.overviews.iter().filter(|on| **on).count() * VIEWS.len();
                 assert!(plan.blocking_queries + overviews <= budget, "{plan:?}");
-                assert!(plan.threads(0) >= 1 && plan.threads(500) <= budget, "{plan:?}");
+                assert!(plan.threads(0, 0) >= 1 && plan.threads(500, 500) <= budget, "{plan:?}");
                 if !plan.all_block {
                     assert!(plan.blocking_queries + overviews + plan.readers <= budget, "{plan:?}");
                     assert!(plan.readers >= 1);

@@ -96,13 +96,10 @@ impl Scheduler {
 
     /// Gives a blocking query to all services, or to those that no overview watch covers.
     fn assign_blocking_queries(&mut self, now: Instant) {
-        let ConnectionPlan { all_block, blocking_queries, ref overviews, .. } = self.plan;
         let mut room = self.free_blocking_queries();
         let mut begin = Vec::new();
         for (&id, entry) in &mut self.entries {
-            let is_covered = entry.scope.is_some_and(|scope| overviews[scope]);
-            let is_planned = all_block || blocking_queries > 0 && !is_covered;
-            entry.shall_block = entry.can_block() && entry.eligible_at <= now && is_planned;
+            entry.shall_block = self.plan.lets_block(entry);
             if let (true, 1.., Some(query)) = (entry.shall_block, room, &mut entry.query) {
                 room -= 1;
                 query.rules.set_poll_interval(None);
@@ -110,5 +107,14 @@ impl Scheduler {
             }
         }
         begin.into_iter().for_each(|id| self.requeue(id, now));
+    }
+}
+
+impl ConnectionPlan {
+    /// Whether a subscription is to have a blocking query.
+    pub(super) fn lets_block(&self, entry: &Entry) -> bool {
+        let of = entry.scope.and_then(|scope| self.overviews.get(scope));
+        let is_covered = of.is_some_and(|is_covered| *is_covered);
+        entry.can_block() && (self.all_block || self.blocking_queries > 0 && !is_covered)
     }
 }

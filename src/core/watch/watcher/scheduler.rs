@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::budget::ConnectionBudget;
 use super::connection_plan::{ConnectionPlan, Load};
+use super::reads::Reads;
 use super::scopes::Scopes;
 use super::task::{Entry, Key, Task};
 use super::thread_counts::ThreadCounts;
@@ -19,9 +20,10 @@ use crate::watch::subscription::{QueryLoop, Subscription, poll_interval};
 
 /// How often a service is read that overview watches cover, even if they show no change.
 const TRIGGERED: Duration = Duration::from_secs(60);
-/// A service that is followed on demand has a blocking query only after this time: it may have been
-/// dropped again by then.
-const BLOCK_AFTER: Duration = Duration::from_secs(1);
+/// The blocking queries of a service that is followed on demand are short until this time has passed:
+/// it may be dropped again by then, and Consul would go on with the query.
+const NEW: Duration = Duration::from_secs(3);
+const SHORT: Duration = Duration::from_secs(1);
 /// How many due tasks are looked at for one with the server that a thread is connected to.
 const NEIGHBOURS: usize = 16;
 
@@ -42,8 +44,7 @@ pub(super) struct Scheduler {
     blocking_services: usize,
     /// The longest time that one of them may last.
     longest_wait: Duration,
-    /// Reads under way.
-    reads: usize,
+    reads: Reads,
     pub(super) threads: ThreadCounts,
     /// The supervisor has something to do.
     pub(super) is_called: bool,
@@ -68,7 +69,7 @@ impl Scheduler {
             blocking: 0,
             blocking_services: 0,
             longest_wait: Duration::ZERO,
-            reads: 0,
+            reads: Reads::default(),
             threads: ThreadCounts::default(),
             is_called: false,
             is_stopping: false,
@@ -98,7 +99,7 @@ impl Scheduler {
             is_blocking: false,
             concurrent_read: None,
             shall_block: false,
-            eligible_at: now,
+            new_until: now,
             read_when_back: false,
             is_in_full_poll: false,
             scope,
@@ -108,15 +109,18 @@ impl Scheduler {
         id
     }
 
-    /// Follows one more target.
-    pub(super) fn follow(&mut self, followed: Followed, now: Instant) {
+    /// Follows one more target; its query asks `server` first.
+    pub(super) fn follow(&mut self, followed: Followed, server: usize, now: Instant) {
         debug_assert!(!self.of_target.contains_key(&followed.number), "the number is in use");
         self.forget(followed.number);
         let watched = followed.target.watched_query();
         let Some(&id) = self.by_query.get(&watched) else {
             let name = query_name(&watched.query);
             let id = self.add(&Arc::new(watched), name, vec![followed], now);
-            self.entries.entry(id).and_modify(|entry| entry.eligible_at = now + BLOCK_AFTER);
+            let Some(entry) = self.entries.get_mut(&id) else { return };
+            entry.new_until = now + NEW;
+            entry.shall_block = self.plan.lets_block(entry);
+            entry.query.iter_mut().for_each(|query| query.rules.begin_with(server));
             return;
         };
         self.of_target.insert(followed.number, id);
@@ -220,7 +224,7 @@ impl Scheduler {
     /// Most threads that the watcher may have now.
     pub(super) fn most_threads(&self) -> usize {
         if !self.is_growing() {
-            return self.plan.threads(self.blocking);
+            return self.plan.threads(self.blocking, self.reads.threads(self.scopes.len()));
         }
         // Threads with a new connection stay until all connections of the step were tried.
         self.plan.wanted().min(self.budget.allowed() + self.budget.on_trial())
@@ -243,10 +247,11 @@ impl Scheduler {
             entry.is_some_and(|entry| entry.due <= now && self.can_start_blocking(entry))
         });
         let end = (now, Key::Query(u64::MAX));
-        let due = self.queue.range(..=end).take(NEIGHBOURS).map(|(_, key)| *key);
+        let due = self.queue.range(..=end).map(|(_, key)| *key);
+        let due = due.filter(|key| self.may_start(*key)).take(NEIGHBOURS);
         let (near, far): (Vec<Key>, Vec<Key>) = due.partition(|key| self.is_near(*key, last));
         let sticky = sticky.map(Key::Query);
-        sticky.into_iter().chain(near).chain(far).find_map(|key| self.start(key))
+        sticky.into_iter().chain(near).chain(far).find_map(|key| self.start(key, now))
     }
 
     /// Whether a thread is connected to the servers of an entry.
@@ -278,18 +283,25 @@ impl Scheduler {
         entry.shall_block && self.free_blocking_queries() > 0 && will_block
     }
 
-    fn start(&mut self, key: Key) -> Option<Task> {
+    fn may_start(&self, key: Key) -> bool {
+        let (Key::Query(id) | Key::ConcurrentRead(id)) = key;
+        let of = (self.plan.readers, self.scopes.len());
+        let may = |entry: &Entry| {
+            let blocks = key == Key::Query(id) && self.can_start_blocking(entry);
+            blocks || self.reads.may_begin(entry.scope, of)
+        };
+        self.entries.get(&id).is_some_and(may)
+    }
+
+    fn start(&mut self, key: Key, now: Instant) -> Option<Task> {
         let (Key::Query(id) | Key::ConcurrentRead(id)) = key;
         let blocks = key == Key::Query(id) && self.can_start_blocking(self.entries.get(&id)?);
-        if !blocks && self.reads >= self.plan.readers {
-            return None;
-        }
         let has_room = self.free_blocking_queries() > 0;
         let entry = self.entries.get_mut(&id)?;
         if let Key::ConcurrentRead(id) = key {
             let at = entry.concurrent_read.take()?;
             self.queue.remove(&(at, key));
-            self.reads += 1;
+            self.reads.begin(entry.scope);
             return Some(Task::ConcurrentRead(id, Arc::clone(&entry.subscription)));
         }
         let is_covered = entry.scope.is_some_and(|scope| self.scopes.is_covered(scope));
@@ -308,12 +320,13 @@ impl Scheduler {
         self.queue.remove(&(entry.due, key));
         query.rules.set_poll_interval(interval);
         query.mode = mode;
+        query.wait_limit = (now < entry.new_until).then_some(SHORT);
         (entry.is_in_full_poll, entry.is_blocking) = (false, blocks);
         if blocks {
             (self.blocking, self.blocking_services) =
                 (self.blocking + 1, self.blocking_services + 1);
         } else {
-            self.reads += 1;
+            self.reads.begin(entry.scope);
         }
         Some(Task::Query(id, query))
     }
@@ -327,7 +340,7 @@ impl Scheduler {
             (self.blocking, self.blocking_services) =
                 (self.blocking - 1, self.blocking_services - 1);
         } else {
-            self.reads -= 1;
+            self.reads.end(entry.scope);
         }
         let mut is_read_due = std::mem::take(&mut entry.read_when_back);
         if let Some(at) = entry.concurrent_read.take() {
@@ -345,8 +358,14 @@ impl Scheduler {
     }
 
     /// A concurrent read has ended: once more at `again`, unless the query itself is back.
-    pub(super) fn end_concurrent_read(&mut self, id: u64, again: Option<Instant>, now: Instant) {
-        self.reads -= 1;
+    pub(super) fn end_concurrent_read(
+        &mut self,
+        (id, watched): (u64, &WatchedQuery),
+        again: Option<Instant>,
+        now: Instant,
+    ) {
+        let scope = overview_query(watched).map(|watched| self.scopes.number_of(watched));
+        self.reads.end(scope);
         let (Some(at), Some(entry)) = (again, self.entries.get_mut(&id)) else { return };
         if !entry.is_blocking {
             self.read(id, now);

@@ -50,8 +50,8 @@ pub(super) struct Entry {
     pub(super) concurrent_read: Option<Instant>,
     /// It is to have a blocking query.
     pub(super) shall_block: bool,
-    /// It may not block before this time.
-    pub(super) eligible_at: Instant,
+    /// Its blocking queries are short until then.
+    pub(super) new_until: Instant,
     /// Something has happened that it has to be read for, while a thread had the query.
     pub(super) read_when_back: bool,
     /// Its read is a part of the full poll that is under way.

@@ -214,7 +214,8 @@ fn read_concurrently(
             Some(now + AFTER_PANIC)
         }
     };
-    shared.scheduler.lock().end_concurrent_read(id, again, now);
+    let read = (id, &*subscription.watched);
+    shared.scheduler.lock().end_concurrent_read(read, again, now);
     true
 }
 

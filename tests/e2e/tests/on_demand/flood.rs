@@ -3,6 +3,9 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 
+use nginx_consul_e2e::FakeConsul;
+use nginx_consul_e2e::fake_consul::instance;
+
 use super::*;
 
 /// Has its clients end, also when the test fails.
@@ -101,4 +104,29 @@ fn a_flood_of_random_names_disturbs_nobody_and_is_bounded() {
     assert!(grown < 2048 * followed.len() as u64, "{grown} bytes more in the zone");
     let lines = nginx.logged("no service").len();
     assert!(lines <= 2 * (seconds + 1), "{lines} lines in {seconds} s by two workers");
+}
+
+/// Names that exist, but without the tag: Consul says when that changes.
+#[test]
+fn a_name_without_the_tag_costs_no_question_until_the_catalog_changes() {
+    let consul = FakeConsul::start();
+    let backend = Backend::start("tagged");
+    let mut of_backend = instance("tagged", backend.address());
+    let lines = "consul_allow_service tag=public; consul_unknown_service valid=200ms;";
+    consul.publish("hidden", 7, &Value::Array(vec![of_backend.clone()]));
+    let nginx = by_argument(&consul.url(), lines).workers(2).start();
+    let load = Load::start(nginx.address(), &path("hidden"), 4, true);
+    let queries = || consul.queries().into_iter().filter(|q| q.target.starts_with(CATALOG)).count();
+    wait::until("Consul is asked for changes", SOON, || {
+        let all = consul.queries();
+        all.iter().any(|query| query.target.starts_with(CATALOG) && query.index.is_some())
+    });
+    let (asked, sent) = (queries(), load.sent());
+    wait::holds("nothing is asked", Duration::from_secs(3), || queries() == asked);
+    assert!(load.sent() > sent + 1000, "only {} requests", load.sent());
+    of_backend["Service"]["Tags"] = serde_json::json!(["public"]);
+    consul.publish("hidden", 8, &Value::Array(vec![of_backend]));
+    consul.tag("hidden", &["public"]);
+    until_served_by(&nginx, &path("hidden"), "tagged");
+    assert_eq!(load.finish().outcomes(), "502 tagged");
 }

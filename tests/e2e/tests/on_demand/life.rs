@@ -1,7 +1,9 @@
 //! How long a service that requests name stays.
 
+use std::thread;
+
 use nginx_consul_e2e::FakeConsul;
-use nginx_consul_e2e::fake_consul::instance;
+use nginx_consul_e2e::fake_consul::{Answer, instance};
 
 use super::*;
 
@@ -55,6 +57,79 @@ fn a_service_that_nobody_names_any_more_is_dropped() {
     assert_eq!(tally.outcomes(), busy, "{tally}");
 }
 
+/// What was served goes on being served, whatever keeps Consul from being asked: the watch may not
+/// even know it yet.
+#[test]
+fn a_service_is_not_dropped_for_idleness_while_consul_can_not_be_asked() {
+    let backend = Backend::start("kept");
+    let faults = ["refused", "silent", "one datacenter silent", "no leader", "token", "restarted"];
+    thread::scope(|scope| {
+        for fault in faults {
+            scope.spawn(|| is_kept_over(fault, &backend));
+        }
+    });
+}
+
+fn is_kept_over(fault: &str, backend: &Backend) {
+    let text = format!(
+        "consul_server %%CONSUL%%;\nconsul_idle 1s;\nconsul_retry 100ms 200ms;\n\
+         consul_state %%STATE%%;\n\
+         upstream api {{ consul_dynamic $arg_s dc=a,b; consul_first_wait 300ms; }}\n{SERVER}"
+    );
+    let consul = FakeConsul::start();
+    let proxy = Proxy::start(consul.address());
+    consul.publish_one("idle", 7, backend);
+    let folder = open_folder();
+    let state = folder.path().join("state");
+    let config = Config::http(&text).set("CONSUL", proxy.url()).set("STATE", state.display());
+    let mut nginx = config.workers(2).allow_kills().start();
+    until_served_by(&nginx, &path("idle"), "kept");
+    match fault {
+        "refused" => proxy.set(Fault::Refuse),
+        "silent" => proxy.set(Fault::BlackHole),
+        "one datacenter silent" => consul.silence(&["dc=a"]),
+        "no leader" => consul.script(|_| Some(Answer::error(500, "No cluster leader"))),
+        "token" => consul.script(|_| Some(Answer::error(403, "ACL not found"))),
+        _ => {
+            proxy.set(Fault::Refuse);
+            let killed = nginx.worker_zero();
+            kill(killed);
+            nginx.until_replaced(killed);
+        }
+    }
+    // One in each datacenter.
+    wait::holds(fault, Duration::from_millis(3500), || named(&nginx) == ["idle"; 2]);
+    assert_eq!(nginx.outcome(&path("idle")), "kept", "{fault}");
+    let saved = std::fs::read_to_string(&state).expect("the state");
+    assert!(saved.contains("idle"), "{fault}: {saved}");
+    if fault == "refused" {
+        nginx.reload_and_wait();
+        wait::holds(fault, Duration::from_millis(3500), || named(&nginx) == ["idle"; 2]);
+    }
+    consul.unscript();
+    consul.silence(&[]);
+    proxy.set(Fault::Pass);
+    wait::until(fault, SOON, || named(&nginx).is_empty());
+}
+
+#[test]
+fn a_change_just_after_the_first_request_is_seen_at_once() {
+    let consul = Agent::shared();
+    let backends = Backend::start_all(&["a", "b"]);
+    let nginx = by_argument(&consul.url(), "").workers(1).start();
+    for delay in [0, 100, 300, 600, 1000, 1400].map(Duration::from_millis) {
+        let service = unique("young");
+        register_one(&consul, &service, &backends[0]);
+        assert_eq!(nginx.outcome(&path(&service)), "a");
+        thread::sleep(delay);
+        register_one(&consul, &service, &backends[1]);
+        let start = Instant::now();
+        until_served_by(&nginx, &path(&service), "a b");
+        let took = start.elapsed();
+        assert!(took < Duration::from_millis(500), "{took:?}, {delay:?} after the first request");
+    }
+}
+
 #[test]
 fn named_services_are_served_from_the_state_file_while_consul_is_down() {
     let consul = Agent::shared();
@@ -68,9 +143,7 @@ fn named_services_are_served_from_the_state_file_while_consul_is_down() {
         let state = folder.join("state");
         Config::http(&text).set("CONSUL", proxy.url()).set("STATE", state.display())
     };
-    let folder = tempfile::tempdir().expect("a folder");
-    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777))
-        .expect("an open folder");
+    let folder = open_folder();
     let nginx = config(folder.path()).start();
     wait::until_eq("the service is served", SOON, &service, || nginx.outcome(&path(&service)));
     wait::until("it is saved", SOON, || {
@@ -162,6 +235,14 @@ fn fixed_and_named_blocks_share_the_watch_of_a_service() {
     wait::until_eq("the tagged one is gone", SOON, "502", || nginx.outcome(&tagged_path));
     wait::until("the watch blocks again", SOON, || watching() > before);
     assert_eq!(watching(), before + 1, "one watch asks once more");
+}
+
+/// A folder that any worker may write in.
+fn open_folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777))
+        .expect("an open folder");
+    folder
 }
 
 fn kill(pid: u32) {

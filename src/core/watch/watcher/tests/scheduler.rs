@@ -59,7 +59,9 @@ impl Bench {
                 self.scheduler.put(id, query, now);
             }
             Task::Overview(place, overview) => self.find(place, overview, OverviewDiff::default()),
-            Task::ConcurrentRead(id, _) => self.scheduler.end_concurrent_read(id, None, now),
+            Task::ConcurrentRead(id, of) => {
+                self.scheduler.end_concurrent_read((id, &of.watched), None, now);
+            }
         }
     }
 
@@ -122,6 +124,56 @@ fn what_fits_is_read_once_and_blocks() {
     assert_eq!((reads, queries.len()), (0, 7));
 }
 
+/// Until it has stayed for a while, Consul soon ends its query if it is dropped.
+#[test]
+fn a_service_that_requests_name_blocks_from_its_first_answer_on() {
+    let mut bench = Bench::new(2, 8);
+    let under_way = bench.settle().1;
+    let endpoint = Arc::new(endpoint("http://127.0.0.1:1"));
+    let target = Arc::new(target(&endpoint, "named"));
+    bench.scheduler.follow(Followed::new(2, target), 0, bench.now);
+    bench.replan();
+    let mut named = bench.settle();
+    for wait in [SECOND, SECOND * 60] {
+        let Some(Task::Query(id, mut query)) = named.1.pop() else { panic!("no blocking query") };
+        assert!(query.rules.will_block() && named.1.is_empty());
+        assert_eq!(query.wait_limit.unwrap_or(SECOND * 60), wait);
+        bench.reply(&mut query);
+        bench.now += SECOND * 3;
+        bench.scheduler.put(id, query, bench.now);
+        named = bench.settle();
+    }
+    drop(under_way);
+}
+
+/// Two datacenters, one of which never answers.
+#[test]
+fn reads_of_a_scope_leave_each_other_scope_one() {
+    let mut bench = Bench::new(0, 16);
+    let here = Arc::new(endpoint("http://127.0.0.1:1"));
+    for number in 0..100 {
+        let mut target = target(&here, &format!("s{number}"));
+        target.query.datacenter = (number < 50).then(|| "hung".to_owned());
+        bench.scheduler.follow(Followed::new(number, Arc::new(target)), 0, bench.now);
+    }
+    bench.replan();
+    assert_eq!(bench.scheduler.plan.readers, 4);
+    let is_hung = |query: &QueryLoop| query.watched().query.datacenter.is_some();
+    let (mut hung, mut overviews, mut answered) = (Vec::new(), Vec::new(), 0);
+    while let Some(task) = bench.take() {
+        match task {
+            Task::Query(id, query) if is_hung(&query) => hung.push((id, query)),
+            Task::Overview(..) => overviews.push(task),
+            task => {
+                answered += 1;
+                bench.answer(task);
+            }
+        }
+        assert!(answered < 1000, "without end");
+    }
+    assert_eq!((hung.len(), answered), (2, 50));
+}
+
 #[test]
 fn queries_under_way_count_when_more_services_come() {
     let mut bench = Bench::new(7, 8);
@@ -129,7 +181,7 @@ fn queries_under_way_count_when_more_services_come() {
     let endpoint = Arc::new(endpoint("http://127.0.0.1:1"));
     for number in 7..40 {
         let target = Arc::new(target(&endpoint, &format!("s{number}")));
-        bench.scheduler.follow(Followed::new(number, target), bench.now);
+        bench.scheduler.follow(Followed::new(number, target), 0, bench.now);
     }
     bench.replan();
     let (reads, more) = bench.settle();
