@@ -1,10 +1,8 @@
 //! A status that takes the worker several turns.
 
 use nginx_consul_e2e::fake_consul::instance;
-use nginx_consul_e2e::{Config, FakeConsul, Nginx, http, wait};
+use nginx_consul_e2e::{Config, FakeConsul, Nginx, http};
 use serde_json::Value;
-
-use crate::support::SOON;
 
 pub(super) const PEERS: usize = 10_000;
 
@@ -35,9 +33,8 @@ pub(super) fn start(more: &str) -> (FakeConsul, Nginx) {
 }
 
 pub(crate) fn until_known(nginx: &Nginx) {
-    wait::until("all instances are known", SOON, || {
-        nginx.service("web")["peers"].as_array().map(Vec::len) == Some(PEERS)
-    });
+    // The status itself is slow with so many, in a debug build on a busy machine.
+    nginx.wait_for_log(&format!("service \"web\": {PEERS} peers"));
 }
 
 #[test]
