@@ -57,4 +57,4 @@ pub(crate) use request_peer::RequestPeer;
 pub(crate) use set::WatchedSet;
 pub(crate) use slot::Slot;
 pub(crate) use upstream::Upstream;
-pub(crate) use worker::{Worker, is_traced};
+pub(crate) use worker::{Interval, Worker, is_traced};

@@ -23,7 +23,7 @@ pub(crate) extern "C" fn ngx_http_consul_ready_handler(r: *mut ngx_http_request_
             true => ("application/json", readiness.to_json()),
             false => ("text/plain; charset=utf-8", readiness.to_text()),
         };
-        response::send(r, status, kind, vec![body.into()])
+        response::send(r, status, kind, vec![body])
     })
 }
 

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use nginx_consul_core::model;
@@ -12,13 +13,16 @@ use nginx_consul_core::watch::{Plan, Target};
 use crate::peer::{OnDemandUpstream, Upstream};
 use crate::upstreams::Upstreams;
 
+/// The entries of the table by their keys.
+pub(crate) type Entries = HashMap<u128, usize>;
+
 /// The services of a configuration, by number: first the targets of its plan, then each entry of
 /// the table, which may be the entry of a service that a request has named.
 pub(crate) struct Services<'a> {
     pub(crate) upstreams: &'a Upstreams,
     pub(crate) table: Table<'static>,
     plan: &'a Arc<Plan>,
-    entries: HashMap<u128, usize>,
+    entries: Rc<Entries>,
 }
 
 /// A set of a service's instances that upstreams follow.
@@ -38,8 +42,18 @@ pub(crate) struct Followed<'a> {
 impl<'a> Services<'a> {
     /// `None` if no upstream follows Consul.
     pub(crate) fn new(upstreams: &'a Upstreams) -> Option<Services<'a>> {
+        Services::at(upstreams, Rc::new(upstreams.table()?.entries()))
+    }
+
+    /// As [`Services::new`], with the entries that another one had found.
+    pub(crate) fn at(upstreams: &'a Upstreams, entries: Rc<Entries>) -> Option<Services<'a>> {
         let (table, plan) = (upstreams.table()?, upstreams.plan.as_ref()?);
-        Some(Services { upstreams, table, plan, entries: table.entries() })
+        Some(Services { upstreams, table, plan, entries })
+    }
+
+    /// The entries that it has found.
+    pub(crate) fn entries(&self) -> Rc<Entries> {
+        Rc::clone(&self.entries)
     }
 
     /// How many services the configuration names.

@@ -1,7 +1,8 @@
 //! `consul_status`: the status page.
 
+use std::rc::Rc;
+
 use nginx_consul_core::dashboard;
-use nginx_consul_core::directives::status::Metrics;
 use nginx_consul_core::status::{Ask, Format};
 use nginx_sys::{
     NGX_HTTP_BAD_REQUEST, NGX_HTTP_HEAD, NGX_HTTP_NOT_FOUND, NGX_HTTP_OK, ngx_http_request_t,
@@ -10,18 +11,19 @@ use nginx_sys::{
 
 use crate::ffi::response;
 use crate::ffi::{ERROR, INTERNAL_SERVER_ERROR, Request, catch_panic};
+use crate::services::Services;
 use crate::upstreams::Upstreams;
-use collect::Walk;
+use options::TEXT;
+use rendering::Wanted;
 
 mod options;
 mod service;
 mod collect;
+mod rendering;
 mod send;
 
 pub(crate) use options::LocationOptions;
 pub(crate) use service::service;
-
-const TEXT: &str = "text/plain; charset=utf-8";
 
 pub(crate) extern "C" fn ngx_http_consul_status_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
     catch_panic(INTERNAL_SERVER_ERROR, || {
@@ -42,22 +44,28 @@ pub(crate) extern "C" fn ngx_http_consul_status_handler(r: *mut ngx_http_request
 
 /// The request's body was discarded.
 fn answer(r: Request<'_>, ask: Ask) -> ngx_int_t {
-    let with_peers = r.loc_conf::<LocationOptions>().status.unwrap_or_default() == Metrics::Peer;
-    if ask.format == Format::Html {
+    let format = ask.format;
+    if format == Format::Html {
         return page(r);
     }
-    let Some(walk) = Walk::new(r.main_conf::<Upstreams>(), ask.service, (ask.format, with_peers))
-    else {
-        let (kind, text) = match ask.format {
-            Format::Json => ("application/json", "{\"error\":\"no such service\"}\n"),
+    if ask.service.as_ref().is_some_and(|service| !is_followed(r.main_conf(), service)) {
+        let (kind, text) = match format {
+            Format::Json => (format.content_type(), "{\"error\":\"no such service\"}\n"),
             _ => (TEXT, "no such service\n"),
         };
-        return response::send(r, NGX_HTTP_NOT_FOUND, kind, vec![text.into()]);
-    };
-    if r.method() == NGX_HTTP_HEAD {
-        return response::send(r, NGX_HTTP_OK, ask.format.content_type(), Vec::new());
+        return response::send(r, NGX_HTTP_NOT_FOUND, kind, vec![text]);
     }
-    send::answer(r, walk, ask.format)
+    if r.method() == NGX_HTTP_HEAD {
+        return response::send(r, NGX_HTTP_OK, format.content_type(), Vec::<&str>::new());
+    }
+    send::answer(r, Wanted::new(r, ask), format)
+}
+
+fn is_followed(upstreams: &Upstreams, service: &str) -> bool {
+    Services::at(upstreams, Rc::default()).is_some_and(|services| {
+        let mut numbers = services.numbers();
+        numbers.any(|number| services.name(number).is_some_and(|name| name == service))
+    })
 }
 
 fn page(r: Request<'_>) -> ngx_int_t {
@@ -65,8 +73,7 @@ fn page(r: Request<'_>) -> ngx_int_t {
     if !page.headers().iter().all(|(name, value)| response::add_header(r, name, value)) {
         return ERROR;
     }
-    let body = vec![page.body.clone().into_bytes()];
-    response::send(r, NGX_HTTP_OK, Format::Html.content_type(), body)
+    response::send(r, NGX_HTTP_OK, Format::Html.content_type(), vec![&page.body])
 }
 
 /// The `Accept` headers of a request. nginx keeps them by name only if it was built so.

@@ -72,6 +72,12 @@ impl Table<'_> {
         self.entry_word(entry, word::GENERATION).load(Acquire)
     }
 
+    /// The sum of all entries' generations: it moves with every change of any set.
+    pub fn generations(&self) -> u64 {
+        let all = (0..self.layout.entry_count).map(|entry| self.generation(entry));
+        all.fold(0, u64::wrapping_add)
+    }
+
     /// Notes a good answer, which came `now`, milliseconds of the monotonic clock.
     pub fn note_good(&self, entry: usize, index: u64, server: usize, mode: Mode, now: u64) {
         let set = |word, value: u64| self.entry_word(entry, word).store(value, Relaxed);

@@ -1,5 +1,6 @@
 //! Responses of our own handlers.
 
+use std::ops::Deref;
 use std::ptr;
 
 use nginx_sys::{
@@ -13,12 +14,13 @@ use super::request::Request;
 use super::text::str_over;
 
 /// Sends a response whose parts are not empty; only its header to HEAD. The request's header was
-/// not sent before.
-pub(crate) fn send(
-    r: Request<'_>,
+/// not sent before. The body stays as long as the request, and nobody writes to it: nginx copies what
+/// its filters change.
+pub(crate) fn send<'r, B: AsRef<[u8]> + 'r>(
+    r: Request<'r>,
     status: u32,
     kind: &'static str,
-    body: Vec<Vec<u8>>,
+    body: impl Deref<Target = [B]> + 'r,
 ) -> ngx_int_t {
     if !add_header(r, "Cache-Control", "no-store") {
         return ERROR;
@@ -30,7 +32,7 @@ pub(crate) fn send(
     headers.content_type_len = kind.split(';').next().map_or(0, str::len);
     // Without a body, the length that HEAD would be told is not known.
     if !body.is_empty() {
-        headers.content_length_n = body.iter().map(Vec::len).sum::<usize>() as _;
+        headers.content_length_n = body.iter().map(|part| part.as_ref().len()).sum::<usize>() as _;
     }
     // SAFETY: the request is there, and its response is set.
     let rc = unsafe { ngx_http_send_header(r.as_ptr()) };
@@ -45,10 +47,10 @@ pub(crate) fn send(
 }
 
 /// Buffers over the parts of a body; `None` if memory is short.
-fn chain_of<'r>(r: Request<'r>, body: &'r [Vec<u8>]) -> Option<*mut ngx_chain_t> {
+fn chain_of<'r>(r: Request<'r>, body: &'r [impl AsRef<[u8]>]) -> Option<*mut ngx_chain_t> {
     let mut chain = ptr::null_mut();
     for (n, part) in body.iter().enumerate().rev() {
-        let buf = buffer(r, part, n + 1 == body.len())?;
+        let buf = buffer(r, part.as_ref(), n + 1 == body.len())?;
         // SAFETY: the request has its pool; there is room for a link, or null.
         unsafe {
             let link = ngx_alloc_chain_link(r.pool());

@@ -20,11 +20,11 @@ const INTERVAL: u64 = 1000;
 
 /// Lets something be done once a second at most.
 #[derive(Default)]
-pub(super) struct Interval(Cell<u64>);
+pub(crate) struct Interval(Cell<u64>);
 
 impl Interval {
     /// Whether it may be done now; then it counts as done.
-    pub(super) fn is_due(&self) -> bool {
+    pub(crate) fn is_due(&self) -> bool {
         let now = monotonic();
         let last = self.0.get();
         let due = last == 0 || now.wrapping_sub(last) >= INTERVAL;

@@ -13,58 +13,59 @@ use nginx_consul_core::table::{Overrides, Table};
 use super::service::{Peers, service};
 use crate::ffi::process;
 use crate::peer::Upstream;
-use crate::services::Services;
+use crate::services::{Entries, Services};
 use crate::upstreams::Upstreams;
 use nginx_consul_core::table_writer::StateFile;
 
 /// Peers between two checks of the time.
 const PEERS: usize = 32;
 
-/// The position in the status that is being written.
-pub(super) struct Walk<'r> {
-    services: Option<Services<'r>>,
+/// The position in the status that is being written. It outlives the request that has begun it, and
+/// so refers to nothing of the configuration, which each turn passes.
+pub(super) struct Walk {
+    entries: Rc<Entries>,
     /// When it began; the same for all services.
     now: Clock,
     /// Only this service.
     only: Option<String>,
     document: Box<dyn Document>,
-    upstreams: std::vec::IntoIter<&'r Upstream>,
+    /// Number of the next upstream.
+    upstream: usize,
     overrides: Rc<Overrides>,
     /// Number of the next service.
     next: usize,
     peers: Option<Peers>,
 }
 
-impl<'r> Walk<'r> {
-    /// At the beginning; `None` if there is no such service.
+impl Walk {
+    /// At the beginning.
     pub(super) fn new(
-        upstreams: &'r Upstreams,
+        upstreams: &Upstreams,
         only: Option<String>,
         (format, with_peers): (Format, bool),
-    ) -> Option<Walk<'r>> {
+    ) -> Walk {
         let (services, now) = (Services::new(upstreams), Clock::now());
-        if let Some(only) = &only {
-            let services = services.as_ref()?;
-            services.numbers().find(|&number| services.name(number).is_some_and(|n| n == *only))?;
-        }
         let table = services.as_ref().map(|services| services.table);
         let overrides = table.and_then(|table| table.overrides(now.monotonic)).unwrap_or_default();
-        Some(Walk {
-            services,
+        Walk {
+            entries: services.map(|services| services.entries()).unwrap_or_default(),
             now,
             only,
             document: document(format, with_peers, head(upstreams, table, now)),
-            upstreams: upstreams.fixed().collect::<Vec<_>>().into_iter(),
+            upstream: 0,
             overrides: Rc::new(overrides),
             next: 0,
             peers: None,
-        })
+        }
     }
 
-    /// Continues for about that long; `true` at the end.
-    pub(super) fn go_on(&mut self, time: Duration) -> bool {
+    /// Continues for about that long, with the upstreams of the same configuration; `true` at the
+    /// end.
+    pub(super) fn go_on(&mut self, upstreams: &Upstreams, time: Duration) -> bool {
         let start = Instant::now();
-        while self.step().is_some() {
+        let Some(services) = Services::at(upstreams, Rc::clone(&self.entries)) else { return true };
+        let mut rest = upstreams.fixed().skip(self.upstream);
+        while self.step(&services, &mut rest).is_some() {
             if start.elapsed() >= time {
                 return false;
             }
@@ -78,9 +79,12 @@ impl<'r> Walk<'r> {
     }
 
     /// Writes an upstream, a service, or some peers; `None` at the end.
-    fn step(&mut self) -> Option<()> {
+    fn step<'u>(
+        &mut self,
+        services: &Services<'_>,
+        upstreams: &mut impl Iterator<Item = &'u Upstream>,
+    ) -> Option<()> {
         let is_wanted = |name: &str| self.only.as_ref().is_none_or(|only| only == name);
-        let services = self.services.as_ref()?;
         if let Some(peers) = &mut self.peers {
             for _ in 0..PEERS {
                 let Some((_, peer)) = peers.next(services.table, self.now.monotonic) else {
@@ -91,7 +95,8 @@ impl<'r> Walk<'r> {
             }
             return Some(());
         }
-        if let Some(upstream) = self.upstreams.next() {
+        if let Some(upstream) = upstreams.next() {
+            self.upstream += 1;
             if is_wanted(upstream.service()) {
                 self.document.upstream(upstream.status());
             }

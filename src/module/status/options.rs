@@ -5,6 +5,9 @@ use nginx_consul_core::status::ready::Demand;
 
 use crate::ffi::HttpLocConf;
 
+/// `Content-Type` of plain text.
+pub(super) const TEXT: &str = "text/plain; charset=utf-8";
+
 /// The module's configuration of a `location`.
 #[derive(Default)]
 pub(crate) struct LocationOptions {

@@ -8,10 +8,12 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use nginx_consul_e2e::http::Connection;
 use nginx_consul_e2e::{Agent, Backend, Config, wait};
 use tempfile::TempDir;
 
 use crate::native::library;
+use crate::status::large;
 use crate::support::{SOON, gateway, register, register_one, unique, until_served_by};
 
 /// What takes the clock.
@@ -102,6 +104,32 @@ fn a_panic_in_a_request_fails_that_request_and_is_logged_once_a_second() {
     assert!(counts.len() as u64 <= most.as_secs(), "{counts:?} in {most:?}");
     clock.mend();
     until_served_by(&nginx, "/", "a b");
+    assert_eq!(nginx.workers(), worker);
+}
+
+#[test]
+fn a_panic_while_a_status_is_written_fails_its_readers_and_the_next_are_answered() {
+    let (path, clock) = ("/consul?format=json", Clock::new());
+    let (_consul, config) = large::following("");
+    let nginx = clock.of(config.set("BUFFER", "")).start();
+    large::until_known(&nginx);
+    let worker = nginx.workers();
+    let reader = || {
+        let mut connection = Connection::open(nginx.address()).expect("a connection");
+        connection.send("GET", path, &[], b"").expect("sent");
+        connection
+    };
+    let mut early: Vec<Connection> = (0..5).map(|_| reader()).collect();
+    clock.break_it();
+    let mut late: Vec<Connection> = (0..5).map(|_| reader()).collect();
+    let status = |reader: &mut Connection| reader.receive().expect("an answer").status;
+    let statuses: Vec<u16> = early.iter_mut().map(status).collect();
+    assert!(statuses.iter().all(|status| [200, 500].contains(status)), "{statuses:?}");
+    let statuses: Vec<u16> = late.iter_mut().map(status).collect();
+    assert_eq!(statuses, [500; 5]);
+    clock.mend();
+    let answer = nginx.get(path);
+    assert!(answer.status == 200 && answer.body.ends_with("]}]}\n"), "{}", answer.status);
     assert_eq!(nginx.workers(), worker);
 }
 

@@ -8,8 +8,9 @@ use serde_json::json;
 use crate::support::{SOON, follow, gateway, register, register_one, tally, unique, until_peers};
 
 mod json;
-mod large;
+pub(crate) mod large;
 mod metrics;
+mod readers;
 
 #[test]
 fn json_says_what_is_known_of_a_service_and_its_peers() {

@@ -64,6 +64,23 @@ fn a_change_says_who_came_who_left_and_who_is_different() {
 }
 
 #[test]
+fn the_sum_of_all_generations_moves_with_each_change_of_any_set() {
+    let (table, e) = table(1 << 17);
+    let me = ProcessId::own();
+    let other = table.claim(KEY + 1, me).unwrap();
+    let mut last = table.generations();
+    let mut has_moved = || std::mem::replace(&mut last, table.generations()) != table.generations();
+    publish(&table, e, &set(1..4)).unwrap();
+    assert!(has_moved());
+    publish(&table, other, &set(1..4)).unwrap();
+    assert!(has_moved());
+    publish(&table, other, &set(1..4)).unwrap();
+    assert!(!has_moved(), "the same set");
+    table.release(other, KEY + 1, me);
+    assert!(has_moved());
+}
+
+#[test]
 fn invariant_8_the_same_answer_moves_no_generation() {
     let (table, e) = table(1 << 17);
     publish(&table, e, &set(1..4)).unwrap();

@@ -6,10 +6,11 @@ use serde_json::Value;
 
 use crate::support::SOON;
 
-const PEERS: usize = 10_000;
+pub(super) const PEERS: usize = 10_000;
 
-/// nginx that follows a service of so many instances; `more` adds to its server.
-fn start(more: &str) -> (FakeConsul, Nginx) {
+/// A Consul with a service of so many instances, and what follows it; `more` adds to its server, and
+/// `%%BUFFER%%` to its `listen`.
+pub(crate) fn following(more: &str) -> (FakeConsul, Config) {
     let consul = FakeConsul::start();
     let peer = |n: usize| {
         let n = u32::try_from(n).expect("few");
@@ -19,14 +20,24 @@ fn start(more: &str) -> (FakeConsul, Nginx) {
     consul.publish("web", 7, &Value::Array((0..PEERS).map(peer).collect()));
     let text = format!(
         "consul_server {};\nupstream api {{ consul_dynamic web; }}\n\
-         server {{ listen 127.0.0.1:%%PORT%%; location = /consul {{ consul_status; }}\n{more} }}",
+         server {{ listen 127.0.0.1:%%PORT%%%%BUFFER%%; location = /consul {{ consul_status; }}\n{more} }}",
         consul.url()
     );
-    let nginx = Config::http(&text).start();
+    (consul, Config::http(&text))
+}
+
+/// The same, once it knows all instances.
+pub(super) fn start(more: &str) -> (FakeConsul, Nginx) {
+    let (consul, config) = following(more);
+    let nginx = config.set("BUFFER", "").start();
+    until_known(&nginx);
+    (consul, nginx)
+}
+
+pub(crate) fn until_known(nginx: &Nginx) {
     wait::until("all instances are known", SOON, || {
         nginx.service("web")["peers"].as_array().map(Vec::len) == Some(PEERS)
     });
-    (consul, nginx)
 }
 
 #[test]
