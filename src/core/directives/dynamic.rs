@@ -47,7 +47,9 @@ impl Dynamic {
 
     /// Takes a parameter; `None` if it is unknown or invalid.
     fn set(&mut self, name: &str, value: &str, params: &mut Params) -> Option<()> {
-        if value.is_empty() {
+        // No name of these has a dollar sign: it would be a variable, which only the service may be.
+        let is_name = matches!(name, "dc" | "ns" | "partition");
+        if value.is_empty() || is_name && value.contains('$') {
             return None;
         }
         let Dynamic { query, selection, .. } = self;
@@ -173,6 +175,8 @@ mod tests {
     fn what_is_wrong_is_told() {
         for (words, error) in [
             ("web dc=a,a", "invalid value \"dc=a,a\" in \"consul_dynamic\" directive"),
+            ("web dc=a,$b", "invalid value \"dc=a,$b\" in \"consul_dynamic\" directive"),
+            ("web ns=$n", "invalid value \"ns=$n\" in \"consul_dynamic\" directive"),
             ("web dc=", "invalid value \"dc=\" in \"consul_dynamic\" directive"),
             ("web colour=red", "invalid value \"colour=red\" in \"consul_dynamic\" directive"),
             ("web max_fails=x", "invalid value \"max_fails=x\" in \"consul_dynamic\" directive"),

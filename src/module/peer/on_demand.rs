@@ -192,8 +192,8 @@ impl OnDemandUpstream {
         Some(Rc::clone(&self.nobody))
     }
 
-    /// What is known of a service. If the request waits no longer, a datacenter that has not answered
-    /// yet has no instances.
+    /// What is known of a service. For a request that waits no longer, a datacenter that has not
+    /// answered yet has no instances.
     pub(crate) fn look_up(&self, raw: &[u8], waits_no_longer: bool) -> Lookup {
         let (Some(worker), Some(template)) = (self.worker.get(), self.template()) else {
             return Lookup::Refused(Why::Failed);
@@ -294,23 +294,22 @@ fn outcome(new: &New, worker: Worker, waits_no_longer: bool) -> Option<Result<()
 }
 
 /// Whether a service that is followed can be served: the first datacenter that has instances is
-/// known, or none has any. One that failed to answer has none, and one that has not answered yet if
-/// the request waits no longer.
+/// known, or none has any. One that failed to answer has none, and if the request waits no longer one
+/// that has not answered yet, unless that holds for all.
 fn is_ready(places: &[ServiceTarget], table: Table<'static>, waits_no_longer: bool) -> bool {
     let find = |place: &ServiceTarget| Some((place.fixed, table.find(place.key)?));
     let entries: Vec<_> = places.iter().filter_map(find).collect();
     if entries.iter().all(|(fixed, _)| fixed.is_some()) {
         return false;
     }
-    let mut is_known = true;
+    let mut has_answer = !waits_no_longer;
     for (_, entry) in entries {
         match table.peer_count(entry) {
-            Some(0) => {}
+            Some(0) => has_answer = true,
             Some(_) => return true,
-            None if table.failures(entry) > 0 => {}
-            None if waits_no_longer => is_known = false,
+            None if table.failures(entry) > 0 || waits_no_longer => {}
             None => return false,
         }
     }
-    is_known
+    has_answer
 }

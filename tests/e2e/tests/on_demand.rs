@@ -45,6 +45,11 @@ fn new_service(consul: &Agent, name: &str) -> (String, Backend) {
     (service, backend)
 }
 
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid as i32).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
+}
+
 #[test]
 fn a_service_registered_a_moment_ago_is_served_on_its_first_request() {
     let consul = Agent::shared();

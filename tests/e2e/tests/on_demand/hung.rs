@@ -1,5 +1,7 @@
 //! A datacenter, or a server, that accepts connections and never answers.
 
+use std::thread;
+
 use nginx_consul_e2e::FakeConsul;
 
 use super::*;
@@ -100,4 +102,56 @@ fn a_datacenter_that_never_answers_leaves_connections_to_the_others() {
         assert_eq!(nginx.outcome(&path(&service)), "here", "{service}\n{}", nginx.tail());
     }
     assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+}
+
+/// Also by nginx's own methods, over a reload, and after worker 0 was killed.
+#[test]
+fn whatever_else_a_block_has_a_datacenter_that_never_answers_is_passed_over() {
+    let backend = Backend::start("here");
+    let upstreams = [
+        "consul_dynamic $arg_s dc=b,a; keepalive 8;",
+        "least_conn; consul_dynamic $arg_s dc=b,a;",
+        "hash $arg_s; consul_dynamic $arg_s dc=b,a;",
+        "consul_dynamic $arg_s dc=b,a; consul_first_wait 0;",
+        "consul_dynamic $arg_s dc=b,a consistency=stale; consul_balance least_conn;",
+        "server 127.0.0.1:1 backup; consul_dynamic $arg_s dc=b,a;",
+    ];
+    thread::scope(|scope| {
+        for upstream in upstreams {
+            scope.spawn(|| is_passed_over(upstream, &backend));
+        }
+    });
+}
+
+fn is_passed_over(upstream: &str, backend: &Backend) {
+    let consul = FakeConsul::start();
+    consul.silence(&["dc=b"]);
+    let config = gateway(&consul.url(), "unused", upstream).workers(2).allow_kills();
+    let mut nginx = config.start();
+    let served = |nginx: &Nginx, service: &str| {
+        consul.publish_one(service, 7, backend);
+        let (what, limit) = (format!("who serves {service}, {upstream}"), SOON / 2);
+        wait::until_eq(&what, limit, "here", || nginx.outcome(&path(service)));
+    };
+    served(&nginx, "first");
+    nginx.reload_and_wait();
+    served(&nginx, "first");
+    served(&nginx, "second");
+    let killed = nginx.worker_zero();
+    kill(killed);
+    nginx.until_replaced(killed);
+    served(&nginx, "first");
+    served(&nginx, "third");
+}
+
+#[test]
+fn server_lines_serve_a_service_whose_other_datacenter_never_answers() {
+    let fallback = Backend::start("fallback");
+    let consul = FakeConsul::start();
+    consul.silence(&["dc=b"]);
+    consul.publish("empty", 7, &Value::Array(Vec::new()));
+    let upstream = format!("server {}; consul_dynamic $arg_s dc=a,b;", fallback.address());
+    let nginx = gateway(&consul.url(), "unused", &upstream).start();
+    assert_eq!(nginx.outcome("/?s=empty"), "fallback");
+    assert_eq!(nginx.outcome("/?s=invented"), "502");
 }

@@ -245,11 +245,6 @@ fn open_folder() -> tempfile::TempDir {
     folder
 }
 
-fn kill(pid: u32) {
-    let pid = rustix::process::Pid::from_raw(pid as i32).expect("a pid");
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
-}
-
 /// More services than may be followed, all asked for all the time: entries pass from one to the
 /// next hundreds of times a second.
 #[test]

@@ -308,8 +308,3 @@ fn what_one_token_shows_is_not_another_blocks_after_a_reload() {
         assert_eq!(nginx.outcome("/?s=hidden"), "502");
     }
 }
-
-fn kill(pid: u32) {
-    let pid = rustix::process::Pid::from_raw(pid as i32).expect("a pid");
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
-}
