@@ -6,16 +6,21 @@ use serde_json::Value;
 
 pub(super) const PEERS: usize = 10_000;
 
-/// A Consul with a service of so many instances, and what follows it; `more` adds to its server, and
+/// A Consul with a service of [`PEERS`] instances, and what follows it; `more` adds to its server, and
 /// `%%BUFFER%%` to its `listen`.
 pub(crate) fn following(more: &str) -> (FakeConsul, Config) {
+    following_many(PEERS, more)
+}
+
+/// As [`following`], with so many instances.
+pub(super) fn following_many(instances: usize, more: &str) -> (FakeConsul, Config) {
     let consul = FakeConsul::start();
     let peer = |n: usize| {
         let n = u32::try_from(n).expect("few");
         let ip = std::net::Ipv4Addr::from(u32::from_be_bytes([127, 1, 0, 0]) + n);
         instance(&format!("web-{n}"), (ip, 80).into())
     };
-    consul.publish("web", 7, &Value::Array((0..PEERS).map(peer).collect()));
+    consul.publish("web", 7, &Value::Array((0..instances).map(peer).collect()));
     let text = format!(
         "consul_server {};\nupstream api {{ consul_dynamic web; }}\n\
          server {{ listen 127.0.0.1:%%PORT%%%%BUFFER%%; location = /consul {{ consul_status; }}\n{more} }}",

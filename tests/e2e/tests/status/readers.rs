@@ -144,9 +144,10 @@ fn beyond_the_bound_a_reader_gets_a_recent_text_or_503_and_nobody_else_does() {
 
 #[test]
 fn who_reads_the_status_after_an_override_or_a_new_set_sees_it() {
-    let (consul, config) = following(MORE);
-    let nginx = config.workers(2).start();
-    until_known(&nginx);
+    // A few turns of the workers even so: a debug build takes seconds for 10,000.
+    let (consul, config) = large::following_many(1_000, MORE);
+    let nginx = config.set("BUFFER", "").workers(2).start();
+    nginx.wait_for_log("service \"web\": 1000 peers");
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         for _ in 0..4 {
