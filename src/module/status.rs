@@ -49,11 +49,7 @@ fn answer(r: Request<'_>, ask: Ask) -> ngx_int_t {
         return page(r);
     }
     if ask.service.as_ref().is_some_and(|service| !is_followed(r.main_conf(), service)) {
-        let (kind, text) = match format {
-            Format::Json => (format.content_type(), "{\"error\":\"no such service\"}\n"),
-            _ => (TEXT, "no such service\n"),
-        };
-        return response::send(r, NGX_HTTP_NOT_FOUND, kind, vec![text]);
+        return send::send_error(r, NGX_HTTP_NOT_FOUND, format, "no such service");
     }
     if r.method() == NGX_HTTP_HEAD {
         return response::send(r, NGX_HTTP_OK, format.content_type(), Vec::<&str>::new());

@@ -5,7 +5,7 @@
 //! A rendering is there as long as a reader has it, and so is its text: until the last reader has
 //! received it, or has left.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, LazyCell, OnceCell, RefCell};
 use std::ops::Deref;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
@@ -84,9 +84,10 @@ impl Rendering {
     /// The one for a reader that comes now.
     pub(super) fn of(wanted: Wanted, upstreams: &Upstreams) -> Rc<Rendering> {
         let same = all().filter(|other| other.wanted == wanted);
+        let version = LazyCell::new(|| Version::now(upstreams));
         let may_share = |other: &Rc<Rendering>| match other.begun.get() {
             None => true,
-            Some(begun) => other.is_being_written() && begun.version == Version::now(upstreams),
+            Some(begun) => other.is_being_written() && begun.version == *version,
         };
         if let Some(shared) = { same }.find(may_share) {
             return shared;

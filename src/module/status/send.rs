@@ -90,9 +90,14 @@ fn refuse(r: Request<'_>, format: Format) -> ngx_int_t {
     if !add_header(r, "Retry-After", "1") {
         return ERROR;
     }
+    send_error(r, NGX_HTTP_SERVICE_UNAVAILABLE, format, "too many slow readers")
+}
+
+/// Sends what is wrong in place of the status.
+pub(super) fn send_error(r: Request<'_>, status: u32, format: Format, error: &str) -> ngx_int_t {
     let (kind, text) = match format {
-        Format::Json => (format.content_type(), "{\"error\":\"too many slow readers\"}\n"),
-        _ => (TEXT, "too many slow readers\n"),
+        Format::Json => (format.content_type(), format!("{{\"error\":\"{error}\"}}\n")),
+        _ => (TEXT, format!("{error}\n")),
     };
-    send(r, NGX_HTTP_SERVICE_UNAVAILABLE, kind, vec![text])
+    send(r, status, kind, vec![text])
 }

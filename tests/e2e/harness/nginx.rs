@@ -104,6 +104,13 @@ impl Nginx {
         self.try_get(path).unwrap_or_else(|error| panic!("GET {path}: {error}\n{}", self.tail()))
     }
 
+    /// The answer to a request with a body of JSON, as `consul_api` wants it.
+    pub fn send_json(&self, method: &str, path: &str, body: &str) -> Response {
+        let json = [("Content-Type", "application/json")];
+        http::request(self.address(), method, path, &json, body.as_bytes())
+            .unwrap_or_else(|error| panic!("{method} {path}: {error}\n{}", self.tail()))
+    }
+
     /// Who answers a GET: the body, or the status unless it is 200.
     pub fn outcome(&self, path: &str) -> String {
         self.get(path).outcome()

@@ -6,7 +6,7 @@
 use std::thread;
 use std::time::Duration;
 
-use nginx_consul_e2e::http::{self, Response};
+use nginx_consul_e2e::http;
 use nginx_consul_e2e::{
     Agent, Backend, Config, Fault, Instance, Manner, Nginx, Proxy, WallClock, wait,
 };
@@ -140,16 +140,10 @@ fn an_idle_connection_is_closed_in_its_time_and_not_before() {
     assert_eq!(backends[0].connections(), 1);
 }
 
-fn request(nginx: &Nginx, path: &str, body: &str) -> Response {
-    let json = [("Content-Type", "application/json")];
-    let answer = http::request(nginx.address(), "POST", path, &json, body.as_bytes());
-    answer.unwrap_or_else(|error| panic!("{path}: {error}\n{}", nginx.tail()))
-}
-
 /// Sets `down` for an instance, for so long.
 fn set_down(nginx: &Nginx, service: &str, id: &str, time: &str) {
     let path = format!("/api/services/{service}/instances/{id}/down");
-    let answer = request(nginx, &path, &format!("{{\"expires\":\"{time}\"}}"));
+    let answer = nginx.send_json("POST", &path, &format!("{{\"expires\":\"{time}\"}}"));
     assert_eq!(answer.status, 200, "{}", answer.body);
 }
 
@@ -173,7 +167,7 @@ fn an_override_and_a_freeze_expire_in_their_time_and_not_before() {
 
         clock.step(&nginx, 0);
         let freeze = format!("/api/services/{service}/freeze");
-        assert_eq!(request(&nginx, &freeze, r#"{"expires":"3s"}"#).status, 200);
+        assert_eq!(nginx.send_json("POST", &freeze, r#"{"expires":"3s"}"#).status, 200);
         clock.step(&nginx, step);
         consul.deregister(&ids[2]);
         wait::until("it would change", SOON, || nginx.service(&service)["frozen"]["left"] == 1);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nginx_consul_e2e::http::{self, Response};
+use nginx_consul_e2e::http;
 use nginx_consul_e2e::{Agent, Backend, Config, Instance, Manner, Nginx, wait};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -42,16 +42,10 @@ fn with_upstream(consul: &str, service: &str, lines: &str) -> Config {
     operated(consul, service, &upstreams)
 }
 
-fn request(nginx: &Nginx, method: &str, path: &str, body: &str) -> Response {
-    let json = [("Content-Type", "application/json")];
-    let answer = http::request(nginx.address(), method, path, &json, body.as_bytes());
-    answer.unwrap_or_else(|error| panic!("{method} {path}: {error}\n{}", nginx.tail()))
-}
-
 /// Orders something below `/api/services/`, and gives the answer, which has to be this.
 #[track_caller]
 fn answered(nginx: &Nginx, (method, path, body): (&str, &str, &str), status: u16) -> Value {
-    let answer = request(nginx, method, &format!("/api/services/{path}"), body);
+    let answer = nginx.send_json(method, &format!("/api/services/{path}"), body);
     assert_eq!(answer.status, status, "{method} {path}: {}", answer.body);
     assert_eq!(answer.header("content-type"), Some("application/json"));
     assert_eq!(answer.header("cache-control"), Some("no-store"));
@@ -274,7 +268,7 @@ fn overrides_survive_a_reload_a_killed_worker_and_the_instance_s_absence() {
     consul.deregister(&ids[0]);
     wait::until("it is gone", SOON, || peer(&nginx, &service, &ids[0]).is_null());
     let overview: Value =
-        serde_json::from_str(&request(&nginx, "GET", "/api", "").body).expect("JSON");
+        serde_json::from_str(&nginx.send_json("GET", "/api", "").body).expect("JSON");
     let held = overview["overrides"].as_array().expect("overrides").iter();
     let names = held.map(|o| (o["service"].clone(), o["node"].clone(), o["id"].clone()));
     let expected = [&ids[0], &ids[1]].map(|id| (json!(service), json!(consul.node()), json!(id)));
@@ -311,7 +305,7 @@ fn status_and_log_say_which_user_it_was() {
     .start();
     until_served_by(&nginx, "/", "a b");
     let path = format!("/api/services/{service}/instances/{}/drain", ids[0]);
-    assert_eq!(request(&nginx, "POST", &path, "").status, 401);
+    assert_eq!(nginx.send_json("POST", &path, "").status, 401);
     let headers =
         [("Content-Type", "application/json"), ("Authorization", "Basic YW5uOnNlY3JldA==")];
     let answer = http::request(nginx.address(), "POST", &path, &headers, b"").expect("an answer");
@@ -329,7 +323,7 @@ fn a_location_without_the_directive_changes_nothing() {
     until_served_by(&nginx, "/", "a");
     for path in ["/consul", "/consul/services", "/api"] {
         let path = format!("{path}/services/{service}/instances/{id}/down");
-        request(&nginx, "POST", &path, "");
+        nginx.send_json("POST", &path, "");
     }
     assert_eq!(nginx.outcome("/"), "a");
 }

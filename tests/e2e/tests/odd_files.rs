@@ -4,7 +4,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use nginx_consul_e2e::{Agent, Backend, FakeConsul, Instance, Nginx, http, wait};
+use nginx_consul_e2e::{Agent, Backend, FakeConsul, Instance, Nginx, wait};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::Value;
 
@@ -127,9 +127,7 @@ fn of_more_overrides_than_fit_the_newest_are_taken() {
     let mut nginx = start("10m");
     for id in &ids {
         let path = format!("/api/services/{service}/instances/{id}/down");
-        let json = [("Content-Type", "application/json")];
-        let answer = http::request(nginx.address(), "POST", &path, &json, b"");
-        assert_eq!(answer.expect("an answer").status, 200);
+        assert_eq!(nginx.send_json("POST", &path, "").status, 200);
     }
     nginx.quit();
     drop(nginx);

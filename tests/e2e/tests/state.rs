@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use nginx_consul_e2e::{
-    Agent, Backend, Config, Fault, Load, Nginx, Proxy, http, load, process, wait,
-};
+use nginx_consul_e2e::{Agent, Backend, Config, Fault, Load, Nginx, Proxy, load, process, wait};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -308,9 +306,8 @@ fn overrides_of_instances_outlive_a_restart_and_are_not_set_twice() {
             .start()
     };
     let send = |nginx: &Nginx, method: &str, path: &str| {
-        let json = [("Content-Type", "application/json")];
         let path = format!("/api/services/{service}/instances/{path}");
-        http::request(nginx.address(), method, &path, &json, b"").expect("an answer").status
+        nginx.send_json(method, &path, "").status
     };
     let mut nginx = start();
     until_served_by(&nginx, "/", "a b");
@@ -354,9 +351,8 @@ fn an_override_that_is_removed_while_its_service_is_not_followed_leaves_the_file
     let nginx = Config::http(text).set("CONSUL", consul.url()).set("STATE", path.display()).start();
     assert_eq!(nginx.outcome(&format!("/?s={service}")), "a");
     let send = |method: &str, path: &str| {
-        let json = [("Content-Type", "application/json")];
         let path = format!("/api/services/{service}/instances/{path}");
-        http::request(nginx.address(), method, &path, &json, b"").expect("an answer").status
+        nginx.send_json(method, &path, "").status
     };
     assert_eq!(send("POST", &format!("{id}/up")), 200);
     let held = || read(&path).unwrap_or_default()["overrides"].as_array().map_or(0, Vec::len);

@@ -6,7 +6,7 @@ use nginx_consul_e2e::http::{self, Connection};
 use nginx_consul_e2e::{Agent, Backend, Config, Nginx};
 use serde_json::Value;
 
-use super::{answered, request, with_upstream};
+use super::{answered, with_upstream};
 use crate::support::{register, tally, unique, until_served_by};
 
 const JSON: (&str, &str) = ("Content-Type", "application/json");
@@ -101,7 +101,7 @@ fn a_refusal_says_what_is_wrong() {
         let seen = refusal(&nginx, method, &api(path), &[JSON], body.as_bytes());
         assert_eq!(seen, expected, "{method} {path} {body}");
     }
-    let answer = request(&nginx, "PUT", &api("%S/thaw"), "");
+    let answer = nginx.send_json("PUT", &api("%S/thaw"), "");
     assert_eq!(answer.header("allow"), Some("PATCH, POST"));
     assert_eq!(tally(&nginx, "/", 4), "a: 2, b: 2");
 }
@@ -159,12 +159,12 @@ fn names_from_outside_stay_within_their_quotes() {
     let odd = "x%22%0a%1b[31m%00y".to_owned() + &"z".repeat(3000);
     for path in [format!("/api/services/{odd}"), format!("/api/services/{service}/instances/{odd}")]
     {
-        let answer = request(&nginx, "GET", &path, "");
+        let answer = nginx.send_json("GET", &path, "");
         // nginx itself refuses a zero.
         assert!(matches!(answer.status, 400 | 404), "{}", answer.status);
     }
     let odd = odd.replace("%00", "");
-    let answer = request(&nginx, "POST", &format!("/api/services/{odd}/freeze"), "");
+    let answer = nginx.send_json("POST", &format!("/api/services/{odd}/freeze"), "");
     assert_eq!(answer.status, 404);
     assert!(answer.body.len() < 500 && !answer.body.contains('\u{1b}'), "{}", answer.body);
     let authorization = ("Authorization", "Basic YSIKG1szMW1iOng=");

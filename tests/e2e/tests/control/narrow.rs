@@ -105,7 +105,7 @@ fn what_is_in_force_is_bounded_and_nothing_is_driven_out() {
     for id in &ids[..15] {
         set_override(&nginx, &drain(id), "");
     }
-    let overview = super::request(&nginx, "GET", "/api/", "").body;
+    let overview = nginx.send_json("GET", "/api/", "").body;
     let overview: serde_json::Value = serde_json::from_str(&overview).expect("JSON");
     let capacity = overview["capacity"].as_u64().expect("a number") as usize;
     assert_eq!(overview["overrides"].as_array().map(Vec::len), Some(15));

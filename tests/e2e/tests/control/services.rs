@@ -3,7 +3,7 @@
 use nginx_consul_e2e::{Agent, Backend, wait};
 use serde_json::{Value, json};
 
-use super::{answered, remove_override, request, set_override, with_upstream};
+use super::{answered, remove_override, set_override, with_upstream};
 use crate::support::{SOON, register, register_one, tally, unique, until_served_by};
 
 #[test]
@@ -67,7 +67,7 @@ fn the_paths_show_what_there_is() {
     let nginx = with_upstream(&consul.url(), &service, "consul_dynamic %%SERVICE%%;").start();
     until_served_by(&nginx, "/", "a b");
     let get = |path: &str| -> Value {
-        let answer = request(&nginx, "GET", path, "");
+        let answer = nginx.send_json("GET", path, "");
         assert_eq!(answer.status, 200, "{path}: {}", answer.body);
         serde_json::from_str(&answer.body).expect("JSON")
     };

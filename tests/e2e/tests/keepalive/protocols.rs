@@ -117,7 +117,9 @@ fn grpc_connections_are_used_again() {
 #[test]
 fn http_2_connections_are_used_again_by_http_2_only() {
     if nginx_version() < (1, 29, 4) {
-        println!("skipped: \"proxy_http_version 2\" came with nginx 1.29.4");
+        let two = "location / { proxy_pass http://api; proxy_http_version 2; }";
+        let checked = front(&FakeConsul::start(), "", two).check();
+        assert!(!checked.passed && checked.output.contains("invalid value"), "{}", checked.output);
         return;
     }
     let backend = Config::http(

@@ -67,14 +67,11 @@ fn drain(nginx: &Nginx, id: usize, method: &str) -> u16 {
         "POST" => format!("/api/services/web/instances/web-{id}/drain"),
         _ => format!("/api/services/web/instances/web-{id}"),
     };
-    let json = [("Content-Type", "application/json")];
-    http::request(nginx.address(), method, &path, &json, b"").expect("an answer").status
+    nginx.send_json(method, &path, "").status
 }
 
 fn post(nginx: &Nginx, change: &str) -> u16 {
-    let json = [("Content-Type", "application/json")];
-    let path = format!("/api/services/web/{change}");
-    http::request(nginx.address(), "POST", &path, &json, b"").expect("an answer").status
+    nginx.send_json("POST", &format!("/api/services/web/{change}"), "").status
 }
 
 #[test]
